@@ -1,0 +1,205 @@
+//! The backward pass: dx in one product with Q = dy·B inside, then dA and dB. W0 is frozen and gets no gradient.
+
+use rayon::prelude::*;
+
+use super::epilogue::Output;
+use super::gemm::{Scale, gemm_into};
+use super::layer::{check_t, forward_terms};
+use super::operand::Operand;
+use super::panel::load_rows;
+use super::product::{self, LowRank, Product};
+use super::shared::SharedSlice;
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+use crate::lora::{Epilogue, LoraLinear};
+use crate::matrix::{MatrixMut, MatrixRef};
+
+/// Whether gradients replace what their buffers hold or are added to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accumulate {
+    /// `=`
+    Overwrite,
+    /// `+=`
+    Add,
+}
+
+/// Where one segment's gradients go, always `f32`.
+#[derive(Debug)]
+pub struct SegmentGradient<'a> {
+    /// `[rank, d_in]`
+    pub da: MatrixMut<'a, f32>,
+    /// `[columns.len(), rank]`
+    pub db: MatrixMut<'a, f32>,
+}
+
+/// `f32` elements of workspace for [`backward`] on `tokens` rows of activations stored as `X`.
+///
+/// # Errors
+/// As [`LoraLinear::validate`].
+pub fn backward_workspace_len<W: Element, X: Element>(layer: &LoraLinear<'_, W>, tokens: usize) -> Result<usize> {
+    let plan = layer.plan_backward::<X>(tokens)?;
+    Ok(plan.t_len() + plan.workspace_len())
+}
+
+/// T = x·Aᵀ of every segment, `[tokens, total_rank]`: for a backward pass whose forward pass did not keep it.
+///
+/// # Errors
+/// As [`forward`](super::forward); [`Error::LengthMismatch`] if `t` has another length.
+pub fn low_rank_input<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    x: MatrixRef<'_, X>,
+    t: &mut [f32],
+    workspace: &mut [f32],
+) -> Result<()> {
+    let plan = layer.plan_forward::<X>(x.rows())?;
+    x.expect_shape("x", [x.rows(), layer.d_in()])?;
+    check_t(Some(t), plan.t_len())?;
+    let terms = forward_terms(layer);
+    let product = Product { x, weight: Operand::from_weight(&layer.weight), terms: &terms, bias: None };
+    product::run(&product, &plan, None::<Output<'_, X>>, Some(t), workspace)
+}
+
+/// `dx = dy·W0 + s·(dy·B)·A`, `dA = s·(dy·B)ᵀ·x`, `dB = s·dyᵀ·T` for every segment.
+///
+/// `x` is `[tokens, d_in]`, `dy` `[tokens, d_out]`, `t` what the forward pass wrote out, `dx` `[tokens, d_in]` or
+/// `None` where nothing below needs it. `gradients` holds one entry a segment. `workspace` holds at least
+/// [`backward_workspace_len`] elements. Sums run in a fixed order: the same bits from run to run.
+///
+/// # Errors
+/// As [`LoraLinear::validate`]; [`Error::ShapeMismatch`] or [`Error::LengthMismatch`] for an operand;
+/// [`Error::SegmentCountMismatch`]; [`Error::WorkspaceTooSmall`].
+#[allow(clippy::too_many_arguments)]
+pub fn backward<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    x: MatrixRef<'_, X>,
+    dy: MatrixRef<'_, X>,
+    t: &[f32],
+    dx: Option<&mut MatrixMut<'_, X>>,
+    gradients: &mut [SegmentGradient<'_>],
+    accumulate: Accumulate,
+    workspace: &mut [f32],
+) -> Result<()> {
+    let (tokens, d_in, d_out) = (x.rows(), layer.d_in(), layer.d_out());
+    let plan = layer.plan_backward::<X>(tokens)?;
+    x.expect_shape("x", [tokens, d_in])?;
+    dy.expect_shape("dy", [tokens, d_out])?;
+    check_t(Some(t), plan.t_len())?;
+    if let Some(dx) = &dx {
+        dx.expect_shape("dx", [tokens, d_in])?;
+    }
+    if gradients.len() != layer.segments.len() {
+        return Err(Error::SegmentCountMismatch { expected: layer.segments.len(), actual: gradients.len() });
+    }
+    for (segment, gradient) in layer.segments.iter().zip(gradients.iter()) {
+        gradient.da.expect_shape("dA", [segment.rank(), d_in])?;
+        gradient.db.expect_shape("dB", [segment.columns.len(), segment.rank()])?;
+    }
+    let required = plan.t_len() + plan.workspace_len();
+    if workspace.len() < required {
+        return Err(Error::WorkspaceTooSmall { required, available: workspace.len() });
+    }
+
+    let (q, workspace) = workspace.split_at_mut(plan.t_len());
+    let terms: Vec<_> = layer
+        .segments
+        .iter()
+        .map(|segment| LowRank {
+            inputs: segment.columns.clone(),
+            shrink: Operand::from_matrix(segment.b),
+            outputs: 0..d_in,
+            expand: Operand::from_matrix(segment.a),
+            scale: segment.scale,
+        })
+        .collect();
+    let product = Product { x: dy, weight: Operand::from_weight(&layer.weight).t(), terms: &terms, bias: None };
+    let output = dx.map(|dx| {
+        let row_stride = dx.row_stride();
+        Output { data: SharedSlice::new(dx.data_mut()), row_stride, epilogue: Epilogue::default() }
+    });
+    product::run(&product, &plan, output, Some(q), workspace)?;
+
+    let total_rank = layer.total_rank();
+    let low_rank = |data, column, rank| {
+        Operand::new(data, tokens, total_rank, total_rank, 1).block(0..tokens, column..column + rank)
+    };
+    let mut column = 0;
+    for (segment, gradient) in layer.segments.iter().zip(gradients) {
+        let rank = segment.rank();
+        let (q, t) = (low_rank(q, column, rank), low_rank(t, column, rank));
+        let scale = match accumulate {
+            Accumulate::Overwrite => Scale::Overwrite(segment.scale),
+            Accumulate::Add => Scale::Add(segment.scale),
+        };
+        input_gradient(&mut gradient.da, q, Operand::from_matrix(x), scale);
+        output_gradient(&mut gradient.db, Operand::from_matrix(dy.columns(segment.columns.clone())), t, scale);
+        column += rank;
+    }
+    Ok(())
+}
+
+/// Features that one task reduces over all tokens.
+const FEATURES: usize = 64;
+/// Tokens whose activations are widened at a time.
+const TOKENS: usize = 256;
+
+/// dA `[rank, d_in]` from Q `[tokens, rank]` and x `[tokens, d_in]`: each task owns a block of columns.
+fn input_gradient<X: Element>(da: &mut MatrixMut<'_, f32>, q: Operand<'_, f32>, x: Operand<'_, X>, scale: Scale<f32>) {
+    let (rank, d_in, stride) = (da.rows(), da.cols(), da.row_stride());
+    let shared = SharedSlice::new(da.data_mut());
+    (0..d_in.div_ceil(FEATURES)).into_par_iter().for_each(|block| {
+        let cols = block * FEATURES..((block + 1) * FEATURES).min(d_in);
+        let mut sum = vec![0.0; rank * cols.len()];
+        reduce_over_tokens(&mut sum, cols.len(), x.block(0..x.rows(), cols.clone()), |sum, tokens, x, step| {
+            gemm_into(sum, cols.len(), q.block(tokens, 0..rank).t(), x, step);
+        });
+        for (i, sum) in sum.chunks_exact(cols.len()).enumerate() {
+            // SAFETY: blocks of columns are disjoint and each belongs to one task.
+            let out = unsafe { shared.get_mut(i * stride + cols.start..i * stride + cols.end) };
+            store(out, sum, scale);
+        }
+    });
+}
+
+/// dB `[width, rank]` from dy `[tokens, width]` and T `[tokens, rank]`: each task owns a block of rows.
+fn output_gradient<X: Element>(
+    db: &mut MatrixMut<'_, f32>,
+    dy: Operand<'_, X>,
+    t: Operand<'_, f32>,
+    scale: Scale<f32>,
+) {
+    let (width, rank, stride) = (db.rows(), db.cols(), db.row_stride());
+    db.data_mut().par_chunks_mut(FEATURES * stride).enumerate().for_each(|(block, out)| {
+        let rows = block * FEATURES..((block + 1) * FEATURES).min(width);
+        let mut sum = vec![0.0; rows.len() * rank];
+        reduce_over_tokens(&mut sum, rows.len(), dy.block(0..dy.rows(), rows.clone()), |sum, tokens, dy, step| {
+            gemm_into(sum, rank, dy.t(), t.block(tokens, 0..rank), step);
+        });
+        for (out, sum) in out.chunks_mut(stride).zip(sum.chunks_exact(rank)) {
+            store(&mut out[..rank], sum, scale);
+        }
+    });
+}
+
+/// Feeds `step` the activations in `f32`, some tokens at a time, in order.
+fn reduce_over_tokens<X: Element>(
+    sum: &mut [f32],
+    width: usize,
+    activations: Operand<'_, X>,
+    step: impl Fn(&mut [f32], std::ops::Range<usize>, Operand<'_, f32>, Scale<f32>),
+) {
+    let mut panel = vec![0.0; TOKENS.min(activations.rows()) * width];
+    for start in (0..activations.rows()).step_by(TOKENS) {
+        let tokens = start..(start + TOKENS).min(activations.rows());
+        let wide = load_rows(activations.block(tokens.clone(), 0..width), &mut panel);
+        step(sum, tokens, wide, Scale::Add(1.0));
+    }
+}
+
+fn store(out: &mut [f32], sum: &[f32], scale: Scale<f32>) {
+    for (out, sum) in out.iter_mut().zip(sum) {
+        match scale {
+            Scale::Overwrite(s) => *out = s * sum,
+            Scale::Add(s) => *out += s * sum,
+        }
+    }
+}

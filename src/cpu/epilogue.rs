@@ -1,0 +1,52 @@
+//! What happens to a tile between the accumulator and memory: bias, activation, residual, rounding.
+
+use std::ops::Range;
+
+use super::shared::SharedSlice;
+use super::{activation, vector};
+use crate::dtype::Element;
+use crate::lora::{Epilogue, Residual};
+
+/// Elements rounded at a time where a residual has to be widened first.
+const CHUNK: usize = 256;
+
+/// The output of a product: where tiles go and what they meet there.
+pub(crate) struct Output<'a, X> {
+    pub(crate) data: SharedSlice<'a, X>,
+    pub(crate) row_stride: usize,
+    pub(crate) epilogue: Epilogue<'a, X>,
+}
+
+impl<X: Element> Output<'_, X> {
+    /// Finishes one row of a tile and stores it at `[row, cols]`. `bias` is as long as `acc` or empty.
+    ///
+    /// # Safety
+    /// No other thread may touch these elements of the output meanwhile.
+    pub(crate) unsafe fn store_row(&self, row: usize, cols: Range<usize>, acc: &mut [f32], bias: &[f32]) {
+        let start = row * self.row_stride;
+        // SAFETY: nobody else touches this range, by this function's contract.
+        let out = unsafe { self.data.get_mut(start + cols.start..start + cols.end) };
+        if !bias.is_empty() {
+            vector::add(acc, bias);
+        }
+        activation::apply(self.epilogue.activation, acc);
+        match self.epilogue.residual {
+            Residual::None => {}
+            Residual::InPlace => add_widened(acc, out),
+            Residual::From(matrix) => add_widened(acc, &matrix.row(row)[cols]),
+        }
+        X::narrow(acc, out);
+    }
+}
+
+fn add_widened<X: Element>(acc: &mut [f32], residual: &[X]) {
+    if let Some(residual) = X::as_f32(residual) {
+        return vector::add(acc, residual);
+    }
+    let mut wide = [0.0; CHUNK];
+    for (acc, residual) in acc.chunks_mut(CHUNK).zip(residual.chunks(CHUNK)) {
+        let wide = &mut wide[..residual.len()];
+        X::widen(residual, wide);
+        vector::add(acc, wide);
+    }
+}

@@ -1,0 +1,105 @@
+//! The `gemm` crate behind a bounds check.
+
+use gemm::Parallelism;
+
+use super::operand::Operand;
+
+/// How a product meets what its destination holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Scale<T> {
+    /// `dst = factor · lhs·rhs`; what was there is never read.
+    Overwrite(T),
+    /// `dst += factor · lhs·rhs`.
+    Add(T),
+}
+
+/// A float the `gemm` crate multiplies.
+pub trait Float: num::Float {}
+impl Float for f32 {}
+impl Float for f64 {}
+
+mod num {
+    pub trait Float: Copy + 'static {
+        const ZERO: Self;
+        const ONE: Self;
+    }
+    impl Float for f32 {
+        const ZERO: f32 = 0.0;
+        const ONE: f32 = 1.0;
+    }
+    impl Float for f64 {
+        const ZERO: f64 = 0.0;
+        const ONE: f64 = 1.0;
+    }
+}
+
+/// `dst (=|+=) factor · lhs·rhs` on the calling thread; `dst` is row-major `[lhs.rows(), rhs.cols()]` with rows
+/// `dst_stride` elements apart. Panics if the shapes do not fit.
+pub fn gemm_into<T: Float>(
+    dst: &mut [T],
+    dst_stride: usize,
+    lhs: Operand<'_, T>,
+    rhs: Operand<'_, T>,
+    scale: Scale<T>,
+) {
+    let (m, n, k) = (lhs.rows(), rhs.cols(), lhs.cols());
+    assert_eq!(k, rhs.rows(), "inner dimensions differ");
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(dst_stride >= n && (m - 1) * dst_stride + n <= dst.len(), "the destination is too small");
+    let (read_dst, factor) = match scale {
+        Scale::Overwrite(factor) => (false, factor),
+        Scale::Add(factor) => (true, factor),
+    };
+    // SAFETY: the assertions above and the invariant of `Operand` keep every access inside the three slices; `dst` is
+    // borrowed mutably, so it overlaps neither operand; T is f32 or f64, which `gemm` supports.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            dst.as_mut_ptr(),
+            1,
+            dst_stride as isize,
+            read_dst,
+            lhs.data().as_ptr(),
+            lhs.col_stride() as isize,
+            lhs.row_stride() as isize,
+            rhs.data().as_ptr(),
+            rhs.col_stride() as isize,
+            rhs.row_stride() as isize,
+            if read_dst { T::ONE } else { T::ZERO },
+            factor,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overwrite_never_reads_and_add_does() {
+        let (lhs, rhs) = ([1.0f32, 2.0], [3.0f32, 4.0]);
+        let l = Operand::new(&lhs, 1, 2, 2, 1);
+        let r = Operand::new(&rhs, 2, 1, 1, 1);
+        let mut dst = [f32::NAN];
+        gemm_into(&mut dst, 1, l, r, Scale::Overwrite(2.0));
+        assert_eq!(dst, [22.0]);
+        gemm_into(&mut dst, 1, l, r, Scale::Add(-1.0));
+        assert_eq!(dst, [11.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "too small")]
+    fn a_short_destination_is_refused() {
+        let data = [0.0f32; 4];
+        let op = Operand::new(&data, 2, 2, 2, 1);
+        gemm_into(&mut [0.0; 3], 2, op, op, Scale::Overwrite(1.0));
+    }
+}

@@ -1,0 +1,74 @@
+//! The fused forward pass of a layer.
+
+use super::epilogue::Output;
+use super::operand::Operand;
+use super::product::{self, LowRank, Product};
+use super::shared::SharedSlice;
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+use crate::lora::{Epilogue, LoraLinear, Residual};
+use crate::matrix::{MatrixMut, MatrixRef};
+
+/// The forward pass's low-rank terms: all of x through Aᵀ, then Bᵀ onto the segment's columns.
+pub(super) fn forward_terms<'a, W: Element>(layer: &LoraLinear<'a, W>) -> Vec<LowRank<'a, W>> {
+    let term = |segment: &crate::lora::Segment<'a, W>| LowRank {
+        inputs: 0..segment.a.cols(),
+        shrink: Operand::from_matrix(segment.a).t(),
+        outputs: segment.columns.clone(),
+        expand: Operand::from_matrix(segment.b).t(),
+        scale: segment.scale,
+    };
+    layer.segments.iter().map(term).collect()
+}
+
+/// `y = x W0ᵀ + bias + s·(x Aᵀ) Bᵀ` for `x` `[tokens, d_in]` into `y` `[tokens, d_out]`, in one pass over `y`.
+///
+/// `workspace` holds at least [`workspace_len`](crate::plan::Plan::workspace_len) elements of
+/// [`plan_forward`](LoraLinear::plan_forward)'s plan; its contents do not matter.
+///
+/// # Errors
+/// As [`LoraLinear::validate`]; [`Error::ShapeMismatch`] for x or y; [`Error::WorkspaceTooSmall`].
+pub fn forward<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    x: MatrixRef<'_, X>,
+    y: &mut MatrixMut<'_, X>,
+    workspace: &mut [f32],
+) -> Result<()> {
+    forward_with(layer, x, y, &Epilogue::default(), None, workspace)
+}
+
+/// [`forward`] with an epilogue, `y = act(x W0ᵀ + bias + s·(x Aᵀ) Bᵀ) + residual`, and T = x·Aᵀ written out on request.
+///
+/// `t` is `[tokens, total_rank]`, contiguous: each segment's columns in order, unscaled; the backward pass reads it.
+///
+/// # Errors
+/// As [`forward`]; [`Error::ShapeMismatch`] for the residual; [`Error::LengthMismatch`] for `t`.
+pub fn forward_with<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    x: MatrixRef<'_, X>,
+    y: &mut MatrixMut<'_, X>,
+    epilogue: &Epilogue<'_, X>,
+    t: Option<&mut [f32]>,
+    workspace: &mut [f32],
+) -> Result<()> {
+    let tokens = x.rows();
+    let plan = layer.plan_forward::<X>(tokens)?;
+    x.expect_shape("x", [tokens, layer.d_in()])?;
+    y.expect_shape("y", [tokens, layer.d_out()])?;
+    if let Residual::From(residual) = epilogue.residual {
+        residual.expect_shape("residual", [tokens, layer.d_out()])?;
+    }
+    check_t(t.as_deref(), plan.t_len())?;
+    let terms = forward_terms(layer);
+    let product = Product { x, weight: Operand::from_weight(&layer.weight), terms: &terms, bias: layer.bias };
+    let row_stride = y.row_stride();
+    let output = Output { data: SharedSlice::new(y.data_mut()), row_stride, epilogue: *epilogue };
+    product::run(&product, &plan, Some(output), t, workspace)
+}
+
+pub(super) fn check_t(t: Option<&[f32]>, expected: usize) -> Result<()> {
+    match t {
+        Some(t) if t.len() != expected => Err(Error::LengthMismatch { operand: "T", expected, actual: t.len() }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,24 @@
+//! The CPU backend: plain Rust on the `gemm` crate and rayon. `f32`, and `f16`/`bf16` storage with `f32` arithmetic.
+//!
+//! Calls run on the current rayon pool; a plan made on one pool must be used on one of the same size. Results do not
+//! depend on which thread runs what: they are the same bits from run to run.
+
+mod activation;
+mod backward;
+mod epilogue;
+mod gemm;
+mod layer;
+mod merge;
+mod operand;
+mod panel;
+mod product;
+mod sequential;
+mod shared;
+pub mod vector;
+
+pub use backward::{Accumulate, SegmentGradient, backward, backward_workspace_len, low_rank_input};
+pub use gemm::{Scale, gemm_into};
+pub use layer::{forward, forward_with};
+pub use merge::{MergeReport, merge, unmerge};
+pub use operand::Operand;
+pub use sequential::{SequentialBuffers, forward_dense_delta, forward_sequential};

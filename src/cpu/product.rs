@@ -1,0 +1,316 @@
+//! The one product that forward and backward share: `y = act(x·W + bias + Σ s·(x·S)·E) + residual` in a single pass.
+//!
+//! Every thread draws tickets. The first tickets compute rows of T = x·S (S is Aᵀ in the forward pass, B in the
+//! backward pass), the rest a tile of the output each: base product into a tile that stays in the core's cache, then
+//! `s·T·E` added to the same tile, then bias, activation, residual, and one store. There is no second M×N temporary.
+//!
+//! A tile waits for T only after its base product. Whoever computes T holds a lower ticket, so it has started and
+//! waits for nobody: any schedule ends.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::epilogue::Output;
+use super::gemm::{Scale, gemm_into};
+use super::operand::Operand;
+use super::panel::{load_as_stored, load_rows};
+use super::shared::SharedSlice;
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+use crate::matrix::MatrixRef;
+use crate::plan::Plan;
+
+/// One low-rank term: `y[:, outputs] += scale · (x[:, inputs] · shrink) · expand`.
+pub(crate) struct LowRank<'a, W> {
+    pub(crate) inputs: Range<usize>,
+    /// `[inputs.len(), rank]`
+    pub(crate) shrink: Operand<'a, W>,
+    pub(crate) outputs: Range<usize>,
+    /// `[rank, outputs.len()]`
+    pub(crate) expand: Operand<'a, W>,
+    pub(crate) scale: f32,
+}
+
+/// The operands of a product, shapes already checked.
+pub(crate) struct Product<'a, W, X> {
+    /// `[tokens, depth]`
+    pub(crate) x: MatrixRef<'a, X>,
+    /// `[depth, columns]`
+    pub(crate) weight: Operand<'a, W>,
+    pub(crate) terms: &'a [LowRank<'a, W>],
+    /// `[columns]`
+    pub(crate) bias: Option<&'a [W]>,
+}
+
+/// The gemm crate's kernel for short rows of long columns works on results of up to this many elements.
+const SHORT_PRODUCT: usize = 256;
+/// From this rank on its general kernel wastes little.
+const SHORT_RANK: usize = 16;
+
+struct Run<'a, W, X> {
+    product: &'a Product<'a, W, X>,
+    plan: &'a Plan,
+    /// Where each term's columns start in T.
+    t_columns: Vec<usize>,
+    /// x in `f32`, where it is not stored so: `[tokens, depth]`.
+    widened: SharedSlice<'a, f32>,
+    /// `[tokens, total_rank]`
+    t: SharedSlice<'a, f32>,
+    /// `None` where only T is wanted.
+    output: Option<Output<'a, X>>,
+    next_ticket: AtomicUsize,
+    shrink_tiles_done: AtomicUsize,
+    aborted: AtomicBool,
+}
+
+/// Runs a product. `t` receives T, `[tokens, total_rank]`; where it is `None` T lives in the workspace.
+/// With no `output` only T is computed.
+pub(crate) fn run<W: Element, X: Element>(
+    product: &Product<'_, W, X>,
+    plan: &Plan,
+    output: Option<Output<'_, X>>,
+    t: Option<&mut [f32]>,
+    workspace: &mut [f32],
+) -> Result<()> {
+    let required = plan.workspace_len();
+    if workspace.len() < required {
+        return Err(Error::WorkspaceTooSmall { required, available: workspace.len() });
+    }
+    if product.x.rows() == 0 {
+        return Ok(());
+    }
+    let (widened, rest) = workspace.split_at_mut(plan.widened_len());
+    let (own_t, rest) = rest.split_at_mut(plan.t_len());
+    let scratch = &mut rest[..plan.problem.threads * plan.scratch_len()];
+    let mut t_columns = Vec::with_capacity(product.terms.len());
+    let mut column = 0;
+    for term in product.terms {
+        t_columns.push(column);
+        column += term.shrink.cols();
+    }
+    let run = Run {
+        product,
+        plan,
+        t_columns,
+        widened: SharedSlice::new(widened),
+        t: SharedSlice::new(t.unwrap_or(own_t)),
+        output,
+        next_ticket: AtomicUsize::new(0),
+        shrink_tiles_done: AtomicUsize::new(0),
+        aborted: AtomicBool::new(false),
+    };
+    let tickets = run.plan.shrink_tiles() + run.output_tiles();
+    let workers = plan.problem.threads.min(tickets).max(1);
+    if workers == 1 {
+        run.work(&mut scratch[..plan.scratch_len()]);
+    } else {
+        rayon::scope(|scope| {
+            for scratch in scratch.chunks_exact_mut(plan.scratch_len().max(1)).take(workers) {
+                scope.spawn(|_| run.work(scratch));
+            }
+        });
+    }
+    Ok(())
+}
+
+impl<W: Element, X: Element> Run<'_, W, X> {
+    fn output_tiles(&self) -> usize {
+        if self.output.is_some() { self.plan.output_tiles() } else { 0 }
+    }
+
+    fn work(&self, scratch: &mut [f32]) {
+        /// Frees the threads that wait for T if the one that computes it panics.
+        struct AbortOnPanic<'a>(&'a AtomicBool);
+        impl Drop for AbortOnPanic<'_> {
+            fn drop(&mut self) {
+                if std::thread::panicking() {
+                    self.0.store(true, Ordering::Release);
+                }
+            }
+        }
+        let _guard = AbortOnPanic(&self.aborted);
+        let shrink_tiles = self.plan.shrink_tiles();
+        loop {
+            let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
+            if ticket < shrink_tiles {
+                self.shrink_tile(ticket, scratch);
+                // Release: whoever sees the count also sees the rows.
+                self.shrink_tiles_done.fetch_add(1, Ordering::Release);
+            } else if ticket < shrink_tiles + self.output_tiles() {
+                self.output_tile(ticket - shrink_tiles, scratch);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn wait_for_shrink_tiles(&self) {
+        let mut spins = 0u32;
+        while self.shrink_tiles_done.load(Ordering::Acquire) < self.plan.shrink_tiles() {
+            assert!(!self.aborted.load(Ordering::Acquire), "another thread of this product panicked");
+            spins += 1;
+            if spins < 1000 { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+    }
+
+    /// Widens a few rows of x where needed and computes the same rows of T.
+    fn shrink_tile(&self, index: usize, scratch: &mut [f32]) {
+        let tokens = self.product.x.rows();
+        let start = index * self.plan.shrink_tokens;
+        let rows = start..(start + self.plan.shrink_tokens).min(tokens);
+        let total_rank = self.plan.problem.total_rank;
+        if X::as_f32(&[]).is_none() {
+            let depth = self.product.x.cols();
+            // SAFETY: tile `index` owns these rows; others read them only after the count says they are done.
+            let widened = unsafe { self.widened.get_mut(rows.start * depth..rows.end * depth) };
+            for (row, out) in rows.clone().zip(widened.chunks_exact_mut(depth.max(1))) {
+                X::widen(self.product.x.row(row), out);
+            }
+        }
+        if total_rank == 0 {
+            return;
+        }
+        // SAFETY: tile `index` owns these rows of T and has written these rows of x; others read T only after the
+        // count says it is done.
+        let (t, x) =
+            unsafe { (self.t.get_mut(rows.start * total_rank..rows.end * total_rank), self.x_rows(rows.clone())) };
+        for (term, &column) in self.product.terms.iter().zip(&self.t_columns) {
+            let x = x.block(0..rows.len(), term.inputs.clone());
+            shrink(x, term.shrink, &mut t[column..], total_rank, scratch, self.plan.panel_depth);
+        }
+    }
+
+    /// Rows of x in `f32`.
+    ///
+    /// # Safety
+    /// Where x is not stored as `f32`, these rows must have been widened before.
+    unsafe fn x_rows(&self, rows: Range<usize>) -> Operand<'_, f32> {
+        let x = self.product.x;
+        let (data, stride) = match X::as_f32(x.data()) {
+            Some(data) => (&data[rows.start * x.row_stride()..], x.row_stride()),
+            // SAFETY: written before, by this function's contract, and never again.
+            None => (unsafe { self.widened.get(rows.start * x.cols()..rows.end * x.cols()) }, x.cols()),
+        };
+        Operand::new(data, rows.len(), x.cols(), stride, 1)
+    }
+
+    fn output_tile(&self, index: usize, scratch: &mut [f32]) {
+        let Some(output) = &self.output else { return };
+        let plan = self.plan;
+        // Neighbouring tickets take the same columns, so a block of the weight is read from memory once.
+        let (column_tile, row_tile) = (index / plan.row_tiles(), index % plan.row_tiles());
+        let row_start = row_tile * plan.tile_tokens;
+        let rows = row_start..(row_start + plan.tile_tokens).min(self.product.x.rows());
+        let col_start = column_tile * plan.tile_columns;
+        let cols = col_start..(col_start + plan.tile_columns).min(plan.problem.columns);
+        let (tile, scratch) = scratch.split_at_mut(plan.tile_len());
+        let (panel, operand) = scratch.split_at_mut(plan.panel_len());
+        let tile = &mut tile[..rows.len() * cols.len()];
+
+        if X::as_f32(&[]).is_none() {
+            self.wait_for_shrink_tiles();
+        }
+        // SAFETY: x is stored as f32, or the wait above has seen all its rows widened.
+        let x = unsafe { self.x_rows(rows.clone()) };
+        self.base_tile(x, cols.clone(), tile, panel);
+
+        if plan.problem.total_rank > 0 {
+            self.wait_for_shrink_tiles();
+            let total_rank = plan.problem.total_rank;
+            // SAFETY: the wait has seen all of T written; nobody writes it again.
+            let t = unsafe { self.t.get(rows.start * total_rank..rows.end * total_rank) };
+            let t = Operand::new(t, rows.len(), total_rank, total_rank, 1);
+            for (term, &column) in self.product.terms.iter().zip(&self.t_columns) {
+                let touched = cols.start.max(term.outputs.start)..cols.end.min(term.outputs.end);
+                if touched.is_empty() {
+                    continue;
+                }
+                let rank = term.expand.rows();
+                let offset = term.outputs.start;
+                let expand = term.expand.block(0..rank, touched.start - offset..touched.end - offset);
+                let expand = match in_place(expand) {
+                    Some(expand) => expand,
+                    None => load_as_stored(expand, operand),
+                };
+                let t = t.block(0..rows.len(), column..column + rank);
+                gemm_into(&mut tile[touched.start - cols.start..], cols.len(), t, expand, Scale::Add(term.scale));
+            }
+        }
+
+        let bias = match self.product.bias {
+            Some(bias) => {
+                let bias = &bias[cols.clone()];
+                match W::as_f32(bias) {
+                    Some(bias) => bias,
+                    None => {
+                        // The panel is free once the base product is done.
+                        let wide = &mut panel[..bias.len()];
+                        W::widen(bias, wide);
+                        &*wide
+                    }
+                }
+            }
+            None => &[],
+        };
+        for (row, acc) in rows.zip(tile.chunks_exact_mut(cols.len())) {
+            // SAFETY: tiles are disjoint and each belongs to one ticket.
+            unsafe { output.store_row(row, cols.clone(), acc, bias) };
+        }
+    }
+
+    fn base_tile(&self, x: Operand<'_, f32>, cols: Range<usize>, tile: &mut [f32], panel: &mut [f32]) {
+        let (depth, width) = (self.product.weight.rows(), cols.len());
+        if self.plan.direct
+            && let Some(weight) = in_place(self.product.weight.block(0..depth, cols.clone()))
+        {
+            return gemm_into(tile, width, x, weight, Scale::Overwrite(1.0));
+        }
+        if depth == 0 {
+            tile.fill(0.0);
+        }
+        for start in (0..depth).step_by(self.plan.panel_depth) {
+            let steps = start..(start + self.plan.panel_depth).min(depth);
+            let block = self.product.weight.block(steps.clone(), cols.clone());
+            let weight = if self.plan.transpose { load_rows(block, panel) } else { load_as_stored(block, panel) };
+            let scale = if start == 0 { Scale::Overwrite(1.0) } else { Scale::Add(1.0) };
+            gemm_into(tile, width, x.block(0..x.rows(), steps), weight, scale);
+        }
+    }
+}
+
+/// The operand itself where it is stored as `f32`.
+fn in_place<'a, T: Element>(operand: Operand<'a, T>) -> Option<Operand<'a, f32>> {
+    let data = T::as_f32(operand.data())?;
+    Some(Operand::new(data, operand.rows(), operand.cols(), operand.row_stride(), operand.col_stride()))
+}
+
+/// `t[rows, rank] = x · weight` for a few tokens and a small rank, with the reduction running along both rows.
+pub(super) fn shrink<W: Element>(
+    x: Operand<'_, f32>,
+    weight: Operand<'_, W>,
+    t: &mut [f32],
+    t_stride: usize,
+    scratch: &mut [f32],
+    panel_depth: usize,
+) {
+    let (depth, rank) = (weight.rows(), weight.cols());
+    let mut product = |steps: Range<usize>, weight: Operand<'_, f32>, scale| {
+        // The gemm crate has a kernel for long reductions with few results, which needs both operands contiguous
+        // along the reduction. Handing it a few tokens at a time avoids padding a rank of 4 to a whole register tile.
+        let step = if rank <= SHORT_RANK { SHORT_PRODUCT / rank } else { x.rows() };
+        for start in (0..x.rows()).step_by(step.max(1)) {
+            let rows = start..(start + step).min(x.rows());
+            gemm_into(&mut t[start * t_stride..], t_stride, x.block(rows, steps.clone()), weight, scale);
+        }
+    };
+    match in_place(weight) {
+        Some(weight) if weight.row_stride() == 1 => product(0..depth, weight, Scale::Overwrite(1.0)),
+        _ => {
+            for start in (0..depth).step_by(panel_depth) {
+                let steps = start..(start + panel_depth).min(depth);
+                let panel = load_rows(weight.block(steps.clone(), 0..rank).t(), scratch).t();
+                product(steps, panel, if start == 0 { Scale::Overwrite(1.0) } else { Scale::Add(1.0) });
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! What the fused layer is measured against: the same mathematics as separate steps, each a pass of its own.
+//!
+//! Every product here runs on the same core as the fused layer, so that a difference is the fusion's alone.
+
+use rayon::prelude::*;
+
+use super::epilogue::Output;
+use super::gemm::{Scale, gemm_into};
+use super::layer::{forward_terms, forward_with};
+use super::operand::Operand;
+use super::product::{self, Product};
+use super::{activation, vector};
+use crate::dtype::Element;
+use crate::error::Result;
+use crate::lora::{Activation, Epilogue, LoraLinear, Residual, Segment, Weight};
+use crate::matrix::{MatrixMut, MatrixRef};
+
+/// The temporaries that separate steps need, kept from call to call. They grow to what a call needs.
+#[derive(Debug, Default)]
+pub struct SequentialBuffers<W, X> {
+    /// T = x·Aᵀ as it is computed and as the next layer reads it.
+    t: Vec<f32>,
+    t_stored: Vec<X>,
+    /// T·Bᵀ or x·ΔWᵀ: the second M×N temporary that the fused layer does without.
+    update: Vec<X>,
+    /// s·B·A, written out in full.
+    delta: Vec<W>,
+    workspace: Vec<f32>,
+}
+
+impl<W: Element, X: Element> SequentialBuffers<W, X> {
+    /// Empty buffers.
+    pub fn new() -> Self {
+        Self { t: vec![], t_stored: vec![], update: vec![], delta: vec![], workspace: vec![] }
+    }
+
+    /// Runs one plain layer, its workspace grown to its plan.
+    fn layer(
+        workspace: &mut Vec<f32>,
+        layer: &LoraLinear<'_, W>,
+        x: MatrixRef<'_, X>,
+        y: &mut MatrixMut<'_, X>,
+    ) -> Result<()> {
+        grow(workspace, layer.plan_forward::<X>(x.rows())?.workspace_len());
+        forward_with(layer, x, y, &Epilogue::default(), None, workspace)
+    }
+}
+
+fn grow<T: Default + Clone>(buffer: &mut Vec<T>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, T::default());
+    }
+}
+
+/// A layer and its adapters as PEFT runs them: base, x·Aᵀ, ·Bᵀ, scale, add, then the activation and the residual.
+///
+/// # Errors
+/// As [`forward`](super::forward).
+pub fn forward_sequential<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    x: MatrixRef<'_, X>,
+    y: &mut MatrixMut<'_, X>,
+    epilogue: &Epilogue<'_, X>,
+    buffers: &mut SequentialBuffers<W, X>,
+) -> Result<()> {
+    layer.validate()?;
+    let kept = keep_residual(y, epilogue);
+    SequentialBuffers::layer(&mut buffers.workspace, &LoraLinear { segments: &[], ..*layer }, x, y)?;
+    for segment in layer.segments {
+        adapter_layers(layer, segment, x, buffers)?;
+        let update = &mut buffers.update[..x.rows() * segment.columns.len()];
+        scale_rows(update, segment.scale);
+        add_columns(y, segment.columns.clone(), update);
+    }
+    finish(y, epilogue, kept.as_deref())
+}
+
+/// The two thin layers: `update = (x·Aᵀ)·Bᵀ`.
+fn adapter_layers<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    segment: &Segment<'_, W>,
+    x: MatrixRef<'_, X>,
+    buffers: &mut SequentialBuffers<W, X>,
+) -> Result<()> {
+    let (tokens, rank, width) = (x.rows(), segment.rank(), segment.columns.len());
+    let alone = LoraLinear { segments: std::slice::from_ref(segment), bias: None, ..*layer };
+    let plan = alone.plan_forward::<X>(tokens)?;
+    grow(&mut buffers.workspace, plan.workspace_len());
+    grow(&mut buffers.t, tokens * rank);
+    grow(&mut buffers.t_stored, tokens * rank);
+    grow(&mut buffers.update, tokens * width);
+    let t = &mut buffers.t[..tokens * rank];
+    let terms = forward_terms(&alone);
+    let shrink = Product { x, weight: Operand::from_weight(&layer.weight), terms: &terms, bias: None };
+    product::run(&shrink, &plan, None::<Output<'_, X>>, Some(t), &mut buffers.workspace)?;
+    X::narrow(t, &mut buffers.t_stored[..tokens * rank]);
+    let t = MatrixRef::new(&buffers.t_stored, tokens, rank)?;
+    let mut update = MatrixMut::new(&mut buffers.update, tokens, width)?;
+    let expand = LoraLinear::base(Weight::out_in(segment.b), None);
+    SequentialBuffers::layer(&mut buffers.workspace, &expand, t, &mut update)
+}
+
+/// A layer and its adapters as loralib's `MergedLinear` runs them: every call builds ΔW = s·B·A in full, multiplies x
+/// by it, and adds.
+///
+/// # Errors
+/// As [`forward`](super::forward).
+pub fn forward_dense_delta<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    x: MatrixRef<'_, X>,
+    y: &mut MatrixMut<'_, X>,
+    epilogue: &Epilogue<'_, X>,
+    buffers: &mut SequentialBuffers<W, X>,
+) -> Result<()> {
+    layer.validate()?;
+    let kept = keep_residual(y, epilogue);
+    SequentialBuffers::layer(&mut buffers.workspace, &LoraLinear { segments: &[], ..*layer }, x, y)?;
+    if !layer.segments.is_empty() {
+        let (tokens, d_in, d_out) = (x.rows(), layer.d_in(), layer.d_out());
+        grow(&mut buffers.delta, d_in * d_out);
+        grow(&mut buffers.update, tokens * d_out);
+        dense_delta(layer, &mut buffers.delta);
+        let delta = Weight::in_out(MatrixRef::new(&buffers.delta, d_in, d_out)?);
+        let mut update = MatrixMut::new(&mut buffers.update, tokens, d_out)?;
+        SequentialBuffers::layer(&mut buffers.workspace, &LoraLinear::base(delta, None), x, &mut update)?;
+        add_columns(y, 0..d_out, &buffers.update[..tokens * d_out]);
+    }
+    finish(y, epilogue, kept.as_deref())
+}
+
+/// ΔW `[d_in, d_out]`, zero where no segment reaches.
+fn dense_delta<W: Element>(layer: &LoraLinear<'_, W>, delta: &mut [W]) {
+    const ROWS: usize = 64;
+    let d_out = layer.d_out();
+    let wide = |m: MatrixRef<'_, W>| -> Vec<f32> { (0..m.rows()).flat_map(|i| m.row(i)).map(|v| v.to_f32()).collect() };
+    let factors: Vec<_> = layer.segments.iter().map(|s| (wide(s.a), wide(s.b))).collect();
+    delta.par_chunks_mut(ROWS * d_out).enumerate().for_each(|(i, out)| {
+        let rows = i * ROWS..i * ROWS + out.len() / d_out;
+        let mut chunk = vec![0.0f32; out.len()];
+        for (segment, (a, b)) in layer.segments.iter().zip(&factors) {
+            let (rank, width) = (segment.rank(), segment.columns.len());
+            let a = Operand::new(a, rank, layer.d_in(), layer.d_in(), 1).block(0..rank, rows.clone()).t();
+            let b = Operand::new(b, width, rank, rank, 1).t();
+            gemm_into(&mut chunk[segment.columns.start..], d_out, a, b, Scale::Add(segment.scale));
+        }
+        W::narrow(&chunk, out);
+    });
+}
+
+/// Separate steps overwrite y before the residual is added, so one that lives there is saved first.
+fn keep_residual<X: Element>(y: &MatrixMut<'_, X>, epilogue: &Epilogue<'_, X>) -> Option<Vec<X>> {
+    let y = y.as_ref();
+    matches!(epilogue.residual, Residual::InPlace).then(|| (0..y.rows()).flat_map(|i| y.row(i)).copied().collect())
+}
+
+fn finish<X: Element>(y: &mut MatrixMut<'_, X>, epilogue: &Epilogue<'_, X>, kept: Option<&[X]>) -> Result<()> {
+    let cols = y.cols();
+    if epilogue.activation != Activation::Identity {
+        each_row(y, |_, row| update_row(row, |wide| activation::apply(epilogue.activation, wide)));
+    }
+    let residual = match (epilogue.residual, kept) {
+        (Residual::From(residual), _) => Some(residual),
+        (Residual::InPlace, Some(kept)) => Some(MatrixRef::new(kept, y.rows(), cols)?),
+        _ => None,
+    };
+    if let Some(residual) = residual {
+        residual.expect_shape("residual", [y.rows(), cols])?;
+        each_row(y, |i, row| add_row(row, residual.row(i)));
+    }
+    Ok(())
+}
+
+fn scale_rows<X: Element>(values: &mut [X], factor: f32) {
+    values.par_chunks_mut(1 << 14).for_each(|chunk| update_row(chunk, |wide| vector::scale(wide, factor)));
+}
+
+fn add_columns<X: Element>(y: &mut MatrixMut<'_, X>, columns: std::ops::Range<usize>, update: &[X]) {
+    let width = columns.len();
+    each_row(y, |i, row| add_row(&mut row[columns.clone()], &update[i * width..][..width]));
+}
+
+fn each_row<X: Element>(y: &mut MatrixMut<'_, X>, f: impl Fn(usize, &mut [X]) + Sync) {
+    let (cols, stride) = (y.cols(), y.row_stride());
+    if cols > 0 {
+        y.data_mut().par_chunks_mut(stride).enumerate().for_each(|(i, row)| f(i, &mut row[..cols]));
+    }
+}
+
+fn add_row<X: Element>(row: &mut [X], other: &[X]) {
+    let mut wide = vec![0.0; if X::as_f32(other).is_some() { 0 } else { other.len() }];
+    let other = X::as_f32(other).unwrap_or_else(|| {
+        X::widen(other, &mut wide);
+        &wide
+    });
+    update_row(row, |row| vector::add(row, other));
+}
+
+/// Applies `f` to a row in `f32`, in place where it is stored so.
+fn update_row<X: Element>(row: &mut [X], f: impl FnOnce(&mut [f32])) {
+    if let Ok(row) = bytemuck::try_cast_slice_mut::<X, f32>(row)
+        && X::DTYPE == crate::DType::F32
+    {
+        return f(row);
+    }
+    let mut wide = vec![0.0; row.len()];
+    X::widen(row, &mut wide);
+    f(&mut wide);
+    X::narrow(&wide, row);
+}

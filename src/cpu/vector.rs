@@ -1,0 +1,123 @@
+//! Element-wise passes, compiled for the widest vector instructions of the machine they run on.
+
+use crate::dtype::Element;
+
+/// Runs `f` compiled for the machine's vector instructions: loops inlined into it are vectorised for them.
+#[inline(always)]
+pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
+    struct Call<F>(F);
+    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Call<F> {
+        type Output = R;
+        #[inline(always)]
+        fn call(self) -> R {
+            (self.0)()
+        }
+    }
+    pulp::Arch::new().dispatch(Call(f))
+}
+
+/// eˣ with a relative error below 2⁻²² for |x| ≤ 87; inputs outside are clamped to that range, a NaN stays one.
+///
+/// x = n·ln 2 + f with n an integer, so eˣ = 2ⁿ·eᶠ, |f| ≤ ln 2 / 2, and eᶠ is its Taylor polynomial of degree 7.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    /// Adding and subtracting 1.5·2²³ rounds to an integer, which then stands in the lowest mantissa bits.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = if x > 87.0 { 87.0 } else { x };
+    let clamped = if clamped < -87.0 { -87.0 } else { clamped };
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    // ln 2 in two parts, the first with few bits, so that n times it is exact.
+    let f = n * -0.693_359_4 + clamped;
+    let f = n * 2.121_944_4e-4 + f;
+    let mut p = 1.0 / 5040.0;
+    p = p * f + 1.0 / 720.0;
+    p = p * f + 1.0 / 120.0;
+    p = p * f + 1.0 / 24.0;
+    p = p * f + 1.0 / 6.0;
+    p = p * f + 0.5;
+    p = p * f + 1.0;
+    p = p * f + 1.0;
+    let two_to_n = f32::from_bits(shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
+    p * two_to_n
+}
+
+/// `dst[i] += src[i]`. Panics if the lengths differ.
+pub fn add(dst: &mut [f32], src: &[f32]) {
+    assert_eq!(dst.len(), src.len());
+    vectorized(
+        #[inline(always)]
+        || dst.iter_mut().zip(src).for_each(|(d, s)| *d += s),
+    );
+}
+
+/// `dst[i] *= factor`.
+pub fn scale(dst: &mut [f32], factor: f32) {
+    vectorized(
+        #[inline(always)]
+        || dst.iter_mut().for_each(|d| *d *= factor),
+    );
+}
+
+/// Whether every element is finite.
+pub fn all_finite<T: Element>(values: &[T]) -> bool {
+    let finite = |chunk: &[f32]| {
+        vectorized(
+            #[inline(always)]
+            || {
+                // Summing up `x - x`, which is 0 or NaN, keeps the loop free of branches.
+                let mut lanes = [0.0f32; 16];
+                for block in chunk.chunks(16) {
+                    for (lane, x) in lanes.iter_mut().zip(block) {
+                        *lane += x - x;
+                    }
+                }
+                lanes.iter().all(|lane| *lane == 0.0)
+            },
+        )
+    };
+    if let Some(values) = T::as_f32(values) {
+        return finite(values);
+    }
+    let mut wide = [0.0f32; 1024];
+    values.chunks(wide.len()).all(|chunk| {
+        let wide = &mut wide[..chunk.len()];
+        T::widen(chunk, wide);
+        finite(wide)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_its_bound() {
+        let worst = (-87_000..=87_000)
+            .map(|i| {
+                let x = i as f32 / 1000.0;
+                let exact = f64::from(x).exp();
+                (f64::from(exp(x)) - exact).abs() / exact
+            })
+            .fold(0.0, f64::max);
+        assert!(worst < 2f64.powi(-22), "{worst:e}");
+        assert!(exp(f32::NAN).is_nan());
+        assert_eq!(exp(f32::NEG_INFINITY), exp(-87.0));
+    }
+
+    #[test]
+    fn every_non_finite_element_is_found() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 1, 15, 16, 1023, 1024, 2999] {
+                let mut values = vec![1.0f32; 3000];
+                assert!(all_finite(&values));
+                values[at] = bad;
+                assert!(!all_finite(&values), "{bad} at {at}");
+                let halves: Vec<half::bf16> = values.iter().map(|&v| half::bf16::from_f32(v)).collect();
+                assert!(!all_finite(&halves), "{bad} at {at} in bf16");
+            }
+        }
+        assert!(all_finite::<f32>(&[]));
+        assert!(all_finite(&[f32::MAX, f32::MIN]));
+    }
+}

@@ -1,0 +1,197 @@
+//! Element types: what weights and activations are stored in. Arithmetic is always `f32`.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+/// The storage types of weights and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// bfloat16: binary32 with the lower 16 bits cut.
+    Bf16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::F16 | DType::Bf16 => 2,
+        }
+    }
+
+    /// The unit roundoff: half the distance from 1 to the next larger number.
+    pub const fn unit_roundoff(self) -> f64 {
+        match self {
+            DType::F32 => 1.0 / (1u64 << 24) as f64,
+            DType::F16 => 1.0 / (1u64 << 11) as f64,
+            DType::Bf16 => 1.0 / (1u64 << 8) as f64,
+        }
+    }
+
+    /// The distance between the smallest numbers of the type, below which rounding is absolute.
+    pub fn smallest_step(self) -> f64 {
+        match self {
+            DType::F32 => 2f64.powi(-149),
+            DType::F16 => 2f64.powi(-24),
+            DType::Bf16 => 2f64.powi(-133),
+        }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::Bf16 => "bf16",
+        })
+    }
+}
+
+impl std::str::FromStr for DType {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s {
+            "f32" => Ok(DType::F32),
+            "f16" => Ok(DType::F16),
+            "bf16" => Ok(DType::Bf16),
+            _ => Err(format!("unknown dtype '{s}', expected f32, f16 or bf16")),
+        }
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+}
+
+/// A type that weights and activations can be stored in.
+pub trait Element: sealed::Sealed + bytemuck::Pod + Default + Send + Sync + std::fmt::Debug + PartialEq {
+    /// The run-time name of this type.
+    const DTYPE: DType;
+
+    /// Widens without loss.
+    fn to_f32(self) -> f32;
+
+    /// Rounds to nearest, ties to even, directly from double precision.
+    fn from_f64(value: f64) -> Self;
+
+    /// Widens a slice without loss. Panics if the lengths differ.
+    fn widen(src: &[Self], dst: &mut [f32]);
+
+    /// Rounds a slice to nearest, ties to even. Panics if the lengths differ.
+    fn narrow(src: &[f32], dst: &mut [Self]);
+
+    /// The slice itself where it is `f32` already, so that no copy is made.
+    fn as_f32(slice: &[Self]) -> Option<&[f32]>;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+
+    fn to_f32(self) -> f32 {
+        self
+    }
+
+    fn from_f64(value: f64) -> Self {
+        value as f32
+    }
+
+    fn widen(src: &[Self], dst: &mut [f32]) {
+        dst.copy_from_slice(src);
+    }
+
+    fn narrow(src: &[f32], dst: &mut [Self]) {
+        dst.copy_from_slice(src);
+    }
+
+    fn as_f32(slice: &[Self]) -> Option<&[f32]> {
+        Some(slice)
+    }
+}
+
+macro_rules! half_element {
+    ($type:ty, $dtype:expr) => {
+        impl Element for $type {
+            const DTYPE: DType = $dtype;
+
+            fn to_f32(self) -> f32 {
+                <$type>::to_f32(self)
+            }
+
+            fn from_f64(value: f64) -> Self {
+                <$type>::from_f32(round_to_odd(value))
+            }
+
+            fn widen(src: &[Self], dst: &mut [f32]) {
+                src.convert_to_f32_slice(dst);
+            }
+
+            fn narrow(src: &[f32], dst: &mut [Self]) {
+                dst.convert_from_f32_slice(src);
+            }
+
+            fn as_f32(_: &[Self]) -> Option<&[f32]> {
+                None
+            }
+        }
+    };
+}
+
+/// Cuts a double to `f32` and sets the lowest bit if anything was lost.
+///
+/// Rounding the result once more, to a type at least two bits narrower, gives what rounding the double directly would
+/// have given. `half`'s own conversion goes through a rounded `f32`, and so rounds twice.
+fn round_to_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    if f64::from(nearest) == value || value.is_nan() {
+        return nearest;
+    }
+    let away_from_zero = f64::from(nearest).abs() > value.abs();
+    let cut = nearest.to_bits() - u32::from(away_from_zero);
+    f32::from_bits(cut | 1)
+}
+
+half_element!(f16, DType::F16);
+half_element!(bf16, DType::Bf16);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unit_roundoff_is_half_of_epsilon() {
+        assert_eq!(DType::F32.unit_roundoff(), f64::from(f32::EPSILON) / 2.0);
+        assert_eq!(DType::F16.unit_roundoff(), f16::EPSILON.to_f64() / 2.0);
+        assert_eq!(DType::Bf16.unit_roundoff(), bf16::EPSILON.to_f64() / 2.0);
+    }
+
+    #[test]
+    fn names_parse_back() {
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            assert_eq!(dtype.to_string().parse(), Ok(dtype));
+        }
+        assert!("fp8".parse::<DType>().is_err());
+    }
+
+    #[test]
+    fn rounding_from_f64_happens_once() {
+        // Halfway between two f16 numbers plus less than an f32 can hold: rounding through f32
+        // first would land on the tie and then on the even neighbour, which is the wrong one.
+        let above_tie = 1.0 + 2f64.powi(-11) + 2f64.powi(-40);
+        assert_eq!(<f16 as Element>::from_f64(above_tie).to_f64(), 1.0 + 2f64.powi(-10));
+        assert_eq!(<f16 as Element>::from_f64(-above_tie).to_f64(), -1.0 - 2f64.powi(-10));
+        let below_tie = 1.0 + 2f64.powi(-8) - 2f64.powi(-40);
+        assert_eq!(<bf16 as Element>::from_f64(below_tie).to_f64(), 1.0);
+        assert_eq!(<bf16 as Element>::from_f64(1e300), bf16::INFINITY);
+        assert_eq!(<f16 as Element>::from_f64(1e-300).to_f64(), 0.0);
+        assert!(<f16 as Element>::from_f64(f64::NAN).is_nan());
+    }
+}

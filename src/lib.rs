@@ -1,0 +1,51 @@
+//! Unmerged LoRA at the cost of the base layer.
+//!
+//! A linear layer with a low-rank adapter (LoRA, Hu et al. 2021, arXiv 2106.09685) computes
+//!
+//! ```text
+//! forward    y  = W0 x + bias + s·B(A x)                      s = α/r
+//! backward   dx = W0ᵀ dy + s·Aᵀ(Bᵀ dy)    dA = s·(Bᵀ dy) xᵀ    dB = s·dy (A x)ᵀ
+//! ```
+//!
+//! Run as separate layers, the two thin products cost far more than their arithmetic. Here they ride inside the base
+//! product's own pass over its output, so an adapter that is never merged, and can be swapped by swapping two
+//! pointers, costs what its bytes cost.
+//!
+//! - [`lora`] describes a layer: the weight in either layout, the bias, the low-rank segments.
+//! - [`plan`] says how a call will be cut into tiles and how much workspace it needs.
+//! - [`cpu`] runs it: fused, as the sequential layers it is measured against, backward, merged.
+//! - [`reference`] is the naive float64 oracle that every backend is judged by.
+//!
+//! ```
+//! use fused_lora::{cpu, lora::{LoraLinear, Segment, Weight}, MatrixMut, MatrixRef};
+//!
+//! let (tokens, d_in, d_out, rank) = (3, 8, 6, 2);
+//! let (x, w0) = (vec![1.0f32; tokens * d_in], vec![0.5f32; d_out * d_in]);
+//! let (a, b) = (vec![0.25f32; rank * d_in], vec![1.0f32; d_out * rank]);
+//!
+//! let segment = Segment {
+//!     columns: 0..d_out,
+//!     a: MatrixRef::new(&a, rank, d_in)?,
+//!     b: MatrixRef::new(&b, d_out, rank)?,
+//!     scale: 16.0 / rank as f32,
+//! };
+//! let layer = LoraLinear { weight: Weight::out_in(MatrixRef::new(&w0, d_out, d_in)?), bias: None, segments: &[segment] };
+//!
+//! let mut workspace = vec![0.0; layer.plan_forward::<f32>(tokens)?.workspace_len()];
+//! let mut y = vec![0.0; tokens * d_out];
+//! cpu::forward(&layer, MatrixRef::new(&x, tokens, d_in)?, &mut MatrixMut::new(&mut y, tokens, d_out)?, &mut workspace)?;
+//! assert_eq!(y[0], 8.0 * 0.5 + 8.0 * (8.0 * 0.25 * 2.0));
+//! # Ok::<(), fused_lora::Error>(())
+//! ```
+
+pub mod cpu;
+mod dtype;
+mod error;
+pub mod lora;
+mod matrix;
+pub mod plan;
+pub mod reference;
+
+pub use dtype::{DType, Element};
+pub use error::{Error, Result};
+pub use matrix::{MatrixMut, MatrixRef};

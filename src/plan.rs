@@ -1,0 +1,204 @@
+//! How a call is cut into tiles and how much workspace it takes: pure, printable, testable.
+
+use crate::dtype::DType;
+
+/// What a plan is made from: the shapes and types of one product with its low-rank terms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Problem {
+    /// Rows of x.
+    pub(crate) tokens: usize,
+    /// The reduction dimension.
+    pub(crate) depth: usize,
+    /// Columns of the output.
+    pub(crate) columns: usize,
+    /// Columns of T.
+    pub(crate) total_rank: usize,
+    /// The longest reduction of a low-rank term's first product.
+    pub(crate) widest_shrink: usize,
+    /// The largest rank of a single term.
+    pub(crate) largest_rank: usize,
+    /// Whether neighbouring output columns are neighbours in the weight.
+    pub(crate) unit_columns: bool,
+    pub(crate) weight: DType,
+    pub(crate) activation: DType,
+    pub(crate) threads: usize,
+}
+
+/// How the CPU backend runs one product.
+///
+/// Work is handed out in tickets. The first [`shrink_tiles`](Self::shrink_tiles) compute rows of T = x·Aᵀ, the others
+/// one tile of the output each. A tile needs T only after its own base product, so whoever waits holds a later ticket
+/// than whoever is waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub(crate) problem: Problem,
+    /// Output rows of a tile.
+    pub(crate) tile_tokens: usize,
+    /// Output columns of a tile.
+    pub(crate) tile_columns: usize,
+    /// Rows of T that one ticket computes.
+    pub(crate) shrink_tokens: usize,
+    /// Steps of the reduction for which a panel of the weight is widened or transposed at a time.
+    pub(crate) panel_depth: usize,
+    /// Whether the product reads the weight in place rather than through a panel.
+    pub(crate) direct: bool,
+    /// Whether a panel turns the weight so that neighbouring output columns are neighbours.
+    pub(crate) transpose: bool,
+}
+
+/// Steps of the reduction in one panel: a panel of 512 x 128 `f32` is 256 KiB, which stays in a core's L2 cache.
+const PANEL_DEPTH: usize = 512;
+/// From this many tokens on, turning a panel once is cheaper than reading it with a stride for every few tokens.
+const TRANSPOSE_FROM_TOKENS: usize = 12;
+/// Rows of T per ticket; small enough that two threads share the 128 tokens of the paper's smallest column.
+const SHRINK_TOKENS: usize = 64;
+
+impl Plan {
+    pub(crate) fn new(problem: &Problem) -> Self {
+        let &Problem { tokens, columns, threads, unit_columns, .. } = problem;
+        let transpose = !unit_columns && tokens >= TRANSPOSE_FROM_TOKENS;
+        let direct = problem.weight == DType::F32 && !transpose;
+        let (tile_tokens, tile_columns) = if tokens < 48 {
+            // Bound by the weight's bytes: few wide tiles, so that each streams long runs, yet enough to balance.
+            let per_thread = columns.div_ceil(4 * threads.max(1)).next_multiple_of(64);
+            (tokens.max(1), per_thread.clamp(64, 512))
+        } else {
+            (tokens.min(256), if tokens <= 128 { 128 } else { 256 })
+        };
+        Self {
+            problem: problem.clone(),
+            tile_tokens,
+            tile_columns: tile_columns.min(columns.max(1)),
+            shrink_tokens: SHRINK_TOKENS.min(tokens.max(1)),
+            panel_depth: PANEL_DEPTH,
+            direct,
+            transpose,
+        }
+    }
+
+    /// `f32` elements of workspace that the call needs.
+    pub fn workspace_len(&self) -> usize {
+        self.widened_len() + self.t_len() + self.problem.threads * self.scratch_len()
+    }
+
+    /// Tickets that compute rows of T (and widen x where it is not stored as `f32`).
+    pub fn shrink_tiles(&self) -> usize {
+        if self.problem.total_rank == 0 && self.problem.activation == DType::F32 {
+            0
+        } else {
+            self.problem.tokens.div_ceil(self.shrink_tokens)
+        }
+    }
+
+    /// Tickets that compute a tile of the output.
+    pub fn output_tiles(&self) -> usize {
+        self.row_tiles() * self.problem.columns.div_ceil(self.tile_columns)
+    }
+
+    pub(crate) fn row_tiles(&self) -> usize {
+        self.problem.tokens.div_ceil(self.tile_tokens)
+    }
+
+    /// Elements of x widened to `f32`.
+    pub(crate) fn widened_len(&self) -> usize {
+        if self.problem.activation == DType::F32 { 0 } else { self.problem.tokens * self.problem.depth }
+    }
+
+    /// Elements of T.
+    pub(crate) fn t_len(&self) -> usize {
+        self.problem.tokens * self.problem.total_rank
+    }
+
+    /// Elements that each thread works in: a tile, a panel, a low-rank operand.
+    pub(crate) fn scratch_len(&self) -> usize {
+        self.tile_len() + self.panel_len() + self.operand_len()
+    }
+
+    pub(crate) fn tile_len(&self) -> usize {
+        self.tile_tokens * self.tile_columns
+    }
+
+    pub(crate) fn panel_len(&self) -> usize {
+        if self.direct { 0 } else { self.panel_depth * self.tile_columns }
+    }
+
+    pub(crate) fn operand_len(&self) -> usize {
+        let shrink = self.problem.widest_shrink.min(self.panel_depth);
+        self.problem.largest_rank * shrink.max(self.tile_columns)
+    }
+}
+
+impl std::fmt::Display for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let p = &self.problem;
+        write!(
+            f,
+            "cpu: {}x{}x{} (tokens x depth x columns), rank {}, weight {} read {}, x {}, {} tiles of {}x{} after {} \
+             shrink tiles of {} tokens, {} threads, workspace {} KiB",
+            p.tokens,
+            p.depth,
+            p.columns,
+            p.total_rank,
+            p.weight,
+            match (self.direct, self.transpose) {
+                (true, _) => "in place",
+                (false, false) => "through widened panels",
+                (false, true) => "through turned panels",
+            },
+            p.activation,
+            self.output_tiles(),
+            self.tile_tokens,
+            self.tile_columns,
+            self.shrink_tiles(),
+            self.shrink_tokens,
+            p.threads,
+            self.workspace_len() * size_of::<f32>() / 1024,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(tokens: usize, columns: usize) -> Problem {
+        Problem {
+            tokens,
+            depth: 1024,
+            columns,
+            total_rank: 8,
+            widest_shrink: 1024,
+            largest_rank: 4,
+            unit_columns: true,
+            weight: DType::F32,
+            activation: DType::F32,
+            threads: 2,
+        }
+    }
+
+    #[test]
+    fn tiles_cover_the_output_for_every_token_count() {
+        for tokens in [0, 1, 2, 15, 16, 47, 48, 127, 128, 129, 255, 257, 4096] {
+            for columns in [1, 63, 64, 65, 1000, 3072, 50257] {
+                let plan = Plan::new(&problem(tokens, columns));
+                assert!(plan.row_tiles() * plan.tile_tokens >= tokens, "{plan}");
+                assert!(plan.output_tiles() * plan.tile_len() >= tokens * columns, "{plan}");
+                assert!(plan.shrink_tiles() * plan.shrink_tokens >= tokens, "{plan}");
+            }
+        }
+    }
+
+    #[test]
+    fn f32_with_unit_columns_is_read_in_place() {
+        assert!(Plan::new(&problem(128, 1024)).direct);
+        assert!(!Plan::new(&Problem { weight: DType::Bf16, ..problem(128, 1024) }).direct);
+        assert!(!Plan::new(&Problem { unit_columns: false, ..problem(128, 1024) }).direct);
+        assert!(Plan::new(&Problem { unit_columns: false, ..problem(1, 1024) }).direct);
+    }
+
+    #[test]
+    fn a_base_layer_in_f32_has_no_shrink_tiles() {
+        assert_eq!(Plan::new(&Problem { total_rank: 0, ..problem(128, 1024) }).shrink_tiles(), 0);
+        assert_eq!(Plan::new(&Problem { total_rank: 0, activation: DType::F16, ..problem(128, 8) }).shrink_tiles(), 2);
+    }
+}

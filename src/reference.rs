@@ -1,0 +1,218 @@
+//! The oracle: float64, naive, obviously right. Every backend is judged by it, element by element.
+
+use crate::dtype::{DType, Element};
+use crate::lora::{Activation, Layout, LoraLinear};
+use crate::matrix::MatrixRef;
+
+/// A dense row-major float64 matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Matrix64 {
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub cols: usize,
+    /// `rows * cols` elements.
+    pub data: Vec<f64>,
+}
+
+impl Matrix64 {
+    /// All zeros.
+    pub fn zeros(rows: usize, cols: usize) -> Self {
+        Self { rows, cols, data: vec![0.0; rows * cols] }
+    }
+
+    /// A view, widened.
+    pub fn from_view<T: Element>(m: MatrixRef<'_, T>) -> Self {
+        let data = (0..m.rows()).flat_map(|i| m.row(i)).map(|v| f64::from(v.to_f32())).collect();
+        Self { rows: m.rows(), cols: m.cols(), data }
+    }
+
+    /// Element `[i, j]`.
+    pub fn at(&self, i: usize, j: usize) -> f64 {
+        self.data[i * self.cols + j]
+    }
+
+    /// The transposed matrix.
+    pub fn t(&self) -> Self {
+        let mut out = Self::zeros(self.cols, self.rows);
+        for i in 0..self.rows {
+            for j in 0..self.cols {
+                out.data[j * self.rows + i] = self.at(i, j);
+            }
+        }
+        out
+    }
+
+    /// Every element's absolute value.
+    pub fn abs(&self) -> Self {
+        Self { data: self.data.iter().map(|v| v.abs()).collect(), ..*self }
+    }
+
+    /// The matrix product. Panics if the inner dimensions differ.
+    pub fn matmul(&self, rhs: &Self) -> Self {
+        assert_eq!(self.cols, rhs.rows);
+        let mut out = Self::zeros(self.rows, rhs.cols);
+        for i in 0..self.rows {
+            for k in 0..self.cols {
+                for j in 0..rhs.cols {
+                    out.data[i * rhs.cols + j] += self.at(i, k) * rhs.at(k, j);
+                }
+            }
+        }
+        out
+    }
+
+    /// Columns `range`.
+    pub fn columns(&self, range: std::ops::Range<usize>) -> Self {
+        let data = (0..self.rows).flat_map(|i| range.clone().map(move |j| self.at(i, j))).collect();
+        Self { rows: self.rows, cols: range.len(), data }
+    }
+
+    /// `self[:, start..] += factor · other`.
+    pub fn add_at(&mut self, start: usize, factor: f64, other: &Self) {
+        for i in 0..other.rows {
+            for j in 0..other.cols {
+                self.data[i * self.cols + start + j] += factor * other.at(i, j);
+            }
+        }
+    }
+}
+
+/// A result and the sum of the magnitudes that went into each element: what rounding errors are proportional to.
+#[derive(Debug, Clone)]
+pub struct Judged {
+    /// The exact result, up to float64.
+    pub value: Matrix64,
+    /// Σ|x||w| + |bias| + |s|·Σ(Σ|x||a|)|b|, element by element.
+    pub magnitude: Matrix64,
+}
+
+impl Judged {
+    /// The largest error allowed for element `index` of a result stored as `stored` after `steps` additions in `f32`:
+    /// `u_out·|ref| + c·γ·Σ|·||·|`, with γ = steps·u / (1 − steps·u) and c = 2 for the low-rank term's two roundings.
+    pub fn bound(&self, index: usize, stored: DType, steps: usize) -> f64 {
+        const C: f64 = 2.0;
+        let u = steps as f64 * DType::F32.unit_roundoff();
+        let gamma = u / (1.0 - u);
+        stored.unit_roundoff() * self.value.data[index].abs()
+            + stored.smallest_step()
+            + C * gamma * self.magnitude.data[index]
+    }
+
+    /// Asserts that every element of `got` is within its bound. A NaN never is.
+    pub fn assert_close<T: Element>(&self, got: MatrixRef<'_, T>, steps: usize, what: &str) {
+        assert_eq!((got.rows(), got.cols()), (self.value.rows, self.value.cols), "{what}: shape");
+        for i in 0..got.rows() {
+            for (j, got) in got.row(i).iter().enumerate() {
+                let index = i * self.value.cols + j;
+                let (got, expected) = (f64::from(got.to_f32()), self.value.data[index]);
+                let (error, bound) = ((got - expected).abs(), self.bound(index, T::DTYPE, steps));
+                assert!(
+                    error <= bound,
+                    "{what}: [{i}, {j}] is {got}, expected {expected}: off by {error:e} > {bound:e}"
+                );
+            }
+        }
+    }
+}
+
+/// One activation.
+pub fn activation(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::Identity => x,
+        Activation::Relu => x.max(0.0),
+        Activation::GeluNew => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }
+    }
+}
+
+/// The weight as `[d_in, d_out]`.
+pub fn weight_in_out<W: Element>(layer: &LoraLinear<'_, W>) -> Matrix64 {
+    let stored = Matrix64::from_view(layer.weight.matrix());
+    match layer.weight.layout() {
+        Layout::InOut => stored,
+        Layout::OutIn => stored.t(),
+    }
+}
+
+/// `y = x W0ᵀ + bias + s·(x Aᵀ) Bᵀ`.
+pub fn forward<W: Element, X: Element>(layer: &LoraLinear<'_, W>, x: MatrixRef<'_, X>) -> Judged {
+    let evaluate = |f: &dyn Fn(Matrix64) -> Matrix64, s: &dyn Fn(f64) -> f64| {
+        let x = f(Matrix64::from_view(x));
+        let mut y = x.matmul(&f(weight_in_out(layer)));
+        if let Some(bias) = layer.bias {
+            for i in 0..y.rows {
+                for (j, b) in bias.iter().enumerate() {
+                    y.data[i * y.cols + j] += s(f64::from(b.to_f32()));
+                }
+            }
+        }
+        for segment in layer.segments {
+            let t = x.matmul(&f(Matrix64::from_view(segment.a)).t());
+            let update = t.matmul(&f(Matrix64::from_view(segment.b)).t());
+            y.add_at(segment.columns.start, s(f64::from(segment.scale)), &update);
+        }
+        y
+    };
+    Judged { value: evaluate(&|m| m, &|v| v), magnitude: evaluate(&|m| m.abs(), &f64::abs) }
+}
+
+/// The gradients of one layer.
+#[derive(Debug, Clone)]
+pub struct Gradients {
+    /// `[tokens, d_in]`
+    pub dx: Judged,
+    /// One `[rank, d_in]` a segment.
+    pub da: Vec<Judged>,
+    /// One `[columns.len(), rank]` a segment.
+    pub db: Vec<Judged>,
+}
+
+/// `dx = dy·W0 + s·(dy·B)·A`, `dA = s·(dy·B)ᵀ·x`, `dB = s·dyᵀ·(x·Aᵀ)`.
+pub fn backward<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    x: MatrixRef<'_, X>,
+    dy: MatrixRef<'_, X>,
+) -> Gradients {
+    type Parts = (Matrix64, Vec<Matrix64>, Vec<Matrix64>);
+    let evaluate = |f: &dyn Fn(Matrix64) -> Matrix64, s: &dyn Fn(f64) -> f64| -> Parts {
+        let (x, dy) = (f(Matrix64::from_view(x)), f(Matrix64::from_view(dy)));
+        let mut dx = dy.matmul(&f(weight_in_out(layer)).t());
+        let (mut das, mut dbs) = (vec![], vec![]);
+        for segment in layer.segments {
+            let (a, b) = (f(Matrix64::from_view(segment.a)), f(Matrix64::from_view(segment.b)));
+            let scale = s(f64::from(segment.scale));
+            let dy = dy.columns(segment.columns.clone());
+            let q = dy.matmul(&b);
+            dx.add_at(0, scale, &q.matmul(&a));
+            let mut da = Matrix64::zeros(a.rows, a.cols);
+            da.add_at(0, scale, &q.t().matmul(&x));
+            let mut db = Matrix64::zeros(b.rows, b.cols);
+            db.add_at(0, scale, &dy.t().matmul(&x.matmul(&a.t())));
+            das.push(da);
+            dbs.push(db);
+        }
+        (dx, das, dbs)
+    };
+    let (value, magnitude) = (evaluate(&|m| m, &|v| v), evaluate(&|m| m.abs(), &f64::abs));
+    let judge = |(value, magnitude)| Judged { value, magnitude };
+    Gradients {
+        dx: judge((value.0, magnitude.0)),
+        da: value.1.into_iter().zip(magnitude.1).map(judge).collect(),
+        db: value.2.into_iter().zip(magnitude.2).map(judge).collect(),
+    }
+}
+
+/// `W0 + s·B·A` of every segment, in the weight's own layout.
+pub fn merged_weight<W: Element>(layer: &LoraLinear<'_, W>) -> Matrix64 {
+    let mut merged = weight_in_out(layer);
+    for segment in layer.segments {
+        let (a, b) = (Matrix64::from_view(segment.a), Matrix64::from_view(segment.b));
+        merged.add_at(segment.columns.start, f64::from(segment.scale), &a.t().matmul(&b.t()));
+    }
+    match layer.weight.layout() {
+        Layout::InOut => merged,
+        Layout::OutIn => merged.t(),
+    }
+}

@@ -1,0 +1,137 @@
+//! Random layers for the integration tests: every buffer with its own stride, gaps and outputs poisoned with NaN.
+#![allow(dead_code, missing_docs, unreachable_pub)]
+
+use fused_lora::lora::{Layout, LoraLinear, Segment, Weight};
+use fused_lora::{Element, MatrixMut, MatrixRef};
+
+/// splitmix64: enough randomness for tests, and the seed in a failure message reproduces it.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in [-1, 1).
+    pub fn uniform(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+}
+
+/// A matrix with gaps between its rows that hold NaN.
+pub struct Buffer<T> {
+    pub data: Vec<T>,
+    pub rows: usize,
+    pub cols: usize,
+    pub stride: usize,
+}
+
+impl<T: Element> Buffer<T> {
+    pub fn random(rng: &mut Rng, rows: usize, cols: usize, gap: usize) -> Self {
+        let mut buffer = Self::poisoned(rows, cols, gap);
+        for i in 0..rows {
+            for j in 0..cols {
+                buffer.data[i * buffer.stride + j] = T::from_f64(rng.uniform());
+            }
+        }
+        buffer
+    }
+
+    pub fn poisoned(rows: usize, cols: usize, gap: usize) -> Self {
+        let stride = cols + gap;
+        Self { data: vec![T::from_f64(f64::NAN); rows * stride], rows, cols, stride }
+    }
+
+    pub fn view(&self) -> MatrixRef<'_, T> {
+        MatrixRef::with_stride(&self.data, self.rows, self.cols, self.stride).unwrap()
+    }
+
+    pub fn view_mut(&mut self) -> MatrixMut<'_, T> {
+        MatrixMut::with_stride(&mut self.data, self.rows, self.cols, self.stride).unwrap()
+    }
+
+    /// Asserts that nothing was written between the rows.
+    pub fn assert_gaps_untouched(&self) {
+        for (i, row) in self.data.chunks(self.stride.max(1)).enumerate() {
+            for gap in &row[self.cols..] {
+                assert!(gap.to_f32().is_nan(), "the gap after row {i} was written");
+            }
+        }
+    }
+}
+
+/// What a random layer looks like.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    pub tokens: usize,
+    pub d_in: usize,
+    pub d_out: usize,
+    pub layout: Layout,
+    /// First column, one past the last, rank.
+    pub segments: Vec<(usize, usize, usize)>,
+    pub bias: bool,
+    pub gap: usize,
+}
+
+pub struct RandomLayer<W> {
+    pub shape: Shape,
+    pub weight: Buffer<W>,
+    pub bias: Vec<W>,
+    pub factors: Vec<(Buffer<W>, Buffer<W>, f32)>,
+}
+
+impl<W: Element> RandomLayer<W> {
+    pub fn new(rng: &mut Rng, shape: &Shape) -> Self {
+        let gap = shape.gap;
+        let (rows, cols) = match shape.layout {
+            Layout::OutIn => (shape.d_out, shape.d_in),
+            Layout::InOut => (shape.d_in, shape.d_out),
+        };
+        let weight = Buffer::random(rng, rows, cols, gap);
+        let bias = (0..shape.d_out).map(|_| W::from_f64(rng.uniform())).collect();
+        let factors = shape
+            .segments
+            .iter()
+            .map(|&(start, end, rank)| {
+                let a = Buffer::random(rng, rank, shape.d_in, gap);
+                let b = Buffer::random(rng, end - start, rank, gap);
+                (a, b, (4.0 * rng.uniform() / rank as f64) as f32)
+            })
+            .collect();
+        Self { shape: shape.clone(), weight, bias, factors }
+    }
+
+    pub fn segments(&self) -> Vec<Segment<'_, W>> {
+        let pairs = self.factors.iter().zip(&self.shape.segments);
+        pairs
+            .map(|((a, b, scale), &(start, end, _))| Segment {
+                columns: start..end,
+                a: a.view(),
+                b: b.view(),
+                scale: *scale,
+            })
+            .collect()
+    }
+
+    pub fn layer<'a>(&'a self, segments: &'a [Segment<'a, W>]) -> LoraLinear<'a, W> {
+        LoraLinear {
+            weight: Weight::new(self.weight.view(), self.shape.layout),
+            bias: self.shape.bias.then_some(&self.bias[..]),
+            segments,
+        }
+    }
+}
+
+/// Additions in the longest chain of a layer's output: what γ in the error bound counts.
+pub fn steps(shape: &Shape) -> usize {
+    let rank = shape.segments.iter().map(|s| s.2).sum::<usize>();
+    shape.d_in.max(shape.d_out).max(shape.tokens) + rank + 4
+}
