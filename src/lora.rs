@@ -143,22 +143,7 @@ impl<'a, W: Element> LoraLinear<'a, W> {
         {
             return Err(Error::LengthMismatch { operand: "bias", expected: d_out, actual: bias.len() });
         }
-        for segment in self.segments {
-            let Range { start, end } = segment.columns;
-            if start >= end || end > d_out {
-                return Err(Error::SegmentOutOfRange { start, end, d_out });
-            }
-            let rank = segment.rank();
-            if rank == 0 || rank > MAX_RANK {
-                return Err(Error::RankOutOfRange { rank, max: MAX_RANK });
-            }
-            segment.a.expect_shape("A", [rank, d_in])?;
-            segment.b.expect_shape("B", [end - start, rank])?;
-            if !segment.scale.is_finite() {
-                return Err(Error::ScaleNotFinite { scale: segment.scale });
-            }
-        }
-        Ok(())
+        validate_segments(self.segments, d_in, d_out)
     }
 
     /// The plan of [`cpu::forward`](crate::cpu::forward) for `tokens` rows of activations stored as `X`, on the
@@ -201,6 +186,25 @@ impl<'a, W: Element> LoraLinear<'a, W> {
             threads: rayon::current_num_threads(),
         }))
     }
+}
+
+pub(crate) fn validate_segments<W: Element>(segments: &[Segment<'_, W>], d_in: usize, d_out: usize) -> Result<()> {
+    for segment in segments {
+        let Range { start, end } = segment.columns;
+        if start >= end || end > d_out {
+            return Err(Error::SegmentOutOfRange { start, end, d_out });
+        }
+        let rank = segment.rank();
+        if rank == 0 || rank > MAX_RANK {
+            return Err(Error::RankOutOfRange { rank, max: MAX_RANK });
+        }
+        segment.a.expect_shape("A", [rank, d_in])?;
+        segment.b.expect_shape("B", [end - start, rank])?;
+        if !segment.scale.is_finite() {
+            return Err(Error::ScaleNotFinite { scale: segment.scale });
+        }
+    }
+    Ok(())
 }
 
 /// What is applied to `x W0ᵀ + bias + s·(x Aᵀ) Bᵀ` before the residual is added.

@@ -72,6 +72,25 @@ fn check_forward<W: Element, X: Element>(seed: u64, shape: &Shape) {
 }
 
 #[test]
+fn buffers_of_a_larger_layer_serve_a_smaller_one() {
+    let mut buffers = SequentialBuffers::<f32, f32>::new();
+    for (tokens, d_in, d_out) in [(40, 200, 300), (3, 64, 64), (20, 130, 65)] {
+        let shape = shape(tokens, d_in, d_out, Layout::InOut, &[(0, d_out, 3)]);
+        let mut rng = Rng(41);
+        let random = RandomLayer::<f32>::new(&mut rng, &shape);
+        let segments = random.segments();
+        let layer = random.layer(&segments);
+        let x = Buffer::<f32>::random(&mut rng, tokens, d_in, 0);
+        let expected = reference::forward(&layer, x.view());
+        for run in [cpu::forward_sequential::<f32, f32>, cpu::forward_dense_delta] {
+            let mut y = Buffer::<f32>::poisoned(tokens, d_out, 0);
+            run(&layer, x.view(), &mut y.view_mut(), &Epilogue::default(), &mut buffers).unwrap();
+            expected.assert_close(y.view(), steps(&shape), "reused buffers");
+        }
+    }
+}
+
+#[test]
 fn forward_is_within_bounds_for_every_shape_and_type() {
     for (seed, shape) in shapes().iter().enumerate() {
         let seed = seed as u64;

@@ -6,7 +6,7 @@ use super::gemm::{Scale, gemm_into};
 use super::operand::Operand;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::lora::{Layout, LoraLinear, Segment, Weight};
+use crate::lora::{Layout, Segment};
 use crate::matrix::{MatrixMut, MatrixRef};
 
 /// What a merge did to the weight.
@@ -32,7 +32,7 @@ impl MergeReport {
 /// Nothing is written unless every result is finite.
 ///
 /// # Errors
-/// As [`LoraLinear::validate`]; [`Error::NonFiniteMerge`].
+/// As [`LoraLinear::validate`](crate::lora::LoraLinear::validate); [`Error::NonFiniteMerge`].
 pub fn merge<W: Element>(
     weight: &mut MatrixMut<'_, W>,
     layout: Layout,
@@ -61,8 +61,37 @@ pub fn unmerge<W: Element>(
     Ok(MergeReport::default())
 }
 
-/// Rows of the stored weight that one task updates.
-const ROWS: usize = 32;
+/// `out = source + s·B·A` for every segment, rounded once to `out`'s own type. All three share `layout`.
+///
+/// # Errors
+/// As [`merge`], and [`Error::ShapeMismatch`] for `out`; what `out` holds after an error is undefined.
+pub fn merge_into<S: Element, W: Element, O: Element>(
+    source: MatrixRef<'_, S>,
+    layout: Layout,
+    segments: &[Segment<'_, W>],
+    out: &mut MatrixMut<'_, O>,
+) -> Result<MergeReport> {
+    out.expect_shape("merged weight", [source.rows(), source.cols()])?;
+    let deltas = Deltas::new(source.rows(), source.cols(), layout, segments, 1.0)?;
+    let (cols, stride) = (out.cols(), out.row_stride());
+    if deltas.blocks() == 0 {
+        return Ok(MergeReport::default());
+    }
+    let blocks = out.data_mut().par_chunks_mut(ROWS * stride).enumerate().take(deltas.blocks());
+    let report = |(block, chunk): (usize, &mut [O])| {
+        let mut report = MergeReport::default();
+        for (i, (row, delta)) in chunk.chunks_mut(stride).zip(deltas.block(block).chunks_exact(cols)).enumerate() {
+            let row_index = block * ROWS + i;
+            for (column, ((out, w), delta)) in row.iter_mut().zip(source.row(row_index)).zip(delta).enumerate() {
+                let exact = f64::from(w.to_f32()) + delta;
+                *out = O::from_f64(exact);
+                report = report.max(rounding(*out, exact, *delta, row_index, column)?);
+            }
+        }
+        Ok(report)
+    };
+    blocks.map(report).try_reduce(MergeReport::default, |a, b| Ok(a.max(b)))
+}
 
 fn update<W: Element>(
     weight: &mut MatrixMut<'_, W>,
@@ -70,56 +99,86 @@ fn update<W: Element>(
     segments: &[Segment<'_, W>],
     sign: f64,
 ) -> Result<MergeReport> {
-    LoraLinear { weight: Weight::new(weight.as_ref(), layout), bias: None, segments }.validate()?;
-    let (rows, cols, stride) = (weight.rows(), weight.cols(), weight.row_stride());
-    if rows == 0 || cols == 0 {
+    let deltas = Deltas::new(weight.rows(), weight.cols(), layout, segments, sign)?;
+    let (cols, stride) = (weight.cols(), weight.row_stride());
+    if deltas.blocks() == 0 {
         return Ok(MergeReport::default());
     }
-    let factors: Vec<Factors> = segments.iter().map(Factors::new).collect();
-    let deltas = |block: usize| {
-        let range = block * ROWS..((block + 1) * ROWS).min(rows);
-        let mut delta = vec![0.0f64; range.len() * cols];
-        for factors in &factors {
-            factors.add_delta(&mut delta, cols, layout, range.clone(), sign);
-        }
-        delta
-    };
-
     let stored = weight.as_ref();
-    (0..rows.div_ceil(ROWS)).into_par_iter().try_for_each(|block| {
-        for (i, delta) in deltas(block).chunks_exact(cols).enumerate() {
+    let check = |block: usize| {
+        let mut report = MergeReport::default();
+        for (i, delta) in deltas.block(block).chunks_exact(cols).enumerate() {
             let row = block * ROWS + i;
             for (column, (w, delta)) in stored.row(row).iter().zip(delta).enumerate() {
-                let value = f64::from(w.to_f32()) + delta;
-                if !W::from_f64(value).to_f32().is_finite() {
-                    return Err(Error::NonFiniteMerge { row, column, value, dtype: W::DTYPE });
-                }
+                let exact = f64::from(w.to_f32()) + delta;
+                report = report.max(rounding(W::from_f64(exact), exact, *delta, row, column)?);
             }
         }
-        Ok(())
-    })?;
-
-    let report = weight
-        .data_mut()
-        .par_chunks_mut(ROWS * stride)
-        .enumerate()
-        .take(rows.div_ceil(ROWS))
-        .map(|(block, chunk)| {
-            let mut report = MergeReport::default();
-            for (row, delta) in chunk.chunks_mut(stride).zip(deltas(block).chunks_exact(cols)) {
-                for (w, delta) in row.iter_mut().zip(delta) {
-                    let exact = f64::from(w.to_f32()) + delta;
-                    *w = W::from_f64(exact);
-                    report = report.max(MergeReport {
-                        largest_rounding: (f64::from(w.to_f32()) - exact).abs(),
-                        largest_change: delta.abs(),
-                    });
-                }
+        Ok(report)
+    };
+    // In place there is no way back, so everything is computed once to see that it is finite, and again to store it.
+    let report =
+        (0..deltas.blocks()).into_par_iter().map(check).try_reduce(MergeReport::default, |a, b| Ok(a.max(b)))?;
+    let blocks = weight.data_mut().par_chunks_mut(ROWS * stride).enumerate().take(deltas.blocks());
+    blocks.for_each(|(block, chunk)| {
+        for (row, delta) in chunk.chunks_mut(stride).zip(deltas.block(block).chunks_exact(cols)) {
+            for (w, delta) in row.iter_mut().zip(delta) {
+                *w = W::from_f64(f64::from(w.to_f32()) + delta);
             }
-            report
-        })
-        .reduce(MergeReport::default, MergeReport::max);
+        }
+    });
     Ok(report)
+}
+
+fn rounding<T: Element>(stored: T, exact: f64, delta: f64, row: usize, column: usize) -> Result<MergeReport> {
+    let stored = f64::from(stored.to_f32());
+    if !stored.is_finite() {
+        return Err(Error::NonFiniteMerge { row, column, value: exact, dtype: T::DTYPE });
+    }
+    Ok(MergeReport { largest_rounding: (stored - exact).abs(), largest_change: delta.abs() })
+}
+
+/// Rows of the stored weight that one task updates.
+const ROWS: usize = 32;
+
+/// The sum of all segments' s·B·A, a block of rows at a time.
+struct Deltas {
+    rows: usize,
+    cols: usize,
+    layout: Layout,
+    factors: Vec<Factors>,
+    sign: f64,
+}
+
+impl Deltas {
+    fn new<W: Element>(
+        rows: usize,
+        cols: usize,
+        layout: Layout,
+        segments: &[Segment<'_, W>],
+        sign: f64,
+    ) -> Result<Self> {
+        let (d_in, d_out) = match layout {
+            Layout::OutIn => (cols, rows),
+            Layout::InOut => (rows, cols),
+        };
+        crate::lora::validate_segments(segments, d_in, d_out)?;
+        Ok(Self { rows, cols, layout, factors: segments.iter().map(Factors::new).collect(), sign })
+    }
+
+    fn blocks(&self) -> usize {
+        if self.cols == 0 { 0 } else { self.rows.div_ceil(ROWS) }
+    }
+
+    /// Rows `block * ROWS ..` of the sum, `[rows, cols]`.
+    fn block(&self, block: usize) -> Vec<f64> {
+        let rows = block * ROWS..((block + 1) * ROWS).min(self.rows);
+        let mut delta = vec![0.0; rows.len() * self.cols];
+        for factors in &self.factors {
+            factors.add_delta(&mut delta, self.cols, self.layout, rows.clone(), self.sign);
+        }
+        delta
+    }
 }
 
 /// A segment's factors in double precision.

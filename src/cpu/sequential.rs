@@ -119,7 +119,7 @@ pub fn forward_dense_delta<W: Element, X: Element>(
         let (tokens, d_in, d_out) = (x.rows(), layer.d_in(), layer.d_out());
         grow(&mut buffers.delta, d_in * d_out);
         grow(&mut buffers.update, tokens * d_out);
-        dense_delta(layer, &mut buffers.delta);
+        dense_delta(layer, &mut buffers.delta[..d_in * d_out]);
         let delta = Weight::in_out(MatrixRef::new(&buffers.delta, d_in, d_out)?);
         let mut update = MatrixMut::new(&mut buffers.update, tokens, d_out)?;
         SequentialBuffers::layer(&mut buffers.workspace, &LoraLinear::base(delta, None), x, &mut update)?;

@@ -1,0 +1,190 @@
+//! Bottleneck adapters: Adapter^H (Houlsby 2019), Adapter^L (Lin 2020), Pfeiffer, and AdapterDrop for all three.
+
+use std::path::Path;
+
+use fused_lora::Element;
+
+use super::expect_same;
+use crate::checkpoint::Checkpoint;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::model::{Linear, Norm};
+use crate::random::Random;
+use crate::tensor::Tensor;
+
+/// Where the adapters of a block sit. `A(s) = s + Up(ReLU(Down s))`, biases in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Two: `x += A(attn(ln_1 x)); x += A(mlp(ln_2 x))`.
+    Houlsby,
+    /// One behind the block, with a LayerNorm of its own: `x += Up(ReLU(Down(LN x)))`.
+    Lin,
+    /// One behind the block: `x = A(x)`.
+    Pfeiffer,
+}
+
+impl Kind {
+    /// The adapters of one block, as keys spell them.
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            Kind::Houlsby => &["adapter_attn", "adapter_mlp"],
+            Kind::Lin | Kind::Pfeiffer => &["adapter"],
+        }
+    }
+}
+
+impl std::str::FromStr for Kind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "houlsby" => Ok(Kind::Houlsby),
+            "lin" => Ok(Kind::Lin),
+            "pfeiffer" => Ok(Kind::Pfeiffer),
+            _ => Err(format!("unknown kind '{name}', expected houlsby, lin or pfeiffer")),
+        }
+    }
+}
+
+/// One adapter. Its weights are kept `[in, out]`, which the products read fastest.
+#[derive(Debug, Clone)]
+pub struct Adapter<W> {
+    /// `[d_model, width]`
+    pub down: Linear<W>,
+    /// `[width, d_model]`
+    pub up: Linear<W>,
+    /// Adapter^L's own LayerNorm.
+    pub norm: Option<Norm>,
+}
+
+/// The adapters of a whole model.
+#[derive(Debug, Clone)]
+pub struct Bottleneck<W> {
+    /// Where they sit.
+    pub kind: Kind,
+    /// For each layer, its adapters; none where dropped.
+    pub layers: Vec<Vec<Adapter<W>>>,
+}
+
+impl<W: Element> Bottleneck<W> {
+    /// Random adapters of bottleneck width `width`, close to the identity as they start training.
+    ///
+    /// # Errors
+    /// [`Error::Io`] without memory.
+    pub fn random(config: &Config, kind: Kind, width: usize, seed: u64) -> Result<Self> {
+        let mut random = Random::new(seed ^ 0xB077);
+        let mut adapter = || -> Result<Adapter<W>> {
+            Ok(Adapter {
+                down: Linear::random(&mut random, config.d_model, width, 1e-3)?,
+                up: Linear::random(&mut random, width, config.d_model, 1e-3)?,
+                norm: (kind == Kind::Lin).then(|| Norm::identity(config.d_model)),
+            })
+        };
+        let layers = (0..config.layers).map(|_| kind.names().iter().map(|_| adapter()).collect());
+        Ok(Self { kind, layers: layers.collect::<Result<_>>()? })
+    }
+
+    /// Loads a file of `h.{i}.adapter[_attn|_mlp].{down,up}.{weight,bias}` and, for Adapter^L, `.ln.{weight,bias}`.
+    /// A layer with no keys has no adapter.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::floats`]; [`Error::UnknownTensor`] for a key of another kind or model.
+    pub fn load(path: &Path, kind: Kind, config: &Config) -> Result<Self> {
+        let file = Checkpoint::open(path)?;
+        let d = config.d_model;
+        let mut known = 0;
+        let mut adapter = |layer: usize, name: &str| -> Result<Adapter<W>> {
+            let key = |what: &str| format!("h.{layer}.{name}.{what}");
+            let width = match file.shape(&key("down.weight")) {
+                Some(&[width, _]) => width,
+                _ => 1,
+            };
+            // A width of 0 is as wrong as a wrong one: let the shape check name it.
+            let width = width.max(1);
+            let floats = |what: &str, shape: &[usize]| file.floats::<W>(&key(what), shape);
+            let wide =
+                |what: &str| -> Result<Vec<f32>> { Ok(floats(what, &[d])?.iter().map(|v| v.to_f32()).collect()) };
+            let linear = |what: &str, d_in: usize, d_out: usize| -> Result<Linear<W>> {
+                let stored = floats(&format!("{what}.weight"), &[d_out, d_in])?;
+                let bias = floats(&format!("{what}.bias"), &[d_out])?;
+                let turned = Tensor::filled(d_in * d_out, |out| {
+                    for (i, row) in out.chunks_exact_mut(d_out).enumerate() {
+                        row.iter_mut().enumerate().for_each(|(j, v)| *v = stored[j * d_in + i]);
+                    }
+                });
+                let weight = turned.map_err(|source| Error::Io { path: path.into(), source })?;
+                Ok(Linear { weight, bias, d_in, d_out })
+            };
+            let norm = match kind {
+                Kind::Lin => Some(Norm { weight: wide("ln.weight")?, bias: wide("ln.bias")? }),
+                Kind::Houlsby | Kind::Pfeiffer => None,
+            };
+            known += 4 + 2 * usize::from(norm.is_some());
+            Ok(Adapter { down: linear("down", d, width)?, up: linear("up", width, d)?, norm })
+        };
+        let keys = file.keys();
+        let layers = (0..config.layers)
+            .map(|i| {
+                let start = format!("h.{i}.");
+                if !keys.iter().any(|k| k.starts_with(&start)) {
+                    return Ok(vec![]);
+                }
+                kind.names().iter().map(|name| adapter(i, name)).collect()
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let place = |key: &String| {
+            (0..config.layers).any(|i| {
+                kind.names().iter().any(|name| {
+                    let rest = key.strip_prefix(&format!("h.{i}.{name}."));
+                    rest.is_some_and(|rest| {
+                        rest.starts_with("down.") || rest.starts_with("up.") || rest.starts_with("ln.")
+                    })
+                })
+            })
+        };
+        if known != keys.len() || keys.is_empty() {
+            let expected = format!("{kind:?} adapters of a GPT-2 of {} layers", config.layers);
+            let stranger = keys.iter().find(|key| !place(key)).or(keys.first());
+            let path = path.to_path_buf();
+            return Err(match stranger {
+                Some(key) => Error::UnknownTensor { path, key: key.clone(), expected },
+                None => Error::MissingTensor { path, key: format!("h.0.{}.down.weight", kind.names()[0]), expected },
+            });
+        }
+        Ok(Self { kind, layers })
+    }
+
+    /// AdapterDrop (Rücklé 2020): removes the adapters of the lowest `n` layers.
+    pub fn drop_lowest(&mut self, n: usize) {
+        self.layers.iter_mut().take(n).for_each(Vec::clear);
+    }
+
+    /// Trainable parameters: `2·d·r + r + d` an adapter, `2·d` a LayerNorm.
+    pub fn parameters(&self) -> usize {
+        let linear = |l: &Linear<W>| l.weight.len() + l.bias.len();
+        let norm = |n: &Norm| n.weight.len() + n.bias.len();
+        self.layers.iter().flatten().map(|a| linear(&a.down) + linear(&a.up) + a.norm.as_ref().map_or(0, norm)).sum()
+    }
+
+    /// The largest bottleneck width.
+    pub fn width(&self) -> usize {
+        self.layers.iter().flatten().map(|a| a.down.d_out).max().unwrap_or(0)
+    }
+
+    /// Checks that they were made for a model of this shape.
+    ///
+    /// # Errors
+    /// [`Error::OtherModel`].
+    pub fn check(&self, config: &Config) -> Result<()> {
+        expect_same("layers", config.layers, self.layers.len())?;
+        self.layers.iter().flatten().try_for_each(|a| expect_same("features", config.d_model, a.down.d_in))
+    }
+}
+
+/// The bottleneck width whose parameter count comes closest to `parameters` without exceeding it.
+pub fn width_for(config: &Config, kind: Kind, parameters: usize) -> usize {
+    let adapters = config.layers * kind.names().len();
+    let norm = if kind == Kind::Lin { 2 * config.d_model } else { 0 };
+    let per_adapter = parameters / adapters;
+    per_adapter.saturating_sub(config.d_model + norm) / (2 * config.d_model + 1)
+}

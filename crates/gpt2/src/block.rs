@@ -1,0 +1,287 @@
+//! One transformer block with whatever adapters are on it.
+
+use fused_lora::cpu::vector::{self, vectorized};
+use fused_lora::cpu::{self, SequentialBuffers};
+use fused_lora::lora::{Activation, Epilogue, Residual};
+use fused_lora::{Element, MatrixMut, MatrixRef};
+use rayon::prelude::*;
+
+use crate::adapter::bottleneck::{Adapter, Kind};
+use crate::adapter::lora::Projection;
+use crate::adapter::{Adapters, LoraMode};
+use crate::attention;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::model::{Layer, Linear, Norm};
+
+/// Every activation of a block, kept from layer to layer and call to call.
+#[derive(Debug)]
+pub(crate) struct Arena<W> {
+    pub(crate) rows: usize,
+    /// The residual stream, `[rows, d_model]`.
+    pub(crate) x: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    attended: Vec<f32>,
+    hidden: Vec<f32>,
+    /// What a sublayer adds to x, where something comes between.
+    update: Vec<f32>,
+    bottleneck: Vec<f32>,
+    workspace: Vec<f32>,
+    sequential: SequentialBuffers<W, f32>,
+}
+
+impl<W: Element> Arena<W> {
+    pub(crate) fn new() -> Self {
+        Self {
+            rows: 0,
+            x: vec![],
+            normed: vec![],
+            qkv: vec![],
+            attended: vec![],
+            hidden: vec![],
+            update: vec![],
+            bottleneck: vec![],
+            workspace: vec![],
+            sequential: SequentialBuffers::new(),
+        }
+    }
+
+    /// Makes room for `rows` tokens.
+    pub(crate) fn reserve(&mut self, config: &Config, adapters: &Adapters<W>, rows: usize) {
+        self.rows = rows;
+        let d = config.d_model;
+        self.x.resize(rows * d, 0.0);
+        self.normed.resize(rows * d, 0.0);
+        self.qkv.resize(rows * 3 * d, 0.0);
+        self.attended.resize(rows * d, 0.0);
+        self.hidden.resize(rows * config.d_ff, 0.0);
+        if adapters.bottleneck.is_some() || adapters.mode != LoraMode::Fused {
+            self.update.resize(rows * d, 0.0);
+        }
+        if let Some(bottleneck) = &adapters.bottleneck {
+            self.bottleneck.resize(rows * bottleneck.width(), 0.0);
+        }
+    }
+}
+
+/// The block's place in the model and the sequence length.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a, W> {
+    pub(crate) config: &'a Config,
+    pub(crate) adapters: &'a Adapters<W>,
+    pub(crate) index: usize,
+    pub(crate) tokens: usize,
+}
+
+/// `x += c_proj(attn(ln_1 x)); x += c_proj(act(c_fc(ln_2 x)))`, with adapters.
+pub(crate) fn run<W: Element>(layer: &Layer<W>, context: Context<'_, W>, arena: &mut Arena<W>) -> Result<()> {
+    let Context { config, adapters, index, tokens } = context;
+    let eps = config.layer_norm_epsilon;
+    let a = arena;
+    let bottleneck = adapters.bottleneck.as_ref().map(|b| (b.kind, &b.layers[index][..]));
+    let houlsby = |which: usize| match bottleneck {
+        Some((Kind::Houlsby, adapters)) => adapters.get(which),
+        _ => None,
+    };
+    let plain = Step { activation: Activation::Identity, onto: Onto::Nothing };
+    let mut products = Products {
+        layer,
+        context,
+        rows: a.rows,
+        workspace: &mut a.workspace,
+        sequential: &mut a.sequential,
+        update: &mut a.update,
+    };
+
+    layer_norm(&a.x, &layer.ln_1, eps, &mut a.normed);
+    products.projection(Projection::Qkv, &a.normed, &mut a.qkv, plain)?;
+    let shape = attention::Shape {
+        tokens,
+        heads: config.heads,
+        head_size: config.head_size(),
+        scale: config.attention_scale(index),
+    };
+    let prefix = adapters.prefix.as_ref().and_then(|p| p.keys_values(index));
+    attention::causal(&a.qkv, prefix, shape, &mut a.attended);
+    products.sublayer(Projection::AttnOut, &a.attended, &mut a.x, houlsby(0), &mut a.bottleneck)?;
+
+    layer_norm(&a.x, &layer.ln_2, eps, &mut a.normed);
+    let activated = Step { activation: config.activation, onto: Onto::Nothing };
+    products.projection(Projection::Fc, &a.normed, &mut a.hidden, activated)?;
+    products.sublayer(Projection::MlpOut, &a.hidden, &mut a.x, houlsby(1), &mut a.bottleneck)?;
+
+    if let Some((Kind::Lin | Kind::Pfeiffer, [adapter])) = bottleneck {
+        let input = match &adapter.norm {
+            Some(norm) => {
+                layer_norm(&a.x, norm, eps, &mut a.normed);
+                &a.normed[..]
+            }
+            None => {
+                a.normed.copy_from_slice(&a.x);
+                &a.normed[..]
+            }
+        };
+        products.bottleneck(adapter, input, &mut a.x, &mut a.bottleneck)?;
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Onto {
+    /// The output is overwritten.
+    Nothing,
+    /// The output is added to.
+    Itself,
+}
+
+#[derive(Clone, Copy)]
+struct Step {
+    activation: Activation,
+    onto: Onto,
+}
+
+impl Step {
+    fn epilogue(self) -> Epilogue<'static, f32> {
+        let residual = if self.onto == Onto::Itself { Residual::InPlace } else { Residual::None };
+        Epilogue { activation: self.activation, residual }
+    }
+}
+
+struct Products<'a, W> {
+    layer: &'a Layer<W>,
+    context: Context<'a, W>,
+    rows: usize,
+    workspace: &'a mut Vec<f32>,
+    sequential: &'a mut SequentialBuffers<W, f32>,
+    update: &'a mut [f32],
+}
+
+impl<W: Element> Products<'_, W> {
+    /// A projection with its LoRA, if it has one.
+    fn projection(&mut self, which: Projection, x: &[f32], y: &mut [f32], step: Step) -> Result<()> {
+        let linear = &self.layer.projections[which as usize];
+        let index = self.context.index;
+        let segments = match &self.context.adapters.lora {
+            Some(lora) => lora.segments(index, which)?,
+            None => vec![],
+        };
+        let name = |source| Error::Layer { what: format!("h.{index}.{}", which.name()), source };
+        let mode = self.context.adapters.mode;
+        if segments.is_empty() || mode == LoraMode::Fused {
+            return fused(linear, &segments, self.rows, x, y, step, self.workspace).map_err(name);
+        }
+        // Layers run one after the other cannot add onto their own output: they write beside it first.
+        let apart = Step { onto: Onto::Nothing, ..step };
+        let target = if step.onto == Onto::Itself { &mut *self.update } else { &mut *y };
+        let layer = linear.layer(&segments)?;
+        let x = MatrixRef::new(x, self.rows, linear.d_in)?;
+        let mut out = MatrixMut::new(target, self.rows, linear.d_out)?;
+        let run = match mode {
+            LoraMode::DenseDelta => cpu::forward_dense_delta,
+            _ => cpu::forward_sequential,
+        };
+        run(&layer, x, &mut out, &apart.epilogue(), self.sequential).map_err(name)?;
+        if step.onto == Onto::Itself {
+            add(y, self.update);
+        }
+        Ok(())
+    }
+
+    /// `x += projection(input)`, through a Houlsby adapter if there is one.
+    fn sublayer(
+        &mut self,
+        which: Projection,
+        input: &[f32],
+        x: &mut [f32],
+        adapter: Option<&Adapter<W>>,
+        bottleneck: &mut [f32],
+    ) -> Result<()> {
+        let Some(adapter) = adapter else {
+            let onto_x = Step { activation: Activation::Identity, onto: Onto::Itself };
+            return self.projection(which, input, x, onto_x);
+        };
+        // `update` is also where a sequential LoRA would write, but only when it adds onto its output.
+        let mut s = std::mem::take(&mut self.update);
+        let plain = Step { activation: Activation::Identity, onto: Onto::Nothing };
+        self.projection(which, input, s, plain)?;
+        add(x, s);
+        self.bottleneck(adapter, s, x, bottleneck)?;
+        std::mem::swap(&mut self.update, &mut s);
+        Ok(())
+    }
+
+    /// `x += Up(ReLU(Down input))`.
+    fn bottleneck(&mut self, adapter: &Adapter<W>, input: &[f32], x: &mut [f32], hidden: &mut [f32]) -> Result<()> {
+        let hidden = &mut hidden[..self.rows * adapter.down.d_out];
+        let relu = Step { activation: Activation::Relu, onto: Onto::Nothing };
+        let onto_x = Step { activation: Activation::Identity, onto: Onto::Itself };
+        let name = |source| Error::Layer { what: format!("h.{}.adapter", self.context.index), source };
+        fused(&adapter.down, &[], self.rows, input, hidden, relu, self.workspace).map_err(name)?;
+        fused(&adapter.up, &[], self.rows, hidden, x, onto_x, self.workspace).map_err(name)
+    }
+}
+
+fn fused<W: Element>(
+    linear: &Linear<W>,
+    segments: &[fused_lora::lora::Segment<'_, W>],
+    rows: usize,
+    x: &[f32],
+    y: &mut [f32],
+    step: Step,
+    workspace: &mut Vec<f32>,
+) -> fused_lora::Result<()> {
+    let weight = fused_lora::lora::Weight::in_out(MatrixRef::new(&linear.weight, linear.d_in, linear.d_out)?);
+    let layer = fused_lora::lora::LoraLinear { weight, bias: Some(&linear.bias), segments };
+    let needed = layer.plan_forward::<f32>(rows)?.workspace_len();
+    if workspace.len() < needed {
+        workspace.resize(needed, 0.0);
+    }
+    let x = MatrixRef::new(x, rows, linear.d_in)?;
+    let mut y = MatrixMut::new(y, rows, linear.d_out)?;
+    cpu::forward_with(&layer, x, &mut y, &step.epilogue(), None, workspace)
+}
+
+/// Elements of an element-wise pass that one task takes.
+const CHUNK: usize = 1 << 14;
+
+fn add(x: &mut [f32], update: &[f32]) {
+    x.par_chunks_mut(CHUNK).zip(update.par_chunks(CHUNK)).for_each(|(x, update)| vector::add(x, update));
+}
+
+/// LayerNorm over rows: ε inside the root, biased variance, two passes over a row that stays in cache.
+pub(crate) fn layer_norm(x: &[f32], norm: &Norm, epsilon: f32, out: &mut [f32]) {
+    let d = norm.weight.len();
+    let rows = (CHUNK / d).max(1);
+    out.par_chunks_mut(rows * d).zip(x.par_chunks(rows * d)).for_each(|(out, x)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+                    let mean = sum(x, |v| v) / d as f32;
+                    let variance = sum(x, |v| (v - mean) * (v - mean)) / d as f32;
+                    let inverse = 1.0 / (variance + epsilon).sqrt();
+                    for (((out, x), w), b) in out.iter_mut().zip(x).zip(&norm.weight).zip(&norm.bias) {
+                        *out = (x - mean) * inverse * w + b;
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// A sum in 16 lanes, which the compiler keeps in vector registers.
+#[inline(always)]
+fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let (blocks, rest) = values.as_chunks::<16>();
+    for block in blocks {
+        for (lane, &v) in lanes.iter_mut().zip(block) {
+            *lane += f(v);
+        }
+    }
+    for (lane, &v) in lanes.iter_mut().zip(rest) {
+        *lane += f(v);
+    }
+    lanes.into_iter().sum()
+}

@@ -1,0 +1,161 @@
+//! The error type: one sentence that names the file, the key and what was expected.
+
+use std::path::PathBuf;
+
+/// Why a model, an adapter or an input was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file is not the JSON it should be.
+    #[error("{}: not the JSON expected: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A file is not valid safetensors: truncated, or its header is damaged.
+    #[error("{}: not a whole safetensors file ({reason})", path.display())]
+    NotSafetensors {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        reason: String,
+    },
+    /// A configuration field has a value that is not supported.
+    #[error("{}: field '{field}' is {value}, {expected}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// What it holds.
+        value: String,
+        /// What would be accepted.
+        expected: String,
+    },
+    /// A tensor is missing.
+    #[error("{}: tensor '{key}' is missing, expected {expected}", path.display())]
+    MissingTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// Its shape or role.
+        expected: String,
+    },
+    /// A tensor that the model has no place for.
+    #[error("{}: tensor '{key}' has no place in this model, {expected}", path.display())]
+    UnknownTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// What there are places for.
+        expected: String,
+    },
+    /// A tensor has another shape than the model.
+    #[error("{}: tensor '{key}' has shape {actual:?}, expected {expected:?}", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// The shape that fits.
+        expected: Vec<usize>,
+        /// The shape found.
+        actual: Vec<usize>,
+    },
+    /// A tensor is stored in a type that is not supported.
+    #[error("{}: tensor '{key}' is stored as {actual}, expected {expected}", path.display())]
+    Dtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// Types that are read.
+        expected: &'static str,
+        /// The type found.
+        actual: String,
+    },
+    /// A tensor holds an infinity or a NaN, perhaps only after conversion.
+    #[error("{}: tensor '{key}' holds a value that is not finite in {dtype}", path.display())]
+    NonFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// The type it was read as.
+        dtype: fused_lora::DType,
+    },
+    /// A token id is outside the vocabulary.
+    #[error("token {token} at [{row}, {position}] is outside the vocabulary of {vocabulary}")]
+    Token {
+        /// The token id.
+        token: u32,
+        /// Which sequence.
+        row: usize,
+        /// Where in it.
+        position: usize,
+        /// Size of the vocabulary.
+        vocabulary: usize,
+    },
+    /// Sequences of different lengths in one batch, or no tokens at all.
+    #[error("sequence {row} has {actual} tokens, expected {expected} (all sequences of a batch alike, at least 1)")]
+    Batch {
+        /// Which sequence.
+        row: usize,
+        /// Its length.
+        actual: usize,
+        /// The first sequence's length.
+        expected: usize,
+    },
+    /// More positions than the model was built for.
+    #[error("{tokens} tokens after a prefix of {prefix} need more than the model's {positions} positions")]
+    TooManyPositions {
+        /// Tokens of a sequence.
+        tokens: usize,
+        /// Prefix tokens in front of them.
+        prefix: usize,
+        /// Positions of the model.
+        positions: usize,
+    },
+    /// Two adapters that cannot be active together.
+    #[error("{0}")]
+    Combination(String),
+    /// An adapter does not fit the model it is used with.
+    #[error("the adapter has {actual} {what}, the model {expected}")]
+    OtherModel {
+        /// What was counted.
+        what: &'static str,
+        /// What the model has.
+        expected: usize,
+        /// What the adapter has.
+        actual: usize,
+    },
+    /// A layer refused its operands.
+    #[error("{what}: {source}")]
+    Layer {
+        /// Which layer.
+        what: String,
+        /// Why.
+        source: fused_lora::Error,
+    },
+}
+
+impl From<fused_lora::Error> for Error {
+    fn from(source: fused_lora::Error) -> Self {
+        Error::Layer { what: "layer".into(), source }
+    }
+}
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,124 @@
+//! The forward pass of a whole model.
+
+use fused_lora::lora::{LoraLinear, Weight};
+use fused_lora::{Element, MatrixMut, MatrixRef, cpu};
+
+use crate::adapter::Adapters;
+use crate::adapter::prefix::Prefix;
+use crate::block::{self, Arena, Context};
+use crate::error::{Error, Result};
+use crate::model::Model;
+
+/// Forward passes, with the buffers they share.
+#[derive(Debug)]
+pub struct Forward<W> {
+    arena: Arena<W>,
+    normed: Vec<f32>,
+    logits: Vec<f32>,
+    workspace: Vec<f32>,
+}
+
+impl<W: Element> Default for Forward<W> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<W: Element> Forward<W> {
+    /// No buffers yet; the first pass makes them, later ones of the same shape allocate nothing large.
+    pub fn new() -> Self {
+        Self { arena: Arena::new(), normed: vec![], logits: vec![], workspace: vec![] }
+    }
+
+    /// The last hidden state behind ln_f, `[batch·tokens, d_model]`, real tokens only.
+    ///
+    /// # Errors
+    /// [`Error::Batch`], [`Error::Token`], [`Error::TooManyPositions`], [`Error::OtherModel`].
+    pub fn hidden(&mut self, model: &Model<W>, adapters: &Adapters<W>, tokens: &[&[u32]]) -> Result<&[f32]> {
+        let config = &model.config;
+        let d = config.d_model;
+        check_tokens(model, adapters, tokens)?;
+        let batch = tokens.len();
+        let in_front = match &adapters.prefix {
+            Some(Prefix::Embedding { length, .. }) => *length,
+            _ => 0,
+        };
+        let length = in_front + tokens[0].len();
+        self.arena.reserve(config, adapters, batch * length);
+        self.embed(model, adapters, tokens, length);
+        for (index, layer) in model.layers.iter().enumerate() {
+            block::run(layer, Context { config, adapters, index, tokens: length }, &mut self.arena)?;
+        }
+        if in_front > 0 {
+            for b in 0..batch {
+                let from = (b * length + in_front) * d..(b + 1) * length * d;
+                self.arena.x.copy_within(from, b * (length - in_front) * d);
+            }
+        }
+        let rows = batch * tokens[0].len();
+        self.normed.resize(rows * d, 0.0);
+        block::layer_norm(&self.arena.x[..rows * d], &model.ln_f, config.layer_norm_epsilon, &mut self.normed);
+        Ok(&self.normed)
+    }
+
+    /// The logits, `[batch·tokens, vocabulary]`: the last hidden state times the token embedding.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    pub fn logits(&mut self, model: &Model<W>, adapters: &Adapters<W>, tokens: &[&[u32]]) -> Result<&[f32]> {
+        self.hidden(model, adapters, tokens)?;
+        let (d, vocabulary) = (model.config.d_model, model.config.vocabulary);
+        let rows = self.normed.len() / d;
+        let lm_head = LoraLinear::base(Weight::out_in(MatrixRef::new(&model.wte, vocabulary, d)?), None);
+        self.workspace.resize(lm_head.plan_forward::<f32>(rows)?.workspace_len(), 0.0);
+        self.logits.resize(rows * vocabulary, 0.0);
+        let mut logits = MatrixMut::new(&mut self.logits, rows, vocabulary)?;
+        cpu::forward(&lm_head, MatrixRef::new(&self.normed, rows, d)?, &mut logits, &mut self.workspace)?;
+        Ok(&self.logits)
+    }
+
+    /// x = wte\[token] + wpe\[position], behind the prefix vectors where there are some.
+    fn embed(&mut self, model: &Model<W>, adapters: &Adapters<W>, tokens: &[&[u32]], length: usize) {
+        let d = model.config.d_model;
+        let start = adapters.prefix.as_ref().map_or(0, Prefix::length);
+        let mut position = vec![0.0; d];
+        for (sequence, out) in tokens.iter().zip(self.arena.x.chunks_exact_mut(length * d)) {
+            let in_front = length - sequence.len();
+            if let Some(Prefix::Embedding { vectors, .. }) = &adapters.prefix {
+                out[..in_front * d].copy_from_slice(vectors);
+            }
+            for (i, &token) in sequence.iter().enumerate() {
+                W::widen(&model.wte[token as usize * d..][..d], &mut out[(in_front + i) * d..][..d]);
+            }
+            // Prefix vectors in front of the input have positions like any token; keys and values have none.
+            for (i, row) in out.chunks_exact_mut(d).enumerate() {
+                W::widen(&model.wpe[(start - in_front + i) * d..][..d], &mut position);
+                cpu::vector::add(row, &position);
+            }
+        }
+    }
+}
+
+fn check_tokens<W: Element>(model: &Model<W>, adapters: &Adapters<W>, tokens: &[&[u32]]) -> Result<()> {
+    let config = &model.config;
+    adapters.check(config)?;
+    let expected = tokens.first().map_or(0, |t| t.len());
+    if expected == 0 {
+        return Err(Error::Batch { row: 0, actual: 0, expected: 1 });
+    }
+    for (row, sequence) in tokens.iter().enumerate() {
+        if sequence.len() != expected {
+            return Err(Error::Batch { row, actual: sequence.len(), expected });
+        }
+        for (position, &token) in sequence.iter().enumerate() {
+            if token as usize >= config.vocabulary {
+                return Err(Error::Token { token, row, position, vocabulary: config.vocabulary });
+            }
+        }
+    }
+    let prefix = adapters.prefix.as_ref().map_or(0, Prefix::length);
+    if expected + prefix > config.positions {
+        return Err(Error::TooManyPositions { tokens: expected, prefix, positions: config.positions });
+    }
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! GPT-2 with every way of adapting it that the LoRA paper's Table 1 compares, on the kernels of `fused-lora`.
+//!
+//! ```no_run
+//! use fused_lora_gpt2::{Adapters, Forward, Model, peft};
+//!
+//! # fn main() -> Result<(), fused_lora_gpt2::Error> {
+//! let model = Model::<f32>::load("gpt2-medium".as_ref())?;
+//! let adapters = Adapters { lora: Some(peft::load_lora("my-adapter".as_ref(), &model.config)?), ..Adapters::default() };
+//! let mut forward = Forward::new();
+//! let logits = forward.logits(&model, &adapters, &[&[15496, 995]])?;
+//! # let _ = logits; Ok(()) }
+//! ```
+
+pub mod adapter;
+mod attention;
+mod block;
+mod checkpoint;
+mod config;
+mod error;
+mod folder;
+mod forward;
+mod model;
+pub mod peft;
+mod random;
+mod tensor;
+
+pub use adapter::{Adapters, LoraMode};
+pub use checkpoint::{Checkpoint, write_atomically, write_tensors};
+pub use config::Config;
+pub use error::{Error, Result};
+pub use folder::{MergedTensor, merge_folder};
+pub use forward::Forward;
+pub use model::{Layer, Linear, Model, Norm};
+pub use random::Random;
+pub use tensor::Tensor;

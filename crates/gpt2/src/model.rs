@@ -1,0 +1,222 @@
+//! The frozen weights: loaded from a folder, or random.
+
+use std::path::Path;
+
+use fused_lora::Element;
+use fused_lora::lora::{LoraLinear, Segment, Weight};
+
+use crate::adapter::lora::{Lora, Projection};
+use crate::checkpoint::Checkpoint;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::random::Random;
+use crate::tensor::Tensor;
+
+/// A projection, stored `[d_in, d_out]` as GPT-2's `Conv1D` is.
+#[derive(Debug, Clone)]
+pub struct Linear<W> {
+    /// `[d_in, d_out]`
+    pub weight: Tensor<W>,
+    /// `[d_out]`
+    pub bias: Tensor<W>,
+    /// Input features.
+    pub d_in: usize,
+    /// Output features.
+    pub d_out: usize,
+}
+
+impl<W: Element> Linear<W> {
+    /// The layer with `segments` on it.
+    ///
+    /// # Errors
+    /// As [`fused_lora::MatrixRef::new`]; never for a layer this crate made.
+    pub fn layer<'a>(&'a self, segments: &'a [Segment<'a, W>]) -> Result<LoraLinear<'a, W>> {
+        let weight = Weight::in_out(fused_lora::MatrixRef::new(&self.weight, self.d_in, self.d_out)?);
+        Ok(LoraLinear { weight, bias: Some(&self.bias), segments })
+    }
+
+    pub(crate) fn random(random: &mut Random, d_in: usize, d_out: usize, deviation: f32) -> Result<Self> {
+        let weight = random.normal(d_in * d_out, deviation)?;
+        Ok(Self { weight, bias: random.normal(d_out, 0.0)?, d_in, d_out })
+    }
+}
+
+/// LayerNorm's parameters, widened once.
+#[derive(Debug, Clone)]
+pub struct Norm {
+    /// `[d_model]`
+    pub weight: Vec<f32>,
+    /// `[d_model]`
+    pub bias: Vec<f32>,
+}
+
+impl Norm {
+    pub(crate) fn identity(d: usize) -> Self {
+        Self { weight: vec![1.0; d], bias: vec![0.0; d] }
+    }
+}
+
+/// One transformer block.
+#[derive(Debug, Clone)]
+pub struct Layer<W> {
+    /// Before the attention.
+    pub ln_1: Norm,
+    /// Before the MLP.
+    pub ln_2: Norm,
+    /// c_attn, attn.c_proj, c_fc, mlp.c_proj, in the order of [`Projection`].
+    pub projections: [Linear<W>; 4],
+}
+
+/// A GPT-2.
+#[derive(Debug, Clone)]
+pub struct Model<W> {
+    /// Its shape.
+    pub config: Config,
+    /// Token embedding and lm_head, `[vocabulary, d_model]`.
+    pub wte: Tensor<W>,
+    /// Position embedding, `[positions, d_model]`.
+    pub wpe: Tensor<W>,
+    /// The blocks.
+    pub layers: Vec<Layer<W>>,
+    /// After the last block.
+    pub ln_f: Norm,
+}
+
+impl<W: Element> Model<W> {
+    /// Loads `config.json` and `model.safetensors` from `folder`. Weights stored as `W` stay in the mapped file.
+    ///
+    /// # Errors
+    /// As [`Config::read`], [`Checkpoint::open`], [`Checkpoint::floats`]; [`Error::UnknownTensor`].
+    pub fn load(folder: &Path) -> Result<Self> {
+        let config = Config::read(&folder.join("config.json"))?;
+        let file = Checkpoint::open(&folder.join("model.safetensors"))?;
+        let prefix = key_prefix(&file);
+        check_keys(&file, prefix, &config)?;
+        let floats = |key: String, shape: &[usize]| file.floats::<W>(&format!("{prefix}{key}"), shape);
+        let norm = |key: String| -> Result<Norm> {
+            let wide = |what| {
+                let narrow = floats(format!("{key}.{what}"), &[config.d_model])?;
+                Ok::<_, Error>(narrow.iter().map(|v| v.to_f32()).collect())
+            };
+            Ok(Norm { weight: wide("weight")?, bias: wide("bias")? })
+        };
+        let layer = |i: usize| -> Result<Layer<W>> {
+            let linear = |projection: Projection| -> Result<Linear<W>> {
+                let (d_in, d_out) = projection.shape(&config);
+                let key = format!("h.{i}.{}", projection.name());
+                let weight = floats(format!("{key}.weight"), &[d_in, d_out])?;
+                Ok(Linear { weight, bias: floats(format!("{key}.bias"), &[d_out])?, d_in, d_out })
+            };
+            let [qkv, attn_out, fc, mlp_out] = Projection::ALL;
+            Ok(Layer {
+                ln_1: norm(format!("h.{i}.ln_1"))?,
+                ln_2: norm(format!("h.{i}.ln_2"))?,
+                projections: [linear(qkv)?, linear(attn_out)?, linear(fc)?, linear(mlp_out)?],
+            })
+        };
+        Ok(Self {
+            wte: floats("wte.weight".into(), &[config.vocabulary, config.d_model])?,
+            wpe: floats("wpe.weight".into(), &[config.positions, config.d_model])?,
+            layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
+            ln_f: norm("ln_f".into())?,
+            config,
+        })
+    }
+
+    /// Random weights as GPT-2 starts training: deviation 0.02, biases 0, LayerNorms 1, the projections onto the
+    /// residual stream divided by √(2·layers).
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the memory cannot be had.
+    pub fn random(config: &Config, seed: u64) -> Result<Self> {
+        const DEVIATION: f32 = 0.02;
+        let onto_residual = DEVIATION / (2.0 * config.layers as f32).sqrt();
+        let mut random = Random::new(seed);
+        let d = config.d_model;
+        let layers = (0..config.layers).map(|_| {
+            let mut linear = |projection: Projection| {
+                let (d_in, d_out) = projection.shape(config);
+                let deviation = match projection {
+                    Projection::Qkv | Projection::Fc => DEVIATION,
+                    Projection::AttnOut | Projection::MlpOut => onto_residual,
+                };
+                Linear::random(&mut random, d_in, d_out, deviation)
+            };
+            let [qkv, attn_out, fc, mlp_out] = Projection::ALL;
+            Ok(Layer {
+                ln_1: Norm::identity(d),
+                ln_2: Norm::identity(d),
+                projections: [linear(qkv)?, linear(attn_out)?, linear(fc)?, linear(mlp_out)?],
+            })
+        });
+        Ok(Self {
+            layers: layers.collect::<Result<_>>()?,
+            wte: random.normal(config.vocabulary * d, DEVIATION)?,
+            wpe: random.normal(config.positions * d, DEVIATION)?,
+            ln_f: Norm::identity(d),
+            config: config.clone(),
+        })
+    }
+
+    /// The model with `lora` folded into copies of the weights it touches; all others stay shared.
+    ///
+    /// # Errors
+    /// [`Error::OtherModel`]; [`Error::Layer`] if a result is not finite; [`Error::Io`] without memory.
+    pub fn merged(&self, lora: &Lora<W>) -> Result<Self> {
+        lora.check(&self.config)?;
+        let mut model = self.clone();
+        for (i, layer) in model.layers.iter_mut().enumerate() {
+            for projection in Projection::ALL {
+                let linear = &mut layer.projections[projection as usize];
+                let segments = lora.segments(i, projection)?;
+                if segments.is_empty() {
+                    continue;
+                }
+                let (d_in, d_out) = (linear.d_in, linear.d_out);
+                let mut merged = Ok(Default::default());
+                let weight = Tensor::filled(linear.weight.len(), |out| {
+                    out.copy_from_slice(&linear.weight);
+                    merged = fused_lora::MatrixMut::new(out, d_in, d_out).and_then(|mut weight| {
+                        fused_lora::cpu::merge(&mut weight, fused_lora::lora::Layout::InOut, &segments)
+                    });
+                })
+                .map_err(|source| Error::Io { path: "merged weights".into(), source })?;
+                merged.map_err(|source| Error::Layer { what: format!("h.{i}.{}", projection.name()), source })?;
+                linear.weight = weight;
+            }
+        }
+        Ok(model)
+    }
+}
+
+/// Published checkpoints name their tensors with or without the module they were saved from.
+pub(crate) fn key_prefix(file: &Checkpoint) -> &'static str {
+    if file.shape("transformer.wte.weight").is_some() { "transformer." } else { "" }
+}
+
+/// A tensor that is not read would change what the model computes, so it is refused by name.
+fn check_keys(file: &Checkpoint, prefix: &str, config: &Config) -> Result<()> {
+    for key in file.keys() {
+        let name = key.strip_prefix(prefix).unwrap_or(&key);
+        // Causal masks that old checkpoints carry, and the tied copy of wte.
+        if name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || key == "lm_head.weight" {
+            continue;
+        }
+        let known = match name.strip_prefix("h.").and_then(|rest| rest.split_once('.')) {
+            Some((layer, rest)) => {
+                let parameter = rest.strip_suffix(".weight").or(rest.strip_suffix(".bias"));
+                layer.parse().is_ok_and(|i: usize| i < config.layers)
+                    && parameter.is_some_and(|p| ["ln_1", "ln_2"].contains(&p) || Projection::named(p).is_some())
+            }
+            None => ["wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"].contains(&name),
+        };
+        if !known {
+            return Err(Error::UnknownTensor {
+                path: file.path().into(),
+                key,
+                expected: format!("a GPT-2 of {} layers", config.layers),
+            });
+        }
+    }
+    Ok(())
+}
