@@ -181,10 +181,10 @@ impl<W: Element> Bottleneck<W> {
     }
 }
 
-/// The bottleneck width whose parameter count comes closest to `parameters` without exceeding it.
+/// The bottleneck width, at least 1, whose parameter count comes closest to `parameters`.
 pub fn width_for(config: &Config, kind: Kind, parameters: usize) -> usize {
-    let adapters = config.layers * kind.names().len();
-    let norm = if kind == Kind::Lin { 2 * config.d_model } else { 0 };
-    let per_adapter = parameters / adapters;
-    per_adapter.saturating_sub(config.d_model + norm) / (2 * config.d_model + 1)
+    let adapters = (config.layers * kind.names().len()) as f64;
+    let fixed = config.d_model + if kind == Kind::Lin { 2 * config.d_model } else { 0 };
+    let width = (parameters as f64 / adapters - fixed as f64) / (2 * config.d_model + 1) as f64;
+    width.round().max(1.0) as usize
 }

@@ -1,0 +1,264 @@
+//! `bench`: one adapted layer, fused against sequential against the base layer alone.
+
+use anyhow::Result;
+use fused_lora::cpu::{self, SequentialBuffers};
+use fused_lora::lora::{Epilogue, Layout, LoraLinear, Segment, Weight};
+use fused_lora::{Element, MatrixMut, MatrixRef};
+use fused_lora_gpt2::{Random, Tensor};
+use serde::Serialize;
+
+use crate::common::{Compute, ResultFiles, parse_size, with_dtype};
+use crate::environment::Run;
+use crate::output::{emit, progress, table, write_csv, write_json};
+use crate::stats::{Excess, median};
+use crate::trial::{Trials, interleave};
+
+const EXAMPLES: &str = "\
+Examples:
+  fused-lora bench
+      The projections of GPT-2 medium at 1, 16 and 128 tokens, rank 4 and 16
+  fused-lora bench --tokens 1 --shapes 4096x4096,4096x11008 --ranks 4,16,64 --dtype bf16 --layout out-in
+      Decoding with a 7B model's projections, weights stored as torch stores them
+  fused-lora bench --explain
+      How each call would be cut into tiles, without running it";
+
+/// Bytes of weights that a round walks through, so that every call reads them from memory: three times the largest
+/// last-level caches.
+const COLD_BYTES: usize = 192 << 20;
+
+/// Arguments of `bench`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    compute: Compute,
+    #[command(flatten)]
+    files: ResultFiles,
+    /// Rows of x
+    #[arg(long, value_delimiter = ',', default_value = "1,16,128", value_parser = parse_size)]
+    tokens: Vec<usize>,
+    /// Layers, as d_in x d_out
+    #[arg(long, value_delimiter = ',', default_value = "1024x1024,1024x3072,1024x4096,4096x1024", value_parser = shape)]
+    shapes: Vec<(usize, usize)>,
+    /// LoRA's ranks
+    #[arg(long, value_delimiter = ',', default_value = "4,16", value_parser = parse_size)]
+    ranks: Vec<usize>,
+    /// How the weight is stored: in-out as GPT-2's Conv1D, out-in as torch's Linear
+    #[arg(long, value_enum, default_value = "in-out")]
+    layout: LayoutArg,
+    /// Rounds; each walks through all copies of the weight
+    #[arg(long, default_value_t = 7, value_parser = parse_size)]
+    trials: usize,
+    /// Print the plan of each call and run nothing
+    #[arg(long)]
+    explain: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum LayoutArg {
+    InOut,
+    OutIn,
+}
+
+fn shape(text: &str) -> Result<(usize, usize), String> {
+    let (d_in, d_out) = text.split_once('x').ok_or_else(|| format!("'{text}' is not D_INxD_OUT, as in 1024x4096"))?;
+    Ok((parse_size(d_in)?, parse_size(d_out)?))
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    tokens: usize,
+    d_in: usize,
+    d_out: usize,
+    rank: usize,
+    variant: &'static str,
+    median_us: f64,
+    percent_over_base: f64,
+    percent_low: f64,
+    percent_high: f64,
+    bytes: usize,
+    gigabytes_per_second: f64,
+    gigaflops_per_second: f64,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    run: Run,
+    layout: String,
+    weight_copies_bytes: usize,
+    rows: &'a [Row],
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    args.files.check(&[])?;
+    let device = args.compute.start()?;
+    with_dtype!(args.compute.dtype, measure(args, device))
+}
+
+/// One copy of a layer's weights.
+struct Copy<W> {
+    weight: Tensor<W>,
+    a: Tensor<W>,
+    b: Tensor<W>,
+}
+
+struct Case {
+    tokens: usize,
+    d_in: usize,
+    d_out: usize,
+    rank: usize,
+    layout: Layout,
+}
+
+impl Case {
+    fn with_layer<W: Element, R>(
+        &self,
+        copy: &Copy<W>,
+        f: impl FnOnce(&LoraLinear<'_, W>) -> fused_lora::Result<R>,
+    ) -> fused_lora::Result<R> {
+        let (rows, cols) = match self.layout {
+            Layout::InOut => (self.d_in, self.d_out),
+            Layout::OutIn => (self.d_out, self.d_in),
+        };
+        let segments = [Segment {
+            columns: 0..self.d_out,
+            a: MatrixRef::new(&copy.a, self.rank, self.d_in)?,
+            b: MatrixRef::new(&copy.b, self.d_out, self.rank)?,
+            scale: 2.0,
+        }];
+        let weight = Weight::new(MatrixRef::new(&copy.weight, rows, cols)?, self.layout);
+        f(&LoraLinear { weight, bias: None, segments: &segments })
+    }
+
+    /// Bytes that must move: every operand once.
+    fn bytes<W: Element>(&self, adapted: bool) -> usize {
+        let low_rank = if adapted { self.rank * (self.d_in + self.d_out) } else { 0 };
+        (self.d_in * self.d_out + self.tokens * (self.d_in + self.d_out) + low_rank) * size_of::<W>()
+    }
+
+    fn flops(&self, adapted: bool) -> usize {
+        let low_rank = if adapted { self.rank * (self.d_in + self.d_out) } else { 0 };
+        2 * self.tokens * (self.d_in * self.d_out + low_rank)
+    }
+}
+
+const VARIANTS: [&str; 3] = ["base", "fused", "sequential"];
+
+fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
+    let run = Run::new(device, W::DTYPE);
+    let layout = match args.layout {
+        LayoutArg::InOut => Layout::InOut,
+        LayoutArg::OutIn => Layout::OutIn,
+    };
+    emit(&format!("{}\n\n", run.summary()))?;
+    let mut rows = vec![];
+    for &(d_in, d_out) in &args.shapes {
+        for &rank in &args.ranks {
+            let case = |tokens| Case { tokens, d_in, d_out, rank, layout };
+            if args.explain {
+                let copy = random_copy::<W>(&case(1), &mut Random::new(0))?;
+                for &tokens in &args.tokens {
+                    let plan = case(tokens).with_layer(&copy, |layer| layer.plan_forward::<W>(tokens))?;
+                    emit(&format!("{plan}\n"))?;
+                }
+                continue;
+            }
+            let mut random = Random::new(0);
+            let copies = COLD_BYTES.div_ceil(d_in * d_out * size_of::<W>()).max(2);
+            let copies: Vec<_> = (0..copies).map(|_| random_copy::<W>(&case(1), &mut random)).collect::<Result<_>>()?;
+            for &tokens in &args.tokens {
+                rows.extend(measure_case(&case(tokens), &copies, args.trials, &mut random)?);
+            }
+        }
+    }
+    if args.explain {
+        return Ok(());
+    }
+    emit(&print(&rows))?;
+    if let Some(path) = &args.files.json {
+        let layout = format!("{:?}", args.layout);
+        write_json(path, &Report { run, layout, weight_copies_bytes: COLD_BYTES, rows: &rows })?;
+    }
+    if let Some(path) = &args.files.csv {
+        write_csv(path, &rows)?;
+    }
+    Ok(())
+}
+
+fn random_copy<W: Element>(case: &Case, random: &mut Random) -> Result<Copy<W>> {
+    Ok(Copy {
+        weight: random.normal(case.d_in * case.d_out, 0.02)?,
+        a: random.normal(case.rank * case.d_in, 0.02)?,
+        b: random.normal(case.d_out * case.rank, 0.02)?,
+    })
+}
+
+fn measure_case<W: Element>(case: &Case, copies: &[Copy<W>], trials: usize, random: &mut Random) -> Result<Vec<Row>> {
+    let Case { tokens, d_in, d_out, rank, .. } = *case;
+    let x = random.normal::<W>(tokens * d_in, 1.0)?;
+    let mut y = vec![W::default(); tokens * d_out];
+    let mut buffers = SequentialBuffers::new();
+    let needed = case.with_layer(&copies[0], |layer| layer.plan_forward::<W>(tokens))?.workspace_len();
+    let mut workspace = vec![0.0; needed];
+    let bar = progress(1, &format!("{tokens} x {d_in}->{d_out} r {rank}"));
+    let times = interleave(VARIANTS.len(), Trials::Count(trials), &bar, |variant| {
+        copies.iter().try_for_each(|copy| {
+            let x = MatrixRef::new(&x, tokens, d_in)?;
+            let mut y = MatrixMut::new(&mut y, tokens, d_out)?;
+            case.with_layer(copy, |layer| match VARIANTS[variant] {
+                "base" => cpu::forward(&LoraLinear { segments: &[], ..*layer }, x, &mut y, &mut workspace),
+                "fused" => cpu::forward(layer, x, &mut y, &mut workspace),
+                _ => cpu::forward_sequential(layer, x, &mut y, &Epilogue::default(), &mut buffers),
+            })
+        })
+    })?;
+    let row = |(i, times_of): (usize, &Vec<f64>)| {
+        let excess = Excess::of(times_of, &times[0]);
+        let (percent_over_base, interval) = if i == 0 { (0.0, (0.0, 0.0)) } else { (excess.percent, excess.interval) };
+        let us = median(times_of) * 1e3 / copies.len() as f64;
+        let bytes = case.bytes::<W>(i > 0);
+        Row {
+            tokens,
+            d_in,
+            d_out,
+            rank,
+            variant: VARIANTS[i],
+            median_us: us,
+            percent_over_base,
+            percent_low: interval.0,
+            percent_high: interval.1,
+            bytes,
+            gigabytes_per_second: bytes as f64 / us / 1e3,
+            gigaflops_per_second: case.flops(i > 0) as f64 / us / 1e3,
+        }
+    };
+    Ok(times.iter().enumerate().map(row).collect())
+}
+
+fn print(rows: &[Row]) -> String {
+    let header =
+        ["layer", "tokens", "r", "variant", "median µs", "over base", "95 % interval", "MB", "GB/s", "GFLOP/s"];
+    let cells = rows.iter().map(|r| {
+        let excess = Excess { percent: r.percent_over_base, interval: (r.percent_low, r.percent_high) };
+        let (over, interval) = match r.variant {
+            "base" => ("-".into(), "-".into()),
+            _ if excess.is_noise() => {
+                ("no difference".into(), format!("{:+.1} to {:+.1}", r.percent_low, r.percent_high))
+            }
+            _ => (format!("{:+.1} %", r.percent_over_base), format!("{:+.1} to {:+.1}", r.percent_low, r.percent_high)),
+        };
+        vec![
+            format!("{} -> {}", r.d_in, r.d_out),
+            r.tokens.to_string(),
+            r.rank.to_string(),
+            r.variant.into(),
+            format!("{:.1}", r.median_us),
+            over,
+            interval,
+            format!("{:.2}", r.bytes as f64 / 1e6),
+            format!("{:.1}", r.gigabytes_per_second),
+            format!("{:.1}", r.gigaflops_per_second),
+        ]
+    });
+    table(&header, cells)
+}

@@ -1,0 +1,143 @@
+//! What subcommands share: where to compute, on what model, in which type.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use fused_lora::{DType, Element};
+use fused_lora_gpt2::{Config, Model};
+
+/// Where and in which type to compute.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Compute {
+    /// Device to compute on: auto takes the best there is
+    #[arg(long, value_name = "auto|cpu", default_value = "auto")]
+    device: String,
+    /// Type that weights are stored in; arithmetic is f32 on a CPU
+    #[arg(long, value_name = "f32|f16|bf16", default_value = "f32")]
+    pub(crate) dtype: DType,
+    /// Threads to compute with [default: one a core]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+}
+
+impl Compute {
+    /// Resolves the device and starts the thread pool. Returns the device's name.
+    pub(crate) fn start(&self) -> Result<&'static str> {
+        match self.device.as_str() {
+            "auto" | "cpu" => {}
+            other => bail!("device '{other}' is not available in this build, expected auto or cpu"),
+        }
+        if let Some(threads) = self.threads {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
+            pool.build_global().context("cannot start the threads")?;
+        }
+        Ok("cpu")
+    }
+}
+
+/// The model to time.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ModelArgs {
+    /// A model folder (config.json, model.safetensors), or gpt2, gpt2-medium, gpt2-large, gpt2-xl for random weights
+    #[arg(long, value_name = "DIR|NAME", default_value = "gpt2-medium")]
+    pub(crate) model: String,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+impl ModelArgs {
+    /// Loads the folder, or makes random weights of the named size.
+    pub(crate) fn load<W: Element>(&self) -> Result<Model<W>> {
+        let folder = Path::new(&self.model);
+        if folder.is_dir() {
+            return Ok(Model::load(folder)?);
+        }
+        match Config::named(&self.model) {
+            Some(config) => Ok(Model::random(&config, self.seed)?),
+            None => bail!("{}: not a folder, and not one of gpt2, gpt2-medium, gpt2-large, gpt2-xl", self.model),
+        }
+    }
+}
+
+/// Files that results are written to, besides the table on the terminal.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ResultFiles {
+    /// Write all results and how they were made to a JSON file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Write the table to a CSV file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) csv: Option<PathBuf>,
+}
+
+impl ResultFiles {
+    /// Fails now rather than after an hour if a file cannot be written.
+    pub(crate) fn check(&self, others: &[Option<&PathBuf>]) -> Result<()> {
+        for path in [self.json.as_ref(), self.csv.as_ref()].into_iter().chain(others.iter().copied()).flatten() {
+            check_writable(path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Fails if no file can be made at `path`.
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    let unwritable = |reason: String| anyhow::anyhow!("{}: cannot be written: {reason}", path.display());
+    if path.is_dir() {
+        return Err(unwritable("it is a folder".into()));
+    }
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let probe = folder.join(format!(".fused-lora-probe-{}", std::process::id()));
+    std::fs::File::create(&probe).map_err(|e| unwritable(e.to_string()))?;
+    std::fs::remove_file(&probe).map_err(|e| unwritable(e.to_string()))
+}
+
+/// Calls a function that is generic over the weights' type with the type a [`DType`] names.
+macro_rules! with_dtype {
+    ($dtype:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match $dtype {
+            fused_lora::DType::F32 => $function::<f32>($($argument),*),
+            fused_lora::DType::F16 => $function::<half::f16>($($argument),*),
+            fused_lora::DType::Bf16 => $function::<half::bf16>($($argument),*),
+        }
+    };
+}
+pub(crate) use with_dtype;
+
+/// `a,b,c` of whole numbers.
+pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".into()),
+        Ok(value) => Ok(value),
+        Err(_) => Err(format!("'{text}' is not a whole number")),
+    }
+}
+
+/// A parameter budget: `11064576`, `11M`, `0.5M`, `300k`.
+pub(crate) fn parse_budget(text: &str) -> Result<usize, String> {
+    let (number, unit) = match text.to_ascii_lowercase() {
+        t if t.ends_with('m') => (t.trim_end_matches('m').to_owned(), 1e6),
+        t if t.ends_with('k') => (t.trim_end_matches('k').to_owned(), 1e3),
+        t => (t, 1.0),
+    };
+    match number.parse::<f64>() {
+        Ok(value) if value > 0.0 && value * unit < 1e12 => Ok((value * unit).round() as usize),
+        _ => Err(format!("'{text}' is not a number of parameters such as 393216, 11M or 0.5M")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets() {
+        assert_eq!(parse_budget("11M"), Ok(11_000_000));
+        assert_eq!(parse_budget("0.5m"), Ok(500_000));
+        assert_eq!(parse_budget("393216"), Ok(393_216));
+        for bad in ["", "M", "-1", "0", "nan", "1e99M", "eleven"] {
+            assert!(parse_budget(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What a result was made on: commit, processor, threads, memory, date.
+
+use serde::Serialize;
+
+/// The commit this binary was built from.
+pub(crate) const COMMIT: &str = env!("FUSED_LORA_COMMIT");
+
+/// One run of a command.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Run {
+    pub(crate) command: String,
+    pub(crate) commit: &'static str,
+    pub(crate) version: &'static str,
+    pub(crate) date: String,
+    pub(crate) device: String,
+    pub(crate) processor: String,
+    pub(crate) cpu_features: Vec<&'static str>,
+    pub(crate) dtype: String,
+    pub(crate) threads: usize,
+    /// The largest resident set of the process so far, where the system tells.
+    pub(crate) peak_memory_bytes: Option<u64>,
+}
+
+impl Run {
+    pub(crate) fn new(device: &str, dtype: fused_lora::DType) -> Self {
+        Self {
+            command: std::env::args()
+                .map(|a| if a.contains(' ') { format!("'{a}'") } else { a })
+                .collect::<Vec<_>>()
+                .join(" "),
+            commit: COMMIT,
+            version: env!("CARGO_PKG_VERSION"),
+            date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
+            device: device.into(),
+            processor: processor(),
+            cpu_features: cpu_features(),
+            dtype: dtype.to_string(),
+            threads: rayon::current_num_threads(),
+            peak_memory_bytes: peak_memory(),
+        }
+    }
+
+    /// A line for the head of a table.
+    pub(crate) fn summary(&self) -> String {
+        let plural = if self.threads == 1 { "" } else { "s" };
+        format!(
+            "{} ({}), {} thread{plural}, {}, commit {}",
+            self.device, self.processor, self.threads, self.dtype, self.commit
+        )
+    }
+}
+
+/// The processor's name.
+pub(crate) fn processor() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = cpuinfo.lines().find_map(|line| line.strip_prefix("model name").and_then(|l| l.split_once(':')));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}
+
+/// Vector instructions that matter to the CPU backend and are there.
+pub(crate) fn cpu_features() -> Vec<&'static str> {
+    let mut found = vec![];
+    #[cfg(target_arch = "x86_64")]
+    {
+        macro_rules! check {
+            ($($name:tt),*) => { $(if is_x86_feature_detected!($name) { found.push($name); })* };
+        }
+        check!("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "avx512fp16");
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        found.push("neon");
+    }
+    found
+}
+
+/// The process's largest resident set in bytes.
+pub(crate) fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// The machine's memory in bytes.
+pub(crate) fn total_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}

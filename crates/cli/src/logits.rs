@@ -1,0 +1,112 @@
+//! `logits`: what a model with an adapter computes, to compare with PyTorch.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use fused_lora::Element;
+use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
+use fused_lora_gpt2::{Adapters, Checkpoint, Forward, LoraMode, Model, peft, write_tensors};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+use crate::common::{Compute, check_writable, with_dtype};
+use crate::output::emit;
+
+const EXAMPLES: &str = "\
+Examples:
+  fused-lora logits --model ./gpt2 --tokens \"464,3290;1212,318\" --out logits.safetensors
+      Two sequences of two tokens through the base model
+  fused-lora logits --model ./gpt2 --adapter ./my-lora --tokens batch.safetensors --out logits.safetensors
+      A PEFT LoRA, unmerged and fused; token ids from the tensor 'tokens' [batch, tokens]
+  fused-lora logits --model ./gpt2 --bottleneck adapter.safetensors --kind houlsby --drop-adapters 6 --tokens 464 --out o.safetensors
+      Houlsby adapters, without those of the lowest six layers";
+
+/// Arguments of `logits`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    compute: Compute,
+    /// Model folder: config.json and model.safetensors
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// PEFT folder with a LoRA or a prefix; may be given twice
+    #[arg(long, value_name = "DIR")]
+    adapter: Vec<PathBuf>,
+    /// Bottleneck adapters: h.{i}.adapter[_attn|_mlp].{down,up}.{weight,bias} and, for lin, .ln.{weight,bias}
+    #[arg(long, value_name = "FILE", requires = "kind")]
+    bottleneck: Option<PathBuf>,
+    /// Which bottleneck adapters they are
+    #[arg(long, value_name = "houlsby|lin|pfeiffer", requires = "bottleneck")]
+    kind: Option<Kind>,
+    /// Leave out the adapters of the lowest N layers
+    #[arg(long, value_name = "N", requires = "bottleneck", default_value_t = 0)]
+    drop_adapters: usize,
+    /// Token ids, sequences separated by ';', or a safetensors file with an integer tensor 'tokens' [batch, tokens]
+    #[arg(long, value_name = "IDS|FILE")]
+    tokens: String,
+    /// Where to write the tensor 'logits', f32 [batch, tokens, vocabulary]
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Merge the LoRA into the weights first
+    #[arg(long, conflicts_with = "unfused")]
+    merged: bool,
+    /// Run the LoRA as separate layers, as PEFT does
+    #[arg(long)]
+    unfused: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    check_writable(&args.out)?;
+    args.compute.start()?;
+    with_dtype!(args.compute.dtype, compute(args))
+}
+
+fn compute<W: Element>(args: &Args) -> Result<()> {
+    let tokens = read_tokens(&args.tokens)?;
+    let mut model = Model::<W>::load(&args.model)?;
+    let mut adapters = Adapters::default();
+    for folder in &args.adapter {
+        adapters.combine(peft::load(folder, &model.config)?).with_context(|| folder.display().to_string())?;
+    }
+    if let (Some(path), Some(kind)) = (&args.bottleneck, args.kind) {
+        let mut bottleneck = Bottleneck::load(path, kind, &model.config)?;
+        if args.drop_adapters > model.config.layers {
+            bail!("--drop-adapters {}: the model has only {} layers", args.drop_adapters, model.config.layers);
+        }
+        bottleneck.drop_lowest(args.drop_adapters);
+        adapters.combine(Adapters { bottleneck: Some(bottleneck), ..Adapters::default() })?;
+    }
+    if args.merged {
+        match adapters.lora.take() {
+            Some(lora) => model = model.merged(&lora)?,
+            None => bail!("--merged: no --adapter holds a LoRA to merge"),
+        }
+    }
+    if args.unfused {
+        adapters.mode = LoraMode::Sequential;
+    }
+    let sequences: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
+    let mut forward = Forward::new();
+    let logits = forward.logits(&model, &adapters, &sequences).with_context(|| format!("--tokens {}", args.tokens))?;
+    if !fused_lora::cpu::vector::all_finite(logits) {
+        bail!("{}: the logits are not all finite; nothing was written", args.model.display());
+    }
+    let shape = vec![sequences.len(), sequences[0].len(), model.config.vocabulary];
+    // The format is little-endian, as is every machine this runs on.
+    let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(logits)).context("logits")?;
+    write_tensors(&args.out, &BTreeMap::from([("logits".to_owned(), view)]), None)?;
+    emit(&format!("{}: logits f32 {shape:?}\n", args.out.display()))
+}
+
+fn read_tokens(text: &str) -> Result<Vec<Vec<u32>>> {
+    if Path::new(text).is_file() {
+        return Ok(Checkpoint::open(Path::new(text))?.token_ids("tokens")?);
+    }
+    let id = |id: &str| {
+        let expected = "expected token ids such as \"1,2,3;4,5,6\", or a safetensors file";
+        id.trim().parse::<u32>().with_context(|| format!("--tokens: '{}' is not a token id, {expected}", id.trim()))
+    };
+    text.split(';').map(|sequence| sequence.split(',').map(id).collect()).collect()
+}

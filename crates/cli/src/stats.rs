@@ -1,0 +1,120 @@
+//! Means, medians, and whether two methods differ at all.
+
+use fused_lora_gpt2::Random;
+
+/// Resamples behind a confidence interval.
+const RESAMPLES: usize = 2000;
+
+/// Mean.
+pub(crate) fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Sample standard deviation; 0 for a single value.
+pub(crate) fn deviation(values: &[f64]) -> f64 {
+    if values.len() < 2 {
+        return 0.0;
+    }
+    let mean = mean(values);
+    (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (values.len() - 1) as f64).sqrt()
+}
+
+/// Median; the mean of the two middle values of an even number.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}
+
+/// How much longer one method takes than another, in per cent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Excess {
+    /// Of the medians.
+    pub(crate) percent: f64,
+    /// 95 % confidence interval.
+    pub(crate) interval: (f64, f64),
+}
+
+impl Excess {
+    /// Compares trial by trial: trial i of both ran right after each other, so a machine that slows down slows both.
+    ///
+    /// The interval is the bootstrap's: the statistic on resampled pairs of trials, its 2.5th to 97.5th percentile.
+    pub(crate) fn of(method: &[f64], base: &[f64]) -> Self {
+        let percent = |m: &[f64], b: &[f64]| 100.0 * (median(m) / median(b) - 1.0);
+        let n = method.len().min(base.len());
+        let mut uniform = Uniform::new(n);
+        let mut resampled: Vec<f64> = (0..RESAMPLES)
+            .map(|_| {
+                let picks: Vec<usize> = (0..n).map(|_| uniform.next()).collect();
+                let pick = |from: &[f64]| picks.iter().map(|&i| from[i]).collect::<Vec<_>>();
+                percent(&pick(method), &pick(base))
+            })
+            .collect();
+        resampled.sort_by(f64::total_cmp);
+        let at = |q: f64| resampled[((RESAMPLES - 1) as f64 * q).round() as usize];
+        Self { percent: percent(method, base), interval: (at(0.025), at(0.975)) }
+    }
+
+    /// Whether zero lies inside the interval.
+    pub(crate) fn is_noise(&self) -> bool {
+        self.interval.0 <= 0.0 && self.interval.1 >= 0.0
+    }
+}
+
+/// Reproducible picks from `0..n`.
+struct Uniform {
+    values: Vec<f32>,
+    next: usize,
+    n: usize,
+}
+
+impl Uniform {
+    fn new(n: usize) -> Self {
+        // Any fixed stream will do; the sign and magnitude of normal numbers are turned into uniform picks by hashing
+        // their bits.
+        let values = Random::new(0x57A7).normal::<f32>(RESAMPLES * n.max(1), 1.0).map(|t| t.to_vec());
+        Self { values: values.unwrap_or_default(), next: 0, n }
+    }
+
+    fn next(&mut self) -> usize {
+        let bits = self.values.get(self.next).map_or(self.next as u32, |v| v.to_bits());
+        self.next += 1;
+        (u64::from(bits.wrapping_mul(0x9E37_79B9)) * self.n as u64 >> 32) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn simple_statistics() {
+        assert_eq!(mean(&[1.0, 2.0, 6.0]), 3.0);
+        assert_eq!(median(&[5.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!((deviation(&[2.0, 4.0]) - 2f64.sqrt()).abs() < 1e-12);
+        assert_eq!(deviation(&[2.0]), 0.0);
+    }
+
+    #[test]
+    fn a_difference_is_told_from_noise() {
+        let noise = |i: usize| ((i * 7919) % 13) as f64 / 13.0;
+        let base: Vec<f64> = (0..40).map(|i| 100.0 + noise(i)).collect();
+        let same: Vec<f64> = (0..40).map(|i| 100.0 + noise(i + 5)).collect();
+        let slower: Vec<f64> = (0..40).map(|i| 103.0 + noise(i + 5)).collect();
+        assert!(Excess::of(&same, &base).is_noise(), "{:?}", Excess::of(&same, &base));
+        let excess = Excess::of(&slower, &base);
+        assert!(!excess.is_noise());
+        assert!((excess.percent - 3.0).abs() < 0.5, "{excess:?}");
+        assert!(excess.interval.0 <= excess.percent && excess.percent <= excess.interval.1);
+    }
+
+    #[test]
+    fn picks_cover_the_range_evenly() {
+        let mut uniform = Uniform::new(10);
+        let mut counts = [0; 10];
+        (0..20_000).for_each(|_| counts[uniform.next()] += 1);
+        assert!(counts.iter().all(|&c| (1800..2200).contains(&c)), "{counts:?}");
+    }
+}

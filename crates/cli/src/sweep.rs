@@ -1,0 +1,250 @@
+//! `sweep`: the paper's Figure 5, slow-down over batch size and rank for each sequence length.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use fused_lora::Element;
+use fused_lora_gpt2::adapter::lora::Target;
+use fused_lora_gpt2::{Forward, Model};
+use serde::{Deserialize, Serialize};
+
+use crate::common::{Compute, ModelArgs, ResultFiles, parse_size, with_dtype};
+use crate::environment::Run;
+use crate::method::{Kind, Method, Sizes};
+use crate::output::{emit, milliseconds, progress, table, write_csv, write_json};
+use crate::plot;
+use crate::stats::{Excess, median};
+use crate::table1::{Column, random_tokens};
+use crate::trial::{Trials, interleave};
+
+const EXAMPLES: &str = "\
+Examples:
+  fused-lora sweep
+      128 tokens, batch 1, 2 and 4, ranks 10, 100 and 250, a few minutes
+  fused-lora sweep --sequences 128,256,512 --batches 1,2,4,8,16,32 --json figure5.json --plot figure5.svg
+      All of Figure 5. Hours on a CPU: stop it at any time, the same command goes on where it was";
+
+/// Arguments of `sweep`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    compute: Compute,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    files: ResultFiles,
+    /// Sequence lengths; the paper has 128, 256 and 512
+    #[arg(long, value_delimiter = ',', default_value = "128", value_parser = parse_size)]
+    sequences: Vec<usize>,
+    /// Batch sizes; the paper has 1 to 32
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4", value_parser = parse_size)]
+    batches: Vec<usize>,
+    /// Bottleneck widths and LoRA ranks; 0 measures the base model against itself, which shows the noise
+    #[arg(long, value_delimiter = ',', default_value = "0,10,100,250")]
+    ranks: Vec<usize>,
+    /// Methods to compare with the base model
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "METHOD,…",
+        default_value = "adapter-h,adapter-l,lora-fused,lora-sequential"
+    )]
+    methods: Vec<Method>,
+    /// What LoRA is put on
+    #[arg(long, value_delimiter = ',', default_value = "q,v")]
+    targets: Vec<Target>,
+    /// Timed passes a cell
+    #[arg(long, default_value_t = 5, value_parser = parse_size)]
+    trials: usize,
+    /// Draw heat maps, one a method and sequence length
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+/// One method at one batch size, sequence length and rank.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+pub(crate) struct Cell {
+    pub(crate) method: String,
+    pub(crate) batch: usize,
+    pub(crate) tokens: usize,
+    pub(crate) rank: usize,
+    pub(crate) parameters: usize,
+    pub(crate) trials: usize,
+    pub(crate) median_ms: f64,
+    pub(crate) none_median_ms: f64,
+    pub(crate) slow_down_percent: f64,
+    pub(crate) percent_low: f64,
+    pub(crate) percent_high: f64,
+}
+
+/// What must be the same for cells of an earlier run to count.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+struct Setting {
+    model: String,
+    seed: u64,
+    dtype: String,
+    device: String,
+    threads: usize,
+    targets: String,
+    trials: usize,
+    processor: String,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    run: Run,
+    setting: &'a Setting,
+    rows: &'a [Cell],
+}
+
+#[derive(Deserialize)]
+struct Earlier {
+    setting: Setting,
+    rows: Vec<Cell>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    args.files.check(&[args.plot.as_ref()])?;
+    let device = args.compute.start()?;
+    with_dtype!(args.compute.dtype, measure(args, device))
+}
+
+fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
+    let run = Run::new(device, W::DTYPE);
+    let setting = Setting {
+        model: args.model.model.clone(),
+        seed: args.model.seed,
+        dtype: run.dtype.clone(),
+        device: device.into(),
+        threads: run.threads,
+        targets: format!("{:?}", args.targets),
+        trials: args.trials,
+        processor: run.processor.clone(),
+    };
+    let mut cells = match &args.files.json {
+        Some(path) if path.exists() => earlier_cells(path, &setting)?,
+        _ => vec![],
+    };
+    emit(&format!("{}, {}\n", args.model.model, run.summary()))?;
+    if !cells.is_empty() {
+        emit(&format!("going on after {} cells measured before\n", cells.len()))?;
+    }
+    let base = args.model.load::<W>()?;
+    let mut forward = Forward::new();
+    let groups: Vec<(Column, usize)> = args
+        .sequences
+        .iter()
+        .flat_map(|&tokens| args.batches.iter().map(move |&batch| Column { batch, tokens }))
+        .flat_map(|column| args.ranks.iter().map(move |&rank| (column, rank)))
+        .collect();
+    let bar = progress(groups.len() as u64, "sweep");
+    for (column, rank) in groups {
+        let done = |method: &Method| cells.iter().any(|c| same_cell(c, &method.to_string(), column, rank));
+        if !args.methods.iter().all(done) {
+            cells.retain(|c| !args.methods.iter().any(|m| same_cell(c, &m.to_string(), column, rank)));
+            cells.extend(measure_group(args, &base, column, rank, &mut forward)?);
+            if let Some(path) = &args.files.json {
+                write_json(path, &Report { run: run.clone(), setting: &setting, rows: &cells })?;
+            }
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    emit(&print(&cells))?;
+    if let Some(path) = &args.files.csv {
+        write_csv(path, &cells)?;
+    }
+    if let Some(path) = &args.plot {
+        plot::heat_map(path, &cells)?;
+    }
+    Ok(())
+}
+
+fn same_cell(cell: &Cell, method: &str, column: Column, rank: usize) -> bool {
+    cell.method == method && cell.batch == column.batch && cell.tokens == column.tokens && cell.rank == rank
+}
+
+/// Cells that a stopped run left behind; a run of something else is not continued.
+fn earlier_cells(path: &Path, setting: &Setting) -> Result<Vec<Cell>> {
+    let name = path.display();
+    let text = std::fs::read(path).with_context(|| format!("{name}: cannot be read"))?;
+    let earlier: Earlier = serde_json::from_slice(&text).with_context(|| {
+        format!("{name}: exists and is not the result of a sweep, expected a file to continue or none")
+    })?;
+    if earlier.setting != *setting {
+        bail!("{name}: holds a sweep of {:?}, expected {setting:?}; choose another file or remove it", earlier.setting);
+    }
+    Ok(earlier.rows)
+}
+
+fn measure_group<W: Element>(
+    args: &Args,
+    base: &Model<W>,
+    column: Column,
+    rank: usize,
+    forward: &mut Forward<W>,
+) -> Result<Vec<Cell>> {
+    let none = Method { kind: Kind::None, drop: 0, size: None };
+    let sizes = Sizes {
+        targets: args.targets.clone(),
+        rank,
+        alpha: 32.0,
+        parameters: 1,
+        houlsby_width: None,
+        lin_width: None,
+        seed: args.model.seed,
+    };
+    let sized = |method: &Method| match rank {
+        0 => none.clone(),
+        _ => Method { size: Some(rank), ..method.clone() },
+    };
+    let contestants: Vec<_> = std::iter::once(none.clone()).chain(args.methods.iter().map(sized)).collect();
+    let prepared: Vec<_> = contestants.iter().map(|m| m.prepare(base, &sizes)).collect::<Result<_>>()?;
+    let ids = random_tokens(args.model.seed, column, base.config.vocabulary)?;
+    let sequences: Vec<&[u32]> = ids.chunks(column.tokens).collect();
+    let bar = progress(1, &format!("{}x{} r {rank}", column.batch, column.tokens));
+    let times = interleave(prepared.len(), Trials::Count(args.trials), &bar, |i| {
+        let p = &prepared[i];
+        let result = forward.hidden(&p.model, &p.adapters, &sequences);
+        result.map(|_| ()).map_err(|e| anyhow::anyhow!("{}: {e}", p.method))
+    })?;
+    let cell = |(i, method): (usize, &Method)| {
+        let (own, none) = (&times[i + 1], &times[0]);
+        let excess = Excess::of(own, none);
+        Cell {
+            method: method.to_string(),
+            batch: column.batch,
+            tokens: column.tokens,
+            rank,
+            parameters: prepared[i + 1].parameters,
+            trials: own.len(),
+            median_ms: median(own),
+            none_median_ms: median(none),
+            slow_down_percent: excess.percent,
+            percent_low: excess.interval.0,
+            percent_high: excess.interval.1,
+        }
+    };
+    Ok(args.methods.iter().enumerate().map(cell).collect())
+}
+
+fn print(cells: &[Cell]) -> String {
+    let header = ["method", "batch", "tokens", "r", "|Θ|", "median ms", "none ms", "slower", "95 % interval"];
+    let row = |c: &Cell| {
+        let excess = Excess { percent: c.slow_down_percent, interval: (c.percent_low, c.percent_high) };
+        let slower = if excess.is_noise() { "no difference".into() } else { format!("{:+.1} %", c.slow_down_percent) };
+        vec![
+            c.method.clone(),
+            c.batch.to_string(),
+            c.tokens.to_string(),
+            c.rank.to_string(),
+            crate::output::grouped(c.parameters),
+            milliseconds(c.median_ms),
+            milliseconds(c.none_median_ms),
+            slower,
+            format!("{:+.1} to {:+.1}", c.percent_low, c.percent_high),
+        ]
+    };
+    table(&header, cells.iter().map(row))
+}
