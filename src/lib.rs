@@ -14,7 +14,7 @@
 //! - [`lora`] describes a layer: the weight in either layout, the bias, the low-rank segments.
 //! - [`plan`] says how a call will be cut into tiles and how much workspace it needs.
 //! - [`cpu`] runs it: fused, as the sequential layers it is measured against, backward, merged.
-//! - [`reference`] is the naive float64 oracle that every backend is judged by.
+//! - [`mod@reference`] is the naive float64 oracle that every backend is judged by.
 //!
 //! ```
 //! use fused_lora::{cpu, lora::{LoraLinear, Segment, Weight}, MatrixMut, MatrixRef};

@@ -1,5 +1,6 @@
 //! `linear.*` of the golden vectors: LoRA layers and their gradients as PyTorch computes them in float64
 //! (tests/golden/README.md).
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The layer against the float64 reference, element by element: every layout, type, shape and stride.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -22,7 +22,7 @@ pub(crate) fn apply(activation: Activation, row: &mut [f32]) {
 /// 0.5x(1 + tanh u) = x / (1 + e^(-2u)) with u = √(2/π)(x + 0.044715x³).
 #[inline(always)]
 fn gelu_new(x: f32) -> f32 {
-    const MINUS_TWO_SQRT_2_OVER_PI: f32 = -1.595_769_1;
+    const MINUS_TWO_SQRT_2_OVER_PI: f32 = -1.595_769_2;
     let minus_two_u = MINUS_TWO_SQRT_2_OVER_PI * (x + 0.044715 * x * x * x);
     x / (1.0 + exp(minus_two_u))
 }

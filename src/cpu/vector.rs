@@ -65,11 +65,11 @@ pub fn all_finite<T: Element>(values: &[T]) -> bool {
         vectorized(
             #[inline(always)]
             || {
-                // Summing up `x - x`, which is 0 or NaN, keeps the loop free of branches.
+                // Summing up 0·x, which is 0 or NaN, keeps the loop free of branches.
                 let mut lanes = [0.0f32; 16];
                 for block in chunk.chunks(16) {
                     for (lane, x) in lanes.iter_mut().zip(block) {
-                        *lane += x - x;
+                        *lane += 0.0 * x;
                     }
                 }
                 lanes.iter().all(|lane| *lane == 0.0)

@@ -1,5 +1,5 @@
 //! Random layers for the integration tests: every buffer with its own stride, gaps and outputs poisoned with NaN.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use fused_lora::lora::{Layout, LoraLinear, Segment, Weight};
 use fused_lora::{Element, MatrixMut, MatrixRef};

@@ -80,7 +80,7 @@ impl Uniform {
     fn next(&mut self) -> usize {
         let bits = self.values.get(self.next).map_or(self.next as u32, |v| v.to_bits());
         self.next += 1;
-        (u64::from(bits.wrapping_mul(0x9E37_79B9)) * self.n as u64 >> 32) as usize
+        ((u64::from(bits.wrapping_mul(0x9E37_79B9)) * self.n as u64) >> 32) as usize
     }
 }
 

@@ -1,4 +1,5 @@
 //! The command as a user runs it: results, files, exit codes.
+#![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

@@ -74,15 +74,15 @@ impl Config {
             vocabulary: fields.size("vocab_size")?,
             positions: fields.size("n_positions")?,
             layer_norm_epsilon: fields.epsilon("layer_norm_epsilon")?,
-            activation: match fields.get("activation_function").and_then(Value::as_str).unwrap_or("gelu_new") {
-                "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluNew,
-                "relu" => Activation::Relu,
+            activation: match fields.get("activation_function").map_or(Some("gelu_new"), Value::as_str) {
+                Some("gelu_new" | "gelu_pytorch_tanh") => Activation::GeluNew,
+                Some("relu") => Activation::Relu,
                 _ => return Err(fields.refuse("activation_function", "expected gelu_new, gelu_pytorch_tanh or relu")),
             },
             scale_attention: fields.flag("scale_attn_weights", true)?,
             scale_attention_by_layer: fields.flag("scale_attn_by_inverse_layer_idx", false)?,
         };
-        if fields.get("model_type").and_then(Value::as_str).is_some_and(|t| t != "gpt2") {
+        if fields.get("model_type").is_some_and(|t| t != "gpt2") {
             return Err(fields.refuse("model_type", "expected gpt2"));
         }
         if fields.flag("add_cross_attention", false)? {
@@ -91,7 +91,7 @@ impl Config {
         if !fields.flag("tie_word_embeddings", true)? {
             return Err(fields.refuse("tie_word_embeddings", "and an lm_head of its own is not supported"));
         }
-        if config.d_model % config.heads != 0 {
+        if !config.d_model.is_multiple_of(config.heads) {
             return Err(fields.refuse("n_head", &format!("which does not divide n_embd = {}", config.d_model)));
         }
         Ok(config)
@@ -146,7 +146,7 @@ impl Fields {
     /// A whole number from 1 to 2³¹.
     pub(crate) fn size(&self, field: &str) -> Result<usize> {
         let value = self.get(field).and_then(Value::as_u64).filter(|v| (1..=1 << 31).contains(v));
-        value.map(|v| v as usize).ok_or_else(|| self.refuse(field, "expected a whole number of at least 1"))
+        value.map(|v| v as usize).ok_or_else(|| self.refuse(field, "expected a whole number of at least 1 and at most 2147483648"))
     }
 
     pub(crate) fn flag(&self, field: &str, default: bool) -> Result<bool> {
@@ -161,8 +161,8 @@ impl Fields {
             None => Ok(1e-5),
             Some(value) => value
                 .as_f64()
-                .filter(|v| *v > 0.0 && *v < 1.0)
                 .map(|v| v as f32)
+                .filter(|v| *v > 0.0 && *v < 1.0)
                 .ok_or_else(|| self.refuse(field, "expected a number between 0 and 1")),
         }
     }

@@ -53,7 +53,7 @@ pub enum Error {
         expected: String,
     },
     /// A tensor that the model has no place for.
-    #[error("{}: tensor '{key}' has no place in this model, {expected}", path.display())]
+    #[error("{}: tensor '{key}' has no place in this model, expected {expected}", path.display())]
     UnknownTensor {
         /// The file.
         path: PathBuf,

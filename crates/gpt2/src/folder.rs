@@ -14,7 +14,7 @@ use crate::adapter::lora::{Lora, Projection};
 use crate::checkpoint::{Checkpoint, write_atomically, write_tensors};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::model::key_prefix;
+use crate::model::{Model, key_prefix};
 use crate::peft;
 
 /// What a merge did to one tensor.
@@ -46,7 +46,8 @@ pub fn merge_folder(model: &Path, adapters: &[&Path], out: &Path, dtype: Option<
         return Err(io(out)(std::io::Error::new(std::io::ErrorKind::AlreadyExists, "it exists already")));
     }
     let config_path = model.join("config.json");
-    let config = Config::read(&config_path)?;
+    // What cannot be run is not merged either: this checks every key, shape and value.
+    let config = Model::<f32>::load(model)?.config;
     let file = Checkpoint::open(&model.join("model.safetensors"))?;
     // Factors are read as f32, which holds every stored type without loss.
     let mut lora = Lora::<f32>::new(&config);
@@ -79,6 +80,9 @@ pub fn merge_folder(model: &Path, adapters: &[&Path], out: &Path, dtype: Option<
     Ok(report)
 }
 
+/// A tensor as it will be written: type, shape, bytes.
+type Stored<'a> = (Dtype, Vec<usize>, Cow<'a, [u8]>);
+
 fn write_model(
     file: &Checkpoint,
     config: &Config,
@@ -88,7 +92,7 @@ fn write_model(
 ) -> Result<Vec<MergedTensor>> {
     let prefix = key_prefix(file);
     let mut report = vec![];
-    let mut tensors: BTreeMap<String, (Dtype, Vec<usize>, Cow<'_, [u8]>)> = BTreeMap::new();
+    let mut tensors: BTreeMap<String, Stored<'_>> = BTreeMap::new();
     for key in file.keys() {
         let (stored, shape, bytes) = file.raw(&key)?;
         let target = match (dtype, stored) {

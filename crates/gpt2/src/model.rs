@@ -191,13 +191,15 @@ impl<W: Element> Model<W> {
 
 /// Published checkpoints name their tensors with or without the module they were saved from.
 pub(crate) fn key_prefix(file: &Checkpoint) -> &'static str {
-    if file.shape("transformer.wte.weight").is_some() { "transformer." } else { "" }
+    let has_transformer = file.keys().iter().any(|key| key.starts_with("transformer."));
+    if has_transformer { "transformer." } else { "" }
 }
 
 /// A tensor that is not read would change what the model computes, so it is refused by name.
 fn check_keys(file: &Checkpoint, prefix: &str, config: &Config) -> Result<()> {
     for key in file.keys() {
-        let name = key.strip_prefix(prefix).unwrap_or(&key);
+        // A key without the prefix that the others have is never read.
+        let name = key.strip_prefix(prefix).unwrap_or_default();
         // Causal masks that old checkpoints carry, and the tied copy of wte.
         if name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || key == "lm_head.weight" {
             continue;
@@ -205,7 +207,7 @@ fn check_keys(file: &Checkpoint, prefix: &str, config: &Config) -> Result<()> {
         let known = match name.strip_prefix("h.").and_then(|rest| rest.split_once('.')) {
             Some((layer, rest)) => {
                 let parameter = rest.strip_suffix(".weight").or(rest.strip_suffix(".bias"));
-                layer.parse().is_ok_and(|i: usize| i < config.layers)
+                layer.parse().is_ok_and(|i: usize| i < config.layers && i.to_string() == layer)
                     && parameter.is_some_and(|p| ["ln_1", "ln_2"].contains(&p) || Projection::named(p).is_some())
             }
             None => ["wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"].contains(&name),

@@ -1,4 +1,5 @@
 //! Every golden vector of a whole model: made in float64 by transformers, PEFT and torch (tests/golden/README.md).
+#![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
 

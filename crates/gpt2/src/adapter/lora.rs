@@ -180,6 +180,7 @@ impl<W: Element> Lora<W> {
     pub fn add(&mut self, other: Self) -> Result<()> {
         expect_same("layers", self.layers.len(), other.layers.len())?;
         expect_same("features", self.d_model, other.d_model)?;
+        expect_same("MLP features", self.d_ff, other.d_ff)?;
         for (mine, theirs) in self.layers.iter_mut().zip(other.layers) {
             for (mine, mut theirs) in mine.iter_mut().zip(theirs) {
                 mine.append(&mut theirs);
