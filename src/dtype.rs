@@ -3,6 +3,8 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use crate::cpu::vector::vectorized;
+
 /// The storage types of weights and activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
@@ -118,7 +120,7 @@ impl Element for f32 {
 }
 
 macro_rules! half_element {
-    ($type:ty, $dtype:expr) => {
+    ($type:ty, $dtype:expr, $widen:expr, $narrow:expr) => {
         impl Element for $type {
             const DTYPE: DType = $dtype;
 
@@ -131,11 +133,11 @@ macro_rules! half_element {
             }
 
             fn widen(src: &[Self], dst: &mut [f32]) {
-                src.convert_to_f32_slice(dst);
+                $widen(src, dst);
             }
 
             fn narrow(src: &[f32], dst: &mut [Self]) {
-                dst.convert_from_f32_slice(src);
+                $narrow(src, dst);
             }
 
             fn as_f32(_: &[Self]) -> Option<&[f32]> {
@@ -159,8 +161,35 @@ fn round_to_odd(value: f64) -> f32 {
     f32::from_bits(cut | 1)
 }
 
-half_element!(f16, DType::F16);
-half_element!(bf16, DType::Bf16);
+half_element!(f16, DType::F16, <[f16] as HalfFloatSliceExt>::convert_to_f32_slice, |src, dst: &mut [f16]| dst
+    .convert_from_f32_slice(src));
+half_element!(bf16, DType::Bf16, widen_bf16, narrow_bf16);
+
+/// `half` converts f16 with the machine's instructions, and bf16 one by one; these loops are vectorised.
+fn widen_bf16(src: &[bf16], dst: &mut [f32]) {
+    assert_eq!(src.len(), dst.len());
+    vectorized(
+        #[inline(always)]
+        || dst.iter_mut().zip(src).for_each(|(d, s)| *d = f32::from_bits(u32::from(s.to_bits()) << 16)),
+    );
+}
+
+fn narrow_bf16(src: &[f32], dst: &mut [bf16]) {
+    assert_eq!(src.len(), dst.len());
+    vectorized(
+        #[inline(always)]
+        || {
+            for (d, s) in dst.iter_mut().zip(src) {
+                let bits = s.to_bits();
+                // Adding just under half, and one more if the last kept bit is odd, rounds ties to even.
+                let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
+                // A NaN must not be rounded up to infinity: cut it, and keep it quiet.
+                let nan = bits >> 16 | 0x40;
+                *d = bf16::from_bits(if s.is_nan() { nan } else { rounded } as u16);
+            }
+        },
+    );
+}
 
 #[cfg(test)]
 mod tests {
@@ -179,6 +208,26 @@ mod tests {
             assert_eq!(dtype.to_string().parse(), Ok(dtype));
         }
         assert!("fp8".parse::<DType>().is_err());
+    }
+
+    #[test]
+    fn bf16_slices_convert_as_single_numbers_do() {
+        let all: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+        let mut wide = vec![0.0; all.len()];
+        bf16::widen(&all, &mut wide);
+        for (w, n) in wide.iter().zip(&all) {
+            assert!(*w == n.to_f32() || w.is_nan() && n.is_nan(), "{n:?}");
+        }
+        // Every bf16 with every kind of tail: below, at and above the tie.
+        for tail in [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF] {
+            let wide: Vec<f32> = (0..=u16::MAX).map(|hi| f32::from_bits(u32::from(hi) << 16 | tail)).collect();
+            let mut narrow = vec![bf16::ZERO; wide.len()];
+            bf16::narrow(&wide, &mut narrow);
+            for (n, w) in narrow.iter().zip(&wide) {
+                let expected = bf16::from_f32(*w);
+                assert!(*n == expected || n.is_nan() && expected.is_nan(), "{w:e}: {n} {expected}");
+            }
+        }
     }
 
     #[test]
