@@ -49,3 +49,8 @@ pub mod reference;
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use matrix::{MatrixMut, MatrixRef};
+
+/// Compiles the README's example with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -310,7 +310,7 @@ fn print_column(column: Column, rows: &[Row]) -> String {
             over,
             interval,
             row.paper_mean_ms.zip(row.paper_std_ms).map_or_else(dash, |(mean, std)| format!("{mean:.1} ± {std:.1}")),
-            row.paper_percent_over_none.map_or_else(dash, |p| format!("{p:+.1} %")),
+            row.paper_percent_over_none.filter(|p| *p != 0.0).map_or_else(dash, |p| format!("{p:+.1} %")),
         ]
     });
     title + &table(&header, cells) + "\n"
