@@ -15,6 +15,7 @@ use super::gemm::{Scale, gemm_into};
 use super::operand::Operand;
 use super::panel::{load_as_stored, load_rows};
 use super::shared::SharedSlice;
+use super::vector::vectorized;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::matrix::MatrixRef;
@@ -44,7 +45,7 @@ pub(crate) struct Product<'a, W, X> {
 
 /// The gemm crate's kernel for short rows of long columns works on results of up to this many elements.
 const SHORT_PRODUCT: usize = 256;
-/// From this rank on its general kernel wastes little.
+/// Above this rank its general kernel, which pads and packs its operands, wastes little.
 const SHORT_RANK: usize = 16;
 
 struct Run<'a, W, X> {
@@ -228,12 +229,17 @@ impl<W: Element, X: Element> Run<'_, W, X> {
                 let rank = term.expand.rows();
                 let offset = term.outputs.start;
                 let expand = term.expand.block(0..rank, touched.start - offset..touched.end - offset);
+                let t = t.block(0..rows.len(), column..column + rank);
+                let update = &mut tile[touched.start - cols.start..];
+                if rank <= SHORT_RANK {
+                    rank_update(update, cols.len(), t, load_rows(expand, operand), term.scale);
+                    continue;
+                }
                 let expand = match in_place(expand) {
                     Some(expand) => expand,
                     None => load_as_stored(expand, operand),
                 };
-                let t = t.block(0..rows.len(), column..column + rank);
-                gemm_into(&mut tile[touched.start - cols.start..], cols.len(), t, expand, Scale::Add(term.scale));
+                gemm_into(update, cols.len(), t, expand, Scale::Add(term.scale));
             }
         }
 
@@ -276,6 +282,41 @@ impl<W: Element, X: Element> Run<'_, W, X> {
             gemm_into(tile, width, x.block(0..x.rows(), steps), weight, scale);
         }
     }
+}
+
+/// `dst[rows, n] += scale · t[rows, rank] · expand[rank, n]` for a small rank: four rows of `expand` at a time stay in
+/// the first-level cache while each row of `dst` passes once. The gemm crate would spend longer packing `expand`.
+fn rank_update(dst: &mut [f32], dst_stride: usize, t: Operand<'_, f32>, expand: Operand<'_, f32>, scale: f32) {
+    let (rank, n) = (expand.rows(), expand.cols());
+    let expand = &expand.data()[..rank * n];
+    vectorized(
+        #[inline(always)]
+        || {
+            for i in 0..t.rows() {
+                let row = &mut dst[i * dst_stride..][..n];
+                let t = &t.data()[i * t.row_stride()..][..rank];
+                for (t, expand) in t.chunks(4).zip(expand.chunks(4 * n)) {
+                    match (t, expand) {
+                        ([t0, t1, t2, t3], expand) => {
+                            let [t0, t1, t2, t3] = [t0, t1, t2, t3].map(|t| scale * t);
+                            let (e0, rest) = expand.split_at(n);
+                            let (e1, rest) = rest.split_at(n);
+                            let (e2, e3) = rest.split_at(n);
+                            for ((((d, e0), e1), e2), e3) in row.iter_mut().zip(e0).zip(e1).zip(e2).zip(e3) {
+                                *d += t0 * e0 + t1 * e1 + (t2 * e2 + t3 * e3);
+                            }
+                        }
+                        (t, expand) => {
+                            for (t, expand) in t.iter().zip(expand.chunks_exact(n)) {
+                                let t = scale * t;
+                                row.iter_mut().zip(expand).for_each(|(d, e)| *d += t * e);
+                            }
+                        }
+                    }
+                }
+            }
+        },
+    );
 }
 
 /// The operand itself where it is stored as `f32`.
