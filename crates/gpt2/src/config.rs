@@ -146,7 +146,9 @@ impl Fields {
     /// A whole number from 1 to 2³¹.
     pub(crate) fn size(&self, field: &str) -> Result<usize> {
         let value = self.get(field).and_then(Value::as_u64).filter(|v| (1..=1 << 31).contains(v));
-        value.map(|v| v as usize).ok_or_else(|| self.refuse(field, "expected a whole number of at least 1 and at most 2147483648"))
+        value
+            .map(|v| v as usize)
+            .ok_or_else(|| self.refuse(field, "expected a whole number of at least 1 and at most 2147483648"))
     }
 
     pub(crate) fn flag(&self, field: &str, default: bool) -> Result<bool> {

@@ -23,7 +23,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A file is not valid safetensors: truncated, or its header is damaged.
-    #[error("{}: not a whole safetensors file ({reason})", path.display())]
+    #[error("{}: not a whole safetensors file ({})", path.display(), one_line(reason))]
     NotSafetensors {
         /// The file.
         path: PathBuf,
@@ -31,7 +31,7 @@ pub enum Error {
         reason: String,
     },
     /// A configuration field has a value that is not supported.
-    #[error("{}: field '{field}' is {value}, {expected}", path.display())]
+    #[error("{}: field '{}' is {}, {}", path.display(), one_line(field), one_line(value), one_line(expected))]
     Field {
         /// The file.
         path: PathBuf,
@@ -53,7 +53,7 @@ pub enum Error {
         expected: String,
     },
     /// A tensor that the model has no place for.
-    #[error("{}: tensor '{key}' has no place in this model, expected {expected}", path.display())]
+    #[error("{}: tensor '{}' has no place in this model, expected {expected}", path.display(), one_line(key))]
     UnknownTensor {
         /// The file.
         path: PathBuf,
@@ -159,3 +159,9 @@ impl From<fused_lora::Error> for Error {
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Names that come from a file may hold line breaks and terminal codes: those are shown escaped.
+fn one_line(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
+}

@@ -3,6 +3,7 @@
 //! A field that changes the mathematics and is not supported here is refused by name, and so is a field that is not
 //! known here and is set: a checkpoint computes what PEFT computes, or it does not load.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use fused_lora::Element;
@@ -87,7 +88,7 @@ pub fn load_lora<W: Element>(folder: &Path, config: &Config) -> Result<Lora<W>> 
     let file = Checkpoint::open(&folder.join(WEIGHTS))?;
     let module_prefix = module_prefix(&file);
     let mut lora = Lora::new(config);
-    let mut found = 0;
+    let mut read = HashSet::new();
     for (i, layer) in lora.layers.iter_mut().enumerate() {
         for projection in Projection::ALL {
             let module = format!("{module_prefix}h.{i}.{}", projection.name());
@@ -101,17 +102,16 @@ pub fn load_lora<W: Element>(folder: &Path, config: &Config) -> Result<Lora<W>> 
             let a = file.floats(&key_a, &[rank, d_in])?;
             let b = file.floats(&key_b, &[d_out, rank])?;
             layer[projection as usize].push(Factors { columns: 0..d_out, a, b, rank, scale });
-            found += 2;
+            read.extend([key_a, key_b]);
         }
     }
-    let keys = file.keys();
-    if found != keys.len() || found == 0 {
-        let expected = format!("lora_A and lora_B of a GPT-2 of {} layers", config.layers);
-        let path = file.path().to_path_buf();
-        return Err(match keys.into_iter().find(|key| !has_place(key, config)) {
-            Some(key) => Error::UnknownTensor { path, key, expected },
-            None => Error::MissingTensor { path, key: "base_model.model.….lora_A.weight".into(), expected },
-        });
+    let expected = || format!("lora_A and lora_B of a GPT-2 of {} layers", config.layers);
+    if let Some(key) = file.keys().into_iter().find(|key| !read.contains(key)) {
+        return Err(Error::UnknownTensor { path: file.path().into(), key, expected: expected() });
+    }
+    if read.is_empty() {
+        let key = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight".into();
+        return Err(Error::MissingTensor { path: file.path().into(), key, expected: expected() });
     }
     check_targets(&fields, &lora)?;
     Ok(lora)
@@ -121,17 +121,6 @@ pub fn load_lora<W: Element>(folder: &Path, config: &Config) -> Result<Lora<W>> 
 fn module_prefix(file: &Checkpoint) -> &'static str {
     let has_transformer = file.keys().iter().any(|key| key.starts_with("base_model.model.transformer."));
     if has_transformer { "transformer." } else { "" }
-}
-
-fn has_place(key: &str, config: &Config) -> bool {
-    let module = |key: &str| {
-        let rest = key.strip_prefix("base_model.model.")?;
-        let rest = rest.strip_prefix("transformer.").unwrap_or(rest).strip_prefix("h.")?;
-        let (layer, rest) = rest.split_once('.')?;
-        let name = rest.strip_suffix(".lora_A.weight").or(rest.strip_suffix(".lora_B.weight"))?;
-        Some(layer.parse::<usize>().ok()? < config.layers && Projection::named(name).is_some())
-    };
-    module(key).unwrap_or(false)
 }
 
 /// A target module that nothing was adapted for is a checkpoint for another model.
@@ -182,7 +171,8 @@ struct Scaling {
 
 impl Scaling {
     fn read(fields: &Fields) -> Result<Self> {
-        let alpha = |value: &Value| value.as_f64().filter(|v| v.is_finite());
+        // Scales are kept as f32, and dividing by a rank makes none of them larger.
+        let alpha = |value: &Value| value.as_f64().filter(|v| (*v as f32).is_finite());
         Ok(Self {
             rank: match fields.size("r")? {
                 rank if rank > fused_lora::lora::MAX_RANK => {
@@ -193,10 +183,10 @@ impl Scaling {
             alpha: fields
                 .get("lora_alpha")
                 .map_or(Some(8.0), alpha)
-                .ok_or_else(|| fields.refuse("lora_alpha", "expected a number"))?,
+                .ok_or_else(|| fields.refuse("lora_alpha", "expected a finite number"))?,
             rank_stabilized: fields.flag("use_rslora", false)?,
-            ranks: patterns(fields, "rank_pattern", |v| v.as_u64().map(|v| v as usize))?,
-            alphas: patterns(fields, "alpha_pattern", alpha)?,
+            ranks: patterns(fields, "rank_pattern", "whole", |v| v.as_u64().map(|v| v as usize))?,
+            alphas: patterns(fields, "alpha_pattern", "finite", alpha)?,
         })
     }
 
@@ -211,7 +201,12 @@ impl Scaling {
 }
 
 /// A pattern matches a module whose name ends with it, behind a dot or as a whole.
-fn patterns<T>(fields: &Fields, field: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Vec<(Regex, T)>> {
+fn patterns<T>(
+    fields: &Fields,
+    field: &str,
+    kind: &str,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<Vec<(Regex, T)>> {
     let map = match fields.get(field) {
         None | Some(Value::Null) => return Ok(vec![]),
         Some(Value::Object(map)) => map,
@@ -222,8 +217,8 @@ fn patterns<T>(fields: &Fields, field: &str, read: impl Fn(&Value) -> Option<T>)
             let regex = Regex::new(&format!(r"^(.*\.)?({pattern})$"));
             let regex =
                 regex.map_err(|_| fields.refuse(field, &format!("but '{pattern}' is not a regular expression")))?;
-            let value =
-                read(value).ok_or_else(|| fields.refuse(field, &format!("but '{pattern}' maps to no number")))?;
+            let value = read(value)
+                .ok_or_else(|| fields.refuse(field, &format!("but '{pattern}' maps to no {kind} number")))?;
             Ok((regex, value))
         })
         .collect()

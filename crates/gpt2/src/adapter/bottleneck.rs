@@ -1,5 +1,7 @@
 //! Bottleneck adapters: Adapter^H (Houlsby 2019), Adapter^L (Lin 2020), Pfeiffer, and AdapterDrop for all three.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::path::Path;
 
 use fused_lora::Element;
@@ -92,8 +94,8 @@ impl<W: Element> Bottleneck<W> {
     pub fn load(path: &Path, kind: Kind, config: &Config) -> Result<Self> {
         let file = Checkpoint::open(path)?;
         let d = config.d_model;
-        let mut known = 0;
-        let mut adapter = |layer: usize, name: &str| -> Result<Adapter<W>> {
+        let read = RefCell::new(HashSet::new());
+        let adapter = |layer: usize, name: &str| -> Result<Adapter<W>> {
             let key = |what: &str| format!("h.{layer}.{name}.{what}");
             let width = match file.shape(&key("down.weight")) {
                 Some(&[width, _]) => width,
@@ -101,7 +103,12 @@ impl<W: Element> Bottleneck<W> {
             };
             // A width of 0 is as wrong as a wrong one: let the shape check name it.
             let width = width.max(1);
-            let floats = |what: &str, shape: &[usize]| file.floats::<W>(&key(what), shape);
+            let floats = |what: &str, shape: &[usize]| {
+                let key = key(what);
+                let tensor = file.floats::<W>(&key, shape);
+                read.borrow_mut().insert(key);
+                tensor
+            };
             let wide =
                 |what: &str| -> Result<Vec<f32>> { Ok(floats(what, &[d])?.iter().map(|v| v.to_f32()).collect()) };
             let linear = |what: &str, d_in: usize, d_out: usize| -> Result<Linear<W>> {
@@ -119,7 +126,6 @@ impl<W: Element> Bottleneck<W> {
                 Kind::Lin => Some(Norm { weight: wide("ln.weight")?, bias: wide("ln.bias")? }),
                 Kind::Houlsby | Kind::Pfeiffer => None,
             };
-            known += 4 + 2 * usize::from(norm.is_some());
             Ok(Adapter { down: linear("down", d, width)?, up: linear("up", width, d)?, norm })
         };
         let keys = file.keys();
@@ -132,24 +138,14 @@ impl<W: Element> Bottleneck<W> {
                 kind.names().iter().map(|name| adapter(i, name)).collect()
             })
             .collect::<Result<Vec<_>>>()?;
-        let place = |key: &String| {
-            (0..config.layers).any(|i| {
-                kind.names().iter().any(|name| {
-                    let rest = key.strip_prefix(&format!("h.{i}.{name}."));
-                    rest.is_some_and(|rest| {
-                        rest.starts_with("down.") || rest.starts_with("up.") || rest.starts_with("ln.")
-                    })
-                })
-            })
-        };
-        if known != keys.len() || keys.is_empty() {
-            let expected = format!("{kind:?} adapters of a GPT-2 of {} layers", config.layers);
-            let stranger = keys.iter().find(|key| !place(key)).or(keys.first());
-            let path = path.to_path_buf();
-            return Err(match stranger {
-                Some(key) => Error::UnknownTensor { path, key: key.clone(), expected },
-                None => Error::MissingTensor { path, key: format!("h.0.{}.down.weight", kind.names()[0]), expected },
-            });
+        let expected = format!("{kind:?} adapters of a GPT-2 of {} layers", config.layers);
+        let stranger = keys.iter().find(|key| !read.borrow().contains(*key)).cloned();
+        if let Some(key) = stranger {
+            return Err(Error::UnknownTensor { path: path.into(), key, expected });
+        }
+        if keys.is_empty() {
+            let key = format!("h.0.{}.down.weight", kind.names()[0]);
+            return Err(Error::MissingTensor { path: path.into(), key, expected });
         }
         Ok(Self { kind, layers })
     }

@@ -54,19 +54,20 @@ impl<W: Element> Adapters<W> {
     /// Adds another set of adapters. LoRAs add up.
     ///
     /// # Errors
-    /// [`Error::Combination`] for a second prefix or a second set of bottleneck adapters.
+    /// [`Error::Combination`] for a second prefix or a second set of bottleneck adapters, [`Error::OtherModel`] for a
+    /// LoRA of another shape. Nothing is added then.
     pub fn combine(&mut self, other: Self) -> Result<()> {
         let twice = |what: &str| Error::Combination(format!("two {what} cannot be active together"));
-        match (&mut self.lora, other.lora) {
-            (Some(mine), Some(theirs)) => mine.add(theirs)?,
-            (mine @ None, theirs) => *mine = theirs,
-            (Some(_), None) => {}
-        }
         if other.bottleneck.is_some() && self.bottleneck.is_some() {
             return Err(twice("sets of bottleneck adapters"));
         }
         if other.prefix.is_some() && self.prefix.is_some() {
             return Err(twice("prefixes"));
+        }
+        match (&mut self.lora, other.lora) {
+            (Some(mine), Some(theirs)) => mine.add(theirs)?,
+            (mine @ None, theirs) => *mine = theirs,
+            (Some(_), None) => {}
         }
         self.bottleneck = self.bottleneck.take().or(other.bottleneck);
         self.prefix = self.prefix.take().or(other.prefix);

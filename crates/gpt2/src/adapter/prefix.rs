@@ -68,9 +68,9 @@ impl Prefix {
     /// The keys and values of one layer.
     pub(crate) fn keys_values(&self, layer: usize) -> Option<KeysValues<'_>> {
         match self {
-            Prefix::Embedding { .. } => None,
+            Prefix::Embedding { .. } | Prefix::Layer { length: 0, .. } => None,
             Prefix::Layer { length, keys_values, layers } => {
-                let stride = keys_values.len() / length.max(&1);
+                let stride = keys_values.len() / length;
                 let d = stride / (2 * layers);
                 Some(KeysValues { data: keys_values, length: *length, stride, key: 2 * layer * d })
             }

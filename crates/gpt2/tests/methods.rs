@@ -1,0 +1,276 @@
+//! Small random models with random adapters: ways of computing the same thing that must agree.
+#![allow(clippy::unwrap_used)]
+
+use fused_lora::lora::Activation;
+use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
+use fused_lora_gpt2::adapter::lora::{Lora, Projection, Target};
+use fused_lora_gpt2::adapter::prefix::Prefix;
+use fused_lora_gpt2::{Adapters, Config, Forward, Linear, LoraMode, Model, Norm, Random};
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+const POSITIONS: usize = 24;
+const MOST_TOKENS: usize = 12;
+/// [`distance`] between the same sums in another order: 1e-6 is passed once in a few thousand cases, by a model that
+/// magnifies rounding errors.
+const SAME: f32 = 3e-5;
+/// [`distance`] between sums of other terms, such as merged weights, which are rounded on their own: 5e-6 is passed as
+/// rarely.
+const CLOSE: f32 = 1e-4;
+const TARGETS: [Target; 7] = [
+    Target::Q,
+    Target::K,
+    Target::V,
+    Target::Whole(Projection::Qkv),
+    Target::Whole(Projection::AttnOut),
+    Target::Whole(Projection::Fc),
+    Target::Whole(Projection::MlpOut),
+];
+
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+prop_compose! {
+    fn configs()(
+        layers in 1usize..=3,
+        heads in 1usize..=4,
+        head_size in select(&[4, 8, 12][..]),
+        d_ff in 8usize..=70,
+        vocabulary in 11usize..=60,
+        activation in select(&[Activation::GeluNew, Activation::Relu][..]),
+        scale_attention_by_layer in any::<bool>(),
+    ) -> Config {
+        let d_model = heads * head_size;
+        // Over as few as 4 features a variance near 0 is not rare, and rounding errors are divided by its root.
+        let layer_norm_epsilon = 1e-2;
+        Config {
+            layers, d_model, heads, d_ff, vocabulary, activation, scale_attention_by_layer,
+            positions: POSITIONS, layer_norm_epsilon, scale_attention: true,
+        }
+    }
+}
+
+/// Between 2 and 12 tokens each.
+fn batches(vocabulary: usize) -> impl Strategy<Value = Vec<Vec<u32>>> {
+    (1usize..=3, 2..=MOST_TOKENS).prop_flat_map(move |(batch, tokens)| {
+        let sequence = prop::collection::vec(0..vocabulary as u32, tokens);
+        prop::collection::vec(sequence, batch)
+    })
+}
+
+fn loras() -> impl Strategy<Value = Vec<(Target, usize)>> {
+    subsequence(TARGETS.to_vec(), 1..=TARGETS.len())
+        .prop_flat_map(|targets| targets.into_iter().map(|target| (Just(target), 1usize..=9)).collect::<Vec<_>>())
+}
+
+/// What else may be on a model that has a LoRA.
+#[derive(Debug, Clone, Copy)]
+enum Beside {
+    Nothing,
+    Bottleneck(Kind, usize),
+    Embedding(usize),
+    Layer(usize),
+}
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    select(&[Kind::Houlsby, Kind::Lin, Kind::Pfeiffer][..])
+}
+
+fn besides() -> impl Strategy<Value = Beside> {
+    prop_oneof![
+        Just(Beside::Nothing),
+        (kinds(), 1usize..=9).prop_map(|(kind, width)| Beside::Bottleneck(kind, width)),
+        (1usize..=6).prop_map(Beside::Embedding),
+        (1usize..=6).prop_map(Beside::Layer),
+    ]
+}
+
+impl Beside {
+    fn adapters(self, config: &Config, seed: u64) -> Adapters<f32> {
+        let (bottleneck, prefix) = match self {
+            Beside::Nothing => (None, None),
+            Beside::Bottleneck(kind, width) => (Some(lively_bottleneck(config, kind, width, seed)), None),
+            Beside::Embedding(length) => (None, Some(Prefix::random_embedding(config, length, seed).unwrap())),
+            Beside::Layer(length) => (None, Some(Prefix::random_layer(config, length, seed).unwrap())),
+        };
+        Adapters { bottleneck, prefix, ..Adapters::default() }
+    }
+}
+
+/// Freshly initialised weights are so small, and their biases so empty, that much could go missing unseen.
+fn enliven(random: &mut Random, linear: &mut Linear<f32>) {
+    linear.weight = random.normal(linear.weight.len(), 1.0 / (linear.d_in as f32).sqrt()).unwrap();
+    linear.bias = random.normal(linear.bias.len(), 0.1).unwrap();
+}
+
+fn enliven_norm(random: &mut Random, norm: &mut Norm) {
+    let d = norm.weight.len();
+    norm.weight = random.normal::<f32>(d, 0.2).unwrap().iter().map(|v| 1.0 + v).collect();
+    norm.bias = random.normal::<f32>(d, 0.2).unwrap().to_vec();
+}
+
+fn lively_model(config: &Config, seed: u64) -> Model<f32> {
+    let mut model = Model::random(config, seed).unwrap();
+    let mut random = Random::new(seed ^ 1);
+    model.wte = random.normal(model.wte.len(), 1.0).unwrap();
+    model.wpe = random.normal(model.wpe.len(), 0.5).unwrap();
+    for layer in &mut model.layers {
+        layer.projections.iter_mut().for_each(|linear| enliven(&mut random, linear));
+        enliven_norm(&mut random, &mut layer.ln_1);
+        enliven_norm(&mut random, &mut layer.ln_2);
+    }
+    enliven_norm(&mut random, &mut model.ln_f);
+    model
+}
+
+fn lively_bottleneck(config: &Config, kind: Kind, width: usize, seed: u64) -> Bottleneck<f32> {
+    let mut bottleneck = Bottleneck::random(config, kind, width, seed).unwrap();
+    let mut random = Random::new(seed ^ 2);
+    for adapter in bottleneck.layers.iter_mut().flatten() {
+        enliven(&mut random, &mut adapter.down);
+        enliven(&mut random, &mut adapter.up);
+        adapter.norm.iter_mut().for_each(|norm| enliven_norm(&mut random, norm));
+    }
+    bottleneck
+}
+
+/// One `Forward` runs everything of a test, so that what one call leaves in a buffer meets the next.
+struct Runner(Forward<f32>);
+
+impl Runner {
+    fn new() -> Self {
+        Self(Forward::new())
+    }
+
+    fn logits(&mut self, model: &Model<f32>, adapters: &Adapters<f32>, tokens: &[Vec<u32>]) -> Vec<f32> {
+        let tokens: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
+        self.0.logits(model, adapters, &tokens).unwrap().to_vec()
+    }
+}
+
+/// max |a - b| / (1 + max |b|); infinite where one is not a number. A logit is a sum of products of either sign, so its
+/// rounding error goes with the size of the logits around it and not with its own.
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let largest = |values: &mut dyn Iterator<Item = f32>| {
+        values.fold(0.0, |worst: f32, v| if v.is_nan() { f32::INFINITY } else { worst.max(v.abs()) })
+    };
+    let off = largest(&mut a.iter().zip(b).map(|(a, b)| a - b));
+    if off.is_finite() { off / (1.0 + largest(&mut b.iter().copied())) } else { off }
+}
+
+fn setups() -> impl Strategy<Value = (Config, Vec<Vec<u32>>, u64)> {
+    configs().prop_flat_map(|config| (Just(config.clone()), batches(config.vocabulary), any::<u64>()))
+}
+
+proptest! {
+    #![proptest_config(cases(128))]
+
+    #[test]
+    fn every_way_of_running_a_lora_agrees(
+        (config, tokens, seed) in setups(), targets in loras(), alpha in 4f32..24.0, beside in besides(),
+    ) {
+        let model = lively_model(&config, seed);
+        let lora = Lora::random(&config, &targets, alpha, seed).unwrap();
+        let without = beside.adapters(&config, seed);
+        let with = |mode| Adapters { lora: Some(lora.clone()), mode, ..without.clone() };
+        let mut runner = Runner::new();
+        let base = runner.logits(&model, &without, &tokens);
+        let merged = runner.logits(&model.merged(&lora).unwrap(), &without, &tokens);
+        for mode in [LoraMode::Fused, LoraMode::Sequential, LoraMode::DenseDelta] {
+            let off = distance(&runner.logits(&model, &with(mode), &tokens), &merged);
+            prop_assert!(off <= CLOSE, "{mode:?} is off by {off:e}");
+        }
+        // Queries and keys only shift attention, which may matter little; anything else must be seen.
+        let visible = targets.iter().any(|(target, _)| !matches!(target, Target::Q | Target::K));
+        let effect = distance(&merged, &base);
+        prop_assert!(effect > if visible { 1e-3 } else { 0.0 }, "the LoRA changes logits by {effect:e} only");
+    }
+
+    #[test]
+    fn two_loras_add_up(
+        (config, tokens, seed) in setups(), first in loras(), second in loras(), alpha in 4f32..24.0,
+    ) {
+        let model = lively_model(&config, seed);
+        let make = |targets: &[(Target, usize)], seed| Lora::random(&config, targets, alpha, seed).unwrap();
+        let (first, second) = (make(&first, seed), make(&second, seed ^ 3));
+        let mut adapters = Adapters { lora: Some(first.clone()), ..Adapters::default() };
+        adapters.combine(Adapters { lora: Some(second.clone()), ..Adapters::default() }).unwrap();
+        prop_assert_eq!(adapters.parameters(), first.parameters() + second.parameters());
+        let merged = model.merged(&first).unwrap().merged(&second).unwrap();
+        let mut runner = Runner::new();
+        let expected = runner.logits(&merged, &Adapters::default(), &tokens);
+        let off = distance(&runner.logits(&model, &adapters, &tokens), &expected);
+        prop_assert!(off <= CLOSE, "off by {off:e}");
+    }
+
+    #[test]
+    fn prefix_vectors_are_tokens_in_front((config, tokens, seed) in setups(), length in 1usize..=8) {
+        let model = lively_model(&config, seed);
+        let d = config.d_model;
+        let prefix: Vec<u32> = (0..length).map(|i| ((seed >> i) % config.vocabulary as u64) as u32).collect();
+        let vectors = prefix.iter().flat_map(|&id| model.wte[id as usize * d..][..d].to_vec()).collect();
+        let adapters = Adapters { prefix: Some(Prefix::Embedding { length, vectors }), ..Adapters::default() };
+        let mut runner = Runner::new();
+        let got = runner.logits(&model, &adapters, &tokens);
+        let joined: Vec<Vec<u32>> = tokens.iter().map(|sequence| [&prefix[..], sequence].concat()).collect();
+        let all = runner.logits(&model, &Adapters::default(), &joined);
+        let per_sequence = joined[0].len() * config.vocabulary;
+        let real = all.chunks(per_sequence).flat_map(|logits| &logits[length * config.vocabulary..]);
+        let off = distance(&got, &real.copied().collect::<Vec<_>>());
+        prop_assert!(off <= SAME, "off by {off:e}");
+        // Without the prefix it is another computation.
+        prop_assert!(distance(&got, &runner.logits(&model, &Adapters::default(), &tokens)) > 1e-3);
+    }
+
+    #[test]
+    fn sequences_of_a_batch_do_not_see_each_other(
+        (config, tokens, seed) in setups(), targets in loras(), beside in besides(),
+        mode in select(&[LoraMode::Fused, LoraMode::Sequential, LoraMode::DenseDelta][..]),
+    ) {
+        let model = lively_model(&config, seed);
+        let lora = Some(Lora::random(&config, &targets, 16.0, seed).unwrap());
+        let adapters = Adapters { lora, mode, ..beside.adapters(&config, seed) };
+        let mut runner = Runner::new();
+        let together = runner.logits(&model, &adapters, &tokens);
+        let alone: Vec<f32> =
+            tokens.iter().flat_map(|sequence| runner.logits(&model, &adapters, &[sequence.clone()])).collect();
+        let off = distance(&together, &alone);
+        prop_assert!(off <= SAME, "off by {off:e}");
+    }
+
+    /// What comes later changes nothing that came before.
+    #[test]
+    fn attention_is_causal((config, tokens, seed) in setups(), beside in besides(), cut in 1..MOST_TOKENS) {
+        let cut = cut.min(tokens[0].len() - 1);
+        let model = lively_model(&config, seed);
+        let adapters = beside.adapters(&config, seed);
+        let mut runner = Runner::new();
+        let whole = runner.logits(&model, &adapters, &tokens[..1]);
+        let start = runner.logits(&model, &adapters, &[tokens[0][..cut].to_vec()]);
+        let off = distance(&start, &whole[..start.len()]);
+        prop_assert!(off <= SAME, "off by {off:e}");
+    }
+
+    #[test]
+    fn adapters_dropped_from_every_layer_leave_the_base_model(
+        (config, tokens, seed) in setups(), kind in kinds(), width in 1usize..=9,
+    ) {
+        let model = lively_model(&config, seed);
+        let mut bottleneck = lively_bottleneck(&config, kind, width, seed);
+        let mut runner = Runner::new();
+        let base = runner.logits(&model, &Adapters::default(), &tokens);
+        for dropped in 0..=config.layers {
+            bottleneck.drop_lowest(dropped);
+            let adapters = Adapters { bottleneck: Some(bottleneck.clone()), ..Adapters::default() };
+            let got = runner.logits(&model, &adapters, &tokens);
+            if dropped == config.layers {
+                prop_assert_eq!(adapters.parameters(), 0);
+                prop_assert_eq!(got, base.clone());
+            } else {
+                prop_assert!(distance(&got, &base) > 1e-3);
+            }
+        }
+    }
+}
