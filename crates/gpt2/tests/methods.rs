@@ -235,7 +235,7 @@ proptest! {
         let mut runner = Runner::new();
         let together = runner.logits(&model, &adapters, &tokens);
         let alone: Vec<f32> =
-            tokens.iter().flat_map(|sequence| runner.logits(&model, &adapters, &[sequence.clone()])).collect();
+            tokens.iter().flat_map(|sequence| runner.logits(&model, &adapters, std::slice::from_ref(sequence))).collect();
         let off = distance(&together, &alone);
         prop_assert!(off <= SAME, "off by {off:e}");
     }
