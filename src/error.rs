@@ -90,6 +90,32 @@ pub enum Error {
         /// The type it would be rounded to.
         dtype: crate::DType,
     },
+    /// More tokens than the decode kernels take in one launch.
+    #[error("{tokens} tokens, the decode kernels take at most {max}")]
+    TooManyTokens {
+        /// Rows of x.
+        tokens: usize,
+        /// The most there may be.
+        max: usize,
+    },
+    /// More low-rank segments than a launch's parameters hold.
+    #[error("{segments} low-rank segments, a launch holds at most {max}")]
+    TooManySegments {
+        /// Segments of the layer.
+        segments: usize,
+        /// The most there may be.
+        max: usize,
+    },
+    /// A layer or batch without elements has nothing to launch.
+    #[error("nothing to compute: {tokens} tokens of a {d_in} to {d_out} layer")]
+    EmptyProblem {
+        /// Rows of x.
+        tokens: usize,
+        /// Input features.
+        d_in: usize,
+        /// Output features.
+        d_out: usize,
+    },
     /// The number of gradient buffers differs from the number of segments.
     #[error("{actual} gradient buffers for {expected} segments")]
     SegmentCountMismatch {

@@ -13,6 +13,7 @@
 //!
 //! - [`lora`] describes a layer: the weight in either layout, the bias, the low-rank segments.
 //! - [`plan`] says how a call will be cut into tiles and how much workspace it needs.
+//! - [`decode`] says how a GPU runs it for 1 to 16 tokens; [`abi`] is what its kernels take.
 //! - [`cpu`] runs it: fused, as the sequential layers it is measured against, backward, merged.
 //! - [`mod@reference`] is the naive float64 oracle that every backend is judged by.
 //!
@@ -38,7 +39,9 @@
 //! # Ok::<(), fused_lora::Error>(())
 //! ```
 
+pub mod abi;
 pub mod cpu;
+pub mod decode;
 mod dtype;
 mod error;
 pub mod lora;

@@ -1,6 +1,8 @@
 //! Random layers for the integration tests: every buffer with its own stride, gaps and outputs poisoned with NaN.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+pub mod decode;
+
 use fused_lora::lora::{Layout, LoraLinear, Segment, Weight};
 use fused_lora::{Element, MatrixMut, MatrixRef};
 

@@ -1,0 +1,60 @@
+// The emulator as Rust sees it: plain C.
+#include <cstring>
+
+#include "counters.h"
+#include "machine.h"
+#include "race.h"
+
+using emu::Machine;
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+struct KernelDescription {
+  const char* name;
+  uint32_t params_bytes;
+  uint32_t max_threads;
+};
+
+struct LaunchRequest {
+  uint32_t kernel;
+  uint32_t grid[3];
+  uint32_t threads;
+  uint32_t shared_bytes;
+  uint32_t cluster;
+  uint32_t params_bytes;
+  const void* params;
+};
+
+EXPORT Machine* fused_lora_emulator_create() { return new Machine; }
+EXPORT void fused_lora_emulator_destroy(Machine* machine) { delete machine; }
+EXPORT void* fused_lora_emulator_allocate(Machine* machine, size_t bytes) { return machine->memory.allocate(bytes); }
+EXPORT int fused_lora_emulator_release(Machine* machine, void* p) {
+  return machine->memory.release(static_cast<char*>(p));
+}
+EXPORT int fused_lora_emulator_accessible(const Machine* machine, const void* p, size_t bytes) {
+  return machine->memory.is_global(p) && machine->memory.accessible(p, bytes);
+}
+
+EXPORT uint32_t fused_lora_emulator_kernel_count() { return static_cast<uint32_t>(emu::kernels().size()); }
+EXPORT KernelDescription fused_lora_emulator_kernel(uint32_t index) {
+  const emu::KernelInfo& kernel = emu::kernels()[index];
+  return {kernel.name, kernel.params_bytes, kernel.max_threads};
+}
+
+/// 0, or the fault; `report` then holds its text, cut to `report_bytes` with the final zero.
+EXPORT int fused_lora_emulator_launch(Machine* machine, const LaunchRequest* request, const emu::Config* config,
+                                      emu::Counters* counters, char* report, size_t report_bytes) {
+  emu::LaunchShape shape{{request->grid[0], request->grid[1], request->grid[2]},
+                         request->threads,
+                         request->shared_bytes,
+                         request->cluster};
+  // A copy, aligned as the GPU's constant bank is: kernels hold addresses of tensor maps in it.
+  alignas(128) char params[4096];
+  memcpy(params, request->params, request->params_bytes);
+  bool passed = machine->launch(emu::kernels()[request->kernel], shape, params, *config);
+  *counters = machine->counters->totals;
+  if (passed) return 0;
+  strncpy(report, machine->report.c_str(), report_bytes - 1);
+  report[report_bytes - 1] = 0;
+  return static_cast<int>(machine->fault);
+}

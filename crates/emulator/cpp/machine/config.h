@@ -1,0 +1,41 @@
+// How a launch is to be run.
+#pragma once
+
+#include <cstdint>
+
+namespace emu {
+
+/// Which of the threads that can run does, and in which order CTAs start.
+enum class Schedule : uint32_t { first_in, last_in, random };
+
+/// When an asynchronous operation completes: at the last moment allowed, at once, or at any moment between.
+enum class Completion : uint32_t { late, eager, random };
+
+/// Shared with the Rust side by layout.
+struct Config {
+  Schedule schedule;
+  Completion completion;
+  uint64_t seed;
+  /// CTAs that run side by side; further ones start as these end.
+  uint32_t resident_ctas;
+  /// Whether warp instructions are grouped to count transactions and bank conflicts.
+  uint32_t count_transactions;
+  /// Dynamic shared memory of a CTA at most, in bytes.
+  uint32_t shared_bytes_limit;
+  uint32_t reserved;
+};
+
+/// Shared with the Rust side by layout. Global memory counts what threads and copy engines ask for.
+struct Counters {
+  uint64_t load_bytes, load_instructions, load_sectors, load_ideal_sectors;
+  uint64_t once_bytes, once_instructions, once_sectors, once_ideal_sectors;
+  uint64_t store_bytes, store_instructions, store_sectors, store_ideal_sectors;
+  uint64_t atomic_bytes, atomic_instructions;
+  uint64_t async_bytes;
+  uint64_t distinct_load_bytes, distinct_store_bytes;
+  uint64_t shared_wavefronts, shared_conflicts;
+  uint64_t mma_instructions, wgmma_instructions, mma_flops;
+  uint64_t switches, spins;
+};
+
+}  // namespace emu

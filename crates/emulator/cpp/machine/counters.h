@@ -1,0 +1,68 @@
+// What a launch asked of the memory system. Bytes and instructions are counted as they come; transactions need the 32
+// accesses of a warp instruction together, so these are gathered by code address and occurrence until every lane that
+// lives has contributed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <unordered_map>
+#include <vector>
+
+#include "config.h"
+#include "memory.h"
+
+namespace emu {
+
+struct Cta;
+struct Thread;
+struct Warp;
+
+enum class Access : uint32_t { load, once, store, atomic };
+
+class CounterState {
+ public:
+  explicit CounterState(Memory& memory);
+  ~CounterState();
+
+  void start_launch(bool transactions);
+  void end_launch();
+  void finish_thread(Thread& thread);
+  void finish_cta(Cta& cta);
+
+  void global(Access kind, const void* p, uint32_t bytes, const void* site);
+  void shared(const void* p, uint32_t bytes, bool write, const void* site);
+  /// A copy engine's access.
+  void engine(const void* p, uint32_t bytes, bool write);
+
+  Counters totals{};
+
+ private:
+  struct Gathered {
+    uint32_t lanes = 0;
+    uint32_t bytes = 0;
+    const void* address[32] = {};
+  };
+  struct Site {
+    bool is_shared = false;
+    Access kind = Access::load;
+    uint64_t first = 0;          // occurrence that `open.front()` is
+    uint64_t visits[32] = {};
+    std::deque<Gathered> open;
+  };
+  using Sites = std::unordered_map<const void*, Site>;
+
+  void gather(bool is_shared, Access kind, const void* p, uint32_t bytes, const void* site);
+  void flush(Site& site, bool all, uint32_t live);
+  void count(const Site& site, const Gathered& access);
+  void distinct(uint16_t* seen, const void* p, uint32_t bytes, uint64_t& total);
+
+  Memory& memory_;
+  bool transactions_ = false;
+  uint16_t* loaded_;  // of every 4 bytes of global memory, the last launch that loaded them
+  uint16_t* stored_;
+  uint16_t launch_ = 0;
+  std::unordered_map<const Warp*, Sites> warps_;
+};
+
+}  // namespace emu

@@ -1,0 +1,76 @@
+#include "crash.h"
+
+#include <signal.h>
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+
+#include "machine.h"
+#include "sanitizer.h"
+
+namespace emu {
+
+namespace {
+
+// AddressSanitizer has a handler of its own, which says more.
+constexpr bool handles = !EMU_ADDRESS_SANITIZER;
+constexpr size_t signal_stack_bytes = 64 << 10;
+
+struct sigaction before;
+thread_local const void* crash_address = nullptr;
+
+void crashed() { fail(Fault::crash, "segmentation fault at %p", crash_address); }
+
+void handler(int signal, siginfo_t* info, void* context) {
+  if (!machine || !self) {
+    // Not a kernel's doing: put back what was there, and let the instruction fault again.
+    sigaction(signal, &before, nullptr);
+    return;
+  }
+  crash_address = info->si_addr;
+  // Goes on in `crashed` on the thread's own stack, as if it had been called where the fault was.
+#if defined(__x86_64__)
+  auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
+  registers[REG_RSP] = ((registers[REG_RSP] - 256) & ~15ll) - 8;
+  registers[REG_RIP] = reinterpret_cast<greg_t>(&crashed);
+#else
+  auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext;
+  registers.sp = (registers.sp - 256) & ~15ull;
+  registers.pc = reinterpret_cast<uint64_t>(&crashed);
+#endif
+}
+
+std::mutex count_lock;
+int guards = 0;
+
+}  // namespace
+
+CrashGuard::CrashGuard() {
+  if (!handles) return;
+  thread_local void* stack = nullptr;
+  stack_t current;
+  if (sigaltstack(nullptr, &current) == 0 && (current.ss_flags & SS_DISABLE) && !stack) {
+    stack = malloc(signal_stack_bytes);
+    stack_t own{};
+    own.ss_sp = stack;
+    own.ss_size = signal_stack_bytes;
+    sigaltstack(&own, nullptr);
+  }
+  std::lock_guard<std::mutex> hold(count_lock);
+  if (guards++ == 0) {
+    struct sigaction action{};
+    action.sa_sigaction = handler;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigaction(SIGSEGV, &action, &before);
+  }
+}
+
+CrashGuard::~CrashGuard() {
+  if (!handles) return;
+  std::lock_guard<std::mutex> hold(count_lock);
+  if (--guards == 0) sigaction(SIGSEGV, &before, nullptr);
+}
+
+}  // namespace emu

@@ -1,0 +1,28 @@
+// What the emulator refuses to run on from. Each fault ends the launch; the kernel's threads are dropped where they are.
+#pragma once
+
+namespace emu {
+
+enum class Fault : int {
+  none = 0,
+  out_of_bounds,     // a global or shared address outside every allocation
+  misaligned,        // an address that is no multiple of the access width
+  uninitialised,     // shared memory read before anything wrote it
+  race,              // two unordered accesses to one place, one of them a write
+  in_flight,         // an asynchronous copy's destination touched before its wait, or its source changed
+  proxy,             // generic-proxy writes read by the async proxy without fence.proxy.async
+  barrier,           // thread counts that disagree, arrivals over the count, an mbarrier never initialised
+  collective,        // a warp instruction with absent, exited or diverged lanes
+  descriptor,        // a tensor map or matrix descriptor that the hardware would not take
+  deadlock,          // every thread waits
+  livelock,          // threads spin on what nothing left can change
+  resources,         // more threads, shared memory or parameters than the launch may have
+  crash,             // the host's own memory protection
+};
+
+const char* fault_name(Fault fault);
+
+/// Ends the launch: records `format` and every thread's whereabouts, and leaves for the launching thread.
+[[noreturn]] void fail(Fault fault, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+}  // namespace emu

@@ -1,0 +1,182 @@
+// One emulated GPU: its memory, and while a launch runs its threads, warps, CTAs and what they wait for.
+//
+// Every CUDA thread is a fiber. One OS thread runs them all, switching only where a thread waits, so the runtime needs
+// no locks; several machines may run on several OS threads.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "config.h"
+#include "fault.h"
+#include "fiber.h"
+#include "memory.h"
+
+namespace emu {
+
+struct Cta;
+struct Cluster;
+struct Warp;
+class Race;
+class CounterState;
+class AsyncState;
+
+struct Index3 {
+  uint32_t x = 0, y = 0, z = 0;
+};
+
+/// A CUDA thread.
+struct Thread {
+  Fiber fiber;
+  Index3 index;
+  uint32_t rank = 0;   // in the CTA
+  uint32_t lane = 0;
+  uint32_t clock = 0;  // its number in the race detector: slot of the CTA times threads plus rank
+  Cta* cta = nullptr;
+  Warp* warp = nullptr;
+  const char* waits = "";    // what for, in words
+  uint64_t waits_detail = 0;
+  bool done = true;
+  // The last polled address and value: a thread that reads the same again is spinning.
+  const void* polled = nullptr;
+  uint64_t polled_value = 0;
+  // Shared memory taken so far: as on the GPU, and with the emulator's red zones.
+  uint32_t shared_taken = 0;
+  uint32_t shared_offset = 0;
+  uint32_t vote_round = 0;
+};
+
+/// A warp instruction that waits for its lanes.
+struct Rendezvous {
+  uint32_t members;
+  uint32_t arrived = 0;
+  const char* name;
+  void* argument[32] = {};
+  Thread* thread[32] = {};
+};
+
+struct Warp {
+  Thread* lane[32] = {};
+  uint32_t live = 0;
+  std::vector<Rendezvous> open;
+};
+
+/// A hardware barrier, named or not.
+struct Barrier {
+  uint32_t expected = 0;
+  uint32_t arrived = 0;
+  std::vector<Thread*> all;      // everyone who arrived in this phase
+  std::vector<Thread*> waiting;  // of these, who waits
+};
+
+struct Cta {
+  Index3 index;
+  uint32_t linear = 0;
+  uint32_t slot = 0;
+  uint32_t rank = 0;  // in the cluster
+  Cluster* cluster = nullptr;
+  char* shared = nullptr;
+  uint32_t shared_bytes = 0;
+  uint32_t live = 0;
+  std::vector<Thread*> threads;
+  std::vector<Warp> warps;
+  Barrier barriers[16];
+  bool votes[3] = {};
+};
+
+struct Cluster {
+  std::vector<Cta*> ctas;
+  Barrier barrier;
+  uint32_t live = 0;
+};
+
+using Kernel = void (*)(const void* params);
+
+struct KernelInfo {
+  const char* name;
+  Kernel run;
+  uint32_t params_bytes;
+  uint32_t max_threads;
+};
+
+/// The kernels that were linked in register themselves here.
+std::vector<KernelInfo>& kernels();
+
+struct LaunchShape {
+  Index3 grid;
+  uint32_t threads;
+  uint32_t shared_bytes;
+  uint32_t cluster;
+};
+
+class Machine {
+ public:
+  Machine();
+  ~Machine();
+
+  /// Runs a kernel to its end. False after a fault, of which `fault` and `report` tell.
+  bool launch(const KernelInfo& kernel, const LaunchShape& shape, const void* params, const Config& config);
+
+  // --- what the runtime's parts share while a launch runs ---
+  Memory memory;
+  Config config{};
+  LaunchShape shape{};
+  std::unique_ptr<Race> race;
+  std::unique_ptr<CounterState> counters;
+  std::unique_ptr<AsyncState> async;
+  std::vector<std::unique_ptr<Cta>> ctas;  // resident now
+  uint64_t events = 0;                     // grows with everything that could end someone's wait
+  Fault fault = Fault::none;
+  std::string report;
+
+  /// Parks the running thread until `wake`; `why` is what a deadlock report says of it.
+  void block(const char* why, uint64_t detail = 0);
+  void wake(Thread* thread);
+  /// Lets the others run; the running thread goes on later.
+  void yield(const char* why);
+  /// Parks the running thread until something happened.
+  void park_spinner();
+  /// Under the random schedule, sometimes lets others run between two accesses.
+  void jitter();
+  uint64_t random();
+  [[noreturn]] void abandon();
+
+  /// Who is where, a line for each group of threads that wait for the same.
+  std::string whereabouts() const;
+
+ private:
+  friend void thread_entry();
+  Thread* pick();  // null: back to the launching thread
+  void run_next();
+  void start_ctas();
+  void start_cluster(uint32_t first_cta, uint32_t slot);
+  void finish_thread();
+  void retire(Cluster* cluster);
+  Thread* fresh_thread();
+
+  Fiber launcher_;
+  const KernelInfo* kernel_ = nullptr;
+  const void* params_ = nullptr;
+  std::deque<Thread*> runnable_;
+  std::vector<Thread*> spinners_;
+  std::vector<Thread*> pool_;
+  Thread* zombie_ = nullptr;  // ended, but its stack may still be in use
+  std::vector<std::unique_ptr<Thread>> all_threads_;
+  std::vector<std::unique_ptr<Cluster>> clusters_;
+  std::vector<uint32_t> order_;  // clusters in the order in which they start
+  std::vector<uint32_t> free_slots_;
+  size_t next_cluster_ = 0;
+  uint32_t live_threads_ = 0;
+  uint64_t rng_ = 0;
+  uint64_t events_at_last_spin_ = 0;
+  uint32_t idle_spins_ = 0;
+};
+
+extern thread_local Machine* machine __attribute__((tls_model("initial-exec")));
+extern thread_local Thread* self __attribute__((tls_model("initial-exec")));
+
+}  // namespace emu

@@ -1,0 +1,64 @@
+// Device memory: one arena of address space with global memory below and the CTAs' shared memory above, and a map that
+// says which bytes are anyone's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+
+namespace emu {
+
+class Memory {
+ public:
+  static constexpr size_t global_bytes = size_t(4) << 30;
+  /// Address space of one CTA's shared memory, its red zones included.
+  static constexpr size_t slot_bytes = 512 << 10;
+  static constexpr size_t slots = 512;
+  static constexpr size_t arena_bytes = global_bytes + slots * slot_bytes;
+  /// Between two pieces of shared memory. A multiple of the swizzle's period, so that bits 0 to 9 of an address are
+  /// those of the GPU's.
+  static constexpr size_t shared_red_zone = 1024;
+
+  Memory();
+  ~Memory();
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  /// 256-byte aligned, filled with NaN; null when the arena is full.
+  char* allocate(size_t bytes);
+  /// False if `p` is not the start of an allocation.
+  bool release(char* p);
+
+  char* slot(size_t index) const { return base_ + global_bytes + index * slot_bytes; }
+  void open(char* p, size_t bytes);   // bytes become accessible
+  void close(char* p, size_t bytes);  // and inaccessible again; both from a multiple of 16
+
+  size_t offset(const void* p) const { return static_cast<size_t>(static_cast<const char*>(p) - base_); }
+  bool is_global(const void* p) const { return offset(p) < global_bytes; }
+  bool is_shared(const void* p) const { return offset(p) - global_bytes < slots * slot_bytes; }
+
+  /// Whether all of `n` bytes at `p` lie in one allocation.
+  bool accessible(const void* p, size_t n) const {
+    size_t at = offset(p);
+    if (at >= arena_bytes || n > arena_bytes - at) return false;
+    for (size_t end = at + n; at < end;) {
+      size_t in_granule = at & 15, take = end - at < 16 - in_granule ? end - at : 16 - in_granule;
+      if (state_[at >> 4] < in_granule + take) return false;
+      at += take;
+    }
+    return true;
+  }
+
+ private:
+  char* base_;
+  uint8_t* state_;  // of every 16 bytes, how many from their start on are accessible
+  size_t top_ = 0;
+  std::map<char*, size_t> live_;
+  std::multimap<size_t, char*> free_;
+};
+
+/// Address space that takes no memory until it is touched; ends the process where there is none.
+void* reserve(size_t bytes);
+void unreserve(void* p, size_t bytes);
+
+}  // namespace emu

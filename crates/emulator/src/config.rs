@@ -1,0 +1,168 @@
+//! How launches are run, and what is counted of them.
+
+/// Which of the kernels' three builds runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Build {
+    /// No instrumentation: the machine's own checks only.
+    #[default]
+    Plain,
+    /// Every access is checked against vector clocks.
+    Race,
+    /// AddressSanitizer and UndefinedBehaviorSanitizer.
+    Sanitize,
+}
+
+/// Which of the threads that can run does, and in which order CTAs start: the CUDA model promises neither.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Schedule {
+    /// The thread that has waited longest; CTAs in ascending order.
+    #[default]
+    FirstIn,
+    /// The thread that became ready last; CTAs in descending order.
+    LastIn,
+    /// Any, drawn from this seed; CTAs in any order.
+    Random(u64),
+}
+
+/// When an asynchronous copy or matrix product completes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Completion {
+    /// At the last moment that the waits allow.
+    #[default]
+    Late,
+    /// As soon as it is issued.
+    Eager,
+    /// At any moment between, drawn from the schedule's seed.
+    Random,
+}
+
+/// The GPU that is emulated and how its launches run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// Which build of the kernels.
+    pub build: Build,
+    /// The order of threads and CTAs.
+    pub schedule: Schedule,
+    /// The completion of asynchronous operations.
+    pub completion: Completion,
+    /// CTAs that run side by side; further ones start as these end.
+    pub resident_ctas: u32,
+    /// What the device says of itself: kernels are chosen by it.
+    pub compute_capability: (u32, u32),
+    /// What the device says of itself: grids are planned by it.
+    pub multiprocessors: u32,
+    /// Whether to group accesses by warp instruction, for [`Counters`]' sectors and bank conflicts. Costs time.
+    pub count_transactions: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            build: Build::Plain,
+            schedule: Schedule::FirstIn,
+            completion: Completion::Late,
+            resident_ctas: 8,
+            compute_capability: (9, 0),
+            multiprocessors: 8,
+            count_transactions: false,
+        }
+    }
+}
+
+/// What one launch asked of the memory system and the tensor cores.
+///
+/// Bytes and instructions are a thread's; sectors (32 bytes) are counted once for a warp instruction, and only with
+/// [`Config::count_transactions`]. The ideal is what the same bytes would take if they were contiguous.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct Counters {
+    pub load_bytes: u64,
+    pub load_instructions: u64,
+    pub load_sectors: u64,
+    pub load_ideal_sectors: u64,
+    /// Of the loads, those through `gpu::load_once`: weights.
+    pub once_bytes: u64,
+    pub once_instructions: u64,
+    pub once_sectors: u64,
+    pub once_ideal_sectors: u64,
+    pub store_bytes: u64,
+    pub store_instructions: u64,
+    pub store_sectors: u64,
+    pub store_ideal_sectors: u64,
+    /// Strong accesses: flags, tickets and what is read by polling.
+    pub atomic_bytes: u64,
+    pub atomic_instructions: u64,
+    /// Bytes of global memory moved by copy engines.
+    pub async_bytes: u64,
+    /// Bytes of global memory loaded at least once.
+    pub distinct_load_bytes: u64,
+    /// Bytes of global memory stored at least once.
+    pub distinct_store_bytes: u64,
+    /// Passes of the shared memory, 128 bytes each at best.
+    pub shared_wavefronts: u64,
+    /// Of these, what bank conflicts added.
+    pub shared_conflicts: u64,
+    pub mma_instructions: u64,
+    pub wgmma_instructions: u64,
+    pub mma_flops: u64,
+    /// Switches from one thread to another.
+    pub switches: u64,
+    /// Times a thread was found spinning.
+    pub spins: u64,
+}
+
+impl Counters {
+    /// Global bytes that threads and copy engines asked for.
+    pub fn global_bytes(&self) -> u64 {
+        self.load_bytes + self.store_bytes + self.atomic_bytes + self.async_bytes
+    }
+
+    /// Global bytes that warps asked for, in whole sectors: what lanes read together counts once. Needs
+    /// [`Config::count_transactions`].
+    pub fn requested_bytes(&self) -> u64 {
+        32 * (self.load_sectors + self.store_sectors) + self.atomic_bytes + self.async_bytes
+    }
+}
+
+/// The layout that the C++ side reads.
+#[repr(C)]
+pub(crate) struct RawConfig {
+    schedule: u32,
+    completion: u32,
+    seed: u64,
+    resident_ctas: u32,
+    count_transactions: u32,
+    shared_bytes_limit: u32,
+    reserved: u32,
+}
+
+impl RawConfig {
+    pub(crate) fn shared_bytes_limit(&self) -> u32 {
+        self.shared_bytes_limit
+    }
+}
+
+impl From<&Config> for RawConfig {
+    fn from(config: &Config) -> Self {
+        let (schedule, seed) = match config.schedule {
+            Schedule::FirstIn => (0, 1),
+            Schedule::LastIn => (1, 1),
+            Schedule::Random(seed) => (2, seed),
+        };
+        let completion = match config.completion {
+            Completion::Late => 0,
+            Completion::Eager => 1,
+            Completion::Random => 2,
+        };
+        Self {
+            schedule,
+            completion,
+            seed,
+            resident_ctas: config.resident_ctas,
+            count_transactions: config.count_transactions.into(),
+            shared_bytes_limit: 227 << 10,
+            reserved: 0,
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What the emulator answers instead of running on.
+
+/// Why a launch was ended. The names are those of the checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Fault {
+    /// An address outside every allocation.
+    OutOfBounds,
+    /// An address that is no multiple of the access width.
+    Misaligned,
+    /// Shared memory read before anything wrote it.
+    Uninitialised,
+    /// Two unordered accesses to one place, one of them a write.
+    Race,
+    /// An asynchronous copy's destination touched before its wait, or its source changed before it completed.
+    InFlight,
+    /// Ordinary writes read by a copy engine or tensor core without a proxy fence between.
+    Proxy,
+    /// Thread counts that disagree, arrivals over the count, an mbarrier never initialised.
+    Barrier,
+    /// A warp instruction with absent, exited or diverged lanes.
+    Collective,
+    /// A tensor map or matrix descriptor that the hardware would not take.
+    Descriptor,
+    /// Every thread waits.
+    Deadlock,
+    /// Threads spin on what nothing left can change.
+    Livelock,
+    /// More shared memory or parameters than the launch may have.
+    Resources,
+    /// The host's own memory protection.
+    Crash,
+}
+
+impl Fault {
+    pub(crate) fn from_code(code: i32) -> Self {
+        use Fault::*;
+        [
+            OutOfBounds,
+            Misaligned,
+            Uninitialised,
+            Race,
+            InFlight,
+            Proxy,
+            Barrier,
+            Collective,
+            Descriptor,
+            Deadlock,
+            Livelock,
+            Resources,
+        ]
+        .get((code - 1) as usize)
+        .copied()
+        .unwrap_or(Crash)
+    }
+}
+
+/// What a call was refused for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There was no C++ compiler when this crate was built.
+    #[error("the emulator was built without a C++ compiler; install g++ or clang++ and build again")]
+    Unavailable,
+    /// AddressSanitizer must be in the process from its start.
+    #[error("the sanitize build runs only in a process started with LD_PRELOAD={preload}")]
+    SanitizerNotPreloaded {
+        /// The library to preload.
+        preload: String,
+    },
+    /// The shared library with the machine and the kernels could not be loaded.
+    #[error("cannot load the emulator: {0}")]
+    Load(String),
+    /// The emulated device memory is full.
+    #[error("no room for {bytes} bytes of emulated device memory")]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// No kernel of this name was compiled in.
+    #[error("there is no kernel '{0}'")]
+    NoSuchKernel(String),
+    /// The parameter struct has another size than the kernel's.
+    #[error("kernel '{kernel}' takes {expected} bytes of parameters, not {actual}")]
+    WrongParameters {
+        /// The kernel.
+        kernel: String,
+        /// Bytes of its parameter struct.
+        expected: usize,
+        /// Bytes given.
+        actual: usize,
+    },
+    /// A launch shape that no GPU takes, or not this kernel.
+    #[error("kernel '{kernel}' cannot be launched: {reason}")]
+    BadLaunch {
+        /// The kernel.
+        kernel: String,
+        /// What is wrong with the shape.
+        reason: String,
+    },
+    /// The kernel did something that it must not.
+    #[error("kernel '{kernel}': {report}")]
+    Fault {
+        /// The kernel.
+        kernel: String,
+        /// Which check caught it.
+        fault: Fault,
+        /// What happened, where, and where all other threads were.
+        report: String,
+    },
+}

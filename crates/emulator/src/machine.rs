@@ -1,0 +1,277 @@
+//! One emulated GPU.
+
+use std::ffi::{CStr, c_char};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use crate::config::{Completion, Config, Counters, RawConfig, Schedule};
+use crate::error::{Error, Fault};
+use crate::library::{Functions, RawLaunch, RawMachine};
+use crate::symbols;
+
+/// A kernel that can be launched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelInfo {
+    /// Its name.
+    pub name: String,
+    /// Bytes of its parameter struct.
+    pub params_bytes: usize,
+    /// Threads of a CTA at most.
+    pub max_threads: u32,
+}
+
+/// What to launch, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    /// Name of the kernel.
+    pub kernel: &'a str,
+    /// CTAs in each direction.
+    pub grid: [u32; 3],
+    /// Threads of a CTA.
+    pub block: u32,
+    /// Dynamic shared memory of a CTA, in bytes.
+    pub shared_bytes: u32,
+    /// CTAs of a cluster; 1 is none.
+    pub cluster: u32,
+    /// The parameter struct, byte for byte.
+    pub params: &'a [u8],
+}
+
+/// An emulated GPU with memory of its own. Launches on one machine run one after the other; several machines may run
+/// side by side on several OS threads.
+pub struct Machine {
+    functions: &'static Functions,
+    raw: Mutex<Raw>,
+    config: Mutex<Config>,
+    kernels: Vec<KernelInfo>,
+}
+
+struct Raw(*mut RawMachine);
+
+// SAFETY: the C++ machine keeps all its state in the object, and thread-local pointers only while a launch runs.
+unsafe impl Send for Raw {}
+
+/// The longest report that is kept.
+const REPORT_BYTES: usize = 16 << 10;
+
+impl Machine {
+    /// A machine with empty memory.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where the crate was built without a C++ compiler, [`Error::SanitizerNotPreloaded`],
+    /// [`Error::Load`].
+    pub fn new(config: Config) -> Result<Self, Error> {
+        Ok(Self::with(Functions::of(config.build)?, config))
+    }
+
+    /// A machine with the kernels of another library, linked like this crate's own: variants under test. The library
+    /// stays loaded until the process ends.
+    ///
+    /// # Errors
+    /// [`Error::Load`].
+    ///
+    /// # Safety
+    /// Loading a library runs its initialisers: it must be one made from this crate's machine and a set of kernels.
+    pub unsafe fn from_library(path: &Path, config: Config) -> Result<Self, Error> {
+        let path = Box::leak(path.to_string_lossy().into_owned().into_boxed_str());
+        let functions = Box::leak(Box::new(Functions::open(path)?));
+        Ok(Self::with(functions, config))
+    }
+
+    fn with(functions: &'static Functions, config: Config) -> Self {
+        // SAFETY: the entry points are those of a loaded library; names are string literals in it.
+        let kernels = unsafe {
+            let describe = |index| {
+                let kernel = (functions.kernel)(index);
+                KernelInfo {
+                    name: CStr::from_ptr(kernel.name).to_string_lossy().into_owned(),
+                    params_bytes: kernel.params_bytes as usize,
+                    max_threads: kernel.max_threads,
+                }
+            };
+            (0..(functions.kernel_count)()).map(describe).collect()
+        };
+        // SAFETY: as above.
+        let raw = Raw(unsafe { (functions.create)() });
+        Self { functions, raw: Mutex::new(raw), config: Mutex::new(config), kernels }
+    }
+
+    /// How the next launch will run.
+    pub fn config(&self) -> Config {
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the order in which the following launches run.
+    pub fn set_schedule(&self, schedule: Schedule, completion: Completion) {
+        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        config.schedule = schedule;
+        config.completion = completion;
+    }
+
+    /// Changes how many CTAs the following launches run side by side.
+    pub fn set_resident_ctas(&self, resident_ctas: u32) {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).resident_ctas = resident_ctas;
+    }
+
+    /// All kernels that were compiled in.
+    pub fn kernels(&self) -> &[KernelInfo] {
+        &self.kernels
+    }
+
+    fn with_raw<R>(&self, use_it: impl FnOnce(*mut RawMachine) -> R) -> R {
+        use_it(self.raw.lock().unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    /// Memory for `bytes` bytes, 256-byte aligned and filled with NaN.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn allocate(&self, bytes: usize) -> Result<u64, Error> {
+        // SAFETY: the machine lives, and the lock is held.
+        let address = self.with_raw(|raw| unsafe { (self.functions.allocate)(raw, bytes.max(1)) });
+        if address.is_null() { Err(Error::OutOfMemory { bytes }) } else { Ok(address as u64) }
+    }
+
+    /// Gives back what [`allocate`](Self::allocate) gave.
+    ///
+    /// # Safety
+    /// Nothing may use the memory any more.
+    pub unsafe fn free(&self, address: u64) {
+        // SAFETY: the machine lives, and the lock is held; an address that is no allocation's is refused.
+        let known = self.with_raw(|raw| unsafe { (self.functions.release)(raw, address as *mut _) });
+        debug_assert!(known != 0, "{address:#x} is not an allocation");
+    }
+
+    /// Whether all of these bytes lie in one allocation.
+    pub fn is_allocated(&self, address: u64, bytes: usize) -> bool {
+        // SAFETY: the machine lives, and the lock is held; the address is only compared.
+        self.with_raw(|raw| unsafe { (self.functions.accessible)(raw, address as *const _, bytes) != 0 })
+    }
+
+    fn check(&self, address: u64, bytes: usize) {
+        assert!(self.is_allocated(address, bytes), "{bytes} bytes at {address:#x} do not lie in one allocation");
+    }
+
+    /// Copies from the host. Panics if the bytes do not lie in one allocation.
+    ///
+    /// # Safety
+    /// No other thread may use these bytes meanwhile.
+    pub unsafe fn write(&self, address: u64, bytes: &[u8]) {
+        self.check(address, bytes.len());
+        // SAFETY: checked above to lie in an allocation, which is host memory.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
+    }
+
+    /// Copies to the host. Panics if the bytes do not lie in one allocation.
+    ///
+    /// # Safety
+    /// As [`write`](Self::write).
+    pub unsafe fn read(&self, address: u64, bytes: &mut [u8]) {
+        self.check(address, bytes.len());
+        // SAFETY: checked above to lie in an allocation, which is host memory.
+        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+    }
+
+    /// Sets `len` bytes. Panics if they do not lie in one allocation.
+    ///
+    /// # Safety
+    /// As [`write`](Self::write).
+    pub unsafe fn fill(&self, address: u64, byte: u8, len: usize) {
+        self.check(address, len);
+        // SAFETY: checked above to lie in an allocation, which is host memory.
+        unsafe { std::ptr::write_bytes(address as *mut u8, byte, len) };
+    }
+
+    /// Copies within the machine. Panics if either range does not lie in one allocation.
+    ///
+    /// # Safety
+    /// As [`write`](Self::write).
+    pub unsafe fn copy(&self, from: u64, to: u64, len: usize) {
+        self.check(from, len);
+        self.check(to, len);
+        // SAFETY: checked above to lie in allocations, which are host memory.
+        unsafe { std::ptr::copy(from as *const u8, to as *mut u8, len) };
+    }
+
+    /// Runs a kernel to its end.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchKernel`], [`Error::WrongParameters`], [`Error::BadLaunch`] before it starts, [`Error::Fault`] if it
+    /// did what it must not.
+    ///
+    /// # Safety
+    /// The parameters must be the kernel's struct, with addresses that may be used the way the kernel uses them. Wild
+    /// ones end in an error where a check sees them, but a kernel's plain pointers are plain pointers.
+    pub unsafe fn launch(&self, launch: &Launch<'_>) -> Result<Counters, Error> {
+        let kernel = || launch.kernel.to_owned();
+        let Some(index) = self.kernels.iter().position(|k| k.name == launch.kernel) else {
+            return Err(Error::NoSuchKernel(kernel()));
+        };
+        let info = &self.kernels[index];
+        if info.params_bytes != launch.params.len() {
+            let (expected, actual) = (info.params_bytes, launch.params.len());
+            return Err(Error::WrongParameters { kernel: kernel(), expected, actual });
+        }
+        let config = self.config();
+        let raw_config = RawConfig::from(&config);
+        if let Some(reason) = refusal(launch, info, &raw_config) {
+            return Err(Error::BadLaunch { kernel: kernel(), reason });
+        }
+        let request = RawLaunch {
+            kernel: index as u32,
+            grid: launch.grid,
+            threads: launch.block,
+            shared_bytes: launch.shared_bytes,
+            cluster: launch.cluster,
+            params_bytes: launch.params.len() as u32,
+            params: launch.params.as_ptr().cast(),
+        };
+        let mut counters = Counters::default();
+        let mut report = vec![0u8; REPORT_BYTES];
+        // SAFETY: all pointers outlive the call, the sizes are theirs, and the lock is held.
+        let code = self.with_raw(|raw| unsafe {
+            let text = report.as_mut_ptr().cast::<c_char>();
+            (self.functions.launch)(raw, &request, &raw_config, &mut counters, text, report.len())
+        });
+        if code == 0 {
+            return Ok(counters);
+        }
+        let text = CStr::from_bytes_until_nul(&report).map(CStr::to_string_lossy).unwrap_or_default();
+        Err(Error::Fault {
+            kernel: kernel(),
+            fault: Fault::from_code(code),
+            report: symbols::resolve(&text, self.functions.path),
+        })
+    }
+}
+
+/// Why no GPU would take this launch.
+fn refusal(launch: &Launch<'_>, kernel: &KernelInfo, config: &RawConfig) -> Option<String> {
+    let ctas = launch.grid.iter().try_fold(1u32, |product, &n| product.checked_mul(n));
+    if launch.params.len() > 4096 {
+        Some(format!("{} bytes of parameters, of at most 4096", launch.params.len()))
+    } else if launch.block == 0 || launch.block > kernel.max_threads {
+        Some(format!("{} threads, of at most {}", launch.block, kernel.max_threads))
+    } else if ctas.is_none_or(|n| n == 0) {
+        Some(format!("a grid of {:?} CTAs", launch.grid))
+    } else if launch.cluster == 0 || launch.cluster > 8 || !launch.grid[0].is_multiple_of(launch.cluster) {
+        Some(format!("clusters of {} CTAs in a grid of {:?}", launch.cluster, launch.grid))
+    } else if launch.shared_bytes > config.shared_bytes_limit() {
+        Some(format!("{} bytes of shared memory, of at most {}", launch.shared_bytes, config.shared_bytes_limit()))
+    } else {
+        None
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // SAFETY: made by `create`, and nobody can hold it any more.
+        self.with_raw(|raw| unsafe { (self.functions.destroy)(raw) });
+    }
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine").field("config", &self.config()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,74 @@
+//! `cargo xtask bindings`: src/abi.rs from kernels/abi.h.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args as ClapArgs;
+
+/// Options of `cargo xtask bindings`.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Args {
+    /// Fail if the committed file is stale, and leave it alone.
+    #[arg(long)]
+    check: bool,
+}
+
+const HEAD: &str = "//! What the kernels and this library share, made from kernels/abi.h by `cargo xtask bindings`.\n\
+                    #![allow(missing_docs, non_camel_case_types, clippy::all)]\n";
+
+pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
+    let target = root.join("src/abi.rs");
+    let generated = generate(root)?;
+    if args.check {
+        let committed = fs::read_to_string(&target).with_context(|| format!("cannot read {}", target.display()))?;
+        ensure!(committed == generated, "src/abi.rs is stale: run `cargo xtask bindings`");
+        return Ok(());
+    }
+    fs::write(&target, generated).with_context(|| format!("cannot write {}", target.display()))
+}
+
+fn generate(root: &Path) -> Result<String> {
+    if env::var_os("LIBCLANG_PATH").is_none()
+        && let Some(folder) = installed(root)
+    {
+        // SAFETY: no other thread runs yet.
+        unsafe { env::set_var("LIBCLANG_PATH", folder) };
+    }
+    let bindings = bindgen::Builder::default()
+        .header(root.join("kernels/abi.h").to_string_lossy())
+        // The header as NVRTC sees it needs no other header.
+        .clang_args(["-x", "c", "-std=c11", "-D__CUDACC_RTC__"])
+        .allowlist_type("Lora.*")
+        .allowlist_var("LORA_.*")
+        .use_core()
+        .prepend_enum_name(false)
+        .disable_header_comment()
+        .generate_comments(false)
+        .generate()
+        .context("bindgen failed; libclang comes with scripts/cuda.sh, or is named by LIBCLANG_PATH")?;
+    format(&format!("{HEAD}\n{bindings}"), root)
+}
+
+/// Where scripts/cuda.sh puts libclang.
+fn installed(root: &Path) -> Option<PathBuf> {
+    let entries = root.join(".cuda/lib").read_dir().ok()?;
+    let folders = entries.flatten().map(|entry| entry.path().join("site-packages/clang/native"));
+    folders.into_iter().find(|folder| folder.is_dir())
+}
+
+/// As `cargo fmt` leaves it.
+fn format(source: &str, root: &Path) -> Result<String> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("abi.rs");
+    fs::write(&file, source)?;
+    let status = Command::new("rustfmt")
+        .args(["--edition", "2024", "--config-path"])
+        .arg(root.join("rustfmt.toml"))
+        .arg(&file)
+        .status()
+        .context("cannot run rustfmt")?;
+    ensure!(status.success(), "rustfmt failed");
+    Ok(fs::read_to_string(&file)?)
+}

@@ -1,0 +1,76 @@
+//! Holding a kernel's machine code to the rules.
+
+use std::collections::BTreeSet;
+
+use crate::report::Usage;
+use crate::rules::Rule;
+
+/// What a kernel on one target violates, a phrase each; empty if it is as it should be.
+pub(crate) fn violations(
+    kernel: &str,
+    target: &str,
+    usage: &Usage,
+    instructions: &BTreeSet<String>,
+    rules: &[Rule],
+) -> Vec<String> {
+    let mut found = vec![];
+    if usage.spills > 0 {
+        found.push(format!("{} bytes of spills", usage.spills));
+    }
+    if usage.stack > 0 {
+        found.push(format!("a stack frame of {} bytes", usage.stack));
+    }
+    for rule in rules.iter().filter(|rule| rule.applies(kernel, target)) {
+        if let Some(ceiling) = rule.registers.filter(|ceiling| usage.registers > *ceiling) {
+            found.push(format!("more than {ceiling} registers"));
+        }
+        for pattern in &rule.has {
+            if !instructions.iter().any(|name| pattern.matches(name)) {
+                found.push(format!("no {pattern}"));
+            }
+        }
+        for pattern in &rule.lacks {
+            if let Some(name) = instructions.iter().find(|name| pattern.matches(name)) {
+                found.push(format!("has {name}"));
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::Rules;
+
+    fn check(rules: &str, usage: &Usage) -> Vec<String> {
+        let instructions = ["EXIT", "HMMA.16816.F32", "LDG.E.128"].map(str::to_owned).into();
+        violations("kernel", "sm_80", usage, &instructions, &Rules::parse(rules).unwrap().rules)
+    }
+
+    const USAGE: Usage = Usage { registers: 64, shared: 0, stack: 0, spills: 0 };
+
+    #[test]
+    fn what_keeps_the_rules_passes() {
+        let rules = "// sass: kernel registers <= 64 has HMMA has LDG.E.128 lacks HGMMA\n// sass: other has HGMMA\n";
+        assert!(check(rules, &USAGE).is_empty());
+    }
+
+    #[test]
+    fn each_rule_can_fail() {
+        assert_eq!(check("// sass: k* registers <= 63", &USAGE), ["more than 63 registers"]);
+        assert_eq!(check("// sass: * has LDG.E.64", &USAGE), ["no LDG.E.64"]);
+        assert_eq!(check("// sass: *l lacks HMMA", &USAGE), ["has HMMA.16816.F32"]);
+    }
+
+    #[test]
+    fn spills_and_stack_frames_need_no_rule_to_fail() {
+        assert_eq!(check("", &Usage { spills: 4, ..USAGE }), ["4 bytes of spills"]);
+        assert_eq!(check("", &Usage { stack: 8, ..USAGE }), ["a stack frame of 8 bytes"]);
+    }
+
+    #[test]
+    fn a_rule_for_another_target_does_not_hold() {
+        assert!(check("// sass: kernel lacks HMMA on sm_75", &USAGE).is_empty());
+    }
+}

@@ -1,0 +1,59 @@
+//! Chores of this workspace: `cargo xtask COMMAND`.
+
+mod bindings;
+mod check;
+mod disassembly;
+mod report;
+mod rules;
+mod sass;
+mod toolchain;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+/// Chores of this workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write src/abi.rs from kernels/abi.h.
+    Bindings(bindings::Args),
+    /// Compile every kernel for every target and hold its machine code to the rules in its source.
+    Sass(sass::Args),
+}
+
+/// The repository root.
+fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.ancestors().nth(2).unwrap_or(manifest).to_path_buf()
+}
+
+fn main() -> std::process::ExitCode {
+    let result = match Cli::parse().command {
+        Command::Bindings(args) => bindings::run(&root(), &args),
+        Command::Sass(args) => sass::run(&root(), &args),
+    };
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,97 @@
+/* What the kernels and the Rust layer share: launch parameters and constants, in plain C.
+ *
+ * Every kernel takes one of these structs by value. src/abi.rs is made from this header by `cargo xtask bindings`.
+ * Pointers are device addresses, strides count elements between rows, and every index fits 32 bits unless it is a
+ * product of two dimensions: the Rust layer checks that before a launch. */
+#pragma once
+
+#ifdef __CUDACC_RTC__
+typedef unsigned int uint32_t;
+#else
+#include <stdint.h>
+#endif
+
+#ifdef __cplusplus
+#define ABI_ASSERT(CONDITION, TEXT) static_assert(CONDITION, TEXT)
+#else
+#define ABI_ASSERT(CONDITION, TEXT) _Static_assert(CONDITION, TEXT)
+#endif
+
+enum {
+  /* Low-rank segments of one layer. */
+  LORA_MAX_SEGMENTS = 16,
+  /* The largest rank of one segment. */
+  LORA_MAX_RANK = 512,
+  /* Tokens that the decode kernels take in one launch. */
+  LORA_DECODE_MAX_TOKENS = 16,
+  /* Threads of a decode CTA: on CUDA cores and with the weight's rows on tensor cores; with its columns on tensor
+   * cores, whose accumulators take more registers. */
+  LORA_DECODE_THREADS = 512,
+  LORA_DECODE_COLUMN_MMA_THREADS = 256,
+  /* Rows of A that one ticket stands for, at most. */
+  LORA_SHRINK_ROWS = 4,
+};
+
+/* What happens to an output before the residual is added. */
+enum {
+  LORA_IDENTITY = 0,
+  LORA_RELU = 1,
+  /* 0.5x(1 + tanh(sqrt(2/pi)(x + 0.044715x^3))) */
+  LORA_GELU_NEW = 2,
+};
+
+/* One low-rank term: y[:, begin..end] += scale * (x a^T) b^T. */
+typedef struct LoraSegment {
+  const void *a; /* [rank, depth] */
+  const void *b; /* [end - begin, rank] */
+  uint32_t a_stride;
+  uint32_t b_stride;
+  uint32_t begin;
+  uint32_t end;
+  uint32_t rank;
+  /* First of this segment's columns in T = [x a_0^T, x a_1^T, ...]. */
+  uint32_t t_begin;
+  float scale;
+  uint32_t reserved;
+} LoraSegment;
+ABI_ASSERT(sizeof(LoraSegment) == 48, "LoraSegment is shared with Rust");
+
+/* y = activation(x W0^T + bias + sum of segments) + residual, for at most LORA_DECODE_MAX_TOKENS tokens. */
+typedef struct LoraDecode {
+  const void *x;        /* [tokens, depth] */
+  const void *weight;   /* rows kernels: [columns, depth]; columns kernels: [depth, columns] */
+  const void *bias;     /* [columns], or null */
+  const void *residual; /* [tokens, columns], or null; may be y */
+  void *y;              /* [tokens, columns] */
+  /* Epoch of the workspace's next launch in the upper half, tickets drawn by this one in the lower. Zero at first,
+   * and left ready for the next launch by each. */
+  unsigned long long *ticket;
+  /* [tokens, total_rank]: a value of T in the lower half of each word, the epoch that wrote it in the upper. */
+  unsigned long long *t;
+  /* [tiles, splits, tokens, tile columns] partial sums and [tiles] arrivals, where the depth is split. */
+  float *partial;
+  uint32_t *arrivals;
+  uint32_t tokens;
+  uint32_t depth;
+  uint32_t columns;
+  uint32_t total_rank;
+  uint32_t x_stride;
+  uint32_t weight_stride;
+  uint32_t y_stride;
+  uint32_t residual_stride;
+  /* Output columns of one CTA. */
+  uint32_t tile_columns;
+  /* On CUDA cores, the threads that share a row of the weight; a power of two. */
+  uint32_t row_threads;
+  /* CTAs that share a tile's depth, and the depth of each. */
+  uint32_t splits;
+  uint32_t split_depth;
+  /* Rows of A that a ticket stands for. */
+  uint32_t shrink_rows;
+  /* The largest rank of a segment, rounded up to whole chunks of 16 bytes: columns of T in shared memory. */
+  uint32_t widest_rank;
+  uint32_t activation; /* enum LoraActivation */
+  uint32_t segment_count;
+  LoraSegment segments[LORA_MAX_SEGMENTS];
+} LoraDecode;
+ABI_ASSERT(sizeof(LoraDecode) == 9 * 8 + 16 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraDecode is shared with Rust");

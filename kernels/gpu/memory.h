@@ -1,0 +1,106 @@
+// Loads and stores of global memory, and 16 bytes of shared memory at a time.
+//
+// Every access is volatile so that it is issued where the kernel says: a load that is meant to be in flight early must
+// not sink to its first use. Those of memory that another thread may write also name "memory", which orders them with
+// plain accesses and barriers. The address is generic; global memory has the same address in both spaces.
+#pragma once
+
+#include <gpu/types.h>
+
+namespace gpu {
+
+// One load of sizeof(T) bytes. An 8-bit value travels in a 32-bit register: PTX has no smaller one in inline assembly
+// than 16 bits.
+#define GPU_LOAD(INSTRUCTION, T, pointer, ...)                                                                   \
+  if constexpr (sizeof(T) == 1) {                                                                                \
+    u32 value;                                                                                                   \
+    asm volatile(INSTRUCTION ".u8 %0, [%1];" : "=r"(value) : "l"(pointer) : __VA_ARGS__);                        \
+    return __builtin_bit_cast(T, static_cast<u8>(value));                                                        \
+  } else if constexpr (sizeof(T) == 2) {                                                                         \
+    u16 value;                                                                                                   \
+    asm volatile(INSTRUCTION ".u16 %0, [%1];" : "=h"(value) : "l"(pointer) : __VA_ARGS__);                       \
+    return __builtin_bit_cast(T, value);                                                                         \
+  } else if constexpr (sizeof(T) == 4) {                                                                         \
+    u32 value;                                                                                                   \
+    asm volatile(INSTRUCTION ".u32 %0, [%1];" : "=r"(value) : "l"(pointer) : __VA_ARGS__);                       \
+    return __builtin_bit_cast(T, value);                                                                         \
+  } else if constexpr (sizeof(T) == 8) {                                                                         \
+    u64 value;                                                                                                   \
+    asm volatile(INSTRUCTION ".u64 %0, [%1];" : "=l"(value) : "l"(pointer) : __VA_ARGS__);                       \
+    return __builtin_bit_cast(T, value);                                                                         \
+  } else {                                                                                                       \
+    static_assert(same_type<T, Chunk>, "1, 2, 4, 8 bytes, or a Chunk");                                          \
+    Chunk value;                                                                                                 \
+    asm volatile(INSTRUCTION ".v4.u32 {%0, %1, %2, %3}, [%4];"                                                   \
+                 : "=r"(value.word[0]), "=r"(value.word[1]), "=r"(value.word[2]), "=r"(value.word[3])            \
+                 : "l"(pointer)                                                                                  \
+                 : __VA_ARGS__);                                                                                 \
+    return value;                                                                                                \
+  }
+
+/// Memory that threads of this launch may write.
+template <class T>
+GPU_DEVICE T load(const T* pointer) {
+  GPU_LOAD("ld.global", T, pointer, "memory")
+}
+
+/// Memory that no thread writes during the launch: the non-coherent path, kept in L1.
+template <class T>
+GPU_DEVICE T load_constant(const T* pointer) {
+  GPU_LOAD("ld.global.nc", T, pointer)
+}
+
+#undef GPU_LOAD
+
+template <class T>
+GPU_DEVICE void store(T* pointer, T value) {
+  if constexpr (sizeof(T) == 1) {
+    asm volatile("st.global.u8 [%0], %1;" ::"l"(pointer), "r"(u32{__builtin_bit_cast(u8, value)}) : "memory");
+  } else if constexpr (sizeof(T) == 2) {
+    asm volatile("st.global.u16 [%0], %1;" ::"l"(pointer), "h"(__builtin_bit_cast(u16, value)) : "memory");
+  } else if constexpr (sizeof(T) == 4) {
+    asm volatile("st.global.u32 [%0], %1;" ::"l"(pointer), "r"(__builtin_bit_cast(u32, value)) : "memory");
+  } else if constexpr (sizeof(T) == 8) {
+    asm volatile("st.global.u64 [%0], %1;" ::"l"(pointer), "l"(__builtin_bit_cast(u64, value)) : "memory");
+  } else {
+    static_assert(same_type<T, Chunk>, "1, 2, 4, 8 bytes, or a Chunk");
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(value.word[0]), "r"(value.word[1]),
+                 "r"(value.word[2]), "r"(value.word[3])
+                 : "memory");
+  }
+}
+
+/// Weights, read once: not kept in L1, so that x stays there; L2 fetches the neighbouring sectors with it.
+GPU_DEVICE Chunk load_once(const Chunk* pointer) {
+  Chunk value;
+#if GPU_TARGET >= 800
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+#else
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+#endif
+               : "=r"(value.word[0]), "=r"(value.word[1]), "=r"(value.word[2]), "=r"(value.word[3])
+               : "l"(pointer));
+  return value;
+}
+
+/// Asks for the line of an address that may be read soon; the address must be valid.
+GPU_DEVICE void prefetch_l2(const void* pointer) { asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer)); }
+
+/// 16 bytes of shared memory in one access, which the compiler does not promise for a plain one.
+GPU_DEVICE Chunk load_shared(const Chunk* pointer) {
+  Chunk value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.word[0]), "=r"(value.word[1]), "=r"(value.word[2]), "=r"(value.word[3])
+               : "r"(static_cast<u32>(__cvta_generic_to_shared(pointer)))
+               : "memory");
+  return value;
+}
+
+/// 16 bytes of shared memory in one access.
+GPU_DEVICE void store_shared(Chunk* pointer, Chunk value) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(static_cast<u32>(__cvta_generic_to_shared(pointer))),
+               "r"(value.word[0]), "r"(value.word[1]), "r"(value.word[2]), "r"(value.word[3])
+               : "memory");
+}
+
+}  // namespace gpu

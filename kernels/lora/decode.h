@@ -1,0 +1,124 @@
+// One linear layer with its adapters for 1 to 16 tokens, in one launch:
+//
+//   y[m, n] = act(Σ_k x[m, k] W0[n, k] + bias[n] + Σ_segments s·Σ_j B[n, j] T[m, j]) + residual[m, n],   T = x A^T
+//
+// What the four decode kernels share. They differ in how a CTA sums its tile of the base product: by rows of W0 [out, in]
+// or by columns of W0 [in, out], on CUDA cores or with mma.sync. Each leaves partial sums in shared memory, one part a
+// warp, and `finish_tile` adds these up in the warps' order, then the low-rank terms, then the epilogue.
+//
+// Grid: x the tiles of `tile_columns` output columns, y the splits of the depth, z groups of TOKENS tokens.
+// Bytes: W0 once, x once a CTA, A and B once; the floor is W0 + A + B + x + y. Launches: 1. Nothing is allocated or reset.
+// Determinism: every sum has a fixed order, which depends on the depth, the layout and the plan, and not on the adapters,
+// the schedule or the other tokens. A column outside every segment is bit for bit the base product's.
+#pragma once
+
+#include <abi.h>
+#include <gpu/shared.h>
+#include <lora/expand.h>
+#include <lora/shrink.h>
+#include <tile/epilogue.h>
+
+namespace lora {
+
+using namespace gpu;
+
+/// Floats between two tokens' sums: consecutive columns of up to four tokens fall into different banks.
+GPU_DEVICE u32 sums_stride(u32 tile_columns) { return (tile_columns + 23) / 32 * 32 + 8; }
+
+template <class E, u32 TOKENS, u32 THREADS, bool ALIGNED>
+class DecodeTile {
+ public:
+  static constexpr u32 warps = THREADS / warp_size;
+
+  GPU_DEVICE DecodeTile(const LoraDecode& params, u32 parts)
+      : p(params),
+        shared(),
+        shrink(params, shared),
+        expand(params, shared),
+        parts(parts),
+        first_token(blockIdx.z * TOKENS),
+        first_column(blockIdx.x * params.tile_columns),
+        columns(gpu::min(params.tile_columns, params.columns - first_column)),
+        stride(sums_stride(params.tile_columns)),
+        sums(shared.take<float>(parts * TOKENS * stride)) {}
+
+  /// Computes this CTA's share of T. Before it, so that the weight's first bytes are on their way: `prefetch`.
+  GPU_DEVICE void low_rank_input() {
+    if (p.total_rank != 0) epoch = shrink.run();
+  }
+
+  /// Where warp `part` leaves its sum for a token and a column, both counted from the tile's first.
+  GPU_DEVICE float& sum(u32 part, u32 token, u32 column) { return sums[(part * TOKENS + token) * stride + column]; }
+
+  /// Adds the parts up, adds the rest, stores the tile. All threads of the CTA call it.
+  GPU_DEVICE void finish() {
+    sync_block();
+    for (u32 i = threadIdx.x; i < TOKENS * columns; i += THREADS) {
+      const u32 m = i / columns, c = i % columns;
+      float total = sum(0, m, c);
+      for (u32 part = 1; part < parts; part++) total += sum(part, m, c);
+      sum(0, m, c) = total;
+    }
+    if (!reduce_splits()) return;
+    if (p.bias) {
+      for (u32 i = threadIdx.x; i < TOKENS * columns; i += THREADS) {
+        const u32 m = i / columns, c = i % columns;
+        sum(0, m, c) += to_f32(load_constant(static_cast<const E*>(p.bias) + first_column + c));
+      }
+    }
+    sync_block();
+    if (p.total_rank != 0) expand.run(sums, stride, first_token, first_column, columns, epoch);
+    for (u32 i = threadIdx.x; i < TOKENS * columns; i += THREADS) {
+      const u32 m = i / columns, c = i % columns, token = first_token + m;
+      if (token >= p.tokens) continue;
+      const E* residual = static_cast<const E*>(p.residual);
+      if (residual) residual += u64(token) * p.residual_stride + first_column + c;
+      E* y = static_cast<E*>(p.y) + u64(token) * p.y_stride + first_column + c;
+      tile::finish<E>(sum(0, m, c), p.activation, residual, y);
+    }
+  }
+
+  const LoraDecode& p;
+
+ private:
+  SharedMemory shared;
+  Shrink<E, TOKENS, THREADS, ALIGNED> shrink;
+  Expand<E, TOKENS, THREADS> expand;
+  u32 parts;
+
+ public:
+  const u32 first_token;
+  const u32 first_column;
+  const u32 columns;
+
+ private:
+  /// Where several CTAs share the tile's depth: leaves this one's sums in the workspace; the last to arrive adds all of
+  /// them up in the splits' order and goes on. Whether this CTA is that one.
+  GPU_DEVICE bool reduce_splits() {
+    if (p.splits == 1) return true;
+    const u32 tile = blockIdx.z * gridDim.x + blockIdx.x, size = TOKENS * p.tile_columns;
+    float* partial = p.partial + u64(tile) * p.splits * size;
+    for (u32 i = threadIdx.x; i < TOKENS * columns; i += THREADS) {
+      store(partial + u64(blockIdx.y) * size + i, sum(0, i / columns, i % columns));
+    }
+    sync_block();
+    bool last = false;
+    if (threadIdx.x == 0) {
+      last = fetch_add_acq_rel(p.arrivals + tile, 1u) == p.splits - 1;
+      if (last) store_relaxed(p.arrivals + tile, 0u);
+    }
+    if (!sync_block_or(last)) return false;
+    for (u32 i = threadIdx.x; i < TOKENS * columns; i += THREADS) {
+      float total = load(partial + i);
+      for (u32 split = 1; split < p.splits; split++) total += load(partial + u64(split) * size + i);
+      sum(0, i / columns, i % columns) = total;
+    }
+    return true;
+  }
+
+  u32 stride;
+  float* sums;
+  u32 epoch = 0;
+};
+
+}  // namespace lora

@@ -1,0 +1,96 @@
+// lora_decode with W0 [in, out], GPT-2's layout, on CUDA cores: 1 to 4 tokens (8 in f32), or any number where rows are
+// not aligned.
+//
+// Who owns what. `row_threads` neighbouring lanes read a run of W0's row, 16 bytes each, which is the CTA's tile of
+// columns; the CTA's other threads take the same run of further rows, UNROLL consecutive ones each, so that their x is a
+// chunk as well. A thread sums its own columns over its rows: the main loop has no exchange at all; lanes, then warps, are added up once at its end. Narrow tiles keep every SM
+// busy without splitting the depth: a run of 64 bytes is two whole sectors.
+//
+// Bytes in flight: 512 threads x UNROLL x 16 B.
+//
+// sass: lora_decode_columns_*   registers <= 128   has LDG.E.128   lacks HMMA
+#include <gpu/math.h>
+#include <lora/decode.h>
+
+namespace lora {
+
+template <class E, u32 TOKENS, u32 UNROLL, bool ALIGNED>
+GPU_DEVICE void decode_columns(const LoraDecode& p) {
+  constexpr u32 threads = LORA_DECODE_THREADS, elements = chunk_elements<E>;
+  static_assert(UNROLL % elements == 0, "x is read a chunk at a time");
+  DecodeTile<E, TOKENS, threads, ALIGNED> tile(p, threads / warp_size);
+  const u32 lane = threadIdx.x % p.row_threads, first = threadIdx.x / p.row_threads * UNROLL;
+  const u32 column = tile.first_column + lane * elements;
+  const E* x = static_cast<const E*>(p.x) + u64(tile.first_token) * p.x_stride;
+  const E* weight = static_cast<const E*>(p.weight);
+  const u32 tokens = gpu::min(TOKENS, p.tokens - tile.first_token);
+
+  if (p.total_rank != 0 && column < p.columns) {
+    for (u32 k = first; k < gpu::min(first + UNROLL, p.depth); k++) prefetch_l2(weight + u64(k) * p.weight_stride + column);
+  }
+  tile.low_rank_input();
+
+  float sum[TOKENS][elements] = {};
+  for (u32 k = first; k < p.depth; k += threads / p.row_threads * UNROLL) {
+    Chunk chunk[UNROLL];
+#pragma unroll
+    for (u32 i = 0; i < UNROLL; i++) {
+      const u32 end = k + i < p.depth ? p.columns : 0;
+      chunk[i] = tile::load_weight<E, ALIGNED>(weight + u64(k + i) * p.weight_stride, column, end);
+    }
+    float input[TOKENS][UNROLL];
+#pragma unroll
+    for (u32 m = 0; m < TOKENS; m++) {
+#pragma unroll
+      for (u32 i = 0; i < UNROLL; i += elements) {
+        float run[elements];
+        tile::load_elements<E, ALIGNED>(x + u64(m) * p.x_stride, k + i, m < tokens ? p.depth : 0, run);
+#pragma unroll
+        for (u32 e = 0; e < elements; e++) input[m][i + e] = run[e];
+      }
+    }
+#pragma unroll
+    for (u32 i = 0; i < UNROLL; i++) {
+      float factor[elements];
+      unpack<E>(chunk[i], factor);
+#pragma unroll
+      for (u32 m = 0; m < TOKENS; m++) {
+#pragma unroll
+        for (u32 e = 0; e < elements; e++) sum[m][e] = gpu::fma(factor[e], input[m][i], sum[m][e]);
+      }
+    }
+  }
+#pragma unroll
+  for (u32 m = 0; m < TOKENS; m++) {
+#pragma unroll
+    for (u32 e = 0; e < elements; e++) {
+      for (u32 offset = warp_size / 2; offset >= p.row_threads; offset /= 2) {
+        sum[m][e] += shuffle_xor(sum[m][e], offset);
+      }
+      const u32 c = lane * elements + e;
+      if (lane_id() < p.row_threads && c < tile.columns) tile.sum(warp_id(), m, c) = sum[m][e];
+    }
+  }
+  tile.finish();
+}
+
+}  // namespace lora
+
+#define DECODE_COLUMNS(NAME, E, TOKENS, UNROLL, ALIGNED, CTAS)                  \
+  GPU_KERNEL(lora_decode_columns_##NAME, LoraDecode, LORA_DECODE_THREADS, CTAS) { \
+    lora::decode_columns<E, TOKENS, UNROLL, ALIGNED>(params);                   \
+  }
+
+DECODE_COLUMNS(f32_t1, float, 1, 8, true, 2)
+DECODE_COLUMNS(f32_t2, float, 2, 8, true, 1)
+DECODE_COLUMNS(f32_t4, float, 4, 8, true, 1)
+DECODE_COLUMNS(f32_t8, float, 8, 4, true, 1)
+DECODE_COLUMNS(f16_t1, gpu::f16, 1, 8, true, 2)
+DECODE_COLUMNS(f16_t2, gpu::f16, 2, 8, true, 1)
+DECODE_COLUMNS(f16_t4, gpu::f16, 4, 8, true, 1)
+DECODE_COLUMNS(bf16_t1, gpu::bf16, 1, 8, true, 2)
+DECODE_COLUMNS(bf16_t2, gpu::bf16, 2, 8, true, 1)
+DECODE_COLUMNS(bf16_t4, gpu::bf16, 4, 8, true, 1)
+DECODE_COLUMNS(f32_any, float, 4, 4, false, 1)
+DECODE_COLUMNS(f16_any, gpu::f16, 4, 8, false, 1)
+DECODE_COLUMNS(bf16_any, gpu::bf16, 4, 8, false, 1)

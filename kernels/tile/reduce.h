@@ -1,0 +1,48 @@
+// Sums over a warp.
+#pragma once
+
+#include <gpu/warp.h>
+
+namespace tile {
+
+using namespace gpu;
+
+/// Sums COUNT values (a power of two up to 32) over the 32 lanes, with COUNT - 1 + log2(32 / COUNT) shuffles: at each
+/// step a lane gives away half of its values and takes the other half's sums. Lane l is left with the total of value
+/// `reduced_index<COUNT>(l)` in value[0]. The order of additions is that of a butterfly, whatever COUNT is.
+template <u32 COUNT>
+GPU_DEVICE void reduce_transposed(float (&value)[COUNT]) {
+  u32 lane = lane_id();
+#pragma unroll
+  for (u32 step = 0; step < 5; step++) {
+    const u32 offset = 16 >> step, half = COUNT >> (step + 1);
+    if (half > 0) {
+      bool upper = lane & offset;
+#pragma unroll
+      for (u32 i = 0; i < half; i++) {
+        float keep = upper ? value[i + half] : value[i], give = upper ? value[i] : value[i + half];
+        value[i] = keep + shuffle_xor(give, offset);
+      }
+    } else {
+      value[0] += shuffle_xor(value[0], offset);
+    }
+  }
+}
+
+template <u32 COUNT>
+GPU_DEVICE u32 reduced_index(u32 lane) {
+  u32 index = 0;
+#pragma unroll
+  for (u32 step = 0; step < 5; step++) {
+    if (lane & (16 >> step)) index += COUNT >> (step + 1);
+  }
+  return index;
+}
+
+/// Whether this lane is the one that speaks for its value: all that hold the same agree.
+template <u32 COUNT>
+GPU_DEVICE bool holds_reduced(u32 lane) {
+  return lane % (32 / COUNT) == 0;
+}
+
+}  // namespace tile

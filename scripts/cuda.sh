@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Installs the CUDA compiler into `.cuda` at the repository root and prints the folder that holds nvcc.
+# Needs python3 with venv, and no GPU: enough to compile the kernels, inspect their SASS and regenerate the bindings.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$root/.cuda
+
+# All of one release, 13.0. The two disassemblers were not published before 13.2; they read older binaries.
+packages=(
+  nvidia-cuda-nvcc==13.0.88
+  nvidia-nvvm==13.0.88
+  nvidia-cuda-crt==13.0.88
+  nvidia-cuda-runtime==13.0.96
+  nvidia-cuda-nvrtc==13.0.88
+  nvidia-cuda-cccl==13.0.85
+  nvidia-cuda-cuobjdump==13.2.78
+  nvidia-cuda-nvdisasm==13.2.78
+  libclang==18.1.1
+)
+
+# The stamp is written last, so an interrupted installation is repeated and a finished one costs nothing.
+stamp=$venv/packages
+if [[ ! -f $stamp || $(<"$stamp") != "${packages[*]}" ]]; then
+  python3 -m venv "$venv" >&2
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${packages[@]}" >&2
+  echo "${packages[*]}" >"$stamp"
+fi
+
+site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+echo "$site/nvidia/cu13/bin"

@@ -1,0 +1,104 @@
+//! What the kernels and this library share, made from kernels/abi.h by `cargo xtask bindings`.
+#![allow(missing_docs, non_camel_case_types, clippy::all)]
+
+pub const LORA_MAX_SEGMENTS: _bindgen_ty_1 = 16;
+pub const LORA_MAX_RANK: _bindgen_ty_1 = 512;
+pub const LORA_DECODE_MAX_TOKENS: _bindgen_ty_1 = 16;
+pub const LORA_DECODE_THREADS: _bindgen_ty_1 = 512;
+pub const LORA_DECODE_COLUMN_MMA_THREADS: _bindgen_ty_1 = 256;
+pub const LORA_SHRINK_ROWS: _bindgen_ty_1 = 4;
+pub type _bindgen_ty_1 = ::core::ffi::c_uint;
+pub const LORA_IDENTITY: _bindgen_ty_2 = 0;
+pub const LORA_RELU: _bindgen_ty_2 = 1;
+pub const LORA_GELU_NEW: _bindgen_ty_2 = 2;
+pub type _bindgen_ty_2 = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraSegment {
+    pub a: *const ::core::ffi::c_void,
+    pub b: *const ::core::ffi::c_void,
+    pub a_stride: u32,
+    pub b_stride: u32,
+    pub begin: u32,
+    pub end: u32,
+    pub rank: u32,
+    pub t_begin: u32,
+    pub scale: f32,
+    pub reserved: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraSegment"][::core::mem::size_of::<LoraSegment>() - 48usize];
+    ["Alignment of LoraSegment"][::core::mem::align_of::<LoraSegment>() - 8usize];
+    ["Offset of field: LoraSegment::a"][::core::mem::offset_of!(LoraSegment, a) - 0usize];
+    ["Offset of field: LoraSegment::b"][::core::mem::offset_of!(LoraSegment, b) - 8usize];
+    ["Offset of field: LoraSegment::a_stride"][::core::mem::offset_of!(LoraSegment, a_stride) - 16usize];
+    ["Offset of field: LoraSegment::b_stride"][::core::mem::offset_of!(LoraSegment, b_stride) - 20usize];
+    ["Offset of field: LoraSegment::begin"][::core::mem::offset_of!(LoraSegment, begin) - 24usize];
+    ["Offset of field: LoraSegment::end"][::core::mem::offset_of!(LoraSegment, end) - 28usize];
+    ["Offset of field: LoraSegment::rank"][::core::mem::offset_of!(LoraSegment, rank) - 32usize];
+    ["Offset of field: LoraSegment::t_begin"][::core::mem::offset_of!(LoraSegment, t_begin) - 36usize];
+    ["Offset of field: LoraSegment::scale"][::core::mem::offset_of!(LoraSegment, scale) - 40usize];
+    ["Offset of field: LoraSegment::reserved"][::core::mem::offset_of!(LoraSegment, reserved) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraDecode {
+    pub x: *const ::core::ffi::c_void,
+    pub weight: *const ::core::ffi::c_void,
+    pub bias: *const ::core::ffi::c_void,
+    pub residual: *const ::core::ffi::c_void,
+    pub y: *mut ::core::ffi::c_void,
+    pub ticket: *mut ::core::ffi::c_ulonglong,
+    pub t: *mut ::core::ffi::c_ulonglong,
+    pub partial: *mut f32,
+    pub arrivals: *mut u32,
+    pub tokens: u32,
+    pub depth: u32,
+    pub columns: u32,
+    pub total_rank: u32,
+    pub x_stride: u32,
+    pub weight_stride: u32,
+    pub y_stride: u32,
+    pub residual_stride: u32,
+    pub tile_columns: u32,
+    pub row_threads: u32,
+    pub splits: u32,
+    pub split_depth: u32,
+    pub shrink_rows: u32,
+    pub widest_rank: u32,
+    pub activation: u32,
+    pub segment_count: u32,
+    pub segments: [LoraSegment; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraDecode"][::core::mem::size_of::<LoraDecode>() - 904usize];
+    ["Alignment of LoraDecode"][::core::mem::align_of::<LoraDecode>() - 8usize];
+    ["Offset of field: LoraDecode::x"][::core::mem::offset_of!(LoraDecode, x) - 0usize];
+    ["Offset of field: LoraDecode::weight"][::core::mem::offset_of!(LoraDecode, weight) - 8usize];
+    ["Offset of field: LoraDecode::bias"][::core::mem::offset_of!(LoraDecode, bias) - 16usize];
+    ["Offset of field: LoraDecode::residual"][::core::mem::offset_of!(LoraDecode, residual) - 24usize];
+    ["Offset of field: LoraDecode::y"][::core::mem::offset_of!(LoraDecode, y) - 32usize];
+    ["Offset of field: LoraDecode::ticket"][::core::mem::offset_of!(LoraDecode, ticket) - 40usize];
+    ["Offset of field: LoraDecode::t"][::core::mem::offset_of!(LoraDecode, t) - 48usize];
+    ["Offset of field: LoraDecode::partial"][::core::mem::offset_of!(LoraDecode, partial) - 56usize];
+    ["Offset of field: LoraDecode::arrivals"][::core::mem::offset_of!(LoraDecode, arrivals) - 64usize];
+    ["Offset of field: LoraDecode::tokens"][::core::mem::offset_of!(LoraDecode, tokens) - 72usize];
+    ["Offset of field: LoraDecode::depth"][::core::mem::offset_of!(LoraDecode, depth) - 76usize];
+    ["Offset of field: LoraDecode::columns"][::core::mem::offset_of!(LoraDecode, columns) - 80usize];
+    ["Offset of field: LoraDecode::total_rank"][::core::mem::offset_of!(LoraDecode, total_rank) - 84usize];
+    ["Offset of field: LoraDecode::x_stride"][::core::mem::offset_of!(LoraDecode, x_stride) - 88usize];
+    ["Offset of field: LoraDecode::weight_stride"][::core::mem::offset_of!(LoraDecode, weight_stride) - 92usize];
+    ["Offset of field: LoraDecode::y_stride"][::core::mem::offset_of!(LoraDecode, y_stride) - 96usize];
+    ["Offset of field: LoraDecode::residual_stride"][::core::mem::offset_of!(LoraDecode, residual_stride) - 100usize];
+    ["Offset of field: LoraDecode::tile_columns"][::core::mem::offset_of!(LoraDecode, tile_columns) - 104usize];
+    ["Offset of field: LoraDecode::row_threads"][::core::mem::offset_of!(LoraDecode, row_threads) - 108usize];
+    ["Offset of field: LoraDecode::splits"][::core::mem::offset_of!(LoraDecode, splits) - 112usize];
+    ["Offset of field: LoraDecode::split_depth"][::core::mem::offset_of!(LoraDecode, split_depth) - 116usize];
+    ["Offset of field: LoraDecode::shrink_rows"][::core::mem::offset_of!(LoraDecode, shrink_rows) - 120usize];
+    ["Offset of field: LoraDecode::widest_rank"][::core::mem::offset_of!(LoraDecode, widest_rank) - 124usize];
+    ["Offset of field: LoraDecode::activation"][::core::mem::offset_of!(LoraDecode, activation) - 128usize];
+    ["Offset of field: LoraDecode::segment_count"][::core::mem::offset_of!(LoraDecode, segment_count) - 132usize];
+    ["Offset of field: LoraDecode::segments"][::core::mem::offset_of!(LoraDecode, segments) - 136usize];
+};

@@ -1,0 +1,229 @@
+//! The decode kernels in the emulator: against the float64 reference element by element, under several schedules, in the
+//! plain, race and sanitizer builds.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::process::Command;
+
+use common::decode::{Decode, LAYOUTS, Options};
+use common::{Buffer, RandomLayer, Rng, Shape, steps};
+use fused_lora::lora::{Activation, Layout};
+use fused_lora::{Element, reference};
+use fused_lora_emulator::{Build, Completion, Config, Machine, Schedule};
+use half::{bf16, f16};
+
+/// Set in the process that the sanitizer's test starts.
+const SANITIZED: &str = "FUSED_LORA_TEST_SANITIZED";
+
+fn builds() -> Vec<Build> {
+    if std::env::var_os(SANITIZED).is_some() { vec![Build::Sanitize] } else { vec![Build::Plain, Build::Race] }
+}
+
+/// Threads in three orders, and CTAs one, three or all at a time: one at a time, whoever waits for a CTA that has not
+/// started waits for ever.
+const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 64), (Schedule::LastIn, 1), (Schedule::Random(0x5EED), 3)];
+
+fn machine(build: Build) -> Machine {
+    Machine::new(Config { build, ..Config::default() }).unwrap()
+}
+
+/// Runs a shape under every schedule: each result within its bounds, and all of them the same bits.
+fn check<T: Element>(machine: &Machine, seed: u64, shape: &Shape, activation: Activation, residual: bool) {
+    let mut rng = Rng(seed);
+    let random = RandomLayer::<T>::new(&mut rng, shape);
+    let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+    let added = residual.then(|| Buffer::<T>::random(&mut rng, shape.tokens, shape.d_out, shape.gap));
+    let segments = random.segments();
+    let mut expected = reference::forward(&random.layer(&segments), x.view());
+    for (i, value) in expected.value.data.iter_mut().enumerate() {
+        *value = reference::activation(activation, *value);
+        if let Some(added) = &added {
+            let (row, column) = (i / shape.d_out, i % shape.d_out);
+            let addend = f64::from(added.view().row(row)[column].to_f32());
+            *value += addend;
+            expected.magnitude.data[i] += addend.abs();
+        }
+    }
+    let options = Options { activation, residual: added.as_ref(), ..Options::default() };
+    let decode = Decode::new(machine, &random, &x, &options);
+    let mut first: Option<Buffer<T>> = None;
+    for (schedule, resident) in SCHEDULES {
+        let what = format!("{}, seed {seed}, {shape:?}, {schedule:?}, {}", T::DTYPE, decode.plan);
+        machine.set_schedule(schedule, Completion::Late);
+        machine.set_resident_ctas(resident);
+        let (y, _) = decode.run().unwrap_or_else(|error| panic!("{what}: {error}"));
+        expected.assert_close(y.view(), steps(shape), &what);
+        y.assert_gaps_untouched();
+        if let Some(first) = &first {
+            for row in 0..shape.tokens {
+                assert_eq!(first.view().row(row), y.view().row(row), "row {row} depends on the schedule: {what}");
+            }
+        }
+        first.get_or_insert(y);
+    }
+}
+
+fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)]) -> Shape {
+    Shape { tokens, d_in, d_out, layout, segments: segments.to_vec(), bias: true, gap: 0 }
+}
+
+fn every_type(shape: &Shape, seed: u64) {
+    for build in builds() {
+        let machine = machine(build);
+        check::<f32>(&machine, seed, shape, Activation::Identity, false);
+        check::<f16>(&machine, seed, shape, Activation::Identity, false);
+        check::<bf16>(&machine, seed, shape, Activation::Identity, false);
+    }
+}
+
+#[test]
+fn every_token_count() {
+    for layout in LAYOUTS {
+        for tokens in 1..=16 {
+            every_type(&shape(tokens, 64, 40, layout, &[(0, 40, 4)]), tokens as u64);
+        }
+    }
+}
+
+#[test]
+fn every_rank() {
+    for layout in LAYOUTS {
+        for rank in [1, 2, 3, 8, 16, 17, 40, 64, 130, 512] {
+            every_type(&shape(2, 72, 24, layout, &[(0, 24, rank)]), rank as u64);
+        }
+    }
+}
+
+#[test]
+fn odd_shapes_take_the_slow_path_and_stay_right() {
+    for layout in LAYOUTS {
+        for (tokens, d_in, d_out) in [(1, 1, 1), (1, 7, 5), (3, 65, 33), (5, 130, 17), (16, 33, 70)] {
+            every_type(&shape(tokens, d_in, d_out, layout, &[(0, d_out, 3)]), 11);
+            every_type(&Shape { gap: 3, bias: false, ..shape(tokens, d_in, d_out, layout, &[]) }, 12);
+        }
+    }
+}
+
+#[test]
+fn long_rows_go_over_several_panels() {
+    for layout in LAYOUTS {
+        // More chunks than threads; a last panel that fills part of the CTA.
+        every_type(&shape(1, 4096 + 520, 16, layout, &[(0, 16, 2)]), 21);
+        every_type(&shape(4, 1096, 48, layout, &[(0, 48, 5)]), 22);
+    }
+}
+
+#[test]
+fn segments_anywhere() {
+    for layout in LAYOUTS {
+        every_type(&shape(1, 64, 96, layout, &[(0, 32, 4), (64, 96, 7)]), 31);
+        every_type(&shape(2, 64, 96, layout, &[(0, 96, 5), (0, 96, 2), (17, 18, 1)]), 32);
+        every_type(&shape(3, 64, 48, layout, &[]), 33);
+        let many: Vec<_> = (0..16).map(|i| (3 * i, 3 * i + 3, 1 + i % 3)).collect();
+        every_type(&shape(1, 64, 48, layout, &many), 34);
+    }
+}
+
+#[test]
+fn activation_and_residual_on_the_way_out() {
+    for build in builds() {
+        let machine = machine(build);
+        for layout in LAYOUTS {
+            let shape = Shape { gap: 8, ..shape(3, 64, 40, layout, &[(8, 32, 4)]) };
+            check::<f32>(&machine, 41, &shape, Activation::Relu, true);
+            check::<f32>(&machine, 42, &shape, Activation::GeluNew, true);
+            check::<bf16>(&machine, 43, &shape, Activation::GeluNew, true);
+            check::<f16>(&machine, 44, &shape, Activation::Relu, false);
+        }
+    }
+}
+
+#[test]
+fn columns_without_an_adapter_are_the_base_product_bit_for_bit() {
+    let machine = machine(builds()[0]);
+    for layout in LAYOUTS {
+        let shape = shape(2, 200, 96, layout, &[(32, 64, 4)]);
+        let mut rng = Rng(51);
+        let random = RandomLayer::<bf16>::new(&mut rng, &shape);
+        let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, 0);
+        let fused = Decode::new(&machine, &random, &x, &Options::default()).run().unwrap().0;
+        let base_only = Options { base_only: true, ..Options::default() };
+        let base = Decode::new(&machine, &random, &x, &base_only).run().unwrap().0;
+        for row in 0..shape.tokens {
+            let (fused, base) = (fused.view(), base.view());
+            assert_eq!(fused.row(row)[..32], base.row(row)[..32]);
+            assert_eq!(fused.row(row)[64..], base.row(row)[64..]);
+            assert_ne!(fused.row(row)[32..64], base.row(row)[32..64]);
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_neighbours() {
+    let machine = machine(builds()[0]);
+    for layout in LAYOUTS {
+        let shape = shape(4, 200, 96, layout, &[(0, 96, 4)]);
+        let mut rng = Rng(52);
+        let random = RandomLayer::<bf16>::new(&mut rng, &shape);
+        let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, 0);
+        let together = Decode::new(&machine, &random, &x, &Options::default()).run().unwrap().0;
+        for token in 0..shape.tokens {
+            let alone = RandomLayer { shape: Shape { tokens: 1, ..shape.clone() }, ..clone_of(&random) };
+            let mut x1 = Buffer::<bf16>::poisoned(1, shape.d_in, 0);
+            x1.data.copy_from_slice(x.view().row(token));
+            let y = Decode::new(&machine, &alone, &x1, &Options::default()).run().unwrap().0;
+            assert_eq!(y.view().row(0), together.view().row(token), "token {token}, {layout:?}");
+        }
+    }
+}
+
+fn clone_of<T: Element>(layer: &RandomLayer<T>) -> RandomLayer<T> {
+    let copy = |b: &Buffer<T>| Buffer { data: b.data.clone(), ..*b };
+    RandomLayer {
+        shape: layer.shape.clone(),
+        weight: copy(&layer.weight),
+        bias: layer.bias.clone(),
+        factors: layer.factors.iter().map(|(a, b, scale)| (copy(a), copy(b), *scale)).collect(),
+    }
+}
+
+/// One read of everything, in whole chunks of whole sectors.
+#[test]
+fn bytes_requested_are_the_floor() {
+    // x goes to every CTA: with more SMs it is a larger share (132 SMs: 1.033 of the floor).
+    for layout in LAYOUTS {
+        let shape = Shape { bias: false, ..shape(1, 4096, 4096, layout, &[(0, 4096, 16)]) };
+        let mut rng = Rng(61);
+        let random = RandomLayer::<bf16>::new(&mut rng, &shape);
+        let x = Buffer::random(&mut rng, 1, shape.d_in, 0);
+        let config = Config { count_transactions: true, resident_ctas: 4, build: builds()[0], ..Config::default() };
+        let machine = Machine::new(config).unwrap();
+        let decode = Decode::new(&machine, &random, &x, &Options { multiprocessors: 64, ..Options::default() });
+        let (_, counters) = decode.run().unwrap();
+        let ratio = counters.requested_bytes() as f64 / decode.plan.floor_bytes as f64;
+        println!("{}: {ratio:.4} of the floor requested, {counters:?}", decode.plan);
+        assert!(ratio <= 1.02, "{ratio} of the floor: {counters:?}");
+        assert_eq!(counters.distinct_load_bytes + counters.distinct_store_bytes, decode.plan.floor_bytes as u64);
+        assert_eq!(counters.once_bytes, 16 * counters.once_instructions, "weights are read 16 bytes at a time");
+        assert_eq!(counters.once_sectors, counters.once_ideal_sectors, "weights are read in whole sectors");
+    }
+}
+
+/// AddressSanitizer has to be in a process from its start, so this one starts itself again.
+#[test]
+fn everything_again_under_the_sanitizers() {
+    if std::env::var_os(SANITIZED).is_some() {
+        return; // this is the second process
+    }
+    let preload = fused_lora_emulator::sanitizer_preload().unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .env(SANITIZED, "1")
+        .env("LD_PRELOAD", preload)
+        .env("ASAN_OPTIONS", "detect_leaks=0:abort_on_error=0")
+        .args(["--skip", "bytes_requested"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("test result: ok"), "{text}");
+}
