@@ -81,7 +81,7 @@ impl DecodePlan {
         let elements = 16 / dtype.size();
         let threads = abi::LORA_DECODE_THREADS as usize;
         let (variant, group) = match (aligned, tokens) {
-            (false, _) => ("any", 4),
+            (false, _) => ("any", 1),
             (true, 1) => ("t1", 1),
             (true, 2) => ("t2", 2),
             (true, 5..) if dtype == DType::F32 => ("t8", 8),
@@ -100,7 +100,8 @@ impl DecodePlan {
         };
         let widest_rank = ranks.iter().max().copied().unwrap_or(0).next_multiple_of(elements);
         let stride = (tile_columns + 23) / 32 * 32 + 8;
-        let shrink_values = (threads / 32) * abi::LORA_SHRINK_ROWS as usize * group;
+        let most_shrink_rows = if aligned { abi::LORA_SHRINK_ROWS as usize } else { 1 };
+        let shrink_values = (threads / 32) * most_shrink_rows * group;
         let shared = 2 * 8 + 4 * (shrink_values + group * widest_rank + parts * group * stride);
         let grid = [d_out.div_ceil(tile_columns), 1, tokens.div_ceil(group)];
         let total_rank: usize = ranks.iter().sum();
@@ -113,7 +114,7 @@ impl DecodePlan {
             tile_columns: tile_columns as u32,
             row_threads: row_threads as u32,
             // Several rows a ticket only where there are more rows than CTAs to draw for them.
-            shrink_rows: total_rank.div_ceil(grid[0] * grid[2]).clamp(1, abi::LORA_SHRINK_ROWS as usize) as u32,
+            shrink_rows: total_rank.div_ceil(grid[0] * grid[2]).clamp(1, most_shrink_rows) as u32,
             widest_rank: widest_rank as u32,
             t_words: tokens * total_rank,
             floor_bytes: (weights + tokens * (d_in + d_out)) * dtype.size(),

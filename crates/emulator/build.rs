@@ -130,6 +130,10 @@ impl Job {
         command.args(["-MMD", "-MF"]).arg(object.with_extension("d"));
         command.args(["-x", "c++", "-c"]).arg(source).arg("-o").arg(&object);
         let text = format!("{command:?}");
+        // For variants of this source: what it was compiled with, a flag a line.
+        let flags: Vec<String> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        let flags = flags.split(|flag| flag == "-MMD").next().map(|flags| flags.join("\n")).unwrap_or_default();
+        fs::write(object.with_extension("flags"), flags).expect("OUT_DIR can be written to");
         Self { command, text, object }
     }
 

@@ -10,7 +10,7 @@
 // rows more or less a warp unbalance the CTAs).
 //
 // sass: lora_decode_rows_*      has LDG.E.128   lacks HMMA
-// sass: lora_decode_rows_*_t1   registers <= 64
+// sass: lora_decode_rows_*f16_t1   registers <= 64
 // sass: lora_decode_rows_*      registers <= 128
 #include <gpu/math.h>
 #include <lora/decode.h>
@@ -84,7 +84,7 @@ GPU_DEVICE void decode_rows(const LoraDecode& p) {
     lora::decode_rows<E, TOKENS, ROWS, ALIGNED>(params);                     \
   }
 
-DECODE_ROWS(f32_t1, float, 1, 8, true, 2)
+DECODE_ROWS(f32_t1, float, 1, 8, true, 1)
 DECODE_ROWS(f32_t2, float, 2, 4, true, 1)
 DECODE_ROWS(f32_t4, float, 4, 4, true, 1)
 DECODE_ROWS(f32_t8, float, 8, 4, true, 1)
@@ -94,6 +94,6 @@ DECODE_ROWS(f16_t4, gpu::f16, 4, 4, true, 1)
 DECODE_ROWS(bf16_t1, gpu::bf16, 1, 8, true, 2)
 DECODE_ROWS(bf16_t2, gpu::bf16, 2, 8, true, 1)
 DECODE_ROWS(bf16_t4, gpu::bf16, 4, 4, true, 1)
-DECODE_ROWS(f32_any, float, 4, 4, false, 1)
-DECODE_ROWS(f16_any, gpu::f16, 4, 4, false, 1)
-DECODE_ROWS(bf16_any, gpu::bf16, 4, 4, false, 1)
+DECODE_ROWS(f32_any, float, 1, 4, false, 1)
+DECODE_ROWS(f16_any, gpu::f16, 1, 4, false, 1)
+DECODE_ROWS(bf16_any, gpu::bf16, 1, 4, false, 1)

@@ -51,9 +51,11 @@ template <class E, u32 TOKENS, u32 THREADS, bool ALIGNED>
 class Shrink {
  public:
   static constexpr u32 warps = THREADS / warp_size;
+  // The slow path's scalar loads leave no registers for several rows; its plan says one a ticket.
+  static constexpr u32 most_rows = ALIGNED ? LORA_SHRINK_ROWS : 1;
 
   GPU_DEVICE Shrink(const LoraDecode& params, SharedMemory& shared)
-      : p(params), word(shared.take<u64>(2)), sums(shared.take<float>(warps * LORA_SHRINK_ROWS * TOKENS)) {}
+      : p(params), word(shared.take<u64>(2)), sums(shared.take<float>(warps * most_rows * TOKENS)) {}
 
   /// Computes rows of T until none is left to claim. All threads of the CTA call it; returns the launch's epoch.
   GPU_DEVICE u32 run() {
@@ -81,18 +83,20 @@ class Shrink {
 
   /// T[token.., t..] for TOKENS tokens and shrink_rows rows, by the whole CTA.
   GPU_DEVICE void compute(u32 token, u32 t, u32 epoch) {
-    constexpr u32 elements = chunk_elements<E>, values = LORA_SHRINK_ROWS * TOKENS;
+    constexpr u32 elements = chunk_elements<E>, values = most_rows * TOKENS;
     const u32 rows = gpu::min(p.shrink_rows, p.total_rank - t);
-    const E* a[LORA_SHRINK_ROWS];
+    const E* a[most_rows];
 #pragma unroll
-    for (u32 r = 0; r < LORA_SHRINK_ROWS; r++) a[r] = r < rows ? shrink_row<E>(p, t + r) : nullptr;
+    for (u32 r = 0; r < most_rows; r++) a[r] = r < rows ? shrink_row<E>(p, t + r) : nullptr;
     const E* x = static_cast<const E*>(p.x);
 
     float sum[values] = {};
+    // Not unrolled: a CTA covers most depths in one step, and the registers are the main loop's.
+#pragma unroll 1
     for (u32 k = threadIdx.x * elements; k < p.depth; k += THREADS * elements) {
-      Chunk weight[LORA_SHRINK_ROWS];
+      Chunk weight[most_rows];
 #pragma unroll
-      for (u32 r = 0; r < LORA_SHRINK_ROWS; r++) {
+      for (u32 r = 0; r < most_rows; r++) {
         weight[r] = r < rows ? tile::load_weight<E, ALIGNED>(a[r], k, p.depth) : tile::zero_chunk;
       }
 #pragma unroll
@@ -101,7 +105,7 @@ class Shrink {
         const u32 end = token + m < p.tokens ? p.depth : 0;
         tile::load_elements<E, ALIGNED>(x + u64(token + m) * p.x_stride, k, end, input);
 #pragma unroll
-        for (u32 r = 0; r < LORA_SHRINK_ROWS; r++) {
+        for (u32 r = 0; r < most_rows; r++) {
           unpack<E>(weight[r], factor);
 #pragma unroll
           for (u32 i = 0; i < elements; i++) sum[r * TOKENS + m] = gpu::fma(factor[i], input[i], sum[r * TOKENS + m]);

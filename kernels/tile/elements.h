@@ -47,9 +47,15 @@ GPU_DEVICE Chunk load_weight(const E* row, u32 first, u32 end) {
   if constexpr (ALIGNED) {
     if (first < end) chunk = load_once(reinterpret_cast<const Chunk*>(row + first));
   } else {
-    float values[chunk_elements<E>];
-    load_elements<E, false>(row, first, end, values);
-    chunk = pack<E>(values);
+#pragma unroll
+    for (u32 i = 0; i < chunk_elements<E>; i++) {
+      if (first + i >= end) continue;
+      if constexpr (same_type<E, float>) {
+        chunk.word[i] = bits(load_constant(row + first + i));
+      } else {
+        chunk.word[i / 2] |= u32(load_constant(row + first + i).bits) << i % 2 * 16;
+      }
+    }
   }
   return chunk;
 }

@@ -10,22 +10,19 @@ using namespace gpu;
 /// Sums COUNT values (a power of two up to 32) over the 32 lanes, with COUNT - 1 + log2(32 / COUNT) shuffles: at each
 /// step a lane gives away half of its values and takes the other half's sums. Lane l is left with the total of value
 /// `reduced_index<COUNT>(l)` in value[0]. The order of additions is that of a butterfly, whatever COUNT is.
-template <u32 COUNT>
-GPU_DEVICE void reduce_transposed(float (&value)[COUNT]) {
-  u32 lane = lane_id();
+template <u32 COUNT, u32 OFFSET = warp_size / 2, u32 SIZE = COUNT>
+GPU_DEVICE void reduce_transposed(float (&value)[SIZE]) {
+  if constexpr (COUNT > 1) {
+    const bool upper = lane_id() & OFFSET;
 #pragma unroll
-  for (u32 step = 0; step < 5; step++) {
-    const u32 offset = 16 >> step, half = COUNT >> (step + 1);
-    if (half > 0) {
-      bool upper = lane & offset;
-#pragma unroll
-      for (u32 i = 0; i < half; i++) {
-        float keep = upper ? value[i + half] : value[i], give = upper ? value[i] : value[i + half];
-        value[i] = keep + shuffle_xor(give, offset);
-      }
-    } else {
-      value[0] += shuffle_xor(value[0], offset);
+    for (u32 i = 0; i < COUNT / 2; i++) {
+      const float low = value[i], high = value[i + COUNT / 2];
+      value[i] = (upper ? high : low) + shuffle_xor(upper ? low : high, OFFSET);
     }
+    if constexpr (OFFSET > 1) reduce_transposed<COUNT / 2, OFFSET / 2>(value);
+  } else {
+    value[0] += shuffle_xor(value[0], OFFSET);
+    if constexpr (OFFSET > 1) reduce_transposed<1, OFFSET / 2>(value);
   }
 }
 

@@ -143,6 +143,7 @@ impl<'m, T: Element> Decode<'m, T> {
         let mut y = Buffer::<T> { data: self.y_like.data.clone(), ..self.y_like };
         // SAFETY: y's allocation has this length, and no launch runs.
         unsafe { self.machine.write(self.y, bytemuck::cast_slice(&y.data)) };
+        self.poison_t();
         // SAFETY: the struct is plain data without padding that is read.
         let params =
             unsafe { std::slice::from_raw_parts((&raw const self.params).cast::<u8>(), size_of::<LoraDecode>()) };
@@ -159,6 +160,23 @@ impl<'m, T: Element> Decode<'m, T> {
         // SAFETY: as above.
         unsafe { self.machine.read(self.y, bytemuck::cast_slice_mut(&mut y.data)) };
         Ok((y, counters))
+    }
+}
+
+impl<T> Decode<'_, T> {
+    /// Turns the values that the last launch left in T into NaN, and leaves their epochs: whoever takes them for its own
+    /// launch's is found out.
+    fn poison_t(&self) {
+        let mut words = vec![0u64; self.plan.t_words];
+        let address = self.params.t as u64;
+        if words.is_empty() {
+            return;
+        }
+        // SAFETY: the workspace has this many words behind the counter, and no launch runs.
+        unsafe { self.machine.read(address, bytemuck::cast_slice_mut(&mut words)) };
+        words.iter_mut().for_each(|word| *word |= 0xffff_ffff);
+        // SAFETY: as above.
+        unsafe { self.machine.write(address, bytemuck::cast_slice(&words)) };
     }
 }
 

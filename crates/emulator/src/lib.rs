@@ -25,8 +25,10 @@ mod error;
 mod library;
 mod machine;
 mod symbols;
+mod variant;
 
 pub use config::{Build, Completion, Config, Counters, Schedule};
 pub use error::{Error, Fault};
 pub use library::{compiler, kernel_sources, sanitizer_preload};
 pub use machine::{KernelInfo, Launch, Machine};
+pub use variant::compile_variant;

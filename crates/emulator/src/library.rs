@@ -63,14 +63,7 @@ impl Functions {
     }
 
     fn load(build: Build) -> Result<Self, Error> {
-        let path = match build {
-            Build::Plain => env!("EMULATOR_PLAIN"),
-            Build::Race => env!("EMULATOR_RACE"),
-            Build::Sanitize => env!("EMULATOR_SANITIZE"),
-        };
-        if path.is_empty() {
-            return Err(Error::Unavailable);
-        }
+        let path = file(build).ok_or(Error::Unavailable)?;
         if build == Build::Sanitize && !std::env::var("LD_PRELOAD").is_ok_and(|list| list.contains("asan")) {
             return Err(Error::SanitizerNotPreloaded { preload: env!("EMULATOR_PRELOAD").to_owned() });
         }
@@ -101,6 +94,20 @@ impl Functions {
             path,
         })
     }
+}
+
+fn file(build: Build) -> Option<&'static str> {
+    let path = match build {
+        Build::Plain => env!("EMULATOR_PLAIN"),
+        Build::Race => env!("EMULATOR_RACE"),
+        Build::Sanitize => env!("EMULATOR_SANITIZE"),
+    };
+    Some(path).filter(|path| !path.is_empty())
+}
+
+/// The shared library of a build.
+pub(crate) fn path(build: Build) -> Option<&'static Path> {
+    file(build).map(Path::new)
 }
 
 /// The library that must be named in `LD_PRELOAD` of a process that uses [`Build::Sanitize`].

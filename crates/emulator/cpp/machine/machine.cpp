@@ -92,7 +92,7 @@ Thread* Machine::pick() {
     if (!runnable_.empty()) {
       size_t at = 0;
       if (config.schedule == Schedule::last_in) at = runnable_.size() - 1;
-      if (config.schedule == Schedule::random) at = random() % runnable_.size();
+      if (config.schedule == Schedule::random) at = pick_at_random();
       if (at != 0 && at != runnable_.size() - 1) std::swap(runnable_[at], runnable_.back()), at = runnable_.size() - 1;
       Thread* next = runnable_[at];
       at == 0 ? runnable_.pop_front() : runnable_.pop_back();
@@ -108,6 +108,21 @@ Thread* Machine::pick() {
     runnable_.insert(runnable_.end(), spinners_.begin(), spinners_.end());
     spinners_.clear();
   }
+}
+
+size_t Machine::pick_at_random() {
+  // For a while one CTA is favoured, so that some run far ahead of others that are in the middle of something.
+  if (burst_left_ == 0) {
+    favourite_ = static_cast<uint32_t>(random() % ctas.size());
+    burst_left_ = 1u << random() % 16;
+  }
+  burst_left_--;
+  size_t at = 0;
+  for (int tries = 0; tries < 8; tries++) {
+    at = random() % runnable_.size();
+    if (favourite_ < ctas.size() && runnable_[at]->cta == ctas[favourite_].get()) break;
+  }
+  return at;
 }
 
 void Machine::run_next() {
@@ -276,6 +291,7 @@ bool Machine::launch(const KernelInfo& kernel, const LaunchShape& launch_shape, 
   report.clear();
   events = events_at_last_spin_ = 0;
   idle_spins_ = 0;
+  favourite_ = burst_left_ = 0;
   live_threads_ = 0;
 
   uint32_t total = shape.grid.x * shape.grid.y * shape.grid.z;

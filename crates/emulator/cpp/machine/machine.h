@@ -151,6 +151,7 @@ class Machine {
  private:
   friend void thread_entry();
   Thread* pick();  // null: back to the launching thread
+  size_t pick_at_random();
   void run_next();
   void start_ctas();
   void start_cluster(uint32_t first_cta, uint32_t slot);
@@ -174,6 +175,8 @@ class Machine {
   uint64_t rng_ = 0;
   uint64_t events_at_last_spin_ = 0;
   uint32_t idle_spins_ = 0;
+  uint32_t favourite_ = 0;   // among the resident CTAs, under the random schedule
+  uint32_t burst_left_ = 0;  // picks until another is
 };
 
 extern thread_local Machine* machine __attribute__((tls_model("initial-exec")));
