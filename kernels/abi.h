@@ -13,8 +13,10 @@ typedef unsigned int uint32_t;
 
 #ifdef __cplusplus
 #define ABI_ASSERT(CONDITION, TEXT) static_assert(CONDITION, TEXT)
+#define ABI_ALIGNED(BYTES) alignas(BYTES)
 #else
 #define ABI_ASSERT(CONDITION, TEXT) _Static_assert(CONDITION, TEXT)
+#define ABI_ALIGNED(BYTES) _Alignas(BYTES)
 #endif
 
 enum {
@@ -95,3 +97,18 @@ typedef struct LoraDecode {
   LoraSegment segments[LORA_MAX_SEGMENTS];
 } LoraDecode;
 ABI_ASSERT(sizeof(LoraDecode) == 9 * 8 + 16 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraDecode is shared with Rust");
+
+/* The driver's CUtensorMap: the shape of a tensor in global memory and of the boxes that are copied of it. */
+typedef struct TensorMap {
+  ABI_ALIGNED(128) unsigned long long opaque[16];
+} TensorMap;
+ABI_ASSERT(sizeof(TensorMap) == 128, "TensorMap is the driver's");
+
+/* What the kernels of kernels/test get: each says what it takes these for. */
+typedef struct LoraTest {
+  TensorMap maps[2];
+  const void *in[4];
+  void *out[4];
+  uint32_t n[16];
+} LoraTest;
+ABI_ASSERT(sizeof(LoraTest) == 2 * 128 + 8 * 8 + 16 * 4, "LoraTest is shared with Rust");

@@ -102,3 +102,33 @@ const _: () = {
     ["Offset of field: LoraDecode::segment_count"][::core::mem::offset_of!(LoraDecode, segment_count) - 132usize];
     ["Offset of field: LoraDecode::segments"][::core::mem::offset_of!(LoraDecode, segments) - 136usize];
 };
+#[repr(C)]
+#[repr(align(128))]
+#[derive(Debug, Copy, Clone)]
+pub struct TensorMap {
+    pub opaque: [::core::ffi::c_ulonglong; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of TensorMap"][::core::mem::size_of::<TensorMap>() - 128usize];
+    ["Alignment of TensorMap"][::core::mem::align_of::<TensorMap>() - 128usize];
+    ["Offset of field: TensorMap::opaque"][::core::mem::offset_of!(TensorMap, opaque) - 0usize];
+};
+#[repr(C)]
+#[repr(align(128))]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraTest {
+    pub maps: [TensorMap; 2usize],
+    pub in_: [*const ::core::ffi::c_void; 4usize],
+    pub out: [*mut ::core::ffi::c_void; 4usize],
+    pub n: [u32; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraTest"][::core::mem::size_of::<LoraTest>() - 384usize];
+    ["Alignment of LoraTest"][::core::mem::align_of::<LoraTest>() - 128usize];
+    ["Offset of field: LoraTest::maps"][::core::mem::offset_of!(LoraTest, maps) - 0usize];
+    ["Offset of field: LoraTest::in_"][::core::mem::offset_of!(LoraTest, in_) - 256usize];
+    ["Offset of field: LoraTest::out"][::core::mem::offset_of!(LoraTest, out) - 288usize];
+    ["Offset of field: LoraTest::n"][::core::mem::offset_of!(LoraTest, n) - 320usize];
+};

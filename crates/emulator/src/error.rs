@@ -77,6 +77,12 @@ pub enum Error {
         /// Bytes asked for.
         bytes: usize,
     },
+    /// The driver would refuse to encode this tensor map.
+    #[error("no tensor map: {reason}")]
+    BadTensorMap {
+        /// What it would object to.
+        reason: String,
+    },
     /// No kernel of this name was compiled in.
     #[error("there is no kernel '{0}'")]
     NoSuchKernel(String),

@@ -30,5 +30,5 @@ mod variant;
 pub use config::{Build, Completion, Config, Counters, Schedule};
 pub use error::{Error, Fault};
 pub use library::{compiler, kernel_sources, sanitizer_preload};
-pub use machine::{KernelInfo, Launch, Machine};
+pub use machine::{KernelInfo, Launch, Machine, TensorMap};
 pub use variant::compile_variant;

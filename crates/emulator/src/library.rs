@@ -42,6 +42,19 @@ type LaunchFn = unsafe extern "C" fn(
     usize,
 ) -> c_int;
 
+type EncodeTensorMapFn = unsafe extern "C" fn(
+    *mut c_void,
+    u32,
+    u32,
+    u64,
+    *const u64,
+    *const u64,
+    *const u32,
+    u32,
+    *mut c_char,
+    usize,
+) -> c_int;
+
 /// The entry points of one build.
 pub(crate) struct Functions {
     pub(crate) create: unsafe extern "C" fn() -> *mut RawMachine,
@@ -52,6 +65,7 @@ pub(crate) struct Functions {
     pub(crate) kernel_count: unsafe extern "C" fn() -> u32,
     pub(crate) kernel: unsafe extern "C" fn(u32) -> RawKernel,
     pub(crate) launch: LaunchFn,
+    pub(crate) encode_tensor_map: EncodeTensorMapFn,
     pub(crate) path: &'static str,
 }
 
@@ -91,6 +105,7 @@ impl Functions {
             kernel_count: entry!("kernel_count"),
             kernel: entry!("kernel"),
             launch: entry!("launch"),
+            encode_tensor_map: entry!("encode_tensor_map"),
             path,
         })
     }

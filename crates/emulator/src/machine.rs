@@ -37,6 +37,23 @@ pub struct Launch<'a> {
     pub params: &'a [u8],
 }
 
+/// A tensor in global memory and the boxes that are copied of it. Dimensions are counted from the contiguous one.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorMap<'a> {
+    /// Of the first element; a multiple of 16.
+    pub address: u64,
+    /// Bytes of an element: 1, 2, 4 or 8.
+    pub element_bytes: u32,
+    /// Elements in each dimension.
+    pub dims: &'a [u64],
+    /// Bytes from one index to the next, of every dimension but the first.
+    pub strides: &'a [u64],
+    /// Elements of a box in each dimension.
+    pub boxes: &'a [u32],
+    /// Whether boxes lie in shared memory with the 128-byte swizzle.
+    pub swizzle_128: bool,
+}
+
 /// An emulated GPU with memory of its own. Launches on one machine run one after the other; several machines may run
 /// side by side on several OS threads.
 pub struct Machine {
@@ -191,6 +208,41 @@ impl Machine {
         self.check(to, len);
         // SAFETY: checked above to lie in allocations, which are host memory.
         unsafe { std::ptr::copy(from as *const u8, to as *mut u8, len) };
+    }
+
+    /// Encodes a tensor map, as the driver's `cuTensorMapEncodeTiled` does, into the 128 bytes that kernels get.
+    ///
+    /// # Errors
+    /// [`Error::BadTensorMap`] with what the driver would object to.
+    pub fn encode_tensor_map(&self, tensor: &TensorMap<'_>) -> Result<[u64; 16], Error> {
+        #[repr(align(128))]
+        struct Aligned([u64; 16]);
+        let mut map = Aligned([0; 16]);
+        let bad = |reason: &str| Error::BadTensorMap { reason: reason.to_owned() };
+        let rank = tensor.dims.len();
+        if !(1..=5).contains(&rank) || tensor.boxes.len() != rank || tensor.strides.len() + 1 != rank {
+            return Err(bad("a tensor has 1 to 5 dimensions, a box as many, and one stride less"));
+        }
+        let mut report = [0u8; 256];
+        // SAFETY: the arrays are as long as the rank says, checked above; the map is 128 bytes at a multiple of 128.
+        let code = unsafe {
+            (self.functions.encode_tensor_map)(
+                map.0.as_mut_ptr().cast(),
+                tensor.element_bytes,
+                rank as u32,
+                tensor.address,
+                tensor.dims.as_ptr(),
+                tensor.strides.as_ptr(),
+                tensor.boxes.as_ptr(),
+                if tensor.swizzle_128 { 3 } else { 0 },
+                report.as_mut_ptr().cast(),
+                report.len(),
+            )
+        };
+        if code == 0 {
+            return Ok(map.0);
+        }
+        Err(bad(&CStr::from_bytes_until_nul(&report).map(CStr::to_string_lossy).unwrap_or_default()))
     }
 
     /// Runs a kernel to its end.

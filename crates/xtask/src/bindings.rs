@@ -37,7 +37,8 @@ fn generate(root: &Path) -> Result<String> {
         unsafe { env::set_var("LIBCLANG_PATH", folder) };
     }
     let bindings = bindgen::Builder::default()
-        .header(root.join("kernels/abi.h").to_string_lossy())
+        // Included, not given itself: libclang warns of `#pragma once` in a main file.
+        .header_contents("main.h", &format!("#include {:?}", root.join("kernels/abi.h")))
         // The header as NVRTC sees it needs no other header.
         .clang_args(["-x", "c", "-std=c11", "-D__CUDACC_RTC__"])
         .allowlist_type("Lora.*")

@@ -9,6 +9,7 @@
 
 namespace emu {
 
+struct Cta;
 struct Thread;
 
 class AsyncState {
@@ -18,7 +19,9 @@ class AsyncState {
   void start_launch();
   void end_launch();
   void start_thread(Thread& thread);
+  /// Refuses to let a thread, or a CTA's last thread, leave while what it began still needs it.
   void finish_thread(Thread& thread);
+  void finish_cta(Cta& cta);
 
   /// Queues an operation, or carries it out at once where completion is eager. Its number is never zero.
   uint64_t post(Operation operation);

@@ -4,6 +4,7 @@
 #include "counters.h"
 #include "machine.h"
 #include "race.h"
+#include "tensor_map.h"
 
 using emu::Machine;
 
@@ -39,6 +40,18 @@ EXPORT uint32_t fused_lora_emulator_kernel_count() { return static_cast<uint32_t
 EXPORT KernelDescription fused_lora_emulator_kernel(uint32_t index) {
   const emu::KernelInfo& kernel = emu::kernels()[index];
   return {kernel.name, kernel.params_bytes, kernel.max_threads};
+}
+
+/// 0, or 1 with the reason in `report`. `map` is 128 bytes at a multiple of 64.
+EXPORT int fused_lora_emulator_encode_tensor_map(void* map, uint32_t element_bytes, uint32_t rank, uint64_t address,
+                                                 const uint64_t* dims, const uint64_t* strides, const uint32_t* box,
+                                                 uint32_t swizzle, char* report, size_t report_bytes) {
+  const char* reason = emu::encode_tensor_map(*static_cast<emu::TensorMap*>(map), element_bytes, rank, address, dims,
+                                              strides, box, swizzle);
+  if (!reason) return 0;
+  strncpy(report, reason, report_bytes - 1);
+  report[report_bytes - 1] = 0;
+  return 1;
 }
 
 /// 0, or the fault; `report` then holds its text, cut to `report_bytes` with the final zero.

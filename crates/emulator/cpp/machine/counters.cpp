@@ -122,6 +122,27 @@ void CounterState::flush(Site& site, bool all, uint32_t live) {
   }
 }
 
+void CounterState::pass(std::vector<uintptr_t>& words) {
+  std::sort(words.begin(), words.end());
+  words.erase(std::unique(words.begin(), words.end()), words.end());
+  uint32_t in_bank[32] = {}, worst = 0;
+  for (uintptr_t word : words) worst = std::max(worst, ++in_bank[word % 32]);
+  totals.shared_wavefronts += worst;
+  totals.shared_conflicts += worst > 1 ? worst - 1 : 0;
+}
+
+void CounterState::matrix_rows(char* const* rows, uint32_t n) {
+  if (!transactions_) return;
+  std::vector<uintptr_t> words;
+  for (uint32_t i = 0; i < n; i++) {
+    for (uintptr_t word = 0; word < 4; word++) words.push_back(reinterpret_cast<uintptr_t>(rows[i]) / 4 + word);
+    if (i % 8 == 7) {
+      pass(words);
+      words.clear();
+    }
+  }
+}
+
 void CounterState::count(const Site& site, const Gathered& access) {
   if (site.is_shared) {
     // A phase serves 128 bytes: 32 lanes of 4 bytes, 16 of 8, 8 of 16. In each, a bank gives one word.
@@ -133,12 +154,7 @@ void CounterState::count(const Site& site, const Gathered& access) {
         uintptr_t at = reinterpret_cast<uintptr_t>(access.address[lane]);
         for (uintptr_t word = at / 4; word <= (at + access.bytes - 1) / 4; word++) words.push_back(word);
       }
-      std::sort(words.begin(), words.end());
-      words.erase(std::unique(words.begin(), words.end()), words.end());
-      uint32_t in_bank[32] = {}, worst = 0;
-      for (uintptr_t word : words) worst = std::max(worst, ++in_bank[word % 32]);
-      totals.shared_wavefronts += worst;
-      totals.shared_conflicts += worst > 1 ? worst - 1 : 0;
+      pass(words);
     }
     return;
   }

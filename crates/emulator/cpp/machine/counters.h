@@ -32,6 +32,8 @@ class CounterState {
 
   void global(Access kind, const void* p, uint32_t bytes, const void* site);
   void shared(const void* p, uint32_t bytes, bool write, const void* site);
+  /// Rows of 16 bytes that a matrix move touches, eight at a time.
+  void matrix_rows(char* const* rows, uint32_t n);
   /// A copy engine's access.
   void engine(const void* p, uint32_t bytes, bool write);
 
@@ -55,6 +57,8 @@ class CounterState {
   void gather(bool is_shared, Access kind, const void* p, uint32_t bytes, const void* site);
   void flush(Site& site, bool all, uint32_t live);
   void count(const Site& site, const Gathered& access);
+  /// One pass of the shared memory over these words, longer by what shares a bank.
+  void pass(std::vector<uintptr_t>& words);
   void distinct(uint16_t* seen, const void* p, uint32_t bytes, uint64_t& total);
 
   Memory& memory_;

@@ -9,7 +9,9 @@
 #include "async.h"
 #include "counters.h"
 #include "crash.h"
+#include "mbarrier.h"
 #include "race.h"
+#include "shadow.h"
 #include "synchronise.h"
 
 namespace emu {
@@ -52,7 +54,8 @@ void fail(Fault fault, const char* format, ...) {
 Machine::Machine()
     : race(std::make_unique<Race>(memory)),
       counters(std::make_unique<CounterState>(memory)),
-      async(std::make_unique<AsyncState>()) {}
+      async(std::make_unique<AsyncState>()),
+      shadow(std::make_unique<Shadow>(memory)) {}
 
 Machine::~Machine() = default;
 
@@ -61,6 +64,11 @@ uint64_t Machine::random() {
   rng_ ^= rng_ >> 7;
   rng_ ^= rng_ << 17;
   return rng_;
+}
+
+bool Machine::in_params(const void* p, size_t bytes) const {
+  size_t at = static_cast<size_t>(static_cast<const char*>(p) - static_cast<const char*>(params_));
+  return at < kernel_->params_bytes && bytes <= kernel_->params_bytes - at;
 }
 
 std::string Machine::whereabouts() const {
@@ -83,6 +91,7 @@ std::string Machine::whereabouts() const {
     text += "\n  " + what + ": " + std::to_string(threads.size()) + " threads, " + std::to_string(threads.front()->rank) +
             " to " + std::to_string(threads.back()->rank);
   }
+  for (const auto& cta : ctas) text += describe_mbarriers(*cta);
   return text;
 }
 
@@ -209,6 +218,7 @@ void Machine::start_cluster(uint32_t first_cta, uint32_t slot) {
     cluster->live += shape.threads;
     memory.close(cta->shared, Memory::slot_bytes);
     race->start_cta(*cta);
+    shadow->start_cta(*cta);
     for (uint32_t rank = 0; rank < shape.threads; rank++) {
       Thread* thread = fresh_thread();
       thread->index = {rank, 0, 0};
@@ -251,7 +261,7 @@ void Machine::finish_thread() {
   thread->warp->live &= ~(1u << thread->lane);
   events++;
   live_threads_--;
-  cta->live--;
+  if (--cta->live == 0) async->finish_cta(*cta);
   if (--cta->cluster->live == 0) {
     retire(cta->cluster);
     start_ctas();

@@ -24,6 +24,12 @@ struct Warp;
 class Race;
 class CounterState;
 class AsyncState;
+class Shadow;
+struct ThreadCopies;
+struct ThreadStores;
+struct MBarriers;
+struct Warpgroup;
+struct Registers;
 
 struct Index3 {
   uint32_t x = 0, y = 0, z = 0;
@@ -48,6 +54,12 @@ struct Thread {
   uint32_t shared_taken = 0;
   uint32_t shared_offset = 0;
   uint32_t vote_round = 0;
+  // Null until the thread uses them.
+  std::shared_ptr<ThreadCopies> copies;  // cp.async
+  std::shared_ptr<ThreadStores> stores;  // bulk copies out of shared memory
+  // Between the two halves of the cluster's barrier, and of which of its phases.
+  bool cluster_arrived = false;
+  uint64_t cluster_phase = 0;
 };
 
 /// A warp instruction that waits for its lanes.
@@ -73,6 +85,11 @@ struct Barrier {
   std::vector<Thread*> waiting;  // of these, who waits
 };
 
+/// Of a CTA's slot, what a kernel took at once.
+struct Piece {
+  uint32_t offset, bytes;
+};
+
 struct Cta {
   Index3 index;
   uint32_t linear = 0;
@@ -86,11 +103,20 @@ struct Cta {
   std::vector<Warp> warps;
   Barrier barriers[16];
   bool votes[3] = {};
+  std::vector<Piece> pieces;
+  uint32_t copies_in_flight = 0;  // that read or write this CTA's shared memory
+  // Null until the CTA uses them.
+  std::shared_ptr<MBarriers> mbarriers;
+  std::vector<std::shared_ptr<Warpgroup>> warpgroups;
+  std::shared_ptr<Registers> registers;
 };
 
 struct Cluster {
   std::vector<Cta*> ctas;
-  Barrier barrier;
+  // The cluster's barrier: how many arrived, who waits, how often it completed.
+  uint32_t arrived = 0;
+  std::vector<Thread*> waiting;
+  uint64_t phase = 0;
   uint32_t live = 0;
 };
 
@@ -128,6 +154,7 @@ class Machine {
   std::unique_ptr<Race> race;
   std::unique_ptr<CounterState> counters;
   std::unique_ptr<AsyncState> async;
+  std::unique_ptr<Shadow> shadow;
   std::vector<std::unique_ptr<Cta>> ctas;  // resident now
   uint64_t events = 0;                     // grows with everything that could end someone's wait
   Fault fault = Fault::none;
@@ -144,6 +171,10 @@ class Machine {
   void jitter();
   uint64_t random();
   [[noreturn]] void abandon();
+
+  /// Whether these bytes are part of the launch's parameters.
+  bool in_params(const void* p, size_t bytes) const;
+  const KernelInfo& kernel() const { return *kernel_; }
 
   /// Who is where, a line for each group of threads that wait for the same.
   std::string whereabouts() const;

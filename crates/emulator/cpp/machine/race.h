@@ -49,17 +49,37 @@ class Race {
   void acquire(uint32_t clock, const void* object);
   void forget(const void* object);
 
-  /// An asynchronous operation begun by `clock`: what it does is ordered after that, and nothing is after it until `join`
-  /// or an acquire of what it released.
-  uint32_t begin_engine(uint32_t clock);
-  void join_engine(uint32_t clock, uint32_t engine);
+  using Vector = std::vector<uint32_t>;
+  /// An asynchronous operation: ordered after what its issuer had done and been told when it began it. Nothing is ordered
+  /// after it but by `join` or an acquire of what it released.
+  struct Engine {
+    uint32_t id = 0, when = 0;
+    uint32_t parent = no_clock, parent_born = 0, parent_own = 0;
+    std::shared_ptr<const Vector> told;
+  };
+  Engine begin_engine(uint32_t clock);
+  /// Begun by several threads together: ordered after what all of them have been told.
+  Engine begin_engine(Thread* const* threads, size_t n);
+  /// Whether an engine begun by this thread now would be ordered after the same.
+  bool begun_now(const Engine& engine, uint32_t clock) const;
+  void access(const Engine& engine, const void* p, size_t n, Kind kind, const void* site);
+  void release(const Engine& engine, const void* object);
+  void join(Thread* const* threads, size_t n, const Engine& engine);
+  /// Whoever acquires `to` from now on acquires what `from` has been told, and nothing older.
+  void inherit(const void* to, const void* from);
 
-  /// fence.proxy.async by this thread, and whether a place's last writer has executed one since (or never wrote).
-  void fence_proxy(uint32_t clock);
-  bool proxy_fenced(const void* p, size_t n, uint32_t* writer);
+  /// fence.proxy.async by this thread, on shared or global memory.
+  void fence_proxy(uint32_t clock, bool shared);
+  /// Whether the async proxy, asked by `clock`, may touch what ordinary writes left there: their thread must have fenced
+  /// since; for another CTA's writes the asking thread must, after it was told of them. (Within a CTA either will do for
+  /// global memory.)
+  bool proxy_fenced(uint32_t clock, const void* p, size_t n, uint32_t* writer) const;
+
+  /// A CTA is about to take its shared memory with it: false if accesses by other CTAs are not ordered before that.
+  bool may_exit(const Cta& cta) const;
 
  private:
-  using Vector = std::vector<uint32_t>;
+  static constexpr uint32_t no_clock = ~0u;
   struct Place {
     uint32_t writer;
     uint32_t reader[3];
@@ -72,14 +92,25 @@ class Race {
     std::shared_ptr<const Vector> told;
     uint32_t own = 0;
     uint32_t born = 0;  // its own entry when the present CTA took the slot
-    uint32_t fenced = 0;
+    uint32_t fenced[2] = {};                          // its own entry at its last proxy fence: global, shared
+    std::shared_ptr<const Vector> told_at_fence[2];  // and what it had been told
+  };
+  /// Who makes an access: a thread or an engine.
+  struct Actor {
+    uint32_t epoch, born;
+    uint32_t parent, parent_born, parent_own;
+    const Vector* told;
   };
   static uint32_t who(uint32_t epoch) { return epoch >> clock_bits; }
   static uint32_t when(uint32_t epoch) { return epoch & ((1u << clock_bits) - 1); }
-  bool knows(uint32_t clock, uint32_t epoch) const;
+  static bool knows(const Actor& actor, uint32_t epoch);
+  Actor actor(uint32_t clock) const;
+  static Actor actor(const Engine& engine);
   void tick(uint32_t clock);
   Vector view(uint32_t clock) const;
-  [[noreturn]] void report(const char* what, uint32_t clock, uint32_t epoch, const void* p, const void* site,
+  void access(const Actor& actor, const void* p, size_t n, Kind kind, const void* site);
+  void release(Vector view, const void* object);
+  [[noreturn]] void report(const char* what, const Actor& actor, uint32_t epoch, const void* p, const void* site,
                            uint32_t other_site);
   Place* place(const void* p) const;
 
@@ -89,6 +120,8 @@ class Race {
   std::unordered_map<const void*, std::shared_ptr<const Vector>> objects_;
   uint32_t threads_ = 0;
   uint32_t next_engine_ = 0;
+  // The last merge of an acquire: the threads of a barrier tend to make the same one.
+  std::shared_ptr<const Vector> merged_from_, merged_with_, merged_;
 };
 
 /// `site` as an offset that a symboliser can read.

@@ -5,6 +5,7 @@
 #include "counters.h"
 #include "machine.h"
 #include "race.h"
+#include "shadow.h"
 #include "synchronise.h"
 
 #define SITE __builtin_return_address(0)
@@ -58,6 +59,7 @@ void store_global(void* to, const void* from, uint32_t bytes, const char* name) 
 
 void load_shared(void* to, const void* from, uint32_t bytes, const char* name) {
   check(from, bytes, false, name);
+  machine->shadow->expect_landed(from, bytes, name);
   machine->counters->shared(from, bytes, false, SITE);
   machine->race->access(self->clock, from, bytes, Race::Kind::read, SITE);
   memcpy(to, from, bytes);
@@ -65,6 +67,7 @@ void load_shared(void* to, const void* from, uint32_t bytes, const char* name) {
 
 void store_shared(void* to, const void* from, uint32_t bytes, const char* name) {
   check(to, bytes, false, name);
+  machine->shadow->expect_landed(to, bytes, name);
   machine->counters->shared(to, bytes, true, SITE);
   machine->race->access(self->clock, to, bytes, Race::Kind::write, SITE);
   memcpy(to, from, bytes);
@@ -140,6 +143,7 @@ void* take_shared(uint32_t bytes, uint32_t alignment) {
   if (!machine->memory.accessible(p, bytes)) {
     machine->memory.open(p, bytes);
     memset(p, 0xff, bytes);
+    cta.pieces.push_back({place, bytes});
   }
   return p;
 }
@@ -160,6 +164,14 @@ void* shared_pointer(uint32_t address, uint32_t bytes, const char* name) {
     fail(Fault::out_of_bounds, "%s of %u bytes at shared address 0x%x, outside every piece taken", name, bytes, address);
   }
   return ctas[rank]->shared + at;
+}
+
+void* own_shared_pointer(uint32_t address, uint32_t bytes, uint32_t alignment, const char* name) {
+  if (address % alignment) fail(Fault::misaligned, "%s at shared address 0x%x, no multiple of %u", name, address, alignment);
+  if (address >> 24 != self->cta->rank) {
+    fail(Fault::out_of_bounds, "%s at shared address 0x%x, which is not the CTA's own", name, address);
+  }
+  return shared_pointer(address, bytes, name);
 }
 
 void sync_warp(uint32_t members) {

@@ -43,6 +43,8 @@ void restart_shared();
 uint32_t shared_window(const void* p);
 /// And back, for `bytes` that must all be accessible.
 void* shared_pointer(uint32_t address, uint32_t bytes, const char* name);
+/// The same for an address that must be the CTA's own and a multiple of `alignment`.
+void* own_shared_pointer(uint32_t address, uint32_t bytes, uint32_t alignment, const char* name);
 
 // --- threads ---
 struct Rendezvous;

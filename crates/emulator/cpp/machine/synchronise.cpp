@@ -1,5 +1,6 @@
 #include "synchronise.h"
 
+#include "cluster.h"
 #include "race.h"
 
 namespace emu {
@@ -67,8 +68,7 @@ void named_barrier(uint32_t id, uint32_t threads, bool wait) {
 void thread_left(Cta& cta) {
   Barrier& block = cta.barriers[0];
   if (block.arrived && block.arrived == cta.live) complete(block);
-  Barrier& cluster = cta.cluster->barrier;
-  if (cluster.arrived && cluster.arrived == cta.cluster->live) complete(cluster);
+  cluster_thread_left(*cta.cluster);
 }
 
 void warp_instruction(uint32_t members, const char* name, WarpFunction function, void* argument) {

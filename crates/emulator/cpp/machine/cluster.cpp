@@ -1,0 +1,107 @@
+#include "cluster.h"
+
+#include <cstring>
+#include <utility>
+
+#include "machine.h"
+#include "race.h"
+#include "runtime.h"
+#include "shadow.h"
+#include "synchronise.h"
+
+#define SITE __builtin_return_address(0)
+
+namespace emu {
+
+namespace {
+
+// What the detector knows a phase of the barrier by.
+const void* phase_key(const Cluster& cluster, uint64_t phase) {
+  return reinterpret_cast<const char*>(&cluster.phase) + phase % 2;
+}
+
+void complete(Cluster& cluster) {
+  cluster.arrived = 0;
+  cluster.phase++;
+  machine->events++;
+  // The slot of the phase before last is used again.
+  machine->race->forget(phase_key(cluster, cluster.phase));
+  std::vector<Thread*> waiting;
+  waiting.swap(cluster.waiting);
+  for (Thread* thread : waiting) machine->wake(thread);
+}
+
+// `.aligned`: all lanes of the warp that live are at the same instruction.
+void converge(const char* name) {
+  warp_instruction(self->warp->live, name, [](const Rendezvous&) {}, nullptr);
+}
+
+}  // namespace
+
+uint32_t cluster_rank() { return self->cta->rank; }
+uint32_t cluster_size() { return static_cast<uint32_t>(self->cta->cluster->ctas.size()); }
+
+void cluster_arrive() {
+  converge("cluster_arrive");
+  Cluster& cluster = *self->cta->cluster;
+  if (self->cluster_arrived) fail(Fault::barrier, "cluster_arrive twice without cluster_wait between");
+  self->cluster_arrived = true;
+  self->cluster_phase = cluster.phase;
+  // An earlier cluster may have lain at the same address.
+  if (cluster.phase == 0 && cluster.arrived == 0) machine->race->forget(phase_key(cluster, 0));
+  machine->race->release(self->clock, phase_key(cluster, cluster.phase));
+  cluster.arrived++;
+  if (cluster.arrived == cluster.live) complete(cluster);
+}
+
+void cluster_wait() {
+  converge("cluster_wait");
+  Cluster& cluster = *self->cta->cluster;
+  if (!self->cluster_arrived) fail(Fault::barrier, "cluster_wait without cluster_arrive before");
+  if (cluster.phase == self->cluster_phase) {
+    cluster.waiting.push_back(self);
+    machine->block("cluster_wait");
+  }
+  machine->race->acquire(self->clock, phase_key(cluster, self->cluster_phase));
+  self->cluster_arrived = false;
+}
+
+void cluster_thread_left(Cluster& cluster) {
+  if (cluster.arrived != 0 && cluster.arrived == cluster.live) complete(cluster);
+}
+
+void check_cluster_at_exit(const Thread& thread) {
+  if (thread.cluster_arrived) fail(Fault::barrier, "a thread exits between cluster_arrive and cluster_wait");
+}
+
+uint32_t map_shared(uint32_t address, uint32_t rank) {
+  if (address >> 24 != self->cta->rank) {
+    fail(Fault::out_of_bounds, "map_shared of shared address 0x%x, which is not the CTA's own", address);
+  }
+  if (rank >= self->cta->cluster->ctas.size()) {
+    fail(Fault::out_of_bounds, "map_shared to rank %u of a cluster of %zu", rank, self->cta->cluster->ctas.size());
+  }
+  return (address & 0xffffff) | rank << 24;
+}
+
+uint32_t load_cluster(uint32_t address) {
+  if (address % 4) fail(Fault::misaligned, "load_cluster at shared address 0x%x", address);
+  machine->jitter();
+  const void* p = shared_pointer(address, 4, "load_cluster");
+  machine->shadow->expect_landed(p, 4, "load_cluster");
+  machine->race->access(self->clock, p, 4, Race::Kind::read, SITE);
+  uint32_t value;
+  memcpy(&value, p, 4);
+  return value;
+}
+
+void store_cluster(uint32_t address, uint32_t value) {
+  if (address % 4) fail(Fault::misaligned, "store_cluster at shared address 0x%x", address);
+  machine->jitter();
+  void* p = shared_pointer(address, 4, "store_cluster");
+  machine->shadow->expect_landed(p, 4, "store_cluster");
+  machine->race->access(self->clock, p, 4, Race::Kind::write, SITE);
+  memcpy(p, &value, 4);
+}
+
+}  // namespace emu

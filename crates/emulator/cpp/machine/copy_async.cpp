@@ -1,0 +1,135 @@
+#include "copy_async.h"
+
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "async.h"
+#include "counters.h"
+#include "machine.h"
+#include "race.h"
+#include "runtime.h"
+#include "shadow.h"
+
+#define SITE __builtin_return_address(0)
+
+namespace emu {
+
+namespace {
+
+struct Copy {
+  char* to;
+  const char* from;
+  const void* site;
+  uint8_t width, bytes;
+  bool landed;
+  char source[16];  // as it was when the copy began, and zeros
+};
+
+struct Group {
+  Cta* cta = nullptr;
+  std::vector<Copy> copies;
+  std::vector<Race::Engine> engines;
+  uint64_t operation = 0;
+};
+
+void land(Copy& copy, Cta& cta) {
+  if (copy.landed) return;
+  if (memcmp(copy.from, copy.source, copy.bytes) != 0) {
+    fail(Fault::in_flight, "copy_async: its source in global memory changed before it completed");
+  }
+  machine->shadow->land(copy.to, copy.source, copy.width, false, "copy_async");
+  copy.landed = true;
+  cta.copies_in_flight--;
+}
+
+void land(Group& group) {
+  for (Copy& copy : group.copies) land(copy, *group.cta);
+}
+
+}  // namespace
+
+struct ThreadCopies {
+  std::shared_ptr<Group> open = std::make_shared<Group>();
+  std::deque<std::shared_ptr<Group>> committed;
+};
+
+namespace {
+
+ThreadCopies& copies() {
+  if (!self->copies) self->copies = std::make_shared<ThreadCopies>();
+  return *self->copies;
+}
+
+}  // namespace
+
+void copy_async(uint32_t to, const void* from, uint32_t width, uint32_t bytes) {
+  const void* site = SITE;
+  Machine& m = *machine;
+  if (bytes > width) fail(Fault::out_of_bounds, "copy_async of %u bytes to %u", bytes, width);
+  if (reinterpret_cast<uintptr_t>(from) % width) fail(Fault::misaligned, "copy_async of %u bytes from %p", width, from);
+  if (bytes != 0 && (!m.memory.is_global(from) || !m.memory.accessible(from, bytes))) {
+    fail(Fault::out_of_bounds, "copy_async of %u bytes from %p, outside every allocation of global memory", bytes, from);
+  }
+  char* p = static_cast<char*>(own_shared_pointer(to, width, width, "copy_async"));
+  m.shadow->expect_landed(p, width, "copy_async");
+
+  Group& group = *copies().open;
+  group.cta = self->cta;
+  if (group.engines.empty() || !m.race->begun_now(group.engines.back(), self->clock)) {
+    group.engines.push_back(m.race->begin_engine(self->clock));
+  }
+  const Race::Engine& engine = group.engines.back();
+  if (bytes != 0) {
+    m.race->access(engine, from, bytes, Race::Kind::read, site);
+    m.counters->engine(from, bytes, false);
+  }
+  m.race->access(engine, p, width, Race::Kind::write, site);
+  m.counters->shared(p, width, true, site);
+
+  Copy copy{p, static_cast<const char*>(from), site, static_cast<uint8_t>(width), static_cast<uint8_t>(bytes), false, {}};
+  memcpy(copy.source, from, bytes);
+  m.shadow->take_off(p, width);
+  self->cta->copies_in_flight++;
+  group.copies.push_back(copy);
+  const bool at_once = m.config.completion == Completion::random && m.random() % 4 == 0;
+  if (at_once || m.config.completion == Completion::eager) land(group.copies.back(), *group.cta);
+}
+
+void copy_async_commit() {
+  ThreadCopies& mine = copies();
+  auto group = std::move(mine.open);
+  mine.open = std::make_shared<Group>();
+  if (!group->copies.empty()) group->operation = machine->async->post([group] { land(*group); });
+  mine.committed.push_back(std::move(group));
+}
+
+void copy_async_wait(uint32_t groups) {
+  ThreadCopies& mine = copies();
+  bool settled = false;
+  while (mine.committed.size() > groups) {
+    std::shared_ptr<Group> group = mine.committed.front();
+    if (!group->copies.empty() && !settled) {
+      settle("copy_async_wait");
+      settled = true;
+    }
+    machine->async->finish(group->operation);
+    mine.committed.pop_front();
+    for (const Race::Engine& engine : group->engines) machine->race->join(&self, 1, engine);
+    // From here on they are as the thread's own writes: a barrier shows them to others, a proxy fence to the async proxy.
+    for (const Copy& copy : group->copies) {
+      machine->race->access(self->clock, copy.to, copy.width, Race::Kind::write, copy.site);
+    }
+  }
+}
+
+void check_copies_at_exit(const Thread& thread) {
+  if (!thread.copies) return;
+  bool pending = !thread.copies->open->copies.empty();
+  for (const auto& group : thread.copies->committed) pending |= !group->copies.empty();
+  if (pending) fail(Fault::in_flight, "a thread exits without having waited for its copy_async groups");
+}
+
+}  // namespace emu

@@ -1,0 +1,35 @@
+// What the driver's CUtensorMap says, in the emulator's own encoding of its 128 bytes.
+#pragma once
+
+#include <cstdint>
+
+namespace emu {
+
+struct alignas(64) TensorMap {
+  static constexpr uint32_t most_dimensions = 5;
+
+  uint64_t check;    // of everything below
+  uint64_t address;  // of the tensor in global memory
+  uint64_t stride[most_dimensions - 1];  // in bytes, of dimensions 1 to 4
+  uint32_t last[most_dimensions];        // index of each dimension
+  uint16_t box[most_dimensions];
+  uint8_t rank;
+  uint8_t element_bytes;
+  uint8_t swizzle;  // 0 none, 3 of 128 bytes: the driver's numbers
+  uint8_t reserved[41];
+
+  uint64_t checksum() const;
+  uint64_t dimension(uint32_t i) const { return uint64_t(last[i]) + 1; }
+  uint32_t row_bytes() const { return box[0] * element_bytes; }
+  uint32_t box_bytes() const;
+};
+static_assert(sizeof(TensorMap) == 128, "as large as CUtensorMap");
+
+/// Null, or why cuTensorMapEncodeTiled would refuse.
+const char* encode_tensor_map(TensorMap& map, uint32_t element_bytes, uint32_t rank, uint64_t address, const uint64_t* dims,
+                              const uint64_t* strides, const uint32_t* box, uint32_t swizzle);
+
+/// The map of a copy of `rank` dimensions, checked: a parameter of the kernel or global memory, and what was encoded.
+const TensorMap& tensor_map(const void* p, uint32_t rank, const char* name);
+
+}  // namespace emu

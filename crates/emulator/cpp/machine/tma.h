@@ -1,0 +1,22 @@
+// Copies of boxes between global and shared memory by the copy engine, and the proxy fences.
+#pragma once
+
+#include <cstdint>
+
+namespace emu {
+
+struct Thread;
+
+void tma_prefetch(const void* map);
+/// The box at `at` (as many coordinates as `rank`) to the CTAs of `ctas`, a bit each; 0 is the own CTA.
+void tma_load(uint32_t to, const void* map, uint32_t barrier, const int32_t* at, uint32_t rank, uint32_t ctas,
+              const char* name);
+void tma_store(const void* map, uint32_t from, const int32_t* at, uint32_t rank, const char* name);
+void bulk_commit();
+/// Until at most `groups` are incomplete, or with `read_only` still read shared memory.
+void bulk_wait(uint32_t groups, bool read_only);
+void fence_proxy_async(bool shared);
+
+void check_stores_at_exit(const Thread& thread);
+
+}  // namespace emu

@@ -1,0 +1,41 @@
+// The twin of kernels/gpu/cluster.h.
+#pragma once
+
+#include <machine/cluster.h>
+
+#include <cstring>
+
+#include <gpu/types.h>
+
+namespace gpu {
+
+GPU_DEVICE u32 cluster_rank() { return emu::cluster_rank(); }
+GPU_DEVICE u32 cluster_size() { return emu::cluster_size(); }
+GPU_DEVICE void cluster_arrive() { emu::cluster_arrive(); }
+GPU_DEVICE void cluster_wait() { emu::cluster_wait(); }
+
+GPU_DEVICE void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
+
+GPU_DEVICE u32 map_shared(u32 shared_addr, u32 rank) { return emu::map_shared(shared_addr, rank); }
+
+template <class T>
+GPU_DEVICE T load_cluster(u32 address) {
+  static_assert(sizeof(T) == 4, "u32 or float");
+  const u32 word = emu::load_cluster(address);
+  T value;
+  memcpy(&value, &word, sizeof value);
+  return value;
+}
+
+template <class T>
+GPU_DEVICE void store_cluster(u32 address, T value) {
+  static_assert(sizeof(T) == 4, "u32 or float");
+  u32 word;
+  memcpy(&word, &value, sizeof word);
+  emu::store_cluster(address, word);
+}
+
+}  // namespace gpu
