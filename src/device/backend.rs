@@ -8,11 +8,17 @@ use crate::error::Result;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Handle(pub(crate) usize);
 
+/// A kernel on a device.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Found {
+    pub(crate) handle: Handle,
+    pub(crate) attributes: KernelAttributes,
+}
+
 /// One launch of one kernel.
 #[derive(Debug)]
 pub(crate) struct Launch<'a> {
     pub(crate) kernel: Handle,
-    pub(crate) name: &'a str,
     pub(crate) config: &'a LaunchConfig,
     /// The parameter struct.
     pub(crate) params: &'a [u8],
@@ -61,7 +67,7 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     unsafe fn destroy_graph(&self, graph: Handle);
 
     /// Finds a kernel and brings its code to the device.
-    fn kernel(&self, name: &str) -> Result<(Handle, KernelAttributes)>;
+    fn kernel(&self, name: &str) -> Result<Found>;
     /// Blocks of a kernel that one SM holds at a time.
     unsafe fn resident_blocks(&self, kernel: Handle, block: u32, shared_bytes: u32) -> Result<u32>;
     /// Clusters of a launch that the device holds at a time.
@@ -69,7 +75,7 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     unsafe fn launch(&self, stream: Handle, launch: &Launch<'_>) -> Result<()>;
 
     #[cfg(feature = "emulator")]
-    fn counters(&self) -> Option<super::LaunchCounters> {
+    fn take_counters(&self) -> Option<super::LaunchCounters> {
         None
     }
     #[cfg(feature = "emulator")]

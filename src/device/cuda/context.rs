@@ -82,7 +82,7 @@ impl Drop for Relaxed {
 }
 
 /// How many devices the driver sees.
-pub(super) fn device_count() -> Result<usize> {
+pub(in crate::device) fn device_count() -> Result<usize> {
     driver::load()?;
     let mut count = 0;
     // SAFETY: the driver has been loaded, the pointer is to a live integer.
@@ -103,7 +103,7 @@ fn device(ordinal: usize) -> Result<sys::CUdevice> {
 }
 
 /// What the driver tells about a device; needs no context.
-pub(super) fn properties(ordinal: usize) -> Result<Properties> {
+pub(in crate::device) fn properties(ordinal: usize) -> Result<Properties> {
     let (driver, device) = (driver::load()?, device(ordinal)?);
     let attribute = |attribute| -> Result<u32> {
         let mut value = 0;

@@ -100,7 +100,6 @@ driver_functions! {
     cuDevicePrimaryCtxRetain(context: *mut CUcontext, device: CUdevice);
     cuCtxGetCurrent(context: *mut CUcontext);
     cuCtxSetCurrent(context: CUcontext);
-    cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
     cuMemAlloc_v2(address: *mut CUdeviceptr, bytes: usize);
     cuMemFree_v2(address: CUdeviceptr);
     cuMemsetD8Async(address: CUdeviceptr, byte: u8, count: usize, stream: CUstream);
@@ -210,7 +209,7 @@ pub(super) fn load() -> Result<&'static Driver> {
 
 fn open() -> Result<Driver> {
     // SAFETY: the driver's library runs no code on loading that has requirements on its caller.
-    let library = LIBRARIES.iter().find_map(|name| unsafe { Library::new(name) }.ok());
+    let library = LIBRARIES.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
     let library = library.ok_or_else(|| Error::NoDriver { reason: format!("{} is not there", LIBRARIES[0]) })?;
     let too_old = |symbol: &str| Error::DriverTooOld { symbol: symbol.to_owned() };
     for symbol in REQUIRED.iter().chain(&["cuGetErrorName", "cuGetErrorString"]) {
