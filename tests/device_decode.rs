@@ -108,7 +108,7 @@ fn a_residual_may_be_the_output_itself() -> Result<()> {
     let random = RandomLayer::<f32>::new(&mut rng, &shape);
     let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
     let added = Buffer::random(&mut rng, shape.tokens, shape.d_out, shape.gap);
-    let mut run = |in_place: bool| -> Result<Buffer<f32>> {
+    let run = |in_place: bool| -> Result<Buffer<f32>> {
         let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, Some(&added));
         if in_place {
             on_device.upload_y(&stream, &added);
