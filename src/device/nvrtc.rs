@@ -186,7 +186,7 @@ impl Guard<'_> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        if self.raw != null_mut() {
+        if !self.raw.is_null() {
             // SAFETY: it was created, and is destroyed once.
             let _ = unsafe { (self.nvrtc.destroy)(&mut self.raw) };
         }

@@ -35,13 +35,27 @@ impl<T: Element> Matrix<T> {
     }
 }
 
+/// A low-rank segment in device memory.
+struct Factors<T> {
+    columns: Range<usize>,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    scale: f32,
+}
+
+impl<T: Element> Factors<T> {
+    fn view(&self) -> DeviceSegment<'_, T> {
+        DeviceSegment { columns: self.columns.clone(), a: self.a.view(), b: self.b.view(), scale: self.scale }
+    }
+}
+
 /// A layer, its input and its output.
 pub struct OnDevice<T> {
     layout: Layout,
     activation: Activation,
     weight: Matrix<T>,
     bias: Option<DeviceBuffer<T>>,
-    factors: Vec<(Range<usize>, Matrix<T>, Matrix<T>, f32)>,
+    factors: Vec<Factors<T>>,
     x: Matrix<T>,
     residual: Option<Matrix<T>>,
     y: Matrix<T>,
@@ -57,8 +71,11 @@ impl<T: Element> OnDevice<T> {
     ) -> Self {
         let shape = &random.shape;
         let factors = shape.segments.iter().zip(&random.factors);
-        let factors = factors.map(|(&(start, end, _), (a, b, scale))| {
-            (start..end, Matrix::new(stream, a), Matrix::new(stream, b), *scale)
+        let factors = factors.map(|(&(start, end, _), (a, b, scale))| Factors {
+            columns: start..end,
+            a: Matrix::new(stream, a),
+            b: Matrix::new(stream, b),
+            scale: *scale,
         });
         Self {
             layout: shape.layout,
@@ -77,16 +94,7 @@ impl<T: Element> OnDevice<T> {
         &mut self,
         work: impl FnOnce(&DeviceLora<'_, T>, DeviceMatrix<'_, T>, DeviceResidual<'_, T>, DeviceMatrixMut<'_, T>) -> R,
     ) -> R {
-        let segments: Vec<_> = self
-            .factors
-            .iter()
-            .map(|(columns, a, b, scale)| DeviceSegment {
-                columns: columns.clone(),
-                a: a.view(),
-                b: b.view(),
-                scale: *scale,
-            })
-            .collect();
+        let segments: Vec<_> = self.factors.iter().map(Factors::view).collect();
         let layer = DeviceLora {
             weight: self.weight.view(),
             layout: self.layout,
