@@ -101,6 +101,43 @@ fn a_replayed_graph_gives_the_same_bits_and_swaps_nothing() -> Result<()> {
 }
 
 #[test]
+fn plans_share_a_workspace_one_after_the_other() -> Result<()> {
+    let stream = stream();
+    let mut rng = Rng(82);
+    let shapes = [
+        shape(3, Layout::OutIn),
+        Shape { segments: vec![(0, 40, 9)], ..shape(1, Layout::InOut) },
+        Shape { segments: vec![], ..shape(2, Layout::OutIn) },
+        Shape { segments: vec![(8, 32, 2)], ..shape(8, Layout::InOut) },
+    ];
+    let mut layers = vec![];
+    for shape in &shapes {
+        let random = RandomLayer::<f16>::new(&mut rng, shape);
+        let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+        let mut layer = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
+        let decode = layer.with(|layer, ..| Decode::new(stream.device(), layer, shape.tokens))?;
+        layers.push((layer, decode));
+    }
+    let bytes = layers.iter().map(|(_, decode)| decode.workspace_bytes()).max().unwrap();
+    let mut shared = Workspace::new(&stream, bytes)?;
+    for round in 0..3 {
+        for (layer, decode) in &mut layers {
+            let mut own = Workspace::new(&stream, decode.workspace_bytes())?;
+            let mut run = |workspace: &mut Workspace| -> Result<Buffer<f16>> {
+                layer.poison_y(&stream);
+                layer.with(|layer, x, residual, y| decode.launch(&stream, layer, x, residual, y, workspace))?;
+                Ok(layer.y(&stream))
+            };
+            let (alone, together) = (run(&mut own)?, run(&mut shared)?);
+            for row in 0..alone.rows {
+                assert_eq!(alone.view().row(row), together.view().row(row), "round {round}, {}", decode.plan());
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_residual_may_be_the_output_itself() -> Result<()> {
     let stream = stream();
     let mut rng = Rng(91);

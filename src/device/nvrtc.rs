@@ -60,8 +60,8 @@ fn open(candidates: &[OsString]) -> Result<Vec<Library>, String> {
         match unsafe { Library::new(candidate) } {
             Ok(library) => return Ok(builtins(Path::new(candidate)).into_iter().chain([library]).collect()),
             Err(error) => {
-                let why = error.source().map_or(error.to_string(), ToString::to_string);
-                reason = reason.or(Some(format!("{}: {why}", candidate.display())));
+                // The system's own words, which name the file, are the error's source.
+                reason = reason.or_else(|| Some(error.source().map_or(error.to_string(), ToString::to_string)));
             }
         }
     }
