@@ -115,7 +115,7 @@ fn plans_share_a_workspace_one_after_the_other() -> Result<()> {
         let random = RandomLayer::<f16>::new(&mut rng, shape);
         let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
         let mut layer = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
-        let decode = layer.with(|layer, ..| Decode::new(stream.device(), layer, shape.tokens))?;
+        let decode = layer.with(|layer, _, _, _| Decode::new(stream.device(), layer, shape.tokens))?;
         layers.push((layer, decode));
     }
     let bytes = layers.iter().map(|(_, decode)| decode.workspace_bytes()).max().unwrap();
