@@ -106,6 +106,14 @@ pub enum Error {
         /// The most there may be.
         max: usize,
     },
+    /// Matrix instructions were asked for where there are none.
+    #[error("no matrix instructions for this {dtype} layer: {reason}")]
+    NoMatrixInstructions {
+        /// What everything is stored as.
+        dtype: crate::DType,
+        /// What is in the way.
+        reason: &'static str,
+    },
     /// A layer or batch without elements has nothing to launch.
     #[error("nothing to compute: {tokens} tokens of a {d_in} to {d_out} layer")]
     EmptyProblem {

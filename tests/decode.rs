@@ -4,10 +4,12 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use common::decode::{Decode, LAYOUTS, Options};
 use common::{Buffer, RandomLayer, Rng, Shape, steps};
+use fused_lora::decode::{DecodePath, DecodePlan};
 use fused_lora::lora::{Activation, Layout};
 use fused_lora::{Element, reference};
 use fused_lora_emulator::{Build, Completion, Config, Machine, Schedule};
@@ -30,6 +32,16 @@ fn machine(build: Build) -> Machine {
 
 /// Runs a shape under every schedule: each result within its bounds, and all of them the same bits.
 fn check<T: Element>(machine: &Machine, seed: u64, shape: &Shape, activation: Activation, residual: bool) {
+    check_with::<T>(machine, seed, shape, &Options { activation, ..Options::default() }, residual);
+}
+
+fn check_with<T: Element>(
+    machine: &Machine,
+    seed: u64,
+    shape: &Shape,
+    options: &Options<'_, T>,
+    residual: bool,
+) -> DecodePlan {
     let mut rng = Rng(seed);
     let random = RandomLayer::<T>::new(&mut rng, shape);
     let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
@@ -37,7 +49,7 @@ fn check<T: Element>(machine: &Machine, seed: u64, shape: &Shape, activation: Ac
     let segments = random.segments();
     let mut expected = reference::forward(&random.layer(&segments), x.view());
     for (i, value) in expected.value.data.iter_mut().enumerate() {
-        *value = reference::activation(activation, *value);
+        *value = reference::activation(options.activation, *value);
         if let Some(added) = &added {
             let (row, column) = (i / shape.d_out, i % shape.d_out);
             let addend = f64::from(added.view().row(row)[column].to_f32());
@@ -45,7 +57,7 @@ fn check<T: Element>(machine: &Machine, seed: u64, shape: &Shape, activation: Ac
             expected.magnitude.data[i] += addend.abs();
         }
     }
-    let options = Options { activation, residual: added.as_ref(), ..Options::default() };
+    let options = Options { residual: added.as_ref(), ..*options };
     let decode = Decode::new(machine, &random, &x, &options);
     let mut first: Option<Buffer<T>> = None;
     for (schedule, resident) in SCHEDULES {
@@ -62,6 +74,7 @@ fn check<T: Element>(machine: &Machine, seed: u64, shape: &Shape, activation: Ac
         }
         first.get_or_insert(y);
     }
+    decode.plan.clone()
 }
 
 fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)]) -> Shape {
@@ -111,6 +124,49 @@ fn long_rows_go_over_several_panels() {
         // More chunks than threads; a last panel that fills part of the CTA.
         every_type(&shape(1, 4096 + 520, 16, layout, &[(0, 16, 2)]), 21);
         every_type(&shape(4, 1096, 48, layout, &[(0, 48, 5)]), 22);
+    }
+}
+
+fn matrix_options<T>(multiprocessors: usize) -> Options<'static, T> {
+    Options { multiprocessors, path: DecodePath::Matrix, ..Options::default() }
+}
+
+/// 5 to 16 tokens of 16 bits: every tile width, depths that are shared by CTAs and that end within a warp's step, and ranks
+/// that leave shared memory for a part of the warps' sums only.
+#[test]
+fn matrix_instructions_in_every_tiling() {
+    let mut seen = BTreeSet::new();
+    let mut run = |tokens, d_in, d_out, layout, multiprocessors, rank| {
+        let shape = shape(tokens, d_in, d_out, layout, &[(8, d_out, rank)]);
+        for build in builds() {
+            let machine = machine(build);
+            let f16_plan = check_with::<f16>(&machine, 51, &shape, &matrix_options(multiprocessors), false);
+            check_with::<bf16>(&machine, 52, &shape, &matrix_options(multiprocessors), false);
+            seen.insert((f16_plan.kernel, f16_plan.splits > 1, f16_plan.row_threads < f16_plan.threads));
+        }
+    };
+    for (tokens, d_in, d_out, multiprocessors, rank) in [
+        (5, 72, 16, 1, 3),
+        (7, 136, 24, 1, 8),
+        (16, 200, 72, 1, 5),
+        (9, 40, 104, 1, 40),
+        (6, 4104, 24, 8, 2),
+        (16, 1032, 72, 6, 512),
+        (1, 64, 200, 2, 4),
+    ] {
+        run(tokens, d_in, d_out, Layout::OutIn, multiprocessors, rank);
+    }
+    for (tokens, d_in, d_out, multiprocessors, rank) in
+        [(5, 72, 16, 1, 3), (16, 1032, 72, 6, 8), (11, 600, 136, 3, 512), (2, 64, 64, 1, 7)]
+    {
+        run(tokens, d_in, d_out, Layout::InOut, multiprocessors, rank);
+    }
+    for kernel in ["rows_mma_f16_n2", "rows_mma_f16_n4", "rows_mma_f16_n8", "rows_mma_f16_n12", "columns_mma_f16"] {
+        assert!(seen.iter().any(|(name, ..)| name.ends_with(kernel)), "{kernel} was not run: {seen:?}");
+    }
+    for rows in ["rows", "columns"] {
+        assert!(seen.iter().any(|(name, split, _)| name.contains(rows) && *split), "no {rows} split: {seen:?}");
+        assert!(seen.iter().any(|(name, _, turns)| name.contains(rows) && *turns), "no {rows} in turns: {seen:?}");
     }
 }
 

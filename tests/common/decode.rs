@@ -2,7 +2,7 @@
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::abi::{self, LoraDecode, LoraSegment};
-use fused_lora::decode::{DecodePlan, DecodeProblem};
+use fused_lora::decode::{DecodePath, DecodePlan, DecodeProblem, Workspace};
 use fused_lora::lora::{Activation, Layout};
 use fused_lora::{DType, Element};
 use fused_lora_emulator::{Counters, Error, Launch, Machine};
@@ -14,13 +14,20 @@ pub struct Options<'a, T> {
     pub activation: Activation,
     pub residual: Option<&'a Buffer<T>>,
     pub multiprocessors: usize,
+    pub path: DecodePath,
     /// Leaves the segments out.
     pub base_only: bool,
 }
 
 impl<T> Default for Options<'_, T> {
     fn default() -> Self {
-        Self { activation: Activation::Identity, residual: None, multiprocessors: 6, base_only: false }
+        Self {
+            activation: Activation::Identity,
+            residual: None,
+            multiprocessors: 6,
+            path: DecodePath::Auto,
+            base_only: false,
+        }
     }
 }
 
@@ -64,6 +71,8 @@ impl<'m, T: Element> Decode<'m, T> {
             ranks: &ranks,
             aligned: all_aligned,
             multiprocessors: options.multiprocessors,
+            compute_capability: machine.config().compute_capability,
+            path: options.path,
         })
         .unwrap();
 
@@ -97,9 +106,9 @@ impl<'m, T: Element> Decode<'m, T> {
             };
             t_begin += rank;
         }
-        let workspace = machine.allocate(plan.workspace_bytes()).unwrap();
+        let workspace = machine.allocate(plan.workspace.bytes()).unwrap();
         // SAFETY: the allocation is this long, and nobody else knows it.
-        unsafe { machine.fill(workspace, 0, plan.workspace_bytes()) };
+        unsafe { machine.fill(workspace, 0, plan.workspace.bytes()) };
         keep.push(workspace);
         let y_like = Buffer::<T>::poisoned(shape.tokens, shape.d_out, shape.gap);
         let y = upload(machine, &y_like.data, &mut keep);
@@ -110,9 +119,9 @@ impl<'m, T: Element> Decode<'m, T> {
             residual: options.residual.map_or(std::ptr::null(), |r| upload(machine, &r.data, &mut keep) as *const _),
             y: y as *mut _,
             ticket: workspace as *mut _,
-            t: (workspace + 8) as *mut _,
-            partial: std::ptr::null_mut(),
-            arrivals: std::ptr::null_mut(),
+            t: (workspace + Workspace::T_OFFSET as u64) as *mut _,
+            partial: (workspace + plan.workspace.partial_offset() as u64) as *mut _,
+            arrivals: (workspace + plan.workspace.arrivals_offset() as u64) as *mut _,
             tokens: shape.tokens as u32,
             depth: shape.d_in as u32,
             columns: shape.d_out as u32,
@@ -123,8 +132,8 @@ impl<'m, T: Element> Decode<'m, T> {
             residual_stride: options.residual.map_or(0, |r| r.stride as u32),
             tile_columns: plan.tile_columns,
             row_threads: plan.row_threads,
-            splits: 1,
-            split_depth: shape.d_in as u32,
+            splits: plan.splits,
+            split_depth: plan.split_depth,
             shrink_rows: plan.shrink_rows,
             widest_rank: plan.widest_rank,
             activation: match options.activation {
@@ -167,7 +176,7 @@ impl<T> Decode<'_, T> {
     /// Turns the values that the last launch left in T into NaN, and leaves their epochs: whoever takes them for its own
     /// launch's is found out.
     fn poison_t(&self) {
-        let mut words = vec![0u64; self.plan.t_words];
+        let mut words = vec![0u64; self.plan.workspace.t_words];
         let address = self.params.t as u64;
         if words.is_empty() {
             return;
