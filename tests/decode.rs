@@ -5,22 +5,14 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::process::Command;
 
 use common::decode::{Decode, LAYOUTS, Options};
-use common::{Buffer, RandomLayer, Rng, Shape, steps};
+use common::{Buffer, RandomLayer, Rng, Shape, builds, rerun_under_sanitizers, steps};
 use fused_lora::decode::{DecodePath, DecodePlan};
 use fused_lora::lora::{Activation, Layout};
 use fused_lora::{Element, reference};
 use fused_lora_emulator::{Build, Completion, Config, Machine, Schedule};
 use half::{bf16, f16};
-
-/// Set in the process that the sanitizer's test starts.
-const SANITIZED: &str = "FUSED_LORA_TEST_SANITIZED";
-
-fn builds() -> Vec<Build> {
-    if std::env::var_os(SANITIZED).is_some() { vec![Build::Sanitize] } else { vec![Build::Plain, Build::Race] }
-}
 
 /// Threads in three orders, and CTAs one, three or all at a time: one at a time, whoever waits for a CTA that has not
 /// started waits for ever.
@@ -269,17 +261,5 @@ fn bytes_requested_are_the_floor() {
 /// AddressSanitizer has to be in a process from its start, so this one starts itself again.
 #[test]
 fn everything_again_under_the_sanitizers() {
-    if std::env::var_os(SANITIZED).is_some() {
-        return; // this is the second process
-    }
-    let preload = fused_lora_emulator::sanitizer_preload().unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .env(SANITIZED, "1")
-        .env("LD_PRELOAD", preload)
-        .env("ASAN_OPTIONS", "detect_leaks=0:abort_on_error=0")
-        .args(["--skip", "bytes_requested"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("test result: ok"), "{text}");
+    rerun_under_sanitizers(&["bytes_requested"]);
 }

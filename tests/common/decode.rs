@@ -41,7 +41,7 @@ pub struct Decode<'m, T> {
     y_like: Buffer<T>,
 }
 
-fn upload<T: Element>(machine: &Machine, data: &[T], keep: &mut Vec<u64>) -> u64 {
+pub fn upload<T: Element>(machine: &Machine, data: &[T], keep: &mut Vec<u64>) -> u64 {
     let bytes: &[u8] = bytemuck::cast_slice(data);
     let address = machine.allocate(bytes.len()).unwrap();
     // SAFETY: the allocation is this long, and nobody else knows it.
@@ -53,6 +53,45 @@ fn upload<T: Element>(machine: &Machine, data: &[T], keep: &mut Vec<u64>) -> u64
 fn aligned<T>(buffer: &Buffer<T>) -> bool {
     let elements = 16 / size_of::<T>();
     buffer.cols.is_multiple_of(elements) && buffer.stride.is_multiple_of(elements)
+}
+
+/// The segments' factors on the machine, and the sum of their ranks.
+pub fn segment_table<T: Element>(
+    machine: &Machine,
+    segments: &[(usize, usize, usize)],
+    factors: &[(Buffer<T>, Buffer<T>, f32)],
+    keep: &mut Vec<u64>,
+) -> ([LoraSegment; abi::LORA_MAX_SEGMENTS as usize], u32) {
+    let none = LoraSegment {
+        a: std::ptr::null(),
+        b: std::ptr::null(),
+        a_stride: 0,
+        b_stride: 0,
+        begin: 0,
+        end: 0,
+        rank: 0,
+        t_begin: 0,
+        scale: f32::NAN,
+        reserved: 0,
+    };
+    let mut table = [none; abi::LORA_MAX_SEGMENTS as usize];
+    let mut t_begin = 0;
+    for (place, (&(begin, end, rank), (a, b, scale))) in table.iter_mut().zip(segments.iter().zip(factors)) {
+        *place = LoraSegment {
+            a: upload(machine, &a.data, keep) as *const _,
+            b: upload(machine, &b.data, keep) as *const _,
+            a_stride: a.stride as u32,
+            b_stride: b.stride as u32,
+            begin: begin as u32,
+            end: end as u32,
+            rank: rank as u32,
+            t_begin,
+            scale: *scale,
+            reserved: 0,
+        };
+        t_begin += rank as u32;
+    }
+    (table, t_begin)
 }
 
 impl<'m, T: Element> Decode<'m, T> {
@@ -77,35 +116,7 @@ impl<'m, T: Element> Decode<'m, T> {
         .unwrap();
 
         let mut keep = vec![];
-        let none = LoraSegment {
-            a: std::ptr::null(),
-            b: std::ptr::null(),
-            a_stride: 0,
-            b_stride: 0,
-            begin: 0,
-            end: 0,
-            rank: 0,
-            t_begin: 0,
-            scale: f32::NAN,
-            reserved: 0,
-        };
-        let mut table = [none; abi::LORA_MAX_SEGMENTS as usize];
-        let mut t_begin = 0;
-        for (place, (&(begin, end, rank), (a, b, scale))) in table.iter_mut().zip(segments.iter().zip(factors)) {
-            *place = LoraSegment {
-                a: upload(machine, &a.data, &mut keep) as *const _,
-                b: upload(machine, &b.data, &mut keep) as *const _,
-                a_stride: a.stride as u32,
-                b_stride: b.stride as u32,
-                begin: begin as u32,
-                end: end as u32,
-                rank: rank as u32,
-                t_begin: t_begin as u32,
-                scale: *scale,
-                reserved: 0,
-            };
-            t_begin += rank;
-        }
+        let (table, total_rank) = segment_table(machine, segments, factors, &mut keep);
         let workspace = machine.allocate(plan.workspace.bytes()).unwrap();
         // SAFETY: the allocation is this long, and nobody else knows it.
         unsafe { machine.fill(workspace, 0, plan.workspace.bytes()) };
@@ -125,7 +136,7 @@ impl<'m, T: Element> Decode<'m, T> {
             tokens: shape.tokens as u32,
             depth: shape.d_in as u32,
             columns: shape.d_out as u32,
-            total_rank: t_begin as u32,
+            total_rank,
             x_stride: x.stride as u32,
             weight_stride: random.weight.stride as u32,
             y_stride: y_like.stride as u32,
