@@ -7,7 +7,8 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::decode::{Decode, LAYOUTS, Options};
-use common::{Buffer, RandomLayer, Rng, Shape, builds, rerun_under_sanitizers, steps};
+use common::sanitize::{builds, rerun_under_sanitizers};
+use common::{Buffer, RandomLayer, Rng, Shape, steps};
 use fused_lora::decode::{DecodePath, DecodePlan};
 use fused_lora::lora::{Activation, Layout};
 use fused_lora::{Element, reference};

@@ -6,7 +6,8 @@ mod common;
 
 use common::decode::LAYOUTS;
 use common::merge::{Merged, run, stored};
-use common::{Buffer, RandomLayer, Rng, Shape, builds, rerun_under_sanitizers};
+use common::sanitize::{builds, rerun_under_sanitizers};
+use common::{Buffer, RandomLayer, Rng, Shape};
 use fused_lora::lora::Layout;
 use fused_lora::{DType, Element, reference};
 use fused_lora_emulator::{Build, Completion, Config, Machine, Schedule};

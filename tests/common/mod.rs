@@ -3,9 +3,7 @@
 
 pub mod decode;
 pub mod merge;
-mod sanitize;
-
-pub use sanitize::{builds, rerun_under_sanitizers};
+pub mod sanitize;
 
 use fused_lora::lora::{Layout, LoraLinear, Segment, Weight};
 use fused_lora::{Element, MatrixMut, MatrixRef};
