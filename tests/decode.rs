@@ -260,7 +260,39 @@ fn bytes_requested_are_the_floor() {
 }
 
 /// AddressSanitizer has to be in a process from its start, so this one starts itself again.
+/// Bank conflicts of one launch, every access to shared memory counted.
+fn conflicts<T: Element>(tokens: usize, d_in: usize, layout: Layout) -> (u64, u64, String) {
+    let shape = shape(tokens, d_in, 64, layout, &[(0, 64, 8)]);
+    let mut rng = Rng(71);
+    let random = RandomLayer::<T>::new(&mut rng, &shape);
+    let x = Buffer::random(&mut rng, tokens, d_in, 0);
+    let config = Config { count_transactions: true, build: Build::Race, ..Config::default() };
+    let machine = Machine::new(config).unwrap();
+    let options = Options { multiprocessors: 1, ..Options::default() };
+    let decode = Decode::new(&machine, &random, &x, &options);
+    let (_, counters) = decode.run().unwrap();
+    (counters.shared_conflicts, counters.once_instructions, decode.plan.kernel.clone())
+}
+
+/// A loop that met its own banks would do so more often the longer it runs.
+#[test]
+fn main_loops_have_no_bank_conflicts() {
+    fn check<T: Element>(tokens: usize, layout: Layout) {
+        let [(short, loads, kernel), (long, more_loads, same)] =
+            [4096, 8192].map(|d_in| conflicts::<T>(tokens, d_in, layout));
+        assert_eq!(kernel, same);
+        assert!(more_loads > loads + loads / 2, "{kernel}: {loads} and {more_loads} weight loads");
+        assert_eq!(short, long, "{kernel}: bank conflicts grow with the depth");
+    }
+    for layout in LAYOUTS {
+        for tokens in [1, 2, 4, 8] {
+            check::<f32>(tokens, layout);
+            check::<bf16>(tokens, layout);
+        }
+    }
+}
+
 #[test]
 fn everything_again_under_the_sanitizers() {
-    rerun_under_sanitizers(&["bytes_requested"]);
+    rerun_under_sanitizers(&["bytes_requested", "bank_conflicts"]);
 }

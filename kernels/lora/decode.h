@@ -22,8 +22,12 @@ namespace lora {
 
 using namespace gpu;
 
-/// Floats between two tokens' sums: consecutive columns of up to four tokens fall into different banks.
-GPU_DEVICE u32 sums_stride(u32 tile_columns) { return (tile_columns + 23) / 32 * 32 + 8; }
+/// Floats between two tokens' sums. A warp leaves 8 columns of 4 tokens at a time, or 4 of 8: all in different banks.
+template <u32 TOKENS>
+GPU_DEVICE u32 sums_stride(u32 tile_columns) {
+  constexpr u32 offset = TOKENS == 8 ? 4 : 8;
+  return (tile_columns + 31 - offset) / 32 * 32 + offset;
+}
 
 /// SHRINK_TOKENS: what one ticket's rows of T are computed for at a time.
 template <class E, u32 TOKENS, u32 THREADS, bool ALIGNED, u32 SHRINK_TOKENS = TOKENS>
@@ -40,7 +44,7 @@ class DecodeTile {
         first_token(blockIdx.z * TOKENS),
         first_column(blockIdx.x * params.tile_columns),
         columns(gpu::min(params.tile_columns, params.columns - first_column)),
-        stride(sums_stride(params.tile_columns)),
+        stride(sums_stride<TOKENS>(params.tile_columns)),
         sums(shared.take<float>(parts * TOKENS * stride)) {}
 
   /// Computes this CTA's share of T. Before it, so that the weight's first bytes are on their way: `prefetch`.

@@ -184,7 +184,8 @@ impl DecodePlan {
     ) -> Self {
         let &DecodeProblem { tokens, d_in, d_out, dtype, ranks, .. } = problem;
         let widest_rank = ranks.iter().max().copied().unwrap_or(0).next_multiple_of(16 / dtype.size());
-        let stride = (tile_columns + 23) / 32 * 32 + 8;
+        let offset = if parts.tokens == 8 { 4 } else { 8 };
+        let stride = (tile_columns + 31 - offset) / 32 * 32 + offset;
         let shrink_values = (threads / 32) * parts.shrink_rows * parts.shrink_tokens;
         let shared = 2 * 8 + 4 * (shrink_values + parts.tokens * (widest_rank + parts.count * stride));
         let grid = [d_out.div_ceil(tile_columns), splits, groups];
