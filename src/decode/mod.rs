@@ -6,7 +6,7 @@
 mod matrix;
 mod workspace;
 
-pub use workspace::Workspace;
+pub use workspace::WorkspaceLayout;
 
 use crate::abi;
 use crate::dtype::DType;
@@ -78,7 +78,7 @@ pub struct DecodePlan {
     /// The widest segment's rank in whole chunks of 16 bytes.
     pub widest_rank: u32,
     /// What the launch needs of a workspace.
-    pub workspace: Workspace,
+    pub workspace: WorkspaceLayout,
     /// Global bytes that must move at least: W0, A, B, x and y once.
     pub floor_bytes: usize,
 }
@@ -206,7 +206,7 @@ impl DecodePlan {
             // Several rows a ticket only where there are more rows than CTAs to draw for them.
             shrink_rows: tickets.div_ceil(ctas).clamp(1, parts.shrink_rows) as u32,
             widest_rank: widest_rank as u32,
-            workspace: Workspace { t_words: tokens * total_rank, arrivals, partial },
+            workspace: WorkspaceLayout { t_words: tokens * total_rank, arrivals, partial },
             floor_bytes: (weights + tokens * (d_in + d_out)) * dtype.size(),
         }
     }

@@ -6,7 +6,7 @@
 /// The whole is zeroed once; every launch leaves it ready for the next. One workspace serves any number of layers whose
 /// launches do not overlap, if each part is as large as the largest of theirs: [`union`](Self::union).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Workspace {
+pub struct WorkspaceLayout {
     /// 64-bit words of T: an element each, with the launch that wrote it.
     pub t_words: usize,
     /// 32-bit counters: one a tile whose depth several CTAs share.
@@ -15,7 +15,7 @@ pub struct Workspace {
     pub partial: usize,
 }
 
-impl Workspace {
+impl WorkspaceLayout {
     /// Bytes from the start to the words of T.
     pub const T_OFFSET: usize = 8;
 

@@ -2,7 +2,7 @@
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::abi::{self, LoraDecode, LoraSegment};
-use fused_lora::decode::{DecodePath, DecodePlan, DecodeProblem, Workspace};
+use fused_lora::decode::{DecodePath, DecodePlan, DecodeProblem, WorkspaceLayout};
 use fused_lora::lora::{Activation, Layout};
 use fused_lora::{DType, Element};
 use fused_lora_emulator::{Counters, Error, Launch, Machine};
@@ -130,7 +130,7 @@ impl<'m, T: Element> Decode<'m, T> {
             residual: options.residual.map_or(std::ptr::null(), |r| upload(machine, &r.data, &mut keep) as *const _),
             y: y as *mut _,
             ticket: workspace as *mut _,
-            t: (workspace + Workspace::T_OFFSET as u64) as *mut _,
+            t: (workspace + WorkspaceLayout::T_OFFSET as u64) as *mut _,
             partial: (workspace + plan.workspace.partial_offset() as u64) as *mut _,
             arrivals: (workspace + plan.workspace.arrivals_offset() as u64) as *mut _,
             tokens: shape.tokens as u32,
