@@ -43,6 +43,7 @@
 pub mod abi;
 pub mod cpu;
 pub mod decode;
+pub mod device;
 mod dtype;
 mod error;
 pub mod lora;
