@@ -48,3 +48,9 @@ impl WorkspaceLayout {
         self.union(other) == *self
     }
 }
+
+impl std::fmt::Display for WorkspaceLayout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} words of T, {} arrivals, {} partial sums", self.t_words, self.arrivals, self.partial)
+    }
+}

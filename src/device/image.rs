@@ -13,7 +13,7 @@ pub(super) struct Source {
     /// Names of its kernels; where a macro makes several, what they begin with and `*`.
     pub(super) kernels: &'static [&'static str],
     /// What it is written for, as nvcc calls it: `sm_80`, `sm_90a`.
-    targets: &'static [&'static str],
+    pub(super) targets: &'static [&'static str],
     /// Machine code for the targets that nvcc knew, and PTX.
     pub(super) fatbin: Option<&'static [u8]>,
 }
