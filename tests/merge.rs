@@ -6,18 +6,15 @@ mod common;
 
 use common::decode::LAYOUTS;
 use common::merge::{Merged, run, stored};
-use common::sanitize::{builds, rerun_under_sanitizers};
+use common::rig::{Rig, builds};
+use common::sanitize::rerun_under_sanitizers;
 use common::{Buffer, RandomLayer, Rng, Shape};
 use fused_lora::lora::Layout;
 use fused_lora::{DType, Element, reference};
-use fused_lora_emulator::{Build, Completion, Config, Machine, Schedule};
+use fused_lora_emulator::{Build, Completion, Schedule};
 use half::{bf16, f16};
 
 const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(9), 3)];
-
-fn machine(build: Build) -> Machine {
-    Machine::new(Config { build, ..Config::default() }).unwrap()
-}
 
 fn shape(d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)], gap: usize) -> Shape {
     Shape { tokens: 1, d_in, d_out, layout, segments: segments.to_vec(), bias: false, gap }
@@ -88,20 +85,19 @@ fn judge<T: Element>(layer: &RandomLayer<T>, before: &Buffer<T>, sign: f64, merg
 }
 
 fn check<T: Element>(build: Build, shape: &Shape) {
-    let machine = machine(build);
+    let rig = Rig::new(build);
     let mut rng = Rng(shape.d_in as u64 * 31 + shape.d_out as u64);
     let layer = RandomLayer::<T>::new(&mut rng, shape);
     for (schedule, resident) in SCHEDULES {
-        machine.set_schedule(schedule, Completion::Late);
-        machine.set_resident_ctas(resident);
+        rig.set_schedule(schedule, Completion::Late, resident);
         let what = format!("{shape:?}, {}, {schedule:?}", T::DTYPE);
-        let merged = run(&machine, &layer, &layer.weight, 1.0, true, true).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let merged = run(&rig, &layer, &layer.weight, 1.0, true, true).unwrap_or_else(|e| panic!("{what}: {e}"));
         judge(&layer, &layer.weight, 1.0, &merged, &what);
-        let undone = run(&machine, &layer, &merged.weight, -1.0, true, true).unwrap();
+        let undone = run(&rig, &layer, &merged.weight, -1.0, true, true).unwrap();
         judge(&layer, &merged.weight, -1.0, &undone, &what);
         // From a kept original: into another buffer, and the original back with no segments.
-        let aside = run(&machine, &layer, &layer.weight, 1.0, false, true).unwrap();
-        let restored = run(&machine, &layer, &layer.weight, 1.0, false, false).unwrap();
+        let aside = run(&rig, &layer, &layer.weight, 1.0, false, true).unwrap();
+        let restored = run(&rig, &layer, &layer.weight, 1.0, false, false).unwrap();
         for row in 0..layer.weight.rows {
             assert_eq!(aside.weight.view().row(row), merged.weight.view().row(row), "{what}");
             assert_eq!(restored.weight.view().row(row), layer.weight.view().row(row), "{what}");
@@ -152,7 +148,7 @@ fn odd_shapes() {
 
 #[test]
 fn an_overflow_is_counted() {
-    let machine = machine(builds()[0]);
+    let rig = Rig::new(builds()[0]);
     for layout in LAYOUTS {
         let shape = shape(16, 16, layout, &[(0, 16, 1)], 0);
         let mut layer = RandomLayer::<f16>::new(&mut Rng(5), &shape);
@@ -164,7 +160,7 @@ fn an_overflow_is_counted() {
             b.data[7] = f16::from_f32(256.0);
             *scale = 1.0;
         }
-        let merged = run(&machine, &layer, &layer.weight, 1.0, true, true).unwrap();
+        let merged = run(&rig, &layer, &layer.weight, 1.0, true, true).unwrap();
         assert_eq!(merged.not_finite, 16, "a row of the product is 65536");
     }
 }
@@ -176,7 +172,7 @@ fn the_oracle_agrees_with_the_layer_s() {
         let layer = RandomLayer::<f32>::new(&mut Rng(6), &shape);
         let segments = layer.segments();
         let expected = reference::merged_weight(&layer.layer(&segments));
-        let merged = run(&machine(builds()[0]), &layer, &layer.weight, 1.0, true, true).unwrap();
+        let merged = run(&Rig::new(builds()[0]), &layer, &layer.weight, 1.0, true, true).unwrap();
         for row in 0..merged.weight.rows {
             for (column, got) in merged.weight.view().row(row).iter().enumerate() {
                 assert!((f64::from(*got) - expected.at(row, column)).abs() < 1e-5);

@@ -48,6 +48,9 @@ unsafe impl KernelParams for abi::LoraDecode {}
 // SAFETY: likewise, 816 bytes.
 unsafe impl KernelParams for abi::LoraMerge {}
 
+// SAFETY: likewise, 384 bytes.
+unsafe impl KernelParams for abi::LoraTest {}
+
 /// A kernel, ready to be launched.
 #[derive(Debug, Clone)]
 pub struct Kernel {

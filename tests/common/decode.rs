@@ -1,12 +1,13 @@
-//! A layer's decode launch on the emulator: buffers uploaded, parameters filled from the plan.
+//! A layer's decode launch: buffers uploaded, parameters filled from the plan.
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::abi::{self, LoraDecode, LoraSegment};
 use fused_lora::decode::{DecodePath, DecodePlan, DecodeProblem, WorkspaceLayout};
 use fused_lora::lora::{Activation, Layout};
 use fused_lora::{DType, Element};
-use fused_lora_emulator::{Counters, Error, Launch, Machine};
+use fused_lora_emulator::Counters;
 
+use super::rig::{Call, Failure, Rig};
 use super::{Buffer, RandomLayer};
 
 /// What happens to the outputs, and where they go.
@@ -31,9 +32,9 @@ impl<T> Default for Options<'_, T> {
     }
 }
 
-/// A layer on a machine, to be launched any number of times.
+/// A layer on a device, to be launched any number of times.
 pub struct Decode<'m, T> {
-    machine: &'m Machine,
+    rig: &'m Rig,
     pub plan: DecodePlan,
     params: LoraDecode,
     allocations: Vec<u64>,
@@ -41,11 +42,8 @@ pub struct Decode<'m, T> {
     y_like: Buffer<T>,
 }
 
-pub fn upload<T: Element>(machine: &Machine, data: &[T], keep: &mut Vec<u64>) -> u64 {
-    let bytes: &[u8] = bytemuck::cast_slice(data);
-    let address = machine.allocate(bytes.len()).unwrap();
-    // SAFETY: the allocation is this long, and nobody else knows it.
-    unsafe { machine.write(address, bytes) };
+pub fn upload<T: Element>(rig: &Rig, data: &[T], keep: &mut Vec<u64>) -> u64 {
+    let address = rig.upload(data);
     keep.push(address);
     address
 }
@@ -55,9 +53,9 @@ fn aligned<T>(buffer: &Buffer<T>) -> bool {
     buffer.cols.is_multiple_of(elements) && buffer.stride.is_multiple_of(elements)
 }
 
-/// The segments' factors on the machine, and the sum of their ranks.
+/// The segments' factors on the device, and the sum of their ranks.
 pub fn segment_table<T: Element>(
-    machine: &Machine,
+    rig: &Rig,
     segments: &[(usize, usize, usize)],
     factors: &[(Buffer<T>, Buffer<T>, f32)],
     keep: &mut Vec<u64>,
@@ -78,8 +76,8 @@ pub fn segment_table<T: Element>(
     let mut t_begin = 0;
     for (place, (&(begin, end, rank), (a, b, scale))) in table.iter_mut().zip(segments.iter().zip(factors)) {
         *place = LoraSegment {
-            a: upload(machine, &a.data, keep) as *const _,
-            b: upload(machine, &b.data, keep) as *const _,
+            a: upload(rig, &a.data, keep) as *const _,
+            b: upload(rig, &b.data, keep) as *const _,
             a_stride: a.stride as u32,
             b_stride: b.stride as u32,
             begin: begin as u32,
@@ -95,7 +93,7 @@ pub fn segment_table<T: Element>(
 }
 
 impl<'m, T: Element> Decode<'m, T> {
-    pub fn new(machine: &'m Machine, random: &RandomLayer<T>, x: &Buffer<T>, options: &Options<'_, T>) -> Self {
+    pub fn new(rig: &'m Rig, random: &RandomLayer<T>, x: &Buffer<T>, options: &Options<'_, T>) -> Self {
         let shape = &random.shape;
         let segments: &[(usize, usize, usize)] = if options.base_only { &[] } else { &shape.segments };
         let ranks: Vec<usize> = segments.iter().map(|s| s.2).collect();
@@ -110,24 +108,22 @@ impl<'m, T: Element> Decode<'m, T> {
             ranks: &ranks,
             aligned: all_aligned,
             multiprocessors: options.multiprocessors,
-            compute_capability: machine.config().compute_capability,
+            compute_capability: rig.compute_capability(),
             path: options.path,
         })
         .unwrap();
 
         let mut keep = vec![];
-        let (table, total_rank) = segment_table(machine, segments, factors, &mut keep);
-        let workspace = machine.allocate(plan.workspace.bytes()).unwrap();
-        // SAFETY: the allocation is this long, and nobody else knows it.
-        unsafe { machine.fill(workspace, 0, plan.workspace.bytes()) };
+        let (table, total_rank) = segment_table(rig, segments, factors, &mut keep);
+        let workspace = rig.upload(&vec![0u8; plan.workspace.bytes()]);
         keep.push(workspace);
         let y_like = Buffer::<T>::poisoned(shape.tokens, shape.d_out, shape.gap);
-        let y = upload(machine, &y_like.data, &mut keep);
+        let y = upload(rig, &y_like.data, &mut keep);
         let params = LoraDecode {
-            x: upload(machine, &x.data, &mut keep) as *const _,
-            weight: upload(machine, &random.weight.data, &mut keep) as *const _,
-            bias: if shape.bias { upload(machine, &random.bias, &mut keep) as *const _ } else { std::ptr::null() },
-            residual: options.residual.map_or(std::ptr::null(), |r| upload(machine, &r.data, &mut keep) as *const _),
+            x: upload(rig, &x.data, &mut keep) as *const _,
+            weight: upload(rig, &random.weight.data, &mut keep) as *const _,
+            bias: if shape.bias { upload(rig, &random.bias, &mut keep) as *const _ } else { std::ptr::null() },
+            residual: options.residual.map_or(std::ptr::null(), |r| upload(rig, &r.data, &mut keep) as *const _),
             y: y as *mut _,
             ticket: workspace as *mut _,
             t: (workspace + WorkspaceLayout::T_OFFSET as u64) as *mut _,
@@ -155,30 +151,23 @@ impl<'m, T: Element> Decode<'m, T> {
             segment_count: segments.len() as u32,
             segments: table,
         };
-        Self { machine, plan, params, allocations: keep, y, y_like }
+        Self { rig, plan, params, allocations: keep, y, y_like }
     }
 
     /// Poisons y, launches, and returns y.
-    pub fn run(&self) -> Result<(Buffer<T>, Counters), Error> {
+    pub fn run(&self) -> Result<(Buffer<T>, Counters), Failure> {
         let mut y = Buffer::<T> { data: self.y_like.data.clone(), ..self.y_like };
-        // SAFETY: y's allocation has this length, and no launch runs.
-        unsafe { self.machine.write(self.y, bytemuck::cast_slice(&y.data)) };
+        self.rig.write(self.y, &y.data);
         self.poison_t();
-        // SAFETY: the struct is plain data without padding that is read.
-        let params =
-            unsafe { std::slice::from_raw_parts((&raw const self.params).cast::<u8>(), size_of::<LoraDecode>()) };
-        let launch = Launch {
+        let call = Call {
             kernel: &self.plan.kernel,
             grid: self.plan.grid,
-            block: self.plan.threads,
+            threads: self.plan.threads,
             shared_bytes: self.plan.shared_bytes,
             cluster: 1,
-            params,
         };
-        // SAFETY: the parameters point to allocations of the sizes that the shape says.
-        let counters = unsafe { self.machine.launch(&launch) }?;
-        // SAFETY: as above.
-        unsafe { self.machine.read(self.y, bytemuck::cast_slice_mut(&mut y.data)) };
+        let counters = self.rig.launch(&call, &self.params)?;
+        self.rig.read(self.y, &mut y.data);
         Ok((y, counters))
     }
 }
@@ -192,19 +181,16 @@ impl<T> Decode<'_, T> {
         if words.is_empty() {
             return;
         }
-        // SAFETY: the workspace has this many words behind the counter, and no launch runs.
-        unsafe { self.machine.read(address, bytemuck::cast_slice_mut(&mut words)) };
+        self.rig.read(address, &mut words);
         words.iter_mut().for_each(|word| *word |= 0xffff_ffff);
-        // SAFETY: as above.
-        unsafe { self.machine.write(address, bytemuck::cast_slice(&words)) };
+        self.rig.write(address, &words);
     }
 }
 
 impl<T> Drop for Decode<'_, T> {
     fn drop(&mut self) {
         for &address in &self.allocations {
-            // SAFETY: allocated by `new`, and no launch runs.
-            unsafe { self.machine.free(address) };
+            self.rig.free(address);
         }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod decode;
 pub mod merge;
+pub mod rig;
 pub mod sanitize;
 
 use fused_lora::lora::{Layout, LoraLinear, Segment, Weight};

@@ -1,20 +1,13 @@
-//! Which builds of the kernels this process can run: the sanitizers' needs a process of its own.
+//! AddressSanitizer has to be in a process from its start, so a test binary starts itself again.
 
 use std::process::Command;
 
-use fused_lora_emulator::Build;
-
-/// Set in the process that the sanitizer's test starts.
-const SANITIZED: &str = "FUSED_LORA_TEST_SANITIZED";
-
-pub fn builds() -> Vec<Build> {
-    if std::env::var_os(SANITIZED).is_some() { vec![Build::Sanitize] } else { vec![Build::Plain, Build::Race] }
-}
+use super::rig::{SANITIZED, on_gpu};
 
 /// Runs this test binary again, without the tests named, under AddressSanitizer and UndefinedBehaviorSanitizer.
 pub fn rerun_under_sanitizers(skip: &[&str]) {
-    if std::env::var_os(SANITIZED).is_some() {
-        return; // this is the second process
+    if std::env::var_os(SANITIZED).is_some() || on_gpu() {
+        return; // this is the second process, or compute-sanitizer's work
     }
     let preload = fused_lora_emulator::sanitizer_preload().unwrap();
     let output = Command::new(std::env::current_exe().unwrap())

@@ -6,12 +6,11 @@ use std::path::Path;
 use fused_lora::decode::DecodePath;
 use fused_lora::lora::Layout;
 use fused_lora::{Element, reference};
-use fused_lora_emulator::{
-    Build, Completion, Config, Error, Fault, Machine, Schedule, compile_variant, kernel_sources,
-};
+use fused_lora_emulator::{Build, Completion, Config, Fault, Machine, Schedule, compile_variant, kernel_sources};
 use half::f16;
 
 use crate::common::decode::{Decode, Options};
+use crate::common::rig::{Failure, Rig};
 use crate::common::{Buffer, RandomLayer, Rng, Shape, merge, steps};
 
 /// How a bug shows.
@@ -85,22 +84,22 @@ impl Scenario {
     }
 
     /// What ends its layers.
-    pub(crate) fn run(self, machine: &Machine) -> Caught {
+    pub(crate) fn run(self, rig: &Rig) -> Caught {
         match self {
-            Self::DecodeRows => on_cuda_cores(machine, Layout::OutIn),
-            Self::DecodeColumns => on_cuda_cores(machine, Layout::InOut),
+            Self::DecodeRows => on_cuda_cores(rig, Layout::OutIn),
+            Self::DecodeColumns => on_cuda_cores(rig, Layout::InOut),
             Self::RowsMatrix => first_of([
                 // One CTA a tile with some of its columns outside; a depth that several CTAs share, warps in turns.
-                &|| decode::<f16>(machine, &shape(5, 1096, 24, Layout::OutIn, &[(0, 24, 5)]), 1),
-                &|| decode::<f16>(machine, &shape(16, 4104, 24, Layout::OutIn, &[(8, 20, 512)]), 8),
+                &|| decode::<f16>(rig, &shape(5, 1096, 24, Layout::OutIn, &[(0, 24, 5)]), 1),
+                &|| decode::<f16>(rig, &shape(16, 4104, 24, Layout::OutIn, &[(8, 20, 512)]), 8),
             ]),
             Self::ColumnsMatrix => {
-                first_of([&|| decode::<f16>(machine, &shape(7, 520, 72, Layout::InOut, &[(0, 24, 5)]), 1), &|| {
-                    decode::<f16>(machine, &shape(16, 1032, 72, Layout::InOut, &[(8, 20, 512)]), 6)
+                first_of([&|| decode::<f16>(rig, &shape(7, 520, 72, Layout::InOut, &[(0, 24, 5)]), 1), &|| {
+                    decode::<f16>(rig, &shape(16, 1032, 72, Layout::InOut, &[(8, 20, 512)]), 6)
                 }])
             }
-            Self::MergeRows => merged(machine, Layout::OutIn),
-            Self::MergeColumns => merged(machine, Layout::InOut),
+            Self::MergeRows => merged(rig, Layout::OutIn),
+            Self::MergeColumns => merged(rig, Layout::InOut),
         }
     }
 }
@@ -113,28 +112,27 @@ fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(
     Shape { tokens, d_in, d_out, layout, segments: segments.to_vec(), bias: true, gap: 0 }
 }
 
-fn on_cuda_cores(machine: &Machine, layout: Layout) -> Caught {
-    first_of([&|| decode::<f32>(machine, &shape(2, 64, 44, layout, &[(0, 44, 5), (0, 44, 9)]), 3), &|| {
-        decode::<f32>(machine, &shape(1, 2048 + 256, 64, layout, &[(0, 64, 12)]), 3)
+fn on_cuda_cores(rig: &Rig, layout: Layout) -> Caught {
+    first_of([&|| decode::<f32>(rig, &shape(2, 64, 44, layout, &[(0, 44, 5), (0, 44, 9)]), 3), &|| {
+        decode::<f32>(rig, &shape(1, 2048 + 256, 64, layout, &[(0, 64, 12)]), 3)
     }])
 }
 
-fn decode<T: Element>(machine: &Machine, shape: &Shape, multiprocessors: usize) -> Caught {
+fn decode<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize) -> Caught {
     let mut rng = Rng(7);
     let random = RandomLayer::<T>::new(&mut rng, shape);
     let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, 0);
     let segments = random.segments();
     let expected = reference::forward(&random.layer(&segments), x.view());
     let options = Options { multiprocessors, path: DecodePath::Auto, ..Options::default() };
-    let decode = Decode::new(machine, &random, &x, &options);
+    let decode = Decode::new(rig, &random, &x, &options);
     let mut first: Option<Vec<T>> = None;
     let mut depends = false;
     for (schedule, resident) in SCHEDULES {
-        machine.set_schedule(schedule, Completion::Late);
-        machine.set_resident_ctas(resident);
+        rig.set_schedule(schedule, Completion::Late, resident);
         match decode.run() {
-            Err(Error::Fault { fault, .. }) => return Caught::By(fault),
-            Err(other) => panic!("{other}"),
+            Err(Failure::Fault(fault, _)) => return Caught::By(fault),
+            Err(other @ Failure::Refused(_)) => panic!("{other}"),
             Ok((y, _)) => {
                 for (i, got) in y.data.iter().enumerate() {
                     let error = (f64::from(got.to_f32()) - expected.value.data[i]).abs();
@@ -150,24 +148,23 @@ fn decode<T: Element>(machine: &Machine, shape: &Shape, multiprocessors: usize) 
     if depends { Caught::DependsOnSchedule } else { Caught::Nothing }
 }
 
-fn merged(machine: &Machine, layout: Layout) -> Caught {
-    first_of([&|| merge_one(machine, &shape(1, 72, 200, layout, &[(3, 70, 40), (133, 200, 5)])), &|| {
-        merge_one(machine, &shape(1, 35, 67, layout, &[(0, 67, 3)]))
+fn merged(rig: &Rig, layout: Layout) -> Caught {
+    first_of([&|| merge_one(rig, &shape(1, 72, 200, layout, &[(3, 70, 40), (133, 200, 5)])), &|| {
+        merge_one(rig, &shape(1, 35, 67, layout, &[(0, 67, 3)]))
     }])
 }
 
-fn merge_one(machine: &Machine, shape: &Shape) -> Caught {
+fn merge_one(rig: &Rig, shape: &Shape) -> Caught {
     let mut random = RandomLayer::<f32>::new(&mut Rng(8), shape);
     // Adding a zero to it would show.
     random.weight.data.iter_mut().step_by(5).for_each(|w| *w = -0.0);
     let segments = random.segments();
     let expected = reference::merged_weight(&random.layer(&segments));
     for (schedule, resident) in SCHEDULES {
-        machine.set_schedule(schedule, Completion::Late);
-        machine.set_resident_ctas(resident);
-        let merged = match merge::run(machine, &random, &random.weight, 1.0, true, true) {
-            Err(Error::Fault { fault, .. }) => return Caught::By(fault),
-            Err(other) => panic!("{other}"),
+        rig.set_schedule(schedule, Completion::Late, resident);
+        let merged = match merge::run(rig, &random, &random.weight, 1.0, true, true) {
+            Err(Failure::Fault(fault, _)) => return Caught::By(fault),
+            Err(other @ Failure::Refused(_)) => panic!("{other}"),
             Ok(merged) => merged,
         };
         let near = |got: f32, exact: f64| (f64::from(got) - exact).abs() <= 1e-4;
@@ -201,5 +198,5 @@ pub(crate) fn run_variant(bug: &Bug) -> Caught {
         .unwrap_or_else(|error| panic!("{}: {error}", bug.name));
     // SAFETY: made a line above from the machine and the project's kernels.
     let machine = unsafe { Machine::from_library(&library, Config { build: bug.build, ..Config::default() }) };
-    bug.scenario.run(&machine.unwrap())
+    bug.scenario.run(&Rig::emulator(machine.unwrap()))
 }

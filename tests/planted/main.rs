@@ -14,7 +14,8 @@ mod merge;
 
 use std::process::Command;
 
-use fused_lora_emulator::{Build, Config, Machine};
+use common::rig::Rig;
+use fused_lora_emulator::Build;
 use harness::{Bug, Caught, Scenario};
 
 const TABLES: &[&[Bug]] = &[cuda_cores::BUGS, matrix::BUGS, merge::BUGS];
@@ -68,9 +69,9 @@ fn there_are_forty_of_them() {
 #[test]
 fn kernels_without_a_bug_raise_no_alarm() {
     for build in [Build::Plain, Build::Race] {
-        let machine = Machine::new(Config { build, ..Config::default() }).unwrap();
+        let rig = Rig::new(build);
         for scenario in Scenario::ALL {
-            assert_eq!(scenario.run(&machine), Caught::Nothing, "{build:?}, {scenario:?}");
+            assert_eq!(scenario.run(&rig), Caught::Nothing, "{build:?}, {scenario:?}");
         }
     }
 }
