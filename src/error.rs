@@ -108,6 +108,14 @@ pub enum Error {
         /// The most there may be.
         max: usize,
     },
+    /// Matrix instructions were asked for where there are none.
+    #[error("no matrix instructions for this {dtype} layer: {reason}")]
+    NoMatrixInstructions {
+        /// What everything is stored as.
+        dtype: crate::DType,
+        /// What is in the way.
+        reason: &'static str,
+    },
     /// A layer or batch without elements has nothing to launch.
     #[error("nothing to compute: {tokens} tokens of a {d_in} to {d_out} layer")]
     EmptyProblem {
@@ -216,12 +224,12 @@ pub enum Error {
         value: usize,
     },
     /// The workspace on a device is smaller than the plan asks for.
-    #[error("the workspace has {available} bytes, the plan needs {required}")]
+    #[error("the workspace has {available}, the plan needs {required}")]
     DeviceWorkspaceTooSmall {
-        /// Bytes that the plan needs.
-        required: usize,
-        /// Bytes that were given.
-        available: usize,
+        /// What the plan needs.
+        required: crate::decode::WorkspaceLayout,
+        /// What the workspace has room for.
+        available: crate::decode::WorkspaceLayout,
     },
     /// A layer differs from the one that a launch was planned for.
     #[error("the plan was made for {planned}, not for {actual}")]

@@ -291,3 +291,15 @@ fn every_kernel_of_the_emulator_runs_or_is_refused_by_capability() {
         }
     }
 }
+
+#[test]
+fn a_kernel_that_a_device_cannot_run_is_refused_by_its_targets() {
+    let config = EmulatorConfig { compute_capability: (7, 5), ..EmulatorConfig::default() };
+    let turing = Device::emulator(config).unwrap();
+    let Err(Error::Unsupported { kernel, capability, needs }) = turing.kernel("lora_decode_columns_mma_bf16") else {
+        panic!("sm_75 has no matrix instruction for bf16")
+    };
+    assert_eq!((kernel.as_str(), capability), ("lora_decode_columns_mma_bf16", (7, 5)));
+    assert!(needs.starts_with("sm_80 "), "{needs}");
+    assert!(turing.kernel("lora_decode_columns_mma_f16").is_ok());
+}

@@ -5,7 +5,7 @@ mod common;
 
 use common::device::{OnDevice, device};
 use common::{Buffer, RandomLayer, Rng, Shape, steps};
-use fused_lora::decode::MAX_TOKENS;
+use fused_lora::decode::{MAX_TOKENS, WorkspaceLayout};
 use fused_lora::device::{
     Decode, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSegment, DeviceSlice, Graph,
     Stream, Workspace,
@@ -42,7 +42,7 @@ fn check<T: Element>(seed: u64, shape: &Shape, activation: Activation, residual:
     let mut on_device = OnDevice::new(&stream, &random, &x, activation, added.as_ref());
     let y = on_device.with(|layer, x, residual, y| {
         let decode = Decode::new(stream.device(), layer, shape.tokens).unwrap();
-        let mut workspace = Workspace::new(&stream, decode.workspace_bytes()).unwrap();
+        let mut workspace = Workspace::new(&stream, decode.workspace()).unwrap();
         decode.launch(&stream, layer, x, residual, y, &mut workspace)
     });
     let y = y.map(|()| on_device.y(&stream)).unwrap();
@@ -75,7 +75,7 @@ fn a_replayed_graph_gives_the_same_bits_and_swaps_nothing() -> Result<()> {
     let mut on_device = OnDevice::new(&stream, &random, &x, Activation::GeluNew, None);
     let (decode, mut workspace) = on_device.with(|layer, x, residual, y| {
         let decode = Decode::new(stream.device(), layer, shape.tokens)?;
-        let mut workspace = Workspace::new(&stream, decode.workspace_bytes())?;
+        let mut workspace = Workspace::new(&stream, decode.workspace())?;
         decode.launch(&stream, layer, x, residual, y, &mut workspace)?;
         Ok::<_, Error>((decode, workspace))
     })?;
@@ -118,11 +118,11 @@ fn plans_share_a_workspace_one_after_the_other() -> Result<()> {
         let decode = layer.with(|layer, _, _, _| Decode::new(stream.device(), layer, shape.tokens))?;
         layers.push((layer, decode));
     }
-    let bytes = layers.iter().map(|(_, decode)| decode.workspace_bytes()).max().unwrap();
-    let mut shared = Workspace::new(&stream, bytes)?;
+    let room = layers.iter().fold(WorkspaceLayout::default(), |room, (_, decode)| room.union(&decode.workspace()));
+    let mut shared = Workspace::new(&stream, room)?;
     for round in 0..3 {
         for (layer, decode) in &mut layers {
-            let mut own = Workspace::new(&stream, decode.workspace_bytes())?;
+            let mut own = Workspace::new(&stream, decode.workspace())?;
             let mut run = |workspace: &mut Workspace| -> Result<Buffer<f16>> {
                 layer.poison_y(&stream);
                 layer.with(|layer, x, residual, y| decode.launch(&stream, layer, x, residual, y, workspace))?;
@@ -152,7 +152,7 @@ fn a_residual_may_be_the_output_itself() -> Result<()> {
         }
         on_device.with(|layer, x, residual, y| {
             let decode = Decode::new(stream.device(), layer, shape.tokens)?;
-            let mut workspace = Workspace::new(&stream, decode.workspace_bytes())?;
+            let mut workspace = Workspace::new(&stream, decode.workspace())?;
             let residual = if in_place { DeviceResidual::InPlace } else { residual };
             decode.launch(&stream, layer, x, residual, y, &mut workspace)
         })?;
@@ -269,7 +269,7 @@ fn each_wrong_launch_has_its_error_and_launches_nothing() -> Result<()> {
     let segments = [small.segment()];
     let layer = small.layer(&segments);
     let decode = Decode::new(small.stream.device(), &layer, 1)?;
-    let mut workspace = Workspace::new(&small.stream, decode.workspace_bytes())?;
+    let mut workspace = Workspace::new(&small.stream, decode.workspace())?;
     let x = small.matrix(1, D_IN);
     {
         let mut refused = |stream: &Stream, layer: &DeviceLora<'_, f32>, x, residual| {
@@ -311,8 +311,9 @@ fn each_wrong_launch_has_its_error_and_launches_nothing() -> Result<()> {
     let narrow = DeviceMatrixMut::new(y.as_mut_slice(), 1, 7)?;
     let refused = decode.launch(&small.stream, &layer, x, DeviceResidual::None, narrow, &mut workspace).unwrap_err();
     assert_eq!(refused, Error::ShapeMismatch { operand: "y", expected: [1, D_OUT], actual: [1, 7] });
-    let mut tiny = Workspace::new(&small.stream, decode.workspace_bytes() - 8)?;
-    let (required, available) = (decode.workspace_bytes(), tiny.bytes());
+    let required = decode.workspace();
+    let available = WorkspaceLayout { t_words: required.t_words - 1, ..required };
+    let mut tiny = Workspace::new(&small.stream, available)?;
     let mut with = |workspace: &mut Workspace| {
         let y = DeviceMatrixMut::new(y.as_mut_slice(), 1, D_OUT).unwrap();
         decode.launch(&small.stream, &layer, x, DeviceResidual::None, y, workspace)
@@ -331,7 +332,11 @@ fn an_x_of_any_alignment_has_a_plan_of_its_own() -> Result<()> {
     let layer = small.layer(&segments);
     let decode = Decode::for_any_x(small.stream.device(), &layer, 1)?;
     assert!(decode.plan().kernel.ends_with("_any"), "{}", decode.plan());
-    let mut workspace = Workspace::in_buffer(&small.stream, DeviceBuffer::zeros(&small.stream, 1 + RANK)?)?;
+    let words = decode.workspace().bytes() / 8;
+    let buffer = |len| DeviceBuffer::from_slice(&small.stream, &vec![u64::MAX; len]);
+    let too_short = Workspace::in_buffer(&small.stream, buffer(words - 1)?, decode.workspace());
+    assert!(matches!(too_short, Err(Error::BufferTooShort { .. })), "{too_short:?}");
+    let mut workspace = Workspace::in_buffer(&small.stream, buffer(words)?, decode.workspace())?;
     let mut y = DeviceBuffer::from_slice(&small.stream, &[f32::NAN; D_OUT])?;
     let x = DeviceMatrix::new(small.data.slice(1..D_IN + 1), 1, D_IN)?;
     let out = DeviceMatrixMut::new(y.as_mut_slice(), 1, D_OUT)?;

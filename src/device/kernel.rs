@@ -45,6 +45,12 @@ pub unsafe trait KernelParams: Copy {}
 // SAFETY: made from kernels/abi.h, whose sizes and offsets it asserts: 904 bytes of fields without a gap.
 unsafe impl KernelParams for abi::LoraDecode {}
 
+// SAFETY: likewise, 816 bytes.
+unsafe impl KernelParams for abi::LoraMerge {}
+
+// SAFETY: likewise, 384 bytes.
+unsafe impl KernelParams for abi::LoraTest {}
+
 /// A kernel, ready to be launched.
 #[derive(Debug, Clone)]
 pub struct Kernel {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Device;
 use super::matrix::{DeviceMatrix, Extent};
 use super::slice::DeviceSlice;
-use crate::abi;
+use crate::abi::{self, LoraSegment};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::lora::{Activation, Layout, MAX_RANK};
@@ -93,28 +93,7 @@ impl<'a, T: Element> DeviceLora<'a, T> {
                 return Err(Error::LengthMismatch { operand: "bias", expected: d_out, actual: bias.len() });
             }
         }
-        let max = abi::LORA_MAX_SEGMENTS as usize;
-        if self.segments.len() > max {
-            return Err(Error::TooManySegments { segments: self.segments.len(), max });
-        }
-        for segment in self.segments {
-            let Range { start, end } = segment.columns;
-            if start >= end || end > d_out {
-                return Err(Error::SegmentOutOfRange { start, end, d_out });
-            }
-            let rank = segment.a.rows();
-            if rank == 0 || rank > MAX_RANK {
-                return Err(Error::RankOutOfRange { rank, max: MAX_RANK });
-            }
-            expect_operand(device, "A", &segment.a)?;
-            expect_operand(device, "B", &segment.b)?;
-            segment.a.expect_shape("A", [rank, d_in])?;
-            segment.b.expect_shape("B", [end - start, rank])?;
-            if !segment.scale.is_finite() {
-                return Err(Error::ScaleNotFinite { scale: segment.scale });
-            }
-        }
-        Ok(())
+        validate_segments(device, self.segments, d_in, d_out)
     }
 
     /// Everything that a launch reads of the layer, by name.
@@ -136,4 +115,75 @@ pub(super) fn expect_operand<T: Element>(
     let value = matrix.rows().max(matrix.row_stride());
     // Kernels round dimensions up to whole tiles in 32 bits: half of the range is theirs.
     if value > i32::MAX as usize { Err(Error::TooLarge { operand, value }) } else { Ok(()) }
+}
+
+/// Checks that segments fit a layer, and are on this device.
+pub(super) fn validate_segments<T: Element>(
+    device: &Device,
+    segments: &[DeviceSegment<'_, T>],
+    d_in: usize,
+    d_out: usize,
+) -> Result<()> {
+    let max = abi::LORA_MAX_SEGMENTS as usize;
+    if segments.len() > max {
+        return Err(Error::TooManySegments { segments: segments.len(), max });
+    }
+    for segment in segments {
+        let Range { start, end } = segment.columns;
+        if start >= end || end > d_out {
+            return Err(Error::SegmentOutOfRange { start, end, d_out });
+        }
+        let rank = segment.a.rows();
+        if rank == 0 || rank > MAX_RANK {
+            return Err(Error::RankOutOfRange { rank, max: MAX_RANK });
+        }
+        expect_operand(device, "A", &segment.a)?;
+        expect_operand(device, "B", &segment.b)?;
+        segment.a.expect_shape("A", [rank, d_in])?;
+        segment.b.expect_shape("B", [end - start, rank])?;
+        if !segment.scale.is_finite() {
+            return Err(Error::ScaleNotFinite { scale: segment.scale });
+        }
+    }
+    Ok(())
+}
+
+/// What stands in the table behind the last segment: never read, and NaN if it is.
+const NO_SEGMENT: LoraSegment = LoraSegment {
+    a: std::ptr::null(),
+    b: std::ptr::null(),
+    a_stride: 0,
+    b_stride: 0,
+    begin: 0,
+    end: 0,
+    rank: 0,
+    t_begin: 0,
+    scale: f32::NAN,
+    reserved: 0,
+};
+
+/// The segments as kernels take them, their scales times `sign`, and the sum of their ranks.
+#[expect(clippy::cast_possible_truncation, reason = "validated: dimensions and strides fit 31 bits")]
+pub(super) fn segment_table<T: Element>(
+    segments: &[DeviceSegment<'_, T>],
+    sign: f32,
+) -> ([LoraSegment; abi::LORA_MAX_SEGMENTS as usize], u32) {
+    let mut table = [NO_SEGMENT; abi::LORA_MAX_SEGMENTS as usize];
+    let mut t_begin = 0;
+    for (place, segment) in table.iter_mut().zip(segments) {
+        *place = LoraSegment {
+            a: segment.a.address() as *const _,
+            b: segment.b.address() as *const _,
+            a_stride: segment.a.row_stride() as u32,
+            b_stride: segment.b.row_stride() as u32,
+            begin: segment.columns.start as u32,
+            end: segment.columns.end as u32,
+            rank: segment.a.rows() as u32,
+            t_begin,
+            scale: sign * segment.scale,
+            reserved: 0,
+        };
+        t_begin += place.rank;
+    }
+    (table, t_begin)
 }

@@ -3,58 +3,16 @@
 use std::marker::PhantomData;
 
 use super::Device;
-use super::buffer::DeviceBuffer;
 use super::kernel::{Kernel, LaunchConfig};
-use super::layer::{DeviceLora, DeviceResidual, DeviceSegment, expect_operand};
-use super::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut, Extent};
+use super::layer::{DeviceLora, DeviceResidual, expect_operand, segment_table};
+use super::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut};
 use super::stream::Stream;
-use crate::abi::{self, LoraDecode, LoraSegment};
-use crate::decode::{DecodePlan, DecodeProblem};
+use super::workspace::Workspace;
+use crate::abi::{self, LoraDecode};
+use crate::decode::{DecodePath, DecodePlan, DecodeProblem, WorkspaceLayout};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::lora::{Activation, Layout};
-
-/// What decode launches keep between each other: a ticket counter and T.
-///
-/// Every launch leaves it ready for the next, of any plan that fits. Launches that share one must be ordered: on one
-/// stream they are. After a [`KernelFault`](Error::KernelFault) it must be [`reset`](Self::reset).
-#[derive(Debug)]
-pub struct Workspace {
-    words: DeviceBuffer<u64>,
-}
-
-impl Workspace {
-    /// A workspace of at least so many bytes.
-    ///
-    /// # Errors
-    /// As [`DeviceBuffer::zeros`].
-    pub fn new(stream: &Stream, bytes: usize) -> Result<Self> {
-        Ok(Self { words: DeviceBuffer::zeros(stream, bytes.div_ceil(size_of::<u64>()))? })
-    }
-
-    /// A workspace in memory of the caller's, which may have held anything.
-    ///
-    /// # Errors
-    /// [`Error::WrongDevice`], or what the driver refuses.
-    pub fn in_buffer(stream: &Stream, words: DeviceBuffer<u64>) -> Result<Self> {
-        let mut workspace = Self { words };
-        workspace.reset(stream)?;
-        Ok(workspace)
-    }
-
-    /// Issues what makes it as new.
-    ///
-    /// # Errors
-    /// [`Error::WrongDevice`], or what the driver refuses.
-    pub fn reset(&mut self, stream: &Stream) -> Result<()> {
-        self.words.as_mut_slice().fill(stream, 0)
-    }
-
-    /// How large it is.
-    pub fn bytes(&self) -> usize {
-        self.words.len() * size_of::<u64>()
-    }
-}
 
 /// A layer's decode launch: planned once, its kernel found, then launched any number of times.
 ///
@@ -86,7 +44,7 @@ impl Workspace {
 ///         activation: Activation::Identity,
 ///     };
 ///     let decode = Decode::new(device, &layer, 1)?;
-///     let mut workspace = Workspace::new(&stream, decode.workspace_bytes())?; // keep both from call to call
+///     let mut workspace = Workspace::new(&stream, decode.workspace())?; // keep both from call to call
 ///     let mut y = DeviceBuffer::zeros(&stream, d_out)?;
 ///     let x = DeviceMatrix::new(x.as_slice(), 1, d_in)?;
 ///     let out = DeviceMatrixMut::new(y.as_mut_slice(), 1, d_out)?;
@@ -128,7 +86,15 @@ impl<T: Element> Decode<T> {
     /// # Errors
     /// As [`DeviceLora::validate`], [`DecodePlan::new`] and [`Device::kernel`].
     pub fn new(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize) -> Result<Self> {
-        Self::plan_for(device, layer, tokens, layer.is_aligned())
+        Self::with_path(device, layer, tokens, DecodePath::Auto)
+    }
+
+    /// As [`new`](Self::new), on CUDA cores or on matrix instructions as asked.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_path(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize, path: DecodePath) -> Result<Self> {
+        Self::plan_for(device, layer, tokens, layer.is_aligned(), path)
     }
 
     /// As [`new`](Self::new), for an x of any alignment.
@@ -136,10 +102,16 @@ impl<T: Element> Decode<T> {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn for_any_x(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize) -> Result<Self> {
-        Self::plan_for(device, layer, tokens, false)
+        Self::plan_for(device, layer, tokens, false, DecodePath::Auto)
     }
 
-    fn plan_for(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize, aligned: bool) -> Result<Self> {
+    fn plan_for(
+        device: &Device,
+        layer: &DeviceLora<'_, T>,
+        tokens: usize,
+        aligned: bool,
+        path: DecodePath,
+    ) -> Result<Self> {
         layer.validate(device)?;
         let (d_in, d_out, layout) = (layer.d_in(), layer.d_out(), layer.layout);
         let shape = Shape { tokens, d_in, d_out, layout, ranks: layer.ranks().collect() };
@@ -152,6 +124,8 @@ impl<T: Element> Decode<T> {
             ranks: &shape.ranks,
             aligned,
             multiprocessors: device.properties().multiprocessors as usize,
+            compute_capability: device.properties().compute_capability,
+            path,
         })?;
         let kernel = device.kernel(&plan.kernel)?;
         let config = LaunchConfig { shared_bytes: plan.shared_bytes, ..LaunchConfig::new(plan.grid, plan.threads) };
@@ -168,9 +142,9 @@ impl<T: Element> Decode<T> {
         &self.kernel
     }
 
-    /// How large a [`Workspace`] must be.
-    pub fn workspace_bytes(&self) -> usize {
-        self.plan.workspace_bytes()
+    /// What a [`Workspace`] must have room for.
+    pub fn workspace(&self) -> WorkspaceLayout {
+        self.plan.workspace
     }
 
     /// Issues one launch to a stream. Nothing is allocated and nothing waits, so it may be captured in a
@@ -217,14 +191,14 @@ impl<T: Element> Decode<T> {
             DeviceResidual::From(matrix) => Some(("residual", matrix.extent())),
             _ => None,
         };
-        let words = Extent::of_slice(&workspace.words.as_slice());
+        let words = workspace.extent();
         for (operand, extent) in layer.operands().chain([("x", x.extent())]).chain(apart) {
             output.extent().refuse_overlap("y", operand, &extent)?;
             words.refuse_overlap("the workspace", operand, &extent)?;
         }
         words.refuse_overlap("the workspace", "y", &output.extent())?;
 
-        let params = self.params(layer, &x, added.as_ref(), &output, workspace.words.address());
+        let params = self.params(layer, &x, added.as_ref(), &output, workspace);
         // SAFETY: the parameters are the decode kernels'. Shapes, bounds, devices and alignments were checked above, and
         // nothing that is written overlaps anything else but the residual that is y itself, which the kernels allow. The
         // views borrow the memory during the call; afterwards it is given back only when this work is done.
@@ -250,10 +224,12 @@ impl<T: Element> Decode<T> {
     }
 
     fn expect_workspace(&self, workspace: &Workspace) -> Result<()> {
-        self.kernel.device().expect_same("workspace", workspace.words.device())?;
-        Extent::of_slice(&workspace.words.as_slice()).expect_aligned("workspace", size_of::<u64>())?;
-        let (required, available) = (self.workspace_bytes(), workspace.bytes());
-        if available < required { Err(Error::DeviceWorkspaceTooSmall { required, available }) } else { Ok(()) }
+        self.kernel.device().expect_same("workspace", workspace.device())?;
+        let required = self.plan.workspace;
+        if workspace.layout().serves(&required) {
+            return Ok(());
+        }
+        Err(Error::DeviceWorkspaceTooSmall { required, available: workspace.layout() })
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "validated: dimensions and strides fit 31 bits")]
@@ -263,24 +239,19 @@ impl<T: Element> Decode<T> {
         x: &DeviceMatrix<'_, T>,
         residual: Option<&DeviceMatrix<'_, T>>,
         y: &DeviceMatrix<'_, T>,
-        workspace: u64,
+        workspace: &Workspace,
     ) -> LoraDecode {
-        let mut segments = [NO_SEGMENT; abi::LORA_MAX_SEGMENTS as usize];
-        let mut total_rank = 0;
-        for (place, segment) in segments.iter_mut().zip(layer.segments) {
-            *place = segment_params(segment, total_rank);
-            total_rank += place.rank;
-        }
+        let (segments, total_rank) = segment_table(layer.segments, 1.0);
         LoraDecode {
             x: x.address() as *const _,
             weight: layer.weight.address() as *const _,
             bias: layer.bias.map_or(std::ptr::null(), |bias| bias.address() as *const _),
             residual: residual.map_or(std::ptr::null(), |residual| residual.address() as *const _),
             y: y.address() as *mut _,
-            ticket: workspace as *mut _,
-            t: (workspace + 8) as *mut _,
-            partial: std::ptr::null_mut(),
-            arrivals: std::ptr::null_mut(),
+            ticket: workspace.ticket() as *mut _,
+            t: workspace.t() as *mut _,
+            partial: workspace.partial() as *mut _,
+            arrivals: workspace.arrivals() as *mut _,
             tokens: self.shape.tokens as u32,
             depth: self.shape.d_in as u32,
             columns: self.shape.d_out as u32,
@@ -291,8 +262,8 @@ impl<T: Element> Decode<T> {
             residual_stride: residual.map_or(0, |residual| residual.row_stride() as u32),
             tile_columns: self.plan.tile_columns,
             row_threads: self.plan.row_threads,
-            splits: 1,
-            split_depth: self.shape.d_in as u32,
+            splits: self.plan.splits,
+            split_depth: self.plan.split_depth,
             shrink_rows: self.plan.shrink_rows,
             widest_rank: self.plan.widest_rank,
             activation: match layer.activation {
@@ -303,35 +274,5 @@ impl<T: Element> Decode<T> {
             segment_count: layer.segments.len() as u32,
             segments,
         }
-    }
-}
-
-/// What stands in the table behind the last segment: never read, and NaN if it is.
-const NO_SEGMENT: LoraSegment = LoraSegment {
-    a: std::ptr::null(),
-    b: std::ptr::null(),
-    a_stride: 0,
-    b_stride: 0,
-    begin: 0,
-    end: 0,
-    rank: 0,
-    t_begin: 0,
-    scale: f32::NAN,
-    reserved: 0,
-};
-
-#[expect(clippy::cast_possible_truncation, reason = "validated: dimensions and strides fit 31 bits")]
-fn segment_params<T: Element>(segment: &DeviceSegment<'_, T>, t_begin: u32) -> LoraSegment {
-    LoraSegment {
-        a: segment.a.address() as *const _,
-        b: segment.b.address() as *const _,
-        a_stride: segment.a.row_stride() as u32,
-        b_stride: segment.b.row_stride() as u32,
-        begin: segment.columns.start as u32,
-        end: segment.columns.end as u32,
-        rank: segment.a.rows() as u32,
-        t_begin,
-        scale: segment.scale,
-        reserved: 0,
     }
 }

@@ -8,7 +8,7 @@
 //!   of it, or of memory that another library owns.
 //! - [`Stream`] is work in order, the library's own or borrowed; [`Event`] marks and times it; [`Graph`] replays it.
 //! - [`Kernel`] is a kernel found by name, [`LaunchConfig`] how it is launched.
-//! - [`Decode`] runs a LoRA layer for 1 to 16 tokens in one launch.
+//! - [`Decode`] runs a LoRA layer for 1 to 16 tokens in one launch; [`Merge`] folds adapters into a weight.
 //!
 //! Memory that a stream still works on may be dropped: it is given back when that work is done. Work on *different*
 //! streams that touches the same memory must be ordered by the caller, with [`Stream::wait`]; unordered, the values read
@@ -27,12 +27,14 @@ mod image;
 mod kernel;
 mod layer;
 mod lora_decode;
+mod lora_merge;
 mod matrix;
 mod memory;
 mod nvrtc;
 mod properties;
 mod slice;
 mod stream;
+mod workspace;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,12 +52,14 @@ pub use graph::Graph;
 pub use image::{BuiltIn, built_in};
 pub use kernel::{Kernel, KernelParams, LaunchConfig};
 pub use layer::{DeviceLora, DeviceResidual, DeviceSegment};
-pub use lora_decode::{Decode, Workspace};
+pub use lora_decode::Decode;
+pub use lora_merge::{DeviceMergeReport, Merge, MergeRecord};
 pub use matrix::{DeviceMatrix, DeviceMatrixMut};
 pub use nvrtc::version as nvrtc_version;
 pub use properties::{DeviceKind, KernelAttributes, Properties};
 pub use slice::{DeviceSlice, DeviceSliceMut};
 pub use stream::{Event, Stream};
+pub use workspace::Workspace;
 
 /// A GPU or the emulator. A clone is the same device.
 #[derive(Debug, Clone)]

@@ -3,6 +3,9 @@
 
 pub mod decode;
 pub mod device;
+pub mod merge;
+pub mod rig;
+pub mod sanitize;
 
 use fused_lora::lora::{Layout, LoraLinear, Segment, Weight};
 use fused_lora::{Element, MatrixMut, MatrixRef};

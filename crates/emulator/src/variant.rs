@@ -17,14 +17,21 @@ pub fn compile_variant(build: Build, source: &Path, overlay: &Path) -> Result<Pa
     let library = crate::library::path(build).ok_or(Error::Unavailable)?;
     let folder = library.parent().ok_or(Error::Unavailable)?;
     let failed = |error: std::io::Error| Error::Load(error.to_string());
-    // Compiled as build.rs compiled the file itself, but for the overlay.
+    // As build.rs compiled the file itself, but for the overlay and, since a variant runs once, the optimisation.
     let name = source.with_extension("command").to_string_lossy().replace('/', "-");
     let flags = fs::read_to_string(folder.join(name.replace(".command", ".flags"))).map_err(failed)?;
     let mutated = overlay.join(source);
     let file = if mutated.exists() { mutated } else { kernels.join(source) };
     let object = overlay.join("variant.o");
     let mut command = Command::new(compiler);
-    command.arg("-I").arg(overlay).args(flags.lines()).args(["-x", "c++", "-c"]).arg(&file).arg("-o").arg(&object);
+    command
+        .arg("-I")
+        .arg(overlay)
+        .args(flags.lines())
+        .args(["-O0", "-x", "c++", "-c"])
+        .arg(&file)
+        .arg("-o")
+        .arg(&object);
     run(&mut command)?;
     let mut link = Command::new(compiler);
     let variant = overlay.join("libvariant.so");
