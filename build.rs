@@ -15,7 +15,8 @@ use sha2::{Digest, Sha256};
 /// Every machine the kernels are compiled for, as `cargo xtask sass` checks them.
 const TARGETS: [&str; 7] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
 
-const FLAGS: [&str; 4] = ["-std=c++17", "-O3", "--Werror", "all-warnings"];
+/// Compressed, a fatbin is a third as large; the driver unpacks what it needs.
+const FLAGS: [&str; 5] = ["-std=c++17", "-O3", "--Werror", "all-warnings", "-Xfatbin=-compress-all"];
 
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
@@ -94,7 +95,7 @@ fn kernel_names(text: &str) -> Vec<String> {
 struct Nvcc {
     path: PathBuf,
     version: String,
-    /// What it can generate code for: `sm_90a` and so on.
+    /// What it can generate code for: `sm_90` and so on.
     codes: BTreeSet<String>,
     /// Whether it was asked for by name: then it must not fail.
     named: bool,
@@ -141,7 +142,9 @@ impl Nvcc {
         targets: &[&str],
         texts: &BTreeMap<String, String>,
     ) -> Option<PathBuf> {
-        let known: Vec<&str> = targets.iter().copied().filter(|target| self.codes.contains(*target)).collect();
+        // nvcc lists sm_90 and takes sm_90a as well.
+        let is_known = |target: &&str| self.codes.contains(target.trim_end_matches('a'));
+        let known: Vec<&str> = targets.iter().copied().filter(is_known).collect();
         // A suffix (sm_90a) binds PTX to that one architecture.
         let portable = known.iter().rfind(|target| target.ends_with(|c: char| c.is_ascii_digit()));
         let mut flags: Vec<String> = FLAGS.map(str::to_owned).to_vec();

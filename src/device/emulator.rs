@@ -1,5 +1,6 @@
 //! The emulator as a device. Streams are eager: what is issued has happened when the call returns, or is captured.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fused_lora_emulator as emulator;
@@ -48,9 +49,10 @@ impl From<emulator::Error> for Error {
 
 impl Emulator {
     pub(super) fn new(config: Config) -> Result<Self> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
         let machine = Machine::new(config)?;
         let properties = Properties {
-            name: "emulator".to_owned(),
+            name: format!("emulator:{}", COUNT.fetch_add(1, Ordering::Relaxed)),
             kind: DeviceKind::Emulator,
             compute_capability: config.compute_capability,
             multiprocessors: config.multiprocessors,

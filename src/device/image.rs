@@ -43,7 +43,7 @@ pub(super) fn source_of(kernel: &str) -> Option<&'static Source> {
         Some(start) => kernel.starts_with(start).then_some(start.len()),
         None => (kernel == *pattern).then_some(pattern.len() + 1),
     };
-    let best = |source: &Source| source.kernels.iter().filter_map(|pattern| matched(pattern)).max();
+    let best = |source: &Source| source.kernels.iter().filter_map(matched).max();
     SOURCES.iter().filter(|source| best(source).is_some()).max_by_key(|source| best(source))
 }
 

@@ -1,6 +1,7 @@
 //! NVRTC, the CUDA compiler as a library: found when it is first needed, never linked.
 
 use std::env;
+use std::error::Error as _;
 use std::ffi::{CStr, CString, OsString, c_char, c_int, c_void};
 use std::path::Path;
 use std::ptr::null_mut;
@@ -30,7 +31,7 @@ struct Nvrtc {
     /// What it can compile for: 75, 80 and so on.
     architectures: Vec<c_int>,
     /// Keeps the functions above loaded.
-    _library: Library,
+    _libraries: Vec<Library>,
 }
 
 const NAMES: &[&str] = if cfg!(windows) {
@@ -51,22 +52,39 @@ fn candidates() -> Vec<OsString> {
     NAMES.iter().map(OsString::from).chain(installed).collect()
 }
 
-/// The first of the candidates that can be loaded, or what the system said about the first of them.
-fn open(candidates: &[OsString]) -> Result<Library, String> {
+/// The first of the candidates that can be loaded, with what it needs, or why the first of them cannot.
+fn open(candidates: &[OsString]) -> Result<Vec<Library>, String> {
     let mut reason = None;
     for candidate in candidates {
         // SAFETY: NVRTC runs no code on loading that has requirements on its caller.
         match unsafe { Library::new(candidate) } {
-            Ok(library) => return Ok(library),
-            Err(error) => reason = reason.or(Some(error.to_string())),
+            Ok(library) => return Ok(builtins(Path::new(candidate)).into_iter().chain([library]).collect()),
+            Err(error) => {
+                // The system's own words, which name the file, are the error's source.
+                reason = reason.or_else(|| Some(error.source().map_or(error.to_string(), ToString::to_string)));
+            }
         }
     }
     Err(reason.unwrap_or_default())
 }
 
+/// A second library, which NVRTC asks the system for by its bare name when it compiles. Beside an NVRTC outside of the
+/// system's folders it would not be found, unless it has been loaded.
+fn builtins(nvrtc: &Path) -> Option<Library> {
+    let entries = nvrtc.parent()?.read_dir().ok()?;
+    let is_it = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("libnvrtc-builtins.so") || name.starts_with("nvrtc-builtins64")
+    };
+    let path = entries.flatten().map(|entry| entry.path()).find(|path| is_it(path))?;
+    // SAFETY: as NVRTC itself.
+    unsafe { Library::new(path) }.ok()
+}
+
 impl Nvrtc {
     fn load(candidates: &[OsString]) -> Result<Self, String> {
-        let library = open(candidates)?;
+        let libraries = open(candidates)?;
+        let library = libraries.last().ok_or_else(String::new)?;
         macro_rules! function {
             ($name:literal) => {
                 // SAFETY: the type that the place asks for is that of nvrtc.h.
@@ -94,7 +112,7 @@ impl Nvrtc {
             ptx: (function!("nvrtcGetPTXSize"), function!("nvrtcGetPTX")),
             version,
             architectures,
-            _library: library,
+            _libraries: libraries,
         })
     }
 
@@ -168,7 +186,7 @@ impl Guard<'_> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        if self.raw != null_mut() {
+        if !self.raw.is_null() {
             // SAFETY: it was created, and is destroyed once.
             let _ = unsafe { (self.nvrtc.destroy)(&mut self.raw) };
         }
@@ -195,21 +213,24 @@ pub fn version() -> Result<(u32, u32), String> {
 pub(super) fn image(source: &Source, kernel: &str, capability: (u32, u32)) -> Result<Vec<u8>> {
     let missing = |reason: String| Error::NoKernelImage { kernel: kernel.to_owned(), capability, reason };
     let nvrtc = Nvrtc::get().map_err(missing)?;
-    let target = nvrtc.target(source, capability);
     let (major, minor) = nvrtc.version;
-    let version = format!("NVRTC {major}.{minor}");
-    let target = target.ok_or_else(|| missing(format!("{version} compiles for later devices only")))?;
-    let folder = cache::folder();
-    let options = options(&target);
+    let too_new = || missing(format!("NVRTC {major}.{minor} compiles for later devices only"));
+    let target = nvrtc.target(source, capability).ok_or_else(too_new)?;
+    cached(nvrtc, source, &target, cache::folder().as_deref())
+}
+
+fn cached(nvrtc: &Nvrtc, source: &Source, target: &str, folder: Option<&Path>) -> Result<Vec<u8>> {
+    let version = format!("NVRTC {}.{}", nvrtc.version.0, nvrtc.version.1);
+    let options = options(target);
     let words: Vec<&str> = options.iter().map(String::as_str).chain([version.as_str()]).collect();
     let name = format!("{target}-{}", source.digest(&words));
-    if let Some(code) = folder.as_ref().and_then(|folder| cache::load(folder, &name)) {
+    if let Some(code) = folder.and_then(|folder| cache::load(folder, &name)) {
         return Ok(code);
     }
-    let code = nvrtc.compile(source, &target)?;
+    let code = nvrtc.compile(source, target)?;
     if let Some(folder) = folder {
         // Without a cache the next process compiles again: slower, not wrong.
-        let _ = cache::store(&folder, &name, &code);
+        let _ = cache::store(folder, &name, &code);
     }
     Ok(code)
 }
@@ -270,6 +291,25 @@ mod tests {
         };
         assert_eq!((file.as_str(), target.as_str()), (source.path, "sm_80"));
         assert!(log.contains("nonsense") && log.contains("(2)"), "{log}");
+    }
+
+    #[test]
+    fn what_is_cached_is_not_compiled_again_unless_it_is_damaged() {
+        let Some(nvrtc) = nvrtc() else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let source = Source { text: "extern \"C\" __global__ void k() {}\n", ..SOURCES[0] };
+        let get = || cached(&nvrtc, &source, "sm_80", Some(folder.path())).unwrap();
+        let code = get();
+        let file = folder.path().read_dir().unwrap().next().unwrap().unwrap().path();
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        assert!(name.starts_with("sm_80-"), "{name}");
+
+        cache::store(folder.path(), &name, b"taken from the cache").unwrap();
+        assert_eq!(get(), b"taken from the cache");
+        std::fs::write(&file, b"damaged").unwrap();
+        assert_eq!(get(), code);
+        assert_eq!(cache::load(folder.path(), &name), Some(code.clone()));
+        assert_eq!(cached(&nvrtc, &source, "sm_80", None).unwrap(), code);
     }
 
     #[test]

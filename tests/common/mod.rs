@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 pub mod decode;
+pub mod device;
 pub mod merge;
 pub mod rig;
 pub mod sanitize;
