@@ -3,18 +3,25 @@
 
 mod atomic;
 mod block;
+mod cluster;
 mod convert;
+mod copy_async;
+mod coverage;
 mod grid;
 mod math;
+mod matrix;
+mod mbarrier;
 mod memory;
 mod rig;
+mod tma;
 mod warp;
+mod wgmma;
 
 /// splitmix64: enough randomness for tests, the same in every run.
 pub struct Rng(pub u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -22,8 +29,13 @@ impl Rng {
         z ^ (z >> 31)
     }
 
+    /// In [-1, 1).
+    pub fn uniform(&mut self) -> f64 {
+        (self.draw() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
+        self.draw() % n
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{Rng, counted};
 #[test]
 fn accesses_of_every_width() {
     let mut rng = Rng(1);
-    let data: Vec<u8> = (0..1040).map(|_| rng.next() as u8).collect();
+    let data: Vec<u8> = (0..1040).map(|_| rng.draw() as u8).collect();
     everywhere(|rig| {
         let from = rig.upload(&data);
         let (loads, constants) = (rig.output::<u8>(5 * data.len()), rig.output::<u8>(5 * data.len()));
@@ -26,7 +26,7 @@ fn chunks_through_shared_memory() {
         let (from, to) = (rig.upload(&data), rig.output::<u32>(data.len()));
         let call = Call { grid: 2, threads: 64, shared_bytes: 1024, inputs: &[from.at()], ..Call::default() };
         rig.launch("test_memory_shared", &Call { outputs: &[to.at()], ..call });
-        let expected: Vec<u32> = (0..data.len()).map(|i| data[(i / 4 ^ 5) * 4 + i % 4]).collect();
+        let expected: Vec<u32> = (0..data.len()).map(|i| data[((i / 4) ^ 5) * 4 + i % 4]).collect();
         assert_eq!(rig.download(&to), expected);
     });
 }
