@@ -1,7 +1,9 @@
 //! The driver functions this library calls, each with its result checked.
 //!
-//! `cudarc` declares them and looks each up at its first call, panicking where the driver does not have it. So the list
-//! here is made by the same macro as the functions, and [`load`] asks for every one of them before any is called.
+//! The types and signatures are `cudarc`'s. The addresses are not: `cudarc` looks each function up at its first call, in
+//! the first library that is called libcuda.so, which may be a toolkit's stub, and panics where it lacks one. Here all are
+//! looked up at once, in the driver's own library, and a call before that is an error like any other. A result is read
+//! as a number, since a driver may know more errors than the bindings.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
@@ -15,34 +17,47 @@ use sys::{
 
 use crate::error::{Error, Result};
 
+/// What the driver answers: 0, or an error.
+type Code = c_uint;
+const SUCCESS: Code = 0;
+/// `CUDA_ERROR_NOT_INITIALIZED`.
+const NOT_INITIALIZED: Code = 3;
+/// `CUDA_ERROR_NO_DEVICE`.
+const NO_DEVICE: Code = 100;
+
 /// A driver call that did not succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) operation: &'static str,
-    pub(super) result: CUresult,
+    code: Code,
 }
 
 impl Failure {
     /// The number of the error: unlike the enum's names, the same for every version of the bindings.
-    pub(super) fn code(self) -> u32 {
-        self.result as u32
+    pub(super) fn code(self) -> Code {
+        self.code
     }
 
     /// The driver's name and sentence for the error.
     pub(super) fn reason(self) -> String {
-        let text = |f: unsafe fn(CUresult, *mut *const c_char) -> CUresult| {
+        let text = |f: Describe| {
             let mut text: *const c_char = std::ptr::null();
-            // SAFETY: a failure comes from a driver that `load` found complete; on success the driver answers with a
-            // string of its own that is never freed, else it leaves the pointer null.
+            // SAFETY: on success the driver answers with a string of its own that is never freed, else it leaves the
+            // pointer null.
             unsafe {
-                let _ = f(self.result, &mut text);
+                let _ = f(self.code, &mut text);
                 (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
             }
         };
-        let name = text(sys::cuGetErrorName).unwrap_or_else(|| format!("CUDA error {}", self.code()));
-        let sentence = text(sys::cuGetErrorString).unwrap_or_default();
+        let functions = FUNCTIONS.get();
+        let name = functions.and_then(|f| text(f.error_name)).unwrap_or_else(|| format!("CUDA error {}", self.code));
+        let sentence = functions.and_then(|f| text(f.error_string)).unwrap_or_default();
         format!("{name} ({sentence}) from {}", self.operation)
     }
+}
+
+fn checked(operation: &'static str, code: Code) -> Result<(), Failure> {
+    if code == SUCCESS { Ok(()) } else { Err(Failure { operation, code }) }
 }
 
 /// Errors after which the context answers every call with the same error.
@@ -67,25 +82,58 @@ impl From<Failure> for Error {
     }
 }
 
+type Describe = unsafe extern "C" fn(Code, *mut *const c_char) -> Code;
+
+static FUNCTIONS: OnceLock<Functions> = OnceLock::new();
+
+/// A function of the driver's library, as the type that the place asks for.
+///
+/// # Safety
+/// The type must be that of cuda.h.
+unsafe fn look_up<F: Copy>(library: &Library, symbol: &'static str) -> Result<F> {
+    // SAFETY: the caller's promise.
+    let found = unsafe { library.get::<F>(symbol.as_bytes()) };
+    found.map(|function| *function).map_err(|_| Error::DriverTooOld { symbol: symbol.to_owned() })
+}
+
 macro_rules! driver_functions {
     ($($name:ident($($argument:ident: $type:ty),*);)*) => {
+        /// Where the functions are.
+        #[allow(non_snake_case)]
+        struct Functions {
+            $($name: unsafe extern "C" fn($($type),*) -> Code,)*
+            error_name: Describe,
+            error_string: Describe,
+        }
+
+        impl Functions {
+            fn look_up(library: &Library) -> Result<Self> {
+                // SAFETY: the types are those of cuda.h: checked below against the bindings, but for the result, which is
+                // an enum of that size there.
+                unsafe {
+                    Ok(Self {
+                        $($name: look_up(library, stringify!($name))?,)*
+                        error_name: look_up(library, "cuGetErrorName")?,
+                        error_string: look_up(library, "cuGetErrorString")?,
+                    })
+                }
+            }
+        }
+
         $(
+            const _: unsafe fn($($type),*) -> CUresult = sys::$name;
+
             /// The driver function of this name.
             ///
             /// # Safety
-            /// As the driver API says, and after [`load`].
+            /// As the driver API says.
             #[allow(non_snake_case)]
             pub(super) unsafe fn $name($($argument: $type),*) -> Result<(), Failure> {
+                let Some(functions) = FUNCTIONS.get() else { return checked(stringify!($name), NOT_INITIALIZED) };
                 // SAFETY: the caller's promise.
-                match unsafe { sys::$name($($argument),*) } {
-                    CUresult::CUDA_SUCCESS => Ok(()),
-                    result => Err(Failure { operation: stringify!($name), result }),
-                }
+                checked(stringify!($name), unsafe { (functions.$name)($($argument),*) })
             }
         )*
-
-        /// Every function above.
-        const REQUIRED: &[&str] = &[$(stringify!($name)),*];
     };
 }
 
@@ -134,11 +182,11 @@ driver_functions! {
     );
 }
 
-type ElapsedTime = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> CUresult;
-type FuncLoad = unsafe extern "C" fn(CUfunction) -> CUresult;
-type FuncGetParamInfo = unsafe extern "C" fn(CUfunction, usize, *mut usize, *mut usize) -> CUresult;
+type ElapsedTime = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> Code;
+type FuncLoad = unsafe extern "C" fn(CUfunction) -> Code;
+type FuncGetParamInfo = unsafe extern "C" fn(CUfunction, usize, *mut usize, *mut usize) -> Code;
 
-/// What is looked up here because its name depends on the version of the bindings or of the driver.
+/// What is apart from the list above because its name depends on the version of the bindings or of the driver.
 #[derive(Debug)]
 pub(super) struct Driver {
     elapsed_time: ElapsedTime,
@@ -146,14 +194,12 @@ pub(super) struct Driver {
     func_get_param_info: Option<FuncGetParamInfo>,
     /// 1000 · major + 10 · minor of the newest CUDA that the driver supports.
     pub(super) version: i32,
-    /// Keeps the functions above loaded.
-    _library: Library,
 }
 
 impl Driver {
     /// Milliseconds from one event to the other.
     ///
-    /// `cudarc` calls `cuEventElapsedTime_v2` where it is built for CUDA 13, which drivers older than 12.8 lack; the
+    /// The bindings call `cuEventElapsedTime_v2` where they are made for CUDA 13, which drivers older than 12.8 lack; the
     /// first version is in all of them.
     ///
     /// # Safety
@@ -161,10 +207,8 @@ impl Driver {
     pub(super) unsafe fn elapsed_time(&self, start: CUevent, end: CUevent) -> Result<f32, Failure> {
         let mut milliseconds = 0.0;
         // SAFETY: the caller's promise about the events, and the pointer is to a live float.
-        match unsafe { (self.elapsed_time)(&mut milliseconds, start, end) } {
-            CUresult::CUDA_SUCCESS => Ok(milliseconds),
-            result => Err(Failure { operation: "cuEventElapsedTime", result }),
-        }
+        checked("cuEventElapsedTime", unsafe { (self.elapsed_time)(&mut milliseconds, start, end) })?;
+        Ok(milliseconds)
     }
 
     /// Brings a function's code to the device now rather than at its first launch. Drivers older than 12.4 cannot; they
@@ -175,10 +219,7 @@ impl Driver {
     pub(super) unsafe fn load_function(&self, function: CUfunction) -> Result<(), Failure> {
         let Some(load) = self.func_load else { return Ok(()) };
         // SAFETY: the caller's promise.
-        match unsafe { load(function) } {
-            CUresult::CUDA_SUCCESS => Ok(()),
-            result => Err(Failure { operation: "cuFuncLoad", result }),
-        }
+        checked("cuFuncLoad", unsafe { load(function) })
     }
 
     /// Bytes of a function's only parameter. `None` if it has none or several, or the driver is older than 12.4.
@@ -191,7 +232,7 @@ impl Driver {
         // SAFETY: the caller's promise, and the pointers are to live integers.
         let (first, second) =
             unsafe { (info(function, 0, &mut offset, &mut bytes), info(function, 1, &mut offset, &mut 0)) };
-        (first == CUresult::CUDA_SUCCESS && second != CUresult::CUDA_SUCCESS).then_some(bytes)
+        (first == SUCCESS && second != SUCCESS).then_some(bytes)
     }
 }
 
@@ -211,27 +252,23 @@ fn open() -> Result<Driver> {
     // SAFETY: the driver's library runs no code on loading that has requirements on its caller.
     let library = LIBRARIES.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
     let library = library.ok_or_else(|| Error::NoDriver { reason: format!("{} is not there", LIBRARIES[0]) })?;
-    let too_old = |symbol: &str| Error::DriverTooOld { symbol: symbol.to_owned() };
-    for symbol in REQUIRED.iter().chain(&["cuGetErrorName", "cuGetErrorString"]) {
-        // SAFETY: the address is only asked for.
-        unsafe { library.get::<*const c_void>(symbol.as_bytes()) }.map_err(|_| too_old(symbol))?;
-    }
-    // SAFETY: the signatures are those of cuda.h, which both versions of the function share.
-    let elapsed_time = unsafe { library.get::<ElapsedTime>(b"cuEventElapsedTime") };
-    let elapsed_time = *elapsed_time.map_err(|_| too_old("cuEventElapsedTime"))?;
-    // SAFETY: the signatures are those of cuda.h.
-    let (func_load, func_get_param_info) = unsafe {
-        let load = library.get::<FuncLoad>(b"cuFuncLoad").ok().map(|f| *f);
-        (load, library.get::<FuncGetParamInfo>(b"cuFuncGetParamInfo").ok().map(|f| *f))
+    // The functions are used until the process ends, and so the library stays.
+    let library: &'static Library = Box::leak(Box::new(library));
+    let functions = Functions::look_up(library)?;
+    FUNCTIONS.get_or_init(|| functions);
+    // SAFETY: the types are those of cuda.h; both versions of cuEventElapsedTime have this one.
+    let (elapsed_time, func_load, func_get_param_info) = unsafe {
+        let load = look_up(library, "cuFuncLoad").ok();
+        (look_up(library, "cuEventElapsedTime")?, load, look_up(library, "cuFuncGetParamInfo").ok())
     };
     let mut version = 0;
     // SAFETY: cuInit comes first and takes no flags; the pointer is to a live integer.
     unsafe {
         cuInit(0).map_err(|failure| match failure.code() {
-            100 => Error::NoDevice { ordinal: 0, count: 0 },
+            NO_DEVICE => Error::NoDevice { ordinal: 0, count: 0 },
             _ => Error::NoDriver { reason: failure.reason() },
         })?;
         cuDriverGetVersion(&mut version)?;
     }
-    Ok(Driver { elapsed_time, func_load, func_get_param_info, version, _library: library })
+    Ok(Driver { elapsed_time, func_load, func_get_param_info, version })
 }
