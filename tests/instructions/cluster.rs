@@ -4,7 +4,7 @@ use crate::Rng;
 use crate::rig::{Call, Tensor, everywhere};
 
 #[test]
-fn words_of_other_ctas() {
+pub fn words_of_other_ctas() {
     for size in [1u32, 2, 3, 8] {
         let threads = 2 * size * 64;
         let other = |thread: u32, by: u32| {
@@ -29,7 +29,7 @@ fn words_of_other_ctas() {
 }
 
 #[test]
-fn arrivals_at_another_cta() {
+pub fn arrivals_at_another_cta() {
     let rounds = 3u32;
     let sum = |lane: u32| (0..rounds).map(|round| (10 * round + 31 - lane) * (round + 1)).sum::<u32>();
     everywhere(|rig| {
@@ -45,7 +45,7 @@ fn arrivals_at_another_cta() {
 }
 
 #[test]
-fn one_fetch_for_two_ctas() {
+pub fn one_fetch_for_two_ctas() {
     let rounds = 5;
     let mut rng = Rng(18);
     let data: Vec<u32> = (0..rounds * 16 * 32).map(|_| rng.draw() as u32).collect();
@@ -79,7 +79,7 @@ fn one_fetch_for_two_ctas() {
 }
 
 #[test]
-fn registers_move_between_warpgroups() {
+pub fn registers_move_between_warpgroups() {
     let mut rng = Rng(19);
     let data: Vec<u32> = (0..384).map(|_| rng.draw() as u32).collect();
     let value = |thread: usize| {

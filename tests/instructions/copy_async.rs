@@ -4,7 +4,7 @@ use crate::Rng;
 use crate::rig::{Call, everywhere};
 
 #[test]
-fn parts_of_chunks_and_words() {
+pub fn parts_of_chunks_and_words() {
     let mut rng = Rng(16);
     let mut bytes = |n: usize| -> Vec<u8> { (0..n).map(|_| rng.draw() as u8).collect() };
     let (chunks, words) = (bytes(17 * 16), bytes(5 * 4));
@@ -29,7 +29,7 @@ fn parts_of_chunks_and_words() {
 }
 
 #[test]
-fn a_ring_of_stages() {
+pub fn a_ring_of_stages() {
     for rounds in [1, 2, 3, 8] {
         let mut rng = Rng(17);
         let data: Vec<u32> = (0..rounds * 128).map(|_| rng.draw() as u32).collect();

@@ -12,6 +12,7 @@ mod math;
 mod matrix;
 mod mbarrier;
 mod memory;
+mod planted;
 mod rig;
 mod tma;
 mod warp;

@@ -3,7 +3,7 @@
 use crate::rig::{Call, everywhere};
 
 #[test]
-fn writers_and_readers_over_a_ring() {
+pub fn writers_and_readers_over_a_ring() {
     for rounds in [1u32, 2, 7] {
         let sum = |reader: u32| (0..rounds).fold(0u32, |sum, i| 3 * sum + 100 * i + 31 - reader % 32);
         let expected: Vec<u32> = (0..64).map(sum).collect();
@@ -19,7 +19,7 @@ fn writers_and_readers_over_a_ring() {
 }
 
 #[test]
-fn memory_that_is_a_barrier_again_and_again() {
+pub fn memory_that_is_a_barrier_again_and_again() {
     // Thread 0 adds up what the others wrote, and they add up what it had then.
     let round_sum = |round: u32| (1..64).map(|i| i * (round + 1)).sum::<u32>();
     let so_far: Vec<u32> = (0..3)

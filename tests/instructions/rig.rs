@@ -1,12 +1,15 @@
 //! Where a test's kernels run: today the emulator, in every build and order. Nothing else in these tests knows it.
 
 use std::cell::RefCell;
+use std::fs;
 use std::marker::PhantomData;
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bytemuck::{AnyBitPattern, NoUninit};
 use fused_lora::abi::{self, LoraTest};
-use fused_lora_emulator::{Build, Completion, Config, Launch, Machine, Schedule};
+use fused_lora_emulator::{Build, Completion, Config, Launch, Machine, Schedule, compile_variant};
 
 /// Set in the process that [`everything_again_under_the_sanitizers`] starts.
 const SANITIZED: &str = "FUSED_LORA_TEST_SANITIZED";
@@ -58,7 +61,8 @@ impl Default for Call<'_> {
     }
 }
 
-fn sanitized() -> bool {
+/// Whether this is the process in which everything runs under the sanitizers.
+pub fn sanitized() -> bool {
     std::env::var_os(SANITIZED).is_some()
 }
 
@@ -66,10 +70,40 @@ fn builds() -> Vec<Build> {
     if sanitized() { vec![Build::Sanitize] } else { vec![Build::Plain, Build::Race] }
 }
 
+thread_local! {
+    /// A source of kernels/test and the version of it that this thread's tests run.
+    static PLANTED: RefCell<Option<(PathBuf, String)>> = const { RefCell::new(None) };
+}
+
+fn machine(config: Config) -> Machine {
+    let Some((source, text)) = PLANTED.with_borrow(Clone::clone) else {
+        return Machine::new(config).unwrap();
+    };
+    // A library that is loaded stays so under its name: each gets a folder of its own.
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("test")).unwrap();
+    fs::write(folder.path().join(&source), text).unwrap();
+    let library = compile_variant(config.build, &source, folder.path()).unwrap();
+    // SAFETY: made a line above from the machine and the project's kernels.
+    unsafe { Machine::from_library(&library, config) }.unwrap()
+}
+
+/// Whether `test` fails with one place of kernels/test/`file` changed.
+pub fn fails_with(file: &str, original: &str, planted: &str, test: fn()) -> bool {
+    let source = Path::new("test").join(file);
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let text = fs::read_to_string(kernels.join(&source)).unwrap();
+    assert_eq!(text.matches(original).count(), 1, "'{original}' is in {file} once no more");
+    PLANTED.set(Some((source, text.replace(original, planted))));
+    let failed = catch_unwind(test).is_err();
+    PLANTED.set(None);
+    failed
+}
+
 fn each_build(test: impl Fn(&Rig)) {
     for build in builds() {
         println!("{build:?}");
-        let machine = Machine::new(Config { build, ..Config::default() }).unwrap();
+        let machine = machine(Config { build, ..Config::default() });
         test(&Rig { machine, allocations: RefCell::default() });
     }
 }

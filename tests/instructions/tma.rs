@@ -90,7 +90,7 @@ fn random_bytes(seed: u64, n: usize) -> Vec<u8> {
 }
 
 #[test]
-fn boxes_of_tensors_arrive_and_are_zero_outside() {
+pub fn boxes_of_tensors_arrive_and_are_zero_outside() {
     for case in cases() {
         let data = random_bytes(20, case.tensor_bytes());
         everywhere(|rig| {
@@ -111,7 +111,7 @@ fn boxes_of_tensors_arrive_and_are_zero_outside() {
 }
 
 #[test]
-fn boxes_go_to_tensors_and_are_clipped() {
+pub fn boxes_go_to_tensors_and_are_clipped() {
     for case in cases() {
         let before = random_bytes(21, case.tensor_bytes());
         let boxes = random_bytes(22, 2 * case.box_bytes());
@@ -147,7 +147,7 @@ fn boxes_go_to_tensors_and_are_clipped() {
 }
 
 #[test]
-fn a_ring_between_the_copy_engine_and_warps() {
+pub fn a_ring_between_the_copy_engine_and_warps() {
     for rounds in [1usize, 2, 3, 9] {
         let mut rng = Rng(23);
         let data: Vec<u32> = (0..rounds * 256).map(|_| rng.draw() as u32).collect();
@@ -189,7 +189,7 @@ fn a_ring_between_the_copy_engine_and_warps() {
 }
 
 #[test]
-fn what_another_cta_wrote_is_fetched() {
+pub fn what_another_cta_wrote_is_fetched() {
     let data = random_bytes(24, 1024);
     everywhere(|rig| {
         let (input, tensor) = (rig.upload(&data), rig.output::<u8>(1024));

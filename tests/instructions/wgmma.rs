@@ -139,7 +139,7 @@ const PRODUCTS: [&str; 19] = [
 ];
 
 #[test]
-fn products_of_small_integers_are_exact() {
+pub fn products_of_small_integers_are_exact() {
     for (seed, name) in (30..).zip(PRODUCTS) {
         let product = Product::named(name);
         let mut rng = Rng(seed);
@@ -150,7 +150,7 @@ fn products_of_small_integers_are_exact() {
 }
 
 #[test]
-fn products_of_any_numbers_are_close() {
+pub fn products_of_any_numbers_are_close() {
     for (seed, name) in [(60, "bf16_96_kk"), (61, "f16_128_mm"), (62, "bf16_128_rk")] {
         let product = Product::named(name);
         let mut rng = Rng(seed);
@@ -166,7 +166,7 @@ fn brains(values: &[f64]) -> Vec<u16> {
 }
 
 #[test]
-fn the_whole_way_of_a_tile() {
+pub fn the_whole_way_of_a_tile() {
     for rounds in [1usize, 2, 5] {
         let depth = 64 * rounds;
         let mut rng = Rng(70);
@@ -207,7 +207,7 @@ fn the_whole_way_of_a_tile() {
 }
 
 #[test]
-fn one_group_is_waited_for_while_another_goes_on() {
+pub fn one_group_is_waited_for_while_another_goes_on() {
     let mut rng = Rng(71);
     let (a, b) = (small(&mut rng, ROWS * DEPTH), small(&mut rng, ROWS * DEPTH));
     everywhere(|rig| {
