@@ -129,6 +129,20 @@ typedef struct LoraMerge {
 } LoraMerge;
 ABI_ASSERT(sizeof(LoraMerge) == 3 * 8 + 6 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraMerge is shared with Rust");
 
+/* Reads `chunks` times 16 bytes; the sink is written only if all of them are zero in their lowest bit. */
+typedef struct LoraRead {
+  const void *from;
+  uint32_t *sink;
+  unsigned long long chunks;
+} LoraRead;
+ABI_ASSERT(sizeof(LoraRead) == 3 * 8, "LoraRead is shared with Rust");
+
+enum {
+  LORA_READ_THREADS = 512,
+  /* Chunks that a thread has in flight. */
+  LORA_READ_UNROLL = 8,
+};
+
 /* The driver's CUtensorMap: the shape of a tensor in global memory and of the boxes that are copied of it. */
 typedef struct TensorMap {
   ABI_ALIGNED(128) unsigned long long opaque[16];

@@ -153,6 +153,24 @@ const _: () = {
     ["Offset of field: LoraMerge::segments"][::core::mem::offset_of!(LoraMerge, segments) - 48usize];
 };
 #[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraRead {
+    pub from: *const ::core::ffi::c_void,
+    pub sink: *mut u32,
+    pub chunks: ::core::ffi::c_ulonglong,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraRead"][::core::mem::size_of::<LoraRead>() - 24usize];
+    ["Alignment of LoraRead"][::core::mem::align_of::<LoraRead>() - 8usize];
+    ["Offset of field: LoraRead::from"][::core::mem::offset_of!(LoraRead, from) - 0usize];
+    ["Offset of field: LoraRead::sink"][::core::mem::offset_of!(LoraRead, sink) - 8usize];
+    ["Offset of field: LoraRead::chunks"][::core::mem::offset_of!(LoraRead, chunks) - 16usize];
+};
+pub const LORA_READ_THREADS: _bindgen_ty_4 = 512;
+pub const LORA_READ_UNROLL: _bindgen_ty_4 = 8;
+pub type _bindgen_ty_4 = ::core::ffi::c_uint;
+#[repr(C)]
 #[repr(align(128))]
 #[derive(Debug, Copy, Clone)]
 pub struct TensorMap {

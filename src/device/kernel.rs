@@ -48,6 +48,9 @@ unsafe impl KernelParams for abi::LoraDecode {}
 // SAFETY: likewise, 816 bytes.
 unsafe impl KernelParams for abi::LoraMerge {}
 
+// SAFETY: likewise, 24 bytes.
+unsafe impl KernelParams for abi::LoraRead {}
+
 // SAFETY: likewise, 384 bytes.
 unsafe impl KernelParams for abi::LoraTest {}
 

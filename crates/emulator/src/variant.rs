@@ -8,7 +8,8 @@ use crate::config::Build;
 use crate::error::Error;
 
 /// Compiles `source` (a path below the kernels' folder) with files in `overlay` standing in for those of the same relative
-/// path, and links it to the machine. Returns the library for [`Machine::from_library`](crate::Machine::from_library).
+/// path, or a source that is in `overlay` alone, and links it to the machine. Returns the library for
+/// [`Machine::from_library`](crate::Machine::from_library).
 ///
 /// # Errors
 /// [`Error::Unavailable`] without a compiler, [`Error::Load`] with the compiler's words if it refuses.
@@ -17,9 +18,11 @@ pub fn compile_variant(build: Build, source: &Path, overlay: &Path) -> Result<Pa
     let library = crate::library::path(build).ok_or(Error::Unavailable)?;
     let folder = library.parent().ok_or(Error::Unavailable)?;
     let failed = |error: std::io::Error| Error::Load(error.to_string());
-    // As build.rs compiled the file itself, but for the overlay and, since a variant runs once, the optimisation.
-    let name = source.with_extension("command").to_string_lossy().replace('/', "-");
-    let flags = fs::read_to_string(folder.join(name.replace(".command", ".flags"))).map_err(failed)?;
+    // Compiled as build.rs compiled the kernels, but for the overlay and, since a variant runs once, the optimisation. A
+    // source of the overlay alone takes the flags of another kernel, which are the same.
+    let own = source.with_extension("flags").to_string_lossy().replace('/', "-");
+    let known = if folder.join(&own).exists() { own } else { "lora-decode_rows.flags".to_owned() };
+    let flags = fs::read_to_string(folder.join(known)).map_err(failed)?;
     let mutated = overlay.join(source);
     let file = if mutated.exists() { mutated } else { kernels.join(source) };
     let object = overlay.join("variant.o");

@@ -83,7 +83,8 @@ void warp_instruction(uint32_t members, const char* name, WarpFunction function,
   for (Rendezvous& other : warp.open) {
     if (other.members == members) {
       open = &other;
-    } else if (other.members & members) {
+    } else if (other.members & me && other.arrived & members) {
+      // Each of the two waits for a lane that waits in the other. Lanes that are merely ahead will come to both.
       fail(Fault::collective, "%s with members %08x meets %s with members %08x: the warp has diverged", name, members,
            other.name, other.members);
     }

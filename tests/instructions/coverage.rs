@@ -1,0 +1,48 @@
+//! No function without a test.
+
+use std::fs;
+use std::path::Path;
+
+fn texts(folder: &str, extensions: &[&str]) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(folder);
+    let mut text = String::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| extensions.iter().any(|wanted| e == *wanted)) {
+            text += &fs::read_to_string(path).unwrap();
+        }
+    }
+    text
+}
+
+fn is_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}
+
+/// Whether `name` stands in the text as a whole word with `behind` after it.
+fn occurs(text: &str, name: &str, behind: &[char]) -> bool {
+    text.match_indices(name)
+        .any(|(at, _)| !text[..at].ends_with(is_word) && text[at + name.len()..].starts_with(behind))
+}
+
+#[test]
+fn every_function_is_called_by_a_test_kernel() {
+    let headers = texts("gpu", &["h"]);
+    let calls = texts("test", &["cu", "h"]);
+    let mut functions: Vec<&str> = headers
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("GPU_DEVICE "))
+        .map(|declaration| declaration.split('(').next().unwrap_or_default())
+        .map(|start| start.rsplit(|c| !is_word(c)).next().unwrap_or_default())
+        .collect();
+    functions.sort_unstable();
+    functions.dedup();
+    assert!(functions.len() > 80, "this many functions were found: {}", functions.len());
+    let is_called = |name: &str| {
+        // A constructor's call names a variable.
+        let behind: &[char] = if name.starts_with(char::is_uppercase) { &[' '] } else { &['(', '<'] };
+        occurs(&calls, name, behind)
+    };
+    functions.retain(|name| !is_called(name));
+    assert!(functions.is_empty(), "kernels/test calls none of {functions:?}");
+}

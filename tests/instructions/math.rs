@@ -1,0 +1,99 @@
+//! gpu/math.h.
+
+use crate::Rng;
+use crate::rig::{Call, once};
+
+/// Distance in units of the last place of the exact result.
+fn ulps(got: f32, exact: f64) -> f64 {
+    let rounded = exact as f32;
+    if got == rounded || (got.is_nan() && exact.is_nan()) {
+        return 0.0;
+    }
+    let exponent = if rounded == 0.0 { -149 } else { (rounded.abs().to_bits() >> 23).max(1) as i32 - 150 };
+    (f64::from(got) - exact).abs() / 2f64.powi(exponent)
+}
+
+fn inputs() -> Vec<[f32; 3]> {
+    let mut rng = Rng(6);
+    let special = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        0.5,
+        f32::MIN_POSITIVE,
+        f32::from_bits(1),
+        f32::MAX,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        -126.5,
+        -140.25,
+        -149.0,
+        -150.5,
+        127.99,
+        128.0,
+        1e-5,
+        -9.0,
+        9.1,
+        3e38,
+    ];
+    let mut all = vec![];
+    for a in special {
+        for b in special {
+            all.push([a, b, 0.75]);
+        }
+    }
+    for _ in 0..2000 {
+        // Exponents from the middle, where the functions do something.
+        let mut draw = || f32::from_bits((rng.draw() as u32 & 0x807f_ffff) | ((100 + rng.below(40) as u32) << 23));
+        all.push([draw(), draw(), draw()]);
+    }
+    all
+}
+
+#[test]
+fn functions_of_floats() {
+    let inputs = inputs();
+    once(|rig| {
+        let (input, output) = (rig.upload(&inputs), rig.output::<[f32; 8]>(inputs.len()));
+        let n = [inputs.len() as u32];
+        let call = Call { threads: 64, inputs: &[input.at()], outputs: &[output.at()], n: &n, ..Call::default() };
+        rig.launch("test_math_floats", &call);
+        for (&[a, b, c], got) in inputs.iter().zip(rig.download(&output)) {
+            let x = f64::from(a);
+            let same = |value: f32, expected: f32| {
+                value == expected && value.is_sign_negative() == expected.is_sign_negative()
+                    || value.is_nan() && expected.is_nan()
+            };
+            assert!(same(got[0], a.mul_add(b, c)), "fma({a}, {b}, {c}) = {}", got[0]);
+            for (i, name, exact) in [(1, "tanh", x.tanh()), (2, "exp2", x.exp2()), (3, "rsqrt", 1.0 / x.sqrt())] {
+                assert!(ulps(got[i], exact) <= 2.0, "{name}({a:e}) = {:e}, not {exact:e}", got[i]);
+            }
+            assert!(same(got[4], a.sqrt()), "sqrt({a:e}) = {:e}", got[4]);
+            assert!(same(got[5], a.abs()), "abs({a:e}) = {:e}", got[5]);
+            // Which zero is the smaller is not said.
+            assert!(got[6] == a.min(b) || got[6].is_nan() && a.is_nan() && b.is_nan(), "min({a}, {b}) = {}", got[6]);
+            assert!(got[7] == a.max(b) || got[7].is_nan() && a.is_nan() && b.is_nan(), "max({a}, {b}) = {}", got[7]);
+        }
+    });
+}
+
+#[test]
+fn functions_of_integers() {
+    let mut rng = Rng(7);
+    let edges = [0u32, 1, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff];
+    let mut inputs: Vec<[u32; 2]> = edges.iter().flat_map(|&a| edges.map(|b| [a, b])).collect();
+    inputs.extend((0..500).map(|_| [rng.draw() as u32, rng.draw() as u32]));
+    once(|rig| {
+        let (input, output) = (rig.upload(&inputs), rig.output::<[u32; 5]>(inputs.len()));
+        let n = [inputs.len() as u32];
+        let call = Call { threads: 64, inputs: &[input.at()], outputs: &[output.at()], n: &n, ..Call::default() };
+        rig.launch("test_math_integers", &call);
+        for (&[a, b], got) in inputs.iter().zip(rig.download(&output)) {
+            let (least, most) = ((a as i32).min(b as i32) as u32, (a as i32).max(b as i32) as u32);
+            let product = ((u64::from(a) * u64::from(b)) >> 32) as u32;
+            assert_eq!(got, [a.min(b), a.max(b), least, most, product], "{a:#x}, {b:#x}");
+        }
+    });
+}
