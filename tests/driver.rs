@@ -63,6 +63,9 @@ fn in_the_second_process() {
         };
         assert_eq!(kind, expected, "{error}");
     }
+    if expected.starts_with("device") {
+        assert_eq!(Device::cuda(3).unwrap_err(), Error::NoDevice { ordinal: 3, count: 0 });
+    }
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub(super) struct Entered {
 
 impl Context {
     pub(super) fn retain(ordinal: usize) -> Result<Self> {
-        let (driver, device) = (driver::load()?, device(ordinal)?);
+        let (device, driver) = (device(ordinal)?, driver::load()?);
         let mut raw = std::ptr::null_mut();
         // SAFETY: the device comes from the driver, the pointer is to a live handle.
         unsafe { driver::cuDevicePrimaryCtxRetain(&mut raw, device) }?;
@@ -91,7 +91,11 @@ pub(in crate::device) fn device_count() -> Result<usize> {
 }
 
 fn device(ordinal: usize) -> Result<sys::CUdevice> {
-    let count = device_count()?;
+    let count = match device_count() {
+        // Without any GPU the driver does not even start.
+        Err(Error::NoDevice { count, .. }) => count,
+        count => count?,
+    };
     let missing = Error::NoDevice { ordinal, count };
     if ordinal >= count {
         return Err(missing);
@@ -104,7 +108,7 @@ fn device(ordinal: usize) -> Result<sys::CUdevice> {
 
 /// What the driver tells about a device; needs no context.
 pub(in crate::device) fn properties(ordinal: usize) -> Result<Properties> {
-    let (driver, device) = (driver::load()?, device(ordinal)?);
+    let (device, driver) = (device(ordinal)?, driver::load()?);
     let attribute = |attribute| -> Result<u32> {
         let mut value = 0;
         // SAFETY: the device comes from the driver, the pointer is to a live integer.
