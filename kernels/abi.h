@@ -98,6 +98,51 @@ typedef struct LoraDecode {
 } LoraDecode;
 ABI_ASSERT(sizeof(LoraDecode) == 9 * 8 + 16 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraDecode is shared with Rust");
 
+/* Rows and (in chunks of 16 bytes) columns of the weight that one CTA of lora_merge takes, and its threads. */
+enum {
+  LORA_MERGE_ROWS = 64,
+  LORA_MERGE_CHUNKS = 16,
+  LORA_MERGE_THREADS = 256,
+};
+
+/* What a merge did. Floats are stored as their bits: of numbers that are not negative, these have the same order. */
+typedef struct LoraMergeReport {
+  uint32_t largest_rounding; /* f32: the largest |stored - exact| */
+  uint32_t largest_change;   /* f32: the largest |s B A| */
+  uint32_t not_finite;       /* results that are an infinity or a NaN */
+} LoraMergeReport;
+
+/* weight = source + sum of segments' scale * b a, in the weight's own layout. */
+typedef struct LoraMerge {
+  const void *source; /* [rows, columns]; may be the weight */
+  void *weight;       /* [rows, columns] */
+  LoraMergeReport *report; /* zeroed before */
+  uint32_t rows;
+  uint32_t columns;
+  uint32_t source_stride;
+  uint32_t weight_stride;
+  /* Of the weight's two dimensions, `begin` and `end` of a segment count the rows in the rows kernels (W0 [out, in]), the
+   * columns in the columns kernels. */
+  uint32_t segment_count;
+  uint32_t reserved;
+  LoraSegment segments[LORA_MAX_SEGMENTS];
+} LoraMerge;
+ABI_ASSERT(sizeof(LoraMerge) == 3 * 8 + 6 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraMerge is shared with Rust");
+
+/* Reads `chunks` times 16 bytes; the sink is written only if all of them are zero in their lowest bit. */
+typedef struct LoraRead {
+  const void *from;
+  uint32_t *sink;
+  unsigned long long chunks;
+} LoraRead;
+ABI_ASSERT(sizeof(LoraRead) == 3 * 8, "LoraRead is shared with Rust");
+
+enum {
+  LORA_READ_THREADS = 512,
+  /* Chunks that a thread has in flight. */
+  LORA_READ_UNROLL = 8,
+};
+
 /* The driver's CUtensorMap: the shape of a tensor in global memory and of the boxes that are copied of it. */
 typedef struct TensorMap {
   ABI_ALIGNED(128) unsigned long long opaque[16];

@@ -102,6 +102,74 @@ const _: () = {
     ["Offset of field: LoraDecode::segment_count"][::core::mem::offset_of!(LoraDecode, segment_count) - 132usize];
     ["Offset of field: LoraDecode::segments"][::core::mem::offset_of!(LoraDecode, segments) - 136usize];
 };
+pub const LORA_MERGE_ROWS: _bindgen_ty_3 = 64;
+pub const LORA_MERGE_CHUNKS: _bindgen_ty_3 = 16;
+pub const LORA_MERGE_THREADS: _bindgen_ty_3 = 256;
+pub type _bindgen_ty_3 = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraMergeReport {
+    pub largest_rounding: u32,
+    pub largest_change: u32,
+    pub not_finite: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraMergeReport"][::core::mem::size_of::<LoraMergeReport>() - 12usize];
+    ["Alignment of LoraMergeReport"][::core::mem::align_of::<LoraMergeReport>() - 4usize];
+    ["Offset of field: LoraMergeReport::largest_rounding"]
+        [::core::mem::offset_of!(LoraMergeReport, largest_rounding) - 0usize];
+    ["Offset of field: LoraMergeReport::largest_change"]
+        [::core::mem::offset_of!(LoraMergeReport, largest_change) - 4usize];
+    ["Offset of field: LoraMergeReport::not_finite"][::core::mem::offset_of!(LoraMergeReport, not_finite) - 8usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraMerge {
+    pub source: *const ::core::ffi::c_void,
+    pub weight: *mut ::core::ffi::c_void,
+    pub report: *mut LoraMergeReport,
+    pub rows: u32,
+    pub columns: u32,
+    pub source_stride: u32,
+    pub weight_stride: u32,
+    pub segment_count: u32,
+    pub reserved: u32,
+    pub segments: [LoraSegment; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraMerge"][::core::mem::size_of::<LoraMerge>() - 816usize];
+    ["Alignment of LoraMerge"][::core::mem::align_of::<LoraMerge>() - 8usize];
+    ["Offset of field: LoraMerge::source"][::core::mem::offset_of!(LoraMerge, source) - 0usize];
+    ["Offset of field: LoraMerge::weight"][::core::mem::offset_of!(LoraMerge, weight) - 8usize];
+    ["Offset of field: LoraMerge::report"][::core::mem::offset_of!(LoraMerge, report) - 16usize];
+    ["Offset of field: LoraMerge::rows"][::core::mem::offset_of!(LoraMerge, rows) - 24usize];
+    ["Offset of field: LoraMerge::columns"][::core::mem::offset_of!(LoraMerge, columns) - 28usize];
+    ["Offset of field: LoraMerge::source_stride"][::core::mem::offset_of!(LoraMerge, source_stride) - 32usize];
+    ["Offset of field: LoraMerge::weight_stride"][::core::mem::offset_of!(LoraMerge, weight_stride) - 36usize];
+    ["Offset of field: LoraMerge::segment_count"][::core::mem::offset_of!(LoraMerge, segment_count) - 40usize];
+    ["Offset of field: LoraMerge::reserved"][::core::mem::offset_of!(LoraMerge, reserved) - 44usize];
+    ["Offset of field: LoraMerge::segments"][::core::mem::offset_of!(LoraMerge, segments) - 48usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraRead {
+    pub from: *const ::core::ffi::c_void,
+    pub sink: *mut u32,
+    pub chunks: ::core::ffi::c_ulonglong,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraRead"][::core::mem::size_of::<LoraRead>() - 24usize];
+    ["Alignment of LoraRead"][::core::mem::align_of::<LoraRead>() - 8usize];
+    ["Offset of field: LoraRead::from"][::core::mem::offset_of!(LoraRead, from) - 0usize];
+    ["Offset of field: LoraRead::sink"][::core::mem::offset_of!(LoraRead, sink) - 8usize];
+    ["Offset of field: LoraRead::chunks"][::core::mem::offset_of!(LoraRead, chunks) - 16usize];
+};
+pub const LORA_READ_THREADS: _bindgen_ty_4 = 512;
+pub const LORA_READ_UNROLL: _bindgen_ty_4 = 8;
+pub type _bindgen_ty_4 = ::core::ffi::c_uint;
 #[repr(C)]
 #[repr(align(128))]
 #[derive(Debug, Copy, Clone)]

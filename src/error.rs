@@ -1,6 +1,8 @@
 //! The error type of the library.
+//!
+//! One variant for one violated precondition, on the CPU and on devices.
 
-/// What a call was refused for. Everything is checked before any memory is written.
+/// What a call was refused for. Everything that can be checked is checked before any memory is written.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -106,6 +108,14 @@ pub enum Error {
         /// The most there may be.
         max: usize,
     },
+    /// Matrix instructions were asked for where there are none.
+    #[error("no matrix instructions for this {dtype} layer: {reason}")]
+    NoMatrixInstructions {
+        /// What everything is stored as.
+        dtype: crate::DType,
+        /// What is in the way.
+        reason: &'static str,
+    },
     /// A layer or batch without elements has nothing to launch.
     #[error("nothing to compute: {tokens} tokens of a {d_in} to {d_out} layer")]
     EmptyProblem {
@@ -123,6 +133,184 @@ pub enum Error {
         expected: usize,
         /// Buffers given.
         actual: usize,
+    },
+    /// The driver of the GPU is not installed, or does not start.
+    #[error("no CUDA driver: {reason}; it comes with NVIDIA's driver package")]
+    NoDriver {
+        /// What was looked for, or what the driver said.
+        reason: String,
+    },
+    /// The driver lacks a function that this library calls.
+    #[error("the CUDA driver has no {symbol}; version 520 (CUDA 11.8) or later is needed")]
+    DriverTooOld {
+        /// The function.
+        symbol: String,
+    },
+    /// The driver has no device of this number.
+    #[error("there is no CUDA device {ordinal}, the driver finds {count}")]
+    NoDevice {
+        /// The number asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// A kernel failed on the device. Nothing can be done with it any more in this process.
+    #[error("the device is lost: {reason}")]
+    DeviceLost {
+        /// What the driver says.
+        reason: String,
+    },
+    /// The driver refused a call for a reason of its own.
+    #[error("the CUDA driver refused {operation}: {reason}")]
+    Driver {
+        /// The driver's function.
+        operation: &'static str,
+        /// The driver's error number.
+        code: u32,
+        /// The driver's name and sentence for it.
+        reason: String,
+    },
+    /// The device has no memory left.
+    #[error("no room for {bytes} bytes of device memory")]
+    OutOfDeviceMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// This cannot be captured in a graph.
+    #[error("{operation} cannot be captured in a graph: {reason}")]
+    CaptureRefused {
+        /// What was asked for.
+        operation: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// An event was used before it was recorded.
+    #[error("the event has not been recorded")]
+    EventNotRecorded,
+    /// An operand belongs to another device than the operation.
+    #[error("{operand} is on {actual}, the operation on {expected}")]
+    WrongDevice {
+        /// Which operand.
+        operand: &'static str,
+        /// The operation's device.
+        expected: String,
+        /// The operand's device.
+        actual: String,
+    },
+    /// An address is no multiple of what the operation needs.
+    #[error("{operand} starts, or has rows, at {address:#x}, which is no multiple of {alignment} bytes")]
+    Misaligned {
+        /// Which operand.
+        operand: &'static str,
+        /// The first address that is not aligned.
+        address: u64,
+        /// What it should be a multiple of.
+        alignment: usize,
+    },
+    /// An output shares memory with another operand.
+    #[error("{output} and {other} overlap in device memory")]
+    Overlap {
+        /// The output.
+        output: &'static str,
+        /// What it overlaps.
+        other: &'static str,
+    },
+    /// A dimension or stride is more than kernels count to.
+    #[error("{operand} has a dimension or stride of {value}, kernels count to {}", i32::MAX)]
+    TooLarge {
+        /// Which operand.
+        operand: &'static str,
+        /// The dimension or stride.
+        value: usize,
+    },
+    /// The workspace on a device is smaller than the plan asks for.
+    #[error("the workspace has {available}, the plan needs {required}")]
+    DeviceWorkspaceTooSmall {
+        /// What the plan needs.
+        required: crate::decode::WorkspaceLayout,
+        /// What the workspace has room for.
+        available: crate::decode::WorkspaceLayout,
+    },
+    /// A layer differs from the one that a launch was planned for.
+    #[error("the plan was made for {planned}, not for {actual}")]
+    PlanMismatch {
+        /// What the plan was made for.
+        planned: String,
+        /// What was given instead.
+        actual: String,
+    },
+    /// The device cannot run this kernel.
+    #[error("{kernel} does not run on compute capability {}.{}: it is written for {needs}", capability.0, capability.1)]
+    Unsupported {
+        /// The kernel.
+        kernel: String,
+        /// The device's compute capability.
+        capability: (u32, u32),
+        /// The targets that its source names.
+        needs: String,
+    },
+    /// There is no kernel of this name.
+    #[error("there is no kernel '{kernel}'")]
+    NoSuchKernel {
+        /// The name.
+        kernel: String,
+    },
+    /// No machine code for the device is built in, and nothing is there that could make it.
+    #[error(
+        "{kernel} is not built in for compute capability {}.{}, and NVRTC is not there to compile it ({reason}): build with \
+         nvcc in $PATH, $CUDA_HOME or $FUSED_LORA_NVCC, or install libnvrtc (named in $FUSED_LORA_NVRTC if it is not \
+         found)",
+        capability.0, capability.1
+    )]
+    NoKernelImage {
+        /// The kernel.
+        kernel: String,
+        /// The device's compute capability.
+        capability: (u32, u32),
+        /// What became of looking for NVRTC.
+        reason: String,
+    },
+    /// NVRTC could not compile a kernel.
+    #[error("NVRTC cannot compile {file} for {target}: {log}")]
+    CompilationFailed {
+        /// The source.
+        file: String,
+        /// The architecture.
+        target: String,
+        /// What the compiler said.
+        log: String,
+    },
+    /// A launch that the device or the kernel does not take.
+    #[error("{kernel} cannot be launched: {reason}")]
+    BadLaunch {
+        /// The kernel.
+        kernel: String,
+        /// What is wrong with the launch.
+        reason: String,
+    },
+    /// The parameter struct has another size than the kernel's.
+    #[error("{kernel} takes {expected} bytes of parameters, not {actual}")]
+    WrongParameters {
+        /// The kernel.
+        kernel: String,
+        /// Bytes of its parameter struct.
+        expected: usize,
+        /// Bytes given.
+        actual: usize,
+    },
+    /// The emulator is not there.
+    #[error("no emulator: {reason}")]
+    NoEmulator {
+        /// Why not.
+        reason: String,
+    },
+    /// The emulator ended a kernel that did what it must not.
+    #[error("{kernel}: {report}")]
+    KernelFault {
+        /// The kernel.
+        kernel: String,
+        /// What happened, where, and where all other threads were.
+        report: String,
     },
 }
 

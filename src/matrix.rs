@@ -2,14 +2,16 @@
 
 use crate::error::{Error, Result};
 
-fn span(rows: usize, cols: usize, row_stride: usize) -> Option<usize> {
+/// Elements from the first to the last of such a matrix; `None` if they cannot be counted.
+pub(crate) fn span(rows: usize, cols: usize, row_stride: usize) -> Option<usize> {
     if rows == 0 || cols == 0 {
         return Some(0);
     }
     (rows - 1).checked_mul(row_stride)?.checked_add(cols)
 }
 
-fn check(rows: usize, cols: usize, row_stride: usize, available: usize) -> Result<()> {
+/// Whether such a matrix lies in so many elements.
+pub(crate) fn check(rows: usize, cols: usize, row_stride: usize, available: usize) -> Result<()> {
     if row_stride < cols {
         return Err(Error::RowsOverlap { cols, row_stride });
     }
@@ -162,7 +164,7 @@ impl<'a, T> MatrixMut<'a, T> {
     }
 }
 
-fn expect_shape(operand: &'static str, expected: [usize; 2], actual: [usize; 2]) -> Result<()> {
+pub(crate) fn expect_shape(operand: &'static str, expected: [usize; 2], actual: [usize; 2]) -> Result<()> {
     if expected == actual { Ok(()) } else { Err(Error::ShapeMismatch { operand, expected, actual }) }
 }
 

@@ -4,32 +4,28 @@
 
 mod common;
 
-use std::process::Command;
+use std::collections::BTreeSet;
 
 use common::decode::{Decode, LAYOUTS, Options};
+use common::rig::{Rig, builds, on_gpu};
+use common::sanitize::rerun_under_sanitizers;
 use common::{Buffer, RandomLayer, Rng, Shape, steps};
+use fused_lora::decode::{DecodePath, DecodePlan};
 use fused_lora::lora::{Activation, Layout};
 use fused_lora::{Element, reference};
-use fused_lora_emulator::{Build, Completion, Config, Machine, Schedule};
+use fused_lora_emulator::{Build, Completion, Config, Schedule};
 use half::{bf16, f16};
-
-/// Set in the process that the sanitizer's test starts.
-const SANITIZED: &str = "FUSED_LORA_TEST_SANITIZED";
-
-fn builds() -> Vec<Build> {
-    if std::env::var_os(SANITIZED).is_some() { vec![Build::Sanitize] } else { vec![Build::Plain, Build::Race] }
-}
 
 /// Threads in three orders, and CTAs one, three or all at a time: one at a time, whoever waits for a CTA that has not
 /// started waits for ever.
 const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 64), (Schedule::LastIn, 1), (Schedule::Random(0x5EED), 3)];
 
-fn machine(build: Build) -> Machine {
-    Machine::new(Config { build, ..Config::default() }).unwrap()
+/// Runs a shape under every schedule: each result within its bounds, and all of them the same bits.
+fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, activation: Activation, residual: bool) {
+    check_with::<T>(rig, seed, shape, &Options { activation, ..Options::default() }, residual);
 }
 
-/// Runs a shape under every schedule: each result within its bounds, and all of them the same bits.
-fn check<T: Element>(machine: &Machine, seed: u64, shape: &Shape, activation: Activation, residual: bool) {
+fn check_with<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<'_, T>, residual: bool) -> DecodePlan {
     let mut rng = Rng(seed);
     let random = RandomLayer::<T>::new(&mut rng, shape);
     let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
@@ -37,7 +33,7 @@ fn check<T: Element>(machine: &Machine, seed: u64, shape: &Shape, activation: Ac
     let segments = random.segments();
     let mut expected = reference::forward(&random.layer(&segments), x.view());
     for (i, value) in expected.value.data.iter_mut().enumerate() {
-        *value = reference::activation(activation, *value);
+        *value = reference::activation(options.activation, *value);
         if let Some(added) = &added {
             let (row, column) = (i / shape.d_out, i % shape.d_out);
             let addend = f64::from(added.view().row(row)[column].to_f32());
@@ -45,13 +41,12 @@ fn check<T: Element>(machine: &Machine, seed: u64, shape: &Shape, activation: Ac
             expected.magnitude.data[i] += addend.abs();
         }
     }
-    let options = Options { activation, residual: added.as_ref(), ..Options::default() };
-    let decode = Decode::new(machine, &random, &x, &options);
+    let options = Options { residual: added.as_ref(), ..*options };
+    let decode = Decode::new(rig, &random, &x, &options);
     let mut first: Option<Buffer<T>> = None;
     for (schedule, resident) in SCHEDULES {
         let what = format!("{}, seed {seed}, {shape:?}, {schedule:?}, {}", T::DTYPE, decode.plan);
-        machine.set_schedule(schedule, Completion::Late);
-        machine.set_resident_ctas(resident);
+        rig.set_schedule(schedule, Completion::Late, resident);
         let (y, _) = decode.run().unwrap_or_else(|error| panic!("{what}: {error}"));
         expected.assert_close(y.view(), steps(shape), &what);
         y.assert_gaps_untouched();
@@ -62,6 +57,7 @@ fn check<T: Element>(machine: &Machine, seed: u64, shape: &Shape, activation: Ac
         }
         first.get_or_insert(y);
     }
+    decode.plan.clone()
 }
 
 fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)]) -> Shape {
@@ -70,10 +66,10 @@ fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(
 
 fn every_type(shape: &Shape, seed: u64) {
     for build in builds() {
-        let machine = machine(build);
-        check::<f32>(&machine, seed, shape, Activation::Identity, false);
-        check::<f16>(&machine, seed, shape, Activation::Identity, false);
-        check::<bf16>(&machine, seed, shape, Activation::Identity, false);
+        let rig = Rig::new(build);
+        check::<f32>(&rig, seed, shape, Activation::Identity, false);
+        check::<f16>(&rig, seed, shape, Activation::Identity, false);
+        check::<bf16>(&rig, seed, shape, Activation::Identity, false);
     }
 }
 
@@ -114,6 +110,49 @@ fn long_rows_go_over_several_panels() {
     }
 }
 
+fn matrix_options<T>(multiprocessors: usize) -> Options<'static, T> {
+    Options { multiprocessors, path: DecodePath::Matrix, ..Options::default() }
+}
+
+/// 5 to 16 tokens of 16 bits: every tile width, depths that are shared by CTAs and that end within a warp's step, and ranks
+/// that leave shared memory for a part of the warps' sums only.
+#[test]
+fn matrix_instructions_in_every_tiling() {
+    let mut seen = BTreeSet::new();
+    let mut run = |tokens, d_in, d_out, layout, multiprocessors, rank| {
+        let shape = shape(tokens, d_in, d_out, layout, &[(8, d_out, rank)]);
+        for build in builds() {
+            let rig = Rig::new(build);
+            let f16_plan = check_with::<f16>(&rig, 51, &shape, &matrix_options(multiprocessors), false);
+            check_with::<bf16>(&rig, 52, &shape, &matrix_options(multiprocessors), false);
+            seen.insert((f16_plan.kernel, f16_plan.splits > 1, f16_plan.row_threads < f16_plan.threads));
+        }
+    };
+    for (tokens, d_in, d_out, multiprocessors, rank) in [
+        (5, 72, 16, 1, 3),
+        (7, 136, 24, 1, 8),
+        (16, 200, 72, 1, 5),
+        (9, 40, 104, 1, 40),
+        (6, 4104, 24, 8, 2),
+        (16, 1032, 72, 6, 512),
+        (1, 64, 200, 2, 4),
+    ] {
+        run(tokens, d_in, d_out, Layout::OutIn, multiprocessors, rank);
+    }
+    for (tokens, d_in, d_out, multiprocessors, rank) in
+        [(5, 72, 16, 1, 3), (16, 1032, 72, 6, 8), (11, 600, 136, 3, 512), (2, 64, 64, 1, 7)]
+    {
+        run(tokens, d_in, d_out, Layout::InOut, multiprocessors, rank);
+    }
+    for kernel in ["rows_mma_f16_n2", "rows_mma_f16_n4", "rows_mma_f16_n8", "rows_mma_f16_n12", "columns_mma_f16"] {
+        assert!(seen.iter().any(|(name, ..)| name.ends_with(kernel)), "{kernel} was not run: {seen:?}");
+    }
+    for rows in ["rows", "columns"] {
+        assert!(seen.iter().any(|(name, split, _)| name.contains(rows) && *split), "no {rows} split: {seen:?}");
+        assert!(seen.iter().any(|(name, _, turns)| name.contains(rows) && *turns), "no {rows} in turns: {seen:?}");
+    }
+}
+
 #[test]
 fn segments_anywhere() {
     for layout in LAYOUTS {
@@ -128,28 +167,28 @@ fn segments_anywhere() {
 #[test]
 fn activation_and_residual_on_the_way_out() {
     for build in builds() {
-        let machine = machine(build);
+        let rig = Rig::new(build);
         for layout in LAYOUTS {
             let shape = Shape { gap: 8, ..shape(3, 64, 40, layout, &[(8, 32, 4)]) };
-            check::<f32>(&machine, 41, &shape, Activation::Relu, true);
-            check::<f32>(&machine, 42, &shape, Activation::GeluNew, true);
-            check::<bf16>(&machine, 43, &shape, Activation::GeluNew, true);
-            check::<f16>(&machine, 44, &shape, Activation::Relu, false);
+            check::<f32>(&rig, 41, &shape, Activation::Relu, true);
+            check::<f32>(&rig, 42, &shape, Activation::GeluNew, true);
+            check::<bf16>(&rig, 43, &shape, Activation::GeluNew, true);
+            check::<f16>(&rig, 44, &shape, Activation::Relu, false);
         }
     }
 }
 
 #[test]
 fn columns_without_an_adapter_are_the_base_product_bit_for_bit() {
-    let machine = machine(builds()[0]);
+    let rig = Rig::new(builds()[0]);
     for layout in LAYOUTS {
         let shape = shape(2, 200, 96, layout, &[(32, 64, 4)]);
         let mut rng = Rng(51);
         let random = RandomLayer::<bf16>::new(&mut rng, &shape);
         let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, 0);
-        let fused = Decode::new(&machine, &random, &x, &Options::default()).run().unwrap().0;
+        let fused = Decode::new(&rig, &random, &x, &Options::default()).run().unwrap().0;
         let base_only = Options { base_only: true, ..Options::default() };
-        let base = Decode::new(&machine, &random, &x, &base_only).run().unwrap().0;
+        let base = Decode::new(&rig, &random, &x, &base_only).run().unwrap().0;
         for row in 0..shape.tokens {
             let (fused, base) = (fused.view(), base.view());
             assert_eq!(fused.row(row)[..32], base.row(row)[..32]);
@@ -161,18 +200,18 @@ fn columns_without_an_adapter_are_the_base_product_bit_for_bit() {
 
 #[test]
 fn a_row_does_not_depend_on_its_neighbours() {
-    let machine = machine(builds()[0]);
+    let rig = Rig::new(builds()[0]);
     for layout in LAYOUTS {
         let shape = shape(4, 200, 96, layout, &[(0, 96, 4)]);
         let mut rng = Rng(52);
         let random = RandomLayer::<bf16>::new(&mut rng, &shape);
         let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, 0);
-        let together = Decode::new(&machine, &random, &x, &Options::default()).run().unwrap().0;
+        let together = Decode::new(&rig, &random, &x, &Options::default()).run().unwrap().0;
         for token in 0..shape.tokens {
             let alone = RandomLayer { shape: Shape { tokens: 1, ..shape.clone() }, ..clone_of(&random) };
             let mut x1 = Buffer::<bf16>::poisoned(1, shape.d_in, 0);
             x1.data.copy_from_slice(x.view().row(token));
-            let y = Decode::new(&machine, &alone, &x1, &Options::default()).run().unwrap().0;
+            let y = Decode::new(&rig, &alone, &x1, &Options::default()).run().unwrap().0;
             assert_eq!(y.view().row(0), together.view().row(token), "token {token}, {layout:?}");
         }
     }
@@ -191,6 +230,9 @@ fn clone_of<T: Element>(layer: &RandomLayer<T>) -> RandomLayer<T> {
 /// One read of everything, in whole chunks of whole sectors.
 #[test]
 fn bytes_requested_are_the_floor() {
+    if on_gpu() {
+        return; // only the emulator counts
+    }
     // x goes to every CTA: with more SMs it is a larger share (132 SMs: 1.033 of the floor).
     for layout in LAYOUTS {
         let shape = Shape { bias: false, ..shape(1, 4096, 4096, layout, &[(0, 4096, 16)]) };
@@ -198,8 +240,8 @@ fn bytes_requested_are_the_floor() {
         let random = RandomLayer::<bf16>::new(&mut rng, &shape);
         let x = Buffer::random(&mut rng, 1, shape.d_in, 0);
         let config = Config { count_transactions: true, resident_ctas: 4, build: builds()[0], ..Config::default() };
-        let machine = Machine::new(config).unwrap();
-        let decode = Decode::new(&machine, &random, &x, &Options { multiprocessors: 64, ..Options::default() });
+        let rig = Rig::with(config);
+        let decode = Decode::new(&rig, &random, &x, &Options { multiprocessors: 64, ..Options::default() });
         let (_, counters) = decode.run().unwrap();
         let ratio = counters.requested_bytes() as f64 / decode.plan.floor_bytes as f64;
         println!("{}: {ratio:.4} of the floor requested, {counters:?}", decode.plan);
@@ -211,19 +253,42 @@ fn bytes_requested_are_the_floor() {
 }
 
 /// AddressSanitizer has to be in a process from its start, so this one starts itself again.
+/// Bank conflicts of one launch, every access to shared memory counted.
+fn conflicts<T: Element>(tokens: usize, d_in: usize, layout: Layout) -> (u64, u64, String) {
+    let shape = shape(tokens, d_in, 64, layout, &[(0, 64, 8)]);
+    let mut rng = Rng(71);
+    let random = RandomLayer::<T>::new(&mut rng, &shape);
+    let x = Buffer::random(&mut rng, tokens, d_in, 0);
+    let config = Config { count_transactions: true, build: Build::Race, ..Config::default() };
+    let rig = Rig::with(config);
+    let options = Options { multiprocessors: 1, ..Options::default() };
+    let decode = Decode::new(&rig, &random, &x, &options);
+    let (_, counters) = decode.run().unwrap();
+    (counters.shared_conflicts, counters.once_instructions, decode.plan.kernel.clone())
+}
+
+/// A loop that met its own banks would do so more often the longer it runs.
+#[test]
+fn main_loops_have_no_bank_conflicts() {
+    if on_gpu() {
+        return; // only the emulator counts
+    }
+    fn check<T: Element>(tokens: usize, layout: Layout) {
+        let [(short, loads, kernel), (long, more_loads, same)] =
+            [4096, 8192].map(|d_in| conflicts::<T>(tokens, d_in, layout));
+        assert_eq!(kernel, same);
+        assert!(more_loads > loads + loads / 2, "{kernel}: {loads} and {more_loads} weight loads");
+        assert_eq!(short, long, "{kernel}: bank conflicts grow with the depth");
+    }
+    for layout in LAYOUTS {
+        for tokens in [1, 2, 4, 8] {
+            check::<f32>(tokens, layout);
+            check::<bf16>(tokens, layout);
+        }
+    }
+}
+
 #[test]
 fn everything_again_under_the_sanitizers() {
-    if std::env::var_os(SANITIZED).is_some() {
-        return; // this is the second process
-    }
-    let preload = fused_lora_emulator::sanitizer_preload().unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .env(SANITIZED, "1")
-        .env("LD_PRELOAD", preload)
-        .env("ASAN_OPTIONS", "detect_leaks=0:abort_on_error=0")
-        .args(["--skip", "bytes_requested"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("test result: ok"), "{text}");
+    rerun_under_sanitizers(&["bytes_requested", "bank_conflicts"]);
 }

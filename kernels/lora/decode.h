@@ -3,8 +3,8 @@
 //   y[m, n] = act(Σ_k x[m, k] W0[n, k] + bias[n] + Σ_segments s·Σ_j B[n, j] T[m, j]) + residual[m, n],   T = x A^T
 //
 // What the four decode kernels share. They differ in how a CTA sums its tile of the base product: by rows of W0 [out, in]
-// or by columns of W0 [in, out], on CUDA cores or with mma.sync. Each leaves partial sums in shared memory, one part a
-// warp, and `finish_tile` adds these up in the warps' order, then the low-rank terms, then the epilogue.
+// or by columns of W0 [in, out], on CUDA cores or with mma.sync. Each leaves partial sums in shared memory, `parts` of
+// them, and `finish` adds these up in their order, then the low-rank terms, then the epilogue.
 //
 // Grid: x the tiles of `tile_columns` output columns, y the splits of the depth, z groups of TOKENS tokens.
 // Bytes: W0 once, x once a CTA, A and B once; the floor is W0 + A + B + x + y. Launches: 1. Nothing is allocated or reset.
@@ -22,10 +22,15 @@ namespace lora {
 
 using namespace gpu;
 
-/// Floats between two tokens' sums: consecutive columns of up to four tokens fall into different banks.
-GPU_DEVICE u32 sums_stride(u32 tile_columns) { return (tile_columns + 23) / 32 * 32 + 8; }
+/// Floats between two tokens' sums. A warp leaves 8 columns of 4 tokens at a time, or 4 of 8: all in different banks.
+template <u32 TOKENS>
+GPU_DEVICE u32 sums_stride(u32 tile_columns) {
+  constexpr u32 offset = TOKENS == 8 ? 4 : 8;
+  return (tile_columns + 31 - offset) / 32 * 32 + offset;
+}
 
-template <class E, u32 TOKENS, u32 THREADS, bool ALIGNED>
+/// SHRINK_TOKENS: what one ticket's rows of T are computed for at a time.
+template <class E, u32 TOKENS, u32 THREADS, bool ALIGNED, u32 SHRINK_TOKENS = TOKENS>
 class DecodeTile {
  public:
   static constexpr u32 warps = THREADS / warp_size;
@@ -39,7 +44,7 @@ class DecodeTile {
         first_token(blockIdx.z * TOKENS),
         first_column(blockIdx.x * params.tile_columns),
         columns(gpu::min(params.tile_columns, params.columns - first_column)),
-        stride(sums_stride(params.tile_columns)),
+        stride(sums_stride<TOKENS>(params.tile_columns)),
         sums(shared.take<float>(parts * TOKENS * stride)) {}
 
   /// Computes this CTA's share of T. Before it, so that the weight's first bytes are on their way: `prefetch`.
@@ -82,7 +87,7 @@ class DecodeTile {
 
  private:
   SharedMemory shared;
-  Shrink<E, TOKENS, THREADS, ALIGNED> shrink;
+  Shrink<E, SHRINK_TOKENS, THREADS, ALIGNED> shrink;
   Expand<E, TOKENS, THREADS> expand;
   u32 parts;
 

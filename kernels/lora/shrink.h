@@ -27,7 +27,6 @@ namespace lora {
 
 using namespace gpu;
 
-
 /// Row `t` of [A_0; A_1; ...].
 template <class E>
 GPU_DEVICE const E* shrink_row(const LoraDecode& p, u32 t) {
@@ -46,7 +45,7 @@ GPU_DEVICE u32 ticket_number(u64 word) { return u32(word); }
 GPU_DEVICE u32 ticket_epoch(u64 word) { return u32(word >> 32) + 1; }
 GPU_DEVICE u64 t_word(float value, u32 epoch) { return u64(epoch) << 32 | bits(value); }
 
-/// TOKENS is what one CTA handles, THREADS its size.
+/// TOKENS is what one ticket stands for, THREADS the size of a CTA.
 template <class E, u32 TOKENS, u32 THREADS, bool ALIGNED>
 class Shrink {
  public:
@@ -59,7 +58,7 @@ class Shrink {
 
   /// Computes rows of T until none is left to claim. All threads of the CTA call it; returns the launch's epoch.
   GPU_DEVICE u32 run() {
-    const u32 groups = gridDim.z, per_group = (p.total_rank + p.shrink_rows - 1) / p.shrink_rows;
+    const u32 groups = (p.tokens + TOKENS - 1) / TOKENS, per_group = (p.total_rank + p.shrink_rows - 1) / p.shrink_rows;
     const u32 claims = groups * per_group, draws = claims + gridDim.x * gridDim.y * gridDim.z;
     if (threadIdx.x == 0) word[0] = draw(draws);
     sync_block();

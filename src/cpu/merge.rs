@@ -105,7 +105,7 @@ fn update<W: Element>(
         return Ok(MergeReport::default());
     }
     let stored = weight.as_ref();
-    let check = |block: usize| {
+    let check = |block: usize| -> Result<MergeReport> {
         let mut report = MergeReport::default();
         for (i, delta) in deltas.block(block).chunks_exact(cols).enumerate() {
             let row = block * ROWS + i;

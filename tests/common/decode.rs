@@ -1,12 +1,13 @@
-//! A layer's decode launch on the emulator: buffers uploaded, parameters filled from the plan.
+//! A layer's decode launch: buffers uploaded, parameters filled from the plan.
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::abi::{self, LoraDecode, LoraSegment};
-use fused_lora::decode::{DecodePlan, DecodeProblem};
+use fused_lora::decode::{DecodePath, DecodePlan, DecodeProblem, WorkspaceLayout};
 use fused_lora::lora::{Activation, Layout};
 use fused_lora::{DType, Element};
-use fused_lora_emulator::{Counters, Error, Launch, Machine};
+use fused_lora_emulator::Counters;
 
+use super::rig::{Call, Failure, Rig};
 use super::{Buffer, RandomLayer};
 
 /// What happens to the outputs, and where they go.
@@ -14,19 +15,26 @@ pub struct Options<'a, T> {
     pub activation: Activation,
     pub residual: Option<&'a Buffer<T>>,
     pub multiprocessors: usize,
+    pub path: DecodePath,
     /// Leaves the segments out.
     pub base_only: bool,
 }
 
 impl<T> Default for Options<'_, T> {
     fn default() -> Self {
-        Self { activation: Activation::Identity, residual: None, multiprocessors: 6, base_only: false }
+        Self {
+            activation: Activation::Identity,
+            residual: None,
+            multiprocessors: 6,
+            path: DecodePath::Auto,
+            base_only: false,
+        }
     }
 }
 
-/// A layer on a machine, to be launched any number of times.
+/// A layer on a device, to be launched any number of times.
 pub struct Decode<'m, T> {
-    machine: &'m Machine,
+    rig: &'m Rig,
     pub plan: DecodePlan,
     params: LoraDecode,
     allocations: Vec<u64>,
@@ -34,11 +42,8 @@ pub struct Decode<'m, T> {
     y_like: Buffer<T>,
 }
 
-fn upload<T: Element>(machine: &Machine, data: &[T], keep: &mut Vec<u64>) -> u64 {
-    let bytes: &[u8] = bytemuck::cast_slice(data);
-    let address = machine.allocate(bytes.len()).unwrap();
-    // SAFETY: the allocation is this long, and nobody else knows it.
-    unsafe { machine.write(address, bytes) };
+pub fn upload<T: Element>(rig: &Rig, data: &[T], keep: &mut Vec<u64>) -> u64 {
+    let address = rig.upload(data);
     keep.push(address);
     address
 }
@@ -48,8 +53,47 @@ fn aligned<T>(buffer: &Buffer<T>) -> bool {
     buffer.cols.is_multiple_of(elements) && buffer.stride.is_multiple_of(elements)
 }
 
+/// The segments' factors on the device, and the sum of their ranks.
+pub fn segment_table<T: Element>(
+    rig: &Rig,
+    segments: &[(usize, usize, usize)],
+    factors: &[(Buffer<T>, Buffer<T>, f32)],
+    keep: &mut Vec<u64>,
+) -> ([LoraSegment; abi::LORA_MAX_SEGMENTS as usize], u32) {
+    let none = LoraSegment {
+        a: std::ptr::null(),
+        b: std::ptr::null(),
+        a_stride: 0,
+        b_stride: 0,
+        begin: 0,
+        end: 0,
+        rank: 0,
+        t_begin: 0,
+        scale: f32::NAN,
+        reserved: 0,
+    };
+    let mut table = [none; abi::LORA_MAX_SEGMENTS as usize];
+    let mut t_begin = 0;
+    for (place, (&(begin, end, rank), (a, b, scale))) in table.iter_mut().zip(segments.iter().zip(factors)) {
+        *place = LoraSegment {
+            a: upload(rig, &a.data, keep) as *const _,
+            b: upload(rig, &b.data, keep) as *const _,
+            a_stride: a.stride as u32,
+            b_stride: b.stride as u32,
+            begin: begin as u32,
+            end: end as u32,
+            rank: rank as u32,
+            t_begin,
+            scale: *scale,
+            reserved: 0,
+        };
+        t_begin += rank as u32;
+    }
+    (table, t_begin)
+}
+
 impl<'m, T: Element> Decode<'m, T> {
-    pub fn new(machine: &'m Machine, random: &RandomLayer<T>, x: &Buffer<T>, options: &Options<'_, T>) -> Self {
+    pub fn new(rig: &'m Rig, random: &RandomLayer<T>, x: &Buffer<T>, options: &Options<'_, T>) -> Self {
         let shape = &random.shape;
         let segments: &[(usize, usize, usize)] = if options.base_only { &[] } else { &shape.segments };
         let ranks: Vec<usize> = segments.iter().map(|s| s.2).collect();
@@ -64,67 +108,39 @@ impl<'m, T: Element> Decode<'m, T> {
             ranks: &ranks,
             aligned: all_aligned,
             multiprocessors: options.multiprocessors,
+            compute_capability: rig.compute_capability(),
+            path: options.path,
         })
         .unwrap();
 
         let mut keep = vec![];
-        let none = LoraSegment {
-            a: std::ptr::null(),
-            b: std::ptr::null(),
-            a_stride: 0,
-            b_stride: 0,
-            begin: 0,
-            end: 0,
-            rank: 0,
-            t_begin: 0,
-            scale: f32::NAN,
-            reserved: 0,
-        };
-        let mut table = [none; abi::LORA_MAX_SEGMENTS as usize];
-        let mut t_begin = 0;
-        for (place, (&(begin, end, rank), (a, b, scale))) in table.iter_mut().zip(segments.iter().zip(factors)) {
-            *place = LoraSegment {
-                a: upload(machine, &a.data, &mut keep) as *const _,
-                b: upload(machine, &b.data, &mut keep) as *const _,
-                a_stride: a.stride as u32,
-                b_stride: b.stride as u32,
-                begin: begin as u32,
-                end: end as u32,
-                rank: rank as u32,
-                t_begin: t_begin as u32,
-                scale: *scale,
-                reserved: 0,
-            };
-            t_begin += rank;
-        }
-        let workspace = machine.allocate(plan.workspace_bytes()).unwrap();
-        // SAFETY: the allocation is this long, and nobody else knows it.
-        unsafe { machine.fill(workspace, 0, plan.workspace_bytes()) };
+        let (table, total_rank) = segment_table(rig, segments, factors, &mut keep);
+        let workspace = rig.upload(&vec![0u8; plan.workspace.bytes()]);
         keep.push(workspace);
         let y_like = Buffer::<T>::poisoned(shape.tokens, shape.d_out, shape.gap);
-        let y = upload(machine, &y_like.data, &mut keep);
+        let y = upload(rig, &y_like.data, &mut keep);
         let params = LoraDecode {
-            x: upload(machine, &x.data, &mut keep) as *const _,
-            weight: upload(machine, &random.weight.data, &mut keep) as *const _,
-            bias: if shape.bias { upload(machine, &random.bias, &mut keep) as *const _ } else { std::ptr::null() },
-            residual: options.residual.map_or(std::ptr::null(), |r| upload(machine, &r.data, &mut keep) as *const _),
+            x: upload(rig, &x.data, &mut keep) as *const _,
+            weight: upload(rig, &random.weight.data, &mut keep) as *const _,
+            bias: if shape.bias { upload(rig, &random.bias, &mut keep) as *const _ } else { std::ptr::null() },
+            residual: options.residual.map_or(std::ptr::null(), |r| upload(rig, &r.data, &mut keep) as *const _),
             y: y as *mut _,
             ticket: workspace as *mut _,
-            t: (workspace + 8) as *mut _,
-            partial: std::ptr::null_mut(),
-            arrivals: std::ptr::null_mut(),
+            t: (workspace + WorkspaceLayout::T_OFFSET as u64) as *mut _,
+            partial: (workspace + plan.workspace.partial_offset() as u64) as *mut _,
+            arrivals: (workspace + plan.workspace.arrivals_offset() as u64) as *mut _,
             tokens: shape.tokens as u32,
             depth: shape.d_in as u32,
             columns: shape.d_out as u32,
-            total_rank: t_begin as u32,
+            total_rank,
             x_stride: x.stride as u32,
             weight_stride: random.weight.stride as u32,
             y_stride: y_like.stride as u32,
             residual_stride: options.residual.map_or(0, |r| r.stride as u32),
             tile_columns: plan.tile_columns,
             row_threads: plan.row_threads,
-            splits: 1,
-            split_depth: shape.d_in as u32,
+            splits: plan.splits,
+            split_depth: plan.split_depth,
             shrink_rows: plan.shrink_rows,
             widest_rank: plan.widest_rank,
             activation: match options.activation {
@@ -135,30 +151,23 @@ impl<'m, T: Element> Decode<'m, T> {
             segment_count: segments.len() as u32,
             segments: table,
         };
-        Self { machine, plan, params, allocations: keep, y, y_like }
+        Self { rig, plan, params, allocations: keep, y, y_like }
     }
 
     /// Poisons y, launches, and returns y.
-    pub fn run(&self) -> Result<(Buffer<T>, Counters), Error> {
+    pub fn run(&self) -> Result<(Buffer<T>, Counters), Failure> {
         let mut y = Buffer::<T> { data: self.y_like.data.clone(), ..self.y_like };
-        // SAFETY: y's allocation has this length, and no launch runs.
-        unsafe { self.machine.write(self.y, bytemuck::cast_slice(&y.data)) };
+        self.rig.write(self.y, &y.data);
         self.poison_t();
-        // SAFETY: the struct is plain data without padding that is read.
-        let params =
-            unsafe { std::slice::from_raw_parts((&raw const self.params).cast::<u8>(), size_of::<LoraDecode>()) };
-        let launch = Launch {
+        let call = Call {
             kernel: &self.plan.kernel,
             grid: self.plan.grid,
-            block: self.plan.threads,
+            threads: self.plan.threads,
             shared_bytes: self.plan.shared_bytes,
             cluster: 1,
-            params,
         };
-        // SAFETY: the parameters point to allocations of the sizes that the shape says.
-        let counters = unsafe { self.machine.launch(&launch) }?;
-        // SAFETY: as above.
-        unsafe { self.machine.read(self.y, bytemuck::cast_slice_mut(&mut y.data)) };
+        let counters = self.rig.launch(&call, &self.params)?;
+        self.rig.read(self.y, &mut y.data);
         Ok((y, counters))
     }
 }
@@ -167,24 +176,21 @@ impl<T> Decode<'_, T> {
     /// Turns the values that the last launch left in T into NaN, and leaves their epochs: whoever takes them for its own
     /// launch's is found out.
     fn poison_t(&self) {
-        let mut words = vec![0u64; self.plan.t_words];
+        let mut words = vec![0u64; self.plan.workspace.t_words];
         let address = self.params.t as u64;
         if words.is_empty() {
             return;
         }
-        // SAFETY: the workspace has this many words behind the counter, and no launch runs.
-        unsafe { self.machine.read(address, bytemuck::cast_slice_mut(&mut words)) };
+        self.rig.read(address, &mut words);
         words.iter_mut().for_each(|word| *word |= 0xffff_ffff);
-        // SAFETY: as above.
-        unsafe { self.machine.write(address, bytemuck::cast_slice(&words)) };
+        self.rig.write(address, &words);
     }
 }
 
 impl<T> Drop for Decode<'_, T> {
     fn drop(&mut self) {
         for &address in &self.allocations {
-            // SAFETY: allocated by `new`, and no launch runs.
-            unsafe { self.machine.free(address) };
+            self.rig.free(address);
         }
     }
 }

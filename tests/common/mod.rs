@@ -2,6 +2,10 @@
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 pub mod decode;
+pub mod device;
+pub mod merge;
+pub mod rig;
+pub mod sanitize;
 
 use fused_lora::lora::{Layout, LoraLinear, Segment, Weight};
 use fused_lora::{Element, MatrixMut, MatrixRef};

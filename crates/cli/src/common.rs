@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use fused_lora::device::Device;
 use fused_lora::{DType, Element};
 use fused_lora_gpt2::{Config, Model};
 
@@ -10,8 +11,8 @@ use fused_lora_gpt2::{Config, Model};
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Compute {
     /// Device to compute on: auto takes the best there is
-    #[arg(long, value_name = "auto|cpu", default_value = "auto")]
-    device: String,
+    #[arg(long, value_enum, default_value = "auto")]
+    device: DeviceArg,
     /// Type that weights are stored in; arithmetic is f32 on a CPU
     #[arg(long, value_name = "f32|f16|bf16", default_value = "f32")]
     pub(crate) dtype: DType,
@@ -20,18 +21,46 @@ pub(crate) struct Compute {
     threads: Option<u16>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum DeviceArg {
+    /// A GPU if there is one and the command runs on it, else the CPU
+    Auto,
+    Cpu,
+    Cuda,
+    /// The GPU's kernels on the CPU, counted instead of timed
+    Emulator,
+}
+
+/// What a command computes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum On {
+    Cpu,
+    Cuda,
+    Emulator,
+}
+
 impl Compute {
-    /// Resolves the device and starts the thread pool. Returns the device's name.
-    pub(crate) fn start(&self) -> Result<&'static str> {
-        match self.device.as_str() {
-            "auto" | "cpu" => {}
-            other => bail!("device '{other}' is not available in this build, expected auto or cpu"),
+    /// Resolves the device among those that the command runs on, and starts the thread pool.
+    pub(crate) fn start(&self, able: &[On]) -> Result<On> {
+        let on = match self.device {
+            DeviceArg::Auto if able.contains(&On::Cuda) && Device::cuda_count().is_ok_and(|n| n > 0) => On::Cuda,
+            DeviceArg::Auto | DeviceArg::Cpu => On::Cpu,
+            DeviceArg::Cuda => On::Cuda,
+            DeviceArg::Emulator => On::Emulator,
+        };
+        if !able.contains(&on) {
+            bail!("this command does not run on {on:?} yet");
         }
         if let Some(threads) = self.threads {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
             pool.build_global().context("cannot start the threads")?;
         }
-        Ok("cpu")
+        Ok(on)
+    }
+
+    /// Starts the thread pool of a command that computes on the CPU. Returns the device's name.
+    pub(crate) fn start_cpu(&self) -> Result<&'static str> {
+        self.start(&[On::Cpu]).map(|_| "cpu")
     }
 }
 

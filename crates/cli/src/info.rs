@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::Result;
+use fused_lora::device::{self, Device, DeviceKind, Properties};
 
 use crate::environment::{COMMIT, cpu_features, processor, total_memory};
 use crate::output::emit;
@@ -21,37 +22,70 @@ pub(crate) fn run(_: &Args) -> Result<()> {
         let _ = writeln!(text, "           {:.1} GiB of memory", bytes as f64 / (1u64 << 30) as f64);
     }
     let _ = writeln!(text, "           runs f32, f16 and bf16 weights, f32 arithmetic");
-    let _ = match cuda_driver() {
-        Ok((version, devices)) => writeln!(
-            text,
-            "cuda       driver for CUDA {}.{}, {devices} device(s); this build has no CUDA kernels yet",
-            version / 1000,
-            version % 1000 / 10
-        ),
-        Err(reason) => {
-            writeln!(text, "cuda       not available: {reason}\n           needs an NVIDIA GPU and its driver")
-        }
-    };
+    describe_cuda(&mut text);
+    describe_kernels(&mut text);
     let _ = writeln!(text, "\n--device auto takes: cpu");
     emit(&text)
 }
 
-/// The driver's CUDA version and how many devices it finds.
-fn cuda_driver() -> Result<(i32, i32), String> {
-    const LIBRARY: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
-    // SAFETY: the driver library runs no code on loading that has requirements on its caller.
-    let library = unsafe { libloading::Library::new(LIBRARY) }.map_err(|_| format!("no {LIBRARY}"))?;
-    let call = |name: &str, code: i32| if code == 0 { Ok(()) } else { Err(format!("{name} answered {code}")) };
-    let (mut version, mut devices) = (0i32, 0i32);
-    // SAFETY: the signatures are those of cuda.h: `CUresult cuInit(unsigned)`, `CUresult cuDriverGetVersion(int *)`,
-    // `CUresult cuDeviceGetCount(int *)`; the pointers are to live integers.
-    unsafe {
-        let init = library.get::<unsafe extern "C" fn(u32) -> i32>(b"cuInit").map_err(|e| e.to_string())?;
-        call("cuInit", init(0))?;
-        let get_version = library.get::<unsafe extern "C" fn(*mut i32) -> i32>(b"cuDriverGetVersion");
-        call("cuDriverGetVersion", get_version.map_err(|e| e.to_string())?(&mut version))?;
-        let get_count = library.get::<unsafe extern "C" fn(*mut i32) -> i32>(b"cuDeviceGetCount");
-        call("cuDeviceGetCount", get_count.map_err(|e| e.to_string())?(&mut devices))?;
+/// The GPUs and what the driver says of them, or why there are none.
+fn describe_cuda(text: &mut String) {
+    let count = match Device::cuda_count() {
+        Ok(count) => count,
+        Err(reason) => {
+            let _ = writeln!(text, "cuda       not available: {reason}");
+            return;
+        }
+    };
+    for ordinal in 0..count {
+        let _ = match Device::cuda_properties(ordinal) {
+            Ok(properties) => writeln!(text, "cuda       {properties}\n{}", details(&properties)),
+            Err(reason) => writeln!(text, "cuda       device {ordinal}: {reason}"),
+        };
     }
-    Ok((version, devices))
+}
+
+/// The lines below a GPU's name.
+fn details(properties: &Properties) -> String {
+    let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+    let (major, minor) = properties.compute_capability;
+    let mut text = format!(
+        "           compute capability {major}.{minor}, {} SMs, {:.1} GiB of memory, {} MiB of L2, {} KiB shared a block",
+        properties.multiprocessors,
+        gib(properties.memory_bytes),
+        properties.l2_bytes >> 20,
+        properties.shared_bytes_per_block >> 10,
+    );
+    if let DeviceKind::Cuda { driver_version: (major, minor), .. } = properties.kind {
+        let _ = write!(text, "\n           driver for CUDA {major}.{minor}");
+    }
+    // Two transfers a clock, whose number is 0 where the driver does not tell.
+    let bandwidth = 2.0 * f64::from(properties.memory_clock_khz) * f64::from(properties.memory_bus_bits) / 8e6;
+    if bandwidth > 0.0 {
+        let _ = write!(text, ", {bandwidth:.0} GB/s of memory bandwidth by its clock");
+    }
+    text
+}
+
+/// Where the kernels' machine code comes from.
+fn describe_kernels(text: &mut String) {
+    let built_in = device::built_in();
+    let _ = match built_in.nvcc {
+        Some(nvcc) => writeln!(
+            text,
+            "kernels    {} of {} files built in as machine code by nvcc {nvcc}",
+            built_in.compiled, built_in.files
+        ),
+        None => writeln!(text, "kernels    {} files built in as sources: there was no nvcc", built_in.files),
+    };
+    let _ = match device::nvrtc_version() {
+        Ok((major, minor)) => {
+            writeln!(text, "           NVRTC {major}.{minor} compiles the others when they are first used")
+        }
+        Err(reason) => writeln!(text, "           no NVRTC to compile others: {reason}"),
+    };
+    let _ = match device::cache_folder() {
+        Some(folder) => writeln!(text, "           cache: {}", folder.display()),
+        None => writeln!(text, "           cache: none"),
+    };
 }

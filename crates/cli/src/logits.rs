@@ -59,7 +59,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     check_writable(&args.out)?;
-    args.compute.start()?;
+    args.compute.start_cpu()?;
     with_dtype!(args.compute.dtype, compute(args))
 }
 

@@ -181,7 +181,7 @@ struct Report<'a> {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     args.files.check(&[args.plot.as_ref()])?;
-    let device = args.compute.start()?;
+    let device = args.compute.start_cpu()?;
     with_dtype!(args.compute.dtype, measure(args, device))
 }
 

@@ -25,6 +25,20 @@ pub(crate) fn interleave<E>(
     bar: &ProgressBar,
     mut run: impl FnMut(usize) -> Result<(), E>,
 ) -> Result<Vec<Vec<f64>>, E> {
+    interleave_timed(contestants, trials, bar, |contestant| {
+        let start = Instant::now();
+        run(contestant)?;
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    })
+}
+
+/// As [`interleave`], of contestants that know their own time, in whatever unit.
+pub(crate) fn interleave_timed<E>(
+    contestants: usize,
+    trials: Trials,
+    bar: &ProgressBar,
+    mut run: impl FnMut(usize) -> Result<f64, E>,
+) -> Result<Vec<Vec<f64>>, E> {
     let warm_up = Instant::now();
     for contestant in 0..contestants {
         run(contestant)?;
@@ -43,9 +57,7 @@ pub(crate) fn interleave<E>(
         for i in 0..contestants {
             // Whoever follows a slow method finds other things in the caches, so the order moves on.
             let contestant = (i + trial) % contestants;
-            let start = Instant::now();
-            run(contestant)?;
-            times[contestant].push(start.elapsed().as_secs_f64() * 1e3);
+            times[contestant].push(run(contestant)?);
             bar.inc(1);
         }
     }

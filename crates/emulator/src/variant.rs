@@ -18,8 +18,8 @@ pub fn compile_variant(build: Build, source: &Path, overlay: &Path) -> Result<Pa
     let library = crate::library::path(build).ok_or(Error::Unavailable)?;
     let folder = library.parent().ok_or(Error::Unavailable)?;
     let failed = |error: std::io::Error| Error::Load(error.to_string());
-    // Compiled as build.rs compiled the kernels, but for the overlay. A source of the overlay alone takes the flags of
-    // another kernel, which are the same.
+    // Compiled as build.rs compiled the kernels, but for the overlay and, since a variant runs once, the optimisation. A
+    // source of the overlay alone takes the flags of another kernel, which are the same.
     let own = source.with_extension("flags").to_string_lossy().replace('/', "-");
     let known = if folder.join(&own).exists() { own } else { "lora-decode_rows.flags".to_owned() };
     let flags = fs::read_to_string(folder.join(known)).map_err(failed)?;
@@ -27,7 +27,14 @@ pub fn compile_variant(build: Build, source: &Path, overlay: &Path) -> Result<Pa
     let file = if mutated.exists() { mutated } else { kernels.join(source) };
     let object = overlay.join("variant.o");
     let mut command = Command::new(compiler);
-    command.arg("-I").arg(overlay).args(flags.lines()).args(["-x", "c++", "-c"]).arg(&file).arg("-o").arg(&object);
+    command
+        .arg("-I")
+        .arg(overlay)
+        .args(flags.lines())
+        .args(["-O0", "-x", "c++", "-c"])
+        .arg(&file)
+        .arg("-o")
+        .arg(&object);
     run(&mut command)?;
     let mut link = Command::new(compiler);
     let variant = overlay.join("libvariant.so");

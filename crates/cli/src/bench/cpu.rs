@@ -1,4 +1,4 @@
-//! `bench`: one adapted layer, fused against sequential against the base layer alone.
+//! On the CPU: fused against sequential against the base layer alone.
 
 use anyhow::Result;
 use fused_lora::cpu::{self, SequentialBuffers};
@@ -7,63 +7,15 @@ use fused_lora::{Element, MatrixMut, MatrixRef};
 use fused_lora_gpt2::{Random, Tensor};
 use serde::Serialize;
 
-use crate::common::{Compute, ResultFiles, parse_size, with_dtype};
+use super::Args;
 use crate::environment::Run;
 use crate::output::{emit, progress, table, write_csv, write_json};
 use crate::stats::{Excess, median};
 use crate::trial::{Trials, interleave};
 
-const EXAMPLES: &str = "\
-Examples:
-  fused-lora bench
-      The projections of GPT-2 medium at 1, 16 and 128 tokens, rank 4 and 16
-  fused-lora bench --tokens 1 --shapes 4096x4096,4096x11008 --ranks 4,16,64 --dtype bf16 --layout out-in
-      Decoding with a 7B model's projections, weights stored as torch stores them
-  fused-lora bench --explain
-      How each call would be cut into tiles, without running it";
-
 /// Bytes of weights that a round walks through, so that every call reads them from memory: three times the largest
 /// last-level caches.
 const COLD_BYTES: usize = 192 << 20;
-
-/// Arguments of `bench`.
-#[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
-pub(crate) struct Args {
-    #[command(flatten)]
-    compute: Compute,
-    #[command(flatten)]
-    files: ResultFiles,
-    /// Rows of x
-    #[arg(long, value_delimiter = ',', default_value = "1,16,128", value_parser = parse_size)]
-    tokens: Vec<usize>,
-    /// Layers, as d_in x d_out
-    #[arg(long, value_delimiter = ',', default_value = "1024x1024,1024x3072,1024x4096,4096x1024", value_parser = shape)]
-    shapes: Vec<(usize, usize)>,
-    /// LoRA's ranks
-    #[arg(long, value_delimiter = ',', default_value = "4,16", value_parser = parse_size)]
-    ranks: Vec<usize>,
-    /// How the weight is stored: in-out as GPT-2's Conv1D, out-in as torch's Linear
-    #[arg(long, value_enum, default_value = "in-out")]
-    layout: LayoutArg,
-    /// Rounds; each walks through all copies of the weight
-    #[arg(long, default_value_t = 7, value_parser = parse_size)]
-    trials: usize,
-    /// Print the plan of each call and run nothing
-    #[arg(long)]
-    explain: bool,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum LayoutArg {
-    InOut,
-    OutIn,
-}
-
-fn shape(text: &str) -> Result<(usize, usize), String> {
-    let (d_in, d_out) = text.split_once('x').ok_or_else(|| format!("'{text}' is not D_INxD_OUT, as in 1024x4096"))?;
-    Ok((parse_size(d_in)?, parse_size(d_out)?))
-}
 
 #[derive(Debug, Serialize)]
 struct Row {
@@ -87,12 +39,6 @@ struct Report<'a> {
     layout: String,
     weight_copies_bytes: usize,
     rows: &'a [Row],
-}
-
-pub(crate) fn run(args: &Args) -> Result<()> {
-    args.files.check(&[])?;
-    let device = args.compute.start()?;
-    with_dtype!(args.compute.dtype, measure(args, device))
 }
 
 /// One copy of a layer's weights.
@@ -144,12 +90,9 @@ impl Case {
 
 const VARIANTS: [&str; 3] = ["base", "fused", "sequential"];
 
-fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
+pub(super) fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
     let run = Run::new(device, W::DTYPE);
-    let layout = match args.layout {
-        LayoutArg::InOut => Layout::InOut,
-        LayoutArg::OutIn => Layout::OutIn,
-    };
+    let layout = args.layout.into();
     emit(&format!("{}\n\n", run.summary()))?;
     let mut rows = vec![];
     for &(d_in, d_out) in &args.shapes {

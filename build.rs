@@ -1,0 +1,215 @@
+//! Embeds the kernels: their sources always, and machine code for every target where there is an nvcc.
+//!
+//! nvcc is the one that `$FUSED_LORA_NVCC` names (empty: none), else that of `$CUDA_HOME` or `$CUDA_PATH`, else the first
+//! in `$PATH`. Without one the build succeeds all the same, and NVRTC compiles a kernel when it is first used. A kernel is
+//! compiled again only if its source, a header it includes, the flags or nvcc have changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use sha2::{Digest, Sha256};
+
+/// Every machine the kernels are compiled for, as `cargo xtask sass` checks them.
+const TARGETS: [&str; 7] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
+
+/// Compressed, a fatbin is a third as large; the driver unpacks what it needs.
+const FLAGS: [&str; 5] = ["-std=c++17", "-O3", "--Werror", "all-warnings", "-Xfatbin=-compress-all"];
+
+fn main() {
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+    let kernels = root.join("kernels");
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed={}", kernels.display());
+    for name in ["FUSED_LORA_NVCC", "CUDA_HOME", "CUDA_PATH", "DOCS_RS"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+
+    let texts = read_sources(&kernels);
+    let nvcc = Nvcc::find();
+    let mut table = String::from("pub(super) static SOURCES: &[Source] = &[\n");
+    for (path, text) in texts.iter().filter(|(path, _)| path.ends_with(".cu")) {
+        let targets = targets(path, text);
+        let fatbin = nvcc.as_ref().and_then(|nvcc| nvcc.fatbin(&kernels, &out, path, &targets, &texts));
+        let fatbin = fatbin.map(|file| format!("include_bytes!({file:?})"));
+        let names = kernel_names(text);
+        let _ = writeln!(
+            table,
+            "    Source {{ path: {path:?}, text: include_str!({:?}), kernels: &{names:?}, targets: &{targets:?}, \
+             fatbin: {} }},",
+            kernels.join(path),
+            fatbin.map_or("None".to_owned(), |bytes| format!("Some({bytes})")),
+        );
+    }
+    table.push_str("];\n\npub(super) static HEADERS: &[(&str, &str)] = &[\n");
+    for path in texts.keys().filter(|path| path.ends_with(".h")) {
+        let _ = writeln!(table, "    ({path:?}, include_str!({:?})),", kernels.join(path));
+    }
+    let version = nvcc.as_ref().map(|nvcc| &nvcc.version);
+    let _ = write!(table, "];\n\npub(super) const NVCC: Option<&str> = {version:?};\n");
+    fs::write(out.join("images.rs"), table).expect("OUT_DIR can be written to");
+}
+
+/// Everything below kernels/ that a library needs, by its path there.
+fn read_sources(kernels: &Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![kernels.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("kernels/ is part of the package") {
+            let path = entry.expect("kernels/ can be read").path();
+            let name = path.strip_prefix(kernels).expect("it was found there").to_string_lossy().replace('\\', "/");
+            if path.is_dir() && name != "test" {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "cu" || extension == "h") {
+                let text = fs::read_to_string(&path).expect("sources are text");
+                found.insert(name, text);
+            }
+        }
+    }
+    found
+}
+
+/// The targets that a source names in a line `// targets: ...`, else all.
+fn targets(path: &str, text: &str) -> Vec<&'static str> {
+    let Some(list) = text.lines().find_map(|line| line.trim_start().strip_prefix("// targets:")) else {
+        return TARGETS.to_vec();
+    };
+    let known = |name: &str| TARGETS.into_iter().find(|target| *target == name);
+    list.split_whitespace().map(|name| known(name).unwrap_or_else(|| panic!("{path}: no target {name}"))).collect()
+}
+
+/// What a source's kernels are called: `GPU_KERNEL(name, ...)`, or `name*` where a macro pastes the rest.
+fn kernel_names(text: &str) -> Vec<String> {
+    let calls = text.split("GPU_KERNEL(").skip(1);
+    let name = |call: &str| {
+        let end = call.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(call.len());
+        let pasted = call[end..].trim_start().starts_with("##");
+        format!("{}{}", &call[..end], if pasted { "*" } else { "" })
+    };
+    calls.map(name).collect()
+}
+
+struct Nvcc {
+    path: PathBuf,
+    version: String,
+    /// What it can generate code for: `sm_90` and so on.
+    codes: BTreeSet<String>,
+    /// Whether it was asked for by name: then it must not fail.
+    named: bool,
+}
+
+impl Nvcc {
+    fn find() -> Option<Self> {
+        if env::var_os("DOCS_RS").is_some() {
+            return None;
+        }
+        let Some(name) = env::var_os("FUSED_LORA_NVCC") else {
+            let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
+            let folders = homes.map(|home| Path::new(&home).join("bin"));
+            let path = env::var_os("PATH").unwrap_or_default();
+            let mut folders = folders.chain(env::split_paths(&path));
+            let program = format!("nvcc{}", env::consts::EXE_SUFFIX);
+            return folders.find_map(|folder| Self::open(folder.join(&program), false));
+        };
+        if name.is_empty() {
+            return None;
+        }
+        let nvcc = Self::open(PathBuf::from(&name), true);
+        Some(nvcc.unwrap_or_else(|| panic!("$FUSED_LORA_NVCC is {name:?}, which does not run as nvcc")))
+    }
+
+    fn open(path: PathBuf, named: bool) -> Option<Self> {
+        let ask = |argument: &str| {
+            let output = Command::new(&path).arg(argument).output().ok()?;
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let version = ask("--version")?;
+        let version = version.split("release ").nth(1)?.split(',').next()?.to_owned();
+        let codes = ask("--list-gpu-code")?.split_whitespace().map(str::to_owned).collect();
+        Some(Self { path, version, codes, named })
+    }
+
+    /// One source's machine code for all of its targets that this nvcc knows, and PTX of the highest that later devices
+    /// can compile. `None` if it failed, which a warning tells.
+    fn fatbin(
+        &self,
+        kernels: &Path,
+        out: &Path,
+        source: &str,
+        targets: &[&str],
+        texts: &BTreeMap<String, String>,
+    ) -> Option<PathBuf> {
+        // nvcc lists sm_90 and takes sm_90a as well.
+        let is_known = |target: &&str| self.codes.contains(target.trim_end_matches('a'));
+        let known: Vec<&str> = targets.iter().copied().filter(is_known).collect();
+        // A suffix (sm_90a) binds PTX to that one architecture.
+        let portable = known.iter().rfind(|target| target.ends_with(|c: char| c.is_ascii_digit()));
+        let mut flags: Vec<String> = FLAGS.map(str::to_owned).to_vec();
+        let mut generate = |target: &str, code: &str| {
+            let number = target.trim_start_matches("sm_");
+            flags.push(format!("-gencode=arch=compute_{number},code={code}_{number}"));
+        };
+        known.iter().for_each(|target| generate(target, "sm"));
+        portable.iter().for_each(|target| generate(target, "compute"));
+        if known.is_empty() {
+            return None;
+        }
+
+        let stem = out.join(source.replace('/', "-"));
+        let (fatbin, stamp) = (stem.with_extension("fatbin"), stem.with_extension("stamp"));
+        let digest = self.digest(&flags, source, texts);
+        if fatbin.is_file() && fs::read_to_string(&stamp).is_ok_and(|text| text == digest) {
+            return Some(fatbin);
+        }
+        let _ = fs::remove_file(&stamp);
+        let mut command = Command::new(&self.path);
+        let threads = env::var("NUM_JOBS").unwrap_or_else(|_| "1".to_owned());
+        command
+            .arg("--fatbin")
+            .args(&flags)
+            .args(["--threads", &threads])
+            .arg("-I")
+            .arg(kernels)
+            .arg("-o")
+            .arg(&fatbin);
+        let output = command.arg(kernels.join(source)).output().expect("nvcc has run before");
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            assert!(!self.named, "nvcc cannot compile {source}:\n{text}");
+            let first = text.lines().find(|line| line.contains("error")).unwrap_or("no reason given");
+            println!("cargo:warning=nvcc {} cannot compile {source}, so NVRTC will: {first}", self.version);
+            return None;
+        }
+        fs::write(&stamp, digest).expect("OUT_DIR can be written to");
+        Some(fatbin)
+    }
+
+    /// Of everything that a fatbin is made of.
+    fn digest(&self, flags: &[String], source: &str, texts: &BTreeMap<String, String>) -> String {
+        let mut hash = Sha256::new();
+        let mut add = |text: &str| {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        };
+        add(&self.path.to_string_lossy());
+        add(&self.version);
+        flags.iter().for_each(|flag| add(flag));
+        let (mut seen, mut waiting) = (BTreeSet::new(), vec![source.to_owned()]);
+        while let Some(path) = waiting.pop() {
+            let Some(text) = texts.get(&path).filter(|_| seen.insert(path.clone())) else { continue };
+            add(&path);
+            add(text);
+            waiting.extend(includes(text).map(str::to_owned));
+        }
+        format!("{:x}", hash.finalize())
+    }
+}
+
+/// What a source includes, as it is written there: always a path below kernels/, or a header of the compiler's.
+fn includes(text: &str) -> impl Iterator<Item = &str> {
+    let lines = text.lines().filter_map(|line| line.trim_start().strip_prefix("#include <"));
+    lines.filter_map(|rest| rest.split_once('>')).map(|(path, _)| path)
+}

@@ -1,0 +1,221 @@
+//! cuBLASLt: the vendor's matrix product, loaded at run time where it is installed.
+
+use std::ffi::c_void;
+use std::ptr::null_mut;
+
+use anyhow::{Context, Result, bail, ensure};
+use cudarc::cublaslt::{result, sys};
+use fused_lora::DType;
+use fused_lora::device::{Device, DeviceBuffer, Stream};
+use fused_lora::lora::Layout;
+
+/// Bytes that an algorithm may ask for: what torch gives it on a Hopper GPU.
+const WORKSPACE_BYTES: usize = 32 << 20;
+/// Algorithms of the library's own choice that are timed against each other.
+const CHOICES: usize = 8;
+
+/// The library, and the workspace of its products.
+pub(super) struct CublasLt {
+    handle: sys::cublasLtHandle_t,
+    workspace: DeviceBuffer<u8>,
+    pub(super) version: usize,
+}
+
+impl CublasLt {
+    /// # Errors
+    /// If the library is not installed or does not start.
+    pub(super) fn load(stream: &Stream) -> Result<Self> {
+        // SAFETY: loading it runs no code with requirements on its caller.
+        ensure!(unsafe { sys::is_culib_present() }, "libcublasLt is not installed");
+        let handle = result::create_handle().context("cublasLtCreate")?;
+        let workspace = DeviceBuffer::zeros(stream, WORKSPACE_BYTES)?;
+        // SAFETY: the library is loaded.
+        Ok(Self { handle, workspace, version: unsafe { sys::cublasLtGetVersion() } })
+    }
+
+    /// Prepares `y = alpha·x·Wᵀ + beta·y` (W `[out, in]`) or `x·W` (`[in, out]`), with the algorithm that `fastest` finds
+    /// to be so.
+    pub(super) fn product(
+        &self,
+        dtype: DType,
+        [tokens, d_in, d_out]: [usize; 3],
+        layout: Layout,
+        [alpha, beta]: [f32; 2],
+        fastest: impl FnOnce(&mut Product<'_>, usize) -> Result<usize>,
+    ) -> Result<Product<'_>> {
+        let kind = match dtype {
+            DType::F32 => sys::cudaDataType_t::CUDA_R_32F,
+            DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
+            DType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        };
+        // Its matrices are stored by columns: row-major y [tokens, d_out] is its [d_out, tokens] = op(W)·x.
+        let [rows, cols] = if layout == Layout::OutIn { [d_in, d_out] } else { [d_out, d_in] };
+        let matrix = |rows: usize, cols: usize| {
+            result::create_matrix_layout(kind, rows as u64, cols as u64, rows as i64)
+                .context("cublasLtMatrixLayoutCreate")
+        };
+        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let description =
+            result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F).context("cublasLtMatmulDescCreate")?;
+        let mut product = Product {
+            library: self,
+            description,
+            layouts: [matrix(rows, cols)?, matrix(d_in, tokens)?, matrix(d_out, tokens)?],
+            algorithms: vec![],
+            chosen: 0,
+            factors: [alpha, beta],
+        };
+        product.set_transposed(layout == Layout::OutIn)?;
+        product.find_algorithms()?;
+        let choices = product.algorithms.len();
+        product.chosen = fastest(&mut product, choices)?;
+        Ok(product)
+    }
+}
+
+impl Drop for CublasLt {
+    fn drop(&mut self) {
+        // SAFETY: made by `load`, and products borrow it.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+/// One prepared product.
+pub(super) struct Product<'a> {
+    library: &'a CublasLt,
+    description: sys::cublasLtMatmulDesc_t,
+    /// W, x, y.
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
+    algorithms: Vec<sys::cublasLtMatmulAlgo_t>,
+    pub(super) chosen: usize,
+    factors: [f32; 2],
+}
+
+impl Product<'_> {
+    fn set_transposed(&mut self, transposed: bool) -> Result<()> {
+        let operation: i32 = transposed.into();
+        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
+        // SAFETY: the description lives, and the attribute is an integer of this size.
+        unsafe {
+            let value = (&raw const operation).cast::<c_void>();
+            result::set_matmul_desc_attribute(self.description, attribute, value, size_of::<i32>())
+        }
+        .context("cublasLtMatmulDescSetAttribute")
+    }
+
+    fn find_algorithms(&mut self) -> Result<()> {
+        let preference = result::create_matmul_pref().context("cublasLtMatmulPreferenceCreate")?;
+        let limit = WORKSPACE_BYTES;
+        let attribute = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        let [w, x, y] = self.layouts;
+        let mut found = 0;
+        // SAFETY: zero bits are a valid value of this plain struct.
+        let mut results: [sys::cublasLtMatmulHeuristicResult_t; CHOICES] = unsafe { std::mem::zeroed() };
+        // SAFETY: all descriptors live; the attribute is an integer of this size; the array has as many places as told.
+        let status = unsafe {
+            let value = (&raw const limit).cast::<c_void>();
+            result::set_matmul_pref_attribute(preference, attribute, value, size_of::<usize>())
+                .and_then(|()| {
+                    let (handle, out) = (self.library.handle, results.as_mut_ptr());
+                    let wanted = CHOICES as i32;
+                    sys::cublasLtMatmulAlgoGetHeuristic(
+                        handle,
+                        self.description,
+                        w,
+                        x,
+                        y,
+                        y,
+                        preference,
+                        wanted,
+                        out,
+                        &mut found,
+                    )
+                    .result()
+                })
+                .and_then(|()| result::destroy_matmul_pref(preference))
+        };
+        status.context("cublasLtMatmulAlgoGetHeuristic")?;
+        let found = results.iter().take(usize::try_from(found).unwrap_or(0));
+        let usable = found.filter(|result| result.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
+        self.algorithms = usable.map(|result| result.algo).collect();
+        if self.algorithms.is_empty() {
+            bail!("cuBLASLt has no algorithm for this product");
+        }
+        Ok(())
+    }
+
+    /// Issues the product: device addresses of W, x and y.
+    ///
+    /// # Safety
+    /// The addresses are those of matrices of the shapes the product was prepared for, packed, on the stream's device.
+    pub(super) unsafe fn issue(&self, stream: &Stream, [w, x, y]: [u64; 3]) -> fused_lora::Result<()> {
+        let [w_layout, x_layout, y_layout] = self.layouts;
+        let [alpha, beta] = &self.factors;
+        // SAFETY: all descriptors live; the addresses are the caller's promise; the stream lives.
+        unsafe {
+            result::matmul(
+                self.library.handle,
+                self.description,
+                std::ptr::from_ref(alpha).cast(),
+                std::ptr::from_ref(beta).cast(),
+                w as *const c_void,
+                w_layout,
+                x as *const c_void,
+                x_layout,
+                y as *const c_void,
+                y_layout,
+                y as *mut c_void,
+                y_layout,
+                self.algorithms.get(self.chosen).map_or(null_mut(), |algorithm| (&raw const *algorithm).cast_mut()),
+                self.library.workspace.as_slice().address() as *mut c_void,
+                WORKSPACE_BYTES,
+                stream.as_raw().cast(),
+            )
+        }
+        .map_err(|error| fused_lora::Error::Driver {
+            operation: "cublasLtMatmul",
+            code: error.0 as u32,
+            reason: error.to_string(),
+        })
+    }
+}
+
+impl Drop for Product<'_> {
+    fn drop(&mut self) {
+        // SAFETY: made by `CublasLt::product`, destroyed once.
+        unsafe {
+            let _ = result::destroy_matmul_desc(self.description);
+            for layout in self.layouts {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+        }
+    }
+}
+
+/// Of `choices` algorithms the one with the shortest of three timed runs after a first.
+pub(super) fn fastest(
+    product: &mut Product<'_>,
+    choices: usize,
+    device: &Device,
+    stream: &Stream,
+    issue: impl Fn(&Product<'_>, &Stream) -> fused_lora::Result<()>,
+) -> Result<usize> {
+    use fused_lora::device::Event;
+
+    let mut best = (f32::INFINITY, 0);
+    for choice in 0..choices {
+        product.chosen = choice;
+        issue(product, stream)?;
+        for _ in 0..3 {
+            let (start, end) = (Event::new(device)?, Event::new(device)?);
+            start.record(stream)?;
+            issue(product, stream)?;
+            end.record(stream)?;
+            let time = start.milliseconds_to(&end)?;
+            if time < best.0 {
+                best = (time, choice);
+            }
+        }
+    }
+    Ok(best.1)
+}

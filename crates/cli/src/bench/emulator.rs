@@ -1,0 +1,157 @@
+//! On the emulator: what one launch asks of memory, counted.
+
+use anyhow::Result;
+use fused_lora::Element;
+use fused_lora::decode::MAX_TOKENS;
+use fused_lora::device::{
+    Decode, Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceResidual, EmulatorConfig, Stream, Workspace,
+};
+use fused_lora_gpt2::Random;
+use serde::Serialize;
+
+use super::Args;
+use super::device::{Case, Copy};
+use crate::environment::Run;
+use crate::output::{emit, grouped, table, write_csv, write_json};
+
+/// SMs of the device that launches are planned for: an H100 or H200.
+const MULTIPROCESSORS: u32 = 132;
+
+#[derive(Debug, Serialize)]
+struct Row {
+    tokens: usize,
+    d_in: usize,
+    d_out: usize,
+    rank: usize,
+    variant: &'static str,
+    floor_bytes: usize,
+    requested_bytes: u64,
+    requested_over_floor: f64,
+    distinct_bytes: u64,
+    weight_loads: u64,
+    weight_bytes_per_load: f64,
+    weight_sectors_over_ideal: f64,
+    matrix_instructions: u64,
+    launch: String,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    run: Run,
+    multiprocessors: u32,
+    layout: String,
+    rows: &'a [Row],
+}
+
+pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
+    let config =
+        EmulatorConfig { multiprocessors: MULTIPROCESSORS, count_transactions: true, ..EmulatorConfig::default() };
+    let device = Device::emulator(config)?;
+    let stream = Stream::new(&device)?;
+    let run = Run::new("emulator", T::DTYPE);
+    emit(&format!(
+        "{}\n{}, planned for {MULTIPROCESSORS} SMs: counted, not timed\n\n",
+        run.summary(),
+        device.properties()
+    ))?;
+    let mut rows = vec![];
+    for &(d_in, d_out) in &args.shapes {
+        for &rank in &args.ranks {
+            let case = Case { tokens: 1, d_in, d_out, rank, layout: args.layout.into() };
+            let copy = Copy::<T>::several(&case, 1, &stream, &mut Random::new(0))?.remove(0);
+            for &tokens in args.tokens.iter().filter(|&&tokens| tokens <= MAX_TOKENS) {
+                for (variant, adapted) in [("base", false), ("fused", true)] {
+                    let case = Case { tokens, ..case };
+                    rows.push(count(&device, &stream, &case, &copy, variant, adapted, args.explain)?);
+                }
+            }
+        }
+    }
+    if args.explain {
+        return rows.iter().try_for_each(|row| emit(&format!("{}\n", row.launch)));
+    }
+    emit(&print(&rows))?;
+    if let Some(path) = &args.files.json {
+        let layout = format!("{:?}", args.layout);
+        write_json(path, &Report { run, multiprocessors: MULTIPROCESSORS, layout, rows: &rows })?;
+    }
+    if let Some(path) = &args.files.csv {
+        write_csv(path, &rows)?;
+    }
+    Ok(())
+}
+
+fn count<T: Element>(
+    device: &Device,
+    stream: &Stream,
+    case: &Case,
+    copy: &Copy<T>,
+    variant: &'static str,
+    adapted: bool,
+    explain: bool,
+) -> Result<Row> {
+    let &Case { tokens, d_in, d_out, rank, .. } = case;
+    let x = DeviceBuffer::from_slice(stream, &Random::new(1).normal::<T>(tokens * d_in, 1.0)?)?;
+    let mut y = DeviceBuffer::<T>::zeros(stream, tokens * d_out)?;
+    let plan = copy.with_layer(case, adapted, |layer| {
+        let plan = Decode::new(device, layer, tokens)?;
+        if !explain {
+            let mut workspace = Workspace::new(stream, plan.workspace())?;
+            let x = DeviceMatrix::new(x.as_slice(), tokens, d_in)?;
+            let y = DeviceMatrixMut::new(y.as_mut_slice(), tokens, d_out)?;
+            plan.launch(stream, layer, x, DeviceResidual::None, y, &mut workspace)?;
+        }
+        Ok(plan)
+    })?;
+    let counters = device.take_counters().unwrap_or_default();
+    let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
+    let floor_bytes = plan.plan().floor_bytes;
+    Ok(Row {
+        tokens,
+        d_in,
+        d_out,
+        rank,
+        variant,
+        floor_bytes,
+        requested_bytes: counters.requested_bytes(),
+        requested_over_floor: counters.requested_bytes() as f64 / floor_bytes as f64,
+        distinct_bytes: counters.distinct_load_bytes + counters.distinct_store_bytes,
+        weight_loads: counters.once_instructions,
+        weight_bytes_per_load: ratio(counters.once_bytes, counters.once_instructions),
+        weight_sectors_over_ideal: ratio(counters.once_sectors, counters.once_ideal_sectors),
+        matrix_instructions: counters.mma_instructions,
+        launch: plan.plan().to_string(),
+    })
+}
+
+fn print(rows: &[Row]) -> String {
+    let header = [
+        "layer",
+        "tokens",
+        "r",
+        "variant",
+        "floor B",
+        "requested B",
+        "over floor",
+        "distinct B",
+        "B a weight load",
+        "sectors over ideal",
+        "mma",
+    ];
+    let cells = rows.iter().map(|r| {
+        vec![
+            format!("{} -> {}", r.d_in, r.d_out),
+            r.tokens.to_string(),
+            r.rank.to_string(),
+            r.variant.into(),
+            grouped(r.floor_bytes),
+            grouped(usize::try_from(r.requested_bytes).unwrap_or(usize::MAX)),
+            format!("{:.4}", r.requested_over_floor),
+            grouped(usize::try_from(r.distinct_bytes).unwrap_or(usize::MAX)),
+            format!("{:.0}", r.weight_bytes_per_load),
+            format!("{:.3}", r.weight_sectors_over_ideal),
+            grouped(usize::try_from(r.matrix_instructions).unwrap_or(usize::MAX)),
+        ]
+    });
+    table(&header, cells)
+}

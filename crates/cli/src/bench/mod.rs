@@ -1,0 +1,101 @@
+//! `bench`: one adapted layer, fused against sequential against the base layer alone.
+
+mod cpu;
+mod cublaslt;
+mod device;
+#[cfg(feature = "emulator")]
+mod emulator;
+mod gpu;
+mod rotation;
+
+use anyhow::Result;
+use fused_lora::lora::Layout;
+
+use crate::common::{Compute, On, ResultFiles, parse_size, with_dtype};
+
+const EXAMPLES: &str = "\
+Examples:
+  fused-lora bench
+      The projections of GPT-2 medium at 1, 16 and 128 tokens, rank 4 and 16
+  fused-lora bench --tokens 1 --shapes 4096x4096,4096x11008 --ranks 4,16,64 --dtype bf16 --layout out-in
+      Decoding with a 7B model's projections, weights stored as torch stores them
+  fused-lora bench --device cuda --dtype bf16 --layout out-in --tokens 1,4,16 --shapes 4096x4096
+      The same on a GPU, plain launches and graph replay, beside cuBLASLt where its library is found
+  fused-lora bench --device emulator --dtype bf16 --tokens 1 --shapes 4096x4096 --ranks 16
+      What the kernels ask of memory, counted on a machine without a GPU
+  fused-lora bench --explain
+      How each call would be cut into tiles, without running it";
+
+/// Arguments of `bench`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    compute: Compute,
+    #[command(flatten)]
+    files: ResultFiles,
+    /// Rows of x
+    #[arg(long, value_delimiter = ',', default_value = "1,16,128", value_parser = parse_size)]
+    tokens: Vec<usize>,
+    /// Layers, as d_in x d_out
+    #[arg(long, value_delimiter = ',', default_value = "1024x1024,1024x3072,1024x4096,4096x1024", value_parser = shape)]
+    shapes: Vec<(usize, usize)>,
+    /// LoRA's ranks
+    #[arg(long, value_delimiter = ',', default_value = "4,16", value_parser = parse_size)]
+    ranks: Vec<usize>,
+    /// How the weight is stored: in-out as GPT-2's Conv1D, out-in as torch's Linear
+    #[arg(long, value_enum, default_value = "in-out")]
+    layout: LayoutArg,
+    /// Rounds; each walks through all copies of the weight
+    #[arg(long, default_value_t = 7, value_parser = parse_size)]
+    trials: usize,
+    /// Print the plan of each call and run nothing
+    #[arg(long)]
+    explain: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum LayoutArg {
+    InOut,
+    OutIn,
+}
+
+impl From<LayoutArg> for Layout {
+    fn from(layout: LayoutArg) -> Self {
+        match layout {
+            LayoutArg::InOut => Layout::InOut,
+            LayoutArg::OutIn => Layout::OutIn,
+        }
+    }
+}
+
+fn shape(text: &str) -> Result<(usize, usize), String> {
+    let (d_in, d_out) = text.split_once('x').ok_or_else(|| format!("'{text}' is not D_INxD_OUT, as in 1024x4096"))?;
+    Ok((parse_size(d_in)?, parse_size(d_out)?))
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    args.files.check(&[])?;
+    let dtype = args.compute.dtype;
+    match args.compute.start(&[On::Cpu, On::Cuda, On::Emulator])? {
+        On::Cpu => with_dtype!(dtype, cpu_measure(args)),
+        On::Cuda => with_dtype!(dtype, gpu_measure(args)),
+        #[cfg(feature = "emulator")]
+        On::Emulator => with_dtype!(dtype, emulator_measure(args)),
+        #[cfg(not(feature = "emulator"))]
+        On::Emulator => anyhow::bail!("this build has no emulator: build with the feature `emulator`"),
+    }
+}
+
+fn cpu_measure<W: fused_lora::Element>(args: &Args) -> Result<()> {
+    cpu::measure::<W>(args, "cpu")
+}
+
+fn gpu_measure<W: fused_lora::Element>(args: &Args) -> Result<()> {
+    gpu::measure::<W>(args)
+}
+
+#[cfg(feature = "emulator")]
+fn emulator_measure<W: fused_lora::Element>(args: &Args) -> Result<()> {
+    emulator::measure::<W>(args)
+}

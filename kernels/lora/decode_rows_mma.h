@@ -1,0 +1,70 @@
+// lora_decode with W0 [out, in] for up to 16 tokens on matrix instructions.
+//
+// Who owns what. A CTA owns 8·TILES output columns, 8 rows of W0 an instruction, and keeps their sums in registers along
+// the whole depth, so x is read once a CTA. Its 16 warps take turns along the depth, STEPS times 32 values each: of a row
+// a warp reads 64·STEPS contiguous bytes, a lane 16 at a time, and these are the right operand as they come. Where the
+// layer has too few columns for all SMs, several CTAs share the depth.
+//
+// Bytes in flight: 512 threads x TILES·STEPS x 16 B, 64 KiB a CTA at 8 chunks. x comes from L2: 16 tokens cost
+// 2 / TILES of the weight's bytes there.
+#pragma once
+
+#include <lora/decode_mma.h>
+
+namespace lora {
+
+template <class E, u32 TILES, u32 STEPS>
+GPU_DEVICE void decode_rows_mma(const LoraDecode& p) {
+  constexpr u32 threads = LORA_DECODE_THREADS, warps = threads / warp_size, run = mma_depth * STEPS;
+  const u32 parts = p.row_threads / warp_size, g = lane_id() / 4, q = lane_id() % 4;
+  MmaTile<E, threads> tile(p, parts);
+  const E* weight = static_cast<const E*>(p.weight) + u64(tile.first_column) * p.weight_stride;
+  const u32 begin = blockIdx.y * p.split_depth, end = gpu::min(begin + p.split_depth, p.depth);
+  const u32 first = begin + warp_id() * run;
+
+  if (p.total_rank != 0 && q == 0 && first < end) {
+    // While the tickets and T are on their way, so are the first rows.
+    for (u32 n = g; n < tile.columns; n += 8) prefetch_l2(weight + u64(n) * p.weight_stride + first);
+  }
+  tile.low_rank_input();
+
+  float sum[TILES][4] = {};
+  for (u32 k = first; k < end; k += warps * run) {
+    Chunk chunk[STEPS][TILES];
+    MmaInput<E> input[STEPS];
+#pragma unroll
+    for (u32 s = 0; s < STEPS; s++) {
+#pragma unroll
+      for (u32 n = 0; n < TILES; n++) {
+        const u32 row = 8 * n + g, row_end = row < tile.columns ? end : 0;
+        chunk[s][n] =
+            tile::load_weight<E, true>(weight + u64(row) * p.weight_stride, k + mma_depth * s + 8 * q, row_end);
+      }
+    }
+#pragma unroll
+    for (u32 s = 0; s < STEPS; s++) input[s].load(p, k + mma_depth * s + 8 * q, end);
+#pragma unroll
+    for (u32 s = 0; s < STEPS; s++) {
+#pragma unroll
+      for (u32 n = 0; n < TILES; n++) {
+        const Chunk& w = chunk[s][n];
+        input[s].multiply(0, w.word[0], w.word[1], sum[n]);
+        input[s].multiply(1, w.word[2], w.word[3], sum[n]);
+      }
+    }
+  }
+
+  in_turns<warps>(parts, [&](u32 part, bool is_first) {
+#pragma unroll
+    for (u32 n = 0; n < TILES; n++) {
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) {
+        float& place = tile.sum(part, g + 8 * (i / 2), 8 * n + 2 * q + i % 2);
+        place = is_first ? sum[n][i] : place + sum[n][i];
+      }
+    }
+  });
+  tile.finish();
+}
+
+}  // namespace lora

@@ -1,0 +1,85 @@
+//! What a device must be able to do: the one seam between this library and what runs its kernels.
+
+use super::kernel::LaunchConfig;
+use super::properties::{KernelAttributes, Properties};
+use crate::error::Result;
+
+/// A backend's own name for a stream, an event, a graph or a kernel: a driver's pointer, or a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Handle(pub(crate) usize);
+
+/// A kernel on a device.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Found {
+    pub(crate) handle: Handle,
+    pub(crate) attributes: KernelAttributes,
+}
+
+/// One launch of one kernel.
+#[derive(Debug)]
+pub(crate) struct Launch<'a> {
+    pub(crate) kernel: Handle,
+    pub(crate) config: &'a LaunchConfig,
+    /// The parameter struct.
+    pub(crate) params: &'a [u8],
+}
+
+/// A device. Its methods may be called from any thread.
+///
+/// # Safety of the methods
+/// Handles are live and come from this backend (streams may also be foreign ones of the same context); addresses are
+/// inside of memory that is allocated on this device for as long as work on it lasts. A backend checks nothing that
+/// the public types have checked.
+pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
+    fn properties(&self) -> &Properties;
+
+    /// Allocates at least one byte, aligned to 256.
+    fn allocate(&self, bytes: usize) -> Result<u64>;
+    /// Frees memory once the work that was issued before has finished.
+    unsafe fn free(&self, address: u64);
+
+    unsafe fn fill(&self, stream: Handle, address: u64, byte: u8, bytes: usize) -> Result<()>;
+    unsafe fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()>;
+    /// Copies to the device; returns when the copy has been made.
+    unsafe fn upload(&self, stream: Handle, from: &[u8], to: u64) -> Result<()>;
+    /// Copies to the host; returns when the copy has been made.
+    unsafe fn download(&self, stream: Handle, from: u64, to: &mut [u8]) -> Result<()>;
+
+    fn create_stream(&self) -> Result<Handle>;
+    unsafe fn destroy_stream(&self, stream: Handle);
+    unsafe fn synchronize(&self, stream: Handle) -> Result<()>;
+    unsafe fn is_capturing(&self, stream: Handle) -> Result<bool>;
+
+    fn create_event(&self) -> Result<Handle>;
+    unsafe fn destroy_event(&self, event: Handle);
+    unsafe fn record(&self, event: Handle, stream: Handle) -> Result<()>;
+    /// Lets the stream's later work wait for the event.
+    unsafe fn wait(&self, stream: Handle, event: Handle) -> Result<()>;
+    /// Waits for the second of two recorded events and gives the milliseconds between them.
+    unsafe fn elapsed(&self, start: Handle, end: Handle) -> Result<f32>;
+
+    unsafe fn begin_capture(&self, stream: Handle) -> Result<()>;
+    /// Ends a capture and makes an executable graph of it.
+    unsafe fn end_capture(&self, stream: Handle) -> Result<Handle>;
+    /// Ends a capture, if there still is one, and throws away what it captured.
+    unsafe fn abandon_capture(&self, stream: Handle);
+    unsafe fn replay(&self, graph: Handle, stream: Handle) -> Result<()>;
+    unsafe fn destroy_graph(&self, graph: Handle);
+
+    /// Finds a kernel and brings its code to the device.
+    fn kernel(&self, name: &str) -> Result<Found>;
+    /// Blocks of a kernel that one SM holds at a time.
+    unsafe fn resident_blocks(&self, kernel: Handle, block: u32, shared_bytes: u32) -> Result<u32>;
+    /// Clusters of a launch that the device holds at a time.
+    unsafe fn resident_clusters(&self, launch: &Launch<'_>) -> Result<u32>;
+    unsafe fn launch(&self, stream: Handle, launch: &Launch<'_>) -> Result<()>;
+
+    #[cfg(feature = "emulator")]
+    fn take_counters(&self) -> Option<super::LaunchCounters> {
+        None
+    }
+    #[cfg(feature = "emulator")]
+    fn machine(&self) -> Option<&fused_lora_emulator::Machine> {
+        None
+    }
+}

@@ -1,0 +1,274 @@
+//! The driver functions this library calls, each with its result checked.
+//!
+//! The types and signatures are `cudarc`'s. The addresses are not: `cudarc` looks each function up at its first call, in
+//! the first library that is called libcuda.so, which may be a toolkit's stub, and panics where it lacks one. Here all are
+//! looked up at once, in the driver's own library, and a call before that is an error like any other. A result is read
+//! as a number, since a driver may know more errors than the bindings.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::OnceLock;
+
+pub(super) use cudarc::driver::sys;
+use libloading::Library;
+use sys::{
+    CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUgraph,
+    CUgraphExec, CUlaunchConfig, CUmodule, CUresult, CUstream, CUstreamCaptureMode, CUstreamCaptureStatus,
+};
+
+use crate::error::{Error, Result};
+
+/// What the driver answers: 0, or an error.
+type Code = c_uint;
+const SUCCESS: Code = 0;
+/// `CUDA_ERROR_NOT_INITIALIZED`.
+const NOT_INITIALIZED: Code = 3;
+/// `CUDA_ERROR_NO_DEVICE`.
+const NO_DEVICE: Code = 100;
+
+/// A driver call that did not succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) operation: &'static str,
+    code: Code,
+}
+
+impl Failure {
+    /// The number of the error: unlike the enum's names, the same for every version of the bindings.
+    pub(super) fn code(self) -> Code {
+        self.code
+    }
+
+    /// The driver's name and sentence for the error.
+    pub(super) fn reason(self) -> String {
+        let text = |f: Describe| {
+            let mut text: *const c_char = std::ptr::null();
+            // SAFETY: on success the driver answers with a string of its own that is never freed, else it leaves the
+            // pointer null.
+            unsafe {
+                let _ = f(self.code, &mut text);
+                (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
+            }
+        };
+        let functions = FUNCTIONS.get();
+        let name = functions.and_then(|f| text(f.error_name)).unwrap_or_else(|| format!("CUDA error {}", self.code));
+        let sentence = functions.and_then(|f| text(f.error_string)).unwrap_or_default();
+        format!("{name} ({sentence}) from {}", self.operation)
+    }
+}
+
+fn checked(operation: &'static str, code: Code) -> Result<(), Failure> {
+    if code == SUCCESS { Ok(()) } else { Err(Failure { operation, code }) }
+}
+
+/// Errors after which the context answers every call with the same error.
+fn is_sticky(code: u32) -> bool {
+    matches!(code, 214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 721)
+}
+
+/// Errors of the 900s that speak of stream capture.
+fn is_capture(code: u32) -> bool {
+    matches!(code, 900..=908)
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let (operation, reason) = (failure.operation, failure.reason());
+        match failure.code() {
+            34 => Error::NoDriver { reason },
+            code if is_sticky(code) => Error::DeviceLost { reason },
+            code if is_capture(code) => Error::CaptureRefused { operation, reason },
+            code => Error::Driver { operation, code, reason },
+        }
+    }
+}
+
+type Describe = unsafe extern "C" fn(Code, *mut *const c_char) -> Code;
+
+static FUNCTIONS: OnceLock<Functions> = OnceLock::new();
+
+/// A function of the driver's library, as the type that the place asks for.
+///
+/// # Safety
+/// The type must be that of cuda.h.
+unsafe fn look_up<F: Copy>(library: &Library, symbol: &'static str) -> Result<F> {
+    // SAFETY: the caller's promise.
+    let found = unsafe { library.get::<F>(symbol.as_bytes()) };
+    found.map(|function| *function).map_err(|_| Error::DriverTooOld { symbol: symbol.to_owned() })
+}
+
+macro_rules! driver_functions {
+    ($($name:ident($($argument:ident: $type:ty),*);)*) => {
+        /// Where the functions are.
+        #[allow(non_snake_case)]
+        struct Functions {
+            $($name: unsafe extern "C" fn($($type),*) -> Code,)*
+            error_name: Describe,
+            error_string: Describe,
+        }
+
+        impl Functions {
+            fn look_up(library: &Library) -> Result<Self> {
+                // SAFETY: the types are those of cuda.h: checked below against the bindings, but for the result, which is
+                // an enum of that size there.
+                unsafe {
+                    Ok(Self {
+                        $($name: look_up(library, stringify!($name))?,)*
+                        error_name: look_up(library, "cuGetErrorName")?,
+                        error_string: look_up(library, "cuGetErrorString")?,
+                    })
+                }
+            }
+        }
+
+        $(
+            const _: unsafe fn($($type),*) -> CUresult = sys::$name;
+
+            /// The driver function of this name.
+            ///
+            /// # Safety
+            /// As the driver API says.
+            #[allow(non_snake_case)]
+            pub(super) unsafe fn $name($($argument: $type),*) -> Result<(), Failure> {
+                let Some(functions) = FUNCTIONS.get() else { return checked(stringify!($name), NOT_INITIALIZED) };
+                // SAFETY: the caller's promise.
+                checked(stringify!($name), unsafe { (functions.$name)($($argument),*) })
+            }
+        )*
+    };
+}
+
+driver_functions! {
+    cuInit(flags: c_uint);
+    cuDriverGetVersion(version: *mut c_int);
+    cuDeviceGetCount(count: *mut c_int);
+    cuDeviceGet(device: *mut CUdevice, ordinal: c_int);
+    cuDeviceGetName(name: *mut c_char, len: c_int, device: CUdevice);
+    cuDeviceGetAttribute(value: *mut c_int, attribute: CUdevice_attribute, device: CUdevice);
+    cuDeviceTotalMem_v2(bytes: *mut usize, device: CUdevice);
+    cuDevicePrimaryCtxRetain(context: *mut CUcontext, device: CUdevice);
+    cuCtxGetCurrent(context: *mut CUcontext);
+    cuCtxSetCurrent(context: CUcontext);
+    cuMemAlloc_v2(address: *mut CUdeviceptr, bytes: usize);
+    cuMemFree_v2(address: CUdeviceptr);
+    cuMemsetD8Async(address: CUdeviceptr, byte: u8, count: usize, stream: CUstream);
+    cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream);
+    cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream);
+    cuMemcpyDtoDAsync_v2(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream);
+    cuStreamCreate(stream: *mut CUstream, flags: c_uint);
+    cuStreamDestroy_v2(stream: CUstream);
+    cuStreamSynchronize(stream: CUstream);
+    cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint);
+    cuStreamIsCapturing(stream: CUstream, status: *mut CUstreamCaptureStatus);
+    cuStreamBeginCapture_v2(stream: CUstream, mode: CUstreamCaptureMode);
+    cuStreamEndCapture(stream: CUstream, graph: *mut CUgraph);
+    cuThreadExchangeStreamCaptureMode(mode: *mut CUstreamCaptureMode);
+    cuEventCreate(event: *mut CUevent, flags: c_uint);
+    cuEventDestroy_v2(event: CUevent);
+    cuEventRecord(event: CUevent, stream: CUstream);
+    cuEventSynchronize(event: CUevent);
+    cuGraphInstantiateWithFlags(executable: *mut CUgraphExec, graph: CUgraph, flags: u64);
+    cuGraphUpload(executable: CUgraphExec, stream: CUstream);
+    cuGraphLaunch(executable: CUgraphExec, stream: CUstream);
+    cuGraphExecDestroy(executable: CUgraphExec);
+    cuGraphDestroy(graph: CUgraph);
+    cuModuleLoadData(module: *mut CUmodule, image: *const c_void);
+    cuModuleGetFunction(function: *mut CUfunction, module: CUmodule, name: *const c_char);
+    cuFuncGetAttribute(value: *mut c_int, attribute: CUfunction_attribute, function: CUfunction);
+    cuFuncSetAttribute(function: CUfunction, attribute: CUfunction_attribute, value: c_int);
+    cuOccupancyMaxActiveBlocksPerMultiprocessor(count: *mut c_int, function: CUfunction, block: c_int, shared: usize);
+    cuOccupancyMaxActiveClusters(count: *mut c_int, function: CUfunction, config: *const CUlaunchConfig);
+    cuLaunchKernelEx(
+        config: *const CUlaunchConfig, function: CUfunction, params: *mut *mut c_void, extra: *mut *mut c_void
+    );
+}
+
+type ElapsedTime = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> Code;
+type FuncLoad = unsafe extern "C" fn(CUfunction) -> Code;
+type FuncGetParamInfo = unsafe extern "C" fn(CUfunction, usize, *mut usize, *mut usize) -> Code;
+
+/// What is apart from the list above because its name depends on the version of the bindings or of the driver.
+#[derive(Debug)]
+pub(super) struct Driver {
+    elapsed_time: ElapsedTime,
+    func_load: Option<FuncLoad>,
+    func_get_param_info: Option<FuncGetParamInfo>,
+    /// 1000 · major + 10 · minor of the newest CUDA that the driver supports.
+    pub(super) version: i32,
+}
+
+impl Driver {
+    /// Milliseconds from one event to the other.
+    ///
+    /// The bindings call `cuEventElapsedTime_v2` where they are made for CUDA 13, which drivers older than 12.8 lack; the
+    /// first version is in all of them.
+    ///
+    /// # Safety
+    /// Both must be live events.
+    pub(super) unsafe fn elapsed_time(&self, start: CUevent, end: CUevent) -> Result<f32, Failure> {
+        let mut milliseconds = 0.0;
+        // SAFETY: the caller's promise about the events, and the pointer is to a live float.
+        checked("cuEventElapsedTime", unsafe { (self.elapsed_time)(&mut milliseconds, start, end) })?;
+        Ok(milliseconds)
+    }
+
+    /// Brings a function's code to the device now rather than at its first launch. Drivers older than 12.4 cannot; they
+    /// do it when an attribute is set.
+    ///
+    /// # Safety
+    /// A live function.
+    pub(super) unsafe fn load_function(&self, function: CUfunction) -> Result<(), Failure> {
+        let Some(load) = self.func_load else { return Ok(()) };
+        // SAFETY: the caller's promise.
+        checked("cuFuncLoad", unsafe { load(function) })
+    }
+
+    /// Bytes of a function's only parameter. `None` if it has none or several, or the driver is older than 12.4.
+    ///
+    /// # Safety
+    /// A live function.
+    pub(super) unsafe fn params_size(&self, function: CUfunction) -> Option<usize> {
+        let info = self.func_get_param_info?;
+        let (mut offset, mut bytes) = (0, 0);
+        // SAFETY: the caller's promise, and the pointers are to live integers.
+        let (first, second) =
+            unsafe { (info(function, 0, &mut offset, &mut bytes), info(function, 1, &mut offset, &mut 0)) };
+        (first == SUCCESS && second != SUCCESS).then_some(bytes)
+    }
+}
+
+/// The names of the driver's library, the one that every driver installs first.
+const LIBRARIES: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+
+/// Loads and initialises the driver, once a process.
+///
+/// # Errors
+/// [`Error::NoDriver`], [`Error::DriverTooOld`], or [`Error::NoDevice`] if the driver finds no GPU.
+pub(super) fn load() -> Result<&'static Driver> {
+    static DRIVER: OnceLock<Result<Driver>> = OnceLock::new();
+    DRIVER.get_or_init(open).as_ref().map_err(Clone::clone)
+}
+
+fn open() -> Result<Driver> {
+    // SAFETY: the driver's library runs no code on loading that has requirements on its caller.
+    let library = LIBRARIES.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
+    let library = library.ok_or_else(|| Error::NoDriver { reason: format!("{} is not there", LIBRARIES[0]) })?;
+    // The functions are used until the process ends, and so the library stays.
+    let library: &'static Library = Box::leak(Box::new(library));
+    let functions = Functions::look_up(library)?;
+    FUNCTIONS.get_or_init(|| functions);
+    // SAFETY: the types are those of cuda.h; both versions of cuEventElapsedTime have this one.
+    let (elapsed_time, func_load, func_get_param_info) = unsafe {
+        let load = look_up(library, "cuFuncLoad").ok();
+        (look_up(library, "cuEventElapsedTime")?, load, look_up(library, "cuFuncGetParamInfo").ok())
+    };
+    let mut version = 0;
+    // SAFETY: cuInit comes first and takes no flags; the pointer is to a live integer.
+    unsafe {
+        cuInit(0).map_err(|failure| match failure.code() {
+            NO_DEVICE => Error::NoDevice { ordinal: 0, count: 0 },
+            _ => Error::NoDriver { reason: failure.reason() },
+        })?;
+        cuDriverGetVersion(&mut version)?;
+    }
+    Ok(Driver { elapsed_time, func_load, func_get_param_info, version })
+}

@@ -1,0 +1,256 @@
+//! NVIDIA GPUs through the driver API.
+
+mod context;
+mod driver;
+mod launch;
+mod module;
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use context::{Context, Entered, Relaxed};
+use driver::{Failure, sys};
+
+use super::backend::{Backend, Found, Handle, Launch};
+use super::image;
+use super::properties::Properties;
+use crate::error::{Error, Result};
+
+pub(super) use context::{device_count, properties};
+
+/// `CU_STREAM_NON_BLOCKING`: in no order with the default stream.
+const NON_BLOCKING: u32 = 1;
+/// `CUDA_ERROR_OUT_OF_MEMORY`.
+const OUT_OF_MEMORY: u32 = 2;
+
+/// A GPU of this process.
+#[derive(Debug)]
+pub(super) struct Cuda {
+    context: Context,
+    properties: Properties,
+    /// By the path of the source. Never unloaded: kernels of them may run as long as the context is there.
+    modules: Mutex<HashMap<&'static str, Handle>>,
+}
+
+fn stream(handle: Handle) -> sys::CUstream {
+    handle.0 as sys::CUstream
+}
+
+fn event(handle: Handle) -> sys::CUevent {
+    handle.0 as sys::CUevent
+}
+
+impl Cuda {
+    pub(super) fn open(ordinal: usize) -> Result<Self> {
+        let properties = properties(ordinal)?;
+        Ok(Self { context: Context::retain(ordinal)?, properties, modules: Mutex::default() })
+    }
+
+    fn enter(&self) -> Result<Entered, Failure> {
+        self.context.enter()
+    }
+
+    /// The module of a source, loaded at the first call.
+    fn module(&self, source: &'static image::Source, kernel: &str) -> Result<sys::CUmodule> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = modules.get(source.path) {
+            return Ok(module.0 as sys::CUmodule);
+        }
+        let module = module::load(source, kernel, self.properties.compute_capability)?;
+        modules.insert(source.path, Handle(module as usize));
+        Ok(module)
+    }
+}
+
+impl Backend for Cuda {
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let (_entered, _relaxed) = (self.enter()?, Relaxed::new()?);
+        let mut address = 0;
+        // SAFETY: in a context, the pointer is to a live address.
+        match unsafe { driver::cuMemAlloc_v2(&mut address, bytes) } {
+            Err(failure) if failure.code() == OUT_OF_MEMORY => Err(Error::OutOfDeviceMemory { bytes }),
+            result => Ok(result.map(|()| address)?),
+        }
+    }
+
+    unsafe fn free(&self, address: u64) {
+        let (Ok(_entered), Ok(_relaxed)) = (self.enter(), Relaxed::new()) else { return };
+        // The driver waits for all work of the device first. If it fails, the device is lost, and the memory with it.
+        // SAFETY: the caller's promise, and in the memory's context.
+        let _ = unsafe { driver::cuMemFree_v2(address) };
+    }
+
+    unsafe fn fill(&self, on: Handle, address: u64, byte: u8, bytes: usize) -> Result<()> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { driver::cuMemsetD8Async(address, byte, bytes, stream(on)) }?)
+    }
+
+    unsafe fn copy(&self, on: Handle, from: u64, to: u64, bytes: usize) -> Result<()> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { driver::cuMemcpyDtoDAsync_v2(to, from, bytes, stream(on)) }?)
+    }
+
+    unsafe fn upload(&self, on: Handle, from: &[u8], to: u64) -> Result<()> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise; the host's memory is borrowed until the copy has been made.
+        unsafe {
+            let issued = driver::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), stream(on));
+            Ok(issued.and(driver::cuStreamSynchronize(stream(on)))?)
+        }
+    }
+
+    unsafe fn download(&self, on: Handle, from: u64, to: &mut [u8]) -> Result<()> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise; the host's memory is borrowed until the copy has been made.
+        unsafe {
+            let issued = driver::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), stream(on));
+            Ok(issued.and(driver::cuStreamSynchronize(stream(on)))?)
+        }
+    }
+
+    fn create_stream(&self) -> Result<Handle> {
+        let _entered = self.enter()?;
+        let mut stream = std::ptr::null_mut();
+        // SAFETY: in a context, the pointer is to a live handle.
+        unsafe { driver::cuStreamCreate(&mut stream, NON_BLOCKING) }?;
+        Ok(Handle(stream as usize))
+    }
+
+    unsafe fn destroy_stream(&self, handle: Handle) {
+        let Ok(_entered) = self.enter() else { return };
+        // SAFETY: the caller's promise.
+        let _ = unsafe { driver::cuStreamDestroy_v2(stream(handle)) };
+    }
+
+    unsafe fn synchronize(&self, handle: Handle) -> Result<()> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { driver::cuStreamSynchronize(stream(handle)) }?)
+    }
+
+    unsafe fn is_capturing(&self, handle: Handle) -> Result<bool> {
+        let _entered = self.enter()?;
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: the caller's promise, and the pointer is to a live status.
+        unsafe { driver::cuStreamIsCapturing(stream(handle), &mut status) }?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    fn create_event(&self) -> Result<Handle> {
+        let _entered = self.enter()?;
+        let mut event = std::ptr::null_mut();
+        // SAFETY: in a context, the pointer is to a live handle. Without flags an event measures time.
+        unsafe { driver::cuEventCreate(&mut event, 0) }?;
+        Ok(Handle(event as usize))
+    }
+
+    unsafe fn destroy_event(&self, handle: Handle) {
+        let Ok(_entered) = self.enter() else { return };
+        // SAFETY: the caller's promise.
+        let _ = unsafe { driver::cuEventDestroy_v2(event(handle)) };
+    }
+
+    unsafe fn record(&self, what: Handle, on: Handle) -> Result<()> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { driver::cuEventRecord(event(what), stream(on)) }?)
+    }
+
+    unsafe fn wait(&self, waiting: Handle, what: Handle) -> Result<()> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { driver::cuStreamWaitEvent(stream(waiting), event(what), 0) }?)
+    }
+
+    unsafe fn elapsed(&self, start: Handle, end: Handle) -> Result<f32> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe {
+            driver::cuEventSynchronize(event(end))?;
+            Ok(self.context.driver.elapsed_time(event(start), event(end))?)
+        }
+    }
+
+    unsafe fn begin_capture(&self, handle: Handle) -> Result<()> {
+        let _entered = self.enter()?;
+        // Other threads may do as they like meanwhile; this one is held to what a capture allows.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { driver::cuStreamBeginCapture_v2(stream(handle), mode) }?)
+    }
+
+    unsafe fn end_capture(&self, handle: Handle) -> Result<Handle> {
+        let _entered = self.enter()?;
+        let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the caller's promise; the pointers are to live handles; the graph is destroyed once, which leaves what
+        // was instantiated of it.
+        unsafe {
+            driver::cuStreamEndCapture(stream(handle), &mut graph)?;
+            let made = driver::cuGraphInstantiateWithFlags(&mut executable, graph, 0);
+            let _ = driver::cuGraphDestroy(graph);
+            made?;
+            // So that the first replay costs no more than the others.
+            if let Err(failure) = driver::cuGraphUpload(executable, stream(handle)) {
+                let _ = driver::cuGraphExecDestroy(executable);
+                return Err(failure.into());
+            }
+        }
+        Ok(Handle(executable as usize))
+    }
+
+    unsafe fn abandon_capture(&self, handle: Handle) {
+        let Ok(_entered) = self.enter() else { return };
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: the caller's promise; the graph, if there is one, is destroyed once.
+        unsafe {
+            let _ = driver::cuStreamEndCapture(stream(handle), &mut graph);
+            if !graph.is_null() {
+                let _ = driver::cuGraphDestroy(graph);
+            }
+        }
+    }
+
+    unsafe fn replay(&self, graph: Handle, on: Handle) -> Result<()> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { driver::cuGraphLaunch(graph.0 as sys::CUgraphExec, stream(on)) }?)
+    }
+
+    unsafe fn destroy_graph(&self, graph: Handle) {
+        let Ok(_entered) = self.enter() else { return };
+        // SAFETY: the caller's promise.
+        let _ = unsafe { driver::cuGraphExecDestroy(graph.0 as sys::CUgraphExec) };
+    }
+
+    fn kernel(&self, name: &str) -> Result<Found> {
+        let source = image::source_of(name).ok_or_else(|| Error::NoSuchKernel { kernel: name.to_owned() })?;
+        let (_entered, _relaxed) = (self.enter()?, Relaxed::new()?);
+        let module = self.module(source, name)?;
+        // SAFETY: in the context that the module was loaded in, and modules are never unloaded.
+        unsafe { module::find(self.context.driver, module, name, self.properties.shared_bytes_per_block) }
+    }
+
+    unsafe fn resident_blocks(&self, kernel: Handle, block: u32, shared_bytes: u32) -> Result<u32> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe { launch::resident_blocks(kernel, block, shared_bytes) }
+    }
+
+    unsafe fn resident_clusters(&self, what: &Launch<'_>) -> Result<u32> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe { launch::resident_clusters(what) }
+    }
+
+    unsafe fn launch(&self, on: Handle, what: &Launch<'_>) -> Result<()> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe { launch::launch(stream(on), what, self.properties.compute_capability) }
+    }
+}

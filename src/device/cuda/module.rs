@@ -1,0 +1,87 @@
+//! Loading kernels: built-in machine code first, NVRTC's where that does not fit, and what the compiler made of each.
+
+use std::ffi::CString;
+
+use sys::CUfunction_attribute as Attribute;
+
+use super::driver::{self, Driver, Failure, sys};
+use crate::device::backend::{Found, Handle};
+use crate::device::image::Source;
+use crate::device::nvrtc;
+use crate::device::properties::KernelAttributes;
+use crate::error::{Error, Result};
+
+/// `CUDA_ERROR_NOT_FOUND`.
+const NOT_FOUND: u32 = 500;
+
+/// Whether a driver that answered so may still take another image: it found no code for its device, or code that it is
+/// too old for (`INVALID_IMAGE`, `NO_BINARY_FOR_GPU`, `INVALID_PTX`, `UNSUPPORTED_PTX_VERSION`).
+fn does_not_fit(failure: Failure) -> bool {
+    matches!(failure.code(), 200 | 209 | 218 | 222)
+}
+
+/// Loads a file of kernels. A context must be current.
+pub(super) fn load(source: &Source, kernel: &str, capability: (u32, u32)) -> Result<sys::CUmodule> {
+    if let Some(fatbin) = source.fatbin {
+        match load_image(fatbin) {
+            Err(failure) if does_not_fit(failure) => {}
+            loaded => return Ok(loaded?),
+        }
+    }
+    Ok(load_image(&nvrtc::image(source, kernel, capability)?)?)
+}
+
+fn load_image(image: &[u8]) -> Result<sys::CUmodule, Failure> {
+    // The driver reads structs out of it; what is built in, or read from a file, has the alignment of bytes. PTX ends
+    // with a zero byte, so one more never hurts.
+    let mut words = vec![0u64; image.len() / 8 + 1];
+    bytemuck::cast_slice_mut(&mut words)[..image.len()].copy_from_slice(image);
+    let mut module = std::ptr::null_mut();
+    // SAFETY: a cubin, fatbin or PTX that a compiler made, whole and aligned; the driver copies what it keeps. The other
+    // pointer is to a live handle.
+    unsafe { driver::cuModuleLoadData(&mut module, words.as_ptr().cast()) }?;
+    Ok(module)
+}
+
+/// Finds a kernel, brings its code to the device, and allows it all the shared memory that there is.
+///
+/// # Safety
+/// The module's context must be current, and the module never be unloaded.
+pub(super) unsafe fn find(driver: &Driver, module: sys::CUmodule, name: &str, shared_bytes: u32) -> Result<Found> {
+    let missing = || Error::NoSuchKernel { kernel: name.to_owned() };
+    let c_name = CString::new(name).map_err(|_| missing())?;
+    let mut function = std::ptr::null_mut();
+    // SAFETY: the caller's promise; the name ends with a zero byte, the pointer is to a live handle.
+    match unsafe { driver::cuModuleGetFunction(&mut function, module, c_name.as_ptr()) } {
+        Err(failure) if failure.code() == NOT_FOUND => return Err(missing()),
+        result => result?,
+    }
+    // SAFETY: the function was found above.
+    unsafe { driver.load_function(function) }?;
+    let attribute = |attribute| -> Result<u32> {
+        let mut value = 0;
+        // SAFETY: the function was found above, the pointer is to a live integer.
+        unsafe { driver::cuFuncGetAttribute(&mut value, attribute, function) }?;
+        Ok(u32::try_from(value).unwrap_or(0))
+    };
+    let static_shared_bytes = attribute(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
+    let max_dynamic_shared_bytes = shared_bytes.saturating_sub(static_shared_bytes);
+    // Asked for once, here: a launch then only says how much it uses, and more than 48 KiB needs no other call.
+    // SAFETY: the function was found above.
+    unsafe {
+        let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        driver::cuFuncSetAttribute(function, attribute, max_dynamic_shared_bytes.cast_signed())?;
+    }
+    let compiled_for = attribute(Attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)?;
+    let attributes = KernelAttributes {
+        max_threads: attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+        registers: attribute(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+        local_bytes: attribute(Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
+        static_shared_bytes,
+        max_dynamic_shared_bytes,
+        // SAFETY: the function was found above.
+        params_bytes: unsafe { driver.params_size(function) },
+        compiled_for: (compiled_for / 10, compiled_for % 10),
+    };
+    Ok(Found { handle: Handle(function as usize), attributes })
+}

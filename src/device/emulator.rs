@@ -1,0 +1,244 @@
+//! The emulator as a device. Streams are eager: what is issued has happened when the call returns, or is captured.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use fused_lora_emulator as emulator;
+use fused_lora_emulator::{Config, Counters, Machine};
+
+use super::backend::{Backend, Found, Handle, Launch};
+use super::emulator_streams::{Operation, Streams};
+use super::kernel::LaunchConfig;
+use super::properties::{DeviceKind, KernelAttributes, Properties};
+use crate::error::{Error, Result};
+
+/// Dynamic shared memory of a block, on the emulator and on Hopper.
+const SHARED_BYTES: u32 = 227 << 10;
+/// Shared memory of an SM, of which each resident block takes 1 KiB more than it asked for.
+const SHARED_BYTES_PER_SM: u32 = 228 << 10;
+const THREADS_PER_SM: u32 = 2048;
+
+/// An emulated machine and what its driver would keep.
+#[derive(Debug)]
+pub(super) struct Emulator {
+    machine: Machine,
+    properties: Properties,
+    streams: Mutex<Streams>,
+    counters: Mutex<Option<Counters>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that can panic runs under these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl From<emulator::Error> for Error {
+    fn from(error: emulator::Error) -> Self {
+        match error {
+            emulator::Error::OutOfMemory { bytes } => Error::OutOfDeviceMemory { bytes },
+            emulator::Error::NoSuchKernel(kernel) => Error::NoSuchKernel { kernel },
+            emulator::Error::WrongParameters { kernel, expected, actual } => {
+                Error::WrongParameters { kernel, expected, actual }
+            }
+            emulator::Error::BadLaunch { kernel, reason } => Error::BadLaunch { kernel, reason },
+            emulator::Error::Fault { kernel, report, .. } => Error::KernelFault { kernel, report },
+            other => Error::NoEmulator { reason: other.to_string() },
+        }
+    }
+}
+
+impl Emulator {
+    pub(super) fn new(config: Config) -> Result<Self> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let machine = Machine::new(config)?;
+        let properties = Properties {
+            name: format!("emulator:{}", COUNT.fetch_add(1, Ordering::Relaxed)),
+            kind: DeviceKind::Emulator,
+            compute_capability: config.compute_capability,
+            multiprocessors: config.multiprocessors,
+            threads_per_multiprocessor: THREADS_PER_SM,
+            shared_bytes_per_multiprocessor: SHARED_BYTES_PER_SM,
+            shared_bytes_per_block: SHARED_BYTES,
+            l2_bytes: 50 << 20,
+            memory_bytes: 0,
+            clock_khz: 0,
+            memory_clock_khz: 0,
+            memory_bus_bits: 0,
+        };
+        Ok(Self { machine, properties, streams: Mutex::default(), counters: Mutex::default() })
+    }
+
+    /// Does it, or leaves it to the graph that is being captured.
+    ///
+    /// # Safety
+    /// As the backend's methods.
+    unsafe fn issue(&self, stream: Handle, operation: Operation) -> Result<()> {
+        let captured = lock(&self.streams).capture(stream, operation)?;
+        match captured {
+            None => Ok(()),
+            // SAFETY: the caller's promise.
+            Some(operation) => unsafe { self.perform(&operation) },
+        }
+    }
+
+    /// # Safety
+    /// As the backend's methods.
+    unsafe fn perform(&self, operation: &Operation) -> Result<()> {
+        match operation {
+            // SAFETY: the caller's promise.
+            Operation::Fill { address, byte, bytes } => unsafe { self.machine.fill(*address, *byte, *bytes) },
+            // SAFETY: the caller's promise.
+            Operation::Copy { from, to, bytes } => unsafe { self.machine.copy(*from, *to, *bytes) },
+            Operation::Launch { kernel, config, params } => {
+                let LaunchConfig { grid, block, shared_bytes, cluster, .. } = *config;
+                let name = &self.machine.kernels()[kernel.0].name;
+                let launch = emulator::Launch { kernel: name, grid, block, shared_bytes, cluster, params };
+                // SAFETY: the caller's promise.
+                let counters = unsafe { self.machine.launch(&launch) }?;
+                *lock(&self.counters) = Some(counters);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Backend for Emulator {
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        Ok(self.machine.allocate(bytes)?)
+    }
+
+    unsafe fn free(&self, address: u64) {
+        // SAFETY: the caller's promise; nothing is under way.
+        unsafe { self.machine.free(address) };
+    }
+
+    unsafe fn fill(&self, stream: Handle, address: u64, byte: u8, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.issue(stream, Operation::Fill { address, byte, bytes }) }
+    }
+
+    unsafe fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.issue(stream, Operation::Copy { from, to, bytes }) }
+    }
+
+    unsafe fn upload(&self, _: Handle, from: &[u8], to: u64) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.machine.write(to, from) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, _: Handle, from: u64, to: &mut [u8]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.machine.read(from, to) };
+        Ok(())
+    }
+
+    fn create_stream(&self) -> Result<Handle> {
+        Ok(lock(&self.streams).new_handle())
+    }
+
+    unsafe fn destroy_stream(&self, stream: Handle) {
+        lock(&self.streams).abandon(stream);
+    }
+
+    unsafe fn synchronize(&self, _: Handle) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn is_capturing(&self, stream: Handle) -> Result<bool> {
+        Ok(lock(&self.streams).is_capturing(stream))
+    }
+
+    fn create_event(&self) -> Result<Handle> {
+        Ok(lock(&self.streams).new_handle())
+    }
+
+    unsafe fn destroy_event(&self, event: Handle) {
+        lock(&self.streams).forget_event(event);
+    }
+
+    unsafe fn record(&self, event: Handle, stream: Handle) -> Result<()> {
+        lock(&self.streams).record(event, stream);
+        Ok(())
+    }
+
+    unsafe fn wait(&self, stream: Handle, event: Handle) -> Result<()> {
+        lock(&self.streams).wait(stream, event)
+    }
+
+    unsafe fn elapsed(&self, start: Handle, end: Handle) -> Result<f32> {
+        lock(&self.streams).elapsed(start, end)
+    }
+
+    unsafe fn begin_capture(&self, stream: Handle) -> Result<()> {
+        lock(&self.streams).begin(stream);
+        Ok(())
+    }
+
+    unsafe fn end_capture(&self, stream: Handle) -> Result<Handle> {
+        lock(&self.streams).end(stream)
+    }
+
+    unsafe fn abandon_capture(&self, stream: Handle) {
+        lock(&self.streams).abandon(stream);
+    }
+
+    unsafe fn replay(&self, graph: Handle, stream: Handle) -> Result<()> {
+        let operations = lock(&self.streams).graph(graph);
+        for operation in operations.iter() {
+            // A graph replayed inside a capture becomes part of it.
+            // SAFETY: the caller's promise; the graph's memory is kept.
+            unsafe { self.issue(stream, operation.clone()) }?;
+        }
+        Ok(())
+    }
+
+    unsafe fn destroy_graph(&self, graph: Handle) {
+        lock(&self.streams).forget_graph(graph);
+    }
+
+    fn kernel(&self, name: &str) -> Result<Found> {
+        let index = self.machine.kernels().iter().position(|kernel| kernel.name == name);
+        let index = index.ok_or_else(|| Error::NoSuchKernel { kernel: name.to_owned() })?;
+        let kernel = &self.machine.kernels()[index];
+        let attributes = KernelAttributes {
+            max_threads: kernel.max_threads,
+            registers: 0,
+            local_bytes: 0,
+            static_shared_bytes: 0,
+            max_dynamic_shared_bytes: SHARED_BYTES,
+            params_bytes: Some(kernel.params_bytes),
+            compiled_for: self.properties.compute_capability,
+        };
+        Ok(Found { handle: Handle(index), attributes })
+    }
+
+    unsafe fn resident_blocks(&self, _: Handle, block: u32, shared_bytes: u32) -> Result<u32> {
+        let room = (THREADS_PER_SM / block).min(SHARED_BYTES_PER_SM / (shared_bytes + 1024)).min(32);
+        let side_by_side = self.machine.config().resident_ctas / self.properties.multiprocessors.max(1);
+        Ok(room.min(side_by_side).max(1))
+    }
+
+    unsafe fn resident_clusters(&self, launch: &Launch<'_>) -> Result<u32> {
+        Ok((self.machine.config().resident_ctas / launch.config.cluster).max(1))
+    }
+
+    unsafe fn launch(&self, stream: Handle, launch: &Launch<'_>) -> Result<()> {
+        let (config, params) = (launch.config.clone(), launch.params.to_vec());
+        // SAFETY: the caller's promise.
+        unsafe { self.issue(stream, Operation::Launch { kernel: launch.kernel, config, params }) }
+    }
+
+    fn take_counters(&self) -> Option<Counters> {
+        lock(&self.counters).take()
+    }
+
+    fn machine(&self) -> Option<&Machine> {
+        Some(&self.machine)
+    }
+}

@@ -1,0 +1,132 @@
+//! The kernels as they are built into this library, and which of them a device can run.
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// A file of kernels.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source {
+    /// Its path below kernels/.
+    pub(super) path: &'static str,
+    pub(super) text: &'static str,
+    /// Names of its kernels; where a macro makes several, what they begin with and `*`.
+    pub(super) kernels: &'static [&'static str],
+    /// What it is written for, as nvcc calls it: `sm_80`, `sm_90a`.
+    pub(super) targets: &'static [&'static str],
+    /// Machine code for the targets that nvcc knew, and PTX.
+    pub(super) fatbin: Option<&'static [u8]>,
+}
+
+include!(concat!(env!("OUT_DIR"), "/images.rs"));
+
+/// What the build found to compile the kernels with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BuiltIn {
+    /// Files of kernels.
+    pub files: usize,
+    /// Files whose machine code is built in; the others' sources are, for NVRTC.
+    pub compiled: usize,
+    /// The release of nvcc, if there was one.
+    pub nvcc: Option<&'static str>,
+}
+
+/// What of the kernels is built into this library.
+pub fn built_in() -> BuiltIn {
+    BuiltIn { files: SOURCES.len(), compiled: SOURCES.iter().filter(|s| s.fatbin.is_some()).count(), nvcc: NVCC }
+}
+
+/// The file that a kernel is in: the one that names most of the kernel's name.
+pub(super) fn source_of(kernel: &str) -> Option<&'static Source> {
+    let matched = |pattern: &&str| match pattern.strip_suffix('*') {
+        Some(start) => kernel.starts_with(start).then_some(start.len()),
+        None => (kernel == *pattern).then_some(pattern.len() + 1),
+    };
+    let best = |source: &Source| source.kernels.iter().filter_map(matched).max();
+    SOURCES.iter().filter(|source| best(source).is_some()).max_by_key(|source| best(source))
+}
+
+/// Compute capability and whether code for it runs there alone.
+fn parse(target: &str) -> Option<((u32, u32), bool)> {
+    let name = target.strip_prefix("sm_")?;
+    let digits = name.trim_end_matches('a');
+    let number: u32 = digits.parse().ok()?;
+    Some(((number / 10, number % 10), digits != name))
+}
+
+impl Source {
+    /// Whether it is written for a device of this compute capability.
+    pub(super) fn supports(&self, capability: (u32, u32)) -> bool {
+        let runs = |(target, alone): ((u32, u32), bool)| target == capability || (!alone && target <= capability);
+        self.targets.iter().filter_map(|target| parse(target)).any(runs)
+    }
+
+    /// What the compiler calls a device of this compute capability.
+    pub(super) fn architecture(&self, capability: (u32, u32)) -> String {
+        let alone = |target: &&str| parse(target) == Some((capability, true));
+        let suffix = if self.targets.iter().any(alone) { "a" } else { "" };
+        format!("{}{}{suffix}", capability.0, capability.1)
+    }
+
+    /// A name for what these words make of this file: it changes with every text that the compiler may read.
+    pub(super) fn digest(&self, words: &[&str]) -> String {
+        let mut hash = Sha256::new();
+        let headers = HEADERS.iter().flat_map(|(path, text)| [*path, *text]);
+        for part in words.iter().copied().chain([self.path, self.text]).chain(headers) {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        format!("{:x}", hash.finalize())
+    }
+}
+
+/// Refuses a kernel that is not written for a device of this compute capability. Names that are none of ours pass.
+pub(super) fn expect_supported(kernel: &str, capability: (u32, u32)) -> Result<()> {
+    match source_of(kernel) {
+        Some(source) if !source.supports(capability) => {
+            Err(Error::Unsupported { kernel: kernel.to_owned(), capability, needs: source.targets.join(" ") })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOTH: Source =
+        Source { path: "a.cu", text: "", kernels: &[], targets: &["sm_80", "sm_90a", "sm_100"], fatbin: None };
+    const HOPPER: Source = Source { targets: &["sm_90a"], ..BOTH };
+
+    #[test]
+    fn code_runs_on_later_devices_unless_it_is_bound_to_one() {
+        for (capability, both, hopper) in
+            [((7, 5), false, false), ((8, 0), true, false), ((8, 7), true, false), ((9, 0), true, true)]
+        {
+            assert_eq!((BOTH.supports(capability), HOPPER.supports(capability)), (both, hopper), "{capability:?}");
+        }
+        assert!(BOTH.supports((12, 1)) && !HOPPER.supports((10, 0)));
+        assert_eq!(BOTH.architecture((9, 0)), "90a");
+        assert_eq!(BOTH.architecture((10, 3)), "103");
+    }
+
+    #[test]
+    fn a_kernel_is_found_in_the_file_that_names_it_best() {
+        for source in SOURCES {
+            assert!(!source.kernels.is_empty(), "{} names no kernel after GPU_KERNEL(", source.path);
+            for pattern in source.kernels {
+                let kernel = pattern.replace('*', "f32");
+                let found = source_of(&kernel).unwrap();
+                assert!(std::ptr::eq(found, source), "{kernel} of {} is taken for one of {}", source.path, found.path);
+            }
+        }
+        assert!(source_of("no_such_kernel").is_none());
+    }
+
+    #[test]
+    fn a_digest_tells_words_apart() {
+        assert_ne!(BOTH.digest(&["a", "b"]), BOTH.digest(&["ab"]));
+        assert_eq!(BOTH.digest(&["a", "b"]), BOTH.digest(&["a", "b"]));
+    }
+}

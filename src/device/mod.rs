@@ -1,0 +1,179 @@
+//! GPUs: memory, streams, events, graphs and kernels, on CUDA and on the emulator alike.
+//!
+//! A [`Device`] is either an NVIDIA GPU, through the driver API alone, or (with the feature `emulator`) the CPU running
+//! the same kernel sources, stricter than hardware. Everything here works on both. Nothing here panics where there is no
+//! driver: [`Device::cuda`] answers with [`Error::NoDriver`].
+//!
+//! - [`DeviceBuffer`] owns memory; [`DeviceSlice`], [`DeviceSliceMut`], [`DeviceMatrix`] and [`DeviceMatrixMut`] are views
+//!   of it, or of memory that another library owns.
+//! - [`Stream`] is work in order, the library's own or borrowed; [`Event`] marks and times it; [`Graph`] replays it.
+//! - [`Kernel`] is a kernel found by name, [`LaunchConfig`] how it is launched.
+//! - [`Decode`] runs a LoRA layer for 1 to 16 tokens in one launch; [`Merge`] folds adapters into a weight.
+//!
+//! Memory that a stream still works on may be dropped: it is given back when that work is done. Work on *different*
+//! streams that touches the same memory must be ordered by the caller, with [`Stream::wait`]; unordered, the values read
+//! are any, nothing worse.
+
+mod backend;
+mod buffer;
+mod cache;
+mod cuda;
+#[cfg(feature = "emulator")]
+mod emulator;
+#[cfg(feature = "emulator")]
+mod emulator_streams;
+mod graph;
+mod image;
+mod kernel;
+mod layer;
+mod lora_decode;
+mod lora_merge;
+mod matrix;
+mod memory;
+mod nvrtc;
+mod properties;
+mod slice;
+mod stream;
+mod workspace;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use backend::{Backend, Found};
+use memory::Ledger;
+
+use crate::error::{Error, Result};
+
+pub use buffer::DeviceBuffer;
+pub use cache::folder as cache_folder;
+#[cfg(feature = "emulator")]
+pub use fused_lora_emulator::{Config as EmulatorConfig, Counters as LaunchCounters, Machine};
+pub use graph::Graph;
+pub use image::{BuiltIn, built_in};
+pub use kernel::{Kernel, KernelParams, LaunchConfig};
+pub use layer::{DeviceLora, DeviceResidual, DeviceSegment};
+pub use lora_decode::Decode;
+pub use lora_merge::{DeviceMergeReport, Merge, MergeRecord};
+pub use matrix::{DeviceMatrix, DeviceMatrixMut};
+pub use nvrtc::version as nvrtc_version;
+pub use properties::{DeviceKind, KernelAttributes, Properties};
+pub use slice::{DeviceSlice, DeviceSliceMut};
+pub use stream::{Event, Stream};
+pub use workspace::Workspace;
+
+/// A GPU or the emulator. A clone is the same device.
+#[derive(Debug, Clone)]
+pub struct Device(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    backend: Box<dyn Backend>,
+    ledger: Ledger,
+    kernels: Mutex<HashMap<String, Found>>,
+}
+
+impl Device {
+    /// The CUDA device of this number, through its primary context. Every call for one number gives the same device.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`]; [`Error::Driver`] if it cannot be used.
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        static OPEN: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
+        // Nothing that runs under the lock leaves the list half changed.
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, device)) = open.iter().find(|(number, _)| *number == ordinal) {
+            return Ok(device.clone());
+        }
+        let device = Self::new(cuda::Cuda::open(ordinal)?);
+        open.push((ordinal, device.clone()));
+        Ok(device)
+    }
+
+    /// How many CUDA devices there are.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`] if the driver finds no GPU.
+    pub fn cuda_count() -> Result<usize> {
+        cuda::device_count()
+    }
+
+    /// What the driver tells about a CUDA device, without opening it.
+    ///
+    /// # Errors
+    /// As [`cuda`](Self::cuda).
+    pub fn cuda_properties(ordinal: usize) -> Result<Properties> {
+        cuda::properties(ordinal)
+    }
+
+    /// A new emulated GPU with memory of its own.
+    ///
+    /// # Errors
+    /// [`Error::NoEmulator`].
+    #[cfg(feature = "emulator")]
+    pub fn emulator(config: EmulatorConfig) -> Result<Self> {
+        Ok(Self::new(emulator::Emulator::new(config)?))
+    }
+
+    fn new(backend: impl Backend + 'static) -> Self {
+        Self(Arc::new(Inner { backend: Box::new(backend), ledger: Ledger::default(), kernels: Mutex::default() }))
+    }
+
+    /// What it is and has.
+    pub fn properties(&self) -> &Properties {
+        self.0.backend.properties()
+    }
+
+    /// The kernel of this name, its code brought to the device. The first call for a kernel may compile it, which takes
+    /// seconds; later ones only look it up.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchKernel`], [`Error::Unsupported`] if it is not written for this device, [`Error::NoKernelImage`],
+    /// [`Error::CompilationFailed`], or what the driver refuses.
+    pub fn kernel(&self, name: &str) -> Result<Kernel> {
+        let mut kernels = self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = match kernels.get(name) {
+            Some(&found) => found,
+            None => {
+                image::expect_supported(name, self.properties().compute_capability)?;
+                *kernels.entry(name.to_owned()).or_insert(self.0.backend.kernel(name)?)
+            }
+        };
+        Ok(Kernel::new(self, name, found))
+    }
+
+    /// The emulator's counters of the last launch, and nothing after that until the next. `None` on a GPU.
+    #[cfg(feature = "emulator")]
+    pub fn take_counters(&self) -> Option<LaunchCounters> {
+        self.0.backend.take_counters()
+    }
+
+    /// The emulated machine, to change the schedule of its launches. `None` on a GPU.
+    #[cfg(feature = "emulator")]
+    pub fn machine(&self) -> Option<&Machine> {
+        self.0.backend.machine()
+    }
+
+    fn backend(&self) -> &dyn Backend {
+        &*self.0.backend
+    }
+
+    fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
+    fn expect_same(&self, operand: &'static str, other: &Device) -> Result<()> {
+        if self == other {
+            return Ok(());
+        }
+        let (expected, actual) = (self.properties().to_string(), other.properties().to_string());
+        Err(Error::WrongDevice { operand, expected, actual })
+    }
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Device {}

@@ -1,0 +1,82 @@
+//! What decode launches keep between each other.
+
+use super::Device;
+use super::buffer::DeviceBuffer;
+use super::matrix::Extent;
+use super::stream::Stream;
+use crate::decode::WorkspaceLayout;
+use crate::error::{Error, Result};
+
+/// A ticket counter, T, and partial sums.
+///
+/// Every launch leaves it ready for the next, of any plan that it has room for. Launches that share one must be ordered: on
+/// one stream they are. After a [`KernelFault`](Error::KernelFault) it must be [`reset`](Self::reset).
+#[derive(Debug)]
+pub struct Workspace {
+    words: DeviceBuffer<u64>,
+    layout: WorkspaceLayout,
+}
+
+impl Workspace {
+    /// A workspace with room for plans of this layout: of several plans, their layouts'
+    /// [`union`](WorkspaceLayout::union).
+    ///
+    /// # Errors
+    /// As [`DeviceBuffer::zeros`].
+    pub fn new(stream: &Stream, layout: WorkspaceLayout) -> Result<Self> {
+        Ok(Self { words: DeviceBuffer::zeros(stream, layout.bytes().div_ceil(size_of::<u64>()))?, layout })
+    }
+
+    /// A workspace in memory of the caller's, which may have held anything.
+    ///
+    /// # Errors
+    /// [`Error::BufferTooShort`] if it has fewer than the layout's bytes, [`Error::WrongDevice`], or what the driver
+    /// refuses.
+    pub fn in_buffer(stream: &Stream, words: DeviceBuffer<u64>, layout: WorkspaceLayout) -> Result<Self> {
+        let (required, available) = (layout.bytes().div_ceil(size_of::<u64>()), words.len());
+        if available < required {
+            return Err(Error::BufferTooShort { rows: 1, cols: required, row_stride: required, required, available });
+        }
+        let mut workspace = Self { words, layout };
+        workspace.reset(stream)?;
+        Ok(workspace)
+    }
+
+    /// Issues what makes it as new.
+    ///
+    /// # Errors
+    /// [`Error::WrongDevice`], or what the driver refuses.
+    pub fn reset(&mut self, stream: &Stream) -> Result<()> {
+        self.words.as_mut_slice().fill(stream, 0)
+    }
+
+    /// What it has room for.
+    pub fn layout(&self) -> WorkspaceLayout {
+        self.layout
+    }
+
+    /// The device that it is on.
+    pub fn device(&self) -> &Device {
+        self.words.device()
+    }
+
+    pub(super) fn extent(&self) -> Extent {
+        Extent::of_slice(&self.words.as_slice())
+    }
+
+    pub(super) fn ticket(&self) -> u64 {
+        self.words.address()
+    }
+
+    pub(super) fn t(&self) -> u64 {
+        self.words.address() + WorkspaceLayout::T_OFFSET as u64
+    }
+
+    pub(super) fn arrivals(&self) -> u64 {
+        self.words.address() + self.layout.arrivals_offset() as u64
+    }
+
+    pub(super) fn partial(&self) -> u64 {
+        self.words.address() + self.layout.partial_offset() as u64
+    }
+}

@@ -1,0 +1,48 @@
+//! How a GPU folds adapters into a weight, and what it tells of it: pure, printable.
+//!
+//! The kernels are kernels/lora/merge.h.
+
+use crate::abi;
+use crate::dtype::DType;
+use crate::lora::Layout;
+
+/// How one launch of `lora_merge` runs. It needs no workspace but the report's 12 bytes, zeroed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MergePlan {
+    /// Name of the kernel.
+    pub kernel: String,
+    /// CTAs: along the weight's columns, along its rows.
+    pub grid: [u32; 3],
+    /// Threads of a CTA.
+    pub threads: u32,
+    /// Dynamic shared memory of a CTA, in bytes.
+    pub shared_bytes: u32,
+}
+
+/// Values of the rank that are in shared memory at a time, and what keeps its rows out of each other's banks.
+const PANEL: u32 = 32;
+const PADDING: u32 = 4;
+
+impl MergePlan {
+    /// The plan for a weight of `rows` by `cols` as stored.
+    pub fn new(rows: usize, cols: usize, layout: Layout, dtype: DType) -> Self {
+        let tile_rows = abi::LORA_MERGE_ROWS;
+        let tile_columns = abi::LORA_MERGE_CHUNKS * (16 / dtype.size()) as u32;
+        let family = match layout {
+            Layout::OutIn => "rows",
+            Layout::InOut => "columns",
+        };
+        Self {
+            kernel: format!("lora_merge_{family}_{dtype}"),
+            grid: [cols.div_ceil(tile_columns as usize) as u32, rows.div_ceil(tile_rows as usize) as u32, 1],
+            threads: abi::LORA_MERGE_THREADS,
+            shared_bytes: 4 * PANEL * (tile_rows + tile_columns + 2 * PADDING),
+        }
+    }
+}
+
+impl std::fmt::Display for MergePlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: grid {:?} of {} threads, {} B shared", self.kernel, self.grid, self.threads, self.shared_bytes)
+    }
+}

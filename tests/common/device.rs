@@ -1,0 +1,128 @@
+//! A random layer in device memory.
+
+use std::ops::Range;
+
+use fused_lora::Element;
+use fused_lora::device::{
+    Device, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSegment, EmulatorConfig,
+    Stream,
+};
+use fused_lora::lora::{Activation, Layout};
+
+use super::{Buffer, RandomLayer};
+
+/// An emulated GPU of six SMs.
+pub fn device() -> Device {
+    Device::emulator(EmulatorConfig { multiprocessors: 6, ..EmulatorConfig::default() }).unwrap()
+}
+
+/// A matrix in device memory.
+pub struct Matrix<T> {
+    buffer: DeviceBuffer<T>,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+impl<T: Element> Matrix<T> {
+    pub fn new(stream: &Stream, from: &Buffer<T>) -> Self {
+        let buffer = DeviceBuffer::from_slice(stream, &from.data).unwrap();
+        Self { buffer, rows: from.rows, cols: from.cols, stride: from.stride }
+    }
+
+    pub fn view(&self) -> DeviceMatrix<'_, T> {
+        DeviceMatrix::with_stride(self.buffer.as_slice(), self.rows, self.cols, self.stride).unwrap()
+    }
+}
+
+/// A low-rank segment in device memory.
+struct Factors<T> {
+    columns: Range<usize>,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    scale: f32,
+}
+
+impl<T: Element> Factors<T> {
+    fn view(&self) -> DeviceSegment<'_, T> {
+        DeviceSegment { columns: self.columns.clone(), a: self.a.view(), b: self.b.view(), scale: self.scale }
+    }
+}
+
+/// A layer, its input and its output.
+pub struct OnDevice<T> {
+    layout: Layout,
+    activation: Activation,
+    weight: Matrix<T>,
+    bias: Option<DeviceBuffer<T>>,
+    factors: Vec<Factors<T>>,
+    x: Matrix<T>,
+    residual: Option<Matrix<T>>,
+    y: Matrix<T>,
+}
+
+impl<T: Element> OnDevice<T> {
+    pub fn new(
+        stream: &Stream,
+        random: &RandomLayer<T>,
+        x: &Buffer<T>,
+        activation: Activation,
+        residual: Option<&Buffer<T>>,
+    ) -> Self {
+        let shape = &random.shape;
+        let factors = shape.segments.iter().zip(&random.factors);
+        let factors = factors.map(|(&(start, end, _), (a, b, scale))| Factors {
+            columns: start..end,
+            a: Matrix::new(stream, a),
+            b: Matrix::new(stream, b),
+            scale: *scale,
+        });
+        Self {
+            layout: shape.layout,
+            activation,
+            weight: Matrix::new(stream, &random.weight),
+            bias: shape.bias.then(|| DeviceBuffer::from_slice(stream, &random.bias).unwrap()),
+            factors: factors.collect(),
+            x: Matrix::new(stream, x),
+            residual: residual.map(|residual| Matrix::new(stream, residual)),
+            y: Matrix::new(stream, &Buffer::poisoned(shape.tokens, shape.d_out, shape.gap)),
+        }
+    }
+
+    /// Views of everything, for as long as `work` takes.
+    pub fn with<R>(
+        &mut self,
+        work: impl FnOnce(&DeviceLora<'_, T>, DeviceMatrix<'_, T>, DeviceResidual<'_, T>, DeviceMatrixMut<'_, T>) -> R,
+    ) -> R {
+        let segments: Vec<_> = self.factors.iter().map(Factors::view).collect();
+        let layer = DeviceLora {
+            weight: self.weight.view(),
+            layout: self.layout,
+            bias: self.bias.as_ref().map(DeviceBuffer::as_slice),
+            segments: &segments,
+            activation: self.activation,
+        };
+        let residual = self.residual.as_ref().map_or(DeviceResidual::None, |r| DeviceResidual::From(r.view()));
+        let Matrix { buffer, rows, cols, stride } = &mut self.y;
+        let y = DeviceMatrixMut::with_stride(buffer.as_mut_slice(), *rows, *cols, *stride).unwrap();
+        work(&layer, self.x.view(), residual, y)
+    }
+
+    /// The output, copied to the host.
+    pub fn y(&self, stream: &Stream) -> Buffer<T> {
+        let Matrix { buffer, rows, cols, stride } = &self.y;
+        Buffer { data: buffer.to_vec(stream).unwrap(), rows: *rows, cols: *cols, stride: *stride }
+    }
+
+    pub fn poison_y(&mut self, stream: &Stream) {
+        self.y.buffer.as_mut_slice().fill(stream, 0xff).unwrap();
+    }
+
+    pub fn upload_y(&mut self, stream: &Stream, from: &Buffer<T>) {
+        self.y.buffer.upload(stream, &from.data).unwrap();
+    }
+
+    pub fn upload_x(&mut self, stream: &Stream, from: &Buffer<T>) {
+        self.x.buffer.upload(stream, &from.data).unwrap();
+    }
+}

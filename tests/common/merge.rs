@@ -1,0 +1,75 @@
+//! A merge: buffers uploaded, launched, read back.
+#![allow(clippy::cast_possible_truncation)]
+
+use fused_lora::Element;
+use fused_lora::abi::{LoraMerge, LoraMergeReport};
+use fused_lora::lora::Layout;
+use fused_lora::merge::MergePlan;
+
+use super::decode::{segment_table, upload};
+use super::rig::{Call, Failure, Rig};
+use super::{Buffer, RandomLayer};
+
+/// What a merge left and told.
+pub struct Merged<T> {
+    pub weight: Buffer<T>,
+    pub largest_rounding: f32,
+    pub largest_change: f32,
+    pub not_finite: u32,
+}
+
+/// Merges `sign` times the layer's segments into `weight`, or into a poisoned copy if `in_place` is not set. With
+/// `segments_of` cut to none it is a copy.
+pub fn run<T: Element>(
+    rig: &Rig,
+    layer: &RandomLayer<T>,
+    weight: &Buffer<T>,
+    sign: f32,
+    in_place: bool,
+    with_segments: bool,
+) -> Result<Merged<T>, Failure> {
+    let plan = MergePlan::new(weight.rows, weight.cols, layer.shape.layout, T::DTYPE);
+    let mut keep = vec![];
+    let segments = if with_segments { &layer.shape.segments[..] } else { &[] };
+    let (mut table, _) = segment_table(rig, segments, &layer.factors[..segments.len()], &mut keep);
+    table.iter_mut().for_each(|segment| segment.scale *= sign);
+    let report = upload(rig, &[0.0f32; 3], &mut keep);
+    let source = upload(rig, &weight.data, &mut keep);
+    let gap = weight.stride - weight.cols;
+    let mut out = Buffer::<T>::poisoned(weight.rows, weight.cols, gap);
+    let target = if in_place { source } else { upload(rig, &out.data, &mut keep) };
+    let params = LoraMerge {
+        source: source as *const _,
+        weight: target as *mut _,
+        report: report as *mut LoraMergeReport,
+        rows: weight.rows as u32,
+        columns: weight.cols as u32,
+        source_stride: weight.stride as u32,
+        weight_stride: out.stride as u32,
+        segment_count: segments.len() as u32,
+        reserved: 0,
+        segments: table,
+    };
+    let call = Call {
+        kernel: &plan.kernel,
+        grid: plan.grid,
+        threads: plan.threads,
+        shared_bytes: plan.shared_bytes,
+        cluster: 1,
+    };
+    let mut told = [0.0f32; 3];
+    let ended = rig.launch(&call, &params);
+    rig.read(target, &mut out.data);
+    rig.read(report, &mut told);
+    keep.iter().for_each(|&address| rig.free(address));
+    ended?;
+    Ok(Merged { weight: out, largest_rounding: told[0], largest_change: told[1], not_finite: told[2].to_bits() })
+}
+
+/// The layout's rows and columns.
+pub fn stored(layout: Layout, d_in: usize, d_out: usize) -> (usize, usize) {
+    match layout {
+        Layout::OutIn => (d_out, d_in),
+        Layout::InOut => (d_in, d_out),
+    }
+}

@@ -1,0 +1,191 @@
+//! Where a test's kernels run: the emulator, or, with `FUSED_LORA_TEST_DEVICE=cuda`, the first GPU. The tests are the same.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use bytemuck::{AnyBitPattern, NoUninit};
+use fused_lora::device::{Device, DeviceBuffer, KernelParams, LaunchConfig, Stream};
+use fused_lora_emulator::{Build, Completion, Config, Counters, Error, Fault, Launch, Machine, Schedule};
+
+/// Set in the process that the sanitizers' test starts.
+pub const SANITIZED: &str = "FUSED_LORA_TEST_SANITIZED";
+/// `cuda`, or not set.
+const DEVICE: &str = "FUSED_LORA_TEST_DEVICE";
+
+/// A device, and the memory that tests take of it.
+pub struct Rig(Kind);
+
+enum Kind {
+    Emulator(Box<Machine>),
+    Cuda { device: Device, stream: Stream, buffers: RefCell<HashMap<u64, DeviceBuffer<u8>>> },
+}
+
+use Kind::{Cuda, Emulator};
+
+/// What ended a launch.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Failure {
+    /// A check of the emulator.
+    Fault(Fault, String),
+    /// What the device layer or the emulator refused.
+    Refused(String),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Failure::Fault(fault, report) => write!(f, "{fault:?}: {report}"),
+            Failure::Refused(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// The shape of a launch.
+#[derive(Debug, Clone, Copy)]
+pub struct Call<'a> {
+    pub kernel: &'a str,
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub shared_bytes: u32,
+    pub cluster: u32,
+}
+
+/// Whether tests run on a GPU.
+pub fn on_gpu() -> bool {
+    std::env::var(DEVICE).is_ok_and(|device| device == "cuda")
+}
+
+/// The builds of the kernels that this process can run: the sanitizers' needs a process of its own, a GPU has one.
+pub fn builds() -> Vec<Build> {
+    match () {
+        () if on_gpu() => vec![Build::Plain],
+        () if std::env::var_os(SANITIZED).is_some() => vec![Build::Sanitize],
+        () => vec![Build::Plain, Build::Race],
+    }
+}
+
+impl Rig {
+    pub fn new(build: Build) -> Self {
+        Self::with(Config { build, ..Config::default() })
+    }
+
+    pub fn with(config: Config) -> Self {
+        if on_gpu() {
+            let device = Device::cuda(0).unwrap();
+            let stream = Stream::new(&device).unwrap();
+            return Self(Cuda { device, stream, buffers: RefCell::default() });
+        }
+        Self::emulator(Machine::new(config).unwrap())
+    }
+
+    pub fn emulator(machine: Machine) -> Self {
+        Self(Emulator(Box::new(machine)))
+    }
+
+    /// Has no effect on a GPU, whose schedule is its own.
+    pub fn set_schedule(&self, schedule: Schedule, completion: Completion, resident_ctas: u32) {
+        if let Emulator(machine) = &self.0 {
+            machine.set_schedule(schedule, completion);
+            machine.set_resident_ctas(resident_ctas);
+        }
+    }
+
+    pub fn compute_capability(&self) -> (u32, u32) {
+        match &self.0 {
+            Emulator(machine) => machine.config().compute_capability,
+            Cuda { device, .. } => device.properties().compute_capability,
+        }
+    }
+
+    pub fn upload<T: NoUninit>(&self, data: &[T]) -> u64 {
+        let address = self.allocate(size_of_val(data));
+        self.write(address, data);
+        address
+    }
+
+    pub fn allocate(&self, bytes: usize) -> u64 {
+        match &self.0 {
+            Emulator(machine) => machine.allocate(bytes).unwrap(),
+            Cuda { stream, buffers, .. } => {
+                let buffer = DeviceBuffer::<u8>::zeros(stream, bytes.max(1)).unwrap();
+                let address = buffer.as_slice().address();
+                buffers.borrow_mut().insert(address, buffer);
+                address
+            }
+        }
+    }
+
+    pub fn free(&self, address: u64) {
+        match &self.0 {
+            // SAFETY: tests free what they have allocated, once, and no launch runs.
+            Emulator(machine) => unsafe { machine.free(address) },
+            Cuda { buffers, .. } => drop(buffers.borrow_mut().remove(&address)),
+        }
+    }
+
+    /// Writes from the host to an address inside an allocation.
+    pub fn write<T: NoUninit>(&self, address: u64, data: &[T]) {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        match &self.0 {
+            // SAFETY: the machine checks the bounds; no launch runs.
+            Emulator(machine) => unsafe { machine.write(address, bytes) },
+            Cuda { stream, buffers, .. } => {
+                let mut buffers = buffers.borrow_mut();
+                let (base, buffer) = buffers.iter_mut().find(|(base, b)| within(**base, b.len(), address)).unwrap();
+                let at = (address - base) as usize;
+                let mut slice = buffer.as_mut_slice();
+                slice.slice_mut(at..at + bytes.len()).upload(stream, bytes).unwrap();
+            }
+        }
+    }
+
+    /// Reads to the host from an address inside an allocation.
+    pub fn read<T: NoUninit + AnyBitPattern>(&self, address: u64, data: &mut [T]) {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(data);
+        match &self.0 {
+            // SAFETY: the machine checks the bounds; no launch runs.
+            Emulator(machine) => unsafe { machine.read(address, bytes) },
+            Cuda { stream, buffers, .. } => {
+                let buffers = buffers.borrow();
+                let (base, buffer) = buffers.iter().find(|(base, b)| within(**base, b.len(), address)).unwrap();
+                let at = (address - base) as usize;
+                buffer.as_slice().slice(at..at + bytes.len()).download(stream, bytes).unwrap();
+            }
+        }
+    }
+
+    /// Runs a kernel to its end. The counters are zeros on a GPU.
+    pub fn launch<P: KernelParams>(&self, call: &Call<'_>, params: &P) -> Result<Counters, Failure> {
+        match &self.0 {
+            Emulator(machine) => {
+                // SAFETY: a parameter struct is plain data without padding.
+                let params =
+                    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(params).cast::<u8>(), size_of::<P>()) };
+                let Call { kernel, grid, threads, shared_bytes, cluster } = *call;
+                let launch = Launch { kernel, grid, block: threads, shared_bytes, cluster, params };
+                // SAFETY: tests give addresses of this rig's allocations.
+                unsafe { machine.launch(&launch) }.map_err(|error| match error {
+                    Error::Fault { fault, report, .. } => Failure::Fault(fault, report),
+                    other => Failure::Refused(other.to_string()),
+                })
+            }
+            Cuda { device, stream, .. } => {
+                let refused = |error: fused_lora::Error| Failure::Refused(error.to_string());
+                let kernel = device.kernel(call.kernel).map_err(refused)?;
+                let config = LaunchConfig {
+                    shared_bytes: call.shared_bytes,
+                    cluster: call.cluster,
+                    ..LaunchConfig::new(call.grid, call.threads)
+                };
+                // SAFETY: tests give addresses of this rig's allocations, and the stream is waited for.
+                unsafe { kernel.launch(stream, &config, params) }.map_err(refused)?;
+                stream.synchronize().map_err(refused)?;
+                Ok(Counters::default())
+            }
+        }
+    }
+}
+
+fn within(base: u64, len: usize, address: u64) -> bool {
+    address >= base && address < base + len as u64
+}

@@ -1,0 +1,22 @@
+//! AddressSanitizer has to be in a process from its start, so a test binary starts itself again.
+
+use std::process::Command;
+
+use super::rig::{SANITIZED, on_gpu};
+
+/// Runs this test binary again, without the tests named, under AddressSanitizer and UndefinedBehaviorSanitizer.
+pub fn rerun_under_sanitizers(skip: &[&str]) {
+    if std::env::var_os(SANITIZED).is_some() || on_gpu() {
+        return; // this is the second process, or compute-sanitizer's work
+    }
+    let preload = fused_lora_emulator::sanitizer_preload().unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .env(SANITIZED, "1")
+        .env("LD_PRELOAD", preload)
+        .env("ASAN_OPTIONS", "detect_leaks=0:abort_on_error=0")
+        .args(skip.iter().flat_map(|name| ["--skip", name]))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("test result: ok"), "{text}");
+}

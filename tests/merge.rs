@@ -1,0 +1,187 @@
+//! The merge kernels in the emulator: against float64 element by element, in place and from a kept original, under several
+//! schedules, in the plain, race and sanitizer builds.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::decode::LAYOUTS;
+use common::merge::{Merged, run, stored};
+use common::rig::{Rig, builds};
+use common::sanitize::rerun_under_sanitizers;
+use common::{Buffer, RandomLayer, Rng, Shape};
+use fused_lora::lora::Layout;
+use fused_lora::{DType, Element, reference};
+use fused_lora_emulator::{Build, Completion, Schedule};
+use half::{bf16, f16};
+
+const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(9), 3)];
+
+fn shape(d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)], gap: usize) -> Shape {
+    Shape { tokens: 1, d_in, d_out, layout, segments: segments.to_vec(), bias: false, gap }
+}
+
+/// Half a unit in the last place of values up to `magnitude`.
+fn half_ulp(dtype: DType, magnitude: f64) -> f64 {
+    let (digits, smallest) = match dtype {
+        DType::F32 => (24, -149),
+        DType::F16 => (11, -24),
+        DType::Bf16 => (8, -133),
+    };
+    let exponent = if magnitude > 0.0 { magnitude.log2().floor() as i32 + 1 - digits } else { smallest };
+    0.5 * 2f64.powi(exponent.max(smallest))
+}
+
+/// Every element within its bound, elements outside all segments untouched, the report true.
+fn judge<T: Element>(layer: &RandomLayer<T>, before: &Buffer<T>, sign: f64, merged: &Merged<T>, what: &str) {
+    let shape = &layer.shape;
+    let rank: usize = shape.segments.iter().map(|s| s.2).sum();
+    let (mut rounding, mut change) = (0.0f64, 0.0f64);
+    for row in 0..before.rows {
+        for column in 0..before.cols {
+            let (input, output) = match shape.layout {
+                Layout::OutIn => (column, row),
+                Layout::InOut => (row, column),
+            };
+            let (mut delta, mut magnitude, mut inside) = (0.0, 0.0, false);
+            for (&(begin, end, rank), (a, b, scale)) in shape.segments.iter().zip(&layer.factors) {
+                if !(begin..end).contains(&output) {
+                    continue;
+                }
+                inside = true;
+                for l in 0..rank {
+                    let term = sign
+                        * f64::from(*scale)
+                        * f64::from(b.view().row(output - begin)[l].to_f32())
+                        * f64::from(a.view().row(l)[input].to_f32());
+                    delta += term;
+                    magnitude += term.abs();
+                }
+            }
+            let old = before.view().row(row)[column];
+            let got = merged.weight.view().row(row)[column];
+            if !inside {
+                assert_eq!(got, old, "[{row}, {column}] is in no segment: {what}");
+                continue;
+            }
+            let (got, exact) = (f64::from(got.to_f32()), f64::from(old.to_f32()) + delta);
+            let sums = f64::from(f32::EPSILON) * (rank + 3) as f64 * (magnitude + exact.abs());
+            let bound = half_ulp(T::DTYPE, exact.abs() + sums) + sums;
+            assert!((got - exact).abs() <= bound, "[{row}, {column}] is {got}, not {exact} ± {bound:e}: {what}");
+            rounding = rounding.max((got - exact).abs());
+            change = change.max(delta.abs());
+        }
+    }
+    merged.weight.assert_gaps_untouched();
+    let near = |told: f32, known: f64, slack: f64| (f64::from(told) - known).abs() <= 1e-4 * known + slack;
+    // f32 sums are themselves off by about as much as their rounding, so only its size can be compared.
+    let slack = f64::from(f32::EPSILON) * (rank + 3) as f64 * (change + 1.0);
+    assert!(near(merged.largest_change, change, slack), "change {} for {change}: {what}", merged.largest_change);
+    assert!(
+        near(merged.largest_rounding, rounding, slack),
+        "rounding {} for {rounding}: {what}",
+        merged.largest_rounding
+    );
+    assert_eq!(merged.not_finite, 0, "{what}");
+}
+
+fn check<T: Element>(build: Build, shape: &Shape) {
+    let rig = Rig::new(build);
+    let mut rng = Rng(shape.d_in as u64 * 31 + shape.d_out as u64);
+    let layer = RandomLayer::<T>::new(&mut rng, shape);
+    for (schedule, resident) in SCHEDULES {
+        rig.set_schedule(schedule, Completion::Late, resident);
+        let what = format!("{shape:?}, {}, {schedule:?}", T::DTYPE);
+        let merged = run(&rig, &layer, &layer.weight, 1.0, true, true).unwrap_or_else(|e| panic!("{what}: {e}"));
+        judge(&layer, &layer.weight, 1.0, &merged, &what);
+        let undone = run(&rig, &layer, &merged.weight, -1.0, true, true).unwrap();
+        judge(&layer, &merged.weight, -1.0, &undone, &what);
+        // From a kept original: into another buffer, and the original back with no segments.
+        let aside = run(&rig, &layer, &layer.weight, 1.0, false, true).unwrap();
+        let restored = run(&rig, &layer, &layer.weight, 1.0, false, false).unwrap();
+        for row in 0..layer.weight.rows {
+            assert_eq!(aside.weight.view().row(row), merged.weight.view().row(row), "{what}");
+            assert_eq!(restored.weight.view().row(row), layer.weight.view().row(row), "{what}");
+        }
+        restored.weight.assert_gaps_untouched();
+    }
+}
+
+fn every_type(shape: &Shape) {
+    for build in builds() {
+        check::<f32>(build, shape);
+        check::<f16>(build, shape);
+        check::<bf16>(build, shape);
+    }
+}
+
+#[test]
+fn one_segment() {
+    for layout in LAYOUTS {
+        every_type(&shape(136, 72, layout, &[(0, 72, 4)], 0));
+        every_type(&shape(8, 8, layout, &[(0, 8, 1)], 8));
+    }
+}
+
+#[test]
+fn ranks_beyond_a_panel() {
+    for layout in LAYOUTS {
+        every_type(&shape(40, 24, layout, &[(0, 24, 33)], 0));
+        check::<f32>(builds()[0], &shape(16, 16, layout, &[(0, 16, 512)], 0));
+    }
+}
+
+#[test]
+fn several_segments_leave_the_rest_untouched() {
+    for layout in LAYOUTS {
+        every_type(&shape(64, 200, layout, &[(0, 24, 3), (133, 200, 5), (140, 150, 2)], 0));
+        every_type(&shape(200, 64, layout, &[(3, 5, 2)], 0));
+    }
+}
+
+#[test]
+fn odd_shapes() {
+    for layout in LAYOUTS {
+        every_type(&shape(1, 1, layout, &[(0, 1, 1)], 0));
+        every_type(&shape(67, 35, layout, &[(0, 35, 3)], 3));
+    }
+}
+
+#[test]
+fn an_overflow_is_counted() {
+    let rig = Rig::new(builds()[0]);
+    for layout in LAYOUTS {
+        let shape = shape(16, 16, layout, &[(0, 16, 1)], 0);
+        let mut layer = RandomLayer::<f16>::new(&mut Rng(5), &shape);
+        let (rows, columns) = stored(layout, 16, 16);
+        assert_eq!((rows, columns), (layer.weight.rows, layer.weight.cols));
+        for (a, b, scale) in &mut layer.factors {
+            a.data.fill(f16::from_f32(256.0));
+            b.data.fill(f16::from_f32(0.0));
+            b.data[7] = f16::from_f32(256.0);
+            *scale = 1.0;
+        }
+        let merged = run(&rig, &layer, &layer.weight, 1.0, true, true).unwrap();
+        assert_eq!(merged.not_finite, 16, "a row of the product is 65536");
+    }
+}
+
+#[test]
+fn the_oracle_agrees_with_the_layer_s() {
+    for layout in LAYOUTS {
+        let shape = shape(24, 16, layout, &[(4, 12, 3)], 0);
+        let layer = RandomLayer::<f32>::new(&mut Rng(6), &shape);
+        let segments = layer.segments();
+        let expected = reference::merged_weight(&layer.layer(&segments));
+        let merged = run(&Rig::new(builds()[0]), &layer, &layer.weight, 1.0, true, true).unwrap();
+        for row in 0..merged.weight.rows {
+            for (column, got) in merged.weight.view().row(row).iter().enumerate() {
+                assert!((f64::from(*got) - expected.at(row, column)).abs() < 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn everything_again_under_the_sanitizers() {
+    rerun_under_sanitizers(&[]);
+}

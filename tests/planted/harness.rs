@@ -1,0 +1,202 @@
+//! How a planted bug is compiled, run and judged.
+
+use std::fs;
+use std::path::Path;
+
+use fused_lora::decode::DecodePath;
+use fused_lora::lora::Layout;
+use fused_lora::{Element, reference};
+use fused_lora_emulator::{Build, Completion, Config, Fault, Machine, Schedule, compile_variant, kernel_sources};
+use half::f16;
+
+use crate::common::decode::{Decode, Options};
+use crate::common::rig::{Failure, Rig};
+use crate::common::{Buffer, RandomLayer, Rng, Shape, merge, steps};
+
+/// How a bug shows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Caught {
+    By(Fault),
+    /// An element outside its error bound.
+    WrongResult,
+    /// Other bits under another schedule, all within their bounds.
+    DependsOnSchedule,
+    Nothing,
+}
+
+/// Two threads meet in shared memory: the detector may see the unordered pair or the read of what is not there yet.
+pub(crate) const UNORDERED: &[Caught] = &[Caught::By(Fault::Race), Caught::By(Fault::Uninitialised)];
+pub(crate) const WAITS: &[Caught] = &[Caught::By(Fault::Livelock), Caught::By(Fault::Deadlock)];
+
+pub(crate) struct Bug {
+    pub(crate) name: &'static str,
+    pub(crate) file: &'static str,
+    pub(crate) scenario: Scenario,
+    pub(crate) original: &'static str,
+    pub(crate) planted: &'static str,
+    pub(crate) build: Build,
+    pub(crate) caught: &'static [Caught],
+}
+
+pub(crate) const fn bug(
+    name: &'static str,
+    file: &'static str,
+    scenario: Scenario,
+    original: &'static str,
+    planted: &'static str,
+    build: Build,
+    caught: &'static [Caught],
+) -> Bug {
+    Bug { name, file, scenario, original, planted, build, caught }
+}
+
+/// A kernel file and a set of layers that together use every part of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Scenario {
+    DecodeRows,
+    DecodeColumns,
+    RowsMatrix,
+    ColumnsMatrix,
+    MergeRows,
+    MergeColumns,
+}
+
+const SCHEDULES: [(Schedule, u32); 4] =
+    [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
+
+impl Scenario {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::DecodeRows,
+        Self::DecodeColumns,
+        Self::RowsMatrix,
+        Self::ColumnsMatrix,
+        Self::MergeRows,
+        Self::MergeColumns,
+    ];
+
+    fn source(self) -> &'static str {
+        match self {
+            Self::DecodeRows => "lora/decode_rows.cu",
+            Self::DecodeColumns => "lora/decode_columns.cu",
+            Self::RowsMatrix | Self::ColumnsMatrix => "lora/decode_mma_f16.cu",
+            Self::MergeRows | Self::MergeColumns => "lora/merge.cu",
+        }
+    }
+
+    /// What ends its layers.
+    pub(crate) fn run(self, rig: &Rig) -> Caught {
+        match self {
+            Self::DecodeRows => on_cuda_cores(rig, Layout::OutIn),
+            Self::DecodeColumns => on_cuda_cores(rig, Layout::InOut),
+            Self::RowsMatrix => first_of([
+                // One CTA a tile with some of its columns outside; a depth that several CTAs share, warps in turns.
+                &|| decode::<f16>(rig, &shape(5, 1096, 24, Layout::OutIn, &[(0, 24, 5)]), 1),
+                &|| decode::<f16>(rig, &shape(16, 4104, 24, Layout::OutIn, &[(8, 20, 512)]), 8),
+            ]),
+            Self::ColumnsMatrix => {
+                first_of([&|| decode::<f16>(rig, &shape(7, 520, 72, Layout::InOut, &[(0, 24, 5)]), 1), &|| {
+                    decode::<f16>(rig, &shape(16, 1032, 72, Layout::InOut, &[(8, 20, 512)]), 6)
+                }])
+            }
+            Self::MergeRows => merged(rig, Layout::OutIn),
+            Self::MergeColumns => merged(rig, Layout::InOut),
+        }
+    }
+}
+
+fn first_of<const N: usize>(runs: [&dyn Fn() -> Caught; N]) -> Caught {
+    runs.iter().map(|run| run()).find(|&caught| caught != Caught::Nothing).unwrap_or(Caught::Nothing)
+}
+
+fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)]) -> Shape {
+    Shape { tokens, d_in, d_out, layout, segments: segments.to_vec(), bias: true, gap: 0 }
+}
+
+fn on_cuda_cores(rig: &Rig, layout: Layout) -> Caught {
+    first_of([&|| decode::<f32>(rig, &shape(2, 64, 44, layout, &[(0, 44, 5), (0, 44, 9)]), 3), &|| {
+        decode::<f32>(rig, &shape(1, 2048 + 256, 64, layout, &[(0, 64, 12)]), 3)
+    }])
+}
+
+fn decode<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize) -> Caught {
+    let mut rng = Rng(7);
+    let random = RandomLayer::<T>::new(&mut rng, shape);
+    let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, 0);
+    let segments = random.segments();
+    let expected = reference::forward(&random.layer(&segments), x.view());
+    let options = Options { multiprocessors, path: DecodePath::Auto, ..Options::default() };
+    let decode = Decode::new(rig, &random, &x, &options);
+    let mut first: Option<Vec<T>> = None;
+    let mut depends = false;
+    for (schedule, resident) in SCHEDULES {
+        rig.set_schedule(schedule, Completion::Late, resident);
+        match decode.run() {
+            Err(Failure::Fault(fault, _)) => return Caught::By(fault),
+            Err(other @ Failure::Refused(_)) => panic!("{other}"),
+            Ok((y, _)) => {
+                for (i, got) in y.data.iter().enumerate() {
+                    let error = (f64::from(got.to_f32()) - expected.value.data[i]).abs();
+                    if error.is_nan() || error > expected.bound(i, T::DTYPE, steps(shape)) {
+                        return Caught::WrongResult;
+                    }
+                }
+                depends |= first.as_ref().is_some_and(|first| *first != y.data);
+                first.get_or_insert(y.data);
+            }
+        }
+    }
+    if depends { Caught::DependsOnSchedule } else { Caught::Nothing }
+}
+
+fn merged(rig: &Rig, layout: Layout) -> Caught {
+    first_of([&|| merge_one(rig, &shape(1, 72, 200, layout, &[(3, 70, 40), (133, 200, 5)])), &|| {
+        merge_one(rig, &shape(1, 35, 67, layout, &[(0, 67, 3)]))
+    }])
+}
+
+fn merge_one(rig: &Rig, shape: &Shape) -> Caught {
+    let mut random = RandomLayer::<f32>::new(&mut Rng(8), shape);
+    // Adding a zero to it would show.
+    random.weight.data.iter_mut().step_by(5).for_each(|w| *w = -0.0);
+    let segments = random.segments();
+    let expected = reference::merged_weight(&random.layer(&segments));
+    for (schedule, resident) in SCHEDULES {
+        rig.set_schedule(schedule, Completion::Late, resident);
+        let merged = match merge::run(rig, &random, &random.weight, 1.0, true, true) {
+            Err(Failure::Fault(fault, _)) => return Caught::By(fault),
+            Err(other @ Failure::Refused(_)) => panic!("{other}"),
+            Ok(merged) => merged,
+        };
+        let near = |got: f32, exact: f64| (f64::from(got) - exact).abs() <= 1e-4;
+        if !merged.weight.data.iter().zip(&expected.data).all(|(&got, &exact)| near(got, exact)) {
+            return Caught::WrongResult;
+        }
+        // What lies in no segment keeps its bits, of a zero its sign.
+        for row in 0..merged.weight.rows {
+            for (column, got) in merged.weight.view().row(row).iter().enumerate() {
+                let output = if shape.layout == Layout::OutIn { row } else { column };
+                let inside = shape.segments.iter().any(|&(begin, end, _)| (begin..end).contains(&output));
+                if !inside && got.to_bits() != random.weight.view().row(row)[column].to_bits() {
+                    return Caught::WrongResult;
+                }
+            }
+        }
+    }
+    Caught::Nothing
+}
+
+/// Compiles the bug into its scenario's kernels and runs them.
+pub(crate) fn run_variant(bug: &Bug) -> Caught {
+    let folder = tempfile::tempdir().unwrap();
+    let kernels = kernel_sources().unwrap();
+    let text = fs::read_to_string(kernels.join(bug.file)).unwrap();
+    assert_eq!(text.matches(bug.original).count(), 1, "'{}' is not in {} once", bug.original, bug.file);
+    let place = folder.path().join(bug.file);
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    fs::write(&place, text.replace(bug.original, bug.planted)).unwrap();
+    let library = compile_variant(bug.build, Path::new(bug.scenario.source()), folder.path())
+        .unwrap_or_else(|error| panic!("{}: {error}", bug.name));
+    // SAFETY: made a line above from the machine and the project's kernels.
+    let machine = unsafe { Machine::from_library(&library, Config { build: bug.build, ..Config::default() }) };
+    bug.scenario.run(&Rig::emulator(machine.unwrap()))
+}
