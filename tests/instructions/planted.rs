@@ -14,7 +14,7 @@ const WGMMA: &[Bug] = &[
         "(d, a.descriptor(step), b.descriptor(step)",
         "(d, a.descriptor(step), b.descriptor(0)",
         wgmma::the_whole_way_of_a_tile,
-        "assertion",
+        "1 tiles deep",
     ),
     (
         "wgmma_ring.cu",
