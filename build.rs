@@ -28,7 +28,8 @@ fn main() {
         println!("cargo:rerun-if-env-changed={name}");
     }
 
-    let texts = read_sources(&kernels);
+    println!("cargo:rerun-if-env-changed=FUSED_LORA_TEST_KERNELS");
+    let texts = read_sources(&kernels, env::var_os("FUSED_LORA_TEST_KERNELS").is_some());
     let nvcc = Nvcc::find();
     let mut table = String::from("pub(super) static SOURCES: &[Source] = &[\n");
     for (path, text) in texts.iter().filter(|(path, _)| path.ends_with(".cu")) {
@@ -53,15 +54,15 @@ fn main() {
     fs::write(out.join("images.rs"), table).expect("OUT_DIR can be written to");
 }
 
-/// Everything below kernels/ that a library needs, by its path there.
-fn read_sources(kernels: &Path) -> BTreeMap<String, String> {
+/// Everything below kernels/ that a library needs, by its path there; the test kernels only for tests on a GPU.
+fn read_sources(kernels: &Path, with_tests: bool) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![kernels.to_path_buf()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("kernels/ is part of the package") {
             let path = entry.expect("kernels/ can be read").path();
             let name = path.strip_prefix(kernels).expect("it was found there").to_string_lossy().replace('\\', "/");
-            if path.is_dir() && name != "test" {
+            if path.is_dir() && (with_tests || name != "test") {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "cu" || extension == "h") {
                 let text = fs::read_to_string(&path).expect("sources are text");

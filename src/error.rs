@@ -231,6 +231,12 @@ pub enum Error {
         /// What the workspace has room for.
         available: crate::decode::WorkspaceLayout,
     },
+    /// A tensor cannot be copied by the copy engine as described.
+    #[error("no tensor map: {reason}")]
+    BadTensorMap {
+        /// What is in the way.
+        reason: String,
+    },
     /// A layer differs from the one that a launch was planned for.
     #[error("the plan was made for {planned}, not for {actual}")]
     PlanMismatch {

@@ -56,7 +56,8 @@ GPU_KERNEL(test_matrix_multiply_f16, LoraTest, 32, 1) {
   for (u32 i = 0; i < 4; i++) store(out<float>(params, 0) + thread_of_grid() * 4 + i, d[i]);
 }
 
-// The way a tile takes: A [16, 32] and B [32, 8] of f16 by rows to shared memory, two steps of 16. out[0]: their product.
+// The way a tile takes: A [16, 32] and B [32, 8] of f16 by rows to shared memory, two steps of 16. out[0]: their
+// product.
 GPU_KERNEL(test_matrix_tile, LoraTest, 32, 1) {
   using namespace test;
   SharedMemory shared;

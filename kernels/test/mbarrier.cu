@@ -8,8 +8,8 @@
 #include <gpu/warp.h>
 #include <test/test.h>
 
-// The first warp writes, the other two read, over a ring of two stages. n[0]: rounds. out[0]: a sum a reader; out[1]: what
-// mbarrier_test says of a fresh barrier's parities.
+// The first warp writes, the other two read, over a ring of two stages. n[0]: rounds. out[0]: a sum a reader; out[1]:
+// what mbarrier_test says of a fresh barrier's parities.
 GPU_KERNEL(test_mbarrier_ring, LoraTest, 96, 1) {
   using namespace test;
   constexpr u32 stages = 2;

@@ -46,8 +46,8 @@ GPU_KERNEL(test_tma_load, LoraTest, 32, 1) {
 }
 
 // in[0]: two boxes of n[1] bytes. The first goes to n[2], n[3], n[4], the second to n[5], n[6], n[7] of maps[0], from
-// the same shared memory. n[0]: dimensions. out[0]: the first of n[8] words of out[1], the tensor, as this CTA sees them
-// then.
+// the same shared memory. n[0]: dimensions. out[0]: the first of n[8] words of out[1], the tensor, as this CTA sees
+// them then.
 GPU_KERNEL(test_tma_store, LoraTest, 32, 1) {
   using namespace test;
   const u32 words = params.n[1] / 4;
@@ -76,8 +76,9 @@ GPU_KERNEL(test_tma_store, LoraTest, 32, 1) {
   }
 }
 
-// Boxes of 8 rows of 128 bytes, swizzled, over a ring: one thread of the first warp has them copied, the second warp sums
-// them up, and the third sends each on, changed, to maps[1]. n[0]: boxes. out[0]: 4 words of each lane of the second warp.
+// Boxes of 8 rows of 128 bytes, swizzled, over a ring: one thread of the first warp has them copied, the second warp
+// sums them up, and the third sends each on, changed, to maps[1]. n[0]: boxes. out[0]: 4 words of each lane of the
+// second warp.
 GPU_KERNEL(test_tma_ring, LoraTest, 96, 1) {
   using namespace test;
   constexpr u32 stages = 3, box_bytes = 1024;
@@ -137,8 +138,8 @@ GPU_KERNEL(test_tma_ring, LoraTest, 96, 1) {
   if (warp_id() == 2 && lane == 31) bulk_wait_read<0>();
 }
 
-// The first CTA by ticket writes 8 rows of 128 bytes of the tensor at out[1]; the others have the copy engine fetch them
-// once its flag says so. out[0]: ticket, flag. out[2]: what each of the others got.
+// The first CTA by ticket writes 8 rows of 128 bytes of the tensor at out[1]; the others have the copy engine fetch
+// them once its flag says so. out[0]: ticket, flag. out[2]: what each of the others got.
 GPU_KERNEL(test_tma_other_cta, LoraTest, 32, 1) {
   using namespace test;
   SharedMemory shared;

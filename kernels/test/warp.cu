@@ -42,8 +42,8 @@ GPU_KERNEL(test_warp_shuffles, LoraTest, 64, 1) {
   shuffles(value, out<u64>(params, 3));
 }
 
-// in[0]: a word a thread, whose bits are conditions. out[0]: for each bit the ballot, all, any of the warp, then those of
-// its lower eight lanes.
+// in[0]: a word a thread, whose bits are conditions. out[0]: for each bit the ballot, all, any of the warp, then those
+// of its lower eight lanes.
 GPU_KERNEL(test_warp_votes, LoraTest, 64, 1) {
   using namespace test;
   const u32 word = load(in<u32>(params, 0) + threadIdx.x);

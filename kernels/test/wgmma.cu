@@ -13,8 +13,8 @@ GPU_DEVICE u32 first_accumulator() {
   return (threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4) * N + 2 * (threadIdx.x % 4);
 }
 
-// n[0]: whether the product is added to in[2]. n[1]: whether operands come by the copy engine (maps[0], maps[1]) instead
-// of plain stores (in[0], in[1]). out[0]: [64, N].
+// n[0]: whether the product is added to in[2]. n[1]: whether operands come by the copy engine (maps[0], maps[1])
+// instead of plain stores (in[0], in[1]). out[0]: [64, N].
 template <u32 N>
 GPU_DEVICE void load_accumulators(const LoraTest& p, float (&d)[N / 2]) {
   const float* from = in<float>(p, 2) + first_accumulator<N>();

@@ -8,9 +8,10 @@
 #include <gpu/warp.h>
 #include <test/operand.h>
 
-// d [128, 64] = a [128, 64 n[0]] · b [64, 64 n[0]]ᵀ in bf16. One warp copies tiles of k (maps[0], maps[1]) over a ring; two
-// warpgroups multiply 64 rows each, keep one group of products in flight, and give a stage back once its products are
-// done. Then they write bf16 to shared memory, from where it goes to out[0], whose map lies in global memory at in[0].
+// d [128, 64] = a [128, 64 n[0]] · b [64, 64 n[0]]ᵀ in bf16. One warp copies tiles of k (maps[0], maps[1]) over a ring;
+// two warpgroups multiply 64 rows each, keep one group of products in flight, and give a stage back once its products
+// are done. Then they write bf16 to shared memory, from where it goes to out[0], whose map lies in global memory at
+// in[0].
 GPU_KERNEL(test_wgmma_ring, LoraTest, 384, 1) {
   using namespace test;
   constexpr u32 stages = 3, n = 64;
@@ -86,8 +87,8 @@ GPU_KERNEL(test_wgmma_ring, LoraTest, 384, 1) {
   }
 }
 
-// Two products of one warpgroup into accumulators of their own, in two groups, of which the first is waited for and stored
-// while the other goes on. in[0], in[1]: [64, 64] bf16. out[0]: a·bᵀ, out[1]: b·aᵀ.
+// Two products of one warpgroup into accumulators of their own, in two groups, of which the first is waited for and
+// stored while the other goes on. in[0], in[1]: [64, 64] bf16. out[0]: a·bᵀ, out[1]: b·aᵀ.
 GPU_KERNEL(test_wgmma_groups, LoraTest, 128, 1) {
   using namespace test;
   using Square = Operand<64, Major::K>;

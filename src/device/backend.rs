@@ -2,6 +2,8 @@
 
 use super::kernel::LaunchConfig;
 use super::properties::{KernelAttributes, Properties};
+use super::tensor_map::Tensor;
+use crate::abi::TensorMap;
 use crate::error::Result;
 
 /// A backend's own name for a stream, an event, a graph or a kernel: a driver's pointer, or a number.
@@ -73,6 +75,9 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     /// Clusters of a launch that the device holds at a time.
     unsafe fn resident_clusters(&self, launch: &Launch<'_>) -> Result<u32>;
     unsafe fn launch(&self, stream: Handle, launch: &Launch<'_>) -> Result<()>;
+
+    /// Of a tensor whose arrays are as long as its rank says.
+    fn encode_tensor_map(&self, tensor: &Tensor<'_>) -> Result<TensorMap>;
 
     #[cfg(feature = "emulator")]
     fn take_counters(&self) -> Option<super::LaunchCounters> {

@@ -10,6 +10,8 @@ use super::backend::{Backend, Found, Handle, Launch};
 use super::emulator_streams::{Operation, Streams};
 use super::kernel::LaunchConfig;
 use super::properties::{DeviceKind, KernelAttributes, Properties};
+use super::tensor_map::Tensor;
+use crate::abi::TensorMap;
 use crate::error::{Error, Result};
 
 /// Dynamic shared memory of a block, on the emulator and on Hopper.
@@ -40,6 +42,7 @@ impl From<emulator::Error> for Error {
             emulator::Error::WrongParameters { kernel, expected, actual } => {
                 Error::WrongParameters { kernel, expected, actual }
             }
+            emulator::Error::BadTensorMap { reason } => Error::BadTensorMap { reason },
             emulator::Error::BadLaunch { kernel, reason } => Error::BadLaunch { kernel, reason },
             emulator::Error::Fault { kernel, report, .. } => Error::KernelFault { kernel, report },
             other => Error::NoEmulator { reason: other.to_string() },
@@ -232,6 +235,12 @@ impl Backend for Emulator {
         let (config, params) = (launch.config.clone(), launch.params.to_vec());
         // SAFETY: the caller's promise.
         unsafe { self.issue(stream, Operation::Launch { kernel: launch.kernel, config, params }) }
+    }
+
+    fn encode_tensor_map(&self, tensor: &Tensor<'_>) -> Result<TensorMap> {
+        let Tensor { address, element_bytes, dims, strides, boxes, swizzle_128 } = *tensor;
+        let tensor = emulator::TensorMap { address, element_bytes, dims, strides, boxes, swizzle_128 };
+        Ok(TensorMap { opaque: self.machine.encode_tensor_map(&tensor)? })
     }
 
     fn take_counters(&self) -> Option<Counters> {

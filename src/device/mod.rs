@@ -34,6 +34,7 @@ mod nvrtc;
 mod properties;
 mod slice;
 mod stream;
+mod tensor_map;
 mod workspace;
 
 use std::collections::HashMap;
@@ -59,6 +60,7 @@ pub use nvrtc::version as nvrtc_version;
 pub use properties::{DeviceKind, KernelAttributes, Properties};
 pub use slice::{DeviceSlice, DeviceSliceMut};
 pub use stream::{Event, Stream};
+pub use tensor_map::Tensor;
 pub use workspace::Workspace;
 
 /// A GPU or the emulator. A clone is the same device.

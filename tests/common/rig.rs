@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use bytemuck::{AnyBitPattern, NoUninit};
-use fused_lora::device::{Device, DeviceBuffer, KernelParams, LaunchConfig, Stream};
+use fused_lora::abi::TensorMap;
+use fused_lora::device::{Device, DeviceBuffer, KernelParams, LaunchConfig, Stream, Tensor};
 use fused_lora_emulator::{Build, Completion, Config, Counters, Error, Fault, Launch, Machine, Schedule};
 
 /// Set in the process that the sanitizers' test starts.
@@ -27,14 +28,17 @@ use Kind::{Cuda, Emulator};
 pub enum Failure {
     /// A check of the emulator.
     Fault(Fault, String),
-    /// What the device layer or the emulator refused.
+    /// The device lacks instructions of the kernel.
+    Unsupported,
+    /// What else the device layer or the emulator refused.
     Refused(String),
 }
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Failure::Fault(fault, report) => write!(f, "{fault:?}: {report}"),
+            Failure::Fault(_, report) => f.write_str(report),
+            Failure::Unsupported => f.write_str("the device lacks instructions of the kernel"),
             Failure::Refused(reason) => f.write_str(reason),
         }
     }
@@ -94,6 +98,19 @@ impl Rig {
         match &self.0 {
             Emulator(machine) => machine.config().compute_capability,
             Cuda { device, .. } => device.properties().compute_capability,
+        }
+    }
+
+    pub fn tensor_map(&self, tensor: &Tensor<'_>) -> Result<TensorMap, String> {
+        match &self.0 {
+            Emulator(machine) => {
+                let Tensor { address, element_bytes, dims, strides, boxes, swizzle_128 } = *tensor;
+                let tensor =
+                    fused_lora_emulator::TensorMap { address, element_bytes, dims, strides, boxes, swizzle_128 };
+                let encoded = machine.encode_tensor_map(&tensor).map_err(|error| error.to_string())?;
+                Ok(TensorMap { opaque: encoded })
+            }
+            Cuda { device, .. } => device.tensor_map(tensor).map_err(|error| error.to_string()),
         }
     }
 
@@ -171,7 +188,10 @@ impl Rig {
             }
             Cuda { device, stream, .. } => {
                 let refused = |error: fused_lora::Error| Failure::Refused(error.to_string());
-                let kernel = device.kernel(call.kernel).map_err(refused)?;
+                let kernel = match device.kernel(call.kernel) {
+                    Err(fused_lora::Error::Unsupported { .. }) => return Err(Failure::Unsupported),
+                    kernel => kernel.map_err(refused)?,
+                };
                 let config = LaunchConfig {
                     shared_bytes: call.shared_bytes,
                     cluster: call.cluster,

@@ -1,18 +1,16 @@
-//! Where a test's kernels run: today the emulator, in every build and order. Nothing else in these tests knows it.
+//! Where a test's kernels run: the emulator in every build and order, or a GPU (tests/common/rig.rs).
 
 use std::cell::RefCell;
 use std::fs;
 use std::marker::PhantomData;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use bytemuck::{AnyBitPattern, NoUninit};
 use fused_lora::abi::{self, LoraTest};
-use fused_lora_emulator::{Build, Completion, Config, Launch, Machine, Schedule, compile_variant};
+use fused_lora_emulator::{Build, Completion, Config, Machine, Schedule, compile_variant};
 
-/// Set in the process that [`everything_again_under_the_sanitizers`] starts.
-const SANITIZED: &str = "FUSED_LORA_TEST_SANITIZED";
+use crate::common::rig::{self, Failure, builds, on_gpu};
 
 /// Threads in three orders, and CTAs two, four or many at a time: a cluster's have to run side by side.
 const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 64), (Schedule::LastIn, 2), (Schedule::Random(0xBEEF), 4)];
@@ -20,7 +18,7 @@ const COMPLETIONS: [Completion; 3] = [Completion::Late, Completion::Eager, Compl
 
 /// A device and what was allocated on it during a test.
 pub struct Rig {
-    machine: Machine,
+    device: rig::Rig,
     allocations: RefCell<Vec<u64>>,
 }
 
@@ -61,50 +59,58 @@ impl Default for Call<'_> {
     }
 }
 
-/// Whether this is the process in which everything runs under the sanitizers.
-pub fn sanitized() -> bool {
-    std::env::var_os(SANITIZED).is_some()
+/// Whether a bug can be planted here: what finds it is in the emulator's other builds.
+pub fn can_plant() -> bool {
+    !on_gpu() && !builds().contains(&Build::Sanitize)
 }
 
-fn builds() -> Vec<Build> {
-    if sanitized() { vec![Build::Sanitize] } else { vec![Build::Plain, Build::Race] }
-}
+/// The GPU at hand does not have what a kernel is made of: the rest of its test is left out.
+struct Missing;
 
 thread_local! {
     /// A source of kernels/test and the version of it that this thread's tests run.
     static PLANTED: RefCell<Option<(PathBuf, String)>> = const { RefCell::new(None) };
 }
 
-fn machine(config: Config) -> Machine {
+fn device(build: Build) -> rig::Rig {
     let Some((source, text)) = PLANTED.with_borrow(Clone::clone) else {
-        return Machine::new(config).unwrap();
+        return rig::Rig::new(build);
     };
     // A library that is loaded stays so under its name: each gets a folder of its own.
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("test")).unwrap();
     fs::write(folder.path().join(&source), text).unwrap();
-    let library = compile_variant(config.build, &source, folder.path()).unwrap();
+    let library = compile_variant(build, &source, folder.path()).unwrap();
     // SAFETY: made a line above from the machine and the project's kernels.
-    unsafe { Machine::from_library(&library, config) }.unwrap()
+    let machine = unsafe { Machine::from_library(&library, Config { build, ..Config::default() }) };
+    rig::Rig::emulator(machine.unwrap())
 }
 
-/// Whether `test` fails with one place of kernels/test/`file` changed.
-pub fn fails_with(file: &str, original: &str, planted: &str, test: fn()) -> bool {
+/// What `test` fails with when one place of kernels/test/`file` is changed.
+pub fn failure_with(file: &str, original: &str, planted: &str, test: fn()) -> Option<String> {
     let source = Path::new("test").join(file);
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let text = fs::read_to_string(kernels.join(&source)).unwrap();
     assert_eq!(text.matches(original).count(), 1, "'{original}' is in {file} once no more");
     PLANTED.set(Some((source, text.replace(original, planted))));
-    let failed = catch_unwind(test).is_err();
+    let failed = catch_unwind(test);
     PLANTED.set(None);
-    failed
+    let text = |panic: Box<dyn std::any::Any + Send>| match panic.downcast::<String>() {
+        Ok(text) => *text,
+        Err(panic) => panic.downcast::<&str>().map_or_else(|_| String::new(), |text| (*text).to_owned()),
+    };
+    failed.err().map(text)
 }
 
 fn each_build(test: impl Fn(&Rig)) {
     for build in builds() {
         println!("{build:?}");
-        let machine = machine(Config { build, ..Config::default() });
-        test(&Rig { machine, allocations: RefCell::default() });
+        let rig = Rig { device: device(build), allocations: RefCell::default() };
+        match catch_unwind(AssertUnwindSafe(|| test(&rig))) {
+            Err(panic) if panic.is::<Missing>() => println!("left out: this GPU does not have it"),
+            Err(panic) => resume_unwind(panic),
+            Ok(()) => {}
+        }
     }
 }
 
@@ -114,8 +120,7 @@ pub fn everywhere(test: impl Fn(&Rig)) {
         for (schedule, resident) in SCHEDULES {
             for completion in COMPLETIONS {
                 println!("  {schedule:?}, {resident} CTAs at a time, {completion:?}");
-                rig.machine.set_schedule(schedule, completion);
-                rig.machine.set_resident_ctas(resident);
+                rig.device.set_schedule(schedule, completion, resident);
                 test(rig);
                 rig.free_all();
             }
@@ -133,36 +138,37 @@ pub fn once(test: impl Fn(&Rig)) {
 
 impl Rig {
     pub fn upload<T: NoUninit>(&self, data: &[T]) -> Array<T> {
-        let array = self.output(data.len());
-        // SAFETY: the allocation is this long, and nobody else knows it.
-        unsafe { self.machine.write(array.address, bytemuck::cast_slice(data)) };
+        let array = self.array(data.len());
+        self.device.write(array.address, data);
         array
     }
 
     /// An array of which every bit is set: NaN as any type of float.
     pub fn output<T>(&self, len: usize) -> Array<T> {
-        let address = self.machine.allocate(len * size_of::<T>()).unwrap();
+        let array = self.array(len);
+        self.device.write(array.address, &vec![0xffu8; len * size_of::<T>()]);
+        array
+    }
+
+    fn array<T>(&self, len: usize) -> Array<T> {
+        let address = self.device.allocate(len * size_of::<T>());
         self.allocations.borrow_mut().push(address);
         Array { address, len, elements: PhantomData }
     }
 
     pub fn download<T: AnyBitPattern + NoUninit>(&self, array: &Array<T>) -> Vec<T> {
         let mut data = vec![T::zeroed(); array.len];
-        // SAFETY: the allocation is this long, and no launch runs.
-        unsafe { self.machine.read(array.address, bytemuck::cast_slice_mut(&mut data)) };
+        self.device.read(array.address, &mut data);
         data
     }
 
     pub fn tensor_map(&self, tensor: &Tensor<'_>) -> abi::TensorMap {
-        let map = fused_lora_emulator::TensorMap {
-            address: tensor.address,
-            element_bytes: tensor.element_bytes,
-            dims: tensor.dims,
-            strides: tensor.strides,
-            boxes: tensor.boxes,
-            swizzle_128: tensor.swizzle,
-        };
-        abi::TensorMap { opaque: self.machine.encode_tensor_map(&map).unwrap() }
+        let Tensor { address, element_bytes, dims, strides, boxes, swizzle: swizzle_128 } = *tensor;
+        let tensor = fused_lora::device::Tensor { address, element_bytes, dims, strides, boxes, swizzle_128 };
+        match self.device.tensor_map(&tensor) {
+            Err(_) if self.device.compute_capability() < (9, 0) => resume_unwind(Box::new(Missing)),
+            map => map.unwrap(),
+        }
     }
 
     /// Runs a kernel to its end; a fault is the test's failure.
@@ -179,26 +185,23 @@ impl Rig {
             out: pointers(call.outputs).map(|address| address as *mut _),
             n: filled(call.n, 0),
         };
-        // SAFETY: plain data, every byte of which is a field's.
-        let params = unsafe { std::slice::from_raw_parts((&raw const params).cast::<u8>(), size_of::<LoraTest>()) };
-        let launch = Launch {
+        let call = rig::Call {
             kernel,
             grid: [call.grid, 1, 1],
-            block: call.threads,
+            threads: call.threads,
             shared_bytes: call.shared_bytes,
             cluster: call.cluster,
-            params,
         };
-        // SAFETY: the parameters are the kernel's struct, with addresses of this rig's allocations.
-        if let Err(error) = unsafe { self.machine.launch(&launch) } {
-            panic!("{error}");
+        match self.device.launch(&call, &params) {
+            Err(Failure::Unsupported) => resume_unwind(Box::new(Missing)),
+            Err(failure) => panic!("{failure}"),
+            Ok(_) => {}
         }
     }
 
     fn free_all(&self) {
         for address in self.allocations.take() {
-            // SAFETY: allocated by `output`, and no launch runs.
-            unsafe { self.machine.free(address) };
+            self.device.free(address);
         }
     }
 }
@@ -210,19 +213,7 @@ impl<T> Array<T> {
     }
 }
 
-/// AddressSanitizer has to be in a process from its start, so this one starts itself again.
 #[test]
 fn everything_again_under_the_sanitizers() {
-    if sanitized() {
-        return; // this is the second process
-    }
-    let preload = fused_lora_emulator::sanitizer_preload().unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .env(SANITIZED, "1")
-        .env("LD_PRELOAD", preload)
-        .env("ASAN_OPTIONS", "detect_leaks=0:abort_on_error=0")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("test result: ok"), "{text}");
+    crate::common::sanitize::rerun_under_sanitizers(&[]);
 }

@@ -132,7 +132,7 @@ fn decode<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize) -> Caugh
         rig.set_schedule(schedule, Completion::Late, resident);
         match decode.run() {
             Err(Failure::Fault(fault, _)) => return Caught::By(fault),
-            Err(other @ Failure::Refused(_)) => panic!("{other}"),
+            Err(other) => panic!("{other}"),
             Ok((y, _)) => {
                 for (i, got) in y.data.iter().enumerate() {
                     let error = (f64::from(got.to_f32()) - expected.value.data[i]).abs();
@@ -164,7 +164,7 @@ fn merge_one(rig: &Rig, shape: &Shape) -> Caught {
         rig.set_schedule(schedule, Completion::Late, resident);
         let merged = match merge::run(rig, &random, &random.weight, 1.0, true, true) {
             Err(Failure::Fault(fault, _)) => return Caught::By(fault),
-            Err(other @ Failure::Refused(_)) => panic!("{other}"),
+            Err(other) => panic!("{other}"),
             Ok(merged) => merged,
         };
         let near = |got: f32, exact: f64| (f64::from(got) - exact).abs() <= 1e-4;

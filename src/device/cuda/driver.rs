@@ -15,6 +15,8 @@ use sys::{
     CUgraphExec, CUlaunchConfig, CUmodule, CUresult, CUstream, CUstreamCaptureMode, CUstreamCaptureStatus,
 };
 
+use super::super::tensor_map::Tensor;
+use crate::abi::TensorMap;
 use crate::error::{Error, Result};
 
 /// What the driver answers: 0, or an error.
@@ -184,6 +186,20 @@ driver_functions! {
 
 type ElapsedTime = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> Code;
 type FuncLoad = unsafe extern "C" fn(CUfunction) -> Code;
+type TensorMapEncodeTiled = unsafe extern "C" fn(
+    *mut c_void,
+    c_uint,
+    u32,
+    *mut c_void,
+    *const u64,
+    *const u64,
+    *const u32,
+    *const u32,
+    c_uint,
+    c_uint,
+    c_uint,
+    c_uint,
+) -> Code;
 type FuncGetParamInfo = unsafe extern "C" fn(CUfunction, usize, *mut usize, *mut usize) -> Code;
 
 /// What is apart from the list above because its name depends on the version of the bindings or of the driver.
@@ -192,6 +208,7 @@ pub(super) struct Driver {
     elapsed_time: ElapsedTime,
     func_load: Option<FuncLoad>,
     func_get_param_info: Option<FuncGetParamInfo>,
+    encode_tiled: Option<TensorMapEncodeTiled>,
     /// 1000 · major + 10 · minor of the newest CUDA that the driver supports.
     pub(super) version: i32,
 }
@@ -220,6 +237,43 @@ impl Driver {
         let Some(load) = self.func_load else { return Ok(()) };
         // SAFETY: the caller's promise.
         checked("cuFuncLoad", unsafe { load(function) })
+    }
+
+    /// Encodes a tensor map. Drivers older than 12.0 cannot.
+    ///
+    /// # Safety
+    /// The description's arrays are as long as its rank says.
+    pub(super) unsafe fn encode_tensor_map(&self, tensor: &Tensor<'_>) -> Option<Result<TensorMap, Failure>> {
+        // The driver's numbers of the enums; unsigned integers of the elements' size, whose zeros are those of any type.
+        let data_type = match tensor.element_bytes {
+            1 => 0,
+            2 => 1,
+            4 => 2,
+            _ => 4,
+        };
+        let (no_interleave, l2_promotion_256, no_nan_fill) = (0, 3, 0);
+        let swizzle = if tensor.swizzle_128 { 3 } else { 0 };
+        let element_strides = [1; 5];
+        let mut map = TensorMap { opaque: [0; 16] };
+        let encode = self.encode_tiled?;
+        // SAFETY: the map is 128 bytes at a multiple of 128, the arrays are the caller's promise.
+        let code = unsafe {
+            encode(
+                map.opaque.as_mut_ptr().cast(),
+                data_type,
+                tensor.dims.len() as u32,
+                tensor.address as *mut c_void,
+                tensor.dims.as_ptr(),
+                tensor.strides.as_ptr(),
+                tensor.boxes.as_ptr(),
+                element_strides.as_ptr(),
+                no_interleave,
+                swizzle,
+                l2_promotion_256,
+                no_nan_fill,
+            )
+        };
+        Some(checked("cuTensorMapEncodeTiled", code).map(|()| map))
     }
 
     /// Bytes of a function's only parameter. `None` if it has none or several, or the driver is older than 12.4.
@@ -257,9 +311,9 @@ fn open() -> Result<Driver> {
     let functions = Functions::look_up(library)?;
     FUNCTIONS.get_or_init(|| functions);
     // SAFETY: the types are those of cuda.h; both versions of cuEventElapsedTime have this one.
-    let (elapsed_time, func_load, func_get_param_info) = unsafe {
-        let load = look_up(library, "cuFuncLoad").ok();
-        (look_up(library, "cuEventElapsedTime")?, load, look_up(library, "cuFuncGetParamInfo").ok())
+    let (elapsed_time, func_load, func_get_param_info, encode_tiled) = unsafe {
+        let (load, info) = (look_up(library, "cuFuncLoad").ok(), look_up(library, "cuFuncGetParamInfo").ok());
+        (look_up(library, "cuEventElapsedTime")?, load, info, look_up(library, "cuTensorMapEncodeTiled").ok())
     };
     let mut version = 0;
     // SAFETY: cuInit comes first and takes no flags; the pointer is to a live integer.
@@ -270,5 +324,5 @@ fn open() -> Result<Driver> {
         })?;
         cuDriverGetVersion(&mut version)?;
     }
-    Ok(Driver { elapsed_time, func_load, func_get_param_info, version })
+    Ok(Driver { elapsed_time, func_load, func_get_param_info, encode_tiled, version })
 }

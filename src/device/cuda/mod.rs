@@ -14,6 +14,8 @@ use driver::{Failure, sys};
 use super::backend::{Backend, Found, Handle, Launch};
 use super::image;
 use super::properties::Properties;
+use super::tensor_map::Tensor;
+use crate::abi::TensorMap;
 use crate::error::{Error, Result};
 
 pub(super) use context::{device_count, properties};
@@ -246,6 +248,16 @@ impl Backend for Cuda {
         let _entered = self.enter()?;
         // SAFETY: the caller's promise.
         unsafe { launch::resident_clusters(what) }
+    }
+
+    fn encode_tensor_map(&self, tensor: &Tensor<'_>) -> Result<TensorMap> {
+        let driver = driver::load()?;
+        let bad = |reason: String| Error::BadTensorMap { reason };
+        // SAFETY: the arrays are as long as the rank says.
+        let encoded = unsafe { driver.encode_tensor_map(tensor) };
+        encoded
+            .ok_or_else(|| bad("the driver is older than CUDA 12.0".into()))?
+            .map_err(|failure| bad(failure.reason()))
     }
 
     unsafe fn launch(&self, on: Handle, what: &Launch<'_>) -> Result<()> {

@@ -270,7 +270,8 @@ namespace {
 
 GPU_DEVICE u8* filled_box(bool fenced) {
   u8* box = box_of();
-  for (u32 i = threadIdx.x; i < 64; i += blockDim.x) store_shared(reinterpret_cast<Chunk*>(box) + i, Chunk{{i, 1, 2, 3}});
+  Chunk* chunks = reinterpret_cast<Chunk*>(box);
+  for (u32 i = threadIdx.x; i < 64; i += blockDim.x) store_shared(chunks + i, Chunk{{i, 1, 2, 3}});
   if (fenced) fence_proxy_async_shared();
   sync_block();
   return box;

@@ -1,7 +1,7 @@
 // Kernels that each do one thing that the emulator has to refuse.
 //
-// All get the same: in[0] and out[0] are 4096 words of global memory; maps[0] (with the 128-byte swizzle) and maps[1] see
-// in[0] as 64 rows of 64 elements of 16 bits, of which a box has 8 rows; maps[1] is of three dimensions.
+// All get the same: in[0] and out[0] are 4096 words of global memory; maps[0] (with the 128-byte swizzle) and maps[1]
+// see in[0] as 64 rows of 64 elements of 16 bits, of which a box has 8 rows; maps[1] is of three dimensions.
 #pragma once
 
 #include <abi.h>
