@@ -1,6 +1,7 @@
 //! Chores of this workspace: `cargo xtask COMMAND`.
 
 mod bindings;
+mod bundle;
 mod check;
 mod disassembly;
 mod report;
@@ -8,7 +9,7 @@ mod rules;
 mod sass;
 mod toolchain;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
@@ -24,19 +25,23 @@ struct Cli {
 enum Command {
     /// Write src/abi.rs from kernels/abi.h.
     Bindings(bindings::Args),
+    /// Put what a GPU host without Rust needs to test and time the kernels into one folder.
+    Bundle(bundle::Args),
     /// Compile every kernel for every target and hold its machine code to the rules in its source.
     Sass(sass::Args),
 }
 
-/// The repository root.
+/// The repository root: of the checkout that cargo was called in, whichever built this program.
 fn root() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.ancestors().nth(2).unwrap_or(manifest).to_path_buf()
+    let manifest =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    manifest.ancestors().nth(2).unwrap_or(&manifest).to_path_buf()
 }
 
 fn main() -> std::process::ExitCode {
     let result = match Cli::parse().command {
         Command::Bindings(args) => bindings::run(&root(), &args),
+        Command::Bundle(args) => bundle::run(&root(), &args),
         Command::Sass(args) => sass::run(&root(), &args),
     };
     match result {

@@ -50,6 +50,11 @@ impl Toolchain {
         Ok(Self { nvcc, cuobjdump })
     }
 
+    /// The compiler's path.
+    pub(crate) fn nvcc(&self) -> &Path {
+        &self.nvcc
+    }
+
     /// Compiles one source for one target into `cubin`; returns what ptxas reports about resources. Warnings are errors.
     pub(crate) fn compile(&self, root: &Path, source: &Path, target: &str, cubin: &Path) -> Result<String> {
         let mut command = Command::new(&self.nvcc);
