@@ -1,9 +1,10 @@
-//! The safe decode call on the emulator: against the reference, in graphs, and each way in which it can be refused.
+//! The safe decode call: against the reference, in graphs, and each way in which it can be refused.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
 use common::device::{OnDevice, device};
+use common::rig::on_gpu;
 use common::{Buffer, RandomLayer, Rng, Shape, steps};
 use fused_lora::decode::{MAX_TOKENS, WorkspaceLayout};
 use fused_lora::device::{
@@ -48,8 +49,10 @@ fn check<T: Element>(seed: u64, shape: &Shape, activation: Activation, residual:
     let y = y.map(|()| on_device.y(&stream)).unwrap();
     expected.assert_close(y.view(), steps(shape), &format!("seed {seed}, {shape:?}, {}", T::DTYPE));
     y.assert_gaps_untouched();
-    let counters = stream.device().take_counters().unwrap();
-    assert!(counters.load_bytes > 0 && stream.device().take_counters().is_none());
+    if !on_gpu() {
+        let counters = stream.device().take_counters().unwrap();
+        assert!(counters.load_bytes > 0 && stream.device().take_counters().is_none());
+    }
 }
 
 #[test]
@@ -262,6 +265,9 @@ fn each_wrong_layer_has_its_error() {
 
 #[test]
 fn each_wrong_launch_has_its_error_and_launches_nothing() -> Result<()> {
+    if on_gpu() {
+        return Ok(()); // it takes two devices
+    }
     let mut small = Small::new();
     let mut y = std::mem::replace(&mut small.y, DeviceBuffer::zeros(&small.stream, 0)?);
     let y_address = y.address();

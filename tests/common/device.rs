@@ -9,10 +9,14 @@ use fused_lora::device::{
 };
 use fused_lora::lora::{Activation, Layout};
 
+use super::rig::on_gpu;
 use super::{Buffer, RandomLayer};
 
-/// An emulated GPU of six SMs.
+/// An emulated GPU of six SMs, a new one at each call, or the GPU that tests run on.
 pub fn device() -> Device {
+    if on_gpu() {
+        return Device::cuda(0).unwrap();
+    }
     Device::emulator(EmulatorConfig { multiprocessors: 6, ..EmulatorConfig::default() }).unwrap()
 }
 

@@ -9,7 +9,7 @@ const THREADS: usize = CTAS * 32;
 #[test]
 fn counters_give_each_thread_its_own_value() {
     let mut rng = Rng(2);
-    let values: Vec<u32> = (0..THREADS).map(|_| rng.next() as u32).collect();
+    let values: Vec<u32> = (0..THREADS).map(|_| rng.draw() as u32).collect();
     everywhere(|rig| {
         let input = rig.upload(&values);
         let narrow = rig.upload(&[7u32; THREADS + 1]);

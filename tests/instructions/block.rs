@@ -18,7 +18,7 @@ fn a_condition_of_any_thread_is_known_to_all() {
     let mut rng = Rng(5);
     // Sparse bits: some hold nowhere, some in one thread, some in many.
     let words: Vec<u32> =
-        (0..96).map(|_| (rng.next() & rng.next() & rng.next() & rng.next()) as u32 & 0x0fff_fff0).collect();
+        (0..96).map(|_| (rng.draw() & rng.draw() & rng.draw() & rng.draw()) as u32 & 0x0fff_fff0).collect();
     let any = words.iter().fold(0, |any, word| any | word);
     everywhere(|rig| {
         let (input, output) = (rig.upload(&words), rig.output::<u32>(96));

@@ -48,7 +48,7 @@ pub fn arrivals_at_another_cta() {
 pub fn one_fetch_for_two_ctas() {
     let rounds = 5;
     let mut rng = Rng(18);
-    let data: Vec<u32> = (0..rounds * 16 * 32).map(|_| rng.next() as u32).collect();
+    let data: Vec<u32> = (0..rounds * 16 * 32).map(|_| rng.draw() as u32).collect();
     // A lane takes the chunks c with c % 32 = lane; they lie in shared memory as in the tensor.
     let sum = |lane: usize, word: usize| {
         let mut sum = 0u32;
@@ -81,7 +81,7 @@ pub fn one_fetch_for_two_ctas() {
 #[test]
 pub fn registers_move_between_warpgroups() {
     let mut rng = Rng(19);
-    let data: Vec<u32> = (0..384).map(|_| rng.next() as u32).collect();
+    let data: Vec<u32> = (0..384).map(|_| rng.draw() as u32).collect();
     let value = |thread: usize| {
         let held = |i: usize| data[(thread + i) % 384];
         let sum = if thread < 128 {

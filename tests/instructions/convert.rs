@@ -36,7 +36,7 @@ fn patterns() -> Vec<u32> {
         all.extend([upper << 16, upper << 16 | 0x7fff, upper << 16 | 0x8000, upper << 16 | 0x8001]);
     }
     let mut rng = Rng(8);
-    all.extend((0..4000).map(|_| rng.next() as u32 >> 1));
+    all.extend((0..4000).map(|_| rng.draw() as u32 >> 1));
     all.iter().flat_map(|&bits| [bits, bits | 0x8000_0000]).collect()
 }
 
@@ -77,7 +77,7 @@ fn f32_rounds_to_the_nearest() {
 fn chunks_unpack_in_the_order_of_addresses() {
     let mut rng = Rng(9);
     // Exponents that make neither infinities nor NaN of either type.
-    let words: Vec<u32> = (0..40).map(|_| rng.next() as u32 & 0xbfff_bfff).collect();
+    let words: Vec<u32> = (0..40).map(|_| rng.draw() as u32 & 0xbfff_bfff).collect();
     once(|rig| {
         let input = rig.upload(&words);
         let (a, b, c) = (rig.output::<f32>(80), rig.output::<f32>(160), rig.output::<f32>(160));
@@ -104,7 +104,7 @@ fn chunks_unpack_in_the_order_of_addresses() {
 fn bytes_of_two_words() {
     let mut rng = Rng(10);
     let triples: Vec<[u32; 3]> =
-        (0..600).map(|_| [rng.next() as u32, rng.next() as u32, rng.next() as u32 & 0x7777]).collect();
+        (0..600).map(|_| [rng.draw() as u32, rng.draw() as u32, rng.draw() as u32 & 0x7777]).collect();
     once(|rig| {
         let (input, output) = (rig.upload(&triples), rig.output::<u32>(triples.len()));
         let n = [triples.len() as u32];

@@ -6,7 +6,7 @@ use crate::rig::{Call, everywhere};
 #[test]
 pub fn parts_of_chunks_and_words() {
     let mut rng = Rng(16);
-    let mut bytes = |n: usize| -> Vec<u8> { (0..n).map(|_| rng.next() as u8).collect() };
+    let mut bytes = |n: usize| -> Vec<u8> { (0..n).map(|_| rng.draw() as u8).collect() };
     let (chunks, words) = (bytes(17 * 16), bytes(5 * 4));
     // Of piece i the first i bytes, and at the end piece `whole` as it is.
     let parts = |source: &[u8], width: usize, whole: usize| -> Vec<u8> {
@@ -32,7 +32,7 @@ pub fn parts_of_chunks_and_words() {
 pub fn a_ring_of_stages() {
     for rounds in [1, 2, 3, 8] {
         let mut rng = Rng(17);
-        let data: Vec<u32> = (0..rounds * 128).map(|_| rng.next() as u32).collect();
+        let data: Vec<u32> = (0..rounds * 128).map(|_| rng.draw() as u32).collect();
         let element = |i: usize| {
             let place = ((i / 4) ^ 1) * 4 + i % 4;
             let terms = (0..rounds).map(|round| data[round * 128 + place].wrapping_mul(round as u32 + 1));

@@ -46,7 +46,7 @@ fn inputs() -> Vec<[f32; 3]> {
     }
     for _ in 0..2000 {
         // Exponents from the middle, where the functions do something.
-        let mut draw = || f32::from_bits((rng.next() as u32 & 0x807f_ffff) | ((100 + rng.below(40) as u32) << 23));
+        let mut draw = || f32::from_bits((rng.draw() as u32 & 0x807f_ffff) | ((100 + rng.below(40) as u32) << 23));
         all.push([draw(), draw(), draw()]);
     }
     all
@@ -84,7 +84,7 @@ fn functions_of_integers() {
     let mut rng = Rng(7);
     let edges = [0u32, 1, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff];
     let mut inputs: Vec<[u32; 2]> = edges.iter().flat_map(|&a| edges.map(|b| [a, b])).collect();
-    inputs.extend((0..500).map(|_| [rng.next() as u32, rng.next() as u32]));
+    inputs.extend((0..500).map(|_| [rng.draw() as u32, rng.draw() as u32]));
     once(|rig| {
         let (input, output) = (rig.upload(&inputs), rig.output::<[u32; 5]>(inputs.len()));
         let n = [inputs.len() as u32];

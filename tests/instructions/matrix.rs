@@ -20,7 +20,7 @@ fn place(lane: usize, i: usize, element: usize, transposed: bool) -> (usize, usi
 #[test]
 fn matrices_from_shared_memory() {
     let mut rng = Rng(11);
-    let rows: Vec<[u16; 8]> = (0..96).map(|_| std::array::from_fn(|_| rng.next() as u16)).collect();
+    let rows: Vec<[u16; 8]> = (0..96).map(|_| std::array::from_fn(|_| rng.draw() as u16)).collect();
     let mut expected = vec![];
     for transposed in [false, true] {
         for count in [1, 2, 4] {
@@ -46,7 +46,7 @@ fn matrices_from_shared_memory() {
 #[test]
 fn matrices_to_shared_memory() {
     let mut rng = Rng(12);
-    let registers: Vec<[u32; 4]> = (0..32).map(|_| std::array::from_fn(|_| rng.next() as u32)).collect();
+    let registers: Vec<[u32; 4]> = (0..32).map(|_| std::array::from_fn(|_| rng.draw() as u32)).collect();
     let mut expected = vec![[0u16; 8]; 192];
     for transposed in [false, true] {
         for (lane, values) in registers.iter().enumerate() {

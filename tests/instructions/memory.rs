@@ -6,7 +6,7 @@ use crate::{Rng, counted};
 #[test]
 fn accesses_of_every_width() {
     let mut rng = Rng(1);
-    let data: Vec<u8> = (0..1040).map(|_| rng.next() as u8).collect();
+    let data: Vec<u8> = (0..1040).map(|_| rng.draw() as u8).collect();
     everywhere(|rig| {
         let from = rig.upload(&data);
         let (loads, constants) = (rig.output::<u8>(5 * data.len()), rig.output::<u8>(5 * data.len()));

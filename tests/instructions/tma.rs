@@ -86,7 +86,7 @@ fn cases() -> Vec<Case> {
 
 fn random_bytes(seed: u64, n: usize) -> Vec<u8> {
     let mut rng = Rng(seed);
-    (0..n).map(|_| rng.next() as u8).collect()
+    (0..n).map(|_| rng.draw() as u8).collect()
 }
 
 #[test]
@@ -150,7 +150,7 @@ pub fn boxes_go_to_tensors_and_are_clipped() {
 pub fn a_ring_between_the_copy_engine_and_warps() {
     for rounds in [1usize, 2, 3, 9] {
         let mut rng = Rng(23);
-        let data: Vec<u32> = (0..rounds * 256).map(|_| rng.next() as u32).collect();
+        let data: Vec<u32> = (0..rounds * 256).map(|_| rng.draw() as u32).collect();
         // A lane takes two chunks of a box as they lie in shared memory, four rows apart.
         let sum = |lane: usize, word: usize| {
             let mut sum = 0u32;

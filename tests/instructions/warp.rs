@@ -33,7 +33,7 @@ fn check<T: AnyBitPattern + NoUninit + PartialEq + Debug>(rig: &Rig, got: &Array
 fn shuffles_of_every_type() {
     let mut rng = Rng(3);
     // A float of any bits but NaN's, so that values can be compared.
-    let values: Vec<u64> = (0..64).map(|_| rng.next() & !0x4000_0000).collect();
+    let values: Vec<u64> = (0..64).map(|_| rng.draw() & !0x4000_0000).collect();
     everywhere(|rig| {
         let input = rig.upload(&values);
         let n = values.len() * 8;
@@ -53,7 +53,7 @@ fn votes() {
     let mut rng = Rng(4);
     // Bit 0 holds everywhere, bit 1 nowhere, bit 2 in the lower eight lanes, bit 3 in one lane, the others at random.
     let word = |i: u64, random: u64| random << 4 | u64::from(i == 41) << 3 | u64::from(i % 32 < 8) << 2 | 1;
-    let words: Vec<u32> = (0..64).map(|i| word(i, rng.next()) as u32).collect();
+    let words: Vec<u32> = (0..64).map(|i| word(i, rng.draw()) as u32).collect();
     everywhere(|rig| {
         let (input, output) = (rig.upload(&words), rig.output::<[u32; 6]>(64 * 32));
         let call = Call { threads: 64, inputs: &[input.at()], outputs: &[output.at()], ..Call::default() };
