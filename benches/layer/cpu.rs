@@ -1,9 +1,6 @@
 //! One layer on the CPU: fused, sequential and base, forward and backward.
-//!
-//! `cargo bench` prints times; `fused-lora bench` prints ratios within one process, with the weights cold.
-#![allow(missing_docs)]
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput};
 use fused_lora::cpu::{self, Accumulate, SegmentGradient, SequentialBuffers};
 use fused_lora::lora::{Epilogue, LoraLinear, Segment, Weight};
 use fused_lora::{MatrixMut, MatrixRef};
@@ -35,7 +32,7 @@ impl Operands {
     }
 }
 
-fn forward(c: &mut Criterion) {
+pub(crate) fn forward(c: &mut Criterion) {
     let mut group = c.benchmark_group("forward");
     for (tokens, d_in, d_out, rank) in CASES {
         let operands = Operands::new(tokens, d_in, d_out, rank);
@@ -65,7 +62,7 @@ fn forward(c: &mut Criterion) {
     group.finish();
 }
 
-fn backward(c: &mut Criterion) {
+pub(crate) fn backward(c: &mut Criterion) {
     let mut group = c.benchmark_group("backward");
     for (tokens, d_in, d_out, rank) in CASES {
         let operands = Operands::new(tokens, d_in, d_out, rank);
@@ -99,6 +96,3 @@ fn backward(c: &mut Criterion) {
     }
     group.finish();
 }
-
-criterion_group!(benches, forward, backward);
-criterion_main!(benches);

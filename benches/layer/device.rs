@@ -1,0 +1,123 @@
+//! One layer on a device, 1 to 16 tokens in bf16: fused and base, weights cold.
+
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use fused_lora::Result;
+use fused_lora::device::{
+    Decode, Device, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSegment, Event,
+    Stream, Workspace,
+};
+use fused_lora::lora::{Activation, Layout};
+use half::bf16;
+
+const CASES: [(usize, usize, usize, usize); 4] =
+    [(1, 4096, 4096, 16), (1, 1024, 3072, 4), (4, 4096, 4096, 16), (16, 4096, 4096, 16)];
+
+/// Copies of the weights are together so many times the L2 cache.
+const COLD: usize = 3;
+
+/// A fixed sequence of numbers in [-0.5, 0.5), with as many different bits as random ones.
+fn numbers(n: usize) -> Vec<bf16> {
+    let number = |i: u32| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 - 0.5;
+    (0..n as u32).map(|i| bf16::from_f32(number(i))).collect()
+}
+
+struct Case {
+    stream: Stream,
+    shape: (usize, usize, usize, usize),
+    x: DeviceBuffer<bf16>,
+    y: DeviceBuffer<bf16>,
+    /// W0, A, B.
+    copies: Vec<[DeviceBuffer<bf16>; 3]>,
+}
+
+impl Case {
+    fn new(device: &Device, shape: (usize, usize, usize, usize), copies: usize) -> Result<Self> {
+        let (tokens, d_in, d_out, rank) = shape;
+        let stream = Stream::new(device)?;
+        let upload = |n| DeviceBuffer::from_slice(&stream, &numbers(n));
+        let (x, y) = (upload(tokens * d_in)?, upload(tokens * d_out)?);
+        let copy = |_| Ok([upload(d_in * d_out)?, upload(rank * d_in)?, upload(d_out * rank)?]);
+        let copies = (0..copies).map(copy).collect::<Result<_>>()?;
+        Ok(Self { stream, shape, x, y, copies })
+    }
+
+    fn with_layer<R>(&self, copy: usize, adapted: bool, work: impl FnOnce(&DeviceLora<'_, bf16>) -> R) -> Result<R> {
+        let (_, d_in, d_out, rank) = self.shape;
+        let [weight, a, b] = &self.copies[copy];
+        let (a, b) = (DeviceMatrix::new(a.as_slice(), rank, d_in)?, DeviceMatrix::new(b.as_slice(), d_out, rank)?);
+        let segments = [DeviceSegment { columns: 0..d_out, a, b, scale: 2.0 }];
+        let (weight, layout) = (DeviceMatrix::new(weight.as_slice(), d_out, d_in)?, Layout::OutIn);
+        let segments = if adapted { &segments[..] } else { &[] };
+        Ok(work(&DeviceLora { weight, layout, bias: None, segments, activation: Activation::Identity }))
+    }
+
+    fn plan(&self, device: &Device, adapted: bool) -> Result<Decode<bf16>> {
+        self.with_layer(0, adapted, |layer| Decode::new(device, layer, self.shape.0))?
+    }
+
+    /// Issues so many launches, one copy after the other.
+    fn launch(&mut self, plan: &Decode<bf16>, adapted: bool, workspace: &mut Workspace, launches: u64) -> Result<()> {
+        let (tokens, d_in, d_out, _) = self.shape;
+        let mut y = std::mem::replace(&mut self.y, DeviceBuffer::zeros(&self.stream, 0)?);
+        for launch in 0..launches {
+            let copy = (launch % self.copies.len() as u64) as usize;
+            self.with_layer(copy, adapted, |layer| {
+                let x = DeviceMatrix::new(self.x.as_slice(), tokens, d_in)?;
+                let y = DeviceMatrixMut::new(y.as_mut_slice(), tokens, d_out)?;
+                plan.launch(&self.stream, layer, x, DeviceResidual::None, y, workspace)
+            })??;
+        }
+        self.y = y;
+        Ok(())
+    }
+}
+
+/// Times launches by the device's own clock.
+pub(crate) fn decode(c: &mut Criterion, device: &Device) -> Result<()> {
+    let mut group = c.benchmark_group("decode");
+    for shape @ (tokens, d_in, d_out, rank) in CASES {
+        let copies = (COLD * device.properties().l2_bytes).div_ceil(2 * d_in * d_out).max(2);
+        let mut case = Case::new(device, shape, copies)?;
+        for (variant, adapted) in [("base", false), ("fused", true)] {
+            let plan = case.plan(device, adapted)?;
+            let mut workspace = Workspace::new(&case.stream, plan.workspace())?;
+            group.throughput(Throughput::Bytes(plan.plan().floor_bytes as u64));
+            group.bench_function(BenchmarkId::new(variant, format!("{tokens}x{d_in}->{d_out} r{rank}")), |b| {
+                b.iter_custom(|launches| {
+                    let mut timed = || {
+                        let (start, end) = (Event::new(device)?, Event::new(device)?);
+                        start.record(&case.stream)?;
+                        case.launch(&plan, adapted, &mut workspace, launches)?;
+                        end.record(&case.stream)?;
+                        start.milliseconds_to(&end)
+                    };
+                    let milliseconds: f32 = timed().expect("the operands fit each other");
+                    Duration::from_secs_f64(f64::from(milliseconds) * 1e-3)
+                });
+            });
+        }
+    }
+    group.finish();
+    Ok(())
+}
+
+/// Prints what one launch asks of memory.
+pub(crate) fn count(device: &Device) -> Result<()> {
+    for shape @ (tokens, d_in, d_out, rank) in CASES {
+        let mut case = Case::new(device, shape, 1)?;
+        for (variant, adapted) in [("base", false), ("fused", true)] {
+            let plan = case.plan(device, adapted)?;
+            let mut workspace = Workspace::new(&case.stream, plan.workspace())?;
+            case.launch(&plan, adapted, &mut workspace, 1)?;
+            let counters = device.take_counters().unwrap_or_default();
+            let (requested, floor) = (counters.requested_bytes(), plan.plan().floor_bytes);
+            println!(
+                "decode/{variant}/{tokens}x{d_in}->{d_out} r{rank}: {requested} bytes requested, {:.4} of the floor",
+                requested as f64 / floor as f64
+            );
+        }
+    }
+    Ok(())
+}
