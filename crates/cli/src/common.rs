@@ -49,7 +49,8 @@ impl Compute {
             DeviceArg::Emulator => On::Emulator,
         };
         if !able.contains(&on) {
-            bail!("this command does not run on {on:?} yet");
+            let name = format!("{on:?}").to_lowercase();
+            bail!("device '{name}' is not available to this command yet, expected auto or cpu");
         }
         if let Some(threads) = self.threads {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());

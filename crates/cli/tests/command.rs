@@ -152,6 +152,8 @@ fn bench_compares_fused_with_sequential_and_base() {
     for (dtype, layout) in [("f32", "in-out"), ("bf16", "out-in")] {
         let out = succeed(&[
             "bench",
+            "--device",
+            "cpu",
             "--tokens",
             "1,3",
             "--shapes",
@@ -174,8 +176,30 @@ fn bench_compares_fused_with_sequential_and_base() {
         assert_eq!(rows[0]["bytes"], (2048 * 2048 + 2 * 2048) * size);
         assert_eq!(rows[1]["bytes"], (2048 * 2048 + 2 * 2048 + 2 * 2 * 2048) * size);
     }
-    let plan = succeed(&["bench", "--explain", "--tokens", "128", "--shapes", "1024x1024", "--ranks", "4"]);
+    let plan = succeed(&["bench", "--device", "cpu", "--explain", "--tokens", "128", "--shapes", "1024x1024"]);
     assert!(plan.contains("128x1024x1024") && plan.contains("read in place"), "{plan}");
+}
+
+#[test]
+fn bench_on_the_emulator_counts_what_the_kernels_ask_of_memory() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("counted.json");
+    let fixed = ["bench", "--device", "emulator", "--dtype", "bf16", "--layout", "out-in", "--shapes", "1024x512"];
+    let out = succeed(&[&fixed[..], &["--tokens", "1,8", "--ranks", "4", "--json", text(&path)]].concat());
+    assert!(out.contains("counted, not timed"), "{out}");
+    let rows = json(&path)["rows"].as_array().unwrap().clone();
+    let of = |i: usize, key: &str| rows[i][key].as_f64().unwrap();
+    assert_eq!(rows.len(), 4);
+    assert_eq!(of(0, "floor_bytes"), 2.0 * (1024.0 * 512.0 + 1024.0 + 512.0));
+    assert_eq!(of(1, "floor_bytes") - of(0, "floor_bytes"), 2.0 * 4.0 * (1024.0 + 512.0));
+    for i in 0..4 {
+        assert_eq!((of(i, "weight_bytes_per_load"), of(i, "weight_sectors_over_ideal")), (16.0, 1.0), "{:?}", rows[i]);
+        assert_eq!(of(i, "distinct_bytes"), of(i, "floor_bytes"), "{:?}", rows[i]);
+    }
+    assert_eq!(of(1, "matrix_instructions"), 0.0, "one token is multiplied on CUDA cores");
+    assert!(of(3, "matrix_instructions") > 0.0, "eight on matrix instructions");
+    let plan = succeed(&[&fixed[..], &["--explain", "--tokens", "1"]].concat());
+    assert!(plan.contains("lora_decode_rows_bf16_t1"), "{plan}");
 }
 
 fn logits(extra: &[&str], out: &Path) -> Vec<f32> {
