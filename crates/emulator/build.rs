@@ -12,9 +12,13 @@ use std::{env, fs, io, thread};
 const BUILDS: [(&str, &[&str], &[&str]); 3] = [
     // Name, flags of the machine, further flags of the kernels.
     ("plain", &["-O2"], &[]),
-    ("race", &["-O2", "-DEMU_RACE"], &["-O1", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"]),
+    ("race", &["-O2", "-DEMU_RACE"], &["-O1", "-fsanitize=thread"]),
     ("sanitize", &["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-sanitize=vptr"], &[]),
 ];
+
+/// Calls at every function's entry and exit would say nothing that the race detector asks.
+const GCC_RACE: [&str; 2] = ["--param", "tsan-instrument-func-entry-exit=0"];
+const CLANG_RACE: [&str; 2] = ["-mllvm", "-tsan-instrument-func-entry-exit=0"];
 
 /// The kernels see IEEE arithmetic as they wrote it: no fused operation that they did not ask for.
 const COMMON: [&str; 7] =
@@ -29,7 +33,7 @@ fn main() {
     println!("cargo:rerun-if-changed={}", cpp.display());
     println!("cargo:rerun-if-env-changed=CXX");
 
-    let compiler = env::var("CXX").into_iter().chain(["g++".into(), "clang++".into()]).find(|c| works(c));
+    let compiler = env::var("CXX").into_iter().chain(["g++".into(), "clang++".into()]).find(|c| version(c).is_some());
     let compiler = match compiler {
         Some(compiler) if cfg!(target_os = "linux") => compiler,
         _ => {
@@ -44,6 +48,7 @@ fn main() {
         }
     };
 
+    let is_clang = version(&compiler).is_some_and(|text| text.contains("clang"));
     let mut jobs = Vec::new();
     let mut libraries = Vec::new();
     for (build, machine_flags, kernel_flags) in BUILDS {
@@ -59,14 +64,19 @@ fn main() {
         for source in sources(&kernels, "cu") {
             let object = object_path(&folder, &kernels, &source);
             objects.push(object.clone());
-            let flags: Vec<&str> = machine_flags.iter().chain(kernel_flags).copied().collect();
+            let mut flags: Vec<&str> = machine_flags.iter().chain(kernel_flags).copied().collect();
+            if build == "race" {
+                flags.extend(if is_clang { CLANG_RACE } else { GCC_RACE });
+            }
             jobs.push(Job::new(&compiler, &flags, &cpp, &kernels, &source, object));
         }
         libraries.push((build, machine_flags, folder.join(format!("libfused_lora_emulator_{build}.so")), objects));
     }
     run_all(jobs);
     for (build, flags, library, objects) in libraries {
-        let sanitizers = flags.iter().filter(|f| f.starts_with("-fsanitize"));
+        let sanitizers = flags.iter().copied().filter(|f| f.starts_with("-fsanitize"));
+        // The sanitizers' own library is in the process before ours: it is preloaded.
+        let shared = (is_clang && build == "sanitize").then_some("-shared-libsan");
         let newest = objects.iter().map(|o| modified(o)).max().flatten();
         if modified(&library).is_none() || modified(&library) < newest {
             run(Command::new(&compiler)
@@ -74,19 +84,25 @@ fn main() {
                 .arg("-o")
                 .arg(&library)
                 .args(&objects)
-                .args(sanitizers)
+                .args(sanitizers.chain(shared))
                 .arg("-ldl"));
         }
         println!("cargo:rustc-env=EMULATOR_{}={}", build.to_uppercase(), library.display());
     }
-    let preload = Command::new(&compiler).arg("-print-file-name=libasan.so").output().expect("the compiler ran before");
+    let runtime = match env::var("CARGO_CFG_TARGET_ARCH") {
+        Ok(arch) if is_clang => format!("libclang_rt.asan-{arch}.so"),
+        _ => "libasan.so".into(),
+    };
+    let preload =
+        Command::new(&compiler).arg(format!("-print-file-name={runtime}")).output().expect("the compiler ran before");
     println!("cargo:rustc-env=EMULATOR_PRELOAD={}", String::from_utf8_lossy(&preload.stdout).trim());
     println!("cargo:rustc-env=EMULATOR_COMPILER={compiler}");
     println!("cargo:rustc-env=EMULATOR_KERNELS={}", kernels.display());
 }
 
-fn works(compiler: &str) -> bool {
-    Command::new(compiler).arg("--version").output().is_ok_and(|output| output.status.success())
+fn version(compiler: &str) -> Option<String> {
+    let output = Command::new(compiler).arg("--version").output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn sources(folder: &Path, extension: &str) -> Vec<PathBuf> {
