@@ -223,13 +223,13 @@ mod tests {
     }
 
     fn source(text: &str) -> Source {
-        Source { path: "/root/kernels/file.cu".into(), rules: Rules::parse(text).unwrap() }
+        Source { path: "repository/kernels/file.cu".into(), rules: Rules::parse(text).unwrap() }
     }
 
     #[test]
     fn failures_say_where() {
         let source = source("");
-        let lines = describe(Path::new("/root"), &outcome(&source, "sm_80", "k"));
+        let lines = describe(Path::new("repository"), &outcome(&source, "sm_80", "k"));
         assert_eq!(lines, ["kernels/file.cu sm_80: (C7510)", "kernels/file.cu sm_80: k: no HMMA"]);
     }
 
@@ -237,7 +237,7 @@ mod tests {
     fn a_rule_for_no_kernel_is_a_failure() {
         let source = source("// sass: k has HMMA\n// sass: misspelt has HMMA\n// sass: misspelt has HMMA on sm_75\n");
         let compiled = outcome(&source, "sm_80", "k");
-        let lines = idle_rules(Path::new("/root"), &source, &[&compiled]);
+        let lines = idle_rules(Path::new("repository"), &source, &[&compiled]);
         assert_eq!(lines, ["kernels/file.cu:2: no kernel is called misspelt"]);
     }
 }

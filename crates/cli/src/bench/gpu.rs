@@ -162,18 +162,18 @@ impl Bench<'_> {
         };
         let (x_at, y_at, t_at) = (x.as_slice().address(), y.as_slice().address(), t.as_slice().address());
         let products = self.cublaslt.map(|library| {
-            let (w, a, b) = addresses(0);
-            let product = |shape, layout, factors, operands: [u64; 3]| {
+            let product = |shape, layout, factors, operands: &dyn Fn(usize) -> [u64; 3]| {
                 library.product(T::DTYPE, shape, layout, factors, |product, choices| {
                     // SAFETY: the operands are packed matrices of the product's shapes.
-                    fastest(product, choices, device, stream, |product, stream| unsafe {
-                        product.issue(stream, operands)
+                    fastest(product, choices, device, stream, copies.len(), |product, stream, copy| unsafe {
+                        product.issue(stream, operands(copy))
                     })
                 })
             };
-            let base = product([tokens, d_in, d_out], case.layout, [1.0, 0.0], [w, x_at, y_at])?;
-            let shrink = product([tokens, d_in, rank], Layout::OutIn, [1.0, 0.0], [a, x_at, t_at])?;
-            let expand = product([tokens, rank, d_out], Layout::OutIn, [SCALE, 1.0], [b, t_at, y_at])?;
+            let (w, a, b) = (|copy| addresses(copy).0, |copy| addresses(copy).1, |copy| addresses(copy).2);
+            let base = product([tokens, d_in, d_out], case.layout, [1.0, 0.0], &|copy| [w(copy), x_at, y_at])?;
+            let shrink = product([tokens, d_in, rank], Layout::OutIn, [1.0, 0.0], &|copy| [a(copy), x_at, t_at])?;
+            let expand = product([tokens, rank, d_out], Layout::OutIn, [SCALE, 1.0], &|copy| [b(copy), t_at, y_at])?;
             anyhow::Ok((base, shrink, expand))
         });
         let products = products.transpose()?;

@@ -5,8 +5,9 @@ use std::cell::RefCell;
 use anyhow::Result;
 use fused_lora::device::{Device, Event, Graph, Stream};
 
-/// Launches of a round at least: one alone says little, and an event is good to half a microsecond.
-const LAUNCHES: usize = 16;
+/// Launches of a round at least: an event is good to half a microsecond, and a graph takes some microseconds to start,
+/// which is to be little of each launch's share.
+const LAUNCHES: usize = 96;
 
 /// A contestant: what it issues for one copy.
 pub(super) type Issue<'a> = Box<dyn Fn(&Stream, usize) -> fused_lora::Result<()> + 'a>;
