@@ -32,6 +32,10 @@ enum {
   LORA_DECODE_COLUMN_MMA_THREADS = 256,
   /* Rows of A that one ticket stands for, at most. */
   LORA_SHRINK_ROWS = 4,
+  /* The forward kernels' T: every segment's rank is rounded up to this, ... */
+  LORA_FORWARD_RANK_STEP = 16,
+  /* ... and a tile of T has so many columns, and as many rows as a tile of y. */
+  LORA_FORWARD_T_COLUMNS = 64,
 };
 
 /* What happens to an output before the residual is added. */
@@ -51,10 +55,12 @@ typedef struct LoraSegment {
   uint32_t begin;
   uint32_t end;
   uint32_t rank;
-  /* First of this segment's columns in T = [x a_0^T, x a_1^T, ...]. */
+  /* First of this segment's columns in T = [x a_0^T, x a_1^T, ...]. In the forward kernels' workspace every segment has
+   * whole steps of LORA_FORWARD_RANK_STEP columns. */
   uint32_t t_begin;
   float scale;
-  uint32_t reserved;
+  /* The same where no segment's rank is rounded up: its place in the T that a caller asked for. */
+  uint32_t packed_begin;
 } LoraSegment;
 ABI_ASSERT(sizeof(LoraSegment) == 48, "LoraSegment is shared with Rust");
 
@@ -97,6 +103,50 @@ typedef struct LoraDecode {
   LoraSegment segments[LORA_MAX_SEGMENTS];
 } LoraDecode;
 ABI_ASSERT(sizeof(LoraDecode) == 9 * 8 + 16 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraDecode is shared with Rust");
+
+/* y = activation(x W0^T + bias + sum of segments) + residual for any number of tokens. Of the grid's CTAs the first
+ * row_tiles * t_tiles to start compute tiles of T, the others tiles of y. */
+typedef struct LoraForward {
+  const void *x;        /* [tokens, depth] */
+  const void *weight;   /* rows kernels: [columns, depth]; columns kernels: [depth, columns] */
+  const void *bias;     /* [columns], or null */
+  const void *residual; /* [tokens, columns], or null; may be y */
+  void *y;              /* [tokens, columns] */
+  /* [tokens, packed ranks] T without scales, or null. */
+  void *t_out;
+  /* As in LoraDecode. */
+  unsigned long long *ticket;
+  /* [tokens, t_stride] scale * T, each segment's from its t_begin on, zeros where its rank was rounded up. */
+  void *t;
+  /* [row_tiles, t_tiles]: the epoch of the launch that wrote a tile of T last. */
+  uint32_t *flags;
+  /* [row_tiles * column_tiles, splits, tile] partial sums in the order of the accumulators, and the tiles' arrivals. */
+  float *partial;
+  uint32_t *arrivals;
+  uint32_t tokens;
+  uint32_t depth;
+  uint32_t columns;
+  uint32_t x_stride;
+  uint32_t weight_stride;
+  uint32_t y_stride;
+  uint32_t residual_stride;
+  uint32_t t_stride;
+  uint32_t t_out_stride;
+  uint32_t row_tiles;
+  uint32_t column_tiles;
+  /* Tiles of T in a row tile; zero with no segments. */
+  uint32_t t_tiles;
+  /* CTAs that share a tile's depth, and the depth of each. */
+  uint32_t splits;
+  uint32_t split_depth;
+  /* Row tiles whose column tiles are taken together, so that both operands stay in L2. */
+  uint32_t raster_rows;
+  uint32_t activation; /* enum LoraActivation */
+  uint32_t segment_count;
+  uint32_t reserved;
+  LoraSegment segments[LORA_MAX_SEGMENTS];
+} LoraForward;
+ABI_ASSERT(sizeof(LoraForward) == 11 * 8 + 18 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraForward is shared with Rust");
 
 /* Rows and (in chunks of 16 bytes) columns of the weight that one CTA of lora_merge takes, and its threads. */
 enum {

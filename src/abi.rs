@@ -7,6 +7,8 @@ pub const LORA_DECODE_MAX_TOKENS: _bindgen_ty_1 = 16;
 pub const LORA_DECODE_THREADS: _bindgen_ty_1 = 512;
 pub const LORA_DECODE_COLUMN_MMA_THREADS: _bindgen_ty_1 = 256;
 pub const LORA_SHRINK_ROWS: _bindgen_ty_1 = 4;
+pub const LORA_FORWARD_RANK_STEP: _bindgen_ty_1 = 16;
+pub const LORA_FORWARD_T_COLUMNS: _bindgen_ty_1 = 64;
 pub type _bindgen_ty_1 = ::core::ffi::c_uint;
 pub const LORA_IDENTITY: _bindgen_ty_2 = 0;
 pub const LORA_RELU: _bindgen_ty_2 = 1;
@@ -24,7 +26,7 @@ pub struct LoraSegment {
     pub rank: u32,
     pub t_begin: u32,
     pub scale: f32,
-    pub reserved: u32,
+    pub packed_begin: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -39,7 +41,7 @@ const _: () = {
     ["Offset of field: LoraSegment::rank"][::core::mem::offset_of!(LoraSegment, rank) - 32usize];
     ["Offset of field: LoraSegment::t_begin"][::core::mem::offset_of!(LoraSegment, t_begin) - 36usize];
     ["Offset of field: LoraSegment::scale"][::core::mem::offset_of!(LoraSegment, scale) - 40usize];
-    ["Offset of field: LoraSegment::reserved"][::core::mem::offset_of!(LoraSegment, reserved) - 44usize];
+    ["Offset of field: LoraSegment::packed_begin"][::core::mem::offset_of!(LoraSegment, packed_begin) - 44usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -101,6 +103,75 @@ const _: () = {
     ["Offset of field: LoraDecode::activation"][::core::mem::offset_of!(LoraDecode, activation) - 128usize];
     ["Offset of field: LoraDecode::segment_count"][::core::mem::offset_of!(LoraDecode, segment_count) - 132usize];
     ["Offset of field: LoraDecode::segments"][::core::mem::offset_of!(LoraDecode, segments) - 136usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraForward {
+    pub x: *const ::core::ffi::c_void,
+    pub weight: *const ::core::ffi::c_void,
+    pub bias: *const ::core::ffi::c_void,
+    pub residual: *const ::core::ffi::c_void,
+    pub y: *mut ::core::ffi::c_void,
+    pub t_out: *mut ::core::ffi::c_void,
+    pub ticket: *mut ::core::ffi::c_ulonglong,
+    pub t: *mut ::core::ffi::c_void,
+    pub flags: *mut u32,
+    pub partial: *mut f32,
+    pub arrivals: *mut u32,
+    pub tokens: u32,
+    pub depth: u32,
+    pub columns: u32,
+    pub x_stride: u32,
+    pub weight_stride: u32,
+    pub y_stride: u32,
+    pub residual_stride: u32,
+    pub t_stride: u32,
+    pub t_out_stride: u32,
+    pub row_tiles: u32,
+    pub column_tiles: u32,
+    pub t_tiles: u32,
+    pub splits: u32,
+    pub split_depth: u32,
+    pub raster_rows: u32,
+    pub activation: u32,
+    pub segment_count: u32,
+    pub reserved: u32,
+    pub segments: [LoraSegment; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraForward"][::core::mem::size_of::<LoraForward>() - 928usize];
+    ["Alignment of LoraForward"][::core::mem::align_of::<LoraForward>() - 8usize];
+    ["Offset of field: LoraForward::x"][::core::mem::offset_of!(LoraForward, x) - 0usize];
+    ["Offset of field: LoraForward::weight"][::core::mem::offset_of!(LoraForward, weight) - 8usize];
+    ["Offset of field: LoraForward::bias"][::core::mem::offset_of!(LoraForward, bias) - 16usize];
+    ["Offset of field: LoraForward::residual"][::core::mem::offset_of!(LoraForward, residual) - 24usize];
+    ["Offset of field: LoraForward::y"][::core::mem::offset_of!(LoraForward, y) - 32usize];
+    ["Offset of field: LoraForward::t_out"][::core::mem::offset_of!(LoraForward, t_out) - 40usize];
+    ["Offset of field: LoraForward::ticket"][::core::mem::offset_of!(LoraForward, ticket) - 48usize];
+    ["Offset of field: LoraForward::t"][::core::mem::offset_of!(LoraForward, t) - 56usize];
+    ["Offset of field: LoraForward::flags"][::core::mem::offset_of!(LoraForward, flags) - 64usize];
+    ["Offset of field: LoraForward::partial"][::core::mem::offset_of!(LoraForward, partial) - 72usize];
+    ["Offset of field: LoraForward::arrivals"][::core::mem::offset_of!(LoraForward, arrivals) - 80usize];
+    ["Offset of field: LoraForward::tokens"][::core::mem::offset_of!(LoraForward, tokens) - 88usize];
+    ["Offset of field: LoraForward::depth"][::core::mem::offset_of!(LoraForward, depth) - 92usize];
+    ["Offset of field: LoraForward::columns"][::core::mem::offset_of!(LoraForward, columns) - 96usize];
+    ["Offset of field: LoraForward::x_stride"][::core::mem::offset_of!(LoraForward, x_stride) - 100usize];
+    ["Offset of field: LoraForward::weight_stride"][::core::mem::offset_of!(LoraForward, weight_stride) - 104usize];
+    ["Offset of field: LoraForward::y_stride"][::core::mem::offset_of!(LoraForward, y_stride) - 108usize];
+    ["Offset of field: LoraForward::residual_stride"][::core::mem::offset_of!(LoraForward, residual_stride) - 112usize];
+    ["Offset of field: LoraForward::t_stride"][::core::mem::offset_of!(LoraForward, t_stride) - 116usize];
+    ["Offset of field: LoraForward::t_out_stride"][::core::mem::offset_of!(LoraForward, t_out_stride) - 120usize];
+    ["Offset of field: LoraForward::row_tiles"][::core::mem::offset_of!(LoraForward, row_tiles) - 124usize];
+    ["Offset of field: LoraForward::column_tiles"][::core::mem::offset_of!(LoraForward, column_tiles) - 128usize];
+    ["Offset of field: LoraForward::t_tiles"][::core::mem::offset_of!(LoraForward, t_tiles) - 132usize];
+    ["Offset of field: LoraForward::splits"][::core::mem::offset_of!(LoraForward, splits) - 136usize];
+    ["Offset of field: LoraForward::split_depth"][::core::mem::offset_of!(LoraForward, split_depth) - 140usize];
+    ["Offset of field: LoraForward::raster_rows"][::core::mem::offset_of!(LoraForward, raster_rows) - 144usize];
+    ["Offset of field: LoraForward::activation"][::core::mem::offset_of!(LoraForward, activation) - 148usize];
+    ["Offset of field: LoraForward::segment_count"][::core::mem::offset_of!(LoraForward, segment_count) - 152usize];
+    ["Offset of field: LoraForward::reserved"][::core::mem::offset_of!(LoraForward, reserved) - 156usize];
+    ["Offset of field: LoraForward::segments"][::core::mem::offset_of!(LoraForward, segments) - 160usize];
 };
 pub const LORA_MERGE_ROWS: _bindgen_ty_3 = 64;
 pub const LORA_MERGE_CHUNKS: _bindgen_ty_3 = 16;

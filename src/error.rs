@@ -227,9 +227,9 @@ pub enum Error {
     #[error("the workspace has {available}, the plan needs {required}")]
     DeviceWorkspaceTooSmall {
         /// What the plan needs.
-        required: crate::decode::WorkspaceLayout,
+        required: crate::WorkspaceLayout,
         /// What the workspace has room for.
-        available: crate::decode::WorkspaceLayout,
+        available: crate::WorkspaceLayout,
     },
     /// A tensor cannot be copied by the copy engine as described.
     #[error("no tensor map: {reason}")]

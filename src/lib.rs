@@ -13,7 +13,7 @@
 //!
 //! - [`lora`] describes a layer: the weight in either layout, the bias, the low-rank segments.
 //! - [`plan`] says how a call will be cut into tiles and how much workspace it needs.
-//! - [`decode`] says how a GPU runs it for 1 to 16 tokens; [`abi`] is what its kernels take.
+//! - [`decode`] says how a GPU runs it for 1 to 16 tokens, [`forward`] for more; [`abi`] is what its kernels take.
 //! - [`merge`] says how a GPU folds adapters into a weight.
 //! - [`cpu`] runs it: fused, as the sequential layers it is measured against, backward, merged.
 //! - [`mod@reference`] is the naive float64 oracle that every backend is judged by.
@@ -46,15 +46,20 @@ pub mod decode;
 pub mod device;
 mod dtype;
 mod error;
+pub mod forward;
 pub mod lora;
 mod matrix;
 pub mod merge;
 pub mod plan;
+mod problem;
 pub mod reference;
+mod workspace;
 
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use matrix::{MatrixMut, MatrixRef};
+pub use problem::{ComputePath, LayerProblem};
+pub use workspace::WorkspaceLayout;
 
 /// Compiles the README's example with the tests.
 #[cfg(doctest)]

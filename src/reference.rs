@@ -85,11 +85,18 @@ pub struct Judged {
     pub value: Matrix64,
     /// Σ|x||w| + |bias| + |s|·Σ(Σ|x||a|)|b|, element by element.
     pub magnitude: Matrix64,
+    /// What else an element may be off by: [`forward_through`]'s rounding of T. Zeros where nothing is rounded on the way.
+    pub slack: Matrix64,
 }
 
 impl Judged {
+    fn new(value: Matrix64, magnitude: Matrix64) -> Self {
+        let slack = Matrix64::zeros(value.rows, value.cols);
+        Self { value, magnitude, slack }
+    }
+
     /// The largest error allowed for element `index` of a result stored as `stored` after `steps` additions in `f32`:
-    /// `u_out·|ref| + c·γ·Σ|·||·|`, with γ = steps·u / (1 − steps·u) and c = 2 for the low-rank term's two roundings.
+    /// `u_out·|ref| + c·(γ·Σ|·||·| + slack)`, with γ = steps·u / (1 − steps·u) and c = 2 for the low-rank term's two roundings.
     pub fn bound(&self, index: usize, stored: DType, steps: usize) -> f64 {
         const C: f64 = 2.0;
         let u = steps as f64 * DType::F32.unit_roundoff();
@@ -97,6 +104,7 @@ impl Judged {
         stored.unit_roundoff() * self.value.data[index].abs()
             + stored.smallest_step()
             + C * gamma * self.magnitude.data[index]
+            + C * self.slack.data[index]
     }
 
     /// Asserts that every element of `got` is within its bound. A NaN never is.
@@ -155,7 +163,26 @@ pub fn forward<W: Element, X: Element>(layer: &LoraLinear<'_, W>, x: MatrixRef<'
         }
         y
     };
-    Judged { value: evaluate(&|m| m, &|v| v), magnitude: evaluate(&|m| m.abs(), &f64::abs) }
+    Judged::new(evaluate(&|m| m, &|v| v), evaluate(&|m| m.abs(), &f64::abs))
+}
+
+/// [`forward`] where s·T is stored as `dtype` before it meets B: each element may be off by Σ(u·|s·T| + smallest step)·|B|
+/// more.
+pub fn forward_through<W: Element, X: Element>(layer: &LoraLinear<'_, W>, x: MatrixRef<'_, X>, dtype: DType) -> Judged {
+    let mut judged = forward(layer, x);
+    for segment in layer.segments {
+        let mut rounding = low_rank_input(segment.a, x).abs();
+        let u = dtype.unit_roundoff() * f64::from(segment.scale).abs();
+        rounding.data.iter_mut().for_each(|t| *t = u * *t + dtype.smallest_step());
+        let slack = rounding.matmul(&Matrix64::from_view(segment.b).abs().t());
+        judged.slack.add_at(segment.columns.start, 1.0, &slack);
+    }
+    judged
+}
+
+/// T = x·Aᵀ.
+pub fn low_rank_input<W: Element, X: Element>(a: MatrixRef<'_, W>, x: MatrixRef<'_, X>) -> Matrix64 {
+    Matrix64::from_view(x).matmul(&Matrix64::from_view(a).t())
 }
 
 /// The gradients of one layer.
@@ -196,7 +223,7 @@ pub fn backward<W: Element, X: Element>(
         (dx, das, dbs)
     };
     let (value, magnitude) = (evaluate(&|m| m, &|v| v), evaluate(&|m| m.abs(), &f64::abs));
-    let judge = |(value, magnitude)| Judged { value, magnitude };
+    let judge = |(value, magnitude)| Judged::new(value, magnitude);
     Gradients {
         dx: judge((value.0, magnitude.0)),
         da: value.1.into_iter().zip(magnitude.1).map(judge).collect(),

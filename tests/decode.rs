@@ -10,9 +10,9 @@ use common::decode::{Decode, LAYOUTS, Options};
 use common::rig::{Rig, builds, on_gpu};
 use common::sanitize::rerun_under_sanitizers;
 use common::{Buffer, RandomLayer, Rng, Shape, steps};
-use fused_lora::decode::{DecodePath, DecodePlan};
+use fused_lora::decode::DecodePlan;
 use fused_lora::lora::{Activation, Layout};
-use fused_lora::{Element, reference};
+use fused_lora::{ComputePath, Element, reference};
 use fused_lora_emulator::{Build, Completion, Config, Schedule};
 use half::{bf16, f16};
 
@@ -111,7 +111,7 @@ fn long_rows_go_over_several_panels() {
 }
 
 fn matrix_options<T>(multiprocessors: usize) -> Options<'static, T> {
-    Options { multiprocessors, path: DecodePath::Matrix, ..Options::default() }
+    Options { multiprocessors, path: ComputePath::Matrix, ..Options::default() }
 }
 
 /// 5 to 16 tokens of 16 bits: every tile width, depths that are shared by CTAs and that end within a warp's step, and ranks

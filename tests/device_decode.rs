@@ -6,7 +6,8 @@ mod common;
 use common::device::{OnDevice, device};
 use common::rig::on_gpu;
 use common::{Buffer, RandomLayer, Rng, Shape, steps};
-use fused_lora::decode::{MAX_TOKENS, WorkspaceLayout};
+use fused_lora::WorkspaceLayout;
+use fused_lora::decode::MAX_TOKENS;
 use fused_lora::device::{
     Decode, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSegment, DeviceSlice, Graph,
     Stream, Workspace,

@@ -4,51 +4,13 @@
 //! workspace. Nothing in it depends on the adapters but the ranks: with none it is the base product's plan.
 
 mod matrix;
-mod workspace;
-
-pub use workspace::WorkspaceLayout;
 
 use crate::abi;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::lora::{Layout, MAX_RANK};
-
-/// What multiplies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DecodePath {
-    /// Matrix instructions from 5 tokens on where the device has them for the type, else CUDA cores.
-    #[default]
-    Auto,
-    /// CUDA cores.
-    CudaCores,
-    /// Matrix instructions, or an error.
-    Matrix,
-}
-
-/// What a plan is made from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DecodeProblem<'a> {
-    /// Rows of x, at most [`MAX_TOKENS`].
-    pub tokens: usize,
-    /// Input features.
-    pub d_in: usize,
-    /// Output features.
-    pub d_out: usize,
-    /// How W0 lies in memory.
-    pub layout: Layout,
-    /// What everything is stored as.
-    pub dtype: DType,
-    /// The segments' ranks.
-    pub ranks: &'a [usize],
-    /// Whether all rows of x, W0 and every A start at multiples of 16 bytes.
-    pub aligned: bool,
-    /// SMs of the device.
-    pub multiprocessors: usize,
-    /// Major and minor compute capability of the device.
-    pub compute_capability: (u32, u32),
-    /// What is to multiply.
-    pub path: DecodePath,
-}
+use crate::lora::Layout;
+use crate::problem::{ComputePath, LayerProblem};
+use crate::workspace::WorkspaceLayout;
 
 /// Tokens of one launch at most.
 pub const MAX_TOKENS: usize = abi::LORA_DECODE_MAX_TOKENS as usize;
@@ -96,35 +58,27 @@ impl DecodePlan {
     /// # Errors
     /// [`Error::TooManyTokens`], [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::EmptyProblem`],
     /// [`Error::NoMatrixInstructions`].
-    pub fn new(problem: &DecodeProblem<'_>) -> Result<Self> {
-        let &DecodeProblem { tokens, d_in, d_out, layout, dtype, ranks, multiprocessors, .. } = problem;
+    pub fn new(problem: &LayerProblem<'_>) -> Result<Self> {
+        let &LayerProblem { tokens, d_in, d_out, layout, dtype, multiprocessors, .. } = problem;
         if tokens > MAX_TOKENS {
             return Err(Error::TooManyTokens { tokens, max: MAX_TOKENS });
         }
-        if tokens == 0 || d_in == 0 || d_out == 0 {
-            return Err(Error::EmptyProblem { tokens, d_in, d_out });
-        }
-        let max_segments = abi::LORA_MAX_SEGMENTS as usize;
-        if ranks.len() > max_segments {
-            return Err(Error::TooManySegments { segments: ranks.len(), max: max_segments });
-        }
-        if let Some(&rank) = ranks.iter().find(|&&rank| rank == 0 || rank > MAX_RANK) {
-            return Err(Error::RankOutOfRange { rank, max: MAX_RANK });
-        }
-        match (problem.path, problem.matrix_obstacle()) {
-            (DecodePath::Auto, None) if tokens >= MIN_MATRIX_TOKENS => {
+        problem.validate()?;
+        let misaligned = (!problem.aligned).then_some("rows do not all start at multiples of 16 bytes");
+        match (problem.path, problem.matrix_obstacle().or(misaligned)) {
+            (ComputePath::Auto, None) if tokens >= MIN_MATRIX_TOKENS => {
                 Ok(Self::matrix(problem, &matrix::cut(tokens, d_in, d_out, layout, multiprocessors)))
             }
-            (DecodePath::Auto | DecodePath::CudaCores, _) => Ok(Self::cuda_cores(problem)),
-            (DecodePath::Matrix, None) => {
+            (ComputePath::Auto | ComputePath::CudaCores, _) => Ok(Self::cuda_cores(problem)),
+            (ComputePath::Matrix, None) => {
                 Ok(Self::matrix(problem, &matrix::cut(tokens, d_in, d_out, layout, multiprocessors)))
             }
-            (DecodePath::Matrix, Some(reason)) => Err(Error::NoMatrixInstructions { dtype, reason }),
+            (ComputePath::Matrix, Some(reason)) => Err(Error::NoMatrixInstructions { dtype, reason }),
         }
     }
 
-    fn cuda_cores(problem: &DecodeProblem<'_>) -> Self {
-        let &DecodeProblem { tokens, d_in, d_out, layout, dtype, aligned, multiprocessors, .. } = problem;
+    fn cuda_cores(problem: &LayerProblem<'_>) -> Self {
+        let &LayerProblem { tokens, d_in, d_out, layout, dtype, aligned, multiprocessors, .. } = problem;
         let elements = 16 / dtype.size();
         let threads = abi::LORA_DECODE_THREADS as usize;
         let (variant, group) = match (aligned, tokens) {
@@ -154,7 +108,7 @@ impl DecodePlan {
         }
     }
 
-    fn matrix(problem: &DecodeProblem<'_>, cut: &matrix::Cut) -> Self {
+    fn matrix(problem: &LayerProblem<'_>, cut: &matrix::Cut) -> Self {
         let dtype = problem.dtype;
         let kernel = match problem.layout {
             Layout::OutIn => format!("lora_decode_rows_mma_{dtype}_n{}", cut.tile_columns / 8),
@@ -175,14 +129,14 @@ impl DecodePlan {
 
     /// All but the kernel and its `row_threads`.
     fn with_grid(
-        problem: &DecodeProblem<'_>,
+        problem: &LayerProblem<'_>,
         threads: usize,
         tile_columns: usize,
         [splits, split_depth]: [usize; 2],
         groups: usize,
         parts: &Parts,
     ) -> Self {
-        let &DecodeProblem { tokens, d_in, d_out, dtype, ranks, .. } = problem;
+        let &LayerProblem { tokens, d_in, d_out, dtype, ranks, .. } = problem;
         let widest_rank = ranks.iter().max().copied().unwrap_or(0).next_multiple_of(16 / dtype.size());
         let offset = if parts.tokens == 8 { 4 } else { 8 };
         let stride = (tile_columns + 31 - offset) / 32 * 32 + offset;
@@ -206,7 +160,12 @@ impl DecodePlan {
             // Several rows a ticket only where there are more rows than CTAs to draw for them.
             shrink_rows: tickets.div_ceil(ctas).clamp(1, parts.shrink_rows) as u32,
             widest_rank: widest_rank as u32,
-            workspace: WorkspaceLayout { t_words: tokens * total_rank, arrivals, partial },
+            workspace: WorkspaceLayout {
+                t_words: tokens * total_rank,
+                arrivals,
+                partial,
+                ..WorkspaceLayout::default()
+            },
             floor_bytes: (weights + tokens * (d_in + d_out)) * dtype.size(),
         }
     }
@@ -221,23 +180,6 @@ struct Parts {
     /// Tokens of a ticket, and rows of A at most.
     shrink_tokens: usize,
     shrink_rows: usize,
-}
-
-impl DecodeProblem<'_> {
-    /// Why matrix instructions cannot do it.
-    fn matrix_obstacle(&self) -> Option<&'static str> {
-        match self.dtype {
-            DType::F32 => Some("they would round f32 to 19 bits"),
-            DType::Bf16 if self.compute_capability < (8, 0) => {
-                Some("the device has them from compute capability 8.0 on")
-            }
-            DType::F16 if self.compute_capability < (7, 5) => {
-                Some("the device has them from compute capability 7.5 on")
-            }
-            _ if !self.aligned => Some("rows do not all start at multiples of 16 bytes"),
-            _ => None,
-        }
-    }
 }
 
 /// The widest share of the CTA that a row of so many chunks keeps busy to nine tenths, else the busiest.
@@ -278,8 +220,8 @@ impl std::fmt::Display for DecodePlan {
 mod tests {
     use super::*;
 
-    fn problem(tokens: usize, d_in: usize, d_out: usize, layout: Layout) -> DecodeProblem<'static> {
-        DecodeProblem {
+    fn problem(tokens: usize, d_in: usize, d_out: usize, layout: Layout) -> LayerProblem<'static> {
+        LayerProblem {
             tokens,
             d_in,
             d_out,
@@ -289,7 +231,7 @@ mod tests {
             aligned: true,
             multiprocessors: 132,
             compute_capability: (9, 0),
-            path: DecodePath::Auto,
+            path: ComputePath::Auto,
         }
     }
 
@@ -315,25 +257,25 @@ mod tests {
         let turing = (7, 5);
         assert_eq!(kernel(base.clone()).unwrap(), "lora_decode_columns_mma_bf16");
         assert_eq!(
-            kernel(DecodeProblem { compute_capability: turing, ..base.clone() }).unwrap(),
+            kernel(LayerProblem { compute_capability: turing, ..base.clone() }).unwrap(),
             "lora_decode_columns_bf16_t4"
         );
         assert_eq!(
-            kernel(DecodeProblem { compute_capability: turing, dtype: DType::F16, ..base.clone() }).unwrap(),
+            kernel(LayerProblem { compute_capability: turing, dtype: DType::F16, ..base.clone() }).unwrap(),
             "lora_decode_columns_mma_f16"
         );
         for refused in [
-            DecodeProblem { compute_capability: turing, ..base.clone() },
-            DecodeProblem { dtype: DType::F32, ..base.clone() },
-            DecodeProblem { aligned: false, ..base.clone() },
+            LayerProblem { compute_capability: turing, ..base.clone() },
+            LayerProblem { dtype: DType::F32, ..base.clone() },
+            LayerProblem { aligned: false, ..base.clone() },
         ] {
             assert!(matches!(
-                kernel(DecodeProblem { path: DecodePath::Matrix, ..refused }),
+                kernel(LayerProblem { path: ComputePath::Matrix, ..refused }),
                 Err(Error::NoMatrixInstructions { .. })
             ));
         }
         assert_eq!(
-            kernel(DecodeProblem { path: DecodePath::CudaCores, ..base }).unwrap(),
+            kernel(LayerProblem { path: ComputePath::CudaCores, ..base }).unwrap(),
             "lora_decode_columns_bf16_t4"
         );
     }
@@ -343,7 +285,7 @@ mod tests {
         for layout in [Layout::OutIn, Layout::InOut] {
             for tokens in [1, 2, 4, 16] {
                 let plan =
-                    DecodePlan::new(&DecodeProblem { ranks: &[512], ..problem(tokens, 4096, 11008, layout) }).unwrap();
+                    DecodePlan::new(&LayerProblem { ranks: &[512], ..problem(tokens, 4096, 11008, layout) }).unwrap();
                 assert!(plan.shared_bytes <= PORTABLE_SHARED_BYTES, "{plan}");
             }
         }
@@ -361,15 +303,15 @@ mod tests {
     fn each_limit_has_its_error() {
         let base = problem(1, 64, 64, Layout::OutIn);
         let error = |p| DecodePlan::new(&p).unwrap_err();
-        assert_eq!(error(DecodeProblem { tokens: 17, ..base.clone() }), Error::TooManyTokens { tokens: 17, max: 16 });
+        assert_eq!(error(LayerProblem { tokens: 17, ..base.clone() }), Error::TooManyTokens { tokens: 17, max: 16 });
         assert_eq!(
-            error(DecodeProblem { ranks: &[1; 17], ..base.clone() }),
+            error(LayerProblem { ranks: &[1; 17], ..base.clone() }),
             Error::TooManySegments { segments: 17, max: 16 }
         );
         assert_eq!(
-            error(DecodeProblem { ranks: &[4, 513], ..base.clone() }),
+            error(LayerProblem { ranks: &[4, 513], ..base.clone() }),
             Error::RankOutOfRange { rank: 513, max: 512 }
         );
-        assert_eq!(error(DecodeProblem { d_in: 0, ..base }), Error::EmptyProblem { tokens: 1, d_in: 0, d_out: 64 });
+        assert_eq!(error(LayerProblem { d_in: 0, ..base }), Error::EmptyProblem { tokens: 1, d_in: 0, d_out: 64 });
     }
 }

@@ -45,6 +45,9 @@ pub unsafe trait KernelParams: Copy {}
 // SAFETY: made from kernels/abi.h, whose sizes and offsets it asserts: 904 bytes of fields without a gap.
 unsafe impl KernelParams for abi::LoraDecode {}
 
+// SAFETY: likewise, 928 bytes.
+unsafe impl KernelParams for abi::LoraForward {}
+
 // SAFETY: likewise, 816 bytes.
 unsafe impl KernelParams for abi::LoraMerge {}
 

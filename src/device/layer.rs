@@ -159,7 +159,7 @@ const NO_SEGMENT: LoraSegment = LoraSegment {
     rank: 0,
     t_begin: 0,
     scale: f32::NAN,
-    reserved: 0,
+    packed_begin: 0,
 };
 
 /// The segments as kernels take them, their scales times `sign`, and the sum of their ranks.
@@ -181,7 +181,7 @@ pub(super) fn segment_table<T: Element>(
             rank: segment.a.rows() as u32,
             t_begin,
             scale: sign * segment.scale,
-            reserved: 0,
+            packed_begin: 0,
         };
         t_begin += place.rank;
     }

@@ -9,10 +9,11 @@ use super::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut};
 use super::stream::Stream;
 use super::workspace::Workspace;
 use crate::abi::{self, LoraDecode};
-use crate::decode::{DecodePath, DecodePlan, DecodeProblem, WorkspaceLayout};
+use crate::decode::DecodePlan;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::lora::{Activation, Layout};
+use crate::{ComputePath, LayerProblem, WorkspaceLayout};
 
 /// A layer's decode launch: planned once, its kernel found, then launched any number of times.
 ///
@@ -86,14 +87,14 @@ impl<T: Element> Decode<T> {
     /// # Errors
     /// As [`DeviceLora::validate`], [`DecodePlan::new`] and [`Device::kernel`].
     pub fn new(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize) -> Result<Self> {
-        Self::with_path(device, layer, tokens, DecodePath::Auto)
+        Self::with_path(device, layer, tokens, ComputePath::Auto)
     }
 
     /// As [`new`](Self::new), on CUDA cores or on matrix instructions as asked.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_path(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize, path: DecodePath) -> Result<Self> {
+    pub fn with_path(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize, path: ComputePath) -> Result<Self> {
         Self::plan_for(device, layer, tokens, layer.is_aligned(), path)
     }
 
@@ -102,7 +103,7 @@ impl<T: Element> Decode<T> {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn for_any_x(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize) -> Result<Self> {
-        Self::plan_for(device, layer, tokens, false, DecodePath::Auto)
+        Self::plan_for(device, layer, tokens, false, ComputePath::Auto)
     }
 
     fn plan_for(
@@ -110,12 +111,12 @@ impl<T: Element> Decode<T> {
         layer: &DeviceLora<'_, T>,
         tokens: usize,
         aligned: bool,
-        path: DecodePath,
+        path: ComputePath,
     ) -> Result<Self> {
         layer.validate(device)?;
         let (d_in, d_out, layout) = (layer.d_in(), layer.d_out(), layer.layout);
         let shape = Shape { tokens, d_in, d_out, layout, ranks: layer.ranks().collect() };
-        let plan = DecodePlan::new(&DecodeProblem {
+        let plan = DecodePlan::new(&LayerProblem {
             tokens,
             d_in,
             d_out,

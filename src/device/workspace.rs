@@ -4,7 +4,7 @@ use super::Device;
 use super::buffer::DeviceBuffer;
 use super::matrix::Extent;
 use super::stream::Stream;
-use crate::decode::WorkspaceLayout;
+use crate::WorkspaceLayout;
 use crate::error::{Error, Result};
 
 /// A ticket counter, T, and partial sums.

@@ -2,9 +2,9 @@
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::abi::{self, LoraDecode, LoraSegment};
-use fused_lora::decode::{DecodePath, DecodePlan, DecodeProblem, WorkspaceLayout};
+use fused_lora::decode::DecodePlan;
 use fused_lora::lora::{Activation, Layout};
-use fused_lora::{DType, Element};
+use fused_lora::{ComputePath, DType, Element, LayerProblem, WorkspaceLayout};
 use fused_lora_emulator::Counters;
 
 use super::rig::{Call, Failure, Rig};
@@ -15,9 +15,13 @@ pub struct Options<'a, T> {
     pub activation: Activation,
     pub residual: Option<&'a Buffer<T>>,
     pub multiprocessors: usize,
-    pub path: DecodePath,
+    pub path: ComputePath,
     /// Leaves the segments out.
     pub base_only: bool,
+    /// Plans for another than the rig's.
+    pub compute_capability: Option<(u32, u32)>,
+    /// Forward: asks for T.
+    pub t_out: bool,
 }
 
 impl<T> Default for Options<'_, T> {
@@ -26,8 +30,10 @@ impl<T> Default for Options<'_, T> {
             activation: Activation::Identity,
             residual: None,
             multiprocessors: 6,
-            path: DecodePath::Auto,
+            path: ComputePath::Auto,
             base_only: false,
+            compute_capability: None,
+            t_out: false,
         }
     }
 }
@@ -48,7 +54,7 @@ pub fn upload<T: Element>(rig: &Rig, data: &[T], keep: &mut Vec<u64>) -> u64 {
     address
 }
 
-fn aligned<T>(buffer: &Buffer<T>) -> bool {
+pub fn aligned<T>(buffer: &Buffer<T>) -> bool {
     let elements = 16 / size_of::<T>();
     buffer.cols.is_multiple_of(elements) && buffer.stride.is_multiple_of(elements)
 }
@@ -70,7 +76,7 @@ pub fn segment_table<T: Element>(
         rank: 0,
         t_begin: 0,
         scale: f32::NAN,
-        reserved: 0,
+        packed_begin: 0,
     };
     let mut table = [none; abi::LORA_MAX_SEGMENTS as usize];
     let mut t_begin = 0;
@@ -85,7 +91,7 @@ pub fn segment_table<T: Element>(
             rank: rank as u32,
             t_begin,
             scale: *scale,
-            reserved: 0,
+            packed_begin: 0,
         };
         t_begin += rank as u32;
     }
@@ -99,7 +105,7 @@ impl<'m, T: Element> Decode<'m, T> {
         let ranks: Vec<usize> = segments.iter().map(|s| s.2).collect();
         let factors = &random.factors[..segments.len()];
         let all_aligned = aligned(x) && aligned(&random.weight) && factors.iter().all(|(a, ..)| aligned(a));
-        let plan = DecodePlan::new(&DecodeProblem {
+        let plan = DecodePlan::new(&LayerProblem {
             tokens: shape.tokens,
             d_in: shape.d_in,
             d_out: shape.d_out,

@@ -3,6 +3,7 @@
 
 pub mod decode;
 pub mod device;
+pub mod forward;
 pub mod merge;
 pub mod rig;
 pub mod sanitize;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use fused_lora::decode::DecodePath;
+use fused_lora::ComputePath;
 use fused_lora::lora::Layout;
 use fused_lora::{Element, reference};
 use fused_lora_emulator::{Build, Completion, Config, Fault, Machine, Schedule, compile_variant, kernel_sources};
@@ -124,7 +124,7 @@ fn decode<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize) -> Caugh
     let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, 0);
     let segments = random.segments();
     let expected = reference::forward(&random.layer(&segments), x.view());
-    let options = Options { multiprocessors, path: DecodePath::Auto, ..Options::default() };
+    let options = Options { multiprocessors, path: ComputePath::Auto, ..Options::default() };
     let decode = Decode::new(rig, &random, &x, &options);
     let mut first: Option<Vec<T>> = None;
     let mut depends = false;

@@ -1,0 +1,135 @@
+// One linear layer with its adapters for any number of tokens, in one launch:
+//
+//   y[m, n] = act(Σ_k x[m, k] W0[n, k] + bias[n] + Σ_segments s·Σ_j B[n, j] T[m, j]) + residual[m, n],   T = x A^T
+//
+// What the forward kernels share: which CTA does what, and how tiles of y get to know T.
+//
+// Tickets. A CTA draws one ticket, and the lowest stand for tiles of T. So whoever computes a tile of y knows that every
+// tile of T has been claimed, by CTAs that run and wait for nobody: no schedule can deadlock, not even one CTA at a time.
+// The drawer of the last ticket sets the counter up for the next launch, whose epoch is one higher.
+//
+// Flags. A tile of T is s·T, rounded to the operands' type, in a workspace, and one flag, set to the launch's epoch with
+// release once the tile is stored. Nothing is reset from outside, and a captured graph replays. A tile of y acquires the
+// flag when all of its own depth is on its way, then takes T and B as so much more depth.
+//
+// With no segments there are no tickets: a CTA's number is its index, and what is left is the base product.
+//
+// Cost beyond the base product: T is rank / T_COLUMNS of a tile a row tile, rounded up by the copies and not by the
+// products; rank / depth more products in every tile of y; one atomic and one flag a CTA.
+// Determinism: every sum has a fixed order, which depends on the shape, the layout and the plan, and not on the adapters,
+// the schedule or the other rows of a tile. A column outside every segment is bit for bit the base product's.
+#pragma once
+
+#include <abi.h>
+#include <gpu/atomic.h>
+#include <gpu/block.h>
+#include <gpu/math.h>
+#include <gpu/types.h>
+
+namespace lora {
+
+using namespace gpu;
+
+/// What a CTA is to do.
+struct ForwardTask {
+  u32 epoch;
+  bool is_t;
+  u32 row_tile;
+  /// Of y, or of T.
+  u32 column_tile;
+  u32 split;
+
+  /// `word` is 8 bytes of shared memory. All threads of the CTA call it.
+  static GPU_DEVICE ForwardTask draw(const LoraForward& p, u64* word) {
+    if (p.t_tiles == 0) return of_number(p, blockIdx.x, 0);
+    if (threadIdx.x == 0) {
+      const u64 drawn = fetch_add_relaxed(p.ticket, u64(1));
+      if (u32(drawn) == gridDim.x - 1) store_relaxed(p.ticket, u64(u32(drawn >> 32) + 1) << 32);
+      *word = drawn;
+    }
+    sync_block();
+    return of_number(p, u32(*word), u32(*word >> 32) + 1);
+  }
+
+ private:
+  static GPU_DEVICE ForwardTask of_number(const LoraForward& p, u32 number, u32 epoch) {
+    const u32 t_tiles = p.row_tiles * p.t_tiles;
+    if (number < t_tiles) return {epoch, true, number / p.t_tiles, number % p.t_tiles, 0};
+    const u32 index = number - t_tiles, tile = index / p.splits, group_tiles = p.raster_rows * p.column_tiles;
+    const u32 first_row = tile / group_tiles * p.raster_rows, rows = gpu::min(p.raster_rows, p.row_tiles - first_row);
+    const u32 in_group = tile % group_tiles;
+    return {epoch, false, first_row + in_group % rows, in_group / rows, index % p.splits};
+  }
+};
+
+GPU_DEVICE u32 padded_rank(const LoraSegment& segment) {
+  return (segment.rank + LORA_FORWARD_RANK_STEP - 1) / LORA_FORWARD_RANK_STEP * LORA_FORWARD_RANK_STEP;
+}
+
+/// The segment that a column of the workspace's T belongs to. An index: nvcc 13.0 crashes over pointers into parameters
+/// that may be null.
+GPU_DEVICE u32 segment_of(const LoraForward& p, u32 t_column) {
+  u32 found = 0;
+  for (u32 s = 1; s < p.segment_count; s++) {
+    if (t_column >= p.segments[s].t_begin) found = s;
+  }
+  return found;
+}
+
+/// The row of A that gives a column of the workspace's T, or null where a rank was rounded up.
+template <class E>
+GPU_DEVICE const E* a_row(const LoraForward& p, u32 t_column) {
+  const LoraSegment& segment = p.segments[segment_of(p, t_column)];
+  const u32 row = t_column - segment.t_begin;
+  return row < segment.rank ? static_cast<const E*>(segment.a) + u64(row) * segment.a_stride : nullptr;
+}
+
+/// The steps of DEPTH by which the adapters deepen the columns `begin` to `end`.
+template <u32 DEPTH>
+struct LowRankSteps {
+  const LoraForward& p;
+  u32 begin, end;
+
+  struct Step {
+    u32 segment;
+    /// First value of the segment's rank.
+    u32 k;
+  };
+
+  GPU_DEVICE bool concerns(const LoraSegment& segment) const { return segment.begin < end && segment.end > begin; }
+
+  GPU_DEVICE u32 count() const {
+    u32 steps = 0;
+    for (u32 s = 0; s < p.segment_count; s++) {
+      if (concerns(p.segments[s])) steps += (p.segments[s].rank + DEPTH - 1) / DEPTH;
+    }
+    return steps;
+  }
+
+  /// The index-th of them, in the segments' order.
+  GPU_DEVICE Step at(u32 index) const {
+    u32 segment = 0;
+    while (true) {
+      const u32 steps = concerns(p.segments[segment]) ? (p.segments[segment].rank + DEPTH - 1) / DEPTH : 0;
+      if (index < steps) return {segment, index * DEPTH};
+      index -= steps;
+      segment++;
+    }
+  }
+};
+
+/// Waits until the columns `begin` to `end` of a row tile's T are there; what is read of them after is this launch's.
+GPU_DEVICE void await_t(const LoraForward& p, u32 row_tile, u32 begin, u32 end, u32 epoch) {
+  for (u32 tile = begin / LORA_FORWARD_T_COLUMNS; tile <= (end - 1) / LORA_FORWARD_T_COLUMNS; tile++) {
+    const u32* flag = p.flags + row_tile * p.t_tiles + tile;
+    while (load_acquire(flag) != epoch) back_off();
+  }
+}
+
+/// Says that a tile of T is stored. All threads of the CTA call it.
+GPU_DEVICE void publish_t(const LoraForward& p, const ForwardTask& task) {
+  sync_block();
+  if (threadIdx.x == 0) store_release(p.flags + task.row_tile * p.t_tiles + task.column_tile, task.epoch);
+}
+
+}  // namespace lora

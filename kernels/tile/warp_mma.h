@@ -1,0 +1,120 @@
+// A warp's part of a tile's product: operands from swizzled shared memory by ldmatrix, sums in registers.
+//
+// The left operand's rows run along the depth. The right one's do (W0 [out, in], A, B) or run across it (W0 [in, out]):
+// ldmatrix transposes the latter on the way.
+#pragma once
+
+#include <gpu/mma.h>
+#include <gpu/shared.h>
+#include <gpu/warp.h>
+#include <tile/staged.h>
+
+namespace tile {
+
+using namespace gpu;
+
+enum class Along { Depth, Columns };
+
+/// Sums of ROWS16 × COLUMNS8 instructions: d[m][n] is rows 16·m, columns 8·n on, laid out as C in gpu/mma.h.
+template <class E, u32 ROWS16, u32 COLUMNS8>
+struct WarpTile {
+  static_assert(COLUMNS8 % 2 == 0, "the right operand comes 16 columns at a time");
+  static constexpr u32 sums = ROWS16 * COLUMNS8 * 4;
+  float d[ROWS16][COLUMNS8][4];
+
+  GPU_DEVICE void clear() {
+#pragma unroll
+    for (u32 m = 0; m < ROWS16; m++) {
+#pragma unroll
+      for (u32 n = 0; n < COLUMNS8; n++) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) d[m][n][i] = 0.0f;
+      }
+    }
+  }
+
+  /// d += left·right over one stage of DEPTH, from row `row` and column `column` of the tiles on; WIDTH is the right
+  /// tile's.
+  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  GPU_DEVICE void multiply(const Chunk* left, u32 row, const Chunk* right, u32 column) {
+#pragma unroll
+    for (u32 k = 0; k < DEPTH / 16; k++) {
+      u32 a[ROWS16][4];
+#pragma unroll
+      for (u32 m = 0; m < ROWS16; m++) load_left<DEPTH>(a[m], left, row + 16 * m, k);
+#pragma unroll
+      for (u32 n = 0; n < COLUMNS8; n += 2) {
+        u32 b[2][2];
+        load_right<DEPTH, WIDTH, RIGHT>(b, right, column + 8 * n, k);
+#pragma unroll
+        for (u32 m = 0; m < ROWS16; m++) {
+          mma_m16n8k16<E>(d[m][n], a[m], b[0]);
+          mma_m16n8k16<E>(d[m][n + 1], a[m], b[1]);
+        }
+      }
+    }
+  }
+
+  /// The same for the columns `begin` to `end` of the tile only, and the first `steps` times 16 of the depth: not a bit
+  /// of another column changes, whatever the operands hold.
+  template <u32 DEPTH>
+  GPU_DEVICE void multiply_within(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps, u32 begin,
+                                  u32 end) {
+#pragma unroll
+    for (u32 k = 0; k < DEPTH / 16; k++) {
+      if (k >= steps) break;
+      u32 a[ROWS16][4];
+#pragma unroll
+      for (u32 m = 0; m < ROWS16; m++) load_left<DEPTH>(a[m], left, row + 16 * m, k);
+#pragma unroll
+      for (u32 n = 0; n < COLUMNS8; n += 2) {
+        const u32 first = column + 8 * n;
+        if (first >= end || first + 16 <= begin) continue;
+        u32 b[2][2];
+        load_right<DEPTH, 0, Along::Depth>(b, right, first, k);
+#pragma unroll
+        for (u32 m = 0; m < ROWS16; m++) {
+          add_within(d[m][n], a[m], b[0], first, begin, end);
+          add_within(d[m][n + 1], a[m], b[1], first + 8, begin, end);
+        }
+      }
+    }
+  }
+
+ private:
+  /// Rows `row` to `row` + 16, 16 values of the depth.
+  template <u32 DEPTH>
+  static GPU_DEVICE void load_left(u32 (&a)[4], const Chunk* tile, u32 row, u32 k) {
+    const u32 lane = lane_id();
+    ldmatrix_x4(a, shared_address(tile + swizzled<DEPTH / 8>(row + lane % 16, 2 * k + lane / 16)));
+  }
+
+  /// 16 columns: b[0] the first 8, b[1] the others.
+  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  static GPU_DEVICE void load_right(u32 (&b)[2][2], const Chunk* tile, u32 column, u32 k) {
+    const u32 lane = lane_id(), in_matrix = lane % 8, second = lane / 8 % 2, upper = lane / 16;
+    u32 all[4];
+    if constexpr (RIGHT == Along::Depth) {
+      ldmatrix_x4(all, shared_address(tile + swizzled<DEPTH / 8>(column + 8 * upper + in_matrix, 2 * k + second)));
+    } else {
+      const u32 row = 16 * k + 8 * second + in_matrix;
+      ldmatrix_x4_trans(all, shared_address(tile + swizzled<WIDTH / 8>(row, column / 8 + upper)));
+    }
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) b[i / 2][i % 2] = all[i];
+  }
+
+  static GPU_DEVICE void add_within(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2], u32 column, u32 begin,
+                                    u32 end) {
+    if (column >= end || column + 8 <= begin) return;
+    float total[4] = {sum[0], sum[1], sum[2], sum[3]};
+    mma_m16n8k16<E>(total, a, b);
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+      const u32 mine = column + lane_id() % 4 * 2 + i % 2;
+      if (mine >= begin && mine < end) sum[i] = total[i];
+    }
+  }
+};
+
+}  // namespace tile

@@ -1,0 +1,224 @@
+//! How a GPU runs one layer for any number of tokens: pure, printable, testable.
+//!
+//! The kernels are kernels/lora/forward_*. A plan says which of them, on what grid, with how much shared memory and
+//! workspace. What it says of y's tiles does not depend on the adapters, so that a column without one is bit for bit the
+//! base product's.
+
+mod tiling;
+
+use crate::abi;
+use crate::error::{Error, Result};
+use crate::lora::Layout;
+use crate::problem::{ComputePath, LayerProblem};
+use crate::workspace::WorkspaceLayout;
+use tiling::{Cut, Tile};
+
+/// How one launch of `lora_forward` runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwardPlan {
+    /// Name of the kernel.
+    pub kernel: String,
+    /// CTAs: tiles of T, then splits of tiles of y.
+    pub grid: [u32; 3],
+    /// Threads of a CTA.
+    pub threads: u32,
+    /// Dynamic shared memory of a CTA, in bytes.
+    pub shared_bytes: u32,
+    /// Rows of a tile, of y and of T.
+    pub tile_rows: u32,
+    /// Columns of a tile of y.
+    pub tile_columns: u32,
+    /// Depth of a stage.
+    pub stage_depth: u32,
+    /// Stages in flight or at work.
+    pub stages: u32,
+    /// Tiles of y from top to bottom, ...
+    pub row_tiles: u32,
+    /// ... and from left to right.
+    pub column_tiles: u32,
+    /// Tiles of T beside each other; none without an adapter.
+    pub t_tiles: u32,
+    /// Columns of the workspace's T: every rank in whole steps of 16.
+    pub t_stride: u32,
+    /// CTAs that share a tile's depth.
+    pub splits: u32,
+    /// Of the depth, what each of them takes.
+    pub split_depth: u32,
+    /// Row tiles whose column tiles are taken together.
+    pub raster_rows: u32,
+    /// What the launch needs of a workspace.
+    pub workspace: WorkspaceLayout,
+    /// Global bytes that must move at least: W0, A, B, x and y once.
+    pub floor_bytes: usize,
+    /// Multiplications and additions of the layer, adapters included.
+    pub flops: u64,
+}
+
+/// Row tiles taken together: with 128 rows each, the x of so many and a few columns' weights stay in any L2.
+const RASTER_ROWS: usize = 8;
+
+/// In the order of preference where the model sees no difference.
+const MMA_TILES: [Tile; 2] = [
+    Tile { name: "t128", rows: 128, columns: 128, depth: 32, stages: 3, threads: 256, rate: 1024 },
+    Tile { name: "t64", rows: 64, columns: 64, depth: 64, stages: 3, threads: 128, rate: 700 },
+];
+const MMA_ANY: [Tile; 1] = [Tile { name: "any", ..MMA_TILES[1] }];
+
+/// Rounds a rank up to what T has columns for.
+fn padded(rank: usize) -> usize {
+    rank.next_multiple_of(abi::LORA_FORWARD_RANK_STEP as usize)
+}
+
+impl ForwardPlan {
+    /// # Errors
+    /// [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::EmptyProblem`], [`Error::NoMatrixInstructions`],
+    /// [`Error::TooLarge`] if the layer has more tiles than a launch can have CTAs.
+    pub fn new(problem: &LayerProblem<'_>) -> Result<Self> {
+        problem.validate()?;
+        let dtype = problem.dtype;
+        match (problem.path, problem.matrix_obstacle()) {
+            (ComputePath::Auto | ComputePath::Matrix, None) => Self::mma(problem),
+            (_, reason) => Err(Error::NoMatrixInstructions { dtype, reason: reason.unwrap_or("not asked for") }),
+        }
+    }
+
+    fn mma(problem: &LayerProblem<'_>) -> Result<Self> {
+        let tiles: &[Tile] = match (problem.aligned, problem.compute_capability) {
+            (false, _) => &MMA_ANY,
+            (true, (..8, _)) => &MMA_TILES[1..],
+            (true, _) => &MMA_TILES,
+        };
+        let cut = tiling::cut(problem, tiles);
+        Self::with_cut(problem, "mma_", &cut)
+    }
+
+    fn with_cut(problem: &LayerProblem<'_>, family: &str, cut: &Cut) -> Result<Self> {
+        let &LayerProblem { tokens, d_in, d_out, layout, dtype, ranks, .. } = problem;
+        let Cut { tile, splits, split_depth } = *cut;
+        let along = match layout {
+            Layout::OutIn => "rows",
+            Layout::InOut => "columns",
+        };
+        let (row_tiles, column_tiles) = (tokens.div_ceil(tile.rows), d_out.div_ceil(tile.columns));
+        let t_stride: usize = ranks.iter().map(|&rank| padded(rank)).sum();
+        let t_tiles = t_stride.div_ceil(abi::LORA_FORWARD_T_COLUMNS as usize);
+        let ctas = row_tiles * (t_tiles + column_tiles * splits);
+        if ctas > i32::MAX as usize {
+            return Err(Error::TooLarge { operand: "y", value: ctas });
+        }
+        let shared = 128 + tile.stages * (tile.rows + tile.columns) * tile.depth * dtype.size();
+        let (arrivals, partial) =
+            if splits == 1 { (0, 0) } else { (row_tiles * column_tiles, splits * tile.rows * tile.columns) };
+        let total_rank: usize = ranks.iter().sum();
+        Ok(Self {
+            kernel: format!("lora_forward_{along}_{family}{dtype}_{}", tile.name),
+            grid: [ctas as u32, 1, 1],
+            threads: tile.threads as u32,
+            shared_bytes: shared as u32,
+            tile_rows: tile.rows as u32,
+            tile_columns: tile.columns as u32,
+            stage_depth: tile.depth as u32,
+            stages: tile.stages as u32,
+            row_tiles: row_tiles as u32,
+            column_tiles: column_tiles as u32,
+            t_tiles: t_tiles as u32,
+            t_stride: t_stride as u32,
+            splits: splits as u32,
+            split_depth: split_depth as u32,
+            raster_rows: RASTER_ROWS.min(row_tiles) as u32,
+            workspace: WorkspaceLayout {
+                flags: row_tiles * t_tiles,
+                arrivals,
+                partial: arrivals * partial,
+                t_bytes: tokens * t_stride * dtype.size(),
+                ..WorkspaceLayout::default()
+            },
+            floor_bytes: problem.floor_bytes(),
+            flops: 2 * (tokens as u64) * ((d_in * d_out) as u64 + (total_rank * (d_in + d_out)) as u64),
+        })
+    }
+}
+
+impl std::fmt::Display for ForwardPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { kernel, threads, tile_rows, tile_columns, stages, stage_depth, splits, split_depth, .. } = self;
+        let (t_tiles, y_tiles) = (self.row_tiles * self.t_tiles, self.row_tiles * self.column_tiles);
+        write!(
+            f,
+            "{kernel}: 1 launch of {} CTAs of {threads} threads: {t_tiles} tiles of T, {y_tiles} of y, {tile_rows} x \
+             {tile_columns}, {stages} stages of {stage_depth}, depth in {splits} splits of {split_depth}, rows taken {} \
+             at a time, {} B shared, workspace {} B, floor {} B, {:.3} GFLOP",
+            self.grid[0],
+            self.raster_rows,
+            self.shared_bytes,
+            self.workspace.bytes(),
+            self.floor_bytes,
+            self.flops as f64 / 1e9
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+
+    const H100: LayerProblem<'static> = LayerProblem {
+        tokens: 4096,
+        d_in: 4096,
+        d_out: 4096,
+        layout: Layout::OutIn,
+        dtype: DType::Bf16,
+        ranks: &[16],
+        aligned: true,
+        multiprocessors: 132,
+        compute_capability: (9, 0),
+        path: ComputePath::Auto,
+    };
+
+    fn plan(problem: &LayerProblem<'_>) -> ForwardPlan {
+        ForwardPlan::new(problem).expect("a plan")
+    }
+
+    #[test]
+    fn many_tokens_take_large_tiles_and_few_split_the_depth() {
+        let many = plan(&H100);
+        assert!(many.kernel.ends_with("t128") && many.splits == 1, "{many}");
+        let few = plan(&LayerProblem { tokens: 64, ..H100 });
+        assert!(few.kernel.ends_with("t64") && few.splits > 1, "{few}");
+        let ctas = few.column_tiles * few.splits;
+        assert!(ctas >= 128, "{few}");
+    }
+
+    #[test]
+    fn tiles_of_y_do_not_depend_on_the_adapters() {
+        for tokens in [17, 100, 1000, 8192] {
+            let [with, without] = [&[16, 512][..], &[]].map(|ranks| plan(&LayerProblem { tokens, ranks, ..H100 }));
+            assert_eq!(with.kernel, without.kernel);
+            assert_eq!((with.splits, with.split_depth), (without.splits, without.split_depth));
+            assert_eq!((with.row_tiles, with.column_tiles), (without.row_tiles, without.column_tiles));
+            assert_eq!(without.grid[0], without.row_tiles * without.column_tiles * without.splits);
+            assert_eq!((with.t_tiles, without.t_tiles), (9, 0));
+        }
+    }
+
+    #[test]
+    fn splits_cover_the_depth_once() {
+        for d_in in [8, 64, 520, 1024, 4096, 11008] {
+            for tokens in [17, 64, 129, 1000] {
+                let plan = plan(&LayerProblem { tokens, d_in, d_out: 72, ..H100 });
+                let (splits, depth) = (plan.splits as usize, plan.split_depth as usize);
+                assert!(splits * depth >= d_in && (splits - 1) * depth < d_in, "{plan}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_device_lacks_is_not_planned() {
+        let old = LayerProblem { compute_capability: (7, 5), ..H100 };
+        assert!(matches!(ForwardPlan::new(&old), Err(Error::NoMatrixInstructions { .. })));
+        assert!(plan(&LayerProblem { dtype: DType::F16, ..old }).kernel.ends_with("t64"));
+        let f32s = LayerProblem { dtype: DType::F32, path: ComputePath::Matrix, ..H100 };
+        assert!(matches!(ForwardPlan::new(&f32s), Err(Error::NoMatrixInstructions { .. })));
+    }
+}

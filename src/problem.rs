@@ -1,0 +1,82 @@
+//! What a GPU plan is made from.
+
+use crate::abi;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::lora::{Layout, MAX_RANK};
+
+/// What multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ComputePath {
+    /// Matrix instructions where the device has them for the type and they are faster, else CUDA cores.
+    #[default]
+    Auto,
+    /// CUDA cores.
+    CudaCores,
+    /// Matrix instructions, or an error.
+    Matrix,
+}
+
+/// What a plan is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerProblem<'a> {
+    /// Rows of x.
+    pub tokens: usize,
+    /// Input features.
+    pub d_in: usize,
+    /// Output features.
+    pub d_out: usize,
+    /// How W0 lies in memory.
+    pub layout: Layout,
+    /// What everything is stored as.
+    pub dtype: DType,
+    /// The segments' ranks.
+    pub ranks: &'a [usize],
+    /// Whether all rows of x, W0 and every A start at multiples of 16 bytes.
+    pub aligned: bool,
+    /// SMs of the device.
+    pub multiprocessors: usize,
+    /// Major and minor compute capability of the device.
+    pub compute_capability: (u32, u32),
+    /// What is to multiply.
+    pub path: ComputePath,
+}
+
+impl LayerProblem<'_> {
+    /// Why matrix instructions cannot do it.
+    pub(crate) fn matrix_obstacle(&self) -> Option<&'static str> {
+        match self.dtype {
+            DType::F32 => Some("they would round f32 to 19 bits"),
+            DType::Bf16 if self.compute_capability < (8, 0) => {
+                Some("the device has them from compute capability 8.0 on")
+            }
+            DType::F16 if self.compute_capability < (7, 5) => {
+                Some("the device has them from compute capability 7.5 on")
+            }
+            _ => None,
+        }
+    }
+
+    /// What every plan asks for.
+    pub(crate) fn validate(&self) -> Result<()> {
+        let &Self { tokens, d_in, d_out, ranks, .. } = self;
+        if tokens == 0 || d_in == 0 || d_out == 0 {
+            return Err(Error::EmptyProblem { tokens, d_in, d_out });
+        }
+        let max_segments = abi::LORA_MAX_SEGMENTS as usize;
+        if ranks.len() > max_segments {
+            return Err(Error::TooManySegments { segments: ranks.len(), max: max_segments });
+        }
+        match ranks.iter().find(|&&rank| rank == 0 || rank > MAX_RANK) {
+            Some(&rank) => Err(Error::RankOutOfRange { rank, max: MAX_RANK }),
+            None => Ok(()),
+        }
+    }
+
+    /// Global bytes that must move at least: W0, A, B, x and y once.
+    pub(crate) fn floor_bytes(&self) -> usize {
+        let &Self { tokens, d_in, d_out, ranks, dtype, .. } = self;
+        let total_rank: usize = ranks.iter().sum();
+        (d_in * d_out + (total_rank + tokens) * (d_in + d_out)) * dtype.size()
+    }
+}

@@ -1,0 +1,136 @@
+//! A layer's forward launch: buffers uploaded, parameters filled from the plan.
+#![allow(clippy::cast_possible_truncation)]
+
+use fused_lora::abi::{self, LoraForward};
+use fused_lora::forward::ForwardPlan;
+use fused_lora::lora::Activation;
+use fused_lora::{Element, LayerProblem};
+use fused_lora_emulator::Counters;
+
+use super::decode::{Options, aligned, segment_table, upload};
+use super::rig::{Call, Failure, Rig};
+use super::{Buffer, RandomLayer};
+
+/// A layer on a device, to be launched any number of times.
+pub struct Forward<'m, T> {
+    rig: &'m Rig,
+    pub plan: ForwardPlan,
+    params: LoraForward,
+    allocations: Vec<u64>,
+    y_like: Buffer<T>,
+    t_like: Buffer<T>,
+}
+
+/// What a launch left.
+pub struct Outputs<T> {
+    pub y: Buffer<T>,
+    /// T of all segments side by side.
+    pub t: Buffer<T>,
+    pub counters: Counters,
+}
+
+impl<'m, T: Element> Forward<'m, T> {
+    pub fn new(rig: &'m Rig, random: &RandomLayer<T>, x: &Buffer<T>, options: &Options<'_, T>) -> Self {
+        let shape = &random.shape;
+        let segments: &[(usize, usize, usize)] = if options.base_only { &[] } else { &shape.segments };
+        let ranks: Vec<usize> = segments.iter().map(|s| s.2).collect();
+        let factors = &random.factors[..segments.len()];
+        let all_aligned = aligned(x) && aligned(&random.weight) && factors.iter().all(|(a, ..)| aligned(a));
+        let plan = ForwardPlan::new(&LayerProblem {
+            tokens: shape.tokens,
+            d_in: shape.d_in,
+            d_out: shape.d_out,
+            layout: shape.layout,
+            dtype: T::DTYPE,
+            ranks: &ranks,
+            aligned: all_aligned,
+            multiprocessors: options.multiprocessors,
+            compute_capability: options.compute_capability.unwrap_or_else(|| rig.compute_capability()),
+            path: options.path,
+        })
+        .unwrap();
+
+        let mut keep = vec![];
+        let (mut table, total_rank) = segment_table(rig, segments, factors, &mut keep);
+        let mut t_begin = 0;
+        for segment in &mut table[..segments.len()] {
+            segment.packed_begin = segment.t_begin;
+            segment.t_begin = t_begin;
+            t_begin += segment.rank.next_multiple_of(abi::LORA_FORWARD_RANK_STEP);
+        }
+        let workspace = rig.upload(&vec![0u8; plan.workspace.bytes()]);
+        keep.push(workspace);
+        let y_like = Buffer::<T>::poisoned(shape.tokens, shape.d_out, shape.gap);
+        let t_like = Buffer::<T>::poisoned(shape.tokens, total_rank as usize, shape.gap);
+        let params = LoraForward {
+            x: upload(rig, &x.data, &mut keep) as *const _,
+            weight: upload(rig, &random.weight.data, &mut keep) as *const _,
+            bias: if shape.bias { upload(rig, &random.bias, &mut keep) as *const _ } else { std::ptr::null() },
+            residual: options.residual.map_or(std::ptr::null(), |r| upload(rig, &r.data, &mut keep) as *const _),
+            y: upload(rig, &y_like.data, &mut keep) as *mut _,
+            t_out: if options.t_out { upload(rig, &t_like.data, &mut keep) as *mut _ } else { std::ptr::null_mut() },
+            ticket: workspace as *mut _,
+            t: (workspace + plan.workspace.t_tiles_offset() as u64) as *mut _,
+            flags: (workspace + plan.workspace.flags_offset() as u64) as *mut _,
+            partial: (workspace + plan.workspace.partial_offset() as u64) as *mut _,
+            arrivals: (workspace + plan.workspace.arrivals_offset() as u64) as *mut _,
+            tokens: shape.tokens as u32,
+            depth: shape.d_in as u32,
+            columns: shape.d_out as u32,
+            x_stride: x.stride as u32,
+            weight_stride: random.weight.stride as u32,
+            y_stride: y_like.stride as u32,
+            residual_stride: options.residual.map_or(0, |r| r.stride as u32),
+            t_stride: plan.t_stride,
+            t_out_stride: t_like.stride as u32,
+            row_tiles: plan.row_tiles,
+            column_tiles: plan.column_tiles,
+            t_tiles: plan.t_tiles,
+            splits: plan.splits,
+            split_depth: plan.split_depth,
+            raster_rows: plan.raster_rows,
+            activation: match options.activation {
+                Activation::Identity => abi::LORA_IDENTITY,
+                Activation::Relu => abi::LORA_RELU,
+                Activation::GeluNew => abi::LORA_GELU_NEW,
+            },
+            segment_count: segments.len() as u32,
+            reserved: 0,
+            segments: table,
+        };
+        Self { rig, plan, params, allocations: keep, y_like, t_like }
+    }
+
+    /// Poisons what the launch is to write, launches, and returns it.
+    pub fn run(&self) -> Result<Outputs<T>, Failure> {
+        let poisoned = |like: &Buffer<T>| Buffer { data: like.data.clone(), ..*like };
+        let (mut y, mut t) = (poisoned(&self.y_like), poisoned(&self.t_like));
+        self.rig.write(self.params.y as u64, &y.data);
+        // Whoever takes what the last launch left in T for its own launch's is found out.
+        self.rig.write(self.params.t as u64, &vec![0xffu8; self.plan.workspace.t_bytes]);
+        if !self.params.t_out.is_null() {
+            self.rig.write(self.params.t_out as u64, &t.data);
+        }
+        let call = Call {
+            kernel: &self.plan.kernel,
+            grid: self.plan.grid,
+            threads: self.plan.threads,
+            shared_bytes: self.plan.shared_bytes,
+            cluster: 1,
+        };
+        let counters = self.rig.launch(&call, &self.params)?;
+        self.rig.read(self.params.y as u64, &mut y.data);
+        if !self.params.t_out.is_null() {
+            self.rig.read(self.params.t_out as u64, &mut t.data);
+        }
+        Ok(Outputs { y, t, counters })
+    }
+}
+
+impl<T> Drop for Forward<'_, T> {
+    fn drop(&mut self) {
+        for &address in &self.allocations {
+            self.rig.free(address);
+        }
+    }
+}

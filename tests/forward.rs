@@ -1,0 +1,261 @@
+//! The forward kernels in the emulator: against the float64 reference element by element, under several schedules, in the
+//! plain, race and sanitizer builds.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::decode::{LAYOUTS, Options};
+use common::forward::{Forward, Outputs};
+use common::rig::{Rig, builds, on_gpu};
+use common::sanitize::rerun_under_sanitizers;
+use common::{Buffer, RandomLayer, Rng, Shape, steps};
+use fused_lora::forward::ForwardPlan;
+use fused_lora::lora::{Activation, Layout};
+use fused_lora::reference::{self, Matrix64};
+use fused_lora::{ComputePath, DType, Element, reference::Judged};
+use fused_lora_emulator::{Build, Completion, Config, Schedule};
+use half::{bf16, f16};
+
+/// Threads in three orders, and CTAs one, three or all at a time: one at a time, whoever waits for a CTA that has not
+/// started waits for ever.
+const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 64), (Schedule::LastIn, 1), (Schedule::Random(0x5EED), 3)];
+
+fn expected<T: Element>(
+    random: &RandomLayer<T>,
+    x: &Buffer<T>,
+    activation: Activation,
+    added: Option<&Buffer<T>>,
+) -> Judged {
+    let segments = random.segments();
+    let mut expected = reference::forward_through(&random.layer(&segments), x.view(), T::DTYPE);
+    for (i, value) in expected.value.data.iter_mut().enumerate() {
+        *value = reference::activation(activation, *value);
+        if let Some(added) = added {
+            let (row, column) = (i / random.shape.d_out, i % random.shape.d_out);
+            let addend = f64::from(added.view().row(row)[column].to_f32());
+            *value += addend;
+            expected.magnitude.data[i] += addend.abs();
+        }
+    }
+    expected
+}
+
+/// Runs a shape under every schedule: each result within its bounds, and all of them the same bits.
+fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<'_, T>, residual: bool) -> ForwardPlan {
+    let mut rng = Rng(seed);
+    let random = RandomLayer::<T>::new(&mut rng, shape);
+    let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+    let added = residual.then(|| Buffer::<T>::random(&mut rng, shape.tokens, shape.d_out, shape.gap));
+    let expected = expected(&random, &x, options.activation, added.as_ref());
+    let options = Options { residual: added.as_ref(), t_out: true, ..*options };
+    let forward = Forward::new(rig, &random, &x, &options);
+    let mut first: Option<Outputs<T>> = None;
+    for (schedule, resident) in SCHEDULES {
+        let what = format!("{}, seed {seed}, {shape:?}, {schedule:?}, {}", T::DTYPE, forward.plan);
+        rig.set_schedule(schedule, Completion::Late, resident);
+        let outputs = forward.run().unwrap_or_else(|error| panic!("{what}: {error}"));
+        expected.assert_close(outputs.y.view(), steps(shape), &what);
+        outputs.y.assert_gaps_untouched();
+        if let Some(first) = &first {
+            for row in 0..shape.tokens {
+                assert_eq!(first.y.view().row(row), outputs.y.view().row(row), "row {row} depends: {what}");
+                assert_eq!(first.t.view().row(row), outputs.t.view().row(row), "row {row} of T depends: {what}");
+            }
+        } else {
+            check_t(&random, &x, &outputs.t, &what);
+        }
+        first.get_or_insert(outputs);
+    }
+    forward.plan.clone()
+}
+
+/// T as the backward pass gets it: each segment's behind the other's, no scale, no padding.
+fn check_t<T: Element>(random: &RandomLayer<T>, x: &Buffer<T>, t: &Buffer<T>, what: &str) {
+    let x = Matrix64::from_view(x.view());
+    let mut begin = 0;
+    for (a, ..) in &random.factors {
+        let a = Matrix64::from_view(a.view());
+        let (value, magnitude) = (x.matmul(&a.t()), x.abs().matmul(&a.abs().t()));
+        for row in 0..t.rows {
+            for j in 0..a.rows {
+                let (got, exact) = (f64::from(t.view().row(row)[begin + j].to_f32()), value.at(row, j));
+                let gamma = 2.0 * (x.cols + 4) as f64 * DType::F32.unit_roundoff();
+                let bound = T::DTYPE.unit_roundoff() * exact.abs() * 1.01
+                    + T::DTYPE.smallest_step()
+                    + gamma * magnitude.at(row, j);
+                assert!((got - exact).abs() <= bound, "T[{row}, {begin} + {j}] is {got}, expected {exact}: {what}");
+            }
+        }
+        begin += a.rows;
+    }
+    t.assert_gaps_untouched();
+}
+
+fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)]) -> Shape {
+    Shape { tokens, d_in, d_out, layout, segments: segments.to_vec(), bias: true, gap: 0 }
+}
+
+/// In every build and type on matrix instructions.
+fn matrix(shape: &Shape, seed: u64, multiprocessors: usize) -> String {
+    let mut kernel = String::new();
+    for build in builds() {
+        let rig = Rig::new(build);
+        let options = Options { multiprocessors, path: ComputePath::Matrix, ..Options::default() };
+        kernel = check::<f16>(&rig, seed, shape, &options, false).kernel;
+        let options = Options { multiprocessors, path: ComputePath::Matrix, ..Options::default() };
+        check::<bf16>(&rig, seed, shape, &options, false);
+    }
+    kernel
+}
+
+#[test]
+fn every_token_count() {
+    for layout in LAYOUTS {
+        for tokens in [1, 17, 64, 127, 128, 129] {
+            matrix(&shape(tokens, 72, 40, layout, &[(0, 40, 4)]), tokens as u64, 6);
+        }
+        matrix(&shape(1000, 40, 24, layout, &[(8, 24, 4)]), 1000, 6);
+    }
+}
+
+#[test]
+fn every_rank() {
+    for layout in LAYOUTS {
+        for rank in [1, 3, 8, 16, 17, 40, 64, 130, 512] {
+            matrix(&shape(18, 72, 24, layout, &[(0, 24, rank)]), rank as u64, 6);
+        }
+    }
+}
+
+#[test]
+fn every_tile() {
+    let mut seen = BTreeSet::new();
+    for layout in LAYOUTS {
+        for (tokens, d_in, d_out) in [(128, 136, 128), (250, 72, 248), (127, 264, 120)] {
+            seen.insert(matrix(&shape(tokens, d_in, d_out, layout, &[(8, d_out, 20)]), 61, 1));
+        }
+        seen.insert(matrix(&shape(33, 520, 72, layout, &[(0, 72, 5)]), 62, 1));
+        seen.insert(matrix(&shape(33, 65, 71, layout, &[(0, 71, 5)]), 63, 1));
+    }
+    let kernels = ["rows_mma_f16_t128", "rows_mma_f16_t64", "rows_mma_f16_any"];
+    let columns = ["columns_mma_f16_t128", "columns_mma_f16_t64", "columns_mma_f16_any"];
+    for kernel in kernels.iter().chain(&columns) {
+        assert!(seen.iter().any(|name| name.ends_with(kernel)), "{kernel} was not run: {seen:?}");
+    }
+}
+
+#[test]
+fn odd_shapes_take_the_slow_path_and_stay_right() {
+    for layout in LAYOUTS {
+        for (tokens, d_in, d_out) in [(17, 1, 1), (19, 7, 5), (65, 65, 33), (70, 130, 67)] {
+            matrix(&shape(tokens, d_in, d_out, layout, &[(0, d_out, 3)]), 11, 6);
+            matrix(&Shape { gap: 3, bias: false, ..shape(tokens, d_in, d_out, layout, &[]) }, 12, 6);
+        }
+    }
+}
+
+#[test]
+fn shared_depths_are_summed_up_in_their_order() {
+    for layout in LAYOUTS {
+        for (tokens, d_in, d_out, segments) in
+            [(17, 2056, 40, &[(0, 40, 16)][..]), (100, 1800, 72, &[(8, 30, 70), (40, 72, 3)]), (20, 4000, 8, &[])]
+        {
+            let shape = shape(tokens, d_in, d_out, layout, segments);
+            for build in builds() {
+                let rig = Rig::new(build);
+                let plan =
+                    check::<bf16>(&rig, 21, &shape, &Options { multiprocessors: 24, ..Options::default() }, true);
+                assert!(plan.splits > 1, "{plan}");
+            }
+        }
+    }
+}
+
+#[test]
+fn segments_anywhere() {
+    for layout in LAYOUTS {
+        matrix(&shape(20, 64, 96, layout, &[(0, 32, 4), (64, 96, 7)]), 31, 6);
+        matrix(&shape(20, 64, 96, layout, &[(0, 96, 5), (0, 96, 2), (17, 18, 1)]), 32, 6);
+        matrix(&shape(20, 64, 200, layout, &[(3, 77, 33), (60, 131, 90), (190, 199, 2)]), 35, 1);
+        matrix(&shape(20, 64, 48, layout, &[]), 33, 6);
+        let many: Vec<_> = (0..16).map(|i| (3 * i, 3 * i + 3, 1 + i % 3)).collect();
+        matrix(&shape(20, 64, 48, layout, &many), 34, 6);
+    }
+}
+
+#[test]
+fn activation_and_residual_on_the_way_out() {
+    for build in builds() {
+        let rig = Rig::new(build);
+        for layout in LAYOUTS {
+            for (gap, seed) in [(8, 41), (3, 42), (0, 43)] {
+                let shape = Shape { gap, ..shape(67, 64, 40, layout, &[(8, 32, 4)]) };
+                for activation in [Activation::Relu, Activation::GeluNew] {
+                    check::<bf16>(&rig, seed, &shape, &Options { activation, ..Options::default() }, true);
+                    check::<f16>(&rig, seed, &shape, &Options { activation, ..Options::default() }, seed % 2 == 0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn columns_without_an_adapter_are_the_base_product_bit_for_bit() {
+    let rig = Rig::new(builds()[0]);
+    for layout in LAYOUTS {
+        // One whose T overflows, and has no business outside its columns.
+        for (scale, multiprocessors) in [(1.0, 1), (1e30, 1), (1.0, 24)] {
+            let shape = shape(70, 1800, 96, layout, &[(30, 61, 4)]);
+            let mut rng = Rng(51);
+            let mut random = RandomLayer::<bf16>::new(&mut rng, &shape);
+            random.factors[0].2 *= scale * scale;
+            let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, 0);
+            let options = Options { multiprocessors, ..Options::default() };
+            let fused = Forward::new(&rig, &random, &x, &options).run().unwrap().y;
+            let base = Forward::new(&rig, &random, &x, &Options { base_only: true, ..options }).run().unwrap().y;
+            for row in 0..shape.tokens {
+                let (fused, base) = (fused.view(), base.view());
+                assert_eq!(fused.row(row)[..30], base.row(row)[..30]);
+                assert_eq!(fused.row(row)[61..], base.row(row)[61..]);
+                assert_ne!(fused.row(row)[30..61], base.row(row)[30..61]);
+            }
+        }
+    }
+}
+
+/// Bytes, matrix instructions and bank conflicts of a launch that fills its tiles.
+#[test]
+fn products_of_the_adapters_are_counted() {
+    if on_gpu() {
+        return; // only the emulator counts
+    }
+    for layout in LAYOUTS {
+        let count = |d_in: usize, rank: usize| {
+            let segments = [(0, 128, rank)];
+            let shape = Shape { bias: false, ..shape(128, d_in, 128, layout, &segments[..rank.min(1)]) };
+            let mut rng = Rng(71);
+            let random = RandomLayer::<bf16>::new(&mut rng, &shape);
+            let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, 0);
+            let rig = Rig::with(Config { count_transactions: true, build: Build::Race, ..Config::default() });
+            let options = Options { multiprocessors: 1, ..Options::default() };
+            let forward = Forward::new(&rig, &random, &x, &options);
+            assert!(forward.plan.kernel.ends_with("t128"), "{}", forward.plan);
+            forward.run().unwrap().counters
+        };
+        let (short, long) = (count(512, 16), count(1024, 16));
+        assert_eq!(short.shared_conflicts, long.shared_conflicts, "bank conflicts grow with the depth: {layout:?}");
+        let base = count(512, 0);
+        // T takes 16 of 128 columns, and one more step of 16 in depth.
+        let per_step = 128 / 16 * (128 / 8);
+        assert_eq!(base.mma_instructions, 512 / 16 * per_step);
+        assert_eq!(short.mma_instructions - base.mma_instructions, 512 / 16 * per_step / 8 + per_step);
+    }
+}
+
+/// AddressSanitizer has to be in a process from its start, so this one starts itself again.
+#[test]
+fn everything_again_under_the_sanitizers() {
+    rerun_under_sanitizers(&["are_counted"]);
+}
