@@ -36,6 +36,8 @@ enum {
   LORA_FORWARD_RANK_STEP = 16,
   /* ... and a tile of T has so many columns, and as many rows as a tile of y. */
   LORA_FORWARD_T_COLUMNS = 64,
+  /* Threads of a CTA of the kernels on wgmma: two warpgroups that multiply, one that copies. */
+  LORA_FORWARD_WGMMA_THREADS = 384,
 };
 
 /* What happens to an output before the residual is added. */
@@ -198,6 +200,16 @@ typedef struct TensorMap {
   ABI_ALIGNED(128) unsigned long long opaque[16];
 } TensorMap;
 ABI_ASSERT(sizeof(TensorMap) == 128, "TensorMap is the driver's");
+
+/* What the forward kernels take whose operands the copy engine fetches. Boxes of x are 64 values of the depth of 128 rows;
+ * of the weight 64 of the depth of as many columns as a tile has (rows kernels), or 64 columns of 64 of the depth. */
+typedef struct LoraForwardTma {
+  TensorMap x;
+  TensorMap weight;
+  LoraForward forward;
+  uint32_t reserved[24];
+} LoraForwardTma;
+ABI_ASSERT(sizeof(LoraForwardTma) == 10 * 128, "LoraForwardTma is shared with Rust");
 
 /* What the kernels of kernels/test get: each says what it takes these for. */
 typedef struct LoraTest {

@@ -9,6 +9,7 @@ pub const LORA_DECODE_COLUMN_MMA_THREADS: _bindgen_ty_1 = 256;
 pub const LORA_SHRINK_ROWS: _bindgen_ty_1 = 4;
 pub const LORA_FORWARD_RANK_STEP: _bindgen_ty_1 = 16;
 pub const LORA_FORWARD_T_COLUMNS: _bindgen_ty_1 = 64;
+pub const LORA_FORWARD_WGMMA_THREADS: _bindgen_ty_1 = 384;
 pub type _bindgen_ty_1 = ::core::ffi::c_uint;
 pub const LORA_IDENTITY: _bindgen_ty_2 = 0;
 pub const LORA_RELU: _bindgen_ty_2 = 1;
@@ -252,6 +253,24 @@ const _: () = {
     ["Size of TensorMap"][::core::mem::size_of::<TensorMap>() - 128usize];
     ["Alignment of TensorMap"][::core::mem::align_of::<TensorMap>() - 128usize];
     ["Offset of field: TensorMap::opaque"][::core::mem::offset_of!(TensorMap, opaque) - 0usize];
+};
+#[repr(C)]
+#[repr(align(128))]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraForwardTma {
+    pub x: TensorMap,
+    pub weight: TensorMap,
+    pub forward: LoraForward,
+    pub reserved: [u32; 24usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraForwardTma"][::core::mem::size_of::<LoraForwardTma>() - 1280usize];
+    ["Alignment of LoraForwardTma"][::core::mem::align_of::<LoraForwardTma>() - 128usize];
+    ["Offset of field: LoraForwardTma::x"][::core::mem::offset_of!(LoraForwardTma, x) - 0usize];
+    ["Offset of field: LoraForwardTma::weight"][::core::mem::offset_of!(LoraForwardTma, weight) - 128usize];
+    ["Offset of field: LoraForwardTma::forward"][::core::mem::offset_of!(LoraForwardTma, forward) - 256usize];
+    ["Offset of field: LoraForwardTma::reserved"][::core::mem::offset_of!(LoraForwardTma, reserved) - 1184usize];
 };
 #[repr(C)]
 #[repr(align(128))]

@@ -97,17 +97,29 @@ fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(
     Shape { tokens, d_in, d_out, layout, segments: segments.to_vec(), bias: true, gap: 0 }
 }
 
-/// In every build and type on matrix instructions.
-fn matrix(shape: &Shape, seed: u64, multiprocessors: usize) -> String {
-    let mut kernel = String::new();
+/// What the kernels on mma.sync are planned for, and those on wgmma.
+const CAPABILITIES: [(u32, u32); 2] = [(8, 0), (9, 0)];
+
+fn options<T>(multiprocessors: usize, capability: (u32, u32)) -> Options<'static, T> {
+    let compute_capability = Some(capability);
+    Options { multiprocessors, path: ComputePath::Matrix, compute_capability, ..Options::default() }
+}
+
+/// In every build and type on matrix instructions of every kind that there is for the shape; the kernels' names.
+fn matrix(shape: &Shape, seed: u64, multiprocessors: usize) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
     for build in builds() {
         let rig = Rig::new(build);
-        let options = Options { multiprocessors, path: ComputePath::Matrix, ..Options::default() };
-        kernel = check::<f16>(&rig, seed, shape, &options, false).kernel;
-        let options = Options { multiprocessors, path: ComputePath::Matrix, ..Options::default() };
-        check::<bf16>(&rig, seed, shape, &options, false);
+        let mut kernels = BTreeSet::new();
+        for capability in CAPABILITIES.into_iter().filter(|&capability| capability <= rig.compute_capability()) {
+            // Where both plans come to the same there is nothing new to run.
+            if kernels.insert(check::<f16>(&rig, seed, shape, &options(multiprocessors, capability), false).kernel) {
+                check::<bf16>(&rig, seed, shape, &options(multiprocessors, capability), false);
+            }
+        }
+        all.append(&mut kernels);
     }
-    kernel
+    all
 }
 
 #[test]
@@ -134,15 +146,16 @@ fn every_tile() {
     let mut seen = BTreeSet::new();
     for layout in LAYOUTS {
         for (tokens, d_in, d_out) in [(128, 136, 128), (250, 72, 248), (127, 264, 120)] {
-            seen.insert(matrix(&shape(tokens, d_in, d_out, layout, &[(8, d_out, 20)]), 61, 1));
+            seen.extend(matrix(&shape(tokens, d_in, d_out, layout, &[(8, d_out, 20)]), 61, 1));
         }
-        seen.insert(matrix(&shape(33, 520, 72, layout, &[(0, 72, 5)]), 62, 1));
-        seen.insert(matrix(&shape(33, 65, 71, layout, &[(0, 71, 5)]), 63, 1));
+        seen.extend(matrix(&shape(33, 520, 72, layout, &[(0, 72, 5)]), 62, 1));
+        seen.extend(matrix(&shape(33, 65, 71, layout, &[(0, 71, 5)]), 63, 1));
     }
-    let kernels = ["rows_mma_f16_t128", "rows_mma_f16_t64", "rows_mma_f16_any"];
-    let columns = ["columns_mma_f16_t128", "columns_mma_f16_t64", "columns_mma_f16_any"];
-    for kernel in kernels.iter().chain(&columns) {
-        assert!(seen.iter().any(|name| name.ends_with(kernel)), "{kernel} was not run: {seen:?}");
+    for layout in ["rows", "columns"] {
+        for kernel in ["mma_f16_t128", "mma_f16_t64", "mma_f16_any", "wgmma_f16_n128", "wgmma_f16_n256"] {
+            let name = format!("lora_forward_{layout}_{kernel}");
+            assert!(seen.contains(&name), "{name} was not run: {seen:?}");
+        }
     }
 }
 
@@ -192,9 +205,11 @@ fn activation_and_residual_on_the_way_out() {
         for layout in LAYOUTS {
             for (gap, seed) in [(8, 41), (3, 42), (0, 43)] {
                 let shape = Shape { gap, ..shape(67, 64, 40, layout, &[(8, 32, 4)]) };
-                for activation in [Activation::Relu, Activation::GeluNew] {
-                    check::<bf16>(&rig, seed, &shape, &Options { activation, ..Options::default() }, true);
-                    check::<f16>(&rig, seed, &shape, &Options { activation, ..Options::default() }, seed % 2 == 0);
+                for (activation, capability) in
+                    [Activation::Relu, Activation::GeluNew].into_iter().flat_map(|a| CAPABILITIES.map(|c| (a, c)))
+                {
+                    check::<bf16>(&rig, seed, &shape, &Options { activation, ..options(1, capability) }, true);
+                    check::<f16>(&rig, seed, &shape, &Options { activation, ..options(1, capability) }, seed % 2 == 0);
                 }
             }
         }
@@ -206,13 +221,19 @@ fn columns_without_an_adapter_are_the_base_product_bit_for_bit() {
     let rig = Rig::new(builds()[0]);
     for layout in LAYOUTS {
         // One whose T overflows, and has no business outside its columns.
-        for (scale, multiprocessors) in [(1.0, 1), (1e30, 1), (1.0, 24)] {
-            let shape = shape(70, 1800, 96, layout, &[(30, 61, 4)]);
+        for (scale, multiprocessors, capability, tokens) in [
+            (1.0, 1, (8, 0), 70),
+            (1e30, 1, (8, 0), 70),
+            (1.0, 24, (8, 0), 70),
+            (1.0, 1, (9, 0), 120),
+            (1e30, 1, (9, 0), 120),
+        ] {
+            let shape = shape(tokens, 1800, 96, layout, &[(30, 61, 4)]);
             let mut rng = Rng(51);
             let mut random = RandomLayer::<bf16>::new(&mut rng, &shape);
             random.factors[0].2 *= scale * scale;
             let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, 0);
-            let options = Options { multiprocessors, ..Options::default() };
+            let options = options(multiprocessors, capability);
             let fused = Forward::new(&rig, &random, &x, &options).run().unwrap().y;
             let base = Forward::new(&rig, &random, &x, &Options { base_only: true, ..options }).run().unwrap().y;
             for row in 0..shape.tokens {
@@ -239,8 +260,7 @@ fn products_of_the_adapters_are_counted() {
             let random = RandomLayer::<bf16>::new(&mut rng, &shape);
             let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, 0);
             let rig = Rig::with(Config { count_transactions: true, build: Build::Race, ..Config::default() });
-            let options = Options { multiprocessors: 1, ..Options::default() };
-            let forward = Forward::new(&rig, &random, &x, &options);
+            let forward = Forward::new(&rig, &random, &x, &options(1, (8, 0)));
             assert!(forward.plan.kernel.ends_with("t128"), "{}", forward.plan);
             forward.run().unwrap().counters
         };

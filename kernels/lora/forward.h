@@ -23,7 +23,9 @@
 #include <abi.h>
 #include <gpu/atomic.h>
 #include <gpu/block.h>
+#include <gpu/convert.h>
 #include <gpu/math.h>
+#include <gpu/memory.h>
 #include <gpu/types.h>
 
 namespace lora {
@@ -51,7 +53,6 @@ struct ForwardTask {
     return of_number(p, u32(*word), u32(*word >> 32) + 1);
   }
 
- private:
   static GPU_DEVICE ForwardTask of_number(const LoraForward& p, u32 number, u32 epoch) {
     const u32 t_tiles = p.row_tiles * p.t_tiles;
     if (number < t_tiles) return {epoch, true, number / p.t_tiles, number % p.t_tiles, 0};
@@ -124,6 +125,20 @@ GPU_DEVICE void await_t(const LoraForward& p, u32 row_tile, u32 begin, u32 end, 
     const u32* flag = p.flags + row_tile * p.t_tiles + tile;
     while (load_acquire(flag) != epoch) back_off();
   }
+}
+
+/// Stores columns `column` and the next of a row of T: s·T for the tiles of y, T for who asked for it. Both belong to one
+/// segment, whose first column is even.
+template <class E>
+GPU_DEVICE void store_t(const LoraForward& p, u32 row, u32 column, float low, float high) {
+  const LoraSegment& segment = p.segments[segment_of(p, column)];
+  u32* place = reinterpret_cast<u32*>(static_cast<E*>(p.t) + u64(row) * p.t_stride + column);
+  store(place, pack<E>(segment.scale * low, segment.scale * high));
+  if (p.t_out == nullptr) return;
+  E* packed = static_cast<E*>(p.t_out) + u64(row) * p.t_out_stride + segment.packed_begin;
+  const u32 j = column - segment.t_begin;
+  if (j < segment.rank) store(packed + j, from_f32<E>(low));
+  if (j + 1 < segment.rank) store(packed + j + 1, from_f32<E>(high));
 }
 
 /// Says that a tile of T is stored. All threads of the CTA call it.

@@ -48,6 +48,9 @@ unsafe impl KernelParams for abi::LoraDecode {}
 // SAFETY: likewise, 928 bytes.
 unsafe impl KernelParams for abi::LoraForward {}
 
+// SAFETY: likewise, 1280 bytes.
+unsafe impl KernelParams for abi::LoraForwardTma {}
+
 // SAFETY: likewise, 816 bytes.
 unsafe impl KernelParams for abi::LoraMerge {}
 

@@ -46,6 +46,8 @@ pub struct ForwardPlan {
     pub split_depth: u32,
     /// Row tiles whose column tiles are taken together.
     pub raster_rows: u32,
+    /// Whether the kernel takes [`LoraForwardTma`](abi::LoraForwardTma): x and W0 by tensor maps.
+    pub tensor_maps: bool,
     /// What the launch needs of a workspace.
     pub workspace: WorkspaceLayout,
     /// Global bytes that must move at least: W0, A, B, x and y once.
@@ -57,12 +59,40 @@ pub struct ForwardPlan {
 /// Row tiles taken together: with 128 rows each, the x of so many and a few columns' weights stay in any L2.
 const RASTER_ROWS: usize = 8;
 
-/// In the order of preference where the model sees no difference.
-const MMA_TILES: [Tile; 2] = [
-    Tile { name: "t128", rows: 128, columns: 128, depth: 32, stages: 3, threads: 256, rate: 1024 },
-    Tile { name: "t64", rows: 64, columns: 64, depth: 64, stages: 3, threads: 128, rate: 700 },
-];
-const MMA_ANY: [Tile; 1] = [Tile { name: "any", ..MMA_TILES[1] }];
+/// mma.sync, many tokens.
+const T128: Tile = Tile {
+    family: "mma_",
+    name: "t128",
+    rows: 128,
+    columns: 128,
+    depth: 32,
+    stages: 3,
+    threads: 256,
+    rate: 1024,
+    max_splits: 16,
+    extra_bytes: 128,
+    persistent: false,
+};
+/// mma.sync, few tokens, ...
+const T64: Tile = Tile { name: "t64", rows: 64, columns: 64, depth: 64, threads: 128, rate: 700, ..T128 };
+/// ... and rows that start anywhere.
+const ANY: Tile = Tile { name: "any", ..T64 };
+/// wgmma. Few tokens are left to mma.sync, which shares depths.
+const N256: Tile = Tile {
+    family: "wgmma_",
+    name: "n256",
+    rows: 128,
+    columns: 256,
+    depth: 64,
+    stages: 4,
+    threads: abi::LORA_FORWARD_WGMMA_THREADS as usize,
+    rate: 2000,
+    max_splits: 1,
+    // The sums on their way out, barriers, drawn tickets.
+    extra_bytes: 8 * 16 * 40 * 4 + 256,
+    persistent: true,
+};
+const N128: Tile = Tile { name: "n128", columns: 128, stages: 6, rate: 1600, ..N256 };
 
 /// Rounds a rank up to what T has columns for.
 fn padded(rank: usize) -> usize {
@@ -84,15 +114,16 @@ impl ForwardPlan {
 
     fn mma(problem: &LayerProblem<'_>) -> Result<Self> {
         let tiles: &[Tile] = match (problem.aligned, problem.compute_capability) {
-            (false, _) => &MMA_ANY,
-            (true, (..8, _)) => &MMA_TILES[1..],
-            (true, _) => &MMA_TILES,
+            (false, _) => &[ANY],
+            (true, (..8, _)) => &[T64],
+            (true, (9, 0)) => &[N256, N128, T64],
+            (true, _) => &[T128, T64],
         };
         let cut = tiling::cut(problem, tiles);
-        Self::with_cut(problem, "mma_", &cut)
+        Self::with_cut(problem, &cut)
     }
 
-    fn with_cut(problem: &LayerProblem<'_>, family: &str, cut: &Cut) -> Result<Self> {
+    fn with_cut(problem: &LayerProblem<'_>, cut: &Cut) -> Result<Self> {
         let &LayerProblem { tokens, d_in, d_out, layout, dtype, ranks, .. } = problem;
         let Cut { tile, splits, split_depth } = *cut;
         let along = match layout {
@@ -102,16 +133,17 @@ impl ForwardPlan {
         let (row_tiles, column_tiles) = (tokens.div_ceil(tile.rows), d_out.div_ceil(tile.columns));
         let t_stride: usize = ranks.iter().map(|&rank| padded(rank)).sum();
         let t_tiles = t_stride.div_ceil(abi::LORA_FORWARD_T_COLUMNS as usize);
-        let ctas = row_tiles * (t_tiles + column_tiles * splits);
-        if ctas > i32::MAX as usize {
-            return Err(Error::TooLarge { operand: "y", value: ctas });
+        let tasks = row_tiles * (t_tiles + column_tiles * splits);
+        if tasks > i32::MAX as usize {
+            return Err(Error::TooLarge { operand: "y", value: tasks });
         }
-        let shared = 128 + tile.stages * (tile.rows + tile.columns) * tile.depth * dtype.size();
+        let ctas = if tile.persistent { tasks.min(problem.multiprocessors.max(1)) } else { tasks };
+        let shared = tile.extra_bytes + tile.stages * (tile.rows + tile.columns) * tile.depth * dtype.size();
         let (arrivals, partial) =
             if splits == 1 { (0, 0) } else { (row_tiles * column_tiles, splits * tile.rows * tile.columns) };
         let total_rank: usize = ranks.iter().sum();
         Ok(Self {
-            kernel: format!("lora_forward_{along}_{family}{dtype}_{}", tile.name),
+            kernel: format!("lora_forward_{along}_{}{dtype}_{}", tile.family, tile.name),
             grid: [ctas as u32, 1, 1],
             threads: tile.threads as u32,
             shared_bytes: shared as u32,
@@ -126,6 +158,7 @@ impl ForwardPlan {
             splits: splits as u32,
             split_depth: split_depth as u32,
             raster_rows: RASTER_ROWS.min(row_tiles) as u32,
+            tensor_maps: tile.persistent,
             workspace: WorkspaceLayout {
                 flags: row_tiles * t_tiles,
                 arrivals,
@@ -183,7 +216,9 @@ mod tests {
     #[test]
     fn many_tokens_take_large_tiles_and_few_split_the_depth() {
         let many = plan(&H100);
-        assert!(many.kernel.ends_with("t128") && many.splits == 1, "{many}");
+        assert!(many.kernel.ends_with("wgmma_bf16_n256") && many.splits == 1 && many.grid[0] == 132, "{many}");
+        let many = plan(&LayerProblem { compute_capability: (8, 0), ..H100 });
+        assert!(many.kernel.ends_with("t128") && many.splits == 1 && many.grid[0] == 32 * 33, "{many}");
         let few = plan(&LayerProblem { tokens: 64, ..H100 });
         assert!(few.kernel.ends_with("t64") && few.splits > 1, "{few}");
         let ctas = few.column_tiles * few.splits;
@@ -193,7 +228,8 @@ mod tests {
     #[test]
     fn tiles_of_y_do_not_depend_on_the_adapters() {
         for tokens in [17, 100, 1000, 8192] {
-            let [with, without] = [&[16, 512][..], &[]].map(|ranks| plan(&LayerProblem { tokens, ranks, ..H100 }));
+            let sm_80 = LayerProblem { compute_capability: (8, 0), tokens, ..H100 };
+            let [with, without] = [&[16, 512][..], &[]].map(|ranks| plan(&LayerProblem { ranks, ..sm_80.clone() }));
             assert_eq!(with.kernel, without.kernel);
             assert_eq!((with.splits, with.split_depth), (without.splits, without.split_depth));
             assert_eq!((with.row_tiles, with.column_tiles), (without.row_tiles, without.column_tiles));

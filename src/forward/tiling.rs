@@ -2,13 +2,12 @@
 
 use crate::problem::LayerProblem;
 
-/// CTAs that share a tile's depth at most.
-const MAX_SPLITS: usize = 16;
-
 /// A kernel's tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tile {
-    /// The end of the kernel's name.
+    /// What the kernel's name has before the type, ...
+    pub(super) family: &'static str,
+    /// ... and behind it.
     pub(super) name: &'static str,
     pub(super) rows: usize,
     pub(super) columns: usize,
@@ -18,6 +17,12 @@ pub(super) struct Tile {
     pub(super) threads: usize,
     /// Products a cycle that an SM makes with it, for the model.
     pub(super) rate: usize,
+    /// CTAs that may share a tile's depth.
+    pub(super) max_splits: usize,
+    /// Shared memory beside the stages, in bytes.
+    pub(super) extra_bytes: usize,
+    /// Whether one CTA an SM takes tile after tile, its operands fetched by tensor maps.
+    pub(super) persistent: bool,
 }
 
 /// A tile and how many CTAs share its depth.
@@ -41,7 +46,7 @@ pub(super) fn cut(problem: &LayerProblem<'_>, tiles: &[Tile]) -> Cut {
     let d_in = problem.d_in;
     let candidates = tiles.iter().flat_map(|&tile| {
         // A split is worth as many steps as the ring has stages, twice.
-        let most = (d_in / (2 * tile.stages * tile.depth)).clamp(1, MAX_SPLITS);
+        let most = (d_in / (2 * tile.stages * tile.depth)).clamp(1, tile.max_splits);
         (1..=most).map(move |wanted| tile.splits(d_in, wanted))
     });
     candidates.min_by_key(|cut| cost(cut, problem)).unwrap_or_else(|| tiles[0].splits(d_in, 1))

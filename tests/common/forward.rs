@@ -1,9 +1,10 @@
 //! A layer's forward launch: buffers uploaded, parameters filled from the plan.
 #![allow(clippy::cast_possible_truncation)]
 
-use fused_lora::abi::{self, LoraForward};
+use fused_lora::abi::{self, LoraForward, LoraForwardTma};
+use fused_lora::device::Tensor;
 use fused_lora::forward::ForwardPlan;
-use fused_lora::lora::Activation;
+use fused_lora::lora::{Activation, Layout};
 use fused_lora::{Element, LayerProblem};
 use fused_lora_emulator::Counters;
 
@@ -16,6 +17,7 @@ pub struct Forward<'m, T> {
     rig: &'m Rig,
     pub plan: ForwardPlan,
     params: LoraForward,
+    tma: Option<LoraForwardTma>,
     allocations: Vec<u64>,
     y_like: Buffer<T>,
     t_like: Buffer<T>,
@@ -98,7 +100,31 @@ impl<'m, T: Element> Forward<'m, T> {
             reserved: 0,
             segments: table,
         };
-        Self { rig, plan, params, allocations: keep, y_like, t_like }
+        let tma = plan.tensor_maps.then(|| {
+            let map = |address: *const _, rows, cols, stride, boxes| {
+                let tensor = Tensor {
+                    address: address as u64,
+                    element_bytes: 2,
+                    dims: &[cols as u64, rows as u64],
+                    strides: &[2 * stride as u64],
+                    boxes,
+                    swizzle_128: true,
+                };
+                rig.tensor_map(&tensor).unwrap()
+            };
+            let weight = &random.weight;
+            let weight_box = match shape.layout {
+                Layout::OutIn => [64, plan.tile_columns],
+                Layout::InOut => [64, 64],
+            };
+            LoraForwardTma {
+                x: map(params.x, x.rows, x.cols, x.stride, &[64, plan.tile_rows]),
+                weight: map(params.weight, weight.rows, weight.cols, weight.stride, &weight_box),
+                forward: params,
+                reserved: [0; 24],
+            }
+        });
+        Self { rig, plan, params, tma, allocations: keep, y_like, t_like }
     }
 
     /// Poisons what the launch is to write, launches, and returns it.
@@ -118,7 +144,10 @@ impl<'m, T: Element> Forward<'m, T> {
             shared_bytes: self.plan.shared_bytes,
             cluster: 1,
         };
-        let counters = self.rig.launch(&call, &self.params)?;
+        let counters = match &self.tma {
+            Some(params) => self.rig.launch(&call, params)?,
+            None => self.rig.launch(&call, &self.params)?,
+        };
         self.rig.read(self.params.y as u64, &mut y.data);
         if !self.params.t_out.is_null() {
             self.rig.read(self.params.t_out as u64, &mut t.data);
