@@ -115,7 +115,7 @@ impl ForwardPlan {
     fn mma(problem: &LayerProblem<'_>) -> Result<Self> {
         let tiles: &[Tile] = match (problem.aligned, problem.compute_capability) {
             (false, _) => &[ANY],
-            (true, (..8, _)) => &[T64],
+            (true, (..=7, _)) => &[T64],
             (true, (9, 0)) => &[N256, N128, T64],
             (true, _) => &[T128, T64],
         };
