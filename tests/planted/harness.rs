@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::Path;
 
-use fused_lora::ComputePath;
 use fused_lora::lora::Layout;
-use fused_lora::{Element, reference};
+use fused_lora::reference::{self, Judged};
+use fused_lora::{ComputePath, DType, Element};
 use fused_lora_emulator::{Build, Completion, Config, Fault, Machine, Schedule, compile_variant, kernel_sources};
 use half::f16;
 
 use crate::common::decode::{Decode, Options};
+use crate::common::forward::Forward;
 use crate::common::rig::{Failure, Rig};
 use crate::common::{Buffer, RandomLayer, Rng, Shape, merge, steps};
 
@@ -59,19 +60,25 @@ pub(crate) enum Scenario {
     ColumnsMatrix,
     MergeRows,
     MergeColumns,
+    ForwardMma,
+    ForwardMma128,
+    ForwardWgmma,
 }
 
 const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
         Self::ColumnsMatrix,
         Self::MergeRows,
         Self::MergeColumns,
+        Self::ForwardMma,
+        Self::ForwardMma128,
+        Self::ForwardWgmma,
     ];
 
     fn source(self) -> &'static str {
@@ -80,6 +87,9 @@ impl Scenario {
             Self::DecodeColumns => "lora/decode_columns.cu",
             Self::RowsMatrix | Self::ColumnsMatrix => "lora/decode_mma_f16.cu",
             Self::MergeRows | Self::MergeColumns => "lora/merge.cu",
+            Self::ForwardMma => "lora/forward_mma_f16.cu",
+            Self::ForwardMma128 => "lora/forward_mma_f16_t128.cu",
+            Self::ForwardWgmma => "lora/forward_wgmma_f16.cu",
         }
     }
 
@@ -100,6 +110,31 @@ impl Scenario {
             }
             Self::MergeRows => merged(rig, Layout::OutIn),
             Self::MergeColumns => merged(rig, Layout::InOut),
+            Self::ForwardMma => first_of([
+                // Two tiles either way, segments that end within a tile and within an instruction; shared depths; odd rows.
+                &|| forward(rig, &shape(70, 264, 104, Layout::OutIn, &[(60, 104, 3), (0, 44, 70)]), 1, (7, 5)),
+                &|| forward(rig, &shape(20, 2056, 40, Layout::InOut, &[(8, 40, 20)]), 24, (7, 5)),
+                &|| forward(rig, &shape(18, 65, 41, Layout::OutIn, &[(0, 41, 3)]), 1, (7, 5)),
+            ]),
+            Self::ForwardMma128 => {
+                first_of([&|| forward(rig, &shape(126, 136, 120, Layout::InOut, &[(0, 100, 40)]), 1, (8, 0)), &|| {
+                    forward(rig, &shape(250, 72, 248, Layout::OutIn, &[(9, 248, 5)]), 1, (8, 0))
+                }])
+            }
+            Self::ForwardWgmma => first_of([
+                // One CTA with many tasks, and several; a ring that goes round; ranks of one, two, four and five steps.
+                &|| {
+                    forward(
+                        rig,
+                        &shape(20, 64, 200, Layout::OutIn, &[(3, 77, 33), (60, 131, 90), (190, 199, 2)]),
+                        1,
+                        (9, 0),
+                    )
+                },
+                &|| forward(rig, &shape(250, 584, 248, Layout::OutIn, &[(9, 130, 20), (150, 248, 70)]), 1, (9, 0)),
+                &|| forward(rig, &shape(250, 72, 248, Layout::InOut, &[(0, 248, 5), (0, 100, 40)]), 2, (9, 0)),
+                &|| forward(rig, &shape(128, 520, 120, Layout::InOut, &[(0, 120, 5)]), 1, (9, 0)),
+            ]),
         }
     }
 }
@@ -119,29 +154,61 @@ fn on_cuda_cores(rig: &Rig, layout: Layout) -> Caught {
 }
 
 fn decode<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize) -> Caught {
-    let mut rng = Rng(7);
-    let random = RandomLayer::<T>::new(&mut rng, shape);
-    let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, 0);
+    let (random, x) = random_layer::<T>(shape);
     let segments = random.segments();
     let expected = reference::forward(&random.layer(&segments), x.view());
     let options = Options { multiprocessors, path: ComputePath::Auto, ..Options::default() };
     let decode = Decode::new(rig, &random, &x, &options);
+    judge(rig, shape, &expected, &|| decode.run().map(|(y, _)| y.data))
+}
+
+fn random_layer<T: Element>(shape: &Shape) -> (RandomLayer<T>, Buffer<T>) {
+    let mut rng = Rng(7);
+    let random = RandomLayer::<T>::new(&mut rng, shape);
+    let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, 0);
+    (random, x)
+}
+
+/// A layer on f16, and that its columns without an adapter are the base product's.
+fn forward(rig: &Rig, shape: &Shape, multiprocessors: usize, capability: (u32, u32)) -> Caught {
+    let (random, x) = random_layer::<f16>(shape);
+    let segments = random.segments();
+    let expected = reference::forward_through(&random.layer(&segments), x.view(), DType::F16);
+    let compute_capability = Some(capability);
+    let options = Options { multiprocessors, compute_capability, t_out: true, ..Options::default() };
+    let forward = Forward::new(rig, &random, &x, &options);
+    let caught = judge(rig, shape, &expected, &|| forward.run().map(|outputs| outputs.y.data));
+    if caught != Caught::Nothing {
+        return caught;
+    }
+    let base = Forward::new(rig, &random, &x, &Options { base_only: true, t_out: false, ..options });
+    let (Ok(fused), Ok(base)) = (forward.run(), base.run()) else { return Caught::WrongResult };
+    let outside = |column: &usize| !shape.segments.iter().any(|&(begin, end, _)| (begin..end).contains(column));
+    let same = (0..shape.tokens).all(|row| {
+        let (fused, base) = (fused.y.view(), base.y.view());
+        (0..shape.d_out).filter(outside).all(|column| fused.row(row)[column] == base.row(row)[column])
+    });
+    if same { Caught::Nothing } else { Caught::WrongResult }
+}
+
+/// What ends a launch under some schedule.
+fn judge<T: Element>(rig: &Rig, shape: &Shape, expected: &Judged, run: &dyn Fn() -> Result<Vec<T>, Failure>) -> Caught {
     let mut first: Option<Vec<T>> = None;
     let mut depends = false;
     for (schedule, resident) in SCHEDULES {
         rig.set_schedule(schedule, Completion::Late, resident);
-        match decode.run() {
+        match run() {
             Err(Failure::Fault(fault, _)) => return Caught::By(fault),
             Err(other) => panic!("{other}"),
-            Ok((y, _)) => {
-                for (i, got) in y.data.iter().enumerate() {
+            Ok(y) => {
+                for (i, got) in y.iter().enumerate() {
                     let error = (f64::from(got.to_f32()) - expected.value.data[i]).abs();
                     if error.is_nan() || error > expected.bound(i, T::DTYPE, steps(shape)) {
                         return Caught::WrongResult;
                     }
                 }
-                depends |= first.as_ref().is_some_and(|first| *first != y.data);
-                first.get_or_insert(y.data);
+                depends |= first.as_ref().is_some_and(|first| *first != y);
+                first.get_or_insert(y);
             }
         }
     }
