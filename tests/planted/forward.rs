@@ -32,7 +32,7 @@ pub(crate) const BUGS: &[Bug] = &[
         "if (u32(drawn) == gridDim.x - 1)",
         "if (u32(drawn) == gridDim.x - 2)",
         Build::Plain,
-        &[WrongResult, By(Fault::OutOfBounds)],
+        &[By(Fault::Livelock)],
     ),
     bug(
         "the epoch stays",

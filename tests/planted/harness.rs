@@ -112,7 +112,14 @@ impl Scenario {
             Self::MergeColumns => merged(rig, Layout::InOut),
             Self::ForwardMma => first_of([
                 // Two tiles either way, segments that end within a tile and within an instruction; shared depths; odd rows.
-                &|| forward(rig, &shape(70, 264, 104, Layout::OutIn, &[(60, 104, 3), (0, 44, 70)]), 1, (7, 5)),
+                &|| {
+                    forward(
+                        rig,
+                        &shape(70, 264, 104, Layout::OutIn, &[(60, 104, 3), (0, 44, 40), (0, 30, 70), (10, 20, 70)]),
+                        1,
+                        (7, 5),
+                    )
+                },
                 &|| forward(rig, &shape(20, 2056, 40, Layout::InOut, &[(8, 40, 20)]), 24, (7, 5)),
                 &|| forward(rig, &shape(18, 65, 41, Layout::OutIn, &[(0, 41, 3)]), 1, (7, 5)),
             ]),
