@@ -41,7 +41,7 @@ pub(crate) const BUGS: &[Bug] = &[
         "u64(u32(drawn >> 32) + 1) << 32",
         "(drawn >> 32) << 32",
         Build::Plain,
-        &[By(Fault::InFlight)],
+        &[By(Fault::InFlight), WrongResult],
     ),
     bug(
         "the ticket is read before it is drawn",
@@ -68,7 +68,7 @@ pub(crate) const BUGS: &[Bug] = &[
         "while (load_acquire(flag) != epoch) back_off();",
         "",
         Build::Plain,
-        &[By(Fault::InFlight)],
+        &[By(Fault::InFlight), WrongResult],
     ),
     bug(
         "the wait forgets the second tile of T",
