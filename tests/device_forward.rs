@@ -87,6 +87,13 @@ fn one_call_for_any_number_of_tokens() {
             check::<f16>(seed, &shape(tokens, layout), Activation::GeluNew, Added::Apart);
             check::<f16>(seed, &shape(tokens, layout), Activation::Relu, Added::InPlace);
         }
+        let wide = Shape { d_in: 72, d_out: 264, segments: vec![(8, 200, 20)], ..shape(300, layout) };
+        for plan in [
+            check::<bf16>(7, &wide, Activation::GeluNew, Added::InPlace),
+            check::<f16>(8, &wide, Activation::Identity, Added::Apart),
+        ] {
+            assert!(on_gpu() || matches!(&plan, Plan::Forward(plan) if plan.tensor_maps), "{plan}");
+        }
         check::<f32>(3, &shape(MAX_TOKENS, layout), Activation::Identity, Added::Apart);
         check::<bf16>(
             4,

@@ -9,8 +9,9 @@ use super::layer::{DeviceLora, DeviceResidual, activation_code, segment_table};
 use super::lora_decode;
 use super::matrix::{DeviceMatrix, DeviceMatrixMut};
 use super::stream::Stream;
+use super::tensor_map::Tensor;
 use super::workspace::Workspace;
-use crate::abi::LoraForward;
+use crate::abi::{LoraForward, LoraForwardTma, TensorMap};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::forward::{ForwardPlan, Plan};
@@ -187,13 +188,46 @@ impl<T: Element> Forward<T> {
                 // done.
                 unsafe { self.kernel.launch(stream, &self.config, &params) }
             }
+            Plan::Forward(plan) if plan.tensor_maps => {
+                let params = tma_params(self.kernel.device(), plan, &operands)?;
+                // SAFETY: the parameters are those of the forward kernels with tensor maps; otherwise as above.
+                unsafe { self.kernel.launch(stream, &self.config, &params) }
+            }
             Plan::Forward(plan) => {
                 let params = params(plan, &operands);
-                // SAFETY: the parameters are the forward kernels'; otherwise as above.
+                // SAFETY: the parameters are those of the other forward kernels; otherwise as above.
                 unsafe { self.kernel.launch(stream, &self.config, &params) }
             }
         }
     }
+}
+
+/// The parameters of a launch whose operands were checked, x and W0 by tensor maps.
+fn tma_params<T: Element>(device: &Device, plan: &ForwardPlan, operands: &Operands<'_, T>) -> Result<LoraForwardTma> {
+    let layer = operands.layer;
+    let [x_box, weight_box] = plan.boxes(layer.layout);
+    Ok(LoraForwardTma {
+        x: tensor_map(device, &operands.x, &x_box)?,
+        weight: tensor_map(device, &layer.weight, &weight_box)?,
+        forward: params(plan, operands),
+        reserved: [0; 24],
+    })
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "elements are of 2 or 4 bytes")]
+fn tensor_map<T: Element>(device: &Device, matrix: &DeviceMatrix<'_, T>, boxes: &[u32]) -> Result<TensorMap> {
+    let bytes = |elements: usize| (elements * size_of::<T>()) as u64;
+    // The stride of a single row is any; a map wants a multiple of 16 bytes all the same.
+    let row_stride =
+        if matrix.rows() > 1 { bytes(matrix.row_stride()) } else { bytes(matrix.cols()).next_multiple_of(16) };
+    device.tensor_map(&Tensor {
+        address: matrix.address(),
+        element_bytes: T::DTYPE.size() as u32,
+        dims: &[matrix.cols() as u64, matrix.rows() as u64],
+        strides: &[row_stride],
+        boxes,
+        swizzle_128: true,
+    })
 }
 
 /// The parameters of a launch whose operands were checked.

@@ -2,7 +2,11 @@
 
 use super::{ForwardPlan, padded};
 use crate::abi::{self, LoraForward, LoraSegment};
+use crate::lora::Layout;
 use crate::workspace::WorkspaceLayout;
+
+/// Columns of a box of W0 `[in, out]`: with 16-bit types what the 128 bytes of a swizzled row hold.
+const BOX_COLUMNS: u32 = 64;
 
 /// What stands in a table behind the last segment: never read, and NaN if it is.
 pub(crate) const NO_SEGMENT: LoraSegment = LoraSegment {
@@ -19,6 +23,16 @@ pub(crate) const NO_SEGMENT: LoraSegment = LoraSegment {
 };
 
 impl ForwardPlan {
+    /// Of a plan with [`tensor_maps`](Self::tensor_maps), the boxes of x and of W0 that the copy engine fetches: elements
+    /// along a row, rows.
+    pub fn boxes(&self, layout: Layout) -> [[u32; 2]; 2] {
+        let weight = match layout {
+            Layout::OutIn => [self.stage_depth, self.tile_columns],
+            Layout::InOut => [BOX_COLUMNS, self.stage_depth],
+        };
+        [[self.stage_depth, self.tile_rows], weight]
+    }
+
     /// A launch's parameters as far as the plan decides them: the cut into tiles, the workspace's parts, and each segment's
     /// place in T. What the caller knows is left null or zero: the operands, their sizes and strides, the activation.
     ///
@@ -72,7 +86,6 @@ impl ForwardPlan {
 mod tests {
     use super::*;
     use crate::dtype::DType;
-    use crate::lora::Layout;
     use crate::problem::{ComputePath, LayerProblem};
 
     #[test]

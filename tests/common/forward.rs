@@ -4,7 +4,7 @@
 use fused_lora::abi::{self, LoraForward, LoraForwardTma};
 use fused_lora::device::Tensor;
 use fused_lora::forward::ForwardPlan;
-use fused_lora::lora::{Activation, Layout};
+use fused_lora::lora::Activation;
 use fused_lora::reference::{self, Judged};
 use fused_lora::{Element, LayerProblem};
 use fused_lora_emulator::Counters;
@@ -115,12 +115,9 @@ impl<'m, T: Element> Forward<'m, T> {
                 rig.tensor_map(&tensor).unwrap()
             };
             let weight = &random.weight;
-            let weight_box = match shape.layout {
-                Layout::OutIn => [64, plan.tile_columns],
-                Layout::InOut => [64, 64],
-            };
+            let [x_box, weight_box] = plan.boxes(shape.layout);
             LoraForwardTma {
-                x: map(params.x, x.rows, x.cols, x.stride, &[64, plan.tile_rows]),
+                x: map(params.x, x.rows, x.cols, x.stride, &x_box),
                 weight: map(params.weight, weight.rows, weight.cols, weight.stride, &weight_box),
                 forward: params,
                 reserved: [0; 24],
