@@ -82,15 +82,19 @@ fn targets(path: &str, text: &str) -> Vec<&'static str> {
     list.split_whitespace().map(|name| known(name).unwrap_or_else(|| panic!("{path}: no target {name}"))).collect()
 }
 
-/// What a source's kernels are called: `GPU_KERNEL(name, ...)`, or `name*` where a macro pastes the rest.
+/// What a source's kernels are called: as a line `// kernels: ...` says where a header's macro makes them, else
+/// `GPU_KERNEL(name, ...)`. A `*` stands for what a macro pastes in.
 fn kernel_names(text: &str) -> Vec<String> {
-    let calls = text.split("GPU_KERNEL(").skip(1);
+    if let Some(list) = text.lines().find_map(|line| line.trim_start().strip_prefix("// kernels:")) {
+        return list.split_whitespace().map(str::to_owned).collect();
+    }
+    let is_parameter = |part: &str| part.contains(char::is_alphabetic) && !part.contains(char::is_lowercase);
     let name = |call: &str| {
-        let end = call.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(call.len());
-        let pasted = call[end..].trim_start().starts_with("##");
-        format!("{}{}", &call[..end], if pasted { "*" } else { "" })
+        let name = &call[..call.find([',', ')']).unwrap_or(call.len())];
+        let parts = name.split("##").map(str::trim);
+        parts.map(|part| if is_parameter(part) { "*" } else { part }).collect()
     };
-    calls.map(name).collect()
+    text.split("GPU_KERNEL(").skip(1).map(name).collect()
 }
 
 struct Nvcc {

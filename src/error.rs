@@ -245,6 +245,9 @@ pub enum Error {
         /// What was given instead.
         actual: String,
     },
+    /// T was asked for of a launch that was not planned to write it.
+    #[error("the launch was not planned to write T: plan it with Forward::saving_t")]
+    TNotPlanned,
     /// The device cannot run this kernel.
     #[error("{kernel} does not run on compute capability {}.{}: it is written for {needs}", capability.0, capability.1)]
     Unsupported {

@@ -13,7 +13,7 @@
 //!
 //! - [`lora`] describes a layer: the weight in either layout, the bias, the low-rank segments.
 //! - [`plan`] says how a call will be cut into tiles and how much workspace it needs.
-//! - [`decode`] says how a GPU runs it for 1 to 16 tokens, [`forward`] for more; [`abi`] is what its kernels take.
+//! - [`forward`] says how a GPU runs it, [`decode`] how for 1 to 16 tokens; [`abi`] is what its kernels take.
 //! - [`merge`] says how a GPU folds adapters into a weight.
 //! - [`cpu`] runs it: fused, as the sequential layers it is measured against, backward, merged.
 //! - [`mod@reference`] is the naive float64 oracle that every backend is judged by.

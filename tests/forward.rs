@@ -7,40 +7,20 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::decode::{LAYOUTS, Options};
-use common::forward::{Forward, Outputs};
+use common::forward::{Forward, Outputs, expected};
 use common::rig::{Rig, builds, on_gpu};
 use common::sanitize::rerun_under_sanitizers;
 use common::{Buffer, RandomLayer, Rng, Shape, steps};
 use fused_lora::forward::ForwardPlan;
 use fused_lora::lora::{Activation, Layout};
-use fused_lora::reference::{self, Matrix64};
-use fused_lora::{ComputePath, DType, Element, reference::Judged};
+use fused_lora::reference::Matrix64;
+use fused_lora::{ComputePath, DType, Element};
 use fused_lora_emulator::{Build, Completion, Config, Schedule};
 use half::{bf16, f16};
 
 /// Threads in three orders, and CTAs one, three or all at a time: one at a time, whoever waits for a CTA that has not
 /// started waits for ever.
 const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 64), (Schedule::LastIn, 1), (Schedule::Random(0x5EED), 3)];
-
-fn expected<T: Element>(
-    random: &RandomLayer<T>,
-    x: &Buffer<T>,
-    activation: Activation,
-    added: Option<&Buffer<T>>,
-) -> Judged {
-    let segments = random.segments();
-    let mut expected = reference::forward_through(&random.layer(&segments), x.view(), T::DTYPE);
-    for (i, value) in expected.value.data.iter_mut().enumerate() {
-        *value = reference::activation(activation, *value);
-        if let Some(added) = added {
-            let (row, column) = (i / random.shape.d_out, i % random.shape.d_out);
-            let addend = f64::from(added.view().row(row)[column].to_f32());
-            *value += addend;
-            expected.magnitude.data[i] += addend.abs();
-        }
-    }
-    expected
-}
 
 /// Runs a shape under every schedule: each result within its bounds, and all of them the same bits.
 fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<'_, T>, residual: bool) -> ForwardPlan {

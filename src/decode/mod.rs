@@ -26,6 +26,8 @@ pub struct DecodePlan {
     pub threads: u32,
     /// Dynamic shared memory of a CTA, in bytes.
     pub shared_bytes: u32,
+    /// Tokens of a CTA, rounded up to what the kernel multiplies at a time.
+    pub tile_tokens: u32,
     /// Output columns of a CTA.
     pub tile_columns: u32,
     /// CUDA cores: threads that share a row of W0 (`[out, in]`) or a run of one (`[in, out]`). Matrix instructions:
@@ -153,6 +155,7 @@ impl DecodePlan {
             grid: grid.map(|n| n as u32),
             threads: threads as u32,
             shared_bytes: shared as u32,
+            tile_tokens: parts.tokens as u32,
             tile_columns: tile_columns as u32,
             row_threads: 0,
             splits: splits as u32,
@@ -200,11 +203,12 @@ impl std::fmt::Display for DecodePlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{}: grid {:?} of {} threads, tiles of {} columns, {} threads a row, depth in {} splits of {}, {} B shared, \
-             workspace {} B, floor {} B",
+            "{}: 1 launch, grid {:?} of {} threads, tiles of {} x {}, {} threads a row, depth in {} splits of {}, {} B \
+             shared, workspace {} B, floor {} B",
             self.kernel,
             self.grid,
             self.threads,
+            self.tile_tokens,
             self.tile_columns,
             self.row_threads,
             self.splits,

@@ -10,7 +10,7 @@ pub(super) struct Source {
     /// Its path below kernels/.
     pub(super) path: &'static str,
     pub(super) text: &'static str,
-    /// Names of its kernels; where a macro makes several, what they begin with and `*`.
+    /// Names of its kernels, with `*` where a macro pastes something in.
     pub(super) kernels: &'static [&'static str],
     /// What it is written for, as nvcc calls it: `sm_80`, `sm_90a`.
     pub(super) targets: &'static [&'static str],
@@ -39,12 +39,29 @@ pub fn built_in() -> BuiltIn {
 
 /// The file that a kernel is in: the one that names most of the kernel's name.
 pub(super) fn source_of(kernel: &str) -> Option<&'static Source> {
-    let matched = |pattern: &&str| match pattern.strip_suffix('*') {
-        Some(start) => kernel.starts_with(start).then_some(start.len()),
-        None => (kernel == *pattern).then_some(pattern.len() + 1),
-    };
-    let best = |source: &Source| source.kernels.iter().filter_map(matched).max();
+    let best = |source: &Source| source.kernels.iter().filter_map(|pattern| matched(pattern, kernel)).max();
     SOURCES.iter().filter(|source| best(source).is_some()).max_by_key(|source| best(source))
+}
+
+/// How many characters of a name a pattern gives, if it fits: each `*` stands for at least one.
+fn matched(pattern: &str, kernel: &str) -> Option<usize> {
+    let mut parts = pattern.split('*');
+    let mut rest = kernel.strip_prefix(parts.next()?)?;
+    let mut given = kernel.len() - rest.len();
+    let mut parts = parts.peekable();
+    if parts.peek().is_none() {
+        return rest.is_empty().then_some(given + 1);
+    }
+    while let Some(part) = parts.next() {
+        let from = rest.chars().next()?.len_utf8();
+        let at = match parts.peek() {
+            Some(_) => from + rest[from..].find(part)?,
+            None => rest.len().checked_sub(part.len()).filter(|&at| at >= from && rest.ends_with(part))?,
+        };
+        rest = &rest[at + part.len()..];
+        given += part.len();
+    }
+    Some(given)
 }
 
 /// Compute capability and whether code for it runs there alone.
@@ -122,6 +139,26 @@ mod tests {
             }
         }
         assert!(source_of("no_such_kernel").is_none());
+        for (kernel, path) in [
+            ("lora_forward_rows_mma_f16_t128", "lora/forward_mma_f16_t128.cu"),
+            ("lora_forward_columns_mma_f16_any", "lora/forward_mma_f16.cu"),
+            ("lora_forward_columns_mma_bf16_t64", "lora/forward_mma_bf16.cu"),
+            ("lora_forward_rows_wgmma_bf16_n256", "lora/forward_wgmma_bf16.cu"),
+        ] {
+            assert_eq!(source_of(kernel).map(|source| source.path), Some(path), "{kernel}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_fits_with_something_for_each_star() {
+        assert_eq!(matched("ab_*_c*", "ab_x_cd"), Some(5));
+        assert_eq!(matched("ab_*_c", "ab_x_c_c"), Some(5));
+        assert_eq!(matched("ab", "ab"), Some(3));
+        for (pattern, kernel) in
+            [("ab_*", "ab_"), ("ab_*_c", "ab__c"), ("ab", "abc"), ("ab_*_c*", "ab_x_c"), ("a*b", "ac")]
+        {
+            assert_eq!(matched(pattern, kernel), None, "{pattern} {kernel}");
+        }
     }
 
     #[test]

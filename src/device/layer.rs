@@ -8,6 +8,7 @@ use super::slice::DeviceSlice;
 use crate::abi::{self, LoraSegment};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
+use crate::forward::NO_SEGMENT;
 use crate::lora::{Activation, Layout, MAX_RANK};
 
 /// One low-rank product added to some output columns of a layer, in device memory.
@@ -148,20 +149,6 @@ pub(super) fn validate_segments<T: Element>(
     Ok(())
 }
 
-/// What stands in the table behind the last segment: never read, and NaN if it is.
-const NO_SEGMENT: LoraSegment = LoraSegment {
-    a: std::ptr::null(),
-    b: std::ptr::null(),
-    a_stride: 0,
-    b_stride: 0,
-    begin: 0,
-    end: 0,
-    rank: 0,
-    t_begin: 0,
-    scale: f32::NAN,
-    packed_begin: 0,
-};
-
 /// The segments as kernels take them, their scales times `sign`, and the sum of their ranks.
 #[expect(clippy::cast_possible_truncation, reason = "validated: dimensions and strides fit 31 bits")]
 pub(super) fn segment_table<T: Element>(
@@ -186,4 +173,13 @@ pub(super) fn segment_table<T: Element>(
         t_begin += place.rank;
     }
     (table, t_begin)
+}
+
+/// An activation as kernels take it.
+pub(super) fn activation_code(activation: Activation) -> u32 {
+    match activation {
+        Activation::Identity => abi::LORA_IDENTITY,
+        Activation::Relu => abi::LORA_RELU,
+        Activation::GeluNew => abi::LORA_GELU_NEW,
+    }
 }

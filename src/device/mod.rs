@@ -8,7 +8,8 @@
 //!   of it, or of memory that another library owns.
 //! - [`Stream`] is work in order, the library's own or borrowed; [`Event`] marks and times it; [`Graph`] replays it.
 //! - [`Kernel`] is a kernel found by name, [`LaunchConfig`] how it is launched.
-//! - [`Decode`] runs a LoRA layer for 1 to 16 tokens in one launch; [`Merge`] folds adapters into a weight.
+//! - [`Forward`] runs a LoRA layer for any number of tokens in one launch, [`Decode`] for 1 to 16; [`Merge`] folds adapters
+//!   into a weight.
 //!
 //! Memory that a stream still works on may be dropped: it is given back when that work is done. Work on *different*
 //! streams that touches the same memory must be ordered by the caller, with [`Stream::wait`]; unordered, the values read
@@ -17,6 +18,7 @@
 mod backend;
 mod buffer;
 mod cache;
+mod call;
 mod cuda;
 #[cfg(feature = "emulator")]
 mod emulator;
@@ -27,6 +29,7 @@ mod image;
 mod kernel;
 mod layer;
 mod lora_decode;
+mod lora_forward;
 mod lora_merge;
 mod matrix;
 mod memory;
@@ -54,6 +57,7 @@ pub use image::{BuiltIn, built_in};
 pub use kernel::{Kernel, KernelParams, LaunchConfig};
 pub use layer::{DeviceLora, DeviceResidual, DeviceSegment};
 pub use lora_decode::Decode;
+pub use lora_forward::{DeviceOutput, Forward};
 pub use lora_merge::{DeviceMergeReport, Merge, MergeRecord};
 pub use matrix::{DeviceMatrix, DeviceMatrixMut};
 pub use nvrtc::version as nvrtc_version;

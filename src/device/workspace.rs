@@ -1,4 +1,4 @@
-//! What decode launches keep between each other.
+//! What launches of a layer keep between each other.
 
 use super::Device;
 use super::buffer::DeviceBuffer;
@@ -7,9 +7,9 @@ use super::stream::Stream;
 use crate::WorkspaceLayout;
 use crate::error::{Error, Result};
 
-/// A ticket counter, T, and partial sums.
+/// A ticket counter, T with its flags, partial sums and their arrivals.
 ///
-/// Every launch leaves it ready for the next, of any plan that it has room for. Launches that share one must be ordered: on
+/// Every launch leaves it ready for the next, of any decode or forward plan that it has room for. Launches that share one must be ordered: on
 /// one stream they are. After a [`KernelFault`](Error::KernelFault) it must be [`reset`](Self::reset).
 #[derive(Debug)]
 pub struct Workspace {
@@ -64,19 +64,7 @@ impl Workspace {
         Extent::of_slice(&self.words.as_slice())
     }
 
-    pub(super) fn ticket(&self) -> u64 {
+    pub(super) fn address(&self) -> u64 {
         self.words.address()
-    }
-
-    pub(super) fn t(&self) -> u64 {
-        self.words.address() + WorkspaceLayout::T_OFFSET as u64
-    }
-
-    pub(super) fn arrivals(&self) -> u64 {
-        self.words.address() + self.layout.arrivals_offset() as u64
-    }
-
-    pub(super) fn partial(&self) -> u64 {
-        self.words.address() + self.layout.partial_offset() as u64
     }
 }

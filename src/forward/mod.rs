@@ -1,10 +1,15 @@
 //! How a GPU runs one layer for any number of tokens: pure, printable, testable.
 //!
-//! The kernels are kernels/lora/forward_*. A plan says which of them, on what grid, with how much shared memory and
-//! workspace. What it says of y's tiles does not depend on the adapters, so that a column without one is bit for bit the
-//! base product's.
+//! The kernels are kernels/lora/forward_*. A [`ForwardPlan`] says which of them, on what grid, with how much shared memory
+//! and workspace; a [`Plan`] takes the decode kernels instead where those are faster. What a plan says of y's tiles does not
+//! depend on the adapters, so that a column without one is bit for bit the base product's.
 
+mod choice;
+mod params;
 mod tiling;
+
+pub use choice::Plan;
+pub(crate) use params::NO_SEGMENT;
 
 use crate::abi;
 use crate::error::{Error, Result};

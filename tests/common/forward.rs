@@ -4,13 +4,35 @@
 use fused_lora::abi::{self, LoraForward, LoraForwardTma};
 use fused_lora::device::Tensor;
 use fused_lora::forward::ForwardPlan;
-use fused_lora::lora::{Activation, Layout};
+use fused_lora::lora::Activation;
+use fused_lora::reference::{self, Judged};
 use fused_lora::{Element, LayerProblem};
 use fused_lora_emulator::Counters;
 
 use super::decode::{Options, aligned, segment_table, upload};
 use super::rig::{Call, Failure, Rig};
 use super::{Buffer, RandomLayer};
+
+/// What a layer is to give: T is stored as the type of everything else on its way.
+pub fn expected<T: Element>(
+    random: &RandomLayer<T>,
+    x: &Buffer<T>,
+    activation: Activation,
+    added: Option<&Buffer<T>>,
+) -> Judged {
+    let segments = random.segments();
+    let mut expected = reference::forward_through(&random.layer(&segments), x.view(), T::DTYPE);
+    for (i, value) in expected.value.data.iter_mut().enumerate() {
+        *value = reference::activation(activation, *value);
+        if let Some(added) = added {
+            let (row, column) = (i / random.shape.d_out, i % random.shape.d_out);
+            let addend = f64::from(added.view().row(row)[column].to_f32());
+            *value += addend;
+            expected.magnitude.data[i] += addend.abs();
+        }
+    }
+    expected
+}
 
 /// A layer on a device, to be launched any number of times.
 pub struct Forward<'m, T> {
@@ -53,13 +75,7 @@ impl<'m, T: Element> Forward<'m, T> {
         .unwrap();
 
         let mut keep = vec![];
-        let (mut table, total_rank) = segment_table(rig, segments, factors, &mut keep);
-        let mut t_begin = 0;
-        for segment in &mut table[..segments.len()] {
-            segment.packed_begin = segment.t_begin;
-            segment.t_begin = t_begin;
-            t_begin += segment.rank.next_multiple_of(abi::LORA_FORWARD_RANK_STEP);
-        }
+        let (table, total_rank) = segment_table(rig, segments, factors, &mut keep);
         let workspace = rig.upload(&vec![0u8; plan.workspace.bytes()]);
         keep.push(workspace);
         let y_like = Buffer::<T>::poisoned(shape.tokens, shape.d_out, shape.gap);
@@ -71,11 +87,6 @@ impl<'m, T: Element> Forward<'m, T> {
             residual: options.residual.map_or(std::ptr::null(), |r| upload(rig, &r.data, &mut keep) as *const _),
             y: upload(rig, &y_like.data, &mut keep) as *mut _,
             t_out: if options.t_out { upload(rig, &t_like.data, &mut keep) as *mut _ } else { std::ptr::null_mut() },
-            ticket: workspace as *mut _,
-            t: (workspace + plan.workspace.t_tiles_offset() as u64) as *mut _,
-            flags: (workspace + plan.workspace.flags_offset() as u64) as *mut _,
-            partial: (workspace + plan.workspace.partial_offset() as u64) as *mut _,
-            arrivals: (workspace + plan.workspace.arrivals_offset() as u64) as *mut _,
             tokens: shape.tokens as u32,
             depth: shape.d_in as u32,
             columns: shape.d_out as u32,
@@ -83,22 +94,13 @@ impl<'m, T: Element> Forward<'m, T> {
             weight_stride: random.weight.stride as u32,
             y_stride: y_like.stride as u32,
             residual_stride: options.residual.map_or(0, |r| r.stride as u32),
-            t_stride: plan.t_stride,
             t_out_stride: t_like.stride as u32,
-            row_tiles: plan.row_tiles,
-            column_tiles: plan.column_tiles,
-            t_tiles: plan.t_tiles,
-            splits: plan.splits,
-            split_depth: plan.split_depth,
-            raster_rows: plan.raster_rows,
             activation: match options.activation {
                 Activation::Identity => abi::LORA_IDENTITY,
                 Activation::Relu => abi::LORA_RELU,
                 Activation::GeluNew => abi::LORA_GELU_NEW,
             },
-            segment_count: segments.len() as u32,
-            reserved: 0,
-            segments: table,
+            ..plan.params(&table[..segments.len()], workspace, &plan.workspace)
         };
         let tma = plan.tensor_maps.then(|| {
             let map = |address: *const _, rows, cols, stride, boxes| {
@@ -113,12 +115,9 @@ impl<'m, T: Element> Forward<'m, T> {
                 rig.tensor_map(&tensor).unwrap()
             };
             let weight = &random.weight;
-            let weight_box = match shape.layout {
-                Layout::OutIn => [64, plan.tile_columns],
-                Layout::InOut => [64, 64],
-            };
+            let [x_box, weight_box] = plan.boxes(shape.layout);
             LoraForwardTma {
-                x: map(params.x, x.rows, x.cols, x.stride, &[64, plan.tile_rows]),
+                x: map(params.x, x.rows, x.cols, x.stride, &x_box),
                 weight: map(params.weight, weight.rows, weight.cols, weight.stride, &weight_box),
                 forward: params,
                 reserved: [0; 24],

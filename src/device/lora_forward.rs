@@ -1,0 +1,257 @@
+//! One LoRA layer for any number of tokens in one launch, from checked views.
+
+use std::marker::PhantomData;
+
+use super::Device;
+use super::call::{Operands, Planned};
+use super::kernel::{Kernel, LaunchConfig};
+use super::layer::{DeviceLora, DeviceResidual, activation_code, segment_table};
+use super::lora_decode;
+use super::matrix::{DeviceMatrix, DeviceMatrixMut};
+use super::stream::Stream;
+use super::tensor_map::Tensor;
+use super::workspace::Workspace;
+use crate::abi::{LoraForward, LoraForwardTma, TensorMap};
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+use crate::forward::{ForwardPlan, Plan};
+use crate::{ComputePath, WorkspaceLayout};
+
+/// Where a layer's results go: y alone, or T as well.
+#[derive(Debug)]
+pub struct DeviceOutput<'a, T> {
+    /// y, `[tokens, d_out]`.
+    pub y: DeviceMatrixMut<'a, T>,
+    /// T = x Aᵀ without scales, `[tokens, sum of ranks]`, the segments side by side: what the backward pass takes. Only for
+    /// launches planned with [`Forward::saving_t`].
+    pub t: Option<DeviceMatrixMut<'a, T>>,
+}
+
+impl<'a, T> From<DeviceMatrixMut<'a, T>> for DeviceOutput<'a, T> {
+    fn from(y: DeviceMatrixMut<'a, T>) -> Self {
+        Self { y, t: None }
+    }
+}
+
+/// A layer's forward launch: planned once, its kernel found, then launched any number of times.
+///
+/// `y = act(x W0ᵀ + bias + s·(x Aᵀ) Bᵀ) + residual` for x `[tokens, d_in]` and y `[tokens, d_out]`. The plan depends on
+/// the number of tokens and the layer's shapes, layout, type and alignment, not on what it points to: other weights or
+/// adapters of the same ranks run on the same plan.
+///
+/// ```
+/// use fused_lora::device::{Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, Stream};
+/// use fused_lora::device::{DeviceLora, DeviceResidual, DeviceSegment, Forward, Workspace};
+/// use fused_lora::lora::{Activation, Layout};
+/// use half::bf16;
+///
+/// fn adapted(device: &Device, tokens: usize, x: &[bf16], w0: &[bf16], a: &[bf16], b: &[bf16]) -> fused_lora::Result<Vec<bf16>> {
+///     let d_in = x.len() / tokens;
+///     let (d_out, rank) = (w0.len() / d_in, a.len() / d_in);
+///     let stream = Stream::new(device)?;
+///     let [x, w0, a, b] = [x, w0, a, b].map(|host| DeviceBuffer::from_slice(&stream, host));
+///     let (x, w0, a, b) = (x?, w0?, a?, b?);
+///     let segment = DeviceSegment {
+///         columns: 0..d_out,
+///         a: DeviceMatrix::new(a.as_slice(), rank, d_in)?,
+///         b: DeviceMatrix::new(b.as_slice(), d_out, rank)?,
+///         scale: 16.0 / rank as f32,
+///     };
+///     let layer = DeviceLora {
+///         weight: DeviceMatrix::new(w0.as_slice(), d_out, d_in)?,
+///         layout: Layout::OutIn,
+///         bias: None,
+///         segments: &[segment],
+///         activation: Activation::Identity,
+///     };
+///     let forward = Forward::new(device, &layer, tokens)?;
+///     println!("{}", forward.plan());
+///     let mut workspace = Workspace::new(&stream, forward.workspace())?; // keep both from call to call
+///     let mut y = DeviceBuffer::zeros(&stream, tokens * d_out)?;
+///     let x = DeviceMatrix::new(x.as_slice(), tokens, d_in)?;
+///     let out = DeviceMatrixMut::new(y.as_mut_slice(), tokens, d_out)?;
+///     forward.launch(&stream, &layer, x, DeviceResidual::None, out, &mut workspace)?;
+///     y.to_vec(&stream)
+/// }
+/// ```
+///
+/// For training, [`saving_t`](Self::saving_t) plans a launch that takes `DeviceOutput { y, t: Some(t) }` in place of `out`.
+#[derive(Debug, Clone)]
+pub struct Forward<T> {
+    kernel: Kernel,
+    plan: Plan,
+    config: LaunchConfig,
+    planned: Planned,
+    saves_t: bool,
+    dtype: PhantomData<T>,
+}
+
+impl<T: Element> Forward<T> {
+    /// Plans launches for layers like this one and `tokens` rows of x. If the rows of W0 and of every A start and end at
+    /// multiples of 16 bytes, those of x must, too; [`for_any_x`](Self::for_any_x) plans a slower kernel without that
+    /// condition.
+    ///
+    /// # Errors
+    /// As [`DeviceLora::validate`], [`Plan::new`] and [`Device::kernel`].
+    pub fn new(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize) -> Result<Self> {
+        Self::with_path(device, layer, tokens, ComputePath::Auto)
+    }
+
+    /// As [`new`](Self::new), on CUDA cores or on matrix instructions as asked.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_path(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize, path: ComputePath) -> Result<Self> {
+        Self::plan_for(device, layer, tokens, true, path, false)
+    }
+
+    /// As [`new`](Self::new), for an x of any alignment.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn for_any_x(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize) -> Result<Self> {
+        Self::plan_for(device, layer, tokens, false, ComputePath::Auto, false)
+    }
+
+    /// As [`new`](Self::new), for launches that can also leave T with the caller.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn saving_t(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize) -> Result<Self> {
+        Self::plan_for(device, layer, tokens, true, ComputePath::Auto, true)
+    }
+
+    fn plan_for(
+        device: &Device,
+        layer: &DeviceLora<'_, T>,
+        tokens: usize,
+        aligned: bool,
+        path: ComputePath,
+        saves_t: bool,
+    ) -> Result<Self> {
+        let planned = Planned::new(device, layer, tokens, aligned)?;
+        let plan = Plan::new(&planned.problem::<T>(path), saves_t)?;
+        let kernel = device.kernel(plan.kernel())?;
+        let config =
+            LaunchConfig { shared_bytes: plan.shared_bytes(), ..LaunchConfig::new(plan.grid(), plan.threads()) };
+        Ok(Self { kernel, plan, config, planned, saves_t, dtype: PhantomData })
+    }
+
+    /// How it will run.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The kernel that it launches.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// What a [`Workspace`] must have room for.
+    pub fn workspace(&self) -> WorkspaceLayout {
+        self.plan.workspace()
+    }
+
+    /// Issues one launch to a stream. Nothing is allocated on the device and nothing waits, so it may be captured in a
+    /// [`Graph`](super::Graph).
+    ///
+    /// # Errors
+    /// Before anything is launched: [`Error::TNotPlanned`]; [`Error::WrongDevice`]; as [`DeviceLora::validate`];
+    /// [`Error::PlanMismatch`] if the layer is not like the planned one; [`Error::ShapeMismatch`], [`Error::Misaligned`] or
+    /// [`Error::TooLarge`] for x, y, T or the residual; [`Error::Overlap`] if y, T or the workspace shares memory with
+    /// anything else; [`Error::DeviceWorkspaceTooSmall`]. Afterwards as [`Kernel::launch`].
+    pub fn launch<'o>(
+        &self,
+        stream: &Stream,
+        layer: &DeviceLora<'_, T>,
+        x: DeviceMatrix<'_, T>,
+        residual: DeviceResidual<'_, T>,
+        output: impl Into<DeviceOutput<'o, T>>,
+        workspace: &mut Workspace,
+    ) -> Result<()>
+    where
+        T: 'o,
+    {
+        let DeviceOutput { y, t } = output.into();
+        if t.is_some() && !self.saves_t {
+            return Err(Error::TNotPlanned);
+        }
+        let t = t.as_ref().map(DeviceMatrixMut::as_ref);
+        let operands = Operands { layer, x, residual, y: y.as_ref(), t, workspace };
+        self.planned.check(stream, &operands, self.plan.workspace())?;
+        match &self.plan {
+            Plan::Decode(plan) => {
+                let params = lora_decode::params(plan, &operands);
+                // SAFETY: the parameters are the decode kernels'. Shapes, bounds, devices and alignments were checked above,
+                // and nothing that is written overlaps anything else but the residual that is y itself, which the kernels
+                // allow. The views borrow the memory during the call; afterwards it is given back only when this work is
+                // done.
+                unsafe { self.kernel.launch(stream, &self.config, &params) }
+            }
+            Plan::Forward(plan) if plan.tensor_maps => {
+                let params = tma_params(self.kernel.device(), plan, &operands)?;
+                // SAFETY: the parameters are those of the forward kernels with tensor maps; otherwise as above.
+                unsafe { self.kernel.launch(stream, &self.config, &params) }
+            }
+            Plan::Forward(plan) => {
+                let params = params(plan, &operands);
+                // SAFETY: the parameters are those of the other forward kernels; otherwise as above.
+                unsafe { self.kernel.launch(stream, &self.config, &params) }
+            }
+        }
+    }
+}
+
+/// The parameters of a launch whose operands were checked, x and W0 by tensor maps.
+fn tma_params<T: Element>(device: &Device, plan: &ForwardPlan, operands: &Operands<'_, T>) -> Result<LoraForwardTma> {
+    let layer = operands.layer;
+    let [x_box, weight_box] = plan.boxes(layer.layout);
+    Ok(LoraForwardTma {
+        x: tensor_map(device, &operands.x, &x_box)?,
+        weight: tensor_map(device, &layer.weight, &weight_box)?,
+        forward: params(plan, operands),
+        reserved: [0; 24],
+    })
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "elements are of 2 or 4 bytes")]
+fn tensor_map<T: Element>(device: &Device, matrix: &DeviceMatrix<'_, T>, boxes: &[u32]) -> Result<TensorMap> {
+    let bytes = |elements: usize| (elements * size_of::<T>()) as u64;
+    // The stride of a single row is any; a map wants a multiple of 16 bytes all the same.
+    let row_stride =
+        if matrix.rows() > 1 { bytes(matrix.row_stride()) } else { bytes(matrix.cols()).next_multiple_of(16) };
+    device.tensor_map(&Tensor {
+        address: matrix.address(),
+        element_bytes: T::DTYPE.size() as u32,
+        dims: &[matrix.cols() as u64, matrix.rows() as u64],
+        strides: &[row_stride],
+        boxes,
+        swizzle_128: true,
+    })
+}
+
+/// The parameters of a launch whose operands were checked.
+#[expect(clippy::cast_possible_truncation, reason = "checked: dimensions and strides fit 31 bits")]
+fn params<T: Element>(plan: &ForwardPlan, operands: &Operands<'_, T>) -> LoraForward {
+    let &Operands { layer, x, y, t, workspace, .. } = operands;
+    let added = operands.added();
+    let (table, _) = segment_table(layer.segments, 1.0);
+    LoraForward {
+        x: x.address() as *const _,
+        weight: layer.weight.address() as *const _,
+        bias: layer.bias.map_or(std::ptr::null(), |bias| bias.address() as *const _),
+        residual: added.map_or(std::ptr::null(), |added| added.address() as *const _),
+        y: y.address() as *mut _,
+        t_out: t.map_or(std::ptr::null_mut(), |t| t.address() as *mut _),
+        tokens: x.rows() as u32,
+        depth: x.cols() as u32,
+        columns: y.cols() as u32,
+        x_stride: x.row_stride() as u32,
+        weight_stride: layer.weight.row_stride() as u32,
+        y_stride: y.row_stride() as u32,
+        residual_stride: added.map_or(0, |added| added.row_stride() as u32),
+        t_out_stride: t.map_or(0, |t| t.row_stride() as u32),
+        activation: activation_code(layer.activation),
+        ..plan.params(&table[..layer.segments.len()], workspace.address(), &workspace.layout())
+    }
+}
