@@ -85,8 +85,9 @@ fn options<T>(multiprocessors: usize, capability: (u32, u32)) -> Options<'static
     Options { multiprocessors, path: ComputePath::Matrix, compute_capability, ..Options::default() }
 }
 
-/// In every build and type on matrix instructions of every kind that there is for the shape; the kernels' names.
-fn matrix(shape: &Shape, seed: u64, multiprocessors: usize) -> BTreeSet<String> {
+/// In every build and type, on CUDA cores and on matrix instructions of every kind that there is for the shape; the kernels'
+/// names.
+fn everywhere(shape: &Shape, seed: u64, multiprocessors: usize) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for build in builds() {
         let rig = Rig::new(build);
@@ -97,6 +98,13 @@ fn matrix(shape: &Shape, seed: u64, multiprocessors: usize) -> BTreeSet<String> 
                 check::<bf16>(&rig, seed, shape, &options(multiprocessors, capability), false);
             }
         }
+        let path = ComputePath::CudaCores;
+        let bits_32 = Options { path, ..options(multiprocessors, (8, 0)) };
+        kernels.insert(check::<f32>(&rig, seed, shape, &bits_32, false).kernel);
+        let bits_16 = Options { path, ..options(multiprocessors, (8, 0)) };
+        kernels.insert(check::<f16>(&rig, seed, shape, &bits_16, false).kernel);
+        let bits_16 = Options { path, ..options(multiprocessors, (8, 0)) };
+        kernels.insert(check::<bf16>(&rig, seed, shape, &bits_16, false).kernel);
         all.append(&mut kernels);
     }
     all
@@ -106,9 +114,9 @@ fn matrix(shape: &Shape, seed: u64, multiprocessors: usize) -> BTreeSet<String> 
 fn every_token_count() {
     for layout in LAYOUTS {
         for tokens in [1, 17, 64, 127, 128, 129] {
-            matrix(&shape(tokens, 72, 40, layout, &[(0, 40, 4)]), tokens as u64, 6);
+            everywhere(&shape(tokens, 72, 40, layout, &[(0, 40, 4)]), tokens as u64, 6);
         }
-        matrix(&shape(1000, 40, 24, layout, &[(8, 24, 4)]), 1000, 6);
+        everywhere(&shape(1000, 40, 24, layout, &[(8, 24, 4)]), 1000, 6);
     }
 }
 
@@ -116,7 +124,7 @@ fn every_token_count() {
 fn every_rank() {
     for layout in LAYOUTS {
         for rank in [1, 3, 8, 16, 17, 40, 64, 130, 512] {
-            matrix(&shape(18, 72, 24, layout, &[(0, 24, rank)]), rank as u64, 6);
+            everywhere(&shape(18, 72, 24, layout, &[(0, 24, rank)]), rank as u64, 6);
         }
     }
 }
@@ -126,13 +134,26 @@ fn every_tile() {
     let mut seen = BTreeSet::new();
     for layout in LAYOUTS {
         for (tokens, d_in, d_out) in [(128, 136, 128), (250, 72, 248), (127, 264, 120)] {
-            seen.extend(matrix(&shape(tokens, d_in, d_out, layout, &[(8, d_out, 20)]), 61, 1));
+            seen.extend(everywhere(&shape(tokens, d_in, d_out, layout, &[(8, d_out, 20)]), 61, 1));
         }
-        seen.extend(matrix(&shape(33, 520, 72, layout, &[(0, 72, 5)]), 62, 1));
-        seen.extend(matrix(&shape(33, 65, 71, layout, &[(0, 71, 5)]), 63, 1));
+        seen.extend(everywhere(&shape(33, 520, 72, layout, &[(0, 72, 5)]), 62, 1));
+        seen.extend(everywhere(&shape(33, 65, 71, layout, &[(0, 71, 5)]), 63, 1));
     }
     for layout in ["rows", "columns"] {
-        for kernel in ["mma_f16_t128", "mma_f16_t64", "mma_f16_any", "wgmma_f16_n128", "wgmma_f16_n256"] {
+        for kernel in [
+            "mma_f16_t128",
+            "mma_f16_t64",
+            "mma_f16_any",
+            "wgmma_f16_n128",
+            "wgmma_f16_n256",
+            "f32_t128",
+            "f32_t64",
+            "f32_any",
+            "f16_t64",
+            "f16_any",
+            "bf16_t64",
+            "bf16_any",
+        ] {
             let name = format!("lora_forward_{layout}_{kernel}");
             assert!(seen.contains(&name), "{name} was not run: {seen:?}");
         }
@@ -143,8 +164,8 @@ fn every_tile() {
 fn odd_shapes_take_the_slow_path_and_stay_right() {
     for layout in LAYOUTS {
         for (tokens, d_in, d_out) in [(17, 1, 1), (19, 7, 5), (65, 65, 33), (70, 130, 67)] {
-            matrix(&shape(tokens, d_in, d_out, layout, &[(0, d_out, 3)]), 11, 6);
-            matrix(&Shape { gap: 3, bias: false, ..shape(tokens, d_in, d_out, layout, &[]) }, 12, 6);
+            everywhere(&shape(tokens, d_in, d_out, layout, &[(0, d_out, 3)]), 11, 6);
+            everywhere(&Shape { gap: 3, bias: false, ..shape(tokens, d_in, d_out, layout, &[]) }, 12, 6);
         }
     }
 }
@@ -169,12 +190,12 @@ fn shared_depths_are_summed_up_in_their_order() {
 #[test]
 fn segments_anywhere() {
     for layout in LAYOUTS {
-        matrix(&shape(20, 64, 96, layout, &[(0, 32, 4), (64, 96, 7)]), 31, 6);
-        matrix(&shape(20, 64, 96, layout, &[(0, 96, 5), (0, 96, 2), (17, 18, 1)]), 32, 6);
-        matrix(&shape(20, 64, 200, layout, &[(3, 77, 33), (60, 131, 90), (190, 199, 2)]), 35, 1);
-        matrix(&shape(20, 64, 48, layout, &[]), 33, 6);
+        everywhere(&shape(20, 64, 96, layout, &[(0, 32, 4), (64, 96, 7)]), 31, 6);
+        everywhere(&shape(20, 64, 96, layout, &[(0, 96, 5), (0, 96, 2), (17, 18, 1)]), 32, 6);
+        everywhere(&shape(20, 64, 200, layout, &[(3, 77, 33), (60, 131, 90), (190, 199, 2)]), 35, 1);
+        everywhere(&shape(20, 64, 48, layout, &[]), 33, 6);
         let many: Vec<_> = (0..16).map(|i| (3 * i, 3 * i + 3, 1 + i % 3)).collect();
-        matrix(&shape(20, 64, 48, layout, &many), 34, 6);
+        everywhere(&shape(20, 64, 48, layout, &many), 34, 6);
     }
 }
 
@@ -190,6 +211,8 @@ fn activation_and_residual_on_the_way_out() {
                     [Activation::Relu, Activation::GeluNew].into_iter().flat_map(|a| CAPABILITIES.map(|c| (a, c)))
                 {
                     check::<bf16>(&rig, seed, &shape, &Options { activation, ..options(1, capability) }, true);
+                    let cores = Options { activation, path: ComputePath::CudaCores, ..options(1, capability) };
+                    check::<f32>(&rig, seed, &shape, &cores, true);
                     check::<f16>(&rig, seed, &shape, &Options { activation, ..options(1, capability) }, seed % 2 == 0);
                 }
             }

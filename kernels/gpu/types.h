@@ -11,6 +11,7 @@ using u32 = unsigned int;
 using u64 = unsigned long long;
 using i32 = int;
 using i64 = long long;
+using f32 = float;
 
 /// IEEE 754 binary16 as stored; arithmetic is always f32.
 struct f16 {

@@ -141,6 +141,25 @@ GPU_DEVICE void store_t(const LoraForward& p, u32 row, u32 column, float low, fl
   if (j + 1 < segment.rank) store(packed + j + 1, from_f32<E>(high));
 }
 
+/// The same for a whole chunk of columns, which lie in one segment: the steps by which ranks are rounded up are whole
+/// chunks.
+template <class E>
+GPU_DEVICE void store_t_chunk(const LoraForward& p, const float (&value)[chunk_elements<E>], u32 row, u32 column) {
+  constexpr u32 elements = chunk_elements<E>;
+  const LoraSegment& segment = p.segments[segment_of(p, column)];
+  float scaled[elements];
+#pragma unroll
+  for (u32 i = 0; i < elements; i++) scaled[i] = segment.scale * value[i];
+  store(reinterpret_cast<Chunk*>(static_cast<E*>(p.t) + u64(row) * p.t_stride + column), pack<E>(scaled));
+  if (p.t_out == nullptr) return;
+  const u32 first = column - segment.t_begin;
+  E* packed = static_cast<E*>(p.t_out) + u64(row) * p.t_out_stride + segment.packed_begin + first;
+#pragma unroll
+  for (u32 i = 0; i < elements; i++) {
+    if (first + i < segment.rank) store(packed + i, from_f32<E>(value[i]));
+  }
+}
+
 /// Says that a tile of T is stored. All threads of the CTA call it.
 GPU_DEVICE void publish_t(const LoraForward& p, const ForwardTask& task) {
   sync_block();

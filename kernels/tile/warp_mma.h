@@ -13,14 +13,27 @@ namespace tile {
 
 using namespace gpu;
 
-enum class Along { Depth, Columns };
-
 /// Sums of ROWS16 × COLUMNS8 instructions: d[m][n] is rows 16·m, columns 8·n on, laid out as C in gpu/mma.h.
 template <class E, u32 ROWS16, u32 COLUMNS8>
 struct WarpTile {
   static_assert(COLUMNS8 % 2 == 0, "the right operand comes 16 columns at a time");
   static constexpr u32 sums = ROWS16 * COLUMNS8 * 4;
   float d[ROWS16][COLUMNS8][4];
+
+  /// The i-th four sums of a lane.
+  GPU_DEVICE float (&four(u32 i))[4] { return d[i / COLUMNS8][i % COLUMNS8]; }
+
+  /// Calls take(row, column, sum) for a lane's sums among the 16 rows from 16·m on.
+  template <class F>
+  GPU_DEVICE void each_of_rows(u32 m, F&& take) const {
+#pragma unroll
+    for (u32 n = 0; n < COLUMNS8; n++) {
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) {
+        take(lane_id() / 4 + 8 * (i / 2), 8 * n + lane_id() % 4 * 2 + i % 2, d[m][n][i]);
+      }
+    }
+  }
 
   GPU_DEVICE void clear() {
 #pragma unroll
@@ -115,6 +128,11 @@ struct WarpTile {
       if (mine >= begin && mine < end) sum[i] = total[i];
     }
   }
+};
+
+struct TensorCores {
+  template <class E, u32 ROWS, u32 COLUMNS, Along WEIGHT>
+  using Sums = WarpTile<E, ROWS / 16, COLUMNS / 8>;
 };
 
 }  // namespace tile

@@ -12,6 +12,7 @@ pub use choice::Plan;
 pub(crate) use params::NO_SEGMENT;
 
 use crate::abi;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::lora::Layout;
 use crate::problem::{ComputePath, LayerProblem};
@@ -82,6 +83,13 @@ const T128: Tile = Tile {
 const T64: Tile = Tile { name: "t64", rows: 64, columns: 64, depth: 64, threads: 128, rate: 700, ..T128 };
 /// ... and rows that start anywhere.
 const ANY: Tile = Tile { name: "any", ..T64 };
+/// CUDA cores, f32.
+const CORES_T128: Tile = Tile { family: "", depth: 16, rate: 100, ..T128 };
+const CORES_T64: Tile = Tile { family: "", depth: 16, rate: 80, ..T64 };
+const CORES_ANY: Tile = Tile { name: "any", ..CORES_T64 };
+/// CUDA cores, 16 bits: what is left for bf16 on sm_75.
+const CORES16_T64: Tile = Tile { depth: 32, rate: 40, ..CORES_T64 };
+const CORES16_ANY: Tile = Tile { name: "any", ..CORES16_T64 };
 /// wgmma. Few tokens are left to mma.sync, which shares depths.
 const N256: Tile = Tile {
     family: "wgmma_",
@@ -110,22 +118,28 @@ impl ForwardPlan {
     /// [`Error::TooLarge`] if the layer has more tiles than a launch can have CTAs.
     pub fn new(problem: &LayerProblem<'_>) -> Result<Self> {
         problem.validate()?;
-        let dtype = problem.dtype;
-        match (problem.path, problem.matrix_obstacle()) {
-            (ComputePath::Auto | ComputePath::Matrix, None) => Self::mma(problem),
-            (_, reason) => Err(Error::NoMatrixInstructions { dtype, reason: reason.unwrap_or("not asked for") }),
-        }
+        let tiles: &[Tile] = match (problem.path, problem.matrix_obstacle()) {
+            (ComputePath::Auto | ComputePath::Matrix, None) => Self::matrix_tiles(problem),
+            (ComputePath::Matrix, Some(reason)) => {
+                return Err(Error::NoMatrixInstructions { dtype: problem.dtype, reason });
+            }
+            (ComputePath::Auto | ComputePath::CudaCores, _) => match (problem.dtype, problem.aligned) {
+                (DType::F32, true) => &[CORES_T128, CORES_T64],
+                (DType::F32, false) => &[CORES_ANY],
+                (_, true) => &[CORES16_T64],
+                (_, false) => &[CORES16_ANY],
+            },
+        };
+        Self::with_cut(problem, &tiling::cut(problem, tiles))
     }
 
-    fn mma(problem: &LayerProblem<'_>) -> Result<Self> {
-        let tiles: &[Tile] = match (problem.aligned, problem.compute_capability) {
+    fn matrix_tiles(problem: &LayerProblem<'_>) -> &'static [Tile] {
+        match (problem.aligned, problem.compute_capability) {
             (false, _) => &[ANY],
             (true, (..=7, _)) => &[T64],
             (true, (9, 0)) => &[N256, N128, T64],
             (true, _) => &[T128, T64],
-        };
-        let cut = tiling::cut(problem, tiles);
-        Self::with_cut(problem, &cut)
+        }
     }
 
     fn with_cut(problem: &LayerProblem<'_>, cut: &Cut) -> Result<Self> {
@@ -199,7 +213,6 @@ impl std::fmt::Display for ForwardPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtype::DType;
 
     const H100: LayerProblem<'static> = LayerProblem {
         tokens: 4096,
@@ -257,7 +270,9 @@ mod tests {
     #[test]
     fn what_a_device_lacks_is_not_planned() {
         let old = LayerProblem { compute_capability: (7, 5), ..H100 };
-        assert!(matches!(ForwardPlan::new(&old), Err(Error::NoMatrixInstructions { .. })));
+        assert!(plan(&old).kernel.ends_with("rows_bf16_t64"));
+        let asked = LayerProblem { path: ComputePath::Matrix, ..old.clone() };
+        assert!(matches!(ForwardPlan::new(&asked), Err(Error::NoMatrixInstructions { .. })));
         assert!(plan(&LayerProblem { dtype: DType::F16, ..old }).kernel.ends_with("t64"));
         let f32s = LayerProblem { dtype: DType::F32, path: ComputePath::Matrix, ..H100 };
         assert!(matches!(ForwardPlan::new(&f32s), Err(Error::NoMatrixInstructions { .. })));

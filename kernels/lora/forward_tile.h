@@ -1,0 +1,261 @@
+// lora_forward with operands that cp.async brings and the threads' own products: mma.sync or CUDA cores.
+//
+// Who owns what. A CTA owns ROWS × COLUMNS of y, a warp its share of them in registers. Stages of DEPTH values of both
+// operands go through a ring in shared memory. T and B follow W0 through the same ring, as so
+// much more depth. A tile of T is ROWS × 64, 16 rows a warp; products with columns beyond the last rank are left out.
+// Where there are too few tiles for the device, several CTAs share a tile's depth: each leaves its sums in the workspace,
+// and the last to arrive adds all of them up in the splits' order, then takes T and B.
+//
+// Shared memory: STAGES·(ROWS + COLUMNS)·DEPTH values and 128 bytes; the sums on their way out use the ring's.
+#pragma once
+
+#include <gpu/warp.h>
+#include <lora/forward.h>
+#include <tile/epilogue.h>
+#include <tile/ring.h>
+#include <tile/staged.h>
+
+namespace lora {
+
+using tile::Along;
+
+/// WARP_ROWS × WARP_COLUMNS of y are a warp's. PRODUCT says what multiplies: tile::TensorCores or tile::CudaCores.
+template <class PRODUCT, class E, Along WEIGHT, u32 ROWS, u32 COLUMNS, u32 WARP_ROWS, u32 WARP_COLUMNS, u32 DEPTH,
+          u32 STAGES, bool ALIGNED>
+class ForwardTile {
+ public:
+  static constexpr u32 warps_across = COLUMNS / WARP_COLUMNS, warps = ROWS / WARP_ROWS * warps_across;
+  static constexpr u32 threads = warps * warp_size;
+  static constexpr u32 elements = chunk_elements<E>, row_chunks = DEPTH / elements;
+  static constexpr u32 stage_chunks = (ROWS + COLUMNS) * row_chunks;
+  static constexpr u32 t_columns = LORA_FORWARD_T_COLUMNS;
+  static_assert(warps * 16 == ROWS && t_columns <= COLUMNS, "a tile of T is 16 rows a warp, in the same ring");
+
+  GPU_DEVICE explicit ForwardTile(const LoraForward& params)
+      : p(params), shared(), word(shared.take<u64>(1)), ring(shared.take<Chunk, 128>(STAGES * stage_chunks)) {}
+
+  GPU_DEVICE void run() {
+    task = ForwardTask::draw(p, word);
+    first_row = task.row_tile * ROWS;
+    if (task.is_t) {
+      shrink();
+    } else {
+      multiply();
+    }
+  }
+
+ private:
+  using Rows = tile::DepthRows<E, ROWS, DEPTH, threads, ALIGNED>;
+  using ARows = tile::DepthRows<E, t_columns, DEPTH, threads, ALIGNED>;
+  using Sums = typename PRODUCT::template Sums<E, WARP_ROWS, WARP_COLUMNS, WEIGHT>;
+
+  GPU_DEVICE Chunk* left(u32 stage) const { return ring + stage * stage_chunks; }
+  GPU_DEVICE Chunk* right(u32 stage) const { return left(stage) + ROWS * row_chunks; }
+
+  /// Rows of x beyond the last are the last again: nothing of theirs is stored.
+  GPU_DEVICE Rows input() const {
+    return Rows([&](u32 i) { return at(p.x, gpu::min(first_row + i, p.tokens - 1), p.x_stride); });
+  }
+
+  GPU_DEVICE ARows a_rows(u32 first) const {
+    return ARows([&](u32 i) { return a_row<E>(p, first + i); });
+  }
+
+  static GPU_DEVICE const E* at(const void* base, u32 row, u32 stride) {
+    return static_cast<const E*>(base) + u64(row) * stride;
+  }
+
+  /// A tile of T.
+  GPU_DEVICE void shrink() {
+    const u32 first = task.column_tile * t_columns, columns = gpu::min(t_columns, p.t_stride - first);
+    const Rows x = input();
+    const ARows a = a_rows(first);
+    typename PRODUCT::template Sums<E, 16, t_columns, Along::Depth> sums;
+    sums.clear();
+    tile::through_ring<STAGES>(
+        (p.depth + DEPTH - 1) / DEPTH,
+        [&](u32 step, u32 stage) {
+          x.stage(left(stage), step * DEPTH, p.depth, p.x);
+          a.stage(right(stage), step * DEPTH, p.depth, p.x);
+        },
+        [&](u32, u32 stage) {
+          sums.template multiply_within<DEPTH>(left(stage), 16 * warp_id(), right(stage), 0, DEPTH / 16, 0, columns);
+        });
+
+    send_out<16, t_columns>(sums, [&](float (&value)[elements], u32 row, u32 column) {
+      row += first_row + 16 * warp_id();
+      if (row < p.tokens && column < columns) store_t_chunk<E>(p, value, row, first + column);
+    });
+    publish_t(p, task);
+  }
+
+  /// A tile of y, or a split of one.
+  GPU_DEVICE void multiply() {
+    const u32 first_column = task.column_tile * COLUMNS;
+    const u32 columns = gpu::min(COLUMNS, p.columns - first_column);
+    const LowRankSteps<DEPTH> low_rank{p, first_column, first_column + columns};
+    const u32 low_rank_steps = low_rank.count();
+    const u32 begin = task.split * p.split_depth, end = gpu::min(begin + p.split_depth, p.depth);
+    const u32 warp_row = warp_id() / warps_across * WARP_ROWS, warp_column = warp_id() % warps_across * WARP_COLUMNS;
+    const Rows x = input();
+    const auto weight = weight_columns(first_column);
+
+    Sums sums;
+    sums.clear();
+    u32 base_steps = (end - begin + DEPTH - 1) / DEPTH, steps = base_steps + (p.splits == 1 ? low_rank_steps : 0);
+    // Once, or, where the depth is split, once for the split's share and once for the adapters.
+#pragma unroll 1
+    while (true) {
+      tile::through_ring<STAGES>(
+          steps,
+          [&](u32 step, u32 stage) {
+            if (step < base_steps) {
+              x.stage(left(stage), begin + step * DEPTH, end, p.x);
+              weight.stage(right(stage), begin + step * DEPTH, end, p.weight);
+            } else {
+              stage_low_rank(low_rank.at(step - base_steps), stage, first_column);
+            }
+          },
+          [&](u32 step, u32 stage) {
+            if (step < base_steps) {
+              sums.template multiply<DEPTH, COLUMNS, WEIGHT>(left(stage), warp_row, right(stage), warp_column);
+            } else {
+              const auto low = low_rank.at(step - base_steps);
+              const LoraSegment& segment = p.segments[low.segment];
+              const u32 from = gpu::max(segment.begin, first_column) - first_column;
+              sums.template multiply_within<DEPTH>(left(stage), warp_row, right(stage), warp_column,
+                                                   (segment.rank - low.k + 15) / 16, from, segment.end - first_column);
+            }
+          });
+      if (p.splits == 1 || base_steps == 0) break;
+      if (!reduce_splits(sums)) return;
+      base_steps = 0;
+      steps = low_rank_steps;
+      if (steps == 0) break;
+    }
+    leave(sums, first_row + warp_row, first_column + warp_column);
+  }
+
+  GPU_DEVICE auto weight_columns(u32 first_column) const {
+    if constexpr (WEIGHT == Along::Depth) {
+      return tile::DepthRows<E, COLUMNS, DEPTH, threads, ALIGNED>(
+          [&](u32 i) { return at(p.weight, gpu::min(first_column + i, p.columns - 1), p.weight_stride); });
+    } else {
+      return tile::DepthColumns<E, COLUMNS, DEPTH, threads, ALIGNED>(static_cast<const E*>(p.weight), p.weight_stride,
+                                                                     first_column, p.columns);
+    }
+  }
+
+  /// Waits for T, then sends DEPTH of its columns and of B's on their way. B may have rows that start anywhere.
+  GPU_DEVICE void stage_low_rank(const typename LowRankSteps<DEPTH>::Step& step, u32 stage, u32 first_column) const {
+    constexpr u32 chunks = row_chunks;
+    const LoraSegment& segment = p.segments[step.segment];
+    const u32 t_begin = segment.t_begin + step.k, t_end = segment.t_begin + padded_rank(segment);
+    await_t(p, task.row_tile, t_begin, gpu::min(t_begin + DEPTH, t_end), task.epoch);
+    const bool b_aligned = tile::rows_are_aligned<E>(segment.b, segment.b_stride) && segment.rank % elements == 0;
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < ROWS * chunks; i += threads) {
+      const u32 row = i / chunks, chunk = i % chunks;
+      const E* t = at(p.t, gpu::min(first_row + row, p.tokens - 1), p.t_stride);
+      tile::stage_chunk<E, true>(left(stage) + tile::swizzled<chunks>(row, chunk), t, t_begin + elements * chunk, t_end, p.t);
+    }
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < COLUMNS * chunks; i += threads) {
+      const u32 row = i / chunks, chunk = i % chunks, column = first_column + row;
+      const bool present = column >= segment.begin && column < segment.end;
+      const E* b = present ? at(segment.b, column - segment.begin, segment.b_stride) : nullptr;
+      Chunk* place = right(stage) + tile::swizzled<chunks>(row, chunk);
+      if (b_aligned) {
+        tile::stage_chunk<E, true>(place, b, step.k + elements * chunk, segment.rank, segment.b);
+      } else {
+        tile::stage_chunk<E, false>(place, b, step.k + elements * chunk, segment.rank, segment.b);
+      }
+    }
+  }
+
+  /// Leaves this CTA's sums in the workspace; the last of a tile's CTAs takes all of them, in the splits' order. Whether
+  /// this CTA is that one.
+  GPU_DEVICE bool reduce_splits(Sums& sums) const {
+    constexpr u32 size = Sums::sums / 4;
+    const u32 tile = task.row_tile * p.column_tiles + task.column_tile;
+    Chunk* all = reinterpret_cast<Chunk*>(p.partial) + u64(tile) * p.splits * size * threads + threadIdx.x;
+    Chunk* mine = all + task.split * size * threads;
+    each_four(sums, [&](u32 i, float (&four)[4]) { store(mine + i * threads, pack<float>(four)); });
+    sync_block();
+    bool last = false;
+    if (threadIdx.x == 0) {
+      last = fetch_add_acq_rel(p.arrivals + tile, 1u) == p.splits - 1;
+      if (last) store_relaxed(p.arrivals + tile, 0u);
+    }
+    if (!sync_block_or(last)) return false;
+    each_four(sums, [&](u32 i, float (&four)[4]) { unpack<float>(load(all + i * threads), four); });
+#pragma unroll 1
+    for (u32 split = 1; split < p.splits; split++) {
+      const Chunk* part = all + split * size * threads;
+      each_four(sums, [&](u32 i, float (&four)[4]) {
+        float other[4];
+        unpack<float>(load(part + i * threads), other);
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) four[e] += other[e];
+      });
+    }
+    return true;
+  }
+
+  template <class F>
+  static GPU_DEVICE void each_four(Sums& sums, F&& take) {
+#pragma unroll
+    for (u32 i = 0; i < Sums::sums / 4; i++) take(i, sums.four(i));
+  }
+
+  /// Stores a warp's part of the tile.
+  GPU_DEVICE void leave(const Sums& sums, u32 first_row, u32 first_column) const {
+    const tile::Epilogue<E> epilogue(p);
+    send_out<WARP_ROWS, WARP_COLUMNS>(sums, [&](float (&value)[elements], u32 row, u32 column) {
+      epilogue.store_chunk(value, first_row + row, first_column + column);
+    });
+  }
+
+  /// Gives a warp's sums to `send(chunk, row, column)` in whole chunks, through its own part of the ring 16 rows at a time.
+  template <u32 HEIGHT, u32 WIDTH, class S, class F>
+  GPU_DEVICE void send_out(const S& sums, F&& send) const {
+    constexpr u32 stride = WIDTH + 8, chunks = WIDTH / elements;
+    static_assert(warps * 16 * stride * sizeof(float) <= STAGES * stage_chunks * sizeof(Chunk), "fits the ring");
+    float* slab = reinterpret_cast<float*>(ring) + warp_id() * 16 * stride;
+#pragma unroll
+    for (u32 m = 0; m < HEIGHT / 16; m++) {
+      sums.each_of_rows(m, [&](u32 row, u32 column, float value) { slab[row * stride + column] = value; });
+      sync_warp();
+#pragma unroll
+      for (u32 i = lane_id(); i < 16 * chunks; i += warp_size) {
+        const Chunk* place = reinterpret_cast<const Chunk*>(slab + i / chunks * stride + i % chunks * elements);
+        float value[elements];
+#pragma unroll
+        for (u32 e = 0; e < elements; e += 4) {
+          const Chunk four = load_shared(place + e / 4);
+#pragma unroll
+          for (u32 f = 0; f < 4; f++) value[e + f] = from_bits(four.word[f]);
+        }
+        send(value, 16 * m + i / chunks, i % chunks * elements);
+      }
+      sync_warp();
+    }
+  }
+
+  const LoraForward& p;
+  SharedMemory shared;
+  u64* word;
+  Chunk* ring;
+  ForwardTask task;
+  u32 first_row;
+};
+
+}  // namespace lora
+
+/// A kernel with tiles of SIZE × SIZE, of which WARP_ROWS × WARP_COLUMNS are a warp's.
+#define FORWARD_TILE(NAME, PRODUCT, E, ALONG, SIZE, WARP_ROWS, WARP_COLUMNS, DEPTH, ALIGNED, MIN_CTAS)                  \
+  GPU_KERNEL(NAME, LoraForward, SIZE * 2, MIN_CTAS) {                                                                  \
+    lora::ForwardTile<tile::PRODUCT, gpu::E, tile::Along::ALONG, SIZE, SIZE, WARP_ROWS, WARP_COLUMNS, DEPTH, 3, ALIGNED>( \
+        params)                                                                                                        \
+        .run();                                                                                                        \
+  }

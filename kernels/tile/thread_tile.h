@@ -1,0 +1,144 @@
+// A warp's part of a tile's product on CUDA cores: operands from swizzled shared memory 16 bytes at a time, f32 sums in
+// registers, every product rounded once.
+//
+// A lane owns rows r, r + 8, r + 16, ... with r = lane / 4. Where the right operand's rows run along the depth, it owns
+// columns c, c + 4, c + 8, ... with c = lane % 4: the warp's loads are 8 neighbouring rows of the left tile or 4 of the
+// right one, which the swizzle keeps in different banks. Where they run across the depth, it owns whole chunks of columns,
+// c, c + 4, ... of them.
+#pragma once
+
+#include <gpu/convert.h>
+#include <gpu/math.h>
+#include <gpu/memory.h>
+#include <gpu/warp.h>
+#include <tile/staged.h>
+
+namespace tile {
+
+using namespace gpu;
+
+template <class E, u32 ROWS, u32 COLUMNS, Along WEIGHT>
+class ThreadTile {
+ public:
+  static constexpr u32 elements = chunk_elements<E>, height = ROWS / 8, width = COLUMNS / 4, sums = height * width;
+  static_assert(WEIGHT == Along::Depth || width % elements == 0, "a lane owns whole chunks");
+
+  GPU_DEVICE void clear() {
+#pragma unroll
+    for (u32 i = 0; i < sums; i++) d[i / 4][i % 4] = 0.0f;
+  }
+
+  /// d += left·right over one stage of DEPTH, from row `row` and column `column` of the tiles on; WIDTH is the right
+  /// tile's.
+  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  GPU_DEVICE void multiply(const Chunk* left, u32 row, const Chunk* right, u32 column) {
+    static_assert(RIGHT == WEIGHT, "what the columns were dealt out for");
+#pragma unroll 1
+    for (u32 k = 0; k < DEPTH / elements; k++) {
+      Chunk a[height];
+      load_left<DEPTH>(a, left, row, k);
+      if constexpr (WEIGHT == Along::Depth) {
+#pragma unroll
+        for (u32 j = 0; j < width; j++) add(a, j, load_shared(right + swizzled<DEPTH / elements>(column + mine(j), k)));
+      } else {
+#pragma unroll
+        for (u32 e = 0; e < elements; e++) {
+#pragma unroll
+          for (u32 j = 0; j < width; j += elements) {
+            const u32 chunk = (column + mine(j)) / elements;
+            add_across(a, e, j, load_shared(right + swizzled<WIDTH / elements>(k * elements + e, chunk)));
+          }
+        }
+      }
+    }
+  }
+
+  /// The same for the columns `begin` to `end` of the tile only, and the first `steps` times 16 of the depth: not a bit
+  /// of another column changes, whatever the operands hold. The right operand's rows run along the depth.
+  template <u32 DEPTH>
+  GPU_DEVICE void multiply_within(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps, u32 begin,
+                                  u32 end) {
+#pragma unroll 1
+    for (u32 k = 0; k < gpu::min(DEPTH, 16 * steps) / elements; k++) {
+      Chunk a[height];
+      load_left<DEPTH>(a, left, row, k);
+#pragma unroll
+      for (u32 j = 0; j < width; j++) {
+        const u32 at = column + mine(j);
+        if (at >= begin && at < end) add(a, j, load_shared(right + swizzled<DEPTH / elements>(at, k)));
+      }
+    }
+  }
+
+  /// The i-th four sums of a lane.
+  GPU_DEVICE float (&four(u32 i))[4] { return d[i]; }
+
+  /// Calls take(row, column, sum) for a lane's sums among the 16 rows from 16·m on.
+  template <class F>
+  GPU_DEVICE void each_of_rows(u32 m, F&& take) const {
+#pragma unroll
+    for (u32 i = 2 * m; i < 2 * m + 2; i++) {
+#pragma unroll
+      for (u32 j = 0; j < width; j++) {
+        take(lane_id() / 4 + i % 2 * 8, mine(j), d[(i * width + j) / 4][(i * width + j) % 4]);
+      }
+    }
+  }
+
+ private:
+  /// The j-th column of this lane.
+  static GPU_DEVICE u32 mine(u32 j) {
+    if constexpr (WEIGHT == Along::Depth) {
+      return lane_id() % 4 + 4 * j;
+    } else {
+      return (lane_id() % 4 + j / elements * 4) * elements + j % elements;
+    }
+  }
+
+  template <u32 DEPTH>
+  static GPU_DEVICE void load_left(Chunk (&a)[height], const Chunk* tile, u32 row, u32 k) {
+#pragma unroll
+    for (u32 i = 0; i < height; i++) {
+      a[i] = load_shared(tile + swizzled<DEPTH / elements>(row + lane_id() / 4 + 8 * i, k));
+    }
+  }
+
+  /// Column j, a chunk of the depth.
+  GPU_DEVICE void add(const Chunk (&a)[height], u32 j, Chunk chunk) {
+    float b[elements];
+    unpack<E>(chunk, b);
+#pragma unroll
+    for (u32 i = 0; i < height; i++) {
+      float value[elements];
+      unpack<E>(a[i], value);
+      float& sum = d[(i * width + j) / 4][(i * width + j) % 4];
+#pragma unroll
+      for (u32 e = 0; e < elements; e++) sum = gpu::fma(value[e], b[e], sum);
+    }
+  }
+
+  /// A chunk of columns from j on, value e of the chunk of the depth.
+  GPU_DEVICE void add_across(const Chunk (&a)[height], u32 e, u32 j, Chunk chunk) {
+    float b[elements];
+    unpack<E>(chunk, b);
+#pragma unroll
+    for (u32 i = 0; i < height; i++) {
+      float value[elements];
+      unpack<E>(a[i], value);
+#pragma unroll
+      for (u32 c = 0; c < elements; c++) {
+        float& sum = d[(i * width + j + c) / 4][(i * width + j + c) % 4];
+        sum = gpu::fma(value[e], b[c], sum);
+      }
+    }
+  }
+
+  float d[sums / 4][4];
+};
+
+struct CudaCores {
+  template <class E, u32 ROWS, u32 COLUMNS, Along WEIGHT>
+  using Sums = ThreadTile<E, ROWS, COLUMNS, WEIGHT>;
+};
+
+}  // namespace tile
