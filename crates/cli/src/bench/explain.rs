@@ -65,7 +65,9 @@ pub(super) fn explain(args: &Args) -> Result<()> {
             }
         }
     }
-    emit(&print(&rows))?;
+    if !rows.is_empty() {
+        emit(&print(&rows))?;
+    }
     refused.iter().try_for_each(|line| emit(line))?;
     if let Some(path) = &args.files.json {
         let compute_capability = format!("{major}.{minor}");
