@@ -125,10 +125,7 @@ impl<T: Element> Decode<T> {
     /// [`Graph`](super::Graph).
     ///
     /// # Errors
-    /// Before anything is launched: [`Error::WrongDevice`]; as [`DeviceLora::validate`]; [`Error::PlanMismatch`] if the
-    /// layer is not like the planned one; [`Error::ShapeMismatch`], [`Error::Misaligned`] or [`Error::TooLarge`] for x, y
-    /// or the residual; [`Error::Overlap`] if y or the workspace shares memory with anything else;
-    /// [`Error::DeviceWorkspaceTooSmall`]. Afterwards as [`Kernel::launch`].
+    /// As [`Forward::launch`](super::Forward::launch), but for what it says of T.
     pub fn launch(
         &self,
         stream: &Stream,

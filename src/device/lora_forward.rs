@@ -45,7 +45,7 @@ impl<'a, T> From<DeviceMatrixMut<'a, T>> for DeviceOutput<'a, T> {
 /// use fused_lora::lora::{Activation, Layout};
 /// use half::bf16;
 ///
-/// fn adapted(device: &Device, tokens: usize, x: &[bf16], w0: &[bf16], a: &[bf16], b: &[bf16]) -> fused_lora::Result<Vec<bf16>> {
+/// fn adapted(device: &Device, tokens: usize, [x, w0, a, b]: [&[bf16]; 4]) -> fused_lora::Result<Vec<bf16>> {
 ///     let d_in = x.len() / tokens;
 ///     let (d_out, rank) = (w0.len() / d_in, a.len() / d_in);
 ///     let stream = Stream::new(device)?;

@@ -59,6 +59,11 @@ impl Compute {
         Ok(on)
     }
 
+    /// Whether the CPU was asked for by name.
+    pub(crate) fn asks_for_cpu(&self) -> bool {
+        self.device == DeviceArg::Cpu
+    }
+
     /// Starts the thread pool of a command that computes on the CPU. Returns the device's name.
     pub(crate) fn start_cpu(&self) -> Result<&'static str> {
         self.start(&[On::Cpu]).map(|_| "cpu")

@@ -201,8 +201,48 @@ fn bench_on_the_emulator_counts_what_the_kernels_ask_of_memory() {
     }
     assert_eq!(of(1, "matrix_instructions"), 0.0, "one token is multiplied on CUDA cores");
     assert!(of(3, "matrix_instructions") > 0.0, "eight on matrix instructions");
-    let plan = succeed(&[&fixed[..], &["--explain", "--tokens", "1"]].concat());
-    assert!(plan.contains("lora_decode_rows_bf16_t1"), "{plan}");
+    let out = succeed(&[&fixed[..], &["--tokens", "20", "--ranks", "4", "--json", text(&path)]].concat());
+    let rows = json(&path)["rows"].as_array().unwrap().clone();
+    assert_eq!(rows.len(), 2, "{out}");
+    assert!(rows[1]["launch"].as_str().unwrap().contains("lora_forward_rows_"), "{out}");
+    assert!(rows.iter().all(|row| row["matrix_instructions"].as_f64().unwrap() > 0.0), "{out}");
+}
+
+#[test]
+fn bench_explains_how_a_gpu_would_run_each_call() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("plans.json");
+    let fixed = ["bench", "--explain", "--layout", "out-in", "--shapes", "4096x4096", "--ranks", "16", "--json"];
+    let explain = |extra: &[&str]| {
+        let out = succeed(&[&fixed[..], &[text(&path)], extra].concat());
+        (out, json(&path)["rows"].as_array().unwrap().clone())
+    };
+    let (out, rows) = explain(&["--dtype", "bf16", "--tokens", "1,64,4096", "--device", "cuda"]);
+    assert!(out.contains("9.0 and 132 SMs: bf16, out-in"), "{out}");
+    for word in ["kernel", "tile", "stages", "grid", "splits", "launches", "workspace B", "bytes", "floor B"] {
+        assert!(out.contains(word), "no {word}: {out}");
+    }
+    assert_eq!(rows.len(), 3 * 2);
+    for (row, kernel) in rows.iter().step_by(2).zip(["lora_decode_rows_bf16_t1", "lora_forward_rows_", "lora_forward_"])
+    {
+        assert!(row["kernel"].as_str().unwrap().starts_with(kernel), "{row}");
+        assert_eq!(row["launches"], 1);
+    }
+    assert_eq!(rows[0]["floor_bytes"], 2 * (4096 * 4096 + 2 * 4096));
+    assert_eq!(rows[1]["floor_bytes"], 2 * (4096 * 4096 + 17 * 2 * 4096));
+    // T is written and read: 8 bytes a word for one token, 2 for many.
+    let beyond = |i: usize| rows[i]["bytes"].as_u64().unwrap() - rows[i]["floor_bytes"].as_u64().unwrap();
+    assert_eq!((beyond(0), beyond(1), beyond(5)), (0, 2 * 8 * 16, 2 * 2 * 4096 * 16));
+
+    let small = ["--dtype", "f16", "--tokens", "4096", "--capability", "7.5", "--multiprocessors", "40"];
+    let (out, rows) = explain(&small);
+    assert!(out.contains("7.5 and 40 SMs"), "{out}");
+    assert!(rows[1]["kernel"].as_str().unwrap().ends_with("_mma_f16_t64"), "{out}");
+    // What has no kernel is said, and the rest is planned.
+    let (out, rows) = explain(&["--dtype", "bf16", "--tokens", "1,4096", "--capability", "7.5"]);
+    assert_eq!(rows.len() + out.matches("no matrix instructions").count(), 4, "{out}");
+    fail(&["bench", "--explain", "--capability", "nine"], 2);
+    fail(&["bench", "--multiprocessors", "40"], 2);
 }
 
 fn logits(extra: &[&str], out: &Path) -> Vec<f32> {

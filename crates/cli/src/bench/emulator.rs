@@ -1,11 +1,10 @@
 //! On the emulator: what one launch asks of memory, counted.
 
 use anyhow::Result;
-use fused_lora::Element;
-use fused_lora::decode::MAX_TOKENS;
 use fused_lora::device::{
-    Decode, Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceResidual, EmulatorConfig, Stream, Workspace,
+    Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceResidual, EmulatorConfig, Forward, Stream, Workspace,
 };
+use fused_lora::{Element, Error};
 use fused_lora_gpt2::Random;
 use serde::Serialize;
 
@@ -16,6 +15,8 @@ use crate::output::{emit, grouped, table, write_csv, write_json};
 
 /// SMs of the device that launches are planned for: an H100 or H200.
 const MULTIPROCESSORS: u32 = 132;
+/// The variant with its adapter.
+const FUSED: &str = "fused";
 
 #[derive(Debug, Serialize)]
 struct Row {
@@ -59,16 +60,20 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
         for &rank in &args.ranks {
             let case = Case { tokens: 1, d_in, d_out, rank, layout: args.layout.into() };
             let copy = Copy::<T>::several(&case, 1, &stream, &mut Random::new(0))?.remove(0);
-            for &tokens in args.tokens.iter().filter(|&&tokens| tokens <= MAX_TOKENS) {
-                for (variant, adapted) in [("base", false), ("fused", true)] {
+            for &tokens in &args.tokens {
+                for (variant, adapted) in [("base", false), (FUSED, true)] {
                     let case = Case { tokens, ..case };
-                    rows.push(count(&device, &stream, &case, &copy, variant, adapted, args.explain)?);
+                    let forward = copy.with_layer(&case, adapted, |layer| Forward::new(&device, layer, tokens));
+                    match forward {
+                        Ok(forward) => rows.push(count(&stream, &case, &copy, variant, &forward)?),
+                        Err(error @ Error::NoMatrixInstructions { .. }) => {
+                            emit(&format!("{tokens} x {d_in} -> {d_out}, r {rank}, {variant}: {error}\n"))?
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
                 }
             }
         }
-    }
-    if args.explain {
-        return rows.iter().try_for_each(|row| emit(&format!("{}\n", row.launch)));
     }
     emit(&print(&rows))?;
     if let Some(path) = &args.files.json {
@@ -82,30 +87,24 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
 }
 
 fn count<T: Element>(
-    device: &Device,
     stream: &Stream,
     case: &Case,
     copy: &Copy<T>,
     variant: &'static str,
-    adapted: bool,
-    explain: bool,
+    forward: &Forward<T>,
 ) -> Result<Row> {
     let &Case { tokens, d_in, d_out, rank, .. } = case;
     let x = DeviceBuffer::from_slice(stream, &Random::new(1).normal::<T>(tokens * d_in, 1.0)?)?;
     let mut y = DeviceBuffer::<T>::zeros(stream, tokens * d_out)?;
-    let plan = copy.with_layer(case, adapted, |layer| {
-        let plan = Decode::new(device, layer, tokens)?;
-        if !explain {
-            let mut workspace = Workspace::new(stream, plan.workspace())?;
-            let x = DeviceMatrix::new(x.as_slice(), tokens, d_in)?;
-            let y = DeviceMatrixMut::new(y.as_mut_slice(), tokens, d_out)?;
-            plan.launch(stream, layer, x, DeviceResidual::None, y, &mut workspace)?;
-        }
-        Ok(plan)
+    copy.with_layer(case, variant == FUSED, |layer| {
+        let mut workspace = Workspace::new(stream, forward.workspace())?;
+        let x = DeviceMatrix::new(x.as_slice(), tokens, d_in)?;
+        let y = DeviceMatrixMut::new(y.as_mut_slice(), tokens, d_out)?;
+        forward.launch(stream, layer, x, DeviceResidual::None, y, &mut workspace)
     })?;
-    let counters = device.take_counters().unwrap_or_default();
+    let counters = stream.device().take_counters().unwrap_or_default();
     let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
-    let floor_bytes = plan.plan().floor_bytes;
+    let floor_bytes = forward.plan().floor_bytes();
     Ok(Row {
         tokens,
         d_in,
@@ -120,7 +119,7 @@ fn count<T: Element>(
         weight_bytes_per_load: ratio(counters.once_bytes, counters.once_instructions),
         weight_sectors_over_ideal: ratio(counters.once_sectors, counters.once_ideal_sectors),
         matrix_instructions: counters.mma_instructions,
-        launch: plan.plan().to_string(),
+        launch: forward.plan().to_string(),
     })
 }
 

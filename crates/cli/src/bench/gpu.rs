@@ -1,14 +1,13 @@
 //! On a GPU: fused against base, ours and cuBLASLt's, against sequential, against a plain read of as many bytes.
 
 use anyhow::Result;
-use fused_lora::Element;
 use fused_lora::abi::{LORA_READ_THREADS, LoraRead};
-use fused_lora::decode::MAX_TOKENS;
 use fused_lora::device::{
-    Decode, Device, DeviceBuffer, DeviceKind, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSliceMut,
+    Device, DeviceBuffer, DeviceKind, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSliceMut, Forward,
     LaunchConfig, Stream, Workspace,
 };
 use fused_lora::lora::Layout;
+use fused_lora::{Element, Error};
 use fused_lora_gpt2::Random;
 use serde::Serialize;
 
@@ -84,23 +83,19 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
         for &rank in &args.ranks {
             let case = Case { tokens: 1, d_in, d_out, rank, layout: args.layout.into() };
             let wanted = (COLD * properties.l2_bytes).div_ceil(d_in * d_out * size_of::<T>()).max(2);
-            let copies = if args.explain { 1 } else { wanted };
-            let copies = Copy::<T>::several(&case, copies, &stream, &mut Random::new(0))?;
+            let copies = Copy::<T>::several(&case, wanted, &stream, &mut Random::new(0))?;
             for &tokens in &args.tokens {
                 let case = Case { tokens, ..case };
-                if tokens > MAX_TOKENS {
-                    emit(&format!("{tokens} tokens: no kernel yet for more than {MAX_TOKENS}\n"))?;
-                } else if args.explain {
-                    let plan = copies[0].with_layer(&case, true, |layer| Decode::new(&device, layer, tokens))?;
-                    emit(&format!("{}\n", plan.plan()))?;
-                } else {
-                    rows.extend(bench.case(&case, &copies)?);
+                let plan = |adapted| copies[0].with_layer(&case, adapted, |layer| Forward::new(&device, layer, tokens));
+                match plan(false).and_then(|base| Ok([base, plan(true)?])) {
+                    Ok(plans) => rows.extend(bench.case(&case, &copies, &plans)?),
+                    Err(error @ Error::NoMatrixInstructions { .. }) => {
+                        emit(&format!("{tokens} x {d_in} -> {d_out}, r {rank}: {error}\n"))?;
+                    }
+                    Err(error) => return Err(error.into()),
                 }
             }
         }
-    }
-    if args.explain {
-        return Ok(());
     }
     emit(&print(&rows))?;
     if let Some(path) = &args.files.json {
@@ -144,15 +139,13 @@ fn contestant<'a>(copies: usize, name: &'static str, bytes: usize, launch: Strin
 const BASES: [&str; 2] = ["base", "base (cuBLASLt)"];
 
 impl Bench<'_> {
-    fn case<T: Element>(&self, case: &Case, copies: &[Copy<T>]) -> Result<Vec<Row>> {
+    fn case<T: Element>(&self, case: &Case, copies: &[Copy<T>], plans: &[Forward<T>; 2]) -> Result<Vec<Row>> {
         let &Case { tokens, d_in, d_out, rank, .. } = case;
         let (device, stream) = (self.device, self.stream);
         let x = DeviceBuffer::from_slice(stream, &Random::new(1).normal::<T>(tokens * d_in, 1.0)?)?;
         let y = DeviceBuffer::<T>::zeros(stream, tokens * d_out)?;
         let t = DeviceBuffer::<T>::zeros(stream, tokens * rank)?;
         let sink = DeviceBuffer::<u32>::zeros(stream, 1)?;
-        let plan = |adapted| copies[0].with_layer(case, adapted, |layer| Decode::new(device, layer, tokens));
-        let plans = [plan(false)?, plan(true)?];
         let addresses = move |copy: usize| {
             (
                 copies[copy].weight.as_slice().address(),

@@ -5,6 +5,7 @@ mod cublaslt;
 mod device;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod explain;
 mod gpu;
 mod rotation;
 
@@ -23,8 +24,10 @@ Examples:
       The same on a GPU, plain launches and graph replay, beside cuBLASLt where its library is found
   fused-lora bench --device emulator --dtype bf16 --tokens 1 --shapes 4096x4096 --ranks 16
       What the kernels ask of memory, counted on a machine without a GPU
-  fused-lora bench --explain
-      How each call would be cut into tiles, without running it";
+  fused-lora bench --explain --tokens 1,16,4096 --dtype bf16 --layout out-in --shapes 4096x4096 --ranks 16
+      How an H100 or H200 would run each call: kernel, tile, grid, stages, workspace, bytes. Needs no GPU
+  fused-lora bench --explain --capability 8.6 --multiprocessors 84 --dtype f16
+      The same for another GPU; with --device cpu for the CPU";
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
@@ -49,9 +52,15 @@ pub(crate) struct Args {
     /// Rounds; each walks through all copies of the weight
     #[arg(long, default_value_t = 7, value_parser = parse_size)]
     trials: usize,
-    /// Print the plan of each call and run nothing
+    /// Print how a GPU would run each call, or with --device cpu how the CPU would, and run nothing
     #[arg(long)]
     explain: bool,
+    /// Compute capability of the GPU that --explain plans for
+    #[arg(long, requires = "explain", default_value = "9.0", value_name = "MAJOR.MINOR", value_parser = capability)]
+    capability: (u32, u32),
+    /// SMs of the GPU that --explain plans for
+    #[arg(long, requires = "explain", default_value_t = 132, value_name = "N", value_parser = parse_size)]
+    multiprocessors: usize,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -69,6 +78,20 @@ impl From<LayoutArg> for Layout {
     }
 }
 
+impl LayoutArg {
+    fn name(self) -> &'static str {
+        match self {
+            LayoutArg::InOut => "in-out",
+            LayoutArg::OutIn => "out-in",
+        }
+    }
+}
+
+fn capability(text: &str) -> Result<(u32, u32), String> {
+    let parsed = text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    parsed.ok_or_else(|| format!("'{text}' is not MAJOR.MINOR, as in 9.0"))
+}
+
 fn shape(text: &str) -> Result<(usize, usize), String> {
     let (d_in, d_out) = text.split_once('x').ok_or_else(|| format!("'{text}' is not D_INxD_OUT, as in 1024x4096"))?;
     Ok((parse_size(d_in)?, parse_size(d_out)?))
@@ -77,6 +100,9 @@ fn shape(text: &str) -> Result<(usize, usize), String> {
 pub(crate) fn run(args: &Args) -> Result<()> {
     args.files.check(&[])?;
     let dtype = args.compute.dtype;
+    if args.explain && !args.compute.asks_for_cpu() {
+        return explain::explain(args);
+    }
     match args.compute.start(&[On::Cpu, On::Cuda, On::Emulator])? {
         On::Cpu => with_dtype!(dtype, cpu_measure(args)),
         On::Cuda => with_dtype!(dtype, gpu_measure(args)),
