@@ -278,8 +278,32 @@ fn products_of_the_adapters_are_counted() {
     }
 }
 
+#[test]
+fn cuda_cores_have_no_bank_conflicts_in_their_main_loops() {
+    if on_gpu() {
+        return; // only the emulator counts
+    }
+    for layout in LAYOUTS {
+        for tile in ["t128", "t64"] {
+            let conflicts = [256, 512].map(|d_in| {
+                let size = if tile == "t128" { 128 } else { 64 };
+                let shape = Shape { bias: false, ..shape(size, d_in, size, layout, &[]) };
+                let mut rng = Rng(72);
+                let random = RandomLayer::<f32>::new(&mut rng, &shape);
+                let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, 0);
+                let rig = Rig::with(Config { count_transactions: true, build: Build::Race, ..Config::default() });
+                let options = Options { path: ComputePath::CudaCores, ..options(1, (8, 0)) };
+                let forward = Forward::new(&rig, &random, &x, &options);
+                assert!(forward.plan.kernel.ends_with(tile), "{}", forward.plan);
+                forward.run().unwrap().counters.shared_conflicts
+            });
+            assert_eq!(conflicts[0], conflicts[1], "bank conflicts grow with the depth: {layout:?}, {tile}");
+        }
+    }
+}
+
 /// AddressSanitizer has to be in a process from its start, so this one starts itself again.
 #[test]
 fn everything_again_under_the_sanitizers() {
-    rerun_under_sanitizers(&["are_counted"]);
+    rerun_under_sanitizers(&["are_counted", "bank_conflicts"]);
 }

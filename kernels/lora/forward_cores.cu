@@ -3,7 +3,7 @@
 // kernels: lora_forward_rows_f32_* lora_forward_columns_f32_* lora_forward_rows_f16_* lora_forward_columns_f16_*
 // kernels: lora_forward_rows_bf16_* lora_forward_columns_bf16_*
 //
-// sass: lora_forward_*_f32_t128  registers <= 176  lacks HMMA  has FFMA
+// sass: lora_forward_*_f32_t128  registers <= 216  lacks HMMA  has FFMA
 // sass: lora_forward_*_f32_t64  registers <= 168  lacks HMMA  has FFMA
 // sass: lora_forward_*_any  registers <= 168  lacks HMMA  has FFMA
 // sass: lora_forward_*f16_t64  registers <= 168  lacks HMMA  has FFMA

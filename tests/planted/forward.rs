@@ -1,15 +1,16 @@
-//! Bugs in what the forward kernels share, and in those on mma.sync.
+//! Bugs in what the forward kernels share, in those on mma.sync and on CUDA cores.
 
 use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{By, WrongResult};
-use super::harness::Scenario::{ForwardMma, ForwardMma128};
+use super::harness::Scenario::{ForwardCores, ForwardMma, ForwardMma128};
 use super::harness::{Bug, UNORDERED, WAITS, bug};
 
 const FORWARD: &str = "lora/forward.h";
-const MMA: &str = "lora/forward_mma.h";
+const TILE: &str = "lora/forward_tile.h";
 const RING: &str = "tile/ring.h";
 const STAGED: &str = "tile/staged.h";
+const THREADS: &str = "tile/thread_tile.h";
 const WARP: &str = "tile/warp_mma.h";
 const EPILOGUE: &str = "tile/epilogue.h";
 
@@ -135,10 +136,10 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "s is left out of T",
-        MMA,
+        FORWARD,
         ForwardMma,
-        "pack<E>(s * low, s * high)",
-        "pack<E>(low, high)",
+        "scaled[i] = segment.scale * value[i];",
+        "scaled[i] = value[i];",
         Build::Plain,
         &[WrongResult],
     ),
@@ -225,7 +226,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "x is read beyond the last token",
-        MMA,
+        TILE,
         ForwardMma,
         "at(p.x, gpu::min(first_row + i, p.tokens - 1), p.x_stride)",
         "at(p.x, first_row + i, p.x_stride)",
@@ -234,7 +235,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "B is read outside its segment",
-        MMA,
+        TILE,
         ForwardMma,
         "const bool present = column >= segment.begin && column < segment.end;",
         "const bool present = true;",
@@ -243,16 +244,16 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "T is read beyond the segment's columns",
-        MMA,
+        TILE,
         ForwardMma,
-        "t_begin + 8 * chunk, t_end, p.t);",
-        "t_begin + 8 * chunk, p.t_stride, p.t);",
+        "t_begin + elements * chunk, t_end, p.t);",
+        "t_begin + elements * chunk, p.t_stride, p.t);",
         Build::Race,
         &[By(Fault::Race), WrongResult],
     ),
     bug(
         "every CTA takes the depth to its end",
-        MMA,
+        TILE,
         ForwardMma,
         "end = gpu::min(begin + p.split_depth, p.depth);",
         "end = p.depth;",
@@ -261,7 +262,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "split sums are added in the order of arrival",
-        MMA,
+        TILE,
         ForwardMma,
         "for (u32 split = 1; split < p.splits; split++) {\n      const Chunk* part = all + split * size * threads;",
         "for (u32 i = 1; i < p.splits; i++) {\n      const Chunk* part = all + (task.split + i) % p.splits * size * threads;",
@@ -270,7 +271,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "the last to arrive is not waited for",
-        MMA,
+        TILE,
         ForwardMma,
         "fetch_add_acq_rel(p.arrivals + tile, 1u)",
         "fetch_add_relaxed(p.arrivals + tile, 1u)",
@@ -279,7 +280,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "arrivals are not reset",
-        MMA,
+        TILE,
         ForwardMma,
         "if (last) store_relaxed(p.arrivals + tile, 0u);",
         "",
@@ -288,7 +289,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "sums leave before the slab is written",
-        MMA,
+        TILE,
         ForwardMma,
         "      sync_warp();\n#pragma unroll\n      for (u32 i = lane_id()",
         "#pragma unroll\n      for (u32 i = lane_id()",
@@ -297,7 +298,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "the slab is written again while it is read",
-        MMA,
+        TILE,
         ForwardMma,
         "      }\n      sync_warp();\n    }\n  }",
         "      }\n    }\n  }",
@@ -312,5 +313,50 @@ pub(crate) const BUGS: &[Bug] = &[
         "column, p.columns + elements, bias_aligned, bias);",
         Build::Plain,
         &[By(Fault::OutOfBounds), WrongResult],
+    ),
+    bug(
+        "lanes take each other's columns of a weight that runs across the depth",
+        THREADS,
+        ForwardCores,
+        "(lane_id() % 4 + j / elements * 4) * elements + j % elements",
+        "(lane_id() % 4 * (width / elements) + j / elements) * elements + (j + 1) % elements",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "rows of the left tile are those of the lane's column",
+        THREADS,
+        ForwardCores,
+        "row + lane_id() / 4 + 8 * i, k)",
+        "row + lane_id() % 4 + 8 * i, k)",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "the last column of a segment is left out",
+        THREADS,
+        ForwardCores,
+        "if (at >= begin && at < end) add(",
+        "if (at >= begin && at + 1 < end) add(",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "every value of a chunk meets the first row",
+        THREADS,
+        ForwardCores,
+        "right + swizzled<WIDTH / elements>(k * elements + e, chunk)",
+        "right + swizzled<WIDTH / elements>(k * elements, chunk)",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "rows leave eight below their place",
+        THREADS,
+        ForwardCores,
+        "lane_id() / 4 + i % 2 * 8, mine(j)",
+        "lane_id() / 4 + (i + 1) % 2 * 8, mine(j)",
+        Build::Plain,
+        &[WrongResult],
     ),
 ];

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use fused_lora::lora::Layout;
 use fused_lora::reference::{self, Judged};
-use fused_lora::{ComputePath, DType, Element};
+use fused_lora::{ComputePath, Element};
 use fused_lora_emulator::{Build, Completion, Config, Fault, Machine, Schedule, compile_variant, kernel_sources};
 use half::f16;
 
@@ -63,13 +63,14 @@ pub(crate) enum Scenario {
     ForwardMma,
     ForwardMma128,
     ForwardWgmma,
+    ForwardCores,
 }
 
 const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -79,6 +80,7 @@ impl Scenario {
         Self::ForwardMma,
         Self::ForwardMma128,
         Self::ForwardWgmma,
+        Self::ForwardCores,
     ];
 
     fn source(self) -> &'static str {
@@ -90,6 +92,7 @@ impl Scenario {
             Self::ForwardMma => "lora/forward_mma_f16.cu",
             Self::ForwardMma128 => "lora/forward_mma_f16_t128.cu",
             Self::ForwardWgmma => "lora/forward_wgmma_f16.cu",
+            Self::ForwardCores => "lora/forward_cores.cu",
         }
     }
 
@@ -113,34 +116,45 @@ impl Scenario {
             Self::ForwardMma => first_of([
                 // Two tiles either way, segments that end within a tile and within an instruction; shared depths; odd rows.
                 &|| {
-                    forward(
+                    forward::<f16>(
                         rig,
                         &shape(70, 264, 104, Layout::OutIn, &[(60, 104, 3), (0, 44, 40), (0, 30, 70), (10, 20, 70)]),
                         1,
                         (7, 5),
                     )
                 },
-                &|| forward(rig, &shape(20, 2056, 40, Layout::InOut, &[(8, 40, 20)]), 24, (7, 5)),
-                &|| forward(rig, &shape(18, 65, 41, Layout::OutIn, &[(0, 41, 3)]), 1, (7, 5)),
+                &|| forward::<f16>(rig, &shape(20, 2056, 40, Layout::InOut, &[(8, 40, 20)]), 24, (7, 5)),
+                &|| forward::<f16>(rig, &shape(18, 65, 41, Layout::OutIn, &[(0, 41, 3)]), 1, (7, 5)),
             ]),
-            Self::ForwardMma128 => {
-                first_of([&|| forward(rig, &shape(126, 136, 120, Layout::InOut, &[(0, 100, 40)]), 1, (8, 0)), &|| {
-                    forward(rig, &shape(250, 72, 248, Layout::OutIn, &[(9, 248, 5)]), 1, (8, 0))
-                }])
-            }
+            Self::ForwardMma128 => first_of([
+                &|| forward::<f16>(rig, &shape(126, 136, 120, Layout::InOut, &[(0, 100, 40)]), 1, (8, 0)),
+                &|| forward::<f16>(rig, &shape(250, 72, 248, Layout::OutIn, &[(9, 248, 5)]), 1, (8, 0)),
+            ]),
+            Self::ForwardCores => first_of([
+                &|| forward::<f32>(rig, &shape(70, 68, 104, Layout::InOut, &[(60, 104, 3), (3, 45, 40)]), 1, (8, 0)),
+                &|| forward::<f32>(rig, &shape(126, 36, 124, Layout::OutIn, &[(5, 101, 20)]), 1, (8, 0)),
+                &|| forward::<f32>(rig, &shape(20, 2052, 40, Layout::InOut, &[(8, 40, 20)]), 24, (8, 0)),
+            ]),
             Self::ForwardWgmma => first_of([
                 // One CTA with many tasks, and several; a ring that goes round; ranks of one, two, four and five steps.
                 &|| {
-                    forward(
+                    forward::<f16>(
                         rig,
                         &shape(20, 64, 200, Layout::OutIn, &[(3, 77, 33), (60, 131, 90), (190, 199, 2)]),
                         1,
                         (9, 0),
                     )
                 },
-                &|| forward(rig, &shape(250, 584, 248, Layout::OutIn, &[(9, 130, 20), (150, 248, 70)]), 1, (9, 0)),
-                &|| forward(rig, &shape(250, 72, 248, Layout::InOut, &[(0, 248, 5), (0, 100, 40)]), 2, (9, 0)),
-                &|| forward(rig, &shape(128, 520, 120, Layout::InOut, &[(0, 120, 5)]), 1, (9, 0)),
+                &|| {
+                    forward::<f16>(
+                        rig,
+                        &shape(250, 584, 248, Layout::OutIn, &[(9, 130, 20), (150, 248, 70)]),
+                        1,
+                        (9, 0),
+                    )
+                },
+                &|| forward::<f16>(rig, &shape(250, 72, 248, Layout::InOut, &[(0, 248, 5), (0, 100, 40)]), 2, (9, 0)),
+                &|| forward::<f16>(rig, &shape(128, 520, 120, Layout::InOut, &[(0, 120, 5)]), 1, (9, 0)),
             ]),
         }
     }
@@ -176,11 +190,11 @@ fn random_layer<T: Element>(shape: &Shape) -> (RandomLayer<T>, Buffer<T>) {
     (random, x)
 }
 
-/// A layer on f16, and that its columns without an adapter are the base product's.
-fn forward(rig: &Rig, shape: &Shape, multiprocessors: usize, capability: (u32, u32)) -> Caught {
-    let (random, x) = random_layer::<f16>(shape);
+/// A layer, and that its columns without an adapter are the base product's.
+fn forward<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize, capability: (u32, u32)) -> Caught {
+    let (random, x) = random_layer::<T>(shape);
     let segments = random.segments();
-    let expected = reference::forward_through(&random.layer(&segments), x.view(), DType::F16);
+    let expected = reference::forward_through(&random.layer(&segments), x.view(), T::DTYPE);
     let compute_capability = Some(capability);
     let options = Options { multiprocessors, compute_capability, t_out: true, ..Options::default() };
     let forward = Forward::new(rig, &random, &x, &options);
