@@ -106,8 +106,8 @@ typedef struct LoraDecode {
 } LoraDecode;
 ABI_ASSERT(sizeof(LoraDecode) == 9 * 8 + 16 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraDecode is shared with Rust");
 
-/* y = activation(x W0^T + bias + sum of segments) + residual for any number of tokens. Of the grid's CTAs the first
- * row_tiles * t_tiles to start compute tiles of T, the others tiles of y. */
+/* y = activation(x W0^T + bias + sum of segments) + residual for any number of tokens. Of the launch's tasks the first
+ * row_tiles * t_tiles * t_splits to be drawn are tiles of T, the others tiles of y. */
 typedef struct LoraForward {
   const void *x;        /* [tokens, depth] */
   const void *weight;   /* rows kernels: [columns, depth]; columns kernels: [depth, columns] */
@@ -125,6 +125,9 @@ typedef struct LoraForward {
   /* [row_tiles * column_tiles, splits, tile] partial sums in the order of the accumulators, and the tiles' arrivals. */
   float *partial;
   uint32_t *arrivals;
+  /* The same of T: [row_tiles * t_tiles, t_splits, tile]. */
+  float *t_partial;
+  uint32_t *t_arrivals;
   uint32_t tokens;
   uint32_t depth;
   uint32_t columns;
@@ -138,9 +141,11 @@ typedef struct LoraForward {
   uint32_t column_tiles;
   /* Tiles of T in a row tile; zero with no segments. */
   uint32_t t_tiles;
-  /* CTAs that share a tile's depth, and the depth of each. */
+  /* CTAs that share a tile's depth, and the depth of each; of a tile of T as well. */
   uint32_t splits;
   uint32_t split_depth;
+  uint32_t t_splits;
+  uint32_t t_split_depth;
   /* Row tiles whose column tiles are taken together, so that both operands stay in L2. */
   uint32_t raster_rows;
   uint32_t activation; /* enum LoraActivation */
@@ -148,7 +153,7 @@ typedef struct LoraForward {
   uint32_t reserved;
   LoraSegment segments[LORA_MAX_SEGMENTS];
 } LoraForward;
-ABI_ASSERT(sizeof(LoraForward) == 11 * 8 + 18 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraForward is shared with Rust");
+ABI_ASSERT(sizeof(LoraForward) == 13 * 8 + 20 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraForward is shared with Rust");
 
 /* Rows and (in chunks of 16 bytes) columns of the weight that one CTA of lora_merge takes, and its threads. */
 enum {
@@ -207,7 +212,7 @@ typedef struct LoraForwardTma {
   TensorMap x;
   TensorMap weight;
   LoraForward forward;
-  uint32_t reserved[24];
+  uint32_t reserved[18];
 } LoraForwardTma;
 ABI_ASSERT(sizeof(LoraForwardTma) == 10 * 128, "LoraForwardTma is shared with Rust");
 

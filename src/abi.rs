@@ -119,6 +119,8 @@ pub struct LoraForward {
     pub flags: *mut u32,
     pub partial: *mut f32,
     pub arrivals: *mut u32,
+    pub t_partial: *mut f32,
+    pub t_arrivals: *mut u32,
     pub tokens: u32,
     pub depth: u32,
     pub columns: u32,
@@ -133,6 +135,8 @@ pub struct LoraForward {
     pub t_tiles: u32,
     pub splits: u32,
     pub split_depth: u32,
+    pub t_splits: u32,
+    pub t_split_depth: u32,
     pub raster_rows: u32,
     pub activation: u32,
     pub segment_count: u32,
@@ -141,7 +145,7 @@ pub struct LoraForward {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of LoraForward"][::core::mem::size_of::<LoraForward>() - 928usize];
+    ["Size of LoraForward"][::core::mem::size_of::<LoraForward>() - 952usize];
     ["Alignment of LoraForward"][::core::mem::align_of::<LoraForward>() - 8usize];
     ["Offset of field: LoraForward::x"][::core::mem::offset_of!(LoraForward, x) - 0usize];
     ["Offset of field: LoraForward::weight"][::core::mem::offset_of!(LoraForward, weight) - 8usize];
@@ -154,25 +158,29 @@ const _: () = {
     ["Offset of field: LoraForward::flags"][::core::mem::offset_of!(LoraForward, flags) - 64usize];
     ["Offset of field: LoraForward::partial"][::core::mem::offset_of!(LoraForward, partial) - 72usize];
     ["Offset of field: LoraForward::arrivals"][::core::mem::offset_of!(LoraForward, arrivals) - 80usize];
-    ["Offset of field: LoraForward::tokens"][::core::mem::offset_of!(LoraForward, tokens) - 88usize];
-    ["Offset of field: LoraForward::depth"][::core::mem::offset_of!(LoraForward, depth) - 92usize];
-    ["Offset of field: LoraForward::columns"][::core::mem::offset_of!(LoraForward, columns) - 96usize];
-    ["Offset of field: LoraForward::x_stride"][::core::mem::offset_of!(LoraForward, x_stride) - 100usize];
-    ["Offset of field: LoraForward::weight_stride"][::core::mem::offset_of!(LoraForward, weight_stride) - 104usize];
-    ["Offset of field: LoraForward::y_stride"][::core::mem::offset_of!(LoraForward, y_stride) - 108usize];
-    ["Offset of field: LoraForward::residual_stride"][::core::mem::offset_of!(LoraForward, residual_stride) - 112usize];
-    ["Offset of field: LoraForward::t_stride"][::core::mem::offset_of!(LoraForward, t_stride) - 116usize];
-    ["Offset of field: LoraForward::t_out_stride"][::core::mem::offset_of!(LoraForward, t_out_stride) - 120usize];
-    ["Offset of field: LoraForward::row_tiles"][::core::mem::offset_of!(LoraForward, row_tiles) - 124usize];
-    ["Offset of field: LoraForward::column_tiles"][::core::mem::offset_of!(LoraForward, column_tiles) - 128usize];
-    ["Offset of field: LoraForward::t_tiles"][::core::mem::offset_of!(LoraForward, t_tiles) - 132usize];
-    ["Offset of field: LoraForward::splits"][::core::mem::offset_of!(LoraForward, splits) - 136usize];
-    ["Offset of field: LoraForward::split_depth"][::core::mem::offset_of!(LoraForward, split_depth) - 140usize];
-    ["Offset of field: LoraForward::raster_rows"][::core::mem::offset_of!(LoraForward, raster_rows) - 144usize];
-    ["Offset of field: LoraForward::activation"][::core::mem::offset_of!(LoraForward, activation) - 148usize];
-    ["Offset of field: LoraForward::segment_count"][::core::mem::offset_of!(LoraForward, segment_count) - 152usize];
-    ["Offset of field: LoraForward::reserved"][::core::mem::offset_of!(LoraForward, reserved) - 156usize];
-    ["Offset of field: LoraForward::segments"][::core::mem::offset_of!(LoraForward, segments) - 160usize];
+    ["Offset of field: LoraForward::t_partial"][::core::mem::offset_of!(LoraForward, t_partial) - 88usize];
+    ["Offset of field: LoraForward::t_arrivals"][::core::mem::offset_of!(LoraForward, t_arrivals) - 96usize];
+    ["Offset of field: LoraForward::tokens"][::core::mem::offset_of!(LoraForward, tokens) - 104usize];
+    ["Offset of field: LoraForward::depth"][::core::mem::offset_of!(LoraForward, depth) - 108usize];
+    ["Offset of field: LoraForward::columns"][::core::mem::offset_of!(LoraForward, columns) - 112usize];
+    ["Offset of field: LoraForward::x_stride"][::core::mem::offset_of!(LoraForward, x_stride) - 116usize];
+    ["Offset of field: LoraForward::weight_stride"][::core::mem::offset_of!(LoraForward, weight_stride) - 120usize];
+    ["Offset of field: LoraForward::y_stride"][::core::mem::offset_of!(LoraForward, y_stride) - 124usize];
+    ["Offset of field: LoraForward::residual_stride"][::core::mem::offset_of!(LoraForward, residual_stride) - 128usize];
+    ["Offset of field: LoraForward::t_stride"][::core::mem::offset_of!(LoraForward, t_stride) - 132usize];
+    ["Offset of field: LoraForward::t_out_stride"][::core::mem::offset_of!(LoraForward, t_out_stride) - 136usize];
+    ["Offset of field: LoraForward::row_tiles"][::core::mem::offset_of!(LoraForward, row_tiles) - 140usize];
+    ["Offset of field: LoraForward::column_tiles"][::core::mem::offset_of!(LoraForward, column_tiles) - 144usize];
+    ["Offset of field: LoraForward::t_tiles"][::core::mem::offset_of!(LoraForward, t_tiles) - 148usize];
+    ["Offset of field: LoraForward::splits"][::core::mem::offset_of!(LoraForward, splits) - 152usize];
+    ["Offset of field: LoraForward::split_depth"][::core::mem::offset_of!(LoraForward, split_depth) - 156usize];
+    ["Offset of field: LoraForward::t_splits"][::core::mem::offset_of!(LoraForward, t_splits) - 160usize];
+    ["Offset of field: LoraForward::t_split_depth"][::core::mem::offset_of!(LoraForward, t_split_depth) - 164usize];
+    ["Offset of field: LoraForward::raster_rows"][::core::mem::offset_of!(LoraForward, raster_rows) - 168usize];
+    ["Offset of field: LoraForward::activation"][::core::mem::offset_of!(LoraForward, activation) - 172usize];
+    ["Offset of field: LoraForward::segment_count"][::core::mem::offset_of!(LoraForward, segment_count) - 176usize];
+    ["Offset of field: LoraForward::reserved"][::core::mem::offset_of!(LoraForward, reserved) - 180usize];
+    ["Offset of field: LoraForward::segments"][::core::mem::offset_of!(LoraForward, segments) - 184usize];
 };
 pub const LORA_MERGE_ROWS: _bindgen_ty_3 = 64;
 pub const LORA_MERGE_CHUNKS: _bindgen_ty_3 = 16;
@@ -261,7 +269,7 @@ pub struct LoraForwardTma {
     pub x: TensorMap,
     pub weight: TensorMap,
     pub forward: LoraForward,
-    pub reserved: [u32; 24usize],
+    pub reserved: [u32; 18usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -270,7 +278,7 @@ const _: () = {
     ["Offset of field: LoraForwardTma::x"][::core::mem::offset_of!(LoraForwardTma, x) - 0usize];
     ["Offset of field: LoraForwardTma::weight"][::core::mem::offset_of!(LoraForwardTma, weight) - 128usize];
     ["Offset of field: LoraForwardTma::forward"][::core::mem::offset_of!(LoraForwardTma, forward) - 256usize];
-    ["Offset of field: LoraForwardTma::reserved"][::core::mem::offset_of!(LoraForwardTma, reserved) - 1184usize];
+    ["Offset of field: LoraForwardTma::reserved"][::core::mem::offset_of!(LoraForwardTma, reserved) - 1208usize];
 };
 #[repr(C)]
 #[repr(align(128))]

@@ -181,7 +181,19 @@ fn shared_depths_are_summed_up_in_their_order() {
                 let rig = Rig::new(build);
                 let plan =
                     check::<bf16>(&rig, 21, &shape, &Options { multiprocessors: 24, ..Options::default() }, true);
-                assert!(plan.splits > 1, "{plan}");
+                assert!(plan.splits > 1 && plan.t_splits > 1, "{plan}");
+            }
+        }
+        // Of T only: tiles of y are as many as the device needs.
+        for capability in CAPABILITIES {
+            for build in builds() {
+                let rig = Rig::new(build);
+                if rig.compute_capability() >= capability {
+                    let shape = shape(100, 1096, 264, layout, &[(0, 264, 66), (7, 9, 1)]);
+                    let options = Options { multiprocessors: 6, ..options(6, capability) };
+                    let plan = check::<f16>(&rig, 22, &shape, &options, false);
+                    assert!(plan.t_splits > 1, "{plan}");
+                }
             }
         }
     }

@@ -9,7 +9,8 @@
 // The drawer of the last ticket sets the counter up for the next launch, whose epoch is one higher.
 //
 // Flags. A tile of T is s·T, rounded to the operands' type, in a workspace, and one flag, set to the launch's epoch with
-// release once the tile is stored. Nothing is reset from outside, and a captured graph replays. A tile of y acquires the
+// release once the tile is stored. Several CTAs share its depth, so that nobody waits long: each leaves its sums in the
+// workspace, and the last to arrive adds them up in the splits' order. Nothing is reset from outside, and a captured graph replays. A tile of y acquires the
 // flag when all of its own depth is on its way, then takes T and B as so much more depth.
 //
 // With no segments there are no tickets: a CTA's number is its index, and what is left is the base product.
@@ -54,9 +55,12 @@ struct ForwardTask {
   }
 
   static GPU_DEVICE ForwardTask of_number(const LoraForward& p, u32 number, u32 epoch) {
-    const u32 t_tiles = p.row_tiles * p.t_tiles;
-    if (number < t_tiles) return {epoch, true, number / p.t_tiles, number % p.t_tiles, 0};
-    const u32 index = number - t_tiles, tile = index / p.splits, group_tiles = p.raster_rows * p.column_tiles;
+    const u32 t_tasks = p.row_tiles * p.t_tiles * p.t_splits;
+    if (number < t_tasks) {
+      const u32 tile = number / p.t_splits;
+      return {epoch, true, tile / p.t_tiles, tile % p.t_tiles, number % p.t_splits};
+    }
+    const u32 index = number - t_tasks, tile = index / p.splits, group_tiles = p.raster_rows * p.column_tiles;
     const u32 first_row = tile / group_tiles * p.raster_rows, rows = gpu::min(p.raster_rows, p.row_tiles - first_row);
     const u32 in_group = tile % group_tiles;
     return {epoch, false, first_row + in_group % rows, in_group / rows, index % p.splits};
@@ -159,6 +163,58 @@ GPU_DEVICE void store_t_chunk(const LoraForward& p, const float (&value)[chunk_e
     if (first + i < segment.rank) store(packed + i, from_f32<E>(value[i]));
   }
 }
+
+/// The CTAs that share a tile's depth: where their sums are in the workspace, and who is the last of them.
+struct SharedTile {
+  /// [splits, FOURS, threads], four sums each.
+  Chunk* sums;
+  u32* arrivals;
+  u32 splits, split;
+
+  /// A tile of T.
+  static GPU_DEVICE SharedTile of_t(const LoraForward& p, const ForwardTask& task, u32 tile_chunks) {
+    const u32 tile = task.row_tile * p.t_tiles + task.column_tile;
+    Chunk* sums = reinterpret_cast<Chunk*>(p.t_partial) + u64(tile) * p.t_splits * tile_chunks;
+    return {sums, p.t_arrivals + tile, p.t_splits, task.split};
+  }
+
+  /// A tile of y.
+  static GPU_DEVICE SharedTile of_y(const LoraForward& p, const ForwardTask& task, u32 tile_chunks) {
+    const u32 tile = task.row_tile * p.column_tiles + task.column_tile;
+    Chunk* sums = reinterpret_cast<Chunk*>(p.partial) + u64(tile) * p.splits * tile_chunks;
+    return {sums, p.arrivals + tile, p.splits, task.split};
+  }
+
+  /// By one thread, behind a barrier of all that left sums: whether all CTAs have.
+  GPU_DEVICE bool arrive() const {
+    const bool last = fetch_add_acq_rel(arrivals, 1u) == splits - 1;
+    if (last) store_relaxed(arrivals, 0u);
+    return last;
+  }
+
+  /// `each(take)` calls take(i, four) for a thread's sums, four at a time, the i-th at `thread` + i·`threads` of a split.
+  template <class Each>
+  GPU_DEVICE void leave(u32 tile_chunks, u32 threads, u32 thread, Each&& each) const {
+    Chunk* mine = sums + split * tile_chunks + thread;
+    each([&](u32 i, float (&four)[4]) { store(mine + i * threads, pack<float>(four)); });
+  }
+
+  template <class Each>
+  GPU_DEVICE void add_up(u32 tile_chunks, u32 threads, u32 thread, Each&& each) const {
+    const Chunk* part = sums + thread;
+    each([&](u32 i, float (&four)[4]) { unpack<float>(load(part + i * threads), four); });
+#pragma unroll 1
+    for (u32 s = 1; s < splits; s++) {
+      part += tile_chunks;
+      each([&](u32 i, float (&four)[4]) {
+        float other[4];
+        unpack<float>(load(part + i * threads), other);
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) four[e] += other[e];
+      });
+    }
+  }
+};
 
 /// Says that a tile of T is stored. All threads of the CTA call it.
 GPU_DEVICE void publish_t(const LoraForward& p, const ForwardTask& task) {

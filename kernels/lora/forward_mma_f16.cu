@@ -3,7 +3,7 @@
 // kernels: lora_forward_*_mma_f16_t64 lora_forward_*_mma_f16_any
 //
 // sass: lora_forward_*_mma_f16_t64  registers <= 144  has HMMA  has LDSM  has LDGSTS  on sm_80 sm_86 sm_89 sm_90a sm_100 sm_120
-// sass: lora_forward_*_mma_f16_t64  registers <= 144  has HMMA  has LDSM  on sm_75
+// sass: lora_forward_*_mma_f16_t64  registers <= 168  has HMMA  has LDSM  on sm_75
 // sass: lora_forward_*_mma_f16_any  registers <= 168  has HMMA  has LDSM
 #include <lora/forward_mma.h>
 

@@ -4,7 +4,8 @@
 // operands go through a ring in shared memory. T and B follow W0 through the same ring, as so
 // much more depth. A tile of T is ROWS × 64, 16 rows a warp; products with columns beyond the last rank are left out.
 // Where there are too few tiles for the device, several CTAs share a tile's depth: each leaves its sums in the workspace,
-// and the last to arrive adds all of them up in the splits' order, then takes T and B.
+// and the last to arrive adds all of them up in the splits' order, then takes T and B. A warp whose rows lie below the
+// last token leaves none.
 //
 // Shared memory: STAGES·(ROWS + COLUMNS)·DEPTH values and 128 bytes; the sums on their way out use the ring's.
 #pragma once
@@ -70,17 +71,23 @@ class ForwardTile {
     const u32 first = task.column_tile * t_columns, columns = gpu::min(t_columns, p.t_stride - first);
     const Rows x = input();
     const ARows a = a_rows(first);
-    typename PRODUCT::template Sums<E, 16, t_columns, Along::Depth> sums;
+    const u32 begin = task.split * p.t_split_depth, end = gpu::min(begin + p.t_split_depth, p.depth);
+    using TSums = typename PRODUCT::template Sums<E, 16, t_columns, Along::Depth>;
+    TSums sums;
     sums.clear();
     tile::through_ring<STAGES>(
-        (p.depth + DEPTH - 1) / DEPTH,
+        (end - begin + DEPTH - 1) / DEPTH,
         [&](u32 step, u32 stage) {
-          x.stage(left(stage), step * DEPTH, p.depth, p.x);
-          a.stage(right(stage), step * DEPTH, p.depth, p.x);
+          x.stage(left(stage), begin + step * DEPTH, end, p.x);
+          a.stage(right(stage), begin + step * DEPTH, end, p.x);
         },
         [&](u32, u32 stage) {
           sums.template multiply_within<DEPTH>(left(stage), 16 * warp_id(), right(stage), 0, DEPTH / 16, 0, columns);
         });
+    if (p.t_splits != 1) {
+      const auto shared_tile = SharedTile::of_t(p, task, TSums::sums / 4 * threads);
+      if (!add_splits(sums, shared_tile, first_row + 16 * warp_id(), columns)) return;
+    }
 
     send_out<16, t_columns>(sums, [&](float (&value)[elements], u32 row, u32 column) {
       row += first_row + 16 * warp_id();
@@ -128,7 +135,8 @@ class ForwardTile {
             }
           });
       if (p.splits == 1 || base_steps == 0) break;
-      if (!reduce_splits(sums)) return;
+      const auto shared_tile = SharedTile::of_y(p, task, Sums::sums / 4 * threads);
+      if (!add_splits(sums, shared_tile, first_row + warp_row, COLUMNS)) return;
       base_steps = 0;
       steps = low_rank_steps;
       if (steps == 0) break;
@@ -173,39 +181,23 @@ class ForwardTile {
     }
   }
 
-  /// Leaves this CTA's sums in the workspace; the last of a tile's CTAs takes all of them, in the splits' order. Whether
-  /// this CTA is that one.
-  GPU_DEVICE bool reduce_splits(Sums& sums) const {
-    constexpr u32 size = Sums::sums / 4;
-    const u32 tile = task.row_tile * p.column_tiles + task.column_tile;
-    Chunk* all = reinterpret_cast<Chunk*>(p.partial) + u64(tile) * p.splits * size * threads + threadIdx.x;
-    Chunk* mine = all + task.split * size * threads;
-    each_four(sums, [&](u32 i, float (&four)[4]) { store(mine + i * threads, pack<float>(four)); });
+  /// Leaves this CTA's sums in the workspace; the last of a tile's CTAs takes all of them. Whether this CTA is that one.
+  /// Those of rows and columns that nobody will store stay out.
+  template <class S>
+  GPU_DEVICE bool add_splits(S& sums, const SharedTile& shared_tile, u32 warp_row, u32 columns) const {
+    constexpr u32 size = S::sums / 4 * threads;
+    const auto each_four = [&](auto&& take) {
+      if (warp_row >= p.tokens) return;
+#pragma unroll
+      for (u32 i = 0; i < S::sums / 4; i++) {
+        if (S::first_column_of_four(i) < columns) take(i, sums.four(i));
+      }
+    };
+    shared_tile.leave(size, threads, threadIdx.x, each_four);
     sync_block();
-    bool last = false;
-    if (threadIdx.x == 0) {
-      last = fetch_add_acq_rel(p.arrivals + tile, 1u) == p.splits - 1;
-      if (last) store_relaxed(p.arrivals + tile, 0u);
-    }
-    if (!sync_block_or(last)) return false;
-    each_four(sums, [&](u32 i, float (&four)[4]) { unpack<float>(load(all + i * threads), four); });
-#pragma unroll 1
-    for (u32 split = 1; split < p.splits; split++) {
-      const Chunk* part = all + split * size * threads;
-      each_four(sums, [&](u32 i, float (&four)[4]) {
-        float other[4];
-        unpack<float>(load(part + i * threads), other);
-#pragma unroll
-        for (u32 e = 0; e < 4; e++) four[e] += other[e];
-      });
-    }
+    if (!sync_block_or(threadIdx.x == 0 && shared_tile.arrive())) return false;
+    shared_tile.add_up(size, threads, threadIdx.x, each_four);
     return true;
-  }
-
-  template <class F>
-  static GPU_DEVICE void each_four(Sums& sums, F&& take) {
-#pragma unroll
-    for (u32 i = 0; i < Sums::sums / 4; i++) take(i, sums.four(i));
   }
 
   /// Stores a warp's part of the tile.

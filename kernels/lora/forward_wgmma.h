@@ -45,7 +45,7 @@ class ForwardWgmma {
         ring(shared.take<Chunk, 1024>(stages * stage_chunks)),
         slabs(shared.take<float, 128>(8 * 16 * slab_stride)),
         barriers(shared.take<u64>(2 * stages + 4)),
-        words(shared.take<u64>(2)),
+        words(shared.take<u64>(3)),
         full(shared_address(barriers)),
         empty(full + 8 * stages),
         drawn(empty + 8 * stages),
@@ -77,13 +77,18 @@ class ForwardWgmma {
   GPU_DEVICE Chunk* left(u32 stage) const { return ring + stage * stage_chunks; }
   GPU_DEVICE Chunk* right(u32 stage) const { return left(stage) + left_chunks; }
   GPU_DEVICE u32 base_steps() const { return (p.depth + depth - 1) / depth; }
+  /// Steps of a split of a tile of T.
+  GPU_DEVICE u32 t_steps(const ForwardTask& task) const {
+    const u32 begin = task.split * p.t_split_depth;
+    return (gpu::min(p.t_split_depth, p.depth - begin) + depth - 1) / depth;
+  }
   GPU_DEVICE LowRankSteps<depth> low_rank(u32 first_column) const {
     return {p, first_column, gpu::min(first_column + COLUMNS, p.columns)};
   }
 
   /// The round-th task of this CTA, or false when there is none. All warps call it, one after the other or side by side.
   GPU_DEVICE bool next(u32 round, ForwardTask& task) {
-    const u32 tasks = p.row_tiles * (p.t_tiles + p.column_tiles);
+    const u32 tasks = p.row_tiles * (p.t_tiles * p.t_splits + p.column_tiles);
     u32 number = blockIdx.x + round * gridDim.x, epoch = 0;
     if (p.t_tiles != 0) {
       const u32 slot = round % 2, parity = round / 2 % 2;
@@ -176,19 +181,19 @@ class ForwardWgmma {
         if (a[i] && k < p.depth) ahead[i] = load_constant(reinterpret_cast<const Chunk*>(a[i] + k));
       }
     };
-    load_a(8 * chunk);
-    const u32 steps = base_steps();
+    const u32 begin = task.split * p.t_split_depth, steps = t_steps(task);
+    load_a(begin + 8 * chunk);
 #pragma unroll 1
     for (u32 j = 0; j < steps; j++, step++) {
       const u32 stage = step % stages;
       Chunk now[count];
 #pragma unroll
       for (u32 i = 0; i < count; i++) now[i] = ahead[i];
-      load_a((j + 1) * depth + 8 * chunk);
+      load_a(begin + (j + 1) * depth + 8 * chunk);
       await_empty(step);
       if (copies) {
         mbarrier_expect(full + 8 * stage, left_chunks * sizeof(Chunk));
-        fetch_x(stage, j * depth, first_row);
+        fetch_x(stage, begin + j * depth, first_row);
       }
 #pragma unroll
       for (u32 i = 0; i < count; i++) {
@@ -294,7 +299,7 @@ class ForwardWgmma {
 
   GPU_DEVICE void shrink(const ForwardTask& task, u32 first_row, u32& step) {
     float d[t_columns / 2];
-    const u32 steps = base_steps();
+    const u32 steps = t_steps(task);
 #pragma unroll 1
     for (u32 i = 0; i < steps; i++, step++) {
       await_full(step);
@@ -313,6 +318,7 @@ class ForwardWgmma {
     release(step - 1);
 
     const u32 first = task.column_tile * t_columns, columns = gpu::min(t_columns, p.t_stride - first);
+    if (p.t_splits != 1 && !add_splits(d, task, first_row, columns)) return;
 #pragma unroll
     for (u32 i = 0; i < t_columns / 2; i += 2) {
       const u32 row = first_row + lane_id() / 4 + 8 * (i / 2 % 2), column = i / 4 * 8 + lane_id() % 4 * 2;
@@ -320,6 +326,31 @@ class ForwardWgmma {
     }
     sync_named(2, 256);
     if (threadIdx.x == 0) store_release(p.flags + task.row_tile * p.t_tiles + task.column_tile, task.epoch);
+  }
+
+  /// Leaves this CTA's sums of a tile of T in the workspace; the last of the tile's CTAs takes all of them. Whether this CTA
+  /// is that one. Sums of rows and columns that nobody will store stay out.
+  GPU_DEVICE bool add_splits(float (&d)[t_columns / 2], const ForwardTask& task, u32 warp_row, u32 columns) const {
+    constexpr u32 threads = 256, size = t_columns / 8 * threads;
+    const auto shared_tile = SharedTile::of_t(p, task, size);
+    const auto each_four = [&](auto&& take) {
+      if (warp_row >= p.tokens) return;
+#pragma unroll
+      for (u32 i = 0; i < t_columns / 8; i++) {
+        if (8 * i >= columns) continue;
+        float four[4] = {d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]};
+        take(i, four);
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) d[4 * i + e] = four[e];
+      }
+    };
+    shared_tile.leave(size, threads, threadIdx.x, each_four);
+    sync_named(2, threads);
+    if (threadIdx.x == 0) words[2] = shared_tile.arrive();
+    sync_named(2, threads);
+    if (words[2] == 0) return false;
+    shared_tile.add_up(size, threads, threadIdx.x, each_four);
+    return true;
   }
 
   GPU_DEVICE void multiply(u32 first_column, u32 first_row, u32& step) {

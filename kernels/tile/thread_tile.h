@@ -73,6 +73,13 @@ class ThreadTile {
   /// The i-th four sums of a lane.
   GPU_DEVICE float (&four(u32 i))[4] { return d[i]; }
 
+  /// No lane's i-th four sums are of a column before this one.
+  static constexpr GPU_DEVICE u32 first_column_of_four(u32 i) {
+    static_assert(width % 4 == 0, "four sums are of one row");
+    const u32 j = 4 * i % width;
+    return WEIGHT == Along::Depth ? 4 * j : j / elements * 4 * elements + j % elements;
+  }
+
   /// Calls take(row, column, sum) for a lane's sums among the 16 rows from 16·m on.
   template <class F>
   GPU_DEVICE void each_of_rows(u32 m, F&& take) const {

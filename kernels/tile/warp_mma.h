@@ -23,6 +23,9 @@ struct WarpTile {
   /// The i-th four sums of a lane.
   GPU_DEVICE float (&four(u32 i))[4] { return d[i / COLUMNS8][i % COLUMNS8]; }
 
+  /// No lane's i-th four sums are of a column before this one.
+  static constexpr GPU_DEVICE u32 first_column_of_four(u32 i) { return i % COLUMNS8 * 8; }
+
   /// Calls take(row, column, sum) for a lane's sums among the 16 rows from 16·m on.
   template <class F>
   GPU_DEVICE void each_of_rows(u32 m, F&& take) const {

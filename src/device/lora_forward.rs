@@ -210,7 +210,7 @@ fn tma_params<T: Element>(device: &Device, plan: &ForwardPlan, operands: &Operan
         x: tensor_map(device, &operands.x, &x_box)?,
         weight: tensor_map(device, &layer.weight, &weight_box)?,
         forward: params(plan, operands),
-        reserved: [0; 24],
+        reserved: [0; 18],
     })
 }
 

@@ -50,6 +50,10 @@ pub struct ForwardPlan {
     pub splits: u32,
     /// Of the depth, what each of them takes.
     pub split_depth: u32,
+    /// CTAs that share the depth of a tile of T.
+    pub t_splits: u32,
+    /// Of the depth, what each of them takes.
+    pub t_split_depth: u32,
     /// Row tiles whose column tiles are taken together.
     pub raster_rows: u32,
     /// Whether the kernel takes [`LoraForwardTma`](abi::LoraForwardTma): x and W0 by tensor maps.
@@ -152,14 +156,18 @@ impl ForwardPlan {
         let (row_tiles, column_tiles) = (tokens.div_ceil(tile.rows), d_out.div_ceil(tile.columns));
         let t_stride: usize = ranks.iter().map(|&rank| padded(rank)).sum();
         let t_tiles = t_stride.div_ceil(abi::LORA_FORWARD_T_COLUMNS as usize);
-        let tasks = row_tiles * (t_tiles + column_tiles * splits);
+        let (t_splits, t_split_depth) = tiling::t_splits(problem, &tile, row_tiles * t_tiles);
+        let tasks = row_tiles * (t_tiles * t_splits + column_tiles * splits);
         if tasks > i32::MAX as usize {
             return Err(Error::TooLarge { operand: "y", value: tasks });
         }
         let ctas = if tile.persistent { tasks.min(problem.multiprocessors.max(1)) } else { tasks };
         let shared = tile.extra_bytes + tile.stages * (tile.rows + tile.columns) * tile.depth * dtype.size();
-        let (arrivals, partial) =
-            if splits == 1 { (0, 0) } else { (row_tiles * column_tiles, splits * tile.rows * tile.columns) };
+        let shared_tiles = |tiles, splits, columns| {
+            if splits == 1 { (0, 0) } else { (tiles, tiles * splits * tile.rows * columns) }
+        };
+        let (y_arrivals, y_partial) = shared_tiles(row_tiles * column_tiles, splits, tile.columns);
+        let (t_arrivals, t_partial) = shared_tiles(row_tiles * t_tiles, t_splits, abi::LORA_FORWARD_T_COLUMNS as usize);
         let total_rank: usize = ranks.iter().sum();
         Ok(Self {
             kernel: format!("lora_forward_{along}_{}{dtype}_{}", tile.family, tile.name),
@@ -176,12 +184,14 @@ impl ForwardPlan {
             t_stride: t_stride as u32,
             splits: splits as u32,
             split_depth: split_depth as u32,
+            t_splits: t_splits as u32,
+            t_split_depth: t_split_depth as u32,
             raster_rows: RASTER_ROWS.min(row_tiles) as u32,
             tensor_maps: tile.persistent,
             workspace: WorkspaceLayout {
                 flags: row_tiles * t_tiles,
-                arrivals,
-                partial: arrivals * partial,
+                arrivals: y_arrivals + t_arrivals,
+                partial: y_partial + t_partial,
                 t_bytes: tokens * t_stride * dtype.size(),
                 ..WorkspaceLayout::default()
             },
@@ -189,17 +199,28 @@ impl ForwardPlan {
             flops: 2 * (tokens as u64) * ((d_in * d_out) as u64 + (total_rank * (d_in + d_out)) as u64),
         })
     }
+
+    /// Arrival counters of tiles of y; those of T lie behind them.
+    fn y_arrivals(&self) -> u32 {
+        if self.splits == 1 { 0 } else { self.row_tiles * self.column_tiles }
+    }
+
+    /// Partial sums of tiles of y, likewise.
+    fn y_partial(&self) -> usize {
+        self.y_arrivals() as usize * (self.splits * self.tile_rows * self.tile_columns) as usize
+    }
 }
 
 impl std::fmt::Display for ForwardPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { kernel, threads, tile_rows, tile_columns, stages, stage_depth, splits, split_depth, .. } = self;
+        let (t_splits, t_split_depth) = (self.t_splits, self.t_split_depth);
         let (t_tiles, y_tiles) = (self.row_tiles * self.t_tiles, self.row_tiles * self.column_tiles);
         write!(
             f,
-            "{kernel}: 1 launch of {} CTAs of {threads} threads: {t_tiles} tiles of T, {y_tiles} of y, {tile_rows} x \
-             {tile_columns}, {stages} stages of {stage_depth}, depth in {splits} splits of {split_depth}, rows taken {} \
-             at a time, {} B shared, workspace {} B, floor {} B, {:.3} GFLOP",
+            "{kernel}: 1 launch of {} CTAs of {threads} threads: {t_tiles} tiles of T in {t_splits} splits of \
+             {t_split_depth}, {y_tiles} of y, {tile_rows} x {tile_columns}, in {splits} splits of {split_depth}, {stages} \
+             stages of {stage_depth}, rows taken {} at a time, {} B shared, workspace {} B, floor {} B, {:.3} GFLOP",
             self.grid[0],
             self.raster_rows,
             self.shared_bytes,

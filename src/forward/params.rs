@@ -47,6 +47,8 @@ impl ForwardPlan {
             t_begin += padded(segment.rank as usize) as u32;
             packed_begin += segment.rank;
         }
+        let partial = workspace + room.partial_offset() as u64;
+        let arrivals = workspace + room.arrivals_offset() as u64;
         LoraForward {
             x: std::ptr::null(),
             weight: std::ptr::null(),
@@ -57,8 +59,10 @@ impl ForwardPlan {
             ticket: workspace as *mut _,
             t: (workspace + room.t_tiles_offset() as u64) as *mut _,
             flags: (workspace + room.flags_offset() as u64) as *mut _,
-            partial: (workspace + room.partial_offset() as u64) as *mut _,
-            arrivals: (workspace + room.arrivals_offset() as u64) as *mut _,
+            partial: partial as *mut _,
+            arrivals: arrivals as *mut _,
+            t_partial: (partial + 4 * self.y_partial() as u64) as *mut _,
+            t_arrivals: (arrivals + 4 * u64::from(self.y_arrivals())) as *mut _,
             tokens: 0,
             depth: 0,
             columns: 0,
@@ -73,6 +77,8 @@ impl ForwardPlan {
             t_tiles: self.t_tiles,
             splits: self.splits,
             split_depth: self.split_depth,
+            t_splits: self.t_splits,
+            t_split_depth: self.t_split_depth,
             raster_rows: self.raster_rows,
             activation: abi::LORA_IDENTITY,
             segment_count: segments.len() as u32,

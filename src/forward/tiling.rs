@@ -52,6 +52,18 @@ pub(super) fn cut(problem: &LayerProblem<'_>, tiles: &[Tile]) -> Cut {
     candidates.min_by_key(|cut| cost(cut, problem)).unwrap_or_else(|| tiles[0].splits(d_in, 1))
 }
 
+/// Among how many CTAs, and by what depth each, tiles of T are shared: so many that every SM has one, since all tiles of y
+/// wait for them, but none with less depth than the ring is long.
+pub(super) fn t_splits(problem: &LayerProblem<'_>, tile: &Tile, t_tiles: usize) -> (usize, usize) {
+    let wanted = problem.multiprocessors.div_ceil(t_tiles.max(1));
+    let most = (problem.d_in / (tile.stages * tile.depth)).clamp(1, MAX_T_SPLITS);
+    let Cut { splits, split_depth, .. } = tile.splits(problem.d_in, wanted.clamp(1, most));
+    (splits, split_depth)
+}
+
+/// The last of a tile's CTAs adds up as many parts.
+const MAX_T_SPLITS: usize = 32;
+
 /// Cycles of the busiest SM. A model, not a measurement: products at the tile's rate, 3000 cycles to fill and drain, and
 /// 16 bytes a cycle for what a split leaves and the last one gathers.
 fn cost(cut: &Cut, problem: &LayerProblem<'_>) -> usize {

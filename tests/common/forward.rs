@@ -120,7 +120,7 @@ impl<'m, T: Element> Forward<'m, T> {
                 x: map(params.x, x.rows, x.cols, x.stride, &x_box),
                 weight: map(params.weight, weight.rows, weight.cols, weight.stride, &weight_box),
                 forward: params,
-                reserved: [0; 24],
+                reserved: [0; 18],
             }
         });
         Self { rig, plan, params, tma, allocations: keep, y_like, t_like }

@@ -4,7 +4,7 @@ use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{By, WrongResult};
 use super::harness::Scenario::ForwardWgmma;
-use super::harness::{Bug, WAITS, bug};
+use super::harness::{Bug, UNORDERED, WAITS, bug};
 
 const WGMMA: &str = "lora/forward_wgmma.h";
 
@@ -163,6 +163,24 @@ pub(crate) const BUGS: &[Bug] = &[
         &[By(Fault::Race)],
     ),
     bug(
+        "a split of T stops where the depth does",
+        WGMMA,
+        ForwardWgmma,
+        "    return (gpu::min(p.t_split_depth, p.depth - begin) + depth - 1) / depth;",
+        "    return (p.depth - begin + depth - 1) / depth;",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "sums of T are counted in before all have left them",
+        WGMMA,
+        ForwardWgmma,
+        "    sync_named(2, threads);\n    if (threadIdx.x == 0) words[2]",
+        "    if (threadIdx.x == 0) words[2]",
+        Build::Race,
+        UNORDERED,
+    ),
+    bug(
         "columns outside the segment take the sum",
         WGMMA,
         ForwardWgmma,
@@ -184,8 +202,8 @@ pub(crate) const BUGS: &[Bug] = &[
         "A is one step late",
         WGMMA,
         ForwardWgmma,
-        "      load_a((j + 1) * depth + 8 * chunk);",
-        "      load_a(j * depth + 8 * chunk);",
+        "      load_a(begin + (j + 1) * depth + 8 * chunk);",
+        "      load_a(begin + j * depth + 8 * chunk);",
         Build::Plain,
         &[WrongResult],
     ),

@@ -134,6 +134,7 @@ impl Scenario {
                 &|| forward::<f32>(rig, &shape(70, 68, 104, Layout::InOut, &[(60, 104, 3), (3, 45, 40)]), 1, (8, 0)),
                 &|| forward::<f32>(rig, &shape(126, 36, 124, Layout::OutIn, &[(5, 101, 20)]), 1, (8, 0)),
                 &|| forward::<f32>(rig, &shape(20, 2052, 40, Layout::InOut, &[(8, 40, 20)]), 24, (8, 0)),
+                &|| forward::<f32>(rig, &shape(70, 400, 24, Layout::OutIn, &[(0, 24, 70)]), 16, (8, 0)),
             ]),
             Self::ForwardWgmma => first_of([
                 // One CTA with many tasks, and several; a ring that goes round; ranks of one, two, four and five steps.
@@ -155,6 +156,8 @@ impl Scenario {
                 },
                 &|| forward::<f16>(rig, &shape(250, 72, 248, Layout::InOut, &[(0, 248, 5), (0, 100, 40)]), 2, (9, 0)),
                 &|| forward::<f16>(rig, &shape(128, 520, 120, Layout::InOut, &[(0, 120, 5)]), 1, (9, 0)),
+                // T's depth in splits.
+                &|| forward::<f16>(rig, &shape(250, 840, 248, Layout::OutIn, &[(0, 248, 5)]), 4, (9, 0)),
             ]),
         }
     }
