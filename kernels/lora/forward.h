@@ -166,7 +166,7 @@ GPU_DEVICE void store_t_chunk(const LoraForward& p, const float (&value)[chunk_e
 
 /// The CTAs that share a tile's depth: where their sums are in the workspace, and who is the last of them.
 struct SharedTile {
-  /// [splits, FOURS, threads], four sums each.
+  /// [splits, fours of a thread, threads], four sums each.
   Chunk* sums;
   u32* arrivals;
   u32 splits, split;
@@ -192,26 +192,41 @@ struct SharedTile {
     return last;
   }
 
-  /// `each(take)` calls take(i, four) for a thread's sums, four at a time, the i-th at `thread` + i·`threads` of a split.
-  template <class Each>
-  GPU_DEVICE void leave(u32 tile_chunks, u32 threads, u32 thread, Each&& each) const {
-    Chunk* mine = sums + split * tile_chunks + thread;
-    each([&](u32 i, float (&four)[4]) { store(mine + i * threads, pack<float>(four)); });
+  /// Of a thread's FOURS times four sums, four_of(i), those that wanted(i).
+  template <u32 FOURS, class Four, class Wanted>
+  GPU_DEVICE void leave(u32 threads, Four&& four_of, Wanted&& wanted) const {
+    Chunk* mine = sums + split * FOURS * threads + threadIdx.x;
+#pragma unroll
+    for (u32 i = 0; i < FOURS; i++) {
+      if (!wanted(i)) continue;
+      const float* four = four_of(i);
+      store(mine + i * threads, pack<float>({four[0], four[1], four[2], four[3]}));
+    }
   }
 
-  template <class Each>
-  GPU_DEVICE void add_up(u32 tile_chunks, u32 threads, u32 thread, Each&& each) const {
-    const Chunk* part = sums + thread;
-    each([&](u32 i, float (&four)[4]) { unpack<float>(load(part + i * threads), four); });
+  /// By the last: all splits' sums in place of its own.
+  template <u32 FOURS, class Four, class Wanted>
+  GPU_DEVICE void add_up(u32 threads, Four&& four_of, Wanted&& wanted) const {
+    const Chunk* part = sums + threadIdx.x;
+#pragma unroll
+    for (u32 i = 0; i < FOURS; i++) {
+      if (!wanted(i)) continue;
+      float first[4], *four = four_of(i);
+      unpack<float>(load(part + i * threads), first);
+#pragma unroll
+      for (u32 e = 0; e < 4; e++) four[e] = first[e];
+    }
 #pragma unroll 1
     for (u32 s = 1; s < splits; s++) {
-      part += tile_chunks;
-      each([&](u32 i, float (&four)[4]) {
-        float other[4];
-        unpack<float>(load(part + i * threads), other);
+      part += FOURS * threads;
 #pragma unroll
-        for (u32 e = 0; e < 4; e++) four[e] += other[e];
-      });
+      for (u32 i = 0; i < FOURS; i++) {
+        if (!wanted(i)) continue;
+        float more[4], *four = four_of(i);
+        unpack<float>(load(part + i * threads), more);
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) four[e] += more[e];
+      }
     }
   }
 };

@@ -185,18 +185,13 @@ class ForwardTile {
   /// Those of rows and columns that nobody will store stay out.
   template <class S>
   GPU_DEVICE bool add_splits(S& sums, const SharedTile& shared_tile, u32 warp_row, u32 columns) const {
-    constexpr u32 size = S::sums / 4 * threads;
-    const auto each_four = [&](auto&& take) {
-      if (warp_row >= p.tokens) return;
-#pragma unroll
-      for (u32 i = 0; i < S::sums / 4; i++) {
-        if (S::first_column_of_four(i) < columns) take(i, sums.four(i));
-      }
-    };
-    shared_tile.leave(size, threads, threadIdx.x, each_four);
+    constexpr u32 fours = S::sums / 4;
+    const auto four_of = [&](u32 i) -> float* { return sums.four(i); };
+    const auto wanted = [&](u32 i) { return warp_row < p.tokens && S::first_column_of_four(i) < columns; };
+    shared_tile.leave<fours>(threads, four_of, wanted);
     sync_block();
     if (!sync_block_or(threadIdx.x == 0 && shared_tile.arrive())) return false;
-    shared_tile.add_up(size, threads, threadIdx.x, each_four);
+    shared_tile.add_up<fours>(threads, four_of, wanted);
     return true;
   }
 

@@ -331,25 +331,16 @@ class ForwardWgmma {
   /// Leaves this CTA's sums of a tile of T in the workspace; the last of the tile's CTAs takes all of them. Whether this CTA
   /// is that one. Sums of rows and columns that nobody will store stay out.
   GPU_DEVICE bool add_splits(float (&d)[t_columns / 2], const ForwardTask& task, u32 warp_row, u32 columns) const {
-    constexpr u32 threads = 256, size = t_columns / 8 * threads;
-    const auto shared_tile = SharedTile::of_t(p, task, size);
-    const auto each_four = [&](auto&& take) {
-      if (warp_row >= p.tokens) return;
-#pragma unroll
-      for (u32 i = 0; i < t_columns / 8; i++) {
-        if (8 * i >= columns) continue;
-        float four[4] = {d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]};
-        take(i, four);
-#pragma unroll
-        for (u32 e = 0; e < 4; e++) d[4 * i + e] = four[e];
-      }
-    };
-    shared_tile.leave(size, threads, threadIdx.x, each_four);
+    constexpr u32 threads = 256, fours = t_columns / 8;
+    const auto shared_tile = SharedTile::of_t(p, task, fours * threads);
+    const auto four_of = [&](u32 i) -> float* { return &d[4 * i]; };
+    const auto wanted = [&](u32 i) { return warp_row < p.tokens && 8 * i < columns; };
+    shared_tile.leave<fours>(threads, four_of, wanted);
     sync_named(2, threads);
     if (threadIdx.x == 0) words[2] = shared_tile.arrive();
     sync_named(2, threads);
     if (words[2] == 0) return false;
-    shared_tile.add_up(size, threads, threadIdx.x, each_four);
+    shared_tile.add_up<fours>(threads, four_of, wanted);
     return true;
   }
 
