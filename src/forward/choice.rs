@@ -110,6 +110,10 @@ impl Plan {
     /// in again. A bias, a residual and a T that the caller keeps come on top.
     pub fn moved_bytes(&self) -> usize {
         let WorkspaceLayout { t_words, t_bytes, partial, .. } = self.workspace();
+        let partial = match self {
+            Self::Decode(_) => partial,
+            Self::Forward(plan) => plan.partial_moved(),
+        };
         self.floor_bytes() + 2 * (8 * t_words + t_bytes + 4 * partial)
     }
 }

@@ -209,6 +209,12 @@ impl ForwardPlan {
     fn y_partial(&self) -> usize {
         self.y_arrivals() as usize * (self.splits * self.tile_rows * self.tile_columns) as usize
     }
+
+    /// Partial sums that are left and gathered: of T only the columns that it has.
+    fn partial_moved(&self) -> usize {
+        let t_rows = if self.t_splits == 1 { 0 } else { (self.row_tiles * self.tile_rows * self.t_splits) as usize };
+        self.y_partial() + t_rows * self.t_stride as usize
+    }
 }
 
 impl std::fmt::Display for ForwardPlan {

@@ -230,9 +230,9 @@ fn bench_explains_how_a_gpu_would_run_each_call() {
     }
     assert_eq!(rows[0]["floor_bytes"], 2 * (4096 * 4096 + 2 * 4096));
     assert_eq!(rows[1]["floor_bytes"], 2 * (4096 * 4096 + 17 * 2 * 4096));
-    // T is written and read: 8 bytes a word for one token, 2 for many.
+    // T is written and read: 8 bytes a word for one token, 2 for many, and there 4 in each of its 5 splits.
     let beyond = |i: usize| rows[i]["bytes"].as_u64().unwrap() - rows[i]["floor_bytes"].as_u64().unwrap();
-    assert_eq!((beyond(0), beyond(1), beyond(5)), (0, 2 * 8 * 16, 2 * 2 * 4096 * 16));
+    assert_eq!((beyond(0), beyond(1), beyond(5)), (0, 2 * 8 * 16, 2 * (2 + 5 * 4) * 4096 * 16));
 
     let small = ["--dtype", "f16", "--tokens", "4096", "--capability", "7.5", "--multiprocessors", "40"];
     let (out, rows) = explain(&small);
