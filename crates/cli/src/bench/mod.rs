@@ -1,5 +1,6 @@
 //! `bench`: one adapted layer, fused against sequential against the base layer alone.
 
+mod contest;
 mod cpu;
 mod cublaslt;
 mod device;
@@ -8,6 +9,8 @@ mod emulator;
 mod explain;
 mod gpu;
 mod rotation;
+mod row;
+mod summary;
 
 use anyhow::Result;
 use fused_lora::lora::Layout;
