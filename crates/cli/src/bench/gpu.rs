@@ -10,6 +10,7 @@ use super::Args;
 use super::contest::{Activations, Bench};
 use super::cublaslt::CublasLt;
 use super::device::{Case, Copy};
+use super::preset::Preset;
 use super::rotation::{COLD, copies};
 use super::row::{Row, print};
 use super::summary::{self, Verdict, verdicts};
@@ -28,6 +29,7 @@ struct Report<'a> {
     cublaslt: String,
     kernels: String,
     layout: String,
+    preset: Option<Preset>,
     times_l2: usize,
     goals: &'a [Verdict],
     rows: &'a [Row],
@@ -100,6 +102,7 @@ fn save(args: &Args, rows: &[Row], run: &Run, properties: &Properties, cublaslt:
             cublaslt: cublaslt.to_owned(),
             kernels: format!("{:?}", fused_lora::device::built_in()),
             layout: format!("{:?}", args.layout),
+            preset: args.preset,
             times_l2: COLD,
             goals: &verdicts(rows),
             rows,
