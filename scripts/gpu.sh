@@ -58,14 +58,17 @@ bench() {
   local name=$1
   shift
   echo "bench $name"
-  "$here/bin/fused-lora" bench --device cuda --dtype bf16 --trials 15 --json "$out/bench-$name.json" "$@" | tee "$out/bench-$name.txt"
+  "$here/bin/fused-lora" bench --device cuda --dtype bf16 --trials 15 --json "$out/bench-$name.json" "$@" | tee "$out/bench-$name.txt" ||
+    echo "bench $name did not finish" | tee -a "$out/bench-$name.txt"
   [[ -s $out/bench-$name.json ]] && benches+=("$name")
 }
 if [[ $quick == 1 ]]; then
   bench out-in --layout out-in --tokens 1,16 --shapes 4096x4096 --ranks 16
+  bench forward --layout out-in --preset forward --tokens 512,4096 --shapes 1024x3072,4096x4096 --ranks 16
 else
-  bench out-in --layout out-in --tokens 1,2,4,8,16 --shapes 4096x4096,4096x11008,1024x1024,1024x3072,1024x4096 --ranks 4,16,64
+  bench out-in --layout out-in --preset decode
   bench in-out --layout in-out --tokens 1,4,16 --shapes 1024x1024,1024x3072,1024x4096,4096x1024,4096x4096 --ranks 4,16
+  bench forward --layout out-in --preset forward
 fi
 
 {

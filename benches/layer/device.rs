@@ -1,18 +1,27 @@
-//! One layer on a device, 1 to 16 tokens in bf16: fused and base, weights cold.
+//! One layer on a device in bf16, few tokens and many: fused and base, weights cold.
 
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use fused_lora::Result;
 use fused_lora::device::{
-    Decode, Device, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSegment, Event,
+    Device, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSegment, Event, Forward,
     Stream, Workspace,
 };
 use fused_lora::lora::{Activation, Layout};
 use half::bf16;
 
-const CASES: [(usize, usize, usize, usize); 4] =
-    [(1, 4096, 4096, 16), (1, 1024, 3072, 4), (4, 4096, 4096, 16), (16, 4096, 4096, 16)];
+/// Tokens, d_in, d_out, rank.
+type Shape = (usize, usize, usize, usize);
+
+const DECODE: [Shape; 4] = [(1, 4096, 4096, 16), (1, 1024, 3072, 4), (4, 4096, 4096, 16), (16, 4096, 4096, 16)];
+
+const FORWARD: [Shape; 5] =
+    [(17, 4096, 4096, 16), (64, 4096, 4096, 16), (128, 1024, 3072, 4), (512, 4096, 4096, 16), (4096, 4096, 4096, 16)];
+
+/// As many tokens on small layers: the emulator executes every product.
+const FORWARD_COUNTED: [Shape; 4] =
+    [(17, 1024, 1024, 16), (64, 1024, 512, 16), (128, 512, 512, 4), (512, 256, 512, 16)];
 
 /// Copies of the weights are together so many times the L2 cache.
 const COLD: usize = 3;
@@ -25,7 +34,7 @@ fn numbers(n: usize) -> Vec<bf16> {
 
 struct Case {
     stream: Stream,
-    shape: (usize, usize, usize, usize),
+    shape: Shape,
     x: DeviceBuffer<bf16>,
     y: DeviceBuffer<bf16>,
     /// W0, A, B.
@@ -33,7 +42,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(device: &Device, shape: (usize, usize, usize, usize), copies: usize) -> Result<Self> {
+    fn new(device: &Device, shape: Shape, copies: usize) -> Result<Self> {
         let (tokens, d_in, d_out, rank) = shape;
         let stream = Stream::new(device)?;
         let upload = |n| DeviceBuffer::from_slice(&stream, &numbers(n));
@@ -53,12 +62,12 @@ impl Case {
         Ok(work(&DeviceLora { weight, layout, bias: None, segments, activation: Activation::Identity }))
     }
 
-    fn plan(&self, device: &Device, adapted: bool) -> Result<Decode<bf16>> {
-        self.with_layer(0, adapted, |layer| Decode::new(device, layer, self.shape.0))?
+    fn plan(&self, device: &Device, adapted: bool) -> Result<Forward<bf16>> {
+        self.with_layer(0, adapted, |layer| Forward::new(device, layer, self.shape.0))?
     }
 
     /// Issues so many launches, one copy after the other.
-    fn launch(&mut self, plan: &Decode<bf16>, adapted: bool, workspace: &mut Workspace, launches: u64) -> Result<()> {
+    fn launch(&mut self, plan: &Forward<bf16>, adapted: bool, workspace: &mut Workspace, launches: u64) -> Result<()> {
         let (tokens, d_in, d_out, _) = self.shape;
         let mut y = std::mem::replace(&mut self.y, DeviceBuffer::zeros(&self.stream, 0)?);
         for launch in 0..launches {
@@ -75,15 +84,31 @@ impl Case {
 }
 
 /// Times launches by the device's own clock.
-pub(crate) fn decode(c: &mut Criterion, device: &Device) -> Result<()> {
-    let mut group = c.benchmark_group("decode");
-    for shape @ (tokens, d_in, d_out, rank) in CASES {
+pub(crate) fn time(c: &mut Criterion, device: &Device) -> Result<()> {
+    group(c, device, "decode", &DECODE)?;
+    group(c, device, "forward", &FORWARD)
+}
+
+/// Products and sums.
+fn flops((tokens, d_in, d_out, rank): Shape, adapted: bool) -> u64 {
+    let low_rank = if adapted { rank * (d_in + d_out) } else { 0 };
+    (2 * tokens * (d_in * d_out + low_rank)) as u64
+}
+
+/// By what limits them: bytes with few tokens, arithmetic with many.
+fn group(c: &mut Criterion, device: &Device, name: &str, shapes: &[Shape]) -> Result<()> {
+    let mut group = c.benchmark_group(name);
+    for &shape in shapes {
+        let (tokens, d_in, d_out, rank) = shape;
         let copies = (COLD * device.properties().l2_bytes).div_ceil(2 * d_in * d_out).max(2);
         let mut case = Case::new(device, shape, copies)?;
         for (variant, adapted) in [("base", false), ("fused", true)] {
             let plan = case.plan(device, adapted)?;
             let mut workspace = Workspace::new(&case.stream, plan.workspace())?;
-            group.throughput(Throughput::Bytes(plan.plan().floor_bytes as u64));
+            group.throughput(match name {
+                "decode" => Throughput::Bytes(plan.plan().floor_bytes() as u64),
+                _ => Throughput::Elements(flops(shape, adapted)),
+            });
             group.bench_function(BenchmarkId::new(variant, format!("{tokens}x{d_in}->{d_out} r{rank}")), |b| {
                 b.iter_custom(|launches| {
                     let mut timed = || {
@@ -105,16 +130,18 @@ pub(crate) fn decode(c: &mut Criterion, device: &Device) -> Result<()> {
 
 /// Prints what one launch asks of memory.
 pub(crate) fn count(device: &Device) -> Result<()> {
-    for shape @ (tokens, d_in, d_out, rank) in CASES {
+    let named = |name, shapes: &'static [Shape]| shapes.iter().map(move |&shape| (name, shape));
+    for (group, shape) in named("decode", &DECODE).chain(named("forward", &FORWARD_COUNTED)) {
+        let (tokens, d_in, d_out, rank) = shape;
         let mut case = Case::new(device, shape, 1)?;
         for (variant, adapted) in [("base", false), ("fused", true)] {
             let plan = case.plan(device, adapted)?;
             let mut workspace = Workspace::new(&case.stream, plan.workspace())?;
             case.launch(&plan, adapted, &mut workspace, 1)?;
             let counters = device.take_counters().unwrap_or_default();
-            let (requested, floor) = (counters.requested_bytes(), plan.plan().floor_bytes);
+            let (requested, floor) = (counters.requested_bytes(), plan.plan().floor_bytes());
             println!(
-                "decode/{variant}/{tokens}x{d_in}->{d_out} r{rank}: {requested} bytes requested, {:.4} of the floor",
+                "{group}/{variant}/{tokens}x{d_in}->{d_out} r{rank}: {requested} bytes requested, {:.4} of the floor",
                 requested as f64 / floor as f64
             );
         }

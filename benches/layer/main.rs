@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         }
         "cuda" => Device::cuda(0).and_then(|device| {
             let mut criterion = criterion();
-            device::decode(&mut criterion, &device)?;
+            device::time(&mut criterion, &device)?;
             criterion.final_summary();
             Ok(())
         }),

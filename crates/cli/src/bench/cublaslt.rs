@@ -6,13 +6,18 @@ use std::ptr::null_mut;
 use anyhow::{Context, Result, bail, ensure};
 use cudarc::cublaslt::{result, sys};
 use fused_lora::DType;
-use fused_lora::device::{Device, DeviceBuffer, Event, Stream};
+use fused_lora::device::{Device, DeviceBuffer, Stream};
 use fused_lora::lora::Layout;
+
+use super::rotation::{launches, timed};
 
 /// Bytes that an algorithm may ask for: what torch gives it on a Hopper GPU.
 const WORKSPACE_BYTES: usize = 32 << 20;
 /// Algorithms of the library's own choice that are timed against each other.
 const CHOICES: usize = 8;
+/// Each by the best of so many rounds, of about so many microseconds.
+const SEARCHES: usize = 3;
+const SEARCH_US: f64 = 2_000.0;
 
 /// The library, and the workspace of its products.
 pub(super) struct CublasLt {
@@ -202,20 +207,21 @@ pub(super) fn fastest(
     copies: usize,
     issue: impl Fn(&Product<'_>, &Stream, usize) -> fused_lora::Result<()>,
 ) -> Result<usize> {
-    const ROUNDS: usize = 3;
-    let mut best = (f32::INFINITY, 0);
+    let mut best = (f64::INFINITY, 0);
     for choice in 0..choices {
         product.chosen = choice;
-        let round = || (0..copies).try_for_each(|copy| issue(product, stream, copy));
-        round()?;
-        for _ in 0..ROUNDS {
-            let (start, end) = (Event::new(device)?, Event::new(device)?);
-            start.record(stream)?;
-            round()?;
-            end.record(stream)?;
-            let time = start.milliseconds_to(&end)?;
-            if time < best.0 {
-                best = (time, choice);
+        let round = |launches: usize| {
+            let us =
+                timed(device, stream, || (0..launches).try_for_each(|launch| issue(product, stream, launch % copies)))?;
+            anyhow::Ok(us / launches as f64)
+        };
+        // The first one loads the kernel, the second one says how long it takes.
+        round(copies)?;
+        let launches = launches(copies, round(copies)?, SEARCH_US);
+        for _ in 0..SEARCHES {
+            let us = round(launches)?;
+            if us < best.0 {
+                best = (us, choice);
             }
         }
     }

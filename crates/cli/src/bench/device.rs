@@ -26,6 +26,12 @@ impl Case {
         (self.d_in * self.d_out + self.tokens * (self.d_in + self.d_out) + low_rank) * size_of::<T>()
     }
 
+    /// Products and sums, an adapter's only where it is computed.
+    pub(super) fn flops(&self, adapted: bool) -> usize {
+        let low_rank = if adapted { self.rank * (self.d_in + self.d_out) } else { 0 };
+        2 * self.tokens * (self.d_in * self.d_out + low_rank)
+    }
+
     /// Rows and columns of the weight as stored.
     pub(super) fn stored(&self) -> [usize; 2] {
         match self.layout {

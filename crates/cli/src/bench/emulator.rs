@@ -137,6 +137,8 @@ fn print(rows: &[Row]) -> String {
         "sectors over ideal",
         "mma",
     ];
+    // Loads of the weight are counted where they are marked as used once, in the decode kernels.
+    let of_weight = |r: &Row, text: String| if r.weight_loads == 0 { "-".into() } else { text };
     let cells = rows.iter().map(|r| {
         vec![
             format!("{} -> {}", r.d_in, r.d_out),
@@ -147,8 +149,8 @@ fn print(rows: &[Row]) -> String {
             grouped(usize::try_from(r.requested_bytes).unwrap_or(usize::MAX)),
             format!("{:.4}", r.requested_over_floor),
             grouped(usize::try_from(r.distinct_bytes).unwrap_or(usize::MAX)),
-            format!("{:.0}", r.weight_bytes_per_load),
-            format!("{:.3}", r.weight_sectors_over_ideal),
+            of_weight(r, format!("{:.0}", r.weight_bytes_per_load)),
+            of_weight(r, format!("{:.3}", r.weight_sectors_over_ideal)),
             grouped(usize::try_from(r.matrix_instructions).unwrap_or(usize::MAX)),
         ]
     });

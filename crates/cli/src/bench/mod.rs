@@ -1,5 +1,6 @@
 //! `bench`: one adapted layer, fused against sequential against the base layer alone.
 
+mod contest;
 mod cpu;
 mod cublaslt;
 mod device;
@@ -7,11 +8,15 @@ mod device;
 mod emulator;
 mod explain;
 mod gpu;
+mod preset;
 mod rotation;
+mod row;
+mod summary;
 
 use anyhow::Result;
 use fused_lora::lora::Layout;
 
+use self::preset::{Preset, RANKS, SHAPES, TOKENS};
 use crate::common::{Compute, On, ResultFiles, parse_size, with_dtype};
 
 const EXAMPLES: &str = "\
@@ -22,6 +27,8 @@ Examples:
       Decoding with a 7B model's projections, weights stored as torch stores them
   fused-lora bench --device cuda --dtype bf16 --layout out-in --tokens 1,4,16 --shapes 4096x4096
       The same on a GPU, plain launches and graph replay, beside cuBLASLt where its library is found
+  fused-lora bench --device cuda --dtype bf16 --layout out-in --preset forward --trials 15
+      128 to 16384 tokens on layers of six shapes, and whether the goals are met; --preset decode for 1 to 16 tokens
   fused-lora bench --device emulator --dtype bf16 --tokens 1 --shapes 4096x4096 --ranks 16
       What the kernels ask of memory, counted on a machine without a GPU
   fused-lora bench --explain --tokens 1,16,4096 --dtype bf16 --layout out-in --shapes 4096x4096 --ranks 16
@@ -37,14 +44,23 @@ pub(crate) struct Args {
     compute: Compute,
     #[command(flatten)]
     files: ResultFiles,
+    /// A set of tokens, shapes and ranks; each of them can still be given
+    #[arg(long, value_enum, value_name = "NAME")]
+    preset: Option<Preset>,
     /// Rows of x
-    #[arg(long, value_delimiter = ',', default_value = "1,16,128", value_parser = parse_size)]
+    #[arg(long, value_delimiter = ',', default_value = "1,16,128", default_value_ifs = TOKENS, value_parser = parse_size)]
     tokens: Vec<usize>,
     /// Layers, as d_in x d_out
-    #[arg(long, value_delimiter = ',', default_value = "1024x1024,1024x3072,1024x4096,4096x1024", value_parser = shape)]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "1024x1024,1024x3072,1024x4096,4096x1024",
+        default_value_ifs = SHAPES,
+        value_parser = shape
+    )]
     shapes: Vec<(usize, usize)>,
     /// LoRA's ranks
-    #[arg(long, value_delimiter = ',', default_value = "4,16", value_parser = parse_size)]
+    #[arg(long, value_delimiter = ',', default_value = "4,16", default_value_ifs = RANKS, value_parser = parse_size)]
     ranks: Vec<usize>,
     /// How the weight is stored: in-out as GPT-2's Conv1D, out-in as torch's Linear
     #[arg(long, value_enum, default_value = "in-out")]

@@ -1,0 +1,61 @@
+//! Named sets of cases.
+
+use serde::Serialize;
+
+/// What `--preset` names; a list given beside it takes the place of the set's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Preset {
+    /// 1 to 16 tokens: text generation
+    Decode,
+    /// 128 to 16384 tokens: prompts and training
+    Forward,
+}
+
+/// An argument's values under each preset, by the preset's name, for clap.
+type Values = [(&'static str, &'static str, &'static str); 2];
+
+pub(super) const TOKENS: Values = [("preset", "decode", "1,2,4,8,16"), ("preset", "forward", "128,512,4096,16384")];
+pub(super) const SHAPES: Values = [
+    ("preset", "decode", "4096x4096,4096x11008,1024x1024,1024x3072,1024x4096"),
+    ("preset", "forward", "1024x3072,1024x4096,4096x1024,4096x4096,4096x14336,8192x8192"),
+];
+pub(super) const RANKS: Values = [("preset", "decode", "4,16,64"), ("preset", "forward", "4,16,64")];
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::bench::Args;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parsed(arguments: &[&str]) -> Args {
+        Cli::try_parse_from(["bench"].iter().chain(arguments)).map_or_else(|e| panic!("{e}"), |cli| cli.args)
+    }
+
+    #[test]
+    fn a_preset_sets_tokens_shapes_and_ranks() {
+        let forward = parsed(&["--preset", "forward"]);
+        assert_eq!(forward.tokens, [128, 512, 4096, 16384]);
+        assert_eq!((forward.shapes.len(), forward.shapes[5]), (6, (8192, 8192)));
+        assert_eq!(forward.ranks, [4, 16, 64]);
+        let decode = parsed(&["--preset", "decode"]);
+        assert_eq!(decode.tokens, [1, 2, 4, 8, 16]);
+        assert_eq!((decode.shapes.len(), decode.shapes[1]), (5, (4096, 11008)));
+        assert_eq!(decode.ranks, [4, 16, 64]);
+    }
+
+    #[test]
+    fn what_is_given_explicitly_wins() {
+        let args = parsed(&["--preset", "forward", "--tokens", "17,64", "--ranks", "8"]);
+        assert_eq!((&args.tokens[..], &args.ranks[..]), (&[17, 64][..], &[8][..]));
+        assert_eq!(args.shapes.len(), 6);
+        assert_eq!(parsed(&[]).tokens, [1, 16, 128]);
+        assert!(Cli::try_parse_from(["bench", "--preset", "backward"]).is_err());
+    }
+}

@@ -1,0 +1,240 @@
+//! What was measured on a GPU: a line for each contestant and way to launch it.
+
+use serde::Serialize;
+
+use super::device::Case;
+use crate::output::table;
+use crate::stats::{Excess, median};
+
+/// The two base products, ours and the vendor's.
+pub(super) const BASE: &str = "base";
+pub(super) const CUBLASLT: &str = "base (cuBLASLt)";
+/// The layer with its adapter, in one launch and in three products of the vendor's.
+pub(super) const FUSED: &str = "fused";
+pub(super) const SEQUENTIAL: &str = "sequential (cuBLASLt)";
+/// A plain read of the weight.
+pub(super) const READ: &str = "read";
+
+/// Issued launch by launch, and replayed from a graph.
+pub(super) const MODES: [&str; 2] = ["plain", "graph"];
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct Row {
+    pub(super) tokens: usize,
+    pub(super) d_in: usize,
+    pub(super) d_out: usize,
+    pub(super) rank: usize,
+    pub(super) variant: &'static str,
+    pub(super) mode: &'static str,
+    pub(super) median_us: f64,
+    pub(super) fastest_us: f64,
+    pub(super) slowest_us: f64,
+    /// Over the faster of the two base products in the same mode.
+    pub(super) percent_over_base: f64,
+    pub(super) percent_low: f64,
+    pub(super) percent_high: f64,
+    /// Time over that of cuBLASLt's base product in the same mode, where there is one, and the 95 % interval.
+    pub(super) over_cublaslt: Option<f64>,
+    pub(super) over_cublaslt_low: Option<f64>,
+    pub(super) over_cublaslt_high: Option<f64>,
+    /// The same over sequential.
+    pub(super) over_sequential: Option<f64>,
+    pub(super) over_sequential_low: Option<f64>,
+    pub(super) over_sequential_high: Option<f64>,
+    pub(super) bytes: usize,
+    pub(super) gigabytes_per_second: f64,
+    pub(super) flops: usize,
+    pub(super) teraflops_per_second: f64,
+    /// Of a trial.
+    pub(super) launches: usize,
+    pub(super) launch: String,
+}
+
+/// What takes part: the bytes that it must move, the products and sums that it must compute, launches of a trial, and how
+/// it is launched.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) name: &'static str,
+    pub(super) bytes: usize,
+    pub(super) flops: usize,
+    pub(super) launches: usize,
+    pub(super) launch: String,
+}
+
+/// How many times as long one takes as another.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Ratio {
+    pub(super) value: f64,
+    /// 95 % interval.
+    pub(super) low: f64,
+    pub(super) high: f64,
+}
+
+impl Ratio {
+    fn of(excess: Excess) -> Self {
+        let [value, low, high] = [excess.percent, excess.interval.0, excess.interval.1].map(|p| 1.0 + p / 100.0);
+        Self { value, low, high }
+    }
+
+    /// Whether the interval leaves it open which one takes longer.
+    pub(super) fn is_noise(&self) -> bool {
+        self.low <= 1.0 && self.high >= 1.0
+    }
+}
+
+impl std::fmt::Display for Ratio {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { value, low, high } = self;
+        match self.is_noise() {
+            true => write!(f, "no difference ({low:.3} to {high:.3})"),
+            false => write!(f, "{value:.3} ({low:.3} to {high:.3})"),
+        }
+    }
+}
+
+impl Row {
+    pub(super) fn against_cublaslt(&self) -> Option<Ratio> {
+        Some(Ratio { value: self.over_cublaslt?, low: self.over_cublaslt_low?, high: self.over_cublaslt_high? })
+    }
+
+    pub(super) fn against_sequential(&self) -> Option<Ratio> {
+        Some(Ratio { value: self.over_sequential?, low: self.over_sequential_low?, high: self.over_sequential_high? })
+    }
+}
+
+/// The rows of one case from microseconds a launch, `[entry and mode][trial]`.
+pub(super) fn rows(case: &Case, entries: &[Entry], times: &[Vec<f64>]) -> Vec<Row> {
+    let of = |name: &str, mode: usize| {
+        let at = entries.iter().position(|entry| entry.name == name)?;
+        times.get(at * MODES.len() + mode)
+    };
+    let row = |(i, us): (usize, &Vec<f64>)| {
+        let (entry, mode) = (&entries[i / MODES.len()], i % MODES.len());
+        let faster_base =
+            [BASE, CUBLASLT].iter().filter_map(|name| of(name, mode)).min_by(|a, b| median(a).total_cmp(&median(b)));
+        let base = faster_base.map_or(Excess { percent: 0.0, interval: (0.0, 0.0) }, |base| Excess::of(us, base));
+        let over = |name| of(name, mode).map(|other| Ratio::of(Excess::of(us, other)));
+        let (cublaslt, sequential) = (over(CUBLASLT), over(SEQUENTIAL));
+        Row {
+            tokens: case.tokens,
+            d_in: case.d_in,
+            d_out: case.d_out,
+            rank: case.rank,
+            variant: entry.name,
+            mode: MODES[mode],
+            median_us: median(us),
+            fastest_us: us.iter().copied().fold(f64::INFINITY, f64::min),
+            slowest_us: us.iter().copied().fold(0.0, f64::max),
+            percent_over_base: base.percent,
+            percent_low: base.interval.0,
+            percent_high: base.interval.1,
+            over_cublaslt: cublaslt.map(|ratio| ratio.value),
+            over_cublaslt_low: cublaslt.map(|ratio| ratio.low),
+            over_cublaslt_high: cublaslt.map(|ratio| ratio.high),
+            over_sequential: sequential.map(|ratio| ratio.value),
+            over_sequential_low: sequential.map(|ratio| ratio.low),
+            over_sequential_high: sequential.map(|ratio| ratio.high),
+            bytes: entry.bytes,
+            gigabytes_per_second: entry.bytes as f64 / median(us) / 1e3,
+            flops: entry.flops,
+            teraflops_per_second: entry.flops as f64 / median(us) / 1e6,
+            launches: entry.launches,
+            launch: entry.launch.clone(),
+        }
+    };
+    times.iter().enumerate().map(row).collect()
+}
+
+pub(super) fn print(rows: &[Row]) -> String {
+    let header = [
+        "layer",
+        "tokens",
+        "r",
+        "variant",
+        "mode",
+        "median µs",
+        "over base",
+        "95 % interval",
+        "x cuBLASLt (95 %)",
+        "x sequential (95 %)",
+        "MB",
+        "GB/s",
+        "TFLOP/s",
+    ];
+    let ratio = |of: Option<Ratio>, is_itself: bool| match of {
+        Some(ratio) if !is_itself => ratio.to_string(),
+        _ => "-".into(),
+    };
+    let cells = rows.iter().map(|r| {
+        let excess = Excess { percent: r.percent_over_base, interval: (r.percent_low, r.percent_high) };
+        let over = if excess.is_noise() { "no difference".into() } else { format!("{:+.1} %", r.percent_over_base) };
+        vec![
+            format!("{} -> {}", r.d_in, r.d_out),
+            r.tokens.to_string(),
+            r.rank.to_string(),
+            r.variant.into(),
+            r.mode.into(),
+            format!("{:.2}", r.median_us),
+            over,
+            format!("{:+.1} to {:+.1}", r.percent_low, r.percent_high),
+            ratio(r.against_cublaslt(), r.variant == CUBLASLT),
+            ratio(r.against_sequential(), r.variant == SEQUENTIAL),
+            format!("{:.2}", r.bytes as f64 / 1e6),
+            format!("{:.0}", r.gigabytes_per_second),
+            if r.flops == 0 { "-".into() } else { format!("{:.2}", r.teraflops_per_second) },
+        ]
+    });
+    table(&header, cells)
+}
+
+#[cfg(test)]
+mod tests {
+    use fused_lora::lora::Layout;
+
+    use super::*;
+
+    const CASE: Case = Case { tokens: 512, d_in: 4096, d_out: 1024, rank: 16, layout: Layout::OutIn };
+
+    fn entry(name: &'static str, adapted: bool) -> Entry {
+        let (bytes, flops) = (CASE.bytes::<half::bf16>(adapted), CASE.flops(adapted));
+        Entry { name, bytes, flops, launches: 96, launch: String::new() }
+    }
+
+    /// Nine trials within one per cent.
+    fn about(us: f64) -> Vec<f64> {
+        (0..9).map(|i| us * (1.0 + f64::from(i * 4 % 9) * 1e-3)).collect()
+    }
+
+    #[test]
+    fn a_row_knows_its_arithmetic_and_its_ratios_in_its_mode() {
+        let entries = [entry(BASE, false), entry(FUSED, true), entry(CUBLASLT, false), entry(SEQUENTIAL, true)];
+        let us = [21.0, 22.0, 20.0, 26.0];
+        let times: Vec<_> = us.iter().flat_map(|&us| [about(us + 2.0), about(us)]).collect();
+        let rows = rows(&CASE, &entries, &times);
+        assert_eq!(rows.len(), 8);
+        let fused = &rows[3];
+        assert_eq!((fused.variant, fused.mode, fused.tokens, fused.rank), (FUSED, "graph", 512, 16));
+        assert_eq!(fused.flops, 2 * 512 * (4096 * 1024 + 16 * (4096 + 1024)));
+        assert!((fused.teraflops_per_second - fused.flops as f64 / fused.median_us * 1e-6).abs() < 1e-9);
+        let close = |ratio: Option<Ratio>, value: f64| {
+            let ratio = ratio.unwrap();
+            assert!((ratio.value - value).abs() < 1e-9 && ratio.low <= ratio.value, "{ratio:?}");
+            assert!(ratio.value <= ratio.high && !ratio.is_noise(), "{ratio:?}");
+        };
+        close(fused.against_cublaslt(), 1.1);
+        close(fused.against_sequential(), 22.0 / 26.0);
+        close(rows[2].against_cublaslt(), 24.0 / 22.0);
+        close(rows[7].against_cublaslt(), 1.3);
+        assert!((fused.percent_over_base - 10.0).abs() < 1e-6);
+        let table = print(&rows);
+        assert!(table.contains("TFLOP/s") && table.contains("1.100 (") && table.contains("no difference"), "{table}");
+    }
+
+    #[test]
+    fn without_the_library_there_are_no_ratios_to_it() {
+        let rows = rows(&CASE, &[entry(BASE, false), entry(FUSED, true)], &[21.0, 21.0, 22.0, 22.0].map(about));
+        assert!(rows.iter().all(|row| row.against_cublaslt().is_none() && row.against_sequential().is_none()));
+        assert!(rows[2].percent_over_base > 4.0);
+        assert!(print(&rows).contains(" - "));
+    }
+}
