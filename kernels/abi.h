@@ -106,6 +106,18 @@ typedef struct LoraDecode {
 } LoraDecode;
 ABI_ASSERT(sizeof(LoraDecode) == 9 * 8 + 16 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraDecode is shared with Rust");
 
+/* Which elements of an adapter's input are dropped: tile/dropout.h. */
+typedef struct LoraDropout {
+  const uint32_t *step; /* added to the offset, or null: so a captured graph's replays differ */
+  uint32_t seed_low;
+  uint32_t seed_high;
+  uint32_t layer;
+  uint32_t offset;
+  uint32_t threshold; /* of 65536, those below are dropped; 0: none */
+  float scale;        /* 65536 / (65536 - threshold) */
+} LoraDropout;
+ABI_ASSERT(sizeof(LoraDropout) == 8 + 6 * 4, "LoraDropout is shared with Rust");
+
 /* y = activation(x W0^T + bias + sum of segments) + residual for any number of tokens. Of the launch's tasks the first
  * row_tiles * t_tiles * t_splits to be drawn are tiles of T, the others tiles of y. */
 typedef struct LoraForward {
@@ -128,6 +140,8 @@ typedef struct LoraForward {
   /* The same of T: [row_tiles * t_tiles, t_splits, tile]. */
   float *t_partial;
   uint32_t *t_arrivals;
+  /* Of x on its way into T alone. */
+  LoraDropout dropout;
   uint32_t tokens;
   uint32_t depth;
   uint32_t columns;
@@ -153,7 +167,7 @@ typedef struct LoraForward {
   uint32_t reserved;
   LoraSegment segments[LORA_MAX_SEGMENTS];
 } LoraForward;
-ABI_ASSERT(sizeof(LoraForward) == 13 * 8 + 20 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraForward is shared with Rust");
+ABI_ASSERT(sizeof(LoraForward) == 13 * 8 + 32 + 20 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraForward is shared with Rust");
 
 /* Rows and (in chunks of 16 bytes) columns of the weight that one CTA of lora_merge takes, and its threads. */
 enum {
@@ -212,7 +226,7 @@ typedef struct LoraForwardTma {
   TensorMap x;
   TensorMap weight;
   LoraForward forward;
-  uint32_t reserved[18];
+  uint32_t reserved[10];
 } LoraForwardTma;
 ABI_ASSERT(sizeof(LoraForwardTma) == 10 * 128, "LoraForwardTma is shared with Rust");
 

@@ -107,6 +107,29 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct LoraDropout {
+    pub step: *const u32,
+    pub seed_low: u32,
+    pub seed_high: u32,
+    pub layer: u32,
+    pub offset: u32,
+    pub threshold: u32,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraDropout"][::core::mem::size_of::<LoraDropout>() - 32usize];
+    ["Alignment of LoraDropout"][::core::mem::align_of::<LoraDropout>() - 8usize];
+    ["Offset of field: LoraDropout::step"][::core::mem::offset_of!(LoraDropout, step) - 0usize];
+    ["Offset of field: LoraDropout::seed_low"][::core::mem::offset_of!(LoraDropout, seed_low) - 8usize];
+    ["Offset of field: LoraDropout::seed_high"][::core::mem::offset_of!(LoraDropout, seed_high) - 12usize];
+    ["Offset of field: LoraDropout::layer"][::core::mem::offset_of!(LoraDropout, layer) - 16usize];
+    ["Offset of field: LoraDropout::offset"][::core::mem::offset_of!(LoraDropout, offset) - 20usize];
+    ["Offset of field: LoraDropout::threshold"][::core::mem::offset_of!(LoraDropout, threshold) - 24usize];
+    ["Offset of field: LoraDropout::scale"][::core::mem::offset_of!(LoraDropout, scale) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct LoraForward {
     pub x: *const ::core::ffi::c_void,
     pub weight: *const ::core::ffi::c_void,
@@ -121,6 +144,7 @@ pub struct LoraForward {
     pub arrivals: *mut u32,
     pub t_partial: *mut f32,
     pub t_arrivals: *mut u32,
+    pub dropout: LoraDropout,
     pub tokens: u32,
     pub depth: u32,
     pub columns: u32,
@@ -145,7 +169,7 @@ pub struct LoraForward {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of LoraForward"][::core::mem::size_of::<LoraForward>() - 952usize];
+    ["Size of LoraForward"][::core::mem::size_of::<LoraForward>() - 984usize];
     ["Alignment of LoraForward"][::core::mem::align_of::<LoraForward>() - 8usize];
     ["Offset of field: LoraForward::x"][::core::mem::offset_of!(LoraForward, x) - 0usize];
     ["Offset of field: LoraForward::weight"][::core::mem::offset_of!(LoraForward, weight) - 8usize];
@@ -160,27 +184,28 @@ const _: () = {
     ["Offset of field: LoraForward::arrivals"][::core::mem::offset_of!(LoraForward, arrivals) - 80usize];
     ["Offset of field: LoraForward::t_partial"][::core::mem::offset_of!(LoraForward, t_partial) - 88usize];
     ["Offset of field: LoraForward::t_arrivals"][::core::mem::offset_of!(LoraForward, t_arrivals) - 96usize];
-    ["Offset of field: LoraForward::tokens"][::core::mem::offset_of!(LoraForward, tokens) - 104usize];
-    ["Offset of field: LoraForward::depth"][::core::mem::offset_of!(LoraForward, depth) - 108usize];
-    ["Offset of field: LoraForward::columns"][::core::mem::offset_of!(LoraForward, columns) - 112usize];
-    ["Offset of field: LoraForward::x_stride"][::core::mem::offset_of!(LoraForward, x_stride) - 116usize];
-    ["Offset of field: LoraForward::weight_stride"][::core::mem::offset_of!(LoraForward, weight_stride) - 120usize];
-    ["Offset of field: LoraForward::y_stride"][::core::mem::offset_of!(LoraForward, y_stride) - 124usize];
-    ["Offset of field: LoraForward::residual_stride"][::core::mem::offset_of!(LoraForward, residual_stride) - 128usize];
-    ["Offset of field: LoraForward::t_stride"][::core::mem::offset_of!(LoraForward, t_stride) - 132usize];
-    ["Offset of field: LoraForward::t_out_stride"][::core::mem::offset_of!(LoraForward, t_out_stride) - 136usize];
-    ["Offset of field: LoraForward::row_tiles"][::core::mem::offset_of!(LoraForward, row_tiles) - 140usize];
-    ["Offset of field: LoraForward::column_tiles"][::core::mem::offset_of!(LoraForward, column_tiles) - 144usize];
-    ["Offset of field: LoraForward::t_tiles"][::core::mem::offset_of!(LoraForward, t_tiles) - 148usize];
-    ["Offset of field: LoraForward::splits"][::core::mem::offset_of!(LoraForward, splits) - 152usize];
-    ["Offset of field: LoraForward::split_depth"][::core::mem::offset_of!(LoraForward, split_depth) - 156usize];
-    ["Offset of field: LoraForward::t_splits"][::core::mem::offset_of!(LoraForward, t_splits) - 160usize];
-    ["Offset of field: LoraForward::t_split_depth"][::core::mem::offset_of!(LoraForward, t_split_depth) - 164usize];
-    ["Offset of field: LoraForward::raster_rows"][::core::mem::offset_of!(LoraForward, raster_rows) - 168usize];
-    ["Offset of field: LoraForward::activation"][::core::mem::offset_of!(LoraForward, activation) - 172usize];
-    ["Offset of field: LoraForward::segment_count"][::core::mem::offset_of!(LoraForward, segment_count) - 176usize];
-    ["Offset of field: LoraForward::reserved"][::core::mem::offset_of!(LoraForward, reserved) - 180usize];
-    ["Offset of field: LoraForward::segments"][::core::mem::offset_of!(LoraForward, segments) - 184usize];
+    ["Offset of field: LoraForward::dropout"][::core::mem::offset_of!(LoraForward, dropout) - 104usize];
+    ["Offset of field: LoraForward::tokens"][::core::mem::offset_of!(LoraForward, tokens) - 136usize];
+    ["Offset of field: LoraForward::depth"][::core::mem::offset_of!(LoraForward, depth) - 140usize];
+    ["Offset of field: LoraForward::columns"][::core::mem::offset_of!(LoraForward, columns) - 144usize];
+    ["Offset of field: LoraForward::x_stride"][::core::mem::offset_of!(LoraForward, x_stride) - 148usize];
+    ["Offset of field: LoraForward::weight_stride"][::core::mem::offset_of!(LoraForward, weight_stride) - 152usize];
+    ["Offset of field: LoraForward::y_stride"][::core::mem::offset_of!(LoraForward, y_stride) - 156usize];
+    ["Offset of field: LoraForward::residual_stride"][::core::mem::offset_of!(LoraForward, residual_stride) - 160usize];
+    ["Offset of field: LoraForward::t_stride"][::core::mem::offset_of!(LoraForward, t_stride) - 164usize];
+    ["Offset of field: LoraForward::t_out_stride"][::core::mem::offset_of!(LoraForward, t_out_stride) - 168usize];
+    ["Offset of field: LoraForward::row_tiles"][::core::mem::offset_of!(LoraForward, row_tiles) - 172usize];
+    ["Offset of field: LoraForward::column_tiles"][::core::mem::offset_of!(LoraForward, column_tiles) - 176usize];
+    ["Offset of field: LoraForward::t_tiles"][::core::mem::offset_of!(LoraForward, t_tiles) - 180usize];
+    ["Offset of field: LoraForward::splits"][::core::mem::offset_of!(LoraForward, splits) - 184usize];
+    ["Offset of field: LoraForward::split_depth"][::core::mem::offset_of!(LoraForward, split_depth) - 188usize];
+    ["Offset of field: LoraForward::t_splits"][::core::mem::offset_of!(LoraForward, t_splits) - 192usize];
+    ["Offset of field: LoraForward::t_split_depth"][::core::mem::offset_of!(LoraForward, t_split_depth) - 196usize];
+    ["Offset of field: LoraForward::raster_rows"][::core::mem::offset_of!(LoraForward, raster_rows) - 200usize];
+    ["Offset of field: LoraForward::activation"][::core::mem::offset_of!(LoraForward, activation) - 204usize];
+    ["Offset of field: LoraForward::segment_count"][::core::mem::offset_of!(LoraForward, segment_count) - 208usize];
+    ["Offset of field: LoraForward::reserved"][::core::mem::offset_of!(LoraForward, reserved) - 212usize];
+    ["Offset of field: LoraForward::segments"][::core::mem::offset_of!(LoraForward, segments) - 216usize];
 };
 pub const LORA_MERGE_ROWS: _bindgen_ty_3 = 64;
 pub const LORA_MERGE_CHUNKS: _bindgen_ty_3 = 16;
@@ -269,7 +294,7 @@ pub struct LoraForwardTma {
     pub x: TensorMap,
     pub weight: TensorMap,
     pub forward: LoraForward,
-    pub reserved: [u32; 18usize],
+    pub reserved: [u32; 10usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -278,7 +303,7 @@ const _: () = {
     ["Offset of field: LoraForwardTma::x"][::core::mem::offset_of!(LoraForwardTma, x) - 0usize];
     ["Offset of field: LoraForwardTma::weight"][::core::mem::offset_of!(LoraForwardTma, weight) - 128usize];
     ["Offset of field: LoraForwardTma::forward"][::core::mem::offset_of!(LoraForwardTma, forward) - 256usize];
-    ["Offset of field: LoraForwardTma::reserved"][::core::mem::offset_of!(LoraForwardTma, reserved) - 1208usize];
+    ["Offset of field: LoraForwardTma::reserved"][::core::mem::offset_of!(LoraForwardTma, reserved) - 1240usize];
 };
 #[repr(C)]
 #[repr(align(128))]

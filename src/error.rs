@@ -245,9 +245,18 @@ pub enum Error {
         /// What was given instead.
         actual: String,
     },
-    /// T was asked for of a launch that was not planned to write it.
-    #[error("the launch was not planned to write T: plan it with Forward::saving_t")]
-    TNotPlanned,
+    /// T or dropout was asked for of a launch that was not planned for training.
+    #[error("the launch was not planned for {what}: plan it with ForwardOptions {{ training: true, .. }}")]
+    TrainingNotPlanned {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// A dropout probability outside [0, 1).
+    #[error("a dropout probability of {p} is not in [0, 1 - 2^-17)")]
+    DropoutOutOfRange {
+        /// The probability.
+        p: f64,
+    },
     /// The device cannot run this kernel.
     #[error("{kernel} does not run on compute capability {}.{}: it is written for {needs}", capability.0, capability.1)]
     Unsupported {

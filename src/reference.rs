@@ -1,5 +1,6 @@
 //! The oracle: float64, naive, obviously right. Every backend is judged by it, element by element.
 
+use crate::dropout::Dropout;
 use crate::dtype::{DType, Element};
 use crate::lora::{Activation, Layout, LoraLinear};
 use crate::matrix::MatrixRef;
@@ -144,10 +145,27 @@ pub fn weight_in_out<W: Element>(layer: &LoraLinear<'_, W>) -> Matrix64 {
     }
 }
 
+/// x̂: what dropout leaves of x, divided by 1 − p.
+pub fn drop_out(x: &Matrix64, dropout: Option<&Dropout>) -> Matrix64 {
+    let Some(dropout) = dropout else { return x.clone() };
+    let value = |i| if dropout.keeps(i / x.cols, i % x.cols) { x.data[i] / (1.0 - dropout.p()) } else { 0.0 };
+    Matrix64 { data: (0..x.data.len()).map(value).collect(), ..*x }
+}
+
 /// `y = x W0ᵀ + bias + s·(x Aᵀ) Bᵀ`.
 pub fn forward<W: Element, X: Element>(layer: &LoraLinear<'_, W>, x: MatrixRef<'_, X>) -> Judged {
+    forward_dropped(layer, x, None)
+}
+
+/// [`forward`] with dropout: `y = x W0ᵀ + bias + s·(x̂ Aᵀ) Bᵀ`.
+pub fn forward_dropped<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    x: MatrixRef<'_, X>,
+    dropout: Option<&Dropout>,
+) -> Judged {
     let evaluate = |f: &dyn Fn(Matrix64) -> Matrix64, s: &dyn Fn(f64) -> f64| {
         let x = f(Matrix64::from_view(x));
+        let x_hat = drop_out(&x, dropout);
         let mut y = x.matmul(&f(weight_in_out(layer)));
         if let Some(bias) = layer.bias {
             for i in 0..y.rows {
@@ -157,7 +175,7 @@ pub fn forward<W: Element, X: Element>(layer: &LoraLinear<'_, W>, x: MatrixRef<'
             }
         }
         for segment in layer.segments {
-            let t = x.matmul(&f(Matrix64::from_view(segment.a)).t());
+            let t = x_hat.matmul(&f(Matrix64::from_view(segment.a)).t());
             let update = t.matmul(&f(Matrix64::from_view(segment.b)).t());
             y.add_at(segment.columns.start, s(f64::from(segment.scale)), &update);
         }
@@ -166,12 +184,18 @@ pub fn forward<W: Element, X: Element>(layer: &LoraLinear<'_, W>, x: MatrixRef<'
     Judged::new(evaluate(&|m| m, &|v| v), evaluate(&|m| m.abs(), &f64::abs))
 }
 
-/// [`forward`] where s·T is stored as `dtype` before it meets B: each element may be off by Σ(u·|s·T| + smallest step)·|B|
+/// [`forward_dropped`] where s·T is stored as `dtype` before it meets B: each element may be off by Σ(u·|s·T| + smallest step)·|B|
 /// more.
-pub fn forward_through<W: Element, X: Element>(layer: &LoraLinear<'_, W>, x: MatrixRef<'_, X>, dtype: DType) -> Judged {
-    let mut judged = forward(layer, x);
+pub fn forward_through<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    x: MatrixRef<'_, X>,
+    dropout: Option<&Dropout>,
+    dtype: DType,
+) -> Judged {
+    let mut judged = forward_dropped(layer, x, dropout);
+    let x_hat = drop_out(&Matrix64::from_view(x), dropout);
     for segment in layer.segments {
-        let mut rounding = low_rank_input(segment.a, x).abs();
+        let mut rounding = x_hat.matmul(&Matrix64::from_view(segment.a).t()).abs();
         let u = dtype.unit_roundoff() * f64::from(segment.scale).abs();
         rounding.data.iter_mut().for_each(|t| *t = u * *t + dtype.smallest_step());
         let slack = rounding.matmul(&Matrix64::from_view(segment.b).abs().t());

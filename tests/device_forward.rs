@@ -11,7 +11,7 @@ use common::{Buffer, RandomLayer, Rng, Shape, steps};
 use fused_lora::decode::MAX_TOKENS;
 use fused_lora::device::{
     Decode, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceOutput, DeviceResidual, DeviceSegment,
-    DeviceSlice, Forward, Graph, Stream, Workspace,
+    DeviceSlice, Forward, ForwardOptions, Graph, Stream, Workspace,
 };
 use fused_lora::forward::Plan;
 use fused_lora::lora::{Activation, Layout};
@@ -49,7 +49,7 @@ fn check<T: Element>(seed: u64, shape: &Shape, activation: Activation, kind: Add
     let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
     let added = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_out, shape.gap);
     let added = (kind != Added::Nothing).then_some(&added);
-    let expected = expected(&random, &x, activation, added);
+    let expected = expected(&random, &x, activation, added, None);
     let apart = added.filter(|_| kind == Added::Apart);
     let mut on_device = OnDevice::new(&stream, &random, &x, activation, apart);
     let forward = on_device.with(|layer, _, _, _| Forward::new(stream.device(), layer, shape.tokens)).unwrap();
@@ -110,28 +110,7 @@ fn one_call_for_any_number_of_tokens() {
     }
 }
 
-#[test]
-fn a_path_is_taken_as_asked() -> Result<()> {
-    let stream = stream();
-    let mut rng = Rng(6);
-    let shape = shape(MAX_TOKENS, Layout::OutIn);
-    let random = RandomLayer::<bf16>::new(&mut rng, &shape);
-    let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
-    let expected = expected(&random, &x, Activation::Identity, None);
-    for path in [ComputePath::CudaCores, ComputePath::Matrix] {
-        let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
-        let kernel = on_device.with(|layer, x, residual, y| {
-            let forward = Forward::with_path(stream.device(), layer, shape.tokens, path)?;
-            let mut workspace = Workspace::new(&stream, forward.workspace())?;
-            forward.launch(&stream, layer, x, residual, y, &mut workspace)?;
-            assert_eq!(forward.kernel().name(), forward.plan().kernel());
-            Ok::<_, Error>(forward.kernel().name().to_owned())
-        })?;
-        assert_eq!(kernel.contains("mma"), path == ComputePath::Matrix, "{kernel}");
-        expected.assert_close(on_device.y(&stream).view(), steps(&shape), &kernel);
-    }
-    Ok(())
-}
+const TRAINING: ForwardOptions = ForwardOptions { path: ComputePath::Auto, any_x: false, training: true };
 
 /// T in its own buffer with gaps, for as many tokens as a decode kernel takes, and more.
 #[test]
@@ -149,7 +128,7 @@ fn t_is_left_with_the_caller_who_asks_for_it() -> Result<()> {
         for keeps in [true, false] {
             on_device.poison_y(&stream);
             on_device.with(|layer, x, residual, y| {
-                let forward = Forward::saving_t(stream.device(), layer, tokens)?;
+                let forward = Forward::with_options(stream.device(), layer, tokens, TRAINING)?;
                 assert!(matches!(forward.plan(), Plan::Forward(_)), "{}", forward.plan());
                 let mut workspace = Workspace::new(&stream, forward.workspace())?;
                 let t = DeviceMatrixMut::with_stride(on.as_mut_slice(), tokens, t.cols, t.stride)?;
@@ -158,7 +137,7 @@ fn t_is_left_with_the_caller_who_asks_for_it() -> Result<()> {
             })?;
             let y = on_device.y(&stream);
             let what = format!("{tokens} tokens");
-            expected(&random, &x, Activation::Identity, None).assert_close(y.view(), steps(&shape), &what);
+            expected(&random, &x, Activation::Identity, None, None).assert_close(y.view(), steps(&shape), &what);
             if keeps {
                 kept = y;
                 continue;
@@ -267,7 +246,7 @@ fn decode_and_forward_take_turns_on_one_workspace() -> Result<()> {
             let mut own = Workspace::new(&stream, forward.workspace())?;
             let (alone, together) = (run(&mut own)?, run(&mut shared)?);
             let what = format!("round {round}, {}", forward.plan());
-            expected(random, &x, Activation::Identity, None).assert_close(together.view(), steps(shape), &what);
+            expected(random, &x, Activation::Identity, None, None).assert_close(together.view(), steps(shape), &what);
             for row in 0..alone.rows {
                 assert_eq!(alone.view().row(row), together.view().row(row), "row {row}, {what}");
             }
@@ -300,7 +279,7 @@ fn launches_in_a_row_need_nothing_in_between() -> Result<()> {
         let what = format!("{launches} launches of each");
         for (random, x, on_device) in [(&random, &x[0], &first), (&wide, &x[1], &second)] {
             let y = on_device.y(&stream);
-            expected(random, x, Activation::Identity, None).assert_close(y.view(), steps(&random.shape), &what);
+            expected(random, x, Activation::Identity, None, None).assert_close(y.view(), steps(&random.shape), &what);
         }
     }
     Ok(())
@@ -361,7 +340,8 @@ fn what_cannot_be_planned_has_its_error() {
     assert_eq!(error(&small.layer(&infinite), TOKENS), Error::ScaleNotFinite { scale: f32::INFINITY });
     let path = ComputePath::Matrix;
     let crooked = DeviceLora { weight: small.raw(small.data.address() + 2, D_OUT, D_IN), ..layer };
-    let refused = Forward::with_path(device, &crooked, 1, path).unwrap_err();
+    let options = ForwardOptions { path, ..ForwardOptions::default() };
+    let refused = Forward::with_options(device, &crooked, 1, options).unwrap_err();
     assert!(matches!(refused, Error::NoMatrixInstructions { .. }), "{refused}");
 }
 
@@ -377,7 +357,7 @@ fn each_wrong_launch_has_its_error_and_launches_nothing() -> Result<()> {
     let segments = [small.segment()];
     let layer = small.layer(&segments);
     let plain = Forward::new(small.stream.device(), &layer, TOKENS)?;
-    let saving = Forward::saving_t(small.stream.device(), &layer, TOKENS)?;
+    let saving = Forward::with_options(small.stream.device(), &layer, TOKENS, TRAINING)?;
     let mut workspace = Workspace::new(&small.stream, saving.workspace())?;
     let (x, none) = (small.matrix(TOKENS, D_IN), DeviceResidual::None);
     {
@@ -465,7 +445,7 @@ fn each_wrong_launch_has_its_error_and_launches_nothing() -> Result<()> {
             t: Some(writable(here, t_address, TOKENS, RANK)),
         };
         let unplanned = plain.launch(&small.stream, &layer, x, none, output, &mut workspace).unwrap_err();
-        assert_eq!(unplanned, Error::TNotPlanned);
+        assert_eq!(unplanned, Error::TrainingNotPlanned { what: "leaving T" });
     }
 
     let available = WorkspaceLayout { t_bytes: required.t_bytes - 1, ..required };
@@ -486,7 +466,8 @@ fn an_x_of_any_alignment_has_a_plan_of_its_own() -> Result<()> {
     let small = Small::new();
     let segments = [small.segment()];
     let layer = small.layer(&segments);
-    let forward = Forward::for_any_x(small.stream.device(), &layer, TOKENS)?;
+    let options = ForwardOptions { any_x: true, ..ForwardOptions::default() };
+    let forward = Forward::with_options(small.stream.device(), &layer, TOKENS, options)?;
     assert!(forward.plan().kernel().ends_with("_any"), "{}", forward.plan());
     let mut workspace = Workspace::new(&small.stream, forward.workspace())?;
     let mut y = DeviceBuffer::from_slice(&small.stream, &[f16::NAN; TOKENS * D_OUT])?;

@@ -11,9 +11,10 @@ use common::forward::{Forward, Outputs, expected};
 use common::rig::{Rig, builds, on_gpu};
 use common::sanitize::rerun_under_sanitizers;
 use common::{Buffer, RandomLayer, Rng, Shape, steps};
+use fused_lora::dropout::Dropout;
 use fused_lora::forward::ForwardPlan;
 use fused_lora::lora::{Activation, Layout};
-use fused_lora::reference::Matrix64;
+use fused_lora::reference::{self, Matrix64};
 use fused_lora::{ComputePath, DType, Element};
 use fused_lora_emulator::{Build, Completion, Config, Schedule};
 use half::{bf16, f16};
@@ -28,7 +29,7 @@ fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<'_, 
     let random = RandomLayer::<T>::new(&mut rng, shape);
     let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
     let added = residual.then(|| Buffer::<T>::random(&mut rng, shape.tokens, shape.d_out, shape.gap));
-    let expected = expected(&random, &x, options.activation, added.as_ref());
+    let expected = expected(&random, &x, options.activation, added.as_ref(), options.dropout.as_ref());
     let options = Options { residual: added.as_ref(), t_out: true, ..*options };
     let forward = Forward::new(rig, &random, &x, &options);
     let mut first: Option<Outputs<T>> = None;
@@ -44,7 +45,7 @@ fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<'_, 
                 assert_eq!(first.t.view().row(row), outputs.t.view().row(row), "row {row} of T depends: {what}");
             }
         } else {
-            check_t(&random, &x, &outputs.t, &what);
+            check_t(&random, &x, options.dropout.as_ref(), &outputs.t, &what);
         }
         first.get_or_insert(outputs);
     }
@@ -52,8 +53,8 @@ fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<'_, 
 }
 
 /// T as the backward pass gets it: each segment's behind the other's, no scale, no padding.
-fn check_t<T: Element>(random: &RandomLayer<T>, x: &Buffer<T>, t: &Buffer<T>, what: &str) {
-    let x = Matrix64::from_view(x.view());
+fn check_t<T: Element>(random: &RandomLayer<T>, x: &Buffer<T>, dropout: Option<&Dropout>, t: &Buffer<T>, what: &str) {
+    let x = reference::drop_out(&Matrix64::from_view(x.view()), dropout);
     let mut begin = 0;
     for (a, ..) in &random.factors {
         let a = Matrix64::from_view(a.view());
@@ -209,6 +210,46 @@ fn segments_anywhere() {
         let many: Vec<_> = (0..16).map(|i| (3 * i, 3 * i + 3, 1 + i % 3)).collect();
         everywhere(&shape(20, 64, 48, layout, &many), 34, 6);
     }
+}
+
+#[test]
+fn adapters_drop_out_and_the_base_does_not() {
+    let dropout = Dropout::new(0.3, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(5).at(77);
+    for layout in LAYOUTS {
+        // Depths that whole blocks of the mask fit, that they do not, and that are split; rows below the last token.
+        for (tokens, d_in, d_out, multiprocessors) in
+            [(130, 136, 264, 1), (70, 1096, 40, 6), (19, 67, 33, 6), (1, 40, 8, 1)]
+        {
+            let shape = shape(tokens, d_in, d_out, layout, &[(0, d_out, 9), (1, 5, 70)]);
+            for build in builds() {
+                let rig = Rig::new(build);
+                for capability in CAPABILITIES.into_iter().filter(|&capability| capability <= rig.compute_capability())
+                {
+                    let options = Options { dropout: Some(dropout), ..options(multiprocessors, capability) };
+                    check::<bf16>(&rig, 81, &shape, &options, false);
+                }
+                let path = ComputePath::CudaCores;
+                let bits_32 = Options { dropout: Some(dropout), path, ..options(multiprocessors, (8, 0)) };
+                check::<f32>(&rig, 82, &shape, &bits_32, false);
+                let bits_16 = Options { dropout: Some(dropout), path, ..options(multiprocessors, (8, 0)) };
+                check::<f16>(&rig, 83, &shape, &bits_16, false);
+            }
+        }
+    }
+}
+
+#[test]
+fn dropping_nothing_is_no_dropout() {
+    let rig = Rig::new(builds()[0]);
+    let shape = shape(40, 72, 40, Layout::OutIn, &[(0, 40, 4)]);
+    let mut rng = Rng(84);
+    let random = RandomLayer::<bf16>::new(&mut rng, &shape);
+    let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, 0);
+    let [none, never, some] = [None, Some(0.0), Some(0.5)].map(|p| {
+        let dropout = p.map(|p| Dropout::new(p, 9).unwrap());
+        Forward::new(&rig, &random, &x, &Options { dropout, ..options(6, (8, 0)) }).run().unwrap().y
+    });
+    assert!(none.data == never.data && none.data != some.data);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 // One linear layer with its adapters for any number of tokens, in one launch:
 //
-//   y[m, n] = act(Σ_k x[m, k] W0[n, k] + bias[n] + Σ_segments s·Σ_j B[n, j] T[m, j]) + residual[m, n],   T = x A^T
+//   y[m, n] = act(Σ_k x[m, k] W0[n, k] + bias[n] + Σ_segments s·Σ_j B[n, j] T[m, j]) + residual[m, n],   T = x̂ A^T
+//
+// with x̂ = x, or what dropout makes of it.
 //
 // What the forward kernels share: which CTA does what, and how tiles of y get to know T.
 //
@@ -12,6 +14,8 @@
 // release once the tile is stored. Several CTAs share its depth, so that nobody waits long: each leaves its sums in the
 // workspace, and the last to arrive adds them up in the splits' order. Nothing is reset from outside, and a captured graph replays. A tile of y acquires the
 // flag when all of its own depth is on its way, then takes T and B as so much more depth.
+//
+// Dropout. The tiles of T zero what is dropped of x in their own stages; the tiles of y see x as it is.
 //
 // With no segments there are no tickets: a CTA's number is its index, and what is left is the base product.
 //
@@ -28,6 +32,7 @@
 #include <gpu/math.h>
 #include <gpu/memory.h>
 #include <gpu/types.h>
+#include <tile/dropout.h>
 
 namespace lora {
 
@@ -136,6 +141,8 @@ GPU_DEVICE void await_t(const LoraForward& p, u32 row_tile, u32 begin, u32 end, 
 template <class E>
 GPU_DEVICE void store_t(const LoraForward& p, u32 row, u32 column, float low, float high) {
   const LoraSegment& segment = p.segments[segment_of(p, column)];
+  low *= p.dropout.scale;
+  high *= p.dropout.scale;
   u32* place = reinterpret_cast<u32*>(static_cast<E*>(p.t) + u64(row) * p.t_stride + column);
   store(place, pack<E>(segment.scale * low, segment.scale * high));
   if (p.t_out == nullptr) return;
@@ -148,12 +155,15 @@ GPU_DEVICE void store_t(const LoraForward& p, u32 row, u32 column, float low, fl
 /// The same for a whole chunk of columns, which lie in one segment: the steps by which ranks are rounded up are whole
 /// chunks.
 template <class E>
-GPU_DEVICE void store_t_chunk(const LoraForward& p, const float (&value)[chunk_elements<E>], u32 row, u32 column) {
+GPU_DEVICE void store_t_chunk(const LoraForward& p, float (&value)[chunk_elements<E>], u32 row, u32 column) {
   constexpr u32 elements = chunk_elements<E>;
   const LoraSegment& segment = p.segments[segment_of(p, column)];
   float scaled[elements];
 #pragma unroll
-  for (u32 i = 0; i < elements; i++) scaled[i] = segment.scale * value[i];
+  for (u32 i = 0; i < elements; i++) {
+    value[i] *= p.dropout.scale;
+    scaled[i] = segment.scale * value[i];
+  }
   store(reinterpret_cast<Chunk*>(static_cast<E*>(p.t) + u64(row) * p.t_stride + column), pack<E>(scaled));
   if (p.t_out == nullptr) return;
   const u32 first = column - segment.t_begin;
@@ -162,6 +172,16 @@ GPU_DEVICE void store_t_chunk(const LoraForward& p, const float (&value)[chunk_e
   for (u32 i = 0; i < elements; i++) {
     if (first + i < segment.rank) store(packed + i, from_f32<E>(value[i]));
   }
+}
+
+/// Drops out what a tile of T has of x in a stage, by the threads that are to read it; a barrier of theirs comes before.
+/// Whether it did: then a barrier comes after.
+template <class E, u32 ROWS, u32 DEPTH>
+GPU_DEVICE bool drop_out_stage(const LoraForward& p, Chunk* tile, u32 first_row, u32 k, u32 thread, u32 threads) {
+  if (p.dropout.threshold == 0) return false;
+  const u32 rows = first_row < p.tokens ? gpu::min(ROWS, p.tokens - first_row) : 0;
+  tile::drop_out<E, DEPTH>(p.dropout, tile, rows, first_row, k, thread, threads);
+  return true;
 }
 
 /// The CTAs that share a tile's depth: where their sums are in the workspace, and who is the last of them.

@@ -81,7 +81,9 @@ class ForwardTile {
           x.stage(left(stage), begin + step * DEPTH, end, p.x);
           a.stage(right(stage), begin + step * DEPTH, end, p.x);
         },
-        [&](u32, u32 stage) {
+        [&](u32 step, u32 stage) {
+          const u32 k = begin + step * DEPTH;
+          if (drop_out_stage<E, ROWS, DEPTH>(p, left(stage), first_row, k, threadIdx.x, threads)) sync_block();
           sums.template multiply_within<DEPTH>(left(stage), 16 * warp_id(), right(stage), 0, DEPTH / 16, 0, columns);
         });
     if (p.t_splits != 1) {

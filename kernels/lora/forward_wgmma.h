@@ -300,9 +300,16 @@ class ForwardWgmma {
   GPU_DEVICE void shrink(const ForwardTask& task, u32 first_row, u32& step) {
     float d[t_columns / 2];
     const u32 steps = t_steps(task);
+    u32 k_begin = task.split * p.t_split_depth;
 #pragma unroll 1
-    for (u32 i = 0; i < steps; i++, step++) {
+    for (u32 i = 0; i < steps; i++, step++, k_begin += depth) {
       await_full(step);
+      Chunk* mine = left(step % stages) + 64 * group() * row_chunks;
+      const u32 group_row = task.row_tile * rows + 64 * group();
+      if (drop_out_stage<E, 64, depth>(p, mine, group_row, k_begin, threadIdx.x % 128, 128)) {
+        fence_proxy_async_shared();
+        sync_named(3 + group(), 128);
+      }
       wgmma_fence();
 #pragma unroll
       for (u32 k = 0; k < depth / 16; k++) {

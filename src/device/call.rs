@@ -2,7 +2,8 @@
 
 use super::Device;
 use super::layer::{DeviceLora, DeviceResidual, expect_operand};
-use super::matrix::{CHUNK, DeviceMatrix};
+use super::lora_forward::DeviceDropout;
+use super::matrix::{CHUNK, DeviceMatrix, Extent};
 use super::stream::Stream;
 use super::workspace::Workspace;
 use crate::dtype::Element;
@@ -46,6 +47,7 @@ impl std::fmt::Display for Shape {
 pub(super) struct Operands<'a, T> {
     pub(super) layer: &'a DeviceLora<'a, T>,
     pub(super) x: DeviceMatrix<'a, T>,
+    pub(super) dropout: Option<DeviceDropout<'a>>,
     pub(super) residual: DeviceResidual<'a, T>,
     /// Written; the caller holds it mutably.
     pub(super) y: DeviceMatrix<'a, T>,
@@ -105,7 +107,7 @@ impl Planned {
         operands: &Operands<'_, T>,
         required: WorkspaceLayout,
     ) -> Result<()> {
-        let &Operands { layer, x, residual, y, t, workspace } = operands;
+        let &Operands { layer, x, dropout, residual, y, t, workspace } = operands;
         let device = &self.device;
         device.expect_same("stream", stream.device())?;
         layer.validate(device)?;
@@ -126,14 +128,23 @@ impl Planned {
         if let Some(t) = &t {
             expect("T", t, [tokens, ranks.iter().sum()])?;
         }
+        let step = dropout.and_then(|dropout| dropout.step);
+        if let Some(step) = &step {
+            device.expect_same("dropout step", step.device())?;
+            Extent::of_slice(step).expect_aligned("dropout step", size_of::<u32>())?;
+            if step.len() != 1 {
+                return Err(Error::LengthMismatch { operand: "dropout step", expected: 1, actual: step.len() });
+            }
+        }
         self.expect_workspace(workspace, required)?;
+        let step = step.as_ref().map(|step| ("dropout step", Extent::of_slice(step)));
         let apart = match residual {
             DeviceResidual::From(matrix) => Some(("residual", matrix.extent())),
             _ => None,
         };
         let written =
             [t.map(|t| ("T", t.extent())), Some(("y", y.extent())), Some(("the workspace", workspace.extent()))];
-        for (operand, extent) in layer.operands().chain([("x", x.extent())]).chain(apart) {
+        for (operand, extent) in layer.operands().chain([("x", x.extent())]).chain(apart).chain(step) {
             for (output, written) in written.iter().flatten() {
                 written.refuse_overlap(output, operand, &extent)?;
             }

@@ -135,7 +135,7 @@ impl<T: Element> Decode<T> {
         y: DeviceMatrixMut<'_, T>,
         workspace: &mut Workspace,
     ) -> Result<()> {
-        let operands = Operands { layer, x, residual, y: y.as_ref(), t: None, workspace };
+        let operands = Operands { layer, x, dropout: None, residual, y: y.as_ref(), t: None, workspace };
         self.planned.check(stream, &operands, self.plan.workspace)?;
         let params = params(&self.plan, &operands);
         // SAFETY: the parameters are the decode kernels'. Shapes, bounds, devices and alignments were checked above, and

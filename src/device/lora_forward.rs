@@ -8,10 +8,12 @@ use super::kernel::{Kernel, LaunchConfig};
 use super::layer::{DeviceLora, DeviceResidual, activation_code, segment_table};
 use super::lora_decode;
 use super::matrix::{DeviceMatrix, DeviceMatrixMut};
+use super::slice::DeviceSlice;
 use super::stream::Stream;
 use super::tensor_map::Tensor;
 use super::workspace::Workspace;
 use crate::abi::{LoraForward, LoraForwardTma, TensorMap};
+use crate::dropout::{Dropout, NO_DROPOUT};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::forward::{ForwardPlan, Plan};
@@ -22,8 +24,8 @@ use crate::{ComputePath, WorkspaceLayout};
 pub struct DeviceOutput<'a, T> {
     /// y, `[tokens, d_out]`.
     pub y: DeviceMatrixMut<'a, T>,
-    /// T = x Aᵀ without scales, `[tokens, sum of ranks]`, the segments side by side: what the backward pass takes. Only for
-    /// launches planned with [`Forward::saving_t`].
+    /// T = x̂ Aᵀ without scales, `[tokens, sum of ranks]`, the segments side by side: what the backward pass takes. Only for
+    /// launches planned for [training](ForwardOptions::training).
     pub t: Option<DeviceMatrixMut<'a, T>>,
 }
 
@@ -31,6 +33,49 @@ impl<'a, T> From<DeviceMatrixMut<'a, T>> for DeviceOutput<'a, T> {
     fn from(y: DeviceMatrixMut<'a, T>) -> Self {
         Self { y, t: None }
     }
+}
+
+/// What a layer is run on: x alone, or with dropout on its way into the adapters.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceInput<'a, T> {
+    /// x, `[tokens, d_in]`.
+    pub x: DeviceMatrix<'a, T>,
+    /// Only for launches planned for [training](ForwardOptions::training).
+    pub dropout: Option<DeviceDropout<'a>>,
+}
+
+impl<'a, T> From<DeviceMatrix<'a, T>> for DeviceInput<'a, T> {
+    fn from(x: DeviceMatrix<'a, T>) -> Self {
+        Self { x, dropout: None }
+    }
+}
+
+/// Which elements are dropped.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceDropout<'a> {
+    /// Known when the launch is issued.
+    pub dropout: Dropout,
+    /// One number on the device, added to the dropout's offset when the launch runs: replays of a captured graph differ if
+    /// it does.
+    pub step: Option<DeviceSlice<'a, u32>>,
+}
+
+impl From<Dropout> for DeviceDropout<'_> {
+    fn from(dropout: Dropout) -> Self {
+        Self { dropout, step: None }
+    }
+}
+
+/// What a launch is planned for beside the layer's shapes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ForwardOptions {
+    /// What multiplies.
+    pub path: ComputePath,
+    /// For an x of any alignment, on a slower kernel. Otherwise, if the rows of W0 and of every A start and end at multiples
+    /// of 16 bytes, those of x must, too.
+    pub any_x: bool,
+    /// For launches that may leave T with the caller and may drop out, on a forward kernel for any number of tokens.
+    pub training: bool,
 }
 
 /// A layer's forward launch: planned once, its kernel found, then launched any number of times.
@@ -75,66 +120,45 @@ impl<'a, T> From<DeviceMatrixMut<'a, T>> for DeviceOutput<'a, T> {
 /// }
 /// ```
 ///
-/// For training, [`saving_t`](Self::saving_t) plans a launch that takes `DeviceOutput { y, t: Some(t) }` in place of `out`.
+/// For training, [`ForwardOptions::training`] plans a launch that takes `DeviceOutput { y, t: Some(t) }` in place of `out`
+/// and `DeviceInput { x, dropout: Some(dropout) }` in place of `x`.
 #[derive(Debug, Clone)]
 pub struct Forward<T> {
     kernel: Kernel,
     plan: Plan,
     config: LaunchConfig,
     planned: Planned,
-    saves_t: bool,
+    training: bool,
     dtype: PhantomData<T>,
 }
 
 impl<T: Element> Forward<T> {
     /// Plans launches for layers like this one and `tokens` rows of x. If the rows of W0 and of every A start and end at
-    /// multiples of 16 bytes, those of x must, too; [`for_any_x`](Self::for_any_x) plans a slower kernel without that
-    /// condition.
+    /// multiples of 16 bytes, those of x must, too, unless [`ForwardOptions::any_x`] says otherwise.
     ///
     /// # Errors
     /// As [`DeviceLora::validate`], [`Plan::new`] and [`Device::kernel`].
     pub fn new(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize) -> Result<Self> {
-        Self::with_path(device, layer, tokens, ComputePath::Auto)
+        Self::with_options(device, layer, tokens, ForwardOptions::default())
     }
 
-    /// As [`new`](Self::new), on CUDA cores or on matrix instructions as asked.
+    /// As [`new`](Self::new), with options.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_path(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize, path: ComputePath) -> Result<Self> {
-        Self::plan_for(device, layer, tokens, true, path, false)
-    }
-
-    /// As [`new`](Self::new), for an x of any alignment.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    pub fn for_any_x(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize) -> Result<Self> {
-        Self::plan_for(device, layer, tokens, false, ComputePath::Auto, false)
-    }
-
-    /// As [`new`](Self::new), for launches that can also leave T with the caller.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    pub fn saving_t(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize) -> Result<Self> {
-        Self::plan_for(device, layer, tokens, true, ComputePath::Auto, true)
-    }
-
-    fn plan_for(
+    pub fn with_options(
         device: &Device,
         layer: &DeviceLora<'_, T>,
         tokens: usize,
-        aligned: bool,
-        path: ComputePath,
-        saves_t: bool,
+        options: ForwardOptions,
     ) -> Result<Self> {
-        let planned = Planned::new(device, layer, tokens, aligned)?;
-        let plan = Plan::new(&planned.problem::<T>(path), saves_t)?;
+        let ForwardOptions { path, any_x, training } = options;
+        let planned = Planned::new(device, layer, tokens, !any_x)?;
+        let plan = Plan::new(&planned.problem::<T>(path), training)?;
         let kernel = device.kernel(plan.kernel())?;
         let config =
             LaunchConfig { shared_bytes: plan.shared_bytes(), ..LaunchConfig::new(plan.grid(), plan.threads()) };
-        Ok(Self { kernel, plan, config, planned, saves_t, dtype: PhantomData })
+        Ok(Self { kernel, plan, config, planned, training, dtype: PhantomData })
     }
 
     /// How it will run.
@@ -156,28 +180,31 @@ impl<T: Element> Forward<T> {
     /// [`Graph`](super::Graph).
     ///
     /// # Errors
-    /// Before anything is launched: [`Error::TNotPlanned`]; [`Error::WrongDevice`]; as [`DeviceLora::validate`];
+    /// Before anything is launched: [`Error::TrainingNotPlanned`]; [`Error::WrongDevice`]; as [`DeviceLora::validate`];
     /// [`Error::PlanMismatch`] if the layer is not like the planned one; [`Error::ShapeMismatch`], [`Error::Misaligned`] or
-    /// [`Error::TooLarge`] for x, y, T or the residual; [`Error::Overlap`] if y, T or the workspace shares memory with
+    /// [`Error::TooLarge`] for x, y, T or the residual; [`Error::LengthMismatch`] for dropout's step; [`Error::Overlap`] if y, T or the workspace shares memory with
     /// anything else; [`Error::DeviceWorkspaceTooSmall`]. Afterwards as [`Kernel::launch`].
-    pub fn launch<'o>(
+    pub fn launch<'i, 'o>(
         &self,
         stream: &Stream,
         layer: &DeviceLora<'_, T>,
-        x: DeviceMatrix<'_, T>,
+        input: impl Into<DeviceInput<'i, T>>,
         residual: DeviceResidual<'_, T>,
         output: impl Into<DeviceOutput<'o, T>>,
         workspace: &mut Workspace,
     ) -> Result<()>
     where
-        T: 'o,
+        T: 'i + 'o,
     {
         let DeviceOutput { y, t } = output.into();
-        if t.is_some() && !self.saves_t {
-            return Err(Error::TNotPlanned);
+        let DeviceInput { x, dropout } = input.into();
+        for (what, asked) in [("leaving T", t.is_some()), ("dropout", dropout.is_some())] {
+            if asked && !self.training {
+                return Err(Error::TrainingNotPlanned { what });
+            }
         }
         let t = t.as_ref().map(DeviceMatrixMut::as_ref);
-        let operands = Operands { layer, x, residual, y: y.as_ref(), t, workspace };
+        let operands = Operands { layer, x, dropout, residual, y: y.as_ref(), t, workspace };
         self.planned.check(stream, &operands, self.plan.workspace())?;
         match &self.plan {
             Plan::Decode(plan) => {
@@ -210,7 +237,7 @@ fn tma_params<T: Element>(device: &Device, plan: &ForwardPlan, operands: &Operan
         x: tensor_map(device, &operands.x, &x_box)?,
         weight: tensor_map(device, &layer.weight, &weight_box)?,
         forward: params(plan, operands),
-        reserved: [0; 18],
+        reserved: [0; 10],
     })
 }
 
@@ -233,7 +260,7 @@ fn tensor_map<T: Element>(device: &Device, matrix: &DeviceMatrix<'_, T>, boxes: 
 /// The parameters of a launch whose operands were checked.
 #[expect(clippy::cast_possible_truncation, reason = "checked: dimensions and strides fit 31 bits")]
 fn params<T: Element>(plan: &ForwardPlan, operands: &Operands<'_, T>) -> LoraForward {
-    let &Operands { layer, x, y, t, workspace, .. } = operands;
+    let &Operands { layer, x, dropout, y, t, workspace, .. } = operands;
     let added = operands.added();
     let (table, _) = segment_table(layer.segments, 1.0);
     LoraForward {
@@ -243,6 +270,7 @@ fn params<T: Element>(plan: &ForwardPlan, operands: &Operands<'_, T>) -> LoraFor
         residual: added.map_or(std::ptr::null(), |added| added.address() as *const _),
         y: y.address() as *mut _,
         t_out: t.map_or(std::ptr::null_mut(), |t| t.address() as *mut _),
+        dropout: dropout.map_or(NO_DROPOUT, |d| d.dropout.params(d.step.map_or(0, |step| step.address()))),
         tokens: x.rows() as u32,
         depth: x.cols() as u32,
         columns: y.cols() as u32,

@@ -57,7 +57,7 @@ pub use image::{BuiltIn, built_in};
 pub use kernel::{Kernel, KernelParams, LaunchConfig};
 pub use layer::{DeviceLora, DeviceResidual, DeviceSegment};
 pub use lora_decode::Decode;
-pub use lora_forward::{DeviceOutput, Forward};
+pub use lora_forward::{DeviceDropout, DeviceInput, DeviceOutput, Forward, ForwardOptions};
 pub use lora_merge::{DeviceMergeReport, Merge, MergeRecord};
 pub use matrix::{DeviceMatrix, DeviceMatrixMut};
 pub use nvrtc::version as nvrtc_version;

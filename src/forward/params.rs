@@ -2,6 +2,7 @@
 
 use super::{ForwardPlan, padded};
 use crate::abi::{self, LoraForward, LoraSegment};
+use crate::dropout::NO_DROPOUT;
 use crate::lora::Layout;
 use crate::workspace::WorkspaceLayout;
 
@@ -63,6 +64,7 @@ impl ForwardPlan {
             arrivals: arrivals as *mut _,
             t_partial: (partial + 4 * self.y_partial() as u64) as *mut _,
             t_arrivals: (arrivals + 4 * u64::from(self.y_arrivals())) as *mut _,
+            dropout: NO_DROPOUT,
             tokens: 0,
             depth: 0,
             columns: 0,

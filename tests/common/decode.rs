@@ -3,6 +3,7 @@
 
 use fused_lora::abi::{self, LoraDecode, LoraSegment};
 use fused_lora::decode::DecodePlan;
+use fused_lora::dropout::Dropout;
 use fused_lora::lora::{Activation, Layout};
 use fused_lora::{ComputePath, DType, Element, LayerProblem, WorkspaceLayout};
 use fused_lora_emulator::Counters;
@@ -22,6 +23,8 @@ pub struct Options<'a, T> {
     pub compute_capability: Option<(u32, u32)>,
     /// Forward: asks for T.
     pub t_out: bool,
+    /// Forward: of x on its way into T.
+    pub dropout: Option<Dropout>,
 }
 
 impl<T> Default for Options<'_, T> {
@@ -34,6 +37,7 @@ impl<T> Default for Options<'_, T> {
             base_only: false,
             compute_capability: None,
             t_out: false,
+            dropout: None,
         }
     }
 }

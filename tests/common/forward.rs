@@ -3,6 +3,7 @@
 
 use fused_lora::abi::{self, LoraForward, LoraForwardTma};
 use fused_lora::device::Tensor;
+use fused_lora::dropout::Dropout;
 use fused_lora::forward::ForwardPlan;
 use fused_lora::lora::Activation;
 use fused_lora::reference::{self, Judged};
@@ -19,9 +20,10 @@ pub fn expected<T: Element>(
     x: &Buffer<T>,
     activation: Activation,
     added: Option<&Buffer<T>>,
+    dropout: Option<&Dropout>,
 ) -> Judged {
     let segments = random.segments();
-    let mut expected = reference::forward_through(&random.layer(&segments), x.view(), T::DTYPE);
+    let mut expected = reference::forward_through(&random.layer(&segments), x.view(), dropout, T::DTYPE);
     for (i, value) in expected.value.data.iter_mut().enumerate() {
         *value = reference::activation(activation, *value);
         if let Some(added) = added {
@@ -102,6 +104,8 @@ impl<'m, T: Element> Forward<'m, T> {
             },
             ..plan.params(&table[..segments.len()], workspace, &plan.workspace)
         };
+        let dropout = options.dropout.map_or(params.dropout, |dropout| dropout.params(0));
+        let params = LoraForward { dropout, ..params };
         let tma = plan.tensor_maps.then(|| {
             let map = |address: *const _, rows, cols, stride, boxes| {
                 let tensor = Tensor {
@@ -120,7 +124,7 @@ impl<'m, T: Element> Forward<'m, T> {
                 x: map(params.x, x.rows, x.cols, x.stride, &x_box),
                 weight: map(params.weight, weight.rows, weight.cols, weight.stride, &weight_box),
                 forward: params,
-                reserved: [0; 18],
+                reserved: [0; 10],
             }
         });
         Self { rig, plan, params, tma, allocations: keep, y_like, t_like }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use fused_lora::dropout::Dropout;
 use fused_lora::lora::Layout;
 use fused_lora::reference::{self, Judged};
 use fused_lora::{ComputePath, Element};
@@ -125,6 +126,7 @@ impl Scenario {
                 },
                 &|| forward::<f16>(rig, &shape(20, 2056, 40, Layout::InOut, &[(8, 40, 20)]), 24, (7, 5)),
                 &|| forward::<f16>(rig, &shape(18, 65, 41, Layout::OutIn, &[(0, 41, 3)]), 1, (7, 5)),
+                &|| dropped::<f16>(rig, &shape(70, 136, 40, Layout::OutIn, &[(0, 40, 5)]), 1, (7, 5)),
             ]),
             Self::ForwardMma128 => first_of([
                 &|| forward::<f16>(rig, &shape(126, 136, 120, Layout::InOut, &[(0, 100, 40)]), 1, (8, 0)),
@@ -135,6 +137,7 @@ impl Scenario {
                 &|| forward::<f32>(rig, &shape(126, 36, 124, Layout::OutIn, &[(5, 101, 20)]), 1, (8, 0)),
                 &|| forward::<f32>(rig, &shape(20, 2052, 40, Layout::InOut, &[(8, 40, 20)]), 24, (8, 0)),
                 &|| forward::<f32>(rig, &shape(70, 400, 24, Layout::OutIn, &[(0, 24, 70)]), 16, (8, 0)),
+                &|| dropped::<f32>(rig, &shape(70, 68, 40, Layout::InOut, &[(0, 40, 5)]), 1, (8, 0)),
             ]),
             Self::ForwardWgmma => first_of([
                 // One CTA with many tasks, and several; a ring that goes round; ranks of one, two, four and five steps.
@@ -158,6 +161,7 @@ impl Scenario {
                 &|| forward::<f16>(rig, &shape(128, 520, 120, Layout::InOut, &[(0, 120, 5)]), 1, (9, 0)),
                 // T's depth in splits.
                 &|| forward::<f16>(rig, &shape(250, 840, 248, Layout::OutIn, &[(0, 248, 5)]), 4, (9, 0)),
+                &|| dropped::<f16>(rig, &shape(250, 584, 248, Layout::OutIn, &[(0, 248, 5)]), 1, (9, 0)),
             ]),
         }
     }
@@ -193,13 +197,28 @@ fn random_layer<T: Element>(shape: &Shape) -> (RandomLayer<T>, Buffer<T>) {
     (random, x)
 }
 
-/// A layer, and that its columns without an adapter are the base product's.
 fn forward<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize, capability: (u32, u32)) -> Caught {
+    forward_with::<T>(rig, shape, multiprocessors, capability, None)
+}
+
+fn dropped<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize, capability: (u32, u32)) -> Caught {
+    let dropout = Dropout::new(0.4, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(3).at(5);
+    forward_with::<T>(rig, shape, multiprocessors, capability, Some(dropout))
+}
+
+/// A layer, and that its columns without an adapter are the base product's.
+fn forward_with<T: Element>(
+    rig: &Rig,
+    shape: &Shape,
+    multiprocessors: usize,
+    capability: (u32, u32),
+    dropout: Option<Dropout>,
+) -> Caught {
     let (random, x) = random_layer::<T>(shape);
     let segments = random.segments();
-    let expected = reference::forward_through(&random.layer(&segments), x.view(), T::DTYPE);
+    let expected = reference::forward_through(&random.layer(&segments), x.view(), dropout.as_ref(), T::DTYPE);
     let compute_capability = Some(capability);
-    let options = Options { multiprocessors, compute_capability, t_out: true, ..Options::default() };
+    let options = Options { multiprocessors, compute_capability, t_out: true, dropout, ..Options::default() };
     let forward = Forward::new(rig, &random, &x, &options);
     let caught = judge(rig, shape, &expected, &|| forward.run().map(|outputs| outputs.y.data));
     if caught != Caught::Nothing {

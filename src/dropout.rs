@@ -1,0 +1,178 @@
+//! Dropout of an adapter's input: which elements stay follows from numbers, so no mask is ever stored.
+//!
+//! Element `[row, column]` of x gets 16 random bits of Philox4x32-10 (Salmon et al. 2011). The key is the seed; the counter
+//! is made of the column, the row, the layer and the offset. The forward pass, the backward pass and a forward pass
+//! repeated under activation checkpointing make the same mask, on every device. kernels/tile/dropout.h is the same in CUDA.
+
+use crate::abi::LoraDropout;
+use crate::error::{Error, Result};
+
+/// Values of 16 bits.
+const RANGE: u32 = 1 << 16;
+
+/// Dropout of one layer's input in one pass: T = x̂·Aᵀ with `x̂[i, k]` either 0 or `x[i, k]`/(1 − p). The base product sees x.
+///
+/// All segments of a layer see the same x̂, as one adapter on a fused projection does in PEFT and loralib.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Dropout {
+    threshold: u32,
+    seed: u64,
+    layer: u32,
+    offset: u32,
+}
+
+impl Dropout {
+    /// Drops with probability `p`, in [0, 1), rounded to a multiple of 2⁻¹⁶. With p = 0 nothing is dropped and nothing is
+    /// computed.
+    ///
+    /// # Errors
+    /// [`Error::DropoutOutOfRange`].
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in [0, 2^16) by the check")]
+    pub fn new(p: f64, seed: u64) -> Result<Self> {
+        let threshold = (p * f64::from(RANGE)).round();
+        if !(0.0..1.0).contains(&p) || threshold >= f64::from(RANGE) {
+            return Err(Error::DropoutOutOfRange { p });
+        }
+        Ok(Self { threshold: threshold as u32, seed, layer: 0, offset: 0 })
+    }
+
+    /// The same for another layer: its mask has nothing to do with this one's.
+    #[must_use]
+    pub fn for_layer(self, layer: u32) -> Self {
+        Self { layer, ..self }
+    }
+
+    /// The same for another pass: every optimizer step, micro-batch and rank of a data-parallel run takes an offset of its
+    /// own, and a forward pass and its backward pass take the same.
+    #[must_use]
+    pub fn at(self, offset: u32) -> Self {
+        Self { offset, ..self }
+    }
+
+    /// The probability, as rounded.
+    pub fn p(&self) -> f64 {
+        f64::from(self.threshold) / f64::from(RANGE)
+    }
+
+    /// 1/(1 − p): what sums over the kept elements are multiplied by.
+    #[expect(clippy::cast_precision_loss, reason = "17 bits")]
+    pub fn keep_scale(&self) -> f32 {
+        RANGE as f32 / (RANGE - self.threshold) as f32
+    }
+
+    /// Whether element `[row, column]` of x stays.
+    #[expect(clippy::cast_possible_truncation, reason = "rows and columns fit 32 bits")]
+    pub fn keeps(&self, row: usize, column: usize) -> bool {
+        let (block, quarter, pair) = (column / 32, column / 8 % 4, column % 8 / 2);
+        let words = self.words(row as u32, (4 * block + pair) as u32);
+        words[quarter] >> (16 * (column % 2)) & 0xFFFF >= self.threshold
+    }
+
+    fn words(&self, row: u32, group: u32) -> [u32; 4] {
+        philox([group, row, self.layer, self.offset], self.seed)
+    }
+
+    /// As kernels take it, `step` being the address of a number that is added to the offset, or 0.
+    #[expect(clippy::cast_possible_truncation, reason = "a word in two halves")]
+    pub fn params(&self, step: u64) -> LoraDropout {
+        LoraDropout {
+            step: step as *const _,
+            seed_low: self.seed as u32,
+            seed_high: (self.seed >> 32) as u32,
+            layer: self.layer,
+            offset: self.offset,
+            threshold: self.threshold,
+            scale: self.keep_scale(),
+        }
+    }
+}
+
+/// Nothing dropped.
+pub(crate) const NO_DROPOUT: LoraDropout =
+    LoraDropout { step: std::ptr::null(), seed_low: 0, seed_high: 0, layer: 0, offset: 0, threshold: 0, scale: 1.0 };
+
+/// Philox4x32-10.
+#[expect(clippy::cast_possible_truncation, reason = "words and their halves")]
+fn philox(counter: [u32; 4], key: u64) -> [u32; 4] {
+    let (mut words, mut key) = (counter, [key as u32, (key >> 32) as u32]);
+    for _ in 0..10 {
+        let [first, second] = [(0xD251_1F53u64, words[0]), (0xCD9E_8D57, words[2])].map(|(m, w)| m * u64::from(w));
+        words = [
+            (second >> 32) as u32 ^ words[1] ^ key[0],
+            second as u32,
+            (first >> 32) as u32 ^ words[3] ^ key[1],
+            first as u32,
+        ];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The known answers that Random123 publishes.
+    #[test]
+    fn philox_gives_the_known_answers() {
+        assert_eq!(philox([0; 4], 0), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(philox([u32::MAX; 4], u64::MAX), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        let pi = philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], 0x299f_31d0_a409_3822);
+        assert_eq!(pi, [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+    }
+
+    fn kept(dropout: &Dropout, rows: usize, columns: usize) -> Vec<bool> {
+        (0..rows).flat_map(|row| (0..columns).map(move |column| dropout.keeps(row, column))).collect()
+    }
+
+    #[test]
+    fn as_many_are_dropped_as_asked() {
+        for p in [0.0, 0.05, 0.1, 0.5, 0.9] {
+            let dropout = Dropout::new(p, 7).unwrap();
+            assert!((dropout.p() - p).abs() <= 1.0 / 131_072.0);
+            let (rows, columns) = (128, 1000);
+            let mask = kept(&dropout, rows, columns);
+            let n = mask.len() as f64;
+            let dropped = mask.iter().filter(|&&kept| !kept).count() as f64;
+            let deviation = (n * p * (1.0 - p)).sqrt();
+            assert!((dropped - n * dropout.p()).abs() <= 5.0 * deviation, "p = {p}: {dropped} of {n}");
+            assert!((f64::from(dropout.keep_scale()) * (1.0 - dropout.p()) - 1.0).abs() < 1e-6);
+            // Neighbours in a row and in a column know nothing of each other.
+            for distance in [1, 2, 8, 16, 32, columns] {
+                let pairs = mask.iter().zip(&mask[distance..]);
+                let both = pairs.filter(|(a, b)| !**a && !**b).count() as f64;
+                let (n, q) = ((mask.len() - distance) as f64, dropout.p() * dropout.p());
+                assert!((both - n * q).abs() <= 6.0 * (n * q * (1.0 - q)).sqrt(), "p = {p}, {distance} apart: {both}");
+            }
+        }
+    }
+
+    #[test]
+    fn seeds_layers_and_offsets_have_masks_of_their_own() {
+        let dropout = Dropout::new(0.5, 7).unwrap();
+        let masks = [
+            dropout,
+            dropout.for_layer(1),
+            dropout.at(1),
+            dropout.at(2),
+            Dropout::new(0.5, 8).unwrap(),
+            Dropout::new(0.5, 7 << 32).unwrap(),
+        ]
+        .map(|dropout| kept(&dropout, 16, 256));
+        for (i, a) in masks.iter().enumerate() {
+            for b in &masks[..i] {
+                let same = a.iter().zip(b).filter(|(a, b)| a == b).count() as f64;
+                assert!((same - 2048.0).abs() <= 5.0 * 32.0, "{same} of 4096 alike");
+            }
+        }
+        assert_eq!(kept(&dropout.at(3).for_layer(2), 4, 64), kept(&dropout.for_layer(2).at(3), 4, 64));
+    }
+
+    #[test]
+    fn a_probability_is_at_least_0_and_less_than_1() {
+        for p in [-0.1, 1.0, 1.5, 1.0 - 1e-9, f64::NAN, f64::INFINITY] {
+            assert!(matches!(Dropout::new(p, 0), Err(Error::DropoutOutOfRange { .. })), "{p}");
+        }
+        assert_eq!(Dropout::new(0.0, 0).unwrap().keep_scale(), 1.0);
+    }
+}
