@@ -39,7 +39,7 @@ check() {
 }
 
 export FUSED_LORA_TEST_DEVICE=cuda
-for test in instructions decode merge device device_decode; do
+for test in instructions decode merge forward device device_decode device_forward device_options; do
   check "$test" 240 "$here/bin/$test" --test-threads=1
 done
 
@@ -49,6 +49,8 @@ if [[ -n $sanitizer && $quick != 1 ]]; then
   check memcheck-merge 60 "$sanitizer" --tool memcheck --error-exitcode 9 "$here/bin/merge" --test-threads=1
   check memcheck-instructions 90 "$sanitizer" --tool memcheck --error-exitcode 9 "$here/bin/instructions" --test-threads=1
   check racecheck-decode 120 "$sanitizer" --tool racecheck --error-exitcode 9 "$here/bin/decode" --test-threads=1 segments matrix
+  check memcheck-forward 180 "$sanitizer" --tool memcheck --error-exitcode 9 "$here/bin/forward" --test-threads=1 segments drop
+  check racecheck-forward 180 "$sanitizer" --tool racecheck --error-exitcode 9 "$here/bin/forward" --test-threads=1 segments drop
   check synccheck-decode 60 "$sanitizer" --tool synccheck --error-exitcode 9 "$here/bin/decode" --test-threads=1 segments matrix
 fi
 
