@@ -2,10 +2,12 @@
 //!
 //! With g a parameter's clipped gradient, lr the learning rate of its factor and t the step, counted from 1:
 //!
-//!     p ← p·(1 − lr·λ)
-//!     m ← β₁·m + (1 − β₁)·g
-//!     v ← β₂·v + (1 − β₂)·g²
-//!     p ← p − lr/(1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
+//! ```text
+//! p ← p·(1 − lr·λ)
+//! m ← β₁·m + (1 − β₁)·g
+//! v ← β₂·v + (1 − β₂)·g²
+//! p ← p − lr/(1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
+//! ```
 //!
 //! This is `torch.optim.AdamW` with one group of parameters for A and one for B, behind
 //! `torch.nn.utils.clip_grad_norm_`.
@@ -110,13 +112,25 @@ impl AdamW {
     /// [`Error::HyperparameterOutOfRange`] for the first that is out of its range.
     pub fn validate(&self) -> Result<()> {
         let unit = 0.0..1.0;
+        let fits = |product: f64| (product as f32).is_finite();
+        let decay = self.lr.max(self.rate(Factor::B)) * self.weight_decay;
         let checks = [
             ("learning rate", self.lr, self.lr >= 0.0, "a finite number of at least 0"),
             ("beta 1", self.betas.0, unit.contains(&self.betas.0), "a number from 0, below 1"),
             ("beta 2", self.betas.1, unit.contains(&self.betas.1), "a number from 0, below 1"),
             ("epsilon", self.eps, self.eps as f32 > 0.0, "a finite f32 above 0"),
-            ("weight decay", self.weight_decay, self.weight_decay >= 0.0, "a finite number of at least 0"),
-            ("LoRA+ ratio", self.lora_plus_ratio, self.lora_plus_ratio > 0.0, "a finite number above 0"),
+            (
+                "weight decay",
+                self.weight_decay,
+                self.weight_decay >= 0.0 && fits(decay),
+                "a finite number of at least 0",
+            ),
+            (
+                "LoRA+ ratio",
+                self.lora_plus_ratio,
+                self.lora_plus_ratio > 0.0 && fits(self.rate(Factor::B)),
+                "a finite number above 0",
+            ),
             (
                 "largest norm",
                 self.max_norm.unwrap_or(1.0),

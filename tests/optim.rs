@@ -221,6 +221,8 @@ fn each_violated_precondition_has_its_error() {
         ("epsilon", AdamW { eps: 1e-60, ..good }),
         ("weight decay", AdamW { weight_decay: f64::INFINITY, ..good }),
         ("LoRA+ ratio", AdamW { lora_plus_ratio: 0.0, ..good }),
+        ("LoRA+ ratio", AdamW { lr: 1e10, lora_plus_ratio: 1e30, weight_decay: 0.0, ..good }),
+        ("weight decay", AdamW { lr: 1e20, weight_decay: 1e20, ..good }),
         ("largest norm", AdamW { max_norm: Some(0.0), ..good }),
         ("largest norm", AdamW { max_norm: Some(f64::INFINITY), ..good }),
     ];
