@@ -134,6 +134,16 @@ pub enum Error {
         /// Buffers given.
         actual: usize,
     },
+    /// A hyperparameter of the optimizer, or the number of its step, is out of range.
+    #[error("the optimizer's {name} is {value}, expected {expected}")]
+    HyperparameterOutOfRange {
+        /// Which one.
+        name: &'static str,
+        /// What was given.
+        value: f64,
+        /// What is accepted.
+        expected: &'static str,
+    },
     /// The driver of the GPU is not installed, or does not start.
     #[error("no CUDA driver: {reason}; it comes with NVIDIA's driver package")]
     NoDriver {

@@ -52,6 +52,7 @@ pub mod forward;
 pub mod lora;
 mod matrix;
 pub mod merge;
+pub mod optim;
 pub mod plan;
 mod problem;
 pub mod reference;

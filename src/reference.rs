@@ -4,6 +4,7 @@ use crate::dropout::Dropout;
 use crate::dtype::{DType, Element};
 use crate::lora::{Activation, Layout, LoraLinear};
 use crate::matrix::MatrixRef;
+use crate::optim::{AdamW, Factor};
 
 /// A dense row-major float64 matrix.
 #[derive(Debug, Clone, PartialEq)]
@@ -132,6 +133,19 @@ pub fn activation(activation: Activation, x: f64) -> f64 {
         Activation::Relu => x.max(0.0),
         Activation::GeluNew => {
             0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }
+    }
+}
+
+/// The derivative of one activation.
+pub fn activation_derivative(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::Identity => 1.0,
+        Activation::Relu => f64::from(x > 0.0),
+        Activation::GeluNew => {
+            let k = (2.0 / std::f64::consts::PI).sqrt();
+            let tanh = (k * (x + 0.044715 * x.powi(3))).tanh();
+            0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * k * (1.0 + 3.0 * 0.044715 * x * x)
         }
     }
 }
@@ -266,4 +280,38 @@ pub fn merged_weight<W: Element>(layer: &LoraLinear<'_, W>) -> Matrix64 {
         Layout::InOut => merged,
         Layout::OutIn => merged.t(),
     }
+}
+
+/// A parameter and its moments.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdamW64 {
+    /// Its learning rate's group.
+    pub factor: Factor,
+    /// p.
+    pub value: Vec<f64>,
+    /// m.
+    pub first_moment: Vec<f64>,
+    /// v.
+    pub second_moment: Vec<f64>,
+}
+
+/// One step of AdamW on every parameter: the norm of all gradients, clipping, weight decay, moments, update.
+/// Returns the norm before clipping.
+pub fn adamw(config: &AdamW, step: i32, parameters: &mut [AdamW64], gradients: &[Vec<f64>]) -> f64 {
+    let norm = gradients.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
+    let clip = config.max_norm.map_or(1.0, |max| f64::min(1.0, max / (norm + 1e-6)));
+    let (beta1, beta2) = config.betas;
+    for (p, gradient) in parameters.iter_mut().zip(gradients) {
+        let lr = if p.factor == Factor::B { config.lr * config.lora_plus_ratio } else { config.lr };
+        for (i, g) in gradient.iter().enumerate() {
+            let g = clip * g;
+            p.value[i] -= lr * config.weight_decay * p.value[i];
+            p.first_moment[i] = beta1 * p.first_moment[i] + (1.0 - beta1) * g;
+            p.second_moment[i] = beta2 * p.second_moment[i] + (1.0 - beta2) * g * g;
+            let m = p.first_moment[i] / (1.0 - beta1.powi(step));
+            let v = p.second_moment[i] / (1.0 - beta2.powi(step));
+            p.value[i] -= lr * m / (v.sqrt() + config.eps);
+        }
+    }
+    norm
 }

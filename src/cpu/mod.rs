@@ -4,6 +4,7 @@
 //! depend on which thread runs what: they are the same bits from run to run.
 
 mod activation;
+mod adamw;
 mod backward;
 mod epilogue;
 mod gemm;
@@ -16,6 +17,8 @@ mod sequential;
 mod shared;
 pub mod vector;
 
+pub use activation::{activate, activate_backward};
+pub use adamw::adamw;
 pub use backward::{Accumulate, SegmentGradient, backward, backward_workspace_len, low_rank_input};
 pub use gemm::{Scale, gemm_into};
 pub use layer::{forward, forward_with};

@@ -1,13 +1,16 @@
 //! Causal self-attention over a batch, with optional prefix keys and values.
 
+use std::ops::Range;
+
 use fused_lora::cpu::vector::{exp, vectorized};
 use fused_lora::cpu::{Operand, Scale, gemm_into};
 use rayon::prelude::*;
 
 use crate::adapter::prefix::KeysValues;
+use crate::lanes::{largest, sum};
 
 /// Queries that one task handles, all heads of them.
-const QUERIES: usize = 32;
+pub(crate) const QUERIES: usize = 32;
 
 /// The shapes of one call.
 #[derive(Clone, Copy)]
@@ -47,45 +50,79 @@ pub(crate) fn causal(qkv: &[f32], prefix: Option<KeysValues<'_>>, shape: Shape, 
     );
 }
 
-fn one_head(
+/// Which third of a row of qkv.
+#[derive(Clone, Copy)]
+pub(crate) enum Third {
+    Q,
+    K,
+    V,
+}
+
+impl Shape {
+    /// One head's queries, keys or values of some tokens of a sequence, `[tokens.len(), head_size]`.
+    pub(crate) fn part<'a>(
+        &self,
+        sequence: &'a [f32],
+        third: Third,
+        head: usize,
+        tokens: Range<usize>,
+    ) -> Operand<'a, f32> {
+        let d = self.heads * self.head_size;
+        let data = &sequence[tokens.start * 3 * d + third as usize * d + head * self.head_size..];
+        Operand::new(data, tokens.len(), self.head_size, 3 * d, 1)
+    }
+}
+
+/// The attention weights of one head for some queries, `[queries.len(), prefix + queries.end]`; 0 for later keys.
+pub(crate) fn probabilities<'s>(
     sequence: &[f32],
     prefix: Option<KeysValues<'_>>,
     shape: Shape,
     head: usize,
-    queries: std::ops::Range<usize>,
-    scores: &mut [f32],
-    out: &mut [f32],
-) {
-    let Shape { heads, head_size, scale, .. } = shape;
-    let d = heads * head_size;
-    let columns = head * head_size..(head + 1) * head_size;
-    let rows = queries.len();
-    let keys = queries.end;
+    queries: Range<usize>,
+    scores: &'s mut [f32],
+) -> &'s mut [f32] {
+    let Shape { head_size, scale, .. } = shape;
     let prefix_len = prefix.map_or(0, |p| p.length);
-    let width = prefix_len + keys;
-    let scores = &mut scores[..rows * width];
-
-    let part = |third: usize, count: usize, first: usize| {
-        let data = &sequence[first * 3 * d + third * d + columns.start..];
-        Operand::new(data, count, head_size, 3 * d, 1)
-    };
-    let q = part(0, rows, queries.start);
+    let width = prefix_len + queries.end;
+    let scores = &mut scores[..queries.len() * width];
+    let q = shape.part(sequence, Third::Q, head, queries.clone());
     if let Some(p) = prefix {
-        let k = Operand::new(p.head(columns.clone()), prefix_len, head_size, p.stride, 1);
+        let data = p.head(head * head_size..(head + 1) * head_size);
+        let k = Operand::new(data, prefix_len, head_size, p.stride, 1);
         gemm_into(scores, width, q, k.t(), Scale::Overwrite(scale));
     }
-    gemm_into(&mut scores[prefix_len..], width, q, part(1, keys, 0).t(), Scale::Overwrite(scale));
-
+    let k = shape.part(sequence, Third::K, head, 0..queries.end);
+    gemm_into(&mut scores[prefix_len..], width, q, k.t(), Scale::Overwrite(scale));
     for (i, row) in scores.chunks_exact_mut(width).enumerate() {
         let seen = prefix_len + queries.start + i + 1;
         let (seen, hidden) = row.split_at_mut(seen);
         softmax(seen);
         hidden.fill(0.0);
     }
+    scores
+}
 
+fn one_head(
+    sequence: &[f32],
+    prefix: Option<KeysValues<'_>>,
+    shape: Shape,
+    head: usize,
+    queries: Range<usize>,
+    scores: &mut [f32],
+    out: &mut [f32],
+) {
+    let Shape { heads, head_size, .. } = shape;
+    let d = heads * head_size;
+    let columns = head * head_size..(head + 1) * head_size;
+    let (rows, keys) = (queries.len(), queries.end);
+    let prefix_len = prefix.map_or(0, |p| p.length);
+    let width = prefix_len + keys;
+    let scores = probabilities(sequence, prefix, shape, head, queries, scores);
     let p = Operand::new(scores, rows, width, width, 1);
+    let v = shape.part(sequence, Third::V, head, 0..keys);
     let out = &mut out[columns.start..];
-    gemm_into(out, d, p.block(0..rows, prefix_len..width), part(2, keys, 0), Scale::Overwrite(1.0));
+    gemm_into(out, d, p.block(0..rows, prefix_len..width), v, Scale::Overwrite(1.0));
     if let Some(kv) = prefix {
         let data = kv.head(d + columns.start..d + columns.end);
         let v = Operand::new(data, prefix_len, head_size, kv.stride, 1);
@@ -94,23 +131,12 @@ fn one_head(
 }
 
 fn softmax(row: &mut [f32]) {
-    const LANES: usize = 16;
     vectorized(
         #[inline(always)]
         || {
-            let mut largest = [f32::NEG_INFINITY; LANES];
-            for chunk in row.chunks(LANES) {
-                for (m, &x) in largest.iter_mut().zip(chunk) {
-                    *m = if x > *m { x } else { *m };
-                }
-            }
-            let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+            let largest = largest(row);
             row.iter_mut().for_each(|x| *x = exp(*x - largest));
-            let mut sums = [0.0f32; LANES];
-            for chunk in row.chunks(LANES) {
-                sums.iter_mut().zip(chunk).for_each(|(s, x)| *s += x);
-            }
-            let inverse = 1.0 / sums.into_iter().sum::<f32>();
+            let inverse = 1.0 / sum(row, |x| x);
             row.iter_mut().for_each(|x| *x *= inverse);
         },
     );

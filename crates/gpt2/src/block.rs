@@ -1,6 +1,6 @@
 //! One transformer block with whatever adapters are on it.
 
-use fused_lora::cpu::vector::{self, vectorized};
+use fused_lora::cpu::vector;
 use fused_lora::cpu::{self, SequentialBuffers};
 use fused_lora::lora::{Activation, Epilogue, Residual};
 use fused_lora::{Element, MatrixMut, MatrixRef};
@@ -12,7 +12,8 @@ use crate::adapter::{Adapters, LoraMode};
 use crate::attention;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::model::{Layer, Linear, Norm};
+use crate::model::{Layer, Linear};
+use crate::norm::layer_norm;
 
 /// Every activation of a block, kept from layer to layer and call to call.
 #[derive(Debug)]
@@ -247,41 +248,4 @@ const CHUNK: usize = 1 << 14;
 
 fn add(x: &mut [f32], update: &[f32]) {
     x.par_chunks_mut(CHUNK).zip(update.par_chunks(CHUNK)).for_each(|(x, update)| vector::add(x, update));
-}
-
-/// LayerNorm over rows: ε inside the root, biased variance, two passes over a row that stays in cache.
-pub(crate) fn layer_norm(x: &[f32], norm: &Norm, epsilon: f32, out: &mut [f32]) {
-    let d = norm.weight.len();
-    let rows = (CHUNK / d).max(1);
-    out.par_chunks_mut(rows * d).zip(x.par_chunks(rows * d)).for_each(|(out, x)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-                    let mean = sum(x, |v| v) / d as f32;
-                    let variance = sum(x, |v| (v - mean) * (v - mean)) / d as f32;
-                    let inverse = 1.0 / (variance + epsilon).sqrt();
-                    for (((out, x), w), b) in out.iter_mut().zip(x).zip(&norm.weight).zip(&norm.bias) {
-                        *out = (x - mean) * inverse * w + b;
-                    }
-                }
-            },
-        );
-    });
-}
-
-/// A sum in 16 lanes, which the compiler keeps in vector registers.
-#[inline(always)]
-fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    let (blocks, rest) = values.as_chunks::<16>();
-    for block in blocks {
-        for (lane, &v) in lanes.iter_mut().zip(block) {
-            *lane += f(v);
-        }
-    }
-    for (lane, &v) in lanes.iter_mut().zip(rest) {
-        *lane += f(v);
-    }
-    lanes.into_iter().sum()
 }

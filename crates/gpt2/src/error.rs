@@ -128,6 +128,39 @@ pub enum Error {
         /// Positions of the model.
         positions: usize,
     },
+    /// A sequence without a next token to learn from.
+    #[error("a sequence of {tokens} tokens has no next token to predict, expected at least 2")]
+    TooShort {
+        /// Tokens of a sequence.
+        tokens: usize,
+    },
+    /// Another number of sequences than training was set up for.
+    #[error("{actual} sequences, training was set up for {expected}")]
+    BatchSize {
+        /// Sequences given.
+        actual: usize,
+        /// Sequences of a batch.
+        expected: usize,
+    },
+    /// An adapter that training has no gradients for.
+    #[error("only a LoRA can be trained, and {what} cannot be active meanwhile")]
+    NotTrainable {
+        /// The kind of adapter.
+        what: &'static str,
+    },
+    /// Training without a LoRA.
+    #[error("there is no LoRA to train")]
+    NothingToTrain,
+    /// A LoRA of other shapes than training was set up for.
+    #[error("{what} is adapted by {actual}, training was set up for {expected}")]
+    OtherAdapters {
+        /// Which projection.
+        what: String,
+        /// Ranks and columns of the first LoRA.
+        expected: String,
+        /// Ranks and columns of this one.
+        actual: String,
+    },
     /// Two adapters that cannot be active together.
     #[error("{0}")]
     Combination(String),

@@ -8,6 +8,7 @@ use crate::adapter::prefix::Prefix;
 use crate::block::{self, Arena, Context};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::norm::layer_norm;
 
 /// Forward passes, with the buffers they share.
 #[derive(Debug)]
@@ -45,7 +46,7 @@ impl<W: Element> Forward<W> {
         };
         let length = in_front + tokens[0].len();
         self.arena.reserve(config, adapters, batch * length);
-        self.embed(model, adapters, tokens, length);
+        embed(model, adapters, tokens, &mut self.arena.x);
         for (index, layer) in model.layers.iter().enumerate() {
             block::run(layer, Context { config, adapters, index, tokens: length }, &mut self.arena)?;
         }
@@ -57,7 +58,7 @@ impl<W: Element> Forward<W> {
         }
         let rows = batch * tokens[0].len();
         self.normed.resize(rows * d, 0.0);
-        block::layer_norm(&self.arena.x[..rows * d], &model.ln_f, config.layer_norm_epsilon, &mut self.normed);
+        layer_norm(&self.arena.x[..rows * d], &model.ln_f, config.layer_norm_epsilon, &mut self.normed);
         Ok(&self.normed)
     }
 
@@ -76,30 +77,32 @@ impl<W: Element> Forward<W> {
         cpu::forward(&lm_head, MatrixRef::new(&self.normed, rows, d)?, &mut logits, &mut self.workspace)?;
         Ok(&self.logits)
     }
+}
 
-    /// x = wte\[token] + wpe\[position], behind the prefix vectors where there are some.
-    fn embed(&mut self, model: &Model<W>, adapters: &Adapters<W>, tokens: &[&[u32]], length: usize) {
-        let d = model.config.d_model;
-        let start = adapters.prefix.as_ref().map_or(0, Prefix::length);
-        let mut position = vec![0.0; d];
-        for (sequence, out) in tokens.iter().zip(self.arena.x.chunks_exact_mut(length * d)) {
-            let in_front = length - sequence.len();
-            if let Some(Prefix::Embedding { vectors, .. }) = &adapters.prefix {
-                out[..in_front * d].copy_from_slice(vectors);
-            }
-            for (i, &token) in sequence.iter().enumerate() {
-                W::widen(&model.wte[token as usize * d..][..d], &mut out[(in_front + i) * d..][..d]);
-            }
-            // Prefix vectors in front of the input have positions like any token; keys and values have none.
-            for (i, row) in out.chunks_exact_mut(d).enumerate() {
-                W::widen(&model.wpe[(start - in_front + i) * d..][..d], &mut position);
-                cpu::vector::add(row, &position);
-            }
+/// x = wte\[token] + wpe\[position], behind the prefix vectors where there are some. `x` is `[batch·length, d_model]`.
+pub(crate) fn embed<W: Element>(model: &Model<W>, adapters: &Adapters<W>, tokens: &[&[u32]], x: &mut [f32]) {
+    let d = model.config.d_model;
+    let length = x.len() / (tokens.len() * d);
+    let start = adapters.prefix.as_ref().map_or(0, Prefix::length);
+    let mut position = vec![0.0; d];
+    for (sequence, out) in tokens.iter().zip(x.chunks_exact_mut(length * d)) {
+        let in_front = length - sequence.len();
+        if let Some(Prefix::Embedding { vectors, .. }) = &adapters.prefix {
+            out[..in_front * d].copy_from_slice(vectors);
+        }
+        for (i, &token) in sequence.iter().enumerate() {
+            W::widen(&model.wte[token as usize * d..][..d], &mut out[(in_front + i) * d..][..d]);
+        }
+        // Prefix vectors in front of the input have positions like any token; keys and values have none.
+        for (i, row) in out.chunks_exact_mut(d).enumerate() {
+            W::widen(&model.wpe[(start - in_front + i) * d..][..d], &mut position);
+            cpu::vector::add(row, &position);
         }
     }
 }
 
-fn check_tokens<W: Element>(model: &Model<W>, adapters: &Adapters<W>, tokens: &[&[u32]]) -> Result<()> {
+/// Checks that a model with these adapters can run these tokens.
+pub(crate) fn check_tokens<W: Element>(model: &Model<W>, adapters: &Adapters<W>, tokens: &[&[u32]]) -> Result<()> {
     let config = &model.config;
     adapters.check(config)?;
     let expected = tokens.first().map_or(0, |t| t.len());

@@ -19,10 +19,13 @@ mod config;
 mod error;
 mod folder;
 mod forward;
+mod lanes;
 mod model;
+mod norm;
 pub mod peft;
 mod random;
 mod tensor;
+pub mod train;
 
 pub use adapter::{Adapters, LoraMode};
 pub use checkpoint::{Checkpoint, write_atomically, write_tensors};

@@ -46,6 +46,28 @@ impl<T: Element> Tensor<T> {
         Ok(Self { storage: Storage::Owned(Arc::new(map)), bytes: 0..bytes, element: std::marker::PhantomData })
     }
 
+    /// The elements, to write: copied first if they are shared or part of a file, so that whoever shares them keeps
+    /// what it has.
+    ///
+    /// # Errors
+    /// If the memory for the copy cannot be had.
+    pub fn make_mut(&mut self) -> std::io::Result<&mut [T]> {
+        let shared = match &mut self.storage {
+            Storage::Owned(map) => Arc::get_mut(map).is_none(),
+            Storage::File(_) => true,
+        };
+        if shared {
+            *self = Self::from_slice(self)?;
+        }
+        match &mut self.storage {
+            Storage::Owned(map) => match Arc::get_mut(map) {
+                Some(map) => Ok(bytemuck::cast_slice_mut(&mut map[self.bytes.clone()])),
+                None => unreachable!("the copy just made is not shared"),
+            },
+            Storage::File(_) => unreachable!("the copy just made is no file"),
+        }
+    }
+
     /// A copy of `values`.
     ///
     /// # Errors

@@ -143,6 +143,16 @@ impl<W: Element> Lora<W> {
     /// # Errors
     /// [`Error::Combination`] for rank 0 or above the largest supported; [`Error::Io`] without memory.
     pub fn random(config: &Config, targets: &[(Target, usize)], alpha: f32, seed: u64) -> Result<Self> {
+        Self::with_deviation(config, targets, alpha, seed, 0.02)
+    }
+
+    fn with_deviation(
+        config: &Config,
+        targets: &[(Target, usize)],
+        alpha: f32,
+        seed: u64,
+        deviation_of_b: f32,
+    ) -> Result<Self> {
         let mut lora = Self::new(config);
         let mut random = Random::new(seed ^ 0x10FA);
         for layer in &mut lora.layers {
@@ -151,12 +161,20 @@ impl<W: Element> Lora<W> {
                 let columns = target.columns(config);
                 let d_in = target.projection().shape(config).0;
                 let a = random.normal(rank * d_in, 1.0 / (d_in as f32).sqrt())?;
-                let b = random.normal(columns.len() * rank, 0.02)?;
+                let b = random.normal(columns.len() * rank, deviation_of_b)?;
                 let factors = Factors { columns, a, b, rank, scale: alpha / rank as f32 };
                 layer[target.projection() as usize].push(factors);
             }
         }
         Ok(lora)
+    }
+
+    /// Factors to train from: A random, B zero, so that the model is unchanged at first.
+    ///
+    /// # Errors
+    /// As [`random`](Self::random).
+    pub fn untrained(config: &Config, targets: &[(Target, usize)], alpha: f32, seed: u64) -> Result<Self> {
+        Self::with_deviation(config, targets, alpha, seed, 0.0)
     }
 
     /// Trainable parameters: 2·d·r a square target.

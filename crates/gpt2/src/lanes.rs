@@ -1,0 +1,49 @@
+//! Reductions in 16 lanes, which the compiler keeps in vector registers. The lanes, and so the bits of a sum, depend on
+//! nothing but the length.
+
+const LANES: usize = 16;
+
+/// Σ f(v).
+#[inline(always)]
+pub(crate) fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (blocks, rest) = values.as_chunks::<LANES>();
+    for block in blocks {
+        for (lane, &v) in lanes.iter_mut().zip(block) {
+            *lane += f(v);
+        }
+    }
+    for (lane, &v) in lanes.iter_mut().zip(rest) {
+        *lane += f(v);
+    }
+    lanes.into_iter().sum()
+}
+
+/// Σ f(v, w) over two slices of one length.
+#[inline(always)]
+pub(crate) fn sum_pairs(values: &[f32], others: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (blocks, rest) = values.as_chunks::<LANES>();
+    let (other_blocks, other_rest) = others.as_chunks::<LANES>();
+    for (block, other) in blocks.iter().zip(other_blocks) {
+        for ((lane, &v), &w) in lanes.iter_mut().zip(block).zip(other) {
+            *lane += f(v, w);
+        }
+    }
+    for ((lane, &v), &w) in lanes.iter_mut().zip(rest).zip(other_rest) {
+        *lane += f(v, w);
+    }
+    lanes.into_iter().sum()
+}
+
+/// The largest value; NaNs are passed over.
+#[inline(always)]
+pub(crate) fn largest(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for block in values.chunks(LANES) {
+        for (lane, &v) in lanes.iter_mut().zip(block) {
+            *lane = if v > *lane { v } else { *lane };
+        }
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}

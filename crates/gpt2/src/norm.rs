@@ -1,0 +1,60 @@
+//! LayerNorm over rows: ε inside the root, biased variance, two passes over a row that stays in cache.
+
+use fused_lora::cpu::vector::vectorized;
+use rayon::prelude::*;
+
+use crate::lanes::{sum, sum_pairs};
+use crate::model::Norm;
+
+/// Elements that one task takes, as far as whole rows allow.
+const CHUNK: usize = 1 << 14;
+
+/// `out = (x − mean) / √(variance + ε) · weight + bias` for every row of `x`, `[rows, d_model]`.
+pub(crate) fn layer_norm(x: &[f32], norm: &Norm, epsilon: f32, out: &mut [f32]) {
+    let d = norm.weight.len();
+    let chunk = (CHUNK / d).max(1) * d;
+    out.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(out, x)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+                    let (mean, inverse) = statistics(x, epsilon);
+                    for (((out, x), w), b) in out.iter_mut().zip(x).zip(&norm.weight).zip(&norm.bias) {
+                        *out = (x - mean) * inverse * w + b;
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// `dx += (g − mean(g) − x̂·mean(g·x̂)) / √(variance + ε)` with g = dy·weight and x̂ the normalised row. `dy` is lost.
+pub(crate) fn layer_norm_backward(x: &[f32], norm: &Norm, epsilon: f32, dy: &mut [f32], dx: &mut [f32]) {
+    let d = norm.weight.len();
+    let chunk = (CHUNK / d).max(1) * d;
+    dx.par_chunks_mut(chunk).zip(dy.par_chunks_mut(chunk)).zip(x.par_chunks(chunk)).for_each(|((dx, dy), x)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for ((dx, g), x) in dx.chunks_exact_mut(d).zip(dy.chunks_exact_mut(d)).zip(x.chunks_exact(d)) {
+                    let (mean, inverse) = statistics(x, epsilon);
+                    g.iter_mut().zip(&norm.weight).for_each(|(g, w)| *g *= w);
+                    let mean_g = sum(g, |g| g) / d as f32;
+                    let mean_gx = sum_pairs(g, x, |g, x| g * ((x - mean) * inverse)) / d as f32;
+                    for ((dx, g), x) in dx.iter_mut().zip(&*g).zip(x) {
+                        *dx += (g - mean_g - (x - mean) * inverse * mean_gx) * inverse;
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// A row's mean, and one over the root of its variance.
+#[inline(always)]
+fn statistics(x: &[f32], epsilon: f32) -> (f32, f32) {
+    let d = x.len() as f32;
+    let mean = sum(x, |v| v) / d;
+    let variance = sum(x, |v| (v - mean) * (v - mean)) / d;
+    (mean, 1.0 / (variance + epsilon).sqrt())
+}

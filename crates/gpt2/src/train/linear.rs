@@ -1,0 +1,104 @@
+//! A projection in training: forward with T = x·Aᵀ kept, backward with it.
+
+use fused_lora::cpu::{self, Accumulate, SegmentGradient};
+use fused_lora::lora::{Activation, Epilogue, LoraLinear, Residual};
+use fused_lora::{Element, MatrixMut, MatrixRef};
+
+use super::gradients::FactorGradients;
+use crate::adapter::lora::{Lora, Projection};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::model::Layer;
+
+/// A block's place in the model, and how many rows pass through it.
+#[derive(Clone, Copy)]
+pub(super) struct Site<'a, W> {
+    pub(super) config: &'a Config,
+    pub(super) layer: &'a Layer<W>,
+    pub(super) lora: &'a Lora<W>,
+    pub(super) index: usize,
+    pub(super) rows: usize,
+    /// Tokens of a sequence.
+    pub(super) sequence: usize,
+}
+
+impl<W: Element> Site<'_, W> {
+    /// `y = x·W + bias + Σ s·T·Bᵀ (+ y)`, and T of every segment, `[rows, total_rank]`, at the start of `t`.
+    pub(super) fn forward(
+        &self,
+        which: Projection,
+        x: &[f32],
+        y: &mut [f32],
+        residual: Residual<'_, f32>,
+        t: &mut [f32],
+        workspace: &mut Vec<f32>,
+    ) -> Result<()> {
+        let linear = &self.layer.projections[which as usize];
+        let segments = self.lora.segments(self.index, which)?;
+        let layer = linear.layer(&segments)?;
+        let x = MatrixRef::new(x, self.rows, linear.d_in)?;
+        let mut y = MatrixMut::new(y, self.rows, linear.d_out)?;
+        let epilogue = Epilogue { activation: Activation::Identity, residual };
+        let t = &mut t[..self.rows * layer.total_rank()];
+        let mut run = || {
+            let needed = layer.plan_forward::<f32>(self.rows)?.workspace_len();
+            cpu::forward_with(&layer, x, &mut y, &epilogue, Some(t), at_least(workspace, needed))
+        };
+        run().map_err(|source| self.error(which, source))
+    }
+
+    /// dA and dB of every segment and, where something below needs it, dx.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn backward(
+        &self,
+        which: Projection,
+        x: &[f32],
+        dy: &[f32],
+        t: &[f32],
+        dx: Option<&mut [f32]>,
+        gradients: &mut [FactorGradients],
+        workspace: &mut Vec<f32>,
+    ) -> Result<()> {
+        let linear = &self.layer.projections[which as usize];
+        let segments = self.lora.segments(self.index, which)?;
+        let layer = linear.layer(&segments)?;
+        let x = MatrixRef::new(x, self.rows, linear.d_in)?;
+        let dy = MatrixRef::new(dy, self.rows, linear.d_out)?;
+        let mut dx = dx.map(|dx| MatrixMut::new(dx, self.rows, linear.d_in)).transpose()?;
+        let gradients: fused_lora::Result<Vec<_>> = gradients
+            .iter_mut()
+            .map(|g| {
+                let da = MatrixMut::new(&mut g.a, g.rank, linear.d_in)?;
+                Ok(SegmentGradient { da, db: MatrixMut::new(&mut g.b, g.columns.len(), g.rank)? })
+            })
+            .collect();
+        let run = || backward(&layer, x, dy, t, dx.as_mut(), &mut gradients?, workspace);
+        run().map_err(|source| self.error(which, source))
+    }
+
+    fn error(&self, which: Projection, source: fused_lora::Error) -> Error {
+        Error::Layer { what: format!("h.{}.{}", self.index, which.name()), source }
+    }
+}
+
+/// [`cpu::backward`] in a workspace that grows to what it needs.
+pub(super) fn backward<W: Element>(
+    layer: &LoraLinear<'_, W>,
+    x: MatrixRef<'_, f32>,
+    dy: MatrixRef<'_, f32>,
+    t: &[f32],
+    dx: Option<&mut MatrixMut<'_, f32>>,
+    gradients: &mut [SegmentGradient<'_>],
+    workspace: &mut Vec<f32>,
+) -> fused_lora::Result<()> {
+    let needed = cpu::backward_workspace_len::<W, f32>(layer, x.rows())?;
+    cpu::backward(layer, x, dy, t, dx, gradients, Accumulate::Overwrite, at_least(workspace, needed))
+}
+
+/// What a plan needs depends on the rayon pool, which may be another one at the next call.
+pub(super) fn at_least(workspace: &mut Vec<f32>, needed: usize) -> &mut [f32] {
+    if workspace.len() < needed {
+        workspace.resize(needed, 0.0);
+    }
+    workspace
+}

@@ -1,0 +1,102 @@
+//! The mean cross entropy of the next token behind the tied lm_head, some rows at a time: logits of all rows would be
+//! the largest buffer of a training step.
+
+use fused_lora::cpu;
+use fused_lora::cpu::vector::{exp, vectorized};
+use fused_lora::lora::{LoraLinear, Weight};
+use fused_lora::{Element, MatrixMut, MatrixRef};
+use rayon::prelude::*;
+
+use super::linear::{at_least, backward};
+use crate::error::{Error, Result};
+use crate::lanes::largest;
+use crate::model::Model;
+
+/// The most rows whose logits exist at a time.
+const ROWS: usize = 128;
+
+/// Buffers of the loss.
+#[derive(Debug, Default)]
+pub(super) struct Loss {
+    logits: Vec<f32>,
+    /// The token that each row is to predict.
+    targets: Vec<Option<u32>>,
+    losses: Vec<f64>,
+}
+
+impl Loss {
+    /// The mean of −log p(next token) over every row that has one, shifted by one as transformers does; and the gradient
+    /// with respect to `normed`, `[rows, d_model]`, if it is asked for.
+    pub(super) fn run<W: Element>(
+        &mut self,
+        model: &Model<W>,
+        tokens: &[&[u32]],
+        normed: &[f32],
+        mut d_normed: Option<&mut [f32]>,
+        workspace: &mut Vec<f32>,
+    ) -> Result<f64> {
+        let (d, vocabulary) = (model.config.d_model, model.config.vocabulary);
+        self.targets.clear();
+        for sequence in tokens {
+            self.targets.extend(sequence.iter().skip(1).map(|&token| Some(token)));
+            self.targets.push(None);
+        }
+        let rows = self.targets.len();
+        let weight = 1.0 / (rows - tokens.len()) as f32;
+        self.losses.resize(rows, 0.0);
+        let lm_head = LoraLinear::base(Weight::out_in(MatrixRef::new(&model.wte, vocabulary, d)?), None);
+        let name = |source| Error::Layer { what: "lm_head".into(), source };
+
+        let parts = rows.div_ceil(ROWS);
+        for part in 0..parts {
+            // Parts of about one size: products of a few rows may be cut in other ways on other numbers of threads.
+            let (start, end) = (part * rows / parts, (part + 1) * rows / parts);
+            let count = end - start;
+            self.logits.resize(self.logits.len().max(count * vocabulary), 0.0);
+            let logits = &mut self.logits[..count * vocabulary];
+            let x = MatrixRef::new(&normed[start * d..end * d], count, d)?;
+            let needed = lm_head.plan_forward::<f32>(count)?.workspace_len();
+            let mut out = MatrixMut::new(logits, count, vocabulary)?;
+            cpu::forward(&lm_head, x, &mut out, at_least(workspace, needed)).map_err(name)?;
+
+            let rows = logits.par_chunks_exact_mut(vocabulary).zip(&self.targets[start..end]);
+            rows.zip(&mut self.losses[start..end]).for_each(|((row, target), loss)| match target {
+                Some(target) => *loss = cross_entropy(row, *target as usize, weight),
+                None => {
+                    row.fill(0.0);
+                    *loss = 0.0;
+                }
+            });
+            if let Some(d_normed) = &mut d_normed {
+                let dy = MatrixRef::new(logits, count, vocabulary)?;
+                let mut dx = MatrixMut::new(&mut d_normed[start * d..end * d], count, d)?;
+                backward(&lm_head, x, dy, &[], Some(&mut dx), &mut [], workspace).map_err(name)?;
+            }
+        }
+        Ok(self.losses.iter().sum::<f64>() / (rows - tokens.len()) as f64)
+    }
+}
+
+/// −log softmax(row)\[target]; the row becomes its gradient, `weight · (softmax(row) − onehot)`.
+fn cross_entropy(row: &mut [f32], target: usize, weight: f32) -> f64 {
+    const LANES: usize = 16;
+    vectorized(
+        #[inline(always)]
+        || {
+            let largest = largest(row);
+            let below_largest = f64::from(largest - row[target]);
+            let mut lanes = [0.0f64; LANES];
+            for block in row.chunks_mut(LANES) {
+                for (lane, x) in lanes.iter_mut().zip(block) {
+                    *x = exp(*x - largest);
+                    *lane += f64::from(*x);
+                }
+            }
+            let sum: f64 = lanes.into_iter().sum();
+            let factor = (f64::from(weight) / sum) as f32;
+            row.iter_mut().for_each(|x| *x *= factor);
+            row[target] -= weight;
+            sum.ln() + below_largest
+        },
+    )
+}

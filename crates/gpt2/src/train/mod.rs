@@ -1,0 +1,193 @@
+//! Training a LoRA on a frozen GPT-2: the loss, the gradients of every A and B, and AdamW.
+//!
+//! ```no_run
+//! use fused_lora_gpt2::adapter::lora::{Lora, Projection, Target};
+//! use fused_lora_gpt2::train::{AdamW, Optimizer, Training};
+//! use fused_lora_gpt2::{Adapters, Model};
+//!
+//! # fn main() -> Result<(), fused_lora_gpt2::Error> {
+//! # let batches: Vec<Vec<Vec<u32>>> = vec![];
+//! let model = Model::<f32>::load("gpt2".as_ref())?;
+//! let lora = Lora::untrained(&model.config, &[(Target::Whole(Projection::Qkv), 8)], 16.0, 0)?;
+//! let mut adapters = Adapters { lora: Some(lora), ..Adapters::default() };
+//! let mut training = Training::new(&model, &adapters, 4, 256)?;
+//! let mut optimizer = Optimizer::new(&adapters, AdamW { lr: 2e-4, max_norm: Some(1.0), ..AdamW::default() })?;
+//! for batch in &batches {
+//!     let tokens: Vec<&[u32]> = batch.iter().map(Vec::as_slice).collect();
+//!     let loss = training.loss_and_gradients(&adapters, &tokens)?;
+//!     let step = optimizer.step(&mut adapters, training.gradients())?;
+//!     println!("loss {loss:.4}, gradient norm {:.3}", step.norm);
+//! }
+//! # Ok(()) }
+//! ```
+
+mod attention;
+mod block;
+mod gradients;
+mod linear;
+mod loss;
+mod optimizer;
+
+use fused_lora::Element;
+
+use crate::adapter::Adapters;
+use crate::adapter::lora::{Lora, Projection};
+use crate::error::{Error, Result};
+use crate::forward::{check_tokens, embed};
+use crate::model::Model;
+use crate::norm::{layer_norm, layer_norm_backward};
+use block::{Saved, Scratch};
+use linear::Site;
+use loss::Loss;
+
+pub use fused_lora::optim::{AdamW, Skip, Step};
+pub use gradients::{FactorGradients, Gradients};
+pub use optimizer::Optimizer;
+
+/// Passes forward and backward over batches of one shape, with the buffers they need: about (6·d_model + d_ff) `f32` a
+/// token for each layer from the lowest adapted one on, and the logits of 128 tokens.
+///
+/// Sums run in a fixed order: the same bits from run to run on a rayon pool of the same size and, from 48 tokens a batch
+/// on, of any size.
+#[derive(Debug)]
+pub struct Training<'m, W> {
+    model: &'m Model<W>,
+    batch: usize,
+    sequence: usize,
+    /// The lowest layer with an adapter, and the first projection in it that has one.
+    lowest: (usize, Projection),
+    /// For each layer from the lowest on.
+    saved: Vec<Saved>,
+    scratch: Scratch,
+    /// The residual stream, `[rows, d_model]`.
+    x: Vec<f32>,
+    dx: Vec<f32>,
+    /// Behind ln_f.
+    normed: Vec<f32>,
+    d_normed: Vec<f32>,
+    loss: Loss,
+    gradients: Gradients,
+}
+
+impl<'m, W: Element> Training<'m, W> {
+    /// For batches of `batch` sequences of `sequence` tokens, and for `adapters` or others of the same shapes.
+    ///
+    /// # Errors
+    /// [`Error::NotTrainable`] if there is an adapter that is not a LoRA, [`Error::NothingToTrain`] without a LoRA,
+    /// [`Error::OtherModel`], [`Error::Batch`] for no sequence, [`Error::TooShort`], [`Error::TooManyPositions`].
+    pub fn new(model: &'m Model<W>, adapters: &Adapters<W>, batch: usize, sequence: usize) -> Result<Self> {
+        let config = &model.config;
+        let lora = trainable(adapters)?;
+        adapters.check(config)?;
+        let lowest = lowest(lora).ok_or(Error::NothingToTrain)?;
+        if batch == 0 {
+            return Err(Error::Batch { row: 0, actual: 0, expected: 1 });
+        }
+        if sequence < 2 {
+            return Err(Error::TooShort { tokens: sequence });
+        }
+        if sequence > config.positions {
+            return Err(Error::TooManyPositions { tokens: sequence, prefix: 0, positions: config.positions });
+        }
+        let rows = batch * sequence;
+        let zeros = || vec![0.0; rows * config.d_model];
+        Ok(Self {
+            model,
+            batch,
+            sequence,
+            lowest,
+            saved: (lowest.0..config.layers).map(|i| Saved::new(config, lora, i, rows)).collect(),
+            scratch: Scratch::new(config, rows),
+            x: zeros(),
+            dx: zeros(),
+            normed: zeros(),
+            d_normed: zeros(),
+            loss: Loss::default(),
+            gradients: Gradients::zeros(lora),
+        })
+    }
+
+    /// The mean cross entropy of every sequence's tokens but the first, each predicted from those before it; and the
+    /// gradients of every A and B, which replace those of the call before. LoRA runs fused, whatever the adapters' mode.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); [`Error::BatchSize`] or [`Error::Batch`] for another number of sequences or tokens than it
+    /// was given, [`Error::Token`], [`Error::OtherAdapters`]. A loss that is not finite is returned as it is.
+    pub fn loss_and_gradients(&mut self, adapters: &Adapters<W>, tokens: &[&[u32]]) -> Result<f64> {
+        let lora = self.forward(adapters, tokens)?;
+        let (model, config) = (self.model, &self.model.config);
+        let workspace = &mut self.scratch.workspace;
+        let loss = self.loss.run(model, tokens, &self.normed, Some(&mut self.d_normed), workspace)?;
+
+        self.dx.fill(0.0);
+        layer_norm_backward(&self.x, &model.ln_f, config.layer_norm_epsilon, &mut self.d_normed, &mut self.dx);
+        let (first, projection) = self.lowest;
+        for index in (first..config.layers).rev() {
+            let lowest = (index == first).then_some(projection);
+            let (saved, gradients) = (&self.saved[index - first], &mut self.gradients.layers[index]);
+            let site = site(model, lora, index, self.x.len() / config.d_model, self.sequence);
+            block::backward(site, saved, &mut self.scratch, lowest, gradients, &mut self.dx)?;
+        }
+        Ok(loss)
+    }
+
+    /// The loss alone, for evaluation. Gradients stay as they are.
+    ///
+    /// # Errors
+    /// As [`loss_and_gradients`](Self::loss_and_gradients).
+    pub fn loss(&mut self, adapters: &Adapters<W>, tokens: &[&[u32]]) -> Result<f64> {
+        self.forward(adapters, tokens)?;
+        self.loss.run(self.model, tokens, &self.normed, None, &mut self.scratch.workspace)
+    }
+
+    /// The gradients of the last [`loss_and_gradients`](Self::loss_and_gradients); zeros before the first.
+    pub fn gradients(&self) -> &Gradients {
+        &self.gradients
+    }
+
+    /// Up to and behind ln_f, keeping what the backward pass reads.
+    fn forward<'a>(&mut self, adapters: &'a Adapters<W>, tokens: &[&[u32]]) -> Result<&'a Lora<W>> {
+        let (model, config) = (self.model, &self.model.config);
+        let lora = trainable(adapters)?;
+        self.gradients.check(lora)?;
+        if tokens.len() != self.batch {
+            return Err(Error::BatchSize { actual: tokens.len(), expected: self.batch });
+        }
+        for (row, sequence) in tokens.iter().enumerate() {
+            if sequence.len() != self.sequence {
+                return Err(Error::Batch { row, actual: sequence.len(), expected: self.sequence });
+            }
+        }
+        check_tokens(model, adapters, tokens)?;
+        embed(model, adapters, tokens, &mut self.x);
+        let first = self.lowest.0;
+        for index in 0..config.layers {
+            // Below the lowest adapted layer nothing is kept: its place serves until its turn comes.
+            let saved = &mut self.saved[index.saturating_sub(first)];
+            let site = site(model, lora, index, self.x.len() / config.d_model, self.sequence);
+            block::forward(site, saved, &mut self.scratch, &mut self.x)?;
+        }
+        layer_norm(&self.x, &model.ln_f, config.layer_norm_epsilon, &mut self.normed);
+        Ok(lora)
+    }
+}
+
+fn site<'a, W>(model: &'a Model<W>, lora: &'a Lora<W>, index: usize, rows: usize, sequence: usize) -> Site<'a, W> {
+    Site { config: &model.config, layer: &model.layers[index], lora, index, rows, sequence }
+}
+
+/// The LoRA, if it is the only adapter.
+fn trainable<W>(adapters: &Adapters<W>) -> Result<&Lora<W>> {
+    if adapters.bottleneck.is_some() {
+        return Err(Error::NotTrainable { what: "bottleneck adapters" });
+    }
+    if adapters.prefix.is_some() {
+        return Err(Error::NotTrainable { what: "a prefix" });
+    }
+    adapters.lora.as_ref().ok_or(Error::NothingToTrain)
+}
+
+fn lowest<W>(lora: &Lora<W>) -> Option<(usize, Projection)> {
+    let places = (0..lora.layers.len()).flat_map(|i| Projection::ALL.map(|projection| (i, projection)));
+    places.into_iter().find(|&(i, projection)| !lora.layers[i][projection as usize].is_empty())
+}

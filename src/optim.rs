@@ -1,0 +1,207 @@
+//! AdamW over the factors of many adapters at once: what a step is. Checked here, run by a backend.
+//!
+//! With g a parameter's clipped gradient, lr the learning rate of its factor and t the step, counted from 1:
+//!
+//! ```text
+//! p ← p·(1 − lr·λ)
+//! m ← β₁·m + (1 − β₁)·g
+//! v ← β₂·v + (1 − β₂)·g²
+//! p ← p − lr/(1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
+//! ```
+//!
+//! This is `torch.optim.AdamW` with one group of parameters for A and one for B, behind
+//! `torch.nn.utils.clip_grad_norm_`.
+
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+
+/// Added to the norm before `max_norm` is divided by it, as PyTorch does.
+const NORM_EPSILON: f64 = 1e-6;
+
+/// The hyperparameters of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// The learning rate of A. At least 0.
+    pub lr: f64,
+    /// β₁ and β₂, how much of the moments a step keeps. From 0, below 1.
+    pub betas: (f64, f64),
+    /// ε, added to the root of the second moment. Above 0, also as `f32`.
+    pub eps: f64,
+    /// λ of the decoupled weight decay: a step shrinks parameters by lr·λ. At least 0.
+    pub weight_decay: f64,
+    /// LoRA+: the learning rate of B is this times that of A. Above 0; 1 trains both alike.
+    pub lora_plus_ratio: f64,
+    /// Gradients whose L2 norm, taken over all parameters together, is larger are scaled down to it. Above 0.
+    pub max_norm: Option<f64>,
+}
+
+impl Default for AdamW {
+    /// PyTorch's: lr 1e-3, betas 0.9 and 0.999, ε 1e-8, weight decay 0.01, no LoRA+, no clipping.
+    fn default() -> Self {
+        Self { lr: 1e-3, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01, lora_plus_ratio: 1.0, max_norm: None }
+    }
+}
+
+/// Which factor of a low-rank product a parameter is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Factor {
+    /// `[rank, d_in]`
+    A,
+    /// `[d_out, rank]`
+    B,
+}
+
+/// One tensor's place in a step. All slices have as many elements.
+#[derive(Debug)]
+pub struct Parameter<'a, W> {
+    /// Decides the learning rate.
+    pub factor: Factor,
+    /// The gradient.
+    pub gradient: &'a [f32],
+    /// The master copy of the parameter, in `f32` whatever the layer reads.
+    pub value: &'a mut [f32],
+    /// m; zeros before the first step.
+    pub first_moment: &'a mut [f32],
+    /// v; zeros before the first step.
+    pub second_moment: &'a mut [f32],
+    /// Where the layer reads it: receives the new value, rounded.
+    pub stored: Option<&'a mut [W]>,
+}
+
+/// What became of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// The L2 norm of all gradients before clipping; not finite if one of them is not.
+    pub norm: f64,
+    /// What gradients were multiplied by: 1 where nothing was clipped.
+    pub clipped_by: f64,
+    /// Why nothing was changed, if nothing was.
+    pub skipped: Option<Skip>,
+}
+
+/// Why a step changed nothing: neither parameters nor moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Skip {
+    /// A gradient is infinite or not a number.
+    NonFinite,
+    /// The square of a gradient might not fit the second moment, which would stay infinite for good.
+    TooLarge,
+}
+
+/// A step's constants for one factor, worked out in double precision and rounded once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Coefficients {
+    /// 1 − lr·λ
+    pub(crate) decay: f32,
+    /// β₁ and 1 − β₁
+    pub(crate) first: [f32; 2],
+    /// β₂ and 1 − β₂
+    pub(crate) second: [f32; 2],
+    /// lr/(1 − β₁ᵗ)
+    pub(crate) rate: f32,
+    /// 1/√(1 − β₂ᵗ)
+    pub(crate) root: f32,
+    /// ε
+    pub(crate) eps: f32,
+}
+
+impl AdamW {
+    /// Checks every hyperparameter.
+    ///
+    /// # Errors
+    /// [`Error::HyperparameterOutOfRange`] for the first that is out of its range.
+    pub fn validate(&self) -> Result<()> {
+        let unit = 0.0..1.0;
+        let fits = |product: f64| (product as f32).is_finite();
+        let decay = self.lr.max(self.rate(Factor::B)) * self.weight_decay;
+        let checks = [
+            ("learning rate", self.lr, self.lr >= 0.0, "a finite number of at least 0"),
+            ("beta 1", self.betas.0, unit.contains(&self.betas.0), "a number from 0, below 1"),
+            ("beta 2", self.betas.1, unit.contains(&self.betas.1), "a number from 0, below 1"),
+            ("epsilon", self.eps, self.eps as f32 > 0.0, "a finite f32 above 0"),
+            (
+                "weight decay",
+                self.weight_decay,
+                self.weight_decay >= 0.0 && fits(decay),
+                "a finite number of at least 0",
+            ),
+            (
+                "LoRA+ ratio",
+                self.lora_plus_ratio,
+                self.lora_plus_ratio > 0.0 && fits(self.rate(Factor::B)),
+                "a finite number above 0",
+            ),
+            (
+                "largest norm",
+                self.max_norm.unwrap_or(1.0),
+                self.max_norm.is_none_or(|n| n > 0.0),
+                "a finite number above 0",
+            ),
+        ];
+        for (name, value, in_range, expected) in checks {
+            if !in_range || !(value as f32).is_finite() {
+                return Err(Error::HyperparameterOutOfRange { name, value, expected });
+            }
+        }
+        Ok(())
+    }
+
+    /// The learning rate of `factor`.
+    pub fn rate(&self, factor: Factor) -> f64 {
+        match factor {
+            Factor::A => self.lr,
+            Factor::B => self.lr * self.lora_plus_ratio,
+        }
+    }
+
+    /// What a step on gradients of this norm does, short of doing it.
+    pub(crate) fn judge(&self, norm: f64) -> Step {
+        let clipped_by = self.max_norm.map_or(1.0, |max| (max / (norm + NORM_EPSILON)).min(1.0));
+        // No gradient is larger than the norm of all.
+        let largest = norm * clipped_by;
+        let skipped = if !norm.is_finite() {
+            Some(Skip::NonFinite)
+        } else if largest * largest > f64::from(f32::MAX) {
+            Some(Skip::TooLarge)
+        } else {
+            None
+        };
+        Step { norm, clipped_by: if skipped.is_some() { 1.0 } else { clipped_by }, skipped }
+    }
+
+    pub(crate) fn coefficients(&self, step: u64, factor: Factor) -> Coefficients {
+        let (beta1, beta2) = self.betas;
+        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        let lr = self.rate(factor);
+        Coefficients {
+            decay: (1.0 - lr * self.weight_decay) as f32,
+            first: [beta1 as f32, (1.0 - beta1) as f32],
+            second: [beta2 as f32, (1.0 - beta2) as f32],
+            rate: (lr / correction(beta1)) as f32,
+            root: (1.0 / correction(beta2).sqrt()) as f32,
+            eps: self.eps as f32,
+        }
+    }
+}
+
+/// Checks a step's operands before anything is written.
+pub(crate) fn validate<W: Element>(config: &AdamW, step: u64, parameters: &[Parameter<'_, W>]) -> Result<()> {
+    config.validate()?;
+    if step == 0 {
+        return Err(Error::HyperparameterOutOfRange { name: "step", value: 0.0, expected: "a count from 1" });
+    }
+    for p in parameters {
+        let lengths = [
+            ("the gradient", p.gradient.len()),
+            ("the first moment", p.first_moment.len()),
+            ("the second moment", p.second_moment.len()),
+            ("the stored parameter", p.stored.as_ref().map_or(p.value.len(), |s| s.len())),
+        ];
+        for (operand, actual) in lengths {
+            if actual != p.value.len() {
+                return Err(Error::LengthMismatch { operand, expected: p.value.len(), actual });
+            }
+        }
+    }
+    Ok(())
+}
