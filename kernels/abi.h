@@ -221,14 +221,17 @@ typedef struct TensorMap {
 ABI_ASSERT(sizeof(TensorMap) == 128, "TensorMap is the driver's");
 
 /* What the forward kernels take whose operands the copy engine fetches. Boxes of x are 64 values of the depth of 128 rows;
- * of the weight 64 of the depth of as many columns as a tile has (rows kernels), or 64 columns of 64 of the depth. */
+ * of the weight 64 of the depth of as many columns as a CTA fetches of a tile (rows kernels), or 64 columns of 64 of the
+ * depth. Boxes of y are 64 columns of 64 rows. */
 typedef struct LoraForwardTma {
   TensorMap x;
   TensorMap weight;
+  TensorMap y;
   LoraForward forward;
-  uint32_t reserved[10];
+  uint32_t y_mapped; /* whether there is a map of y, whose rows must start at multiples of 16 bytes for that */
+  uint32_t reserved[9];
 } LoraForwardTma;
-ABI_ASSERT(sizeof(LoraForwardTma) == 10 * 128, "LoraForwardTma is shared with Rust");
+ABI_ASSERT(sizeof(LoraForwardTma) == 11 * 128, "LoraForwardTma is shared with Rust");
 
 /* What the kernels of kernels/test get: each says what it takes these for. */
 typedef struct LoraTest {

@@ -293,17 +293,21 @@ const _: () = {
 pub struct LoraForwardTma {
     pub x: TensorMap,
     pub weight: TensorMap,
+    pub y: TensorMap,
     pub forward: LoraForward,
-    pub reserved: [u32; 10usize],
+    pub y_mapped: u32,
+    pub reserved: [u32; 9usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of LoraForwardTma"][::core::mem::size_of::<LoraForwardTma>() - 1280usize];
+    ["Size of LoraForwardTma"][::core::mem::size_of::<LoraForwardTma>() - 1408usize];
     ["Alignment of LoraForwardTma"][::core::mem::align_of::<LoraForwardTma>() - 128usize];
     ["Offset of field: LoraForwardTma::x"][::core::mem::offset_of!(LoraForwardTma, x) - 0usize];
     ["Offset of field: LoraForwardTma::weight"][::core::mem::offset_of!(LoraForwardTma, weight) - 128usize];
-    ["Offset of field: LoraForwardTma::forward"][::core::mem::offset_of!(LoraForwardTma, forward) - 256usize];
-    ["Offset of field: LoraForwardTma::reserved"][::core::mem::offset_of!(LoraForwardTma, reserved) - 1240usize];
+    ["Offset of field: LoraForwardTma::y"][::core::mem::offset_of!(LoraForwardTma, y) - 256usize];
+    ["Offset of field: LoraForwardTma::forward"][::core::mem::offset_of!(LoraForwardTma, forward) - 384usize];
+    ["Offset of field: LoraForwardTma::y_mapped"][::core::mem::offset_of!(LoraForwardTma, y_mapped) - 1368usize];
+    ["Offset of field: LoraForwardTma::reserved"][::core::mem::offset_of!(LoraForwardTma, reserved) - 1372usize];
 };
 #[repr(C)]
 #[repr(align(128))]

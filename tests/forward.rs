@@ -134,7 +134,7 @@ fn every_rank() {
 fn every_tile() {
     let mut seen = BTreeSet::new();
     for layout in LAYOUTS {
-        for (tokens, d_in, d_out) in [(128, 136, 128), (250, 72, 248), (127, 264, 120)] {
+        for (tokens, d_in, d_out) in [(128, 136, 128), (250, 72, 248), (127, 264, 120), (100, 72, 200)] {
             seen.extend(everywhere(&shape(tokens, d_in, d_out, layout, &[(8, d_out, 20)]), 61, 1));
         }
         seen.extend(everywhere(&shape(33, 520, 72, layout, &[(0, 72, 5)]), 62, 1));
@@ -147,6 +147,7 @@ fn every_tile() {
             "mma_f16_any",
             "wgmma_f16_n128",
             "wgmma_f16_n256",
+            "wgmma_f16_n256x2",
             "f32_t128",
             "f32_t64",
             "f32_any",
@@ -197,6 +198,36 @@ fn shared_depths_are_summed_up_in_their_order() {
                 }
             }
         }
+    }
+}
+
+/// Few tokens on wgmma: the CTAs of a cluster share the depth of a tile of y, and of T those of any number of clusters.
+#[test]
+fn clusters_share_depths() {
+    let mut seen = BTreeSet::new();
+    for layout in LAYOUTS {
+        for (tokens, d_in, d_out, segments, multiprocessors) in [
+            // No split; T in more splits than it has depth for; more steps of T than CTAs; two tiles either way.
+            (33, 72, 72, &[(0, 72, 20)][..], 1),
+            (17, 456, 40, &[(0, 40, 20)], 2),
+            (33, 512, 40, &[(3, 30, 130), (20, 40, 90), (39, 40, 2)], 8),
+            (33, 1000, 72, &[(5, 72, 5)], 4),
+            (100, 1000, 72, &[(9, 70, 3), (60, 72, 70)], 2),
+            (100, 1000, 72, &[], 4),
+            (130, 136, 136, &[(0, 136, 5)], 8),
+        ] {
+            let shape = shape(tokens, d_in, d_out, layout, segments);
+            for build in builds() {
+                let rig = Rig::new(build);
+                if rig.compute_capability() == (9, 0) {
+                    let plan = check::<bf16>(&rig, 91, &shape, &options(multiprocessors, (9, 0)), true);
+                    seen.insert(format!("{} {}", plan.kernel.rsplit('_').next().unwrap(), plan.cluster));
+                }
+            }
+        }
+    }
+    for expected in ["m64n64 2", "m64n64 8", "m64n128 1", "m64n128 4", "m128n128 2", "m128n128 4"] {
+        assert!(on_gpu() || seen.contains(expected), "{expected} was not run: {seen:?}");
     }
 }
 

@@ -46,6 +46,16 @@ GPU_DEVICE T load_cluster(u32 address) {
   return __builtin_bit_cast(T, value);
 }
 
+/// 16 bytes at a multiple of 16, likewise.
+GPU_DEVICE Chunk load_cluster_chunk(u32 address) {
+  Chunk chunk;
+  asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(chunk.word[0]), "=r"(chunk.word[1]), "=r"(chunk.word[2]), "=r"(chunk.word[3])
+               : "r"(address)
+               : "memory");
+  return chunk;
+}
+
 template <class T>
 GPU_DEVICE void store_cluster(u32 address, T value) {
   static_assert(sizeof(T) == 4, "u32 or float");

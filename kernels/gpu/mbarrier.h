@@ -73,6 +73,22 @@ GPU_DEVICE void mbarrier_wait(u32 bar, u32 parity) {
   } while (complete == 0);
 }
 
+/// The same, and visible is also what threads of other CTAs of the cluster did before they arrived.
+GPU_DEVICE void mbarrier_wait_cluster(u32 bar, u32 parity) {
+  u32 complete;
+  do {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n"
+        "}"
+        : "=r"(complete)
+        : "r"(bar), "r"(parity)
+        : "memory");
+  } while (complete == 0);
+}
+
 /// Makes initialisations visible to the other CTAs of the cluster and to the copy engine.
 GPU_DEVICE void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 

@@ -59,16 +59,18 @@ struct ForwardTask {
     return of_number(p, u32(*word), u32(*word >> 32) + 1);
   }
 
-  static GPU_DEVICE ForwardTask of_number(const LoraForward& p, u32 number, u32 epoch) {
-    const u32 t_tasks = p.row_tiles * p.t_tiles * p.t_splits;
+  /// Of `together` row tiles, that are taken together, this is the first.
+  static GPU_DEVICE ForwardTask of_number(const LoraForward& p, u32 number, u32 epoch, u32 together = 1) {
+    const u32 row_tiles = p.row_tiles / together, raster_rows = p.raster_rows / together;
+    const u32 t_tasks = row_tiles * p.t_tiles * p.t_splits;
     if (number < t_tasks) {
       const u32 tile = number / p.t_splits;
-      return {epoch, true, tile / p.t_tiles, tile % p.t_tiles, number % p.t_splits};
+      return {epoch, true, tile / p.t_tiles * together, tile % p.t_tiles, number % p.t_splits};
     }
-    const u32 index = number - t_tasks, tile = index / p.splits, group_tiles = p.raster_rows * p.column_tiles;
-    const u32 first_row = tile / group_tiles * p.raster_rows, rows = gpu::min(p.raster_rows, p.row_tiles - first_row);
+    const u32 index = number - t_tasks, tile = index / p.splits, group_tiles = raster_rows * p.column_tiles;
+    const u32 first_row = tile / group_tiles * raster_rows, rows = gpu::min(raster_rows, row_tiles - first_row);
     const u32 in_group = tile % group_tiles;
-    return {epoch, false, first_row + in_group % rows, in_group / rows, index % p.splits};
+    return {epoch, false, (first_row + in_group % rows) * together, in_group / rows, index % p.splits};
   }
 };
 

@@ -8,12 +8,14 @@
 using lora::ForwardWgmma;
 using tile::Along;
 
-#define FORWARD_WGMMA(LAYOUT, ALONG, COLUMNS)                                                                              \
-  GPU_KERNEL(lora_forward_##LAYOUT##_wgmma_bf16_n##COLUMNS, LoraForwardTma, LORA_FORWARD_WGMMA_THREADS, 1) {               \
-    ForwardWgmma<gpu::bf16, Along::ALONG, COLUMNS>(params).run();                                                          \
+#define FORWARD_WGMMA(LAYOUT, ALONG, TILE, COLUMNS, CTAS)                                                                  \
+  GPU_KERNEL(lora_forward_##LAYOUT##_wgmma_bf16_##TILE, LoraForwardTma, LORA_FORWARD_WGMMA_THREADS, 1) {                   \
+    ForwardWgmma<gpu::bf16, Along::ALONG, COLUMNS, CTAS>(params).run();                                                    \
   }
 
-FORWARD_WGMMA(rows, Depth, 256)
-FORWARD_WGMMA(rows, Depth, 128)
-FORWARD_WGMMA(columns, Columns, 256)
-FORWARD_WGMMA(columns, Columns, 128)
+FORWARD_WGMMA(rows, Depth, n256x2, 256, 2)
+FORWARD_WGMMA(rows, Depth, n256, 256, 1)
+FORWARD_WGMMA(rows, Depth, n128, 128, 1)
+FORWARD_WGMMA(columns, Columns, n256x2, 256, 2)
+FORWARD_WGMMA(columns, Columns, n256, 256, 1)
+FORWARD_WGMMA(columns, Columns, n128, 128, 1)

@@ -28,6 +28,11 @@ GPU_KERNEL(test_cluster_exchange, LoraTest, 64, 1) {
   cluster_arrive();
   cluster_wait();
   store(out<float>(params, 2) + thread, floats[threadIdx.x]);
+  if (threadIdx.x < 16) {
+    const Chunk chunk = load_cluster_chunk(next + 16 * (15 - threadIdx.x));
+    store(out<Chunk>(params, 3) + blockIdx.x * 16 + threadIdx.x, chunk);
+  }
+  cluster_sync();
   // Nobody leaves while others may still read its shared memory: the barrier above has seen to that.
 }
 
@@ -47,7 +52,7 @@ GPU_KERNEL(test_cluster_arrive, LoraTest, 32, 1) {
   u32 sum = 0;
   for (u32 round = 0; round < params.n[0]; round++) {
     if (rank == 0) {
-      if (round != 0) mbarrier_wait(barrier, (round - 1) % 2);
+      if (round != 0) mbarrier_wait_cluster(barrier, (round - 1) % 2);
       words[threadIdx.x] = 10 * round + threadIdx.x;
     }
     cluster_sync();
@@ -56,7 +61,7 @@ GPU_KERNEL(test_cluster_arrive, LoraTest, 32, 1) {
       mbarrier_arrive_cluster(map_shared(barrier, 0));
     }
   }
-  if (rank == 0) mbarrier_wait(barrier, (params.n[0] - 1) % 2);
+  if (rank == 0) mbarrier_wait_cluster(barrier, (params.n[0] - 1) % 2);
   if (rank != 0) store(out<u32>(params, 0) + thread_of_grid(), sum);
   cluster_sync();
 }

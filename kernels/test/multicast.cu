@@ -33,7 +33,7 @@ GPU_KERNEL(test_multicast_ring, LoraTest, 64, 1) {
     if (elect_one()) {
       for (u32 i = 0; i < rounds; i++) {
         const u32 stage = i % stages;
-        mbarrier_wait(empty + 8 * stage, i / stages % 2 ^ 1);
+        mbarrier_wait_cluster(empty + 8 * stage, i / stages % 2 ^ 1);
         mbarrier_arrive_expect(full + 8 * stage, 2 * half_bytes);
         const u32 to = shared_address(boxes + (2 * stage + rank) * half_chunks);
         tma_load_2d_multicast(to, &params.maps[0], full + 8 * stage, 0, static_cast<i32>(16 * i + 8 * rank), 3);

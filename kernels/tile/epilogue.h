@@ -70,7 +70,37 @@ class Epilogue {
     }
   }
 
+  /// Columns `column`, which is even, and the next of a row of y, rounded; anything where y has none.
+  GPU_DEVICE u32 finish_pair(float low, float high, u32 row, u32 column) const {
+    if (row >= p.tokens || column >= p.columns) return 0;
+    const bool both = column + 1 < p.columns;
+    // A zero is added, too: sums of wgmma that a branch changes make the compiler serialise its products.
+    float first = 0.0f, second = 0.0f;
+    if (p.bias) load_pair<true>(static_cast<const E*>(p.bias) + column, both, first, second);
+    float value[2] = {low + first, high + second};
+    value[0] = activate(value[0], p.activation);
+    value[1] = activate(value[1], p.activation);
+    if (p.residual) {
+      load_pair<false>(static_cast<const E*>(p.residual) + u64(row) * p.residual_stride + column, both, first, second);
+      value[0] += first;
+      value[1] += second;
+    }
+    return pack<E>(value[0], value[1]);
+  }
+
  private:
+  /// In one access where that is possible; the second only if there are `both`.
+  template <bool CONSTANT>
+  static GPU_DEVICE void load_pair(const E* from, bool both, float& first, float& second) {
+    if (both && reinterpret_cast<u64>(from) % 4 == 0) {
+      const u32* pair = reinterpret_cast<const u32*>(from);
+      unpack<E>(CONSTANT ? load_constant(pair) : load(pair), first, second);
+    } else {
+      first = to_f32(load(from));
+      second = both ? to_f32(load(from + 1)) : 0.0f;
+    }
+  }
+
   const LoraForward& p;
   bool bias_aligned;
   bool aligned;

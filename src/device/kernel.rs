@@ -45,10 +45,10 @@ pub unsafe trait KernelParams: Copy {}
 // SAFETY: made from kernels/abi.h, whose sizes and offsets it asserts: 904 bytes of fields without a gap.
 unsafe impl KernelParams for abi::LoraDecode {}
 
-// SAFETY: likewise, 928 bytes.
+// SAFETY: likewise, 984 bytes.
 unsafe impl KernelParams for abi::LoraForward {}
 
-// SAFETY: likewise, 1280 bytes.
+// SAFETY: likewise, 1408 bytes.
 unsafe impl KernelParams for abi::LoraForwardTma {}
 
 // SAFETY: likewise, 816 bytes.

@@ -7,7 +7,7 @@ use super::call::{Operands, Planned};
 use super::kernel::{Kernel, LaunchConfig};
 use super::layer::{DeviceLora, DeviceResidual, activation_code, segment_table};
 use super::lora_decode;
-use super::matrix::{DeviceMatrix, DeviceMatrixMut};
+use super::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut};
 use super::slice::DeviceSlice;
 use super::stream::Stream;
 use super::tensor_map::Tensor;
@@ -156,8 +156,11 @@ impl<T: Element> Forward<T> {
         let planned = Planned::new(device, layer, tokens, !any_x)?;
         let plan = Plan::new(&planned.problem::<T>(path), training)?;
         let kernel = device.kernel(plan.kernel())?;
-        let config =
-            LaunchConfig { shared_bytes: plan.shared_bytes(), ..LaunchConfig::new(plan.grid(), plan.threads()) };
+        let config = LaunchConfig {
+            shared_bytes: plan.shared_bytes(),
+            cluster: plan.cluster(),
+            ..LaunchConfig::new(plan.grid(), plan.threads())
+        };
         Ok(Self { kernel, plan, config, planned, training, dtype: PhantomData })
     }
 
@@ -232,12 +235,15 @@ impl<T: Element> Forward<T> {
 /// The parameters of a launch whose operands were checked, x and W0 by tensor maps.
 fn tma_params<T: Element>(device: &Device, plan: &ForwardPlan, operands: &Operands<'_, T>) -> Result<LoraForwardTma> {
     let layer = operands.layer;
-    let [x_box, weight_box] = plan.boxes(layer.layout);
+    let [x_box, weight_box, y_box] = plan.boxes(layer.layout);
+    let y_mapped = operands.y.extent().expect_aligned("y", CHUNK).is_ok();
     Ok(LoraForwardTma {
         x: tensor_map(device, &operands.x, &x_box)?,
         weight: tensor_map(device, &layer.weight, &weight_box)?,
+        y: if y_mapped { tensor_map(device, &operands.y, &y_box)? } else { TensorMap { opaque: [0; 16] } },
         forward: params(plan, operands),
-        reserved: [0; 10],
+        y_mapped: y_mapped.into(),
+        reserved: [0; 9],
     })
 }
 

@@ -44,6 +44,14 @@ impl Plan {
         }
     }
 
+    /// CTAs of a cluster; 1 for none.
+    pub fn cluster(&self) -> u32 {
+        match self {
+            Self::Decode(_) => 1,
+            Self::Forward(plan) => plan.cluster,
+        }
+    }
+
     /// Threads of a CTA.
     pub fn threads(&self) -> u32 {
         match self {

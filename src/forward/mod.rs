@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::lora::Layout;
 use crate::problem::{ComputePath, LayerProblem};
 use crate::workspace::WorkspaceLayout;
-use tiling::{Cut, Tile};
+use tiling::{Ctas, Cut, Tile};
 
 /// How one launch of `lora_forward` runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +46,9 @@ pub struct ForwardPlan {
     pub t_tiles: u32,
     /// Columns of the workspace's T: every rank in whole steps of 16.
     pub t_stride: u32,
+    /// CTAs of a cluster: those that share a tile's depth through each other's shared memory, or two that share what they
+    /// fetch of W0; else 1.
+    pub cluster: u32,
     /// CTAs that share a tile's depth.
     pub splits: u32,
     /// Of the depth, what each of them takes.
@@ -81,7 +84,7 @@ const T128: Tile = Tile {
     rate: 1024,
     max_splits: 16,
     extra_bytes: 128,
-    persistent: false,
+    ctas: Ctas::One,
 };
 /// mma.sync, few tokens, ...
 const T64: Tile = Tile { name: "t64", rows: 64, columns: 64, depth: 64, threads: 128, rate: 700, ..T128 };
@@ -94,7 +97,7 @@ const CORES_ANY: Tile = Tile { name: "any", ..CORES_T64 };
 /// CUDA cores, 16 bits: what is left for bf16 on sm_75.
 const CORES16_T64: Tile = Tile { depth: 32, rate: 40, ..CORES_T64 };
 const CORES16_ANY: Tile = Tile { name: "any", ..CORES16_T64 };
-/// wgmma. Few tokens are left to mma.sync, which shares depths.
+/// wgmma, many tokens.
 const N256: Tile = Tile {
     family: "wgmma_",
     name: "n256",
@@ -106,10 +109,16 @@ const N256: Tile = Tile {
     rate: 2000,
     max_splits: 1,
     // The sums on their way out, barriers, drawn tickets.
-    extra_bytes: 8 * 16 * 40 * 4 + 256,
-    persistent: true,
+    extra_bytes: 4 * 64 * 64 * 2 + 256,
+    ctas: Ctas::Persistent,
 };
+const N256X2: Tile = Tile { name: "n256x2", ctas: Ctas::Pairs, ..N256 };
 const N128: Tile = Tile { name: "n128", columns: 128, stages: 6, rate: 1600, ..N256 };
+/// wgmma, few tokens: clusters share depths.
+const M128N128: Tile =
+    Tile { name: "m128n128", rate: 1500, max_splits: 8, extra_bytes: 128, ctas: Ctas::Cluster, ..N128 };
+const M64N128: Tile = Tile { name: "m64n128", rows: 64, stages: 4, threads: 256, ..M128N128 };
+const M64N64: Tile = Tile { name: "m64n64", columns: 64, stages: 6, rate: 1100, ..M64N128 };
 
 /// Rounds a rank up to what T has columns for.
 fn padded(rank: usize) -> usize {
@@ -141,7 +150,7 @@ impl ForwardPlan {
         match (problem.aligned, problem.compute_capability) {
             (false, _) => &[ANY],
             (true, (..=7, _)) => &[T64],
-            (true, (9, 0)) => &[N256, N128, T64],
+            (true, (9, 0)) => &[N256X2, N256, N128, M128N128, M64N128, M64N64, T64],
             (true, _) => &[T128, T64],
         }
     }
@@ -153,20 +162,25 @@ impl ForwardPlan {
             Layout::OutIn => "rows",
             Layout::InOut => "columns",
         };
-        let (row_tiles, column_tiles) = (tokens.div_ceil(tile.rows), d_out.div_ceil(tile.columns));
+        let (row_tiles, column_tiles) = (tile.row_tiles(tokens), d_out.div_ceil(tile.columns));
         let t_stride: usize = ranks.iter().map(|&rank| padded(rank)).sum();
         let t_tiles = t_stride.div_ceil(abi::LORA_FORWARD_T_COLUMNS as usize);
-        let (t_splits, t_split_depth) = tiling::t_splits(problem, &tile, row_tiles * t_tiles);
+        let (t_splits, t_split_depth) = tiling::t_splits(problem, cut, row_tiles * t_tiles);
         let tasks = row_tiles * (t_tiles * t_splits + column_tiles * splits);
         if tasks > i32::MAX as usize {
             return Err(Error::TooLarge { operand: "y", value: tasks });
         }
-        let ctas = if tile.persistent { tasks.min(problem.multiprocessors.max(1)) } else { tasks };
+        let ctas = match tile.ctas {
+            Ctas::Persistent => tasks.min(problem.multiprocessors.max(1)),
+            Ctas::Pairs => tasks.min(problem.multiprocessors.max(2) / 2 * 2),
+            Ctas::One | Ctas::Cluster => tasks,
+        };
         let shared = tile.extra_bytes + tile.stages * (tile.rows + tile.columns) * tile.depth * dtype.size();
         let shared_tiles = |tiles, splits, columns| {
             if splits == 1 { (0, 0) } else { (tiles, tiles * splits * tile.rows * columns) }
         };
-        let (y_arrivals, y_partial) = shared_tiles(row_tiles * column_tiles, splits, tile.columns);
+        let in_workspace = if tile.ctas == Ctas::Cluster { 1 } else { splits };
+        let (y_arrivals, y_partial) = shared_tiles(row_tiles * column_tiles, in_workspace, tile.columns);
         let (t_arrivals, t_partial) = shared_tiles(row_tiles * t_tiles, t_splits, abi::LORA_FORWARD_T_COLUMNS as usize);
         let total_rank: usize = ranks.iter().sum();
         Ok(Self {
@@ -182,12 +196,13 @@ impl ForwardPlan {
             column_tiles: column_tiles as u32,
             t_tiles: t_tiles as u32,
             t_stride: t_stride as u32,
+            cluster: cut.cluster() as u32,
             splits: splits as u32,
             split_depth: split_depth as u32,
             t_splits: t_splits as u32,
             t_split_depth: t_split_depth as u32,
             raster_rows: RASTER_ROWS.min(row_tiles) as u32,
-            tensor_maps: tile.persistent,
+            tensor_maps: tile.ctas != Ctas::One,
             workspace: WorkspaceLayout {
                 flags: row_tiles * t_tiles,
                 arrivals: y_arrivals + t_arrivals,
@@ -202,7 +217,7 @@ impl ForwardPlan {
 
     /// Arrival counters of tiles of y; those of T lie behind them.
     fn y_arrivals(&self) -> u32 {
-        if self.splits == 1 { 0 } else { self.row_tiles * self.column_tiles }
+        if self.splits == 1 || self.cluster > 1 { 0 } else { self.row_tiles * self.column_tiles }
     }
 
     /// Partial sums of tiles of y, likewise.
@@ -222,11 +237,16 @@ impl std::fmt::Display for ForwardPlan {
         let Self { kernel, threads, tile_rows, tile_columns, stages, stage_depth, splits, split_depth, .. } = self;
         let (t_splits, t_split_depth) = (self.t_splits, self.t_split_depth);
         let (t_tiles, y_tiles) = (self.row_tiles * self.t_tiles, self.row_tiles * self.column_tiles);
+        let clusters = match (self.cluster, splits) {
+            (1, _) => "",
+            (_, 1) => " for pairs of CTAs",
+            _ => " a cluster",
+        };
         write!(
             f,
             "{kernel}: 1 launch of {} CTAs of {threads} threads: {t_tiles} tiles of T in {t_splits} splits of \
-             {t_split_depth}, {y_tiles} of y, {tile_rows} x {tile_columns}, in {splits} splits of {split_depth}, {stages} \
-             stages of {stage_depth}, rows taken {} at a time, {} B shared, workspace {} B, floor {} B, {:.3} GFLOP",
+             {t_split_depth}, {y_tiles} of y, {tile_rows} x {tile_columns}, in {splits} splits of {split_depth}{clusters}, \
+             {stages} stages of {stage_depth}, rows taken {} at a time, {} B shared, workspace {} B, floor {} B, {:.3} GFLOP",
             self.grid[0],
             self.raster_rows,
             self.shared_bytes,
@@ -261,14 +281,19 @@ mod tests {
     #[test]
     fn many_tokens_take_large_tiles_and_few_split_the_depth() {
         let many = plan(&H100);
-        assert!(many.kernel.ends_with("wgmma_bf16_n256") && many.splits == 1 && many.grid[0] == 132, "{many}");
+        assert!(many.kernel.ends_with("wgmma_bf16_n256x2") && many.splits == 1 && many.grid[0] == 132, "{many}");
+        let odd = plan(&LayerProblem { tokens: 2 * 128 + 1, multiprocessors: 7, ..H100 });
+        assert!(odd.kernel.ends_with("n256x2") && odd.row_tiles == 4 && odd.grid[0] == 6, "{odd}");
         let many = plan(&LayerProblem { compute_capability: (8, 0), ..H100 });
         assert!(
             many.kernel.ends_with("t128") && many.splits == 1 && many.grid[0] == 32 * (many.t_splits + 32),
             "{many}"
         );
         let few = plan(&LayerProblem { tokens: 64, ..H100 });
-        assert!(few.kernel.ends_with("t64") && few.splits > 1, "{few}");
+        assert!(few.kernel.ends_with("m64n128") && few.cluster == few.splits && few.splits == 4, "{few}");
+        assert!(few.grid[0].is_multiple_of(few.cluster) && few.t_splits.is_multiple_of(few.cluster), "{few}");
+        let few = plan(&LayerProblem { tokens: 64, compute_capability: (8, 0), ..H100 });
+        assert!(few.kernel.ends_with("t64") && few.splits > 1 && few.cluster == 1, "{few}");
         let ctas = few.column_tiles * few.splits;
         assert!(ctas >= 128, "{few}");
     }

@@ -6,8 +6,10 @@ use crate::dropout::NO_DROPOUT;
 use crate::lora::Layout;
 use crate::workspace::WorkspaceLayout;
 
-/// Columns of a box of W0 `[in, out]`: with 16-bit types what the 128 bytes of a swizzled row hold.
+/// Columns of a box of W0 `[in, out]` and of y: with 16-bit types what the 128 bytes of a swizzled row hold.
 const BOX_COLUMNS: u32 = 64;
+/// Rows of a box of y: a warpgroup's.
+const BOX_ROWS: u32 = 64;
 
 /// What stands in a table behind the last segment: never read, and NaN if it is.
 pub(crate) const NO_SEGMENT: LoraSegment = LoraSegment {
@@ -24,14 +26,15 @@ pub(crate) const NO_SEGMENT: LoraSegment = LoraSegment {
 };
 
 impl ForwardPlan {
-    /// Of a plan with [`tensor_maps`](Self::tensor_maps), the boxes of x and of W0 that the copy engine fetches: elements
-    /// along a row, rows.
-    pub fn boxes(&self, layout: Layout) -> [[u32; 2]; 2] {
+    /// Of a plan with [`tensor_maps`](Self::tensor_maps), the boxes of x, of W0 and of y that the copy engine moves:
+    /// elements along a row, rows.
+    pub fn boxes(&self, layout: Layout) -> [[u32; 2]; 3] {
+        let sharing = if self.splits == 1 { self.cluster } else { 1 };
         let weight = match layout {
-            Layout::OutIn => [self.stage_depth, self.tile_columns],
+            Layout::OutIn => [self.stage_depth, self.tile_columns / sharing],
             Layout::InOut => [BOX_COLUMNS, self.stage_depth],
         };
-        [[self.stage_depth, self.tile_rows], weight]
+        [[self.stage_depth, self.tile_rows], weight, [BOX_COLUMNS, BOX_ROWS]]
     }
 
     /// A launch's parameters as far as the plan decides them: the cut into tiles, the workspace's parts, and each segment's

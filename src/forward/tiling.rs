@@ -21,8 +21,20 @@ pub(super) struct Tile {
     pub(super) max_splits: usize,
     /// Shared memory beside the stages, in bytes.
     pub(super) extra_bytes: usize,
-    /// Whether one CTA an SM takes tile after tile, its operands fetched by tensor maps.
-    pub(super) persistent: bool,
+    pub(super) ctas: Ctas,
+}
+
+/// How a kernel's CTAs come to their tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ctas {
+    /// One task each.
+    One,
+    /// One CTA an SM takes task after task.
+    Persistent,
+    /// The same in clusters of two, which have tiles one above the other and fetch half of W0's part each.
+    Pairs,
+    /// One task each; those that share a tile's depth are a cluster.
+    Cluster,
 }
 
 /// A tile and how many CTAs share its depth.
@@ -34,9 +46,25 @@ pub(super) struct Cut {
 }
 
 impl Tile {
+    /// Tiles from top to bottom, of which some may lie below the last token.
+    pub(super) fn row_tiles(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.rows).next_multiple_of(if self.ctas == Ctas::Pairs { 2 } else { 1 })
+    }
+
     fn splits(self, d_in: usize, wanted: usize) -> Cut {
         let split_depth = d_in.div_ceil(wanted).next_multiple_of(self.depth);
         Cut { tile: self, splits: d_in.div_ceil(split_depth), split_depth }
+    }
+}
+
+impl Cut {
+    /// CTAs of a cluster.
+    pub(super) fn cluster(&self) -> usize {
+        match self.tile.ctas {
+            Ctas::One | Ctas::Persistent => 1,
+            Ctas::Pairs => 2,
+            Ctas::Cluster => self.splits,
+        }
     }
 }
 
@@ -46,32 +74,48 @@ pub(super) fn cut(problem: &LayerProblem<'_>, tiles: &[Tile]) -> Cut {
     let d_in = problem.d_in;
     let candidates = tiles.iter().flat_map(|&tile| {
         // A split is worth as many steps as the ring has stages, twice.
-        let most = (d_in / (2 * tile.stages * tile.depth)).clamp(1, tile.max_splits);
-        (1..=most).map(move |wanted| tile.splits(d_in, wanted))
+        let least = match tile.ctas {
+            Ctas::Cluster => tile.depth,
+            _ => 2 * tile.stages * tile.depth,
+        };
+        let most = (d_in / least).clamp(1, tile.max_splits);
+        let cuts = (1..=most).map(move |wanted| tile.splits(d_in, wanted));
+        cuts.filter(move |cut| tile.ctas != Ctas::Cluster || cut.splits.is_power_of_two())
     });
     candidates.min_by_key(|cut| cost(cut, problem)).unwrap_or_else(|| tiles[0].splits(d_in, 1))
 }
 
 /// Among how many CTAs, and by what depth each, tiles of T are shared: so many that every SM has one, since all tiles of y
-/// wait for them, but none with less depth than the ring is long.
-pub(super) fn t_splits(problem: &LayerProblem<'_>, tile: &Tile, t_tiles: usize) -> (usize, usize) {
+/// wait for them, but none with less depth than the ring is long. Where tiles of y are a cluster's each, all CTAs of a
+/// cluster that has drawn a tile of T get a split of it, the last ones maybe an empty one.
+pub(super) fn t_splits(problem: &LayerProblem<'_>, cut: &Cut, t_tiles: usize) -> (usize, usize) {
+    let tile = &cut.tile;
+    let cluster = if tile.ctas == Ctas::Cluster { cut.splits } else { 1 };
     let wanted = problem.multiprocessors.div_ceil(t_tiles.max(1));
     let most = (problem.d_in / (tile.stages * tile.depth)).clamp(1, MAX_T_SPLITS);
-    let Cut { splits, split_depth, .. } = tile.splits(problem.d_in, wanted.clamp(1, most));
-    (splits, split_depth)
+    let wanted = (wanted.clamp(1, most) / cluster * cluster).max(cluster);
+    let Cut { splits, split_depth, .. } = tile.splits(problem.d_in, wanted);
+    (splits.next_multiple_of(cluster), split_depth)
 }
 
 /// The last of a tile's CTAs adds up as many parts.
 const MAX_T_SPLITS: usize = 32;
 
-/// Cycles of the busiest SM. A model, not a measurement: products at the tile's rate, 3000 cycles to fill and drain, and
-/// 16 bytes a cycle for what a split leaves and the last one gathers.
+/// Cycles of the busiest SM. A model, not a measurement: products at the tile's rate or operands at 40 bytes a cycle from
+/// L2, whatever takes longer; 3000 cycles to fill and drain; 16 bytes a cycle for what a split leaves and the last one
+/// gathers, or, within a cluster, 32 bytes a cycle for the sums of others, and 1000 cycles for its barriers.
 fn cost(cut: &Cut, problem: &LayerProblem<'_>) -> usize {
     let Tile { rows, columns, rate, .. } = cut.tile;
-    let tiles = problem.tokens.div_ceil(rows) * problem.d_out.div_ceil(columns);
+    let tiles = cut.tile.row_tiles(problem.tokens) * problem.d_out.div_ceil(columns);
     let ctas_per_sm = (tiles * cut.splits).div_ceil(problem.multiprocessors.max(1));
     let products = rows * columns * cut.split_depth / rate;
-    let exchange = if cut.splits > 1 { rows * columns * 4 / 16 } else { 0 };
-    let gather = exchange * cut.splits;
-    ctas_per_sm * (products + exchange) + gather + 3000
+    let fetched = rows + if cut.tile.ctas == Ctas::Pairs { columns / 2 } else { columns };
+    let operands = fetched * cut.split_depth * problem.dtype.size() / 40;
+    let sums = rows * columns * 4;
+    let (exchange, gather) = match cut.tile.ctas {
+        _ if cut.splits == 1 => (0, 0),
+        Ctas::Cluster => (sums / 32, 1000),
+        _ => (sums / 16, sums / 16 * cut.splits),
+    };
+    ctas_per_sm * (products.max(operands) + exchange) + gather + 3000
 }

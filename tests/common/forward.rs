@@ -1,7 +1,7 @@
 //! A layer's forward launch: buffers uploaded, parameters filled from the plan.
 #![allow(clippy::cast_possible_truncation)]
 
-use fused_lora::abi::{self, LoraForward, LoraForwardTma};
+use fused_lora::abi::{self, LoraForward, LoraForwardTma, TensorMap};
 use fused_lora::device::Tensor;
 use fused_lora::dropout::Dropout;
 use fused_lora::forward::ForwardPlan;
@@ -119,12 +119,19 @@ impl<'m, T: Element> Forward<'m, T> {
                 rig.tensor_map(&tensor).unwrap()
             };
             let weight = &random.weight;
-            let [x_box, weight_box] = plan.boxes(shape.layout);
+            let [x_box, weight_box, y_box] = plan.boxes(shape.layout);
+            let y_mapped = y_like.stride.is_multiple_of(8);
             LoraForwardTma {
                 x: map(params.x, x.rows, x.cols, x.stride, &x_box),
                 weight: map(params.weight, weight.rows, weight.cols, weight.stride, &weight_box),
+                y: if y_mapped {
+                    map(params.y.cast_const(), y_like.rows, y_like.cols, y_like.stride, &y_box)
+                } else {
+                    TensorMap { opaque: [0; 16] }
+                },
                 forward: params,
-                reserved: [0; 10],
+                y_mapped: y_mapped.into(),
+                reserved: [0; 9],
             }
         });
         Self { rig, plan, params, tma, allocations: keep, y_like, t_like }
@@ -145,7 +152,7 @@ impl<'m, T: Element> Forward<'m, T> {
             grid: self.plan.grid,
             threads: self.plan.threads,
             shared_bytes: self.plan.shared_bytes,
-            cluster: 1,
+            cluster: self.plan.cluster,
         };
         let counters = match &self.tma {
             Some(params) => self.rig.launch(&call, params)?,

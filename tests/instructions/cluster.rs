@@ -14,7 +14,8 @@ pub fn words_of_other_ctas() {
         everywhere(|rig| {
             let ranks = rig.output::<[u32; 2]>(threads as usize);
             let (words, floats) = (rig.output::<u32>(threads as usize), rig.output::<u32>(threads as usize));
-            let outputs = [ranks.at(), words.at(), floats.at()];
+            let chunks = rig.output::<u32>(2 * size as usize * 64);
+            let outputs = [ranks.at(), words.at(), floats.at(), chunks.at()];
             let call = Call { grid: 2 * size, threads: 64, cluster: size, shared_bytes: 512, ..Call::default() };
             rig.launch("test_cluster_exchange", &Call { outputs: &outputs, ..call });
             let expected: Vec<[u32; 2]> = (0..threads).map(|t| [t / 64 % size, size]).collect();
@@ -24,6 +25,9 @@ pub fn words_of_other_ctas() {
             let two_before = size - 2 % size;
             let expected: Vec<u32> = (0..threads).map(|t| 7 * (other(t, two_before) + t % 64)).collect();
             assert_eq!(rig.download(&floats), expected);
+            // Chunks from the last to the first.
+            let expected: Vec<u32> = (0..threads).map(|t| 7 * (other(t, 1) + 60 - t % 64 / 4 * 4 + t % 4)).collect();
+            assert_eq!(rig.download(&chunks), expected);
         });
     }
 }

@@ -125,10 +125,17 @@ const BARRIERS: &[Bug] = &[
     ),
     (
         "cluster.cu",
-        "if (round != 0) mbarrier_wait(barrier, (round - 1) % 2);",
+        "if (round != 0) mbarrier_wait_cluster(barrier, (round - 1) % 2);",
         "",
         cluster::arrivals_at_another_cta,
         "barrier",
+    ),
+    (
+        "cluster.cu",
+        "if (round != 0) mbarrier_wait_cluster(",
+        "if (round != 0) mbarrier_wait(",
+        cluster::arrivals_at_another_cta,
+        "race",
     ),
 ];
 

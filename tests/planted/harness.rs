@@ -64,6 +64,7 @@ pub(crate) enum Scenario {
     ForwardMma,
     ForwardMma128,
     ForwardWgmma,
+    ForwardWgmmaSplit,
     ForwardCores,
 }
 
@@ -71,7 +72,7 @@ const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -81,6 +82,7 @@ impl Scenario {
         Self::ForwardMma,
         Self::ForwardMma128,
         Self::ForwardWgmma,
+        Self::ForwardWgmmaSplit,
         Self::ForwardCores,
     ];
 
@@ -93,6 +95,7 @@ impl Scenario {
             Self::ForwardMma => "lora/forward_mma_f16.cu",
             Self::ForwardMma128 => "lora/forward_mma_f16_t128.cu",
             Self::ForwardWgmma => "lora/forward_wgmma_f16.cu",
+            Self::ForwardWgmmaSplit => "lora/forward_wgmma_split_f16.cu",
             Self::ForwardCores => "lora/forward_cores.cu",
         }
     }
@@ -138,6 +141,13 @@ impl Scenario {
                 &|| forward::<f32>(rig, &shape(20, 2052, 40, Layout::InOut, &[(8, 40, 20)]), 24, (8, 0)),
                 &|| forward::<f32>(rig, &shape(70, 400, 24, Layout::OutIn, &[(0, 24, 70)]), 16, (8, 0)),
                 &|| dropped::<f32>(rig, &shape(70, 68, 40, Layout::InOut, &[(0, 40, 5)]), 1, (8, 0)),
+            ]),
+            Self::ForwardWgmmaSplit => first_of([
+                // T in more splits than its depth has steps; more steps of T than CTAs; both warpgroups; no split.
+                &|| forward::<f16>(rig, &shape(17, 456, 40, Layout::OutIn, &[(0, 40, 20)]), 2, (9, 0)),
+                &|| forward::<f16>(rig, &shape(33, 512, 40, Layout::InOut, &[(3, 30, 130), (20, 40, 90)]), 8, (9, 0)),
+                &|| forward::<f16>(rig, &shape(100, 1000, 72, Layout::OutIn, &[(9, 70, 70)]), 2, (9, 0)),
+                &|| forward::<f16>(rig, &shape(33, 520, 72, Layout::OutIn, &[(0, 72, 20)]), 1, (9, 0)),
             ]),
             Self::ForwardWgmma => first_of([
                 // One CTA with many tasks, and several; a ring that goes round; ranks of one, two, four and five steps.

@@ -84,15 +84,13 @@ uint32_t map_shared(uint32_t address, uint32_t rank) {
   return (address & 0xffffff) | rank << 24;
 }
 
-uint32_t load_cluster(uint32_t address) {
-  if (address % 4) fail(Fault::misaligned, "load_cluster at shared address 0x%x", address);
+void load_cluster(uint32_t address, void* to, uint32_t bytes) {
+  if (address % bytes) fail(Fault::misaligned, "load_cluster of %u bytes at shared address 0x%x", bytes, address);
   machine->jitter();
-  const void* p = shared_pointer(address, 4, "load_cluster");
-  machine->shadow->expect_landed(p, 4, "load_cluster");
-  machine->race->access(self->clock, p, 4, Race::Kind::read, SITE);
-  uint32_t value;
-  memcpy(&value, p, 4);
-  return value;
+  const void* p = shared_pointer(address, bytes, "load_cluster");
+  machine->shadow->expect_landed(p, bytes, "load_cluster");
+  machine->race->access(self->clock, p, bytes, Race::Kind::read, SITE);
+  memcpy(to, p, bytes);
 }
 
 void store_cluster(uint32_t address, uint32_t value) {

@@ -16,7 +16,8 @@ void cluster_arrive();
 void cluster_wait();
 /// The same place of the CTA's own shared memory in another CTA.
 uint32_t map_shared(uint32_t address, uint32_t rank);
-uint32_t load_cluster(uint32_t address);
+/// `bytes` is a power of two that the address is a multiple of.
+void load_cluster(uint32_t address, void* to, uint32_t bytes);
 void store_cluster(uint32_t address, uint32_t value);
 
 void cluster_thread_left(Cluster& cluster);

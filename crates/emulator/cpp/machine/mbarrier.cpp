@@ -28,8 +28,8 @@ void seal(MBarrier& b) {
   memcpy(b.at, &word, sizeof word);
 }
 
-// What the detector knows a phase's arrivals by.
-const void* phase_key(const MBarrier& b, uint64_t phase) { return b.at + phase % 2; }
+// What the detector knows a phase's arrivals by: those of the barrier's own CTA, or all of the cluster's.
+const void* phase_key(const MBarrier& b, uint64_t phase, bool cluster) { return b.at + phase % 2 + 2 * cluster; }
 
 MBarrier& find(Cta& cta, uint32_t offset, const char* name) {
   MBarrier* found = nullptr;
@@ -68,7 +68,9 @@ void complete_if_due(MBarrier& b, const char* name) {
   b.pending = b.count;
   b.observed = false;
   // Arrivals of a phase are after all phases before, as operations on one atomic are.
-  machine->race->inherit(phase_key(b, b.phase), phase_key(b, b.phase - 1));
+  for (bool cluster : {false, true}) {
+    machine->race->inherit(phase_key(b, b.phase, cluster), phase_key(b, b.phase - 1, cluster));
+  }
   machine->events++;
   std::vector<Thread*> waiting;
   waiting.swap(b.waiting);
@@ -87,10 +89,10 @@ bool has_completed(const MBarrier& b, uint32_t parity, const char* name) {
   return b.phase % 2 != parity;
 }
 
-void observe(MBarrier& b) {
+void observe(MBarrier& b, bool cluster) {
   if (b.phase == 0) return;
   b.observed = true;
-  machine->race->acquire(self->clock, phase_key(b, b.phase - 1));
+  machine->race->acquire(self->clock, phase_key(b, b.phase - 1, cluster));
 }
 
 }  // namespace
@@ -108,8 +110,9 @@ void mbarrier_init(uint32_t address, uint32_t arrivals) {
   b.at = p;
   b.count = b.pending = arrivals;
   b.initialiser = self;
-  machine->race->forget(phase_key(b, 0));
-  machine->race->forget(phase_key(b, 1));
+  for (uint64_t phase : {0, 1}) {
+    for (bool cluster : {false, true}) machine->race->forget(phase_key(b, phase, cluster));
+  }
   seal(b);
 }
 
@@ -135,7 +138,8 @@ void mbarrier_arrive(uint32_t address, uint32_t bytes, bool cluster, const char*
     fail(Fault::barrier, "%s at 0x%x: all %u arrivals of the phase have been made", name, address, b.count);
   }
   expect_bytes(b, bytes, name);
-  machine->race->release(self->clock, phase_key(b, b.phase));
+  machine->race->release(self->clock, phase_key(b, b.phase, true));
+  if (address >> 24 == self->cta->rank) machine->race->release(self->clock, phase_key(b, b.phase, false));
   b.pending--;
   complete_if_due(b, name);
 }
@@ -160,20 +164,20 @@ bool mbarrier_test(uint32_t address, uint32_t parity) {
   self->polled = b->at;
   self->polled_value = b->phase;
   if (!has_completed(*b, parity, "mbarrier_test")) return false;
-  observe(*b);
+  observe(*b, false);
   return true;
 }
 
-void mbarrier_wait(uint32_t address, uint32_t parity) {
+void mbarrier_wait(uint32_t address, uint32_t parity, bool cluster, const char* name) {
   machine->jitter();
-  MBarrier& b = find_own(address, "mbarrier_wait", SITE);
-  if (!has_completed(b, parity, "mbarrier_wait")) {
+  MBarrier& b = find_own(address, name, SITE);
+  if (!has_completed(b, parity, name)) {
     b.waiting.push_back(self);
-    machine->block("mbarrier_wait", address & 0xffffff);
+    machine->block(name, address & 0xffffff);
     b.unseen--;
-    find(*self->cta, address & 0xffffff, "mbarrier_wait");
+    find(*self->cta, address & 0xffffff, name);
   }
-  observe(b);
+  observe(b, cluster);
 }
 
 void publish_mbarriers() {
@@ -199,7 +203,7 @@ void complete_bytes(Cta& cta, uint32_t offset, uint32_t bytes, uint64_t phase, c
   }
   b.bytes -= bytes;
   if (b.pending == 0 && b.bytes < 0) fail(Fault::barrier, "%s: more bytes came than the phase expects", name);
-  machine->race->release(engine, phase_key(b, b.phase));
+  for (bool cluster : {false, true}) machine->race->release(engine, phase_key(b, b.phase, cluster));
   complete_if_due(b, name);
 }
 

@@ -40,7 +40,8 @@ void mbarrier_invalidate(uint32_t address);
 void mbarrier_arrive(uint32_t address, uint32_t bytes, bool cluster, const char* name);
 void mbarrier_expect(uint32_t address, uint32_t bytes);
 bool mbarrier_test(uint32_t address, uint32_t parity);
-void mbarrier_wait(uint32_t address, uint32_t parity);
+/// `cluster`: acquires what any CTA of the cluster did before it arrived, not only the barrier's own.
+void mbarrier_wait(uint32_t address, uint32_t parity, bool cluster, const char* name);
 /// The initialisations by this thread can be seen by the copy engine.
 void publish_mbarriers();
 void fence_mbarrier_init();

@@ -24,10 +24,15 @@ GPU_DEVICE u32 map_shared(u32 shared_addr, u32 rank) { return emu::map_shared(sh
 template <class T>
 GPU_DEVICE T load_cluster(u32 address) {
   static_assert(sizeof(T) == 4, "u32 or float");
-  const u32 word = emu::load_cluster(address);
   T value;
-  memcpy(&value, &word, sizeof value);
+  emu::load_cluster(address, &value, sizeof value);
   return value;
+}
+
+GPU_DEVICE Chunk load_cluster_chunk(u32 address) {
+  Chunk chunk;
+  emu::load_cluster(address, &chunk, sizeof chunk);
+  return chunk;
 }
 
 template <class T>

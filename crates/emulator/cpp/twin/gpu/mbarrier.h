@@ -18,7 +18,10 @@ GPU_DEVICE void mbarrier_arrive_cluster(u32 cluster_bar) {
   emu::mbarrier_arrive(cluster_bar, 0, true, "mbarrier_arrive_cluster");
 }
 GPU_DEVICE bool mbarrier_test(u32 bar, u32 parity) { return emu::mbarrier_test(bar, parity); }
-GPU_DEVICE void mbarrier_wait(u32 bar, u32 parity) { emu::mbarrier_wait(bar, parity); }
+GPU_DEVICE void mbarrier_wait(u32 bar, u32 parity) { emu::mbarrier_wait(bar, parity, false, "mbarrier_wait"); }
+GPU_DEVICE void mbarrier_wait_cluster(u32 bar, u32 parity) {
+  emu::mbarrier_wait(bar, parity, true, "mbarrier_wait_cluster");
+}
 GPU_DEVICE void fence_mbarrier_init() { emu::fence_mbarrier_init(); }
 
 }  // namespace gpu

@@ -1,0 +1,9 @@
+// lora_forward on wgmma for bf16 and few tokens.
+//
+// targets: sm_90a
+//
+// sass: lora_forward_*_wgmma_bf16_m64*  registers <= 128  has HGMMA  has UTMALDG  lacks HMMA
+// sass: lora_forward_*_wgmma_bf16_m128*  registers <= 168  has HGMMA  has UTMALDG  lacks HMMA
+#include <lora/forward_wgmma_split.h>
+
+FORWARD_WGMMA_SPLIT(bf16)
