@@ -14,6 +14,7 @@ use crate::common::decode::{Decode, Options};
 use crate::common::forward::Forward;
 use crate::common::rig::{Failure, Rig};
 use crate::common::{Buffer, RandomLayer, Rng, Shape, merge, steps};
+use crate::gradients;
 
 /// How a bug shows.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,13 +66,15 @@ pub(crate) enum Scenario {
     ForwardMma128,
     ForwardWgmma,
     ForwardCores,
+    GradientsMma,
+    GradientsCores,
 }
 
-const SCHEDULES: [(Schedule, u32); 4] =
+pub(crate) const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -82,6 +85,8 @@ impl Scenario {
         Self::ForwardMma128,
         Self::ForwardWgmma,
         Self::ForwardCores,
+        Self::GradientsMma,
+        Self::GradientsCores,
     ];
 
     fn source(self) -> &'static str {
@@ -94,6 +99,8 @@ impl Scenario {
             Self::ForwardMma128 => "lora/forward_mma_f16_t128.cu",
             Self::ForwardWgmma => "lora/forward_wgmma_f16.cu",
             Self::ForwardCores => "lora/forward_cores.cu",
+            Self::GradientsMma => "lora/gradients_mma_f16.cu",
+            Self::GradientsCores => "lora/gradients_cores.cu",
         }
     }
 
@@ -139,6 +146,8 @@ impl Scenario {
                 &|| forward::<f32>(rig, &shape(70, 400, 24, Layout::OutIn, &[(0, 24, 70)]), 16, (8, 0)),
                 &|| dropped::<f32>(rig, &shape(70, 68, 40, Layout::InOut, &[(0, 40, 5)]), 1, (8, 0)),
             ]),
+            Self::GradientsMma => gradients::scenario::<f16>(rig),
+            Self::GradientsCores => gradients::scenario::<f32>(rig),
             Self::ForwardWgmma => first_of([
                 // One CTA with many tasks, and several; a ring that goes round; ranks of one, two, four and five steps.
                 &|| {
