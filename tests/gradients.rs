@@ -104,26 +104,29 @@ fn segments_anywhere() {
 #[test]
 fn the_mask_of_the_forward_pass_is_made_again() {
     let dropout = Dropout::new(0.3, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(5).at(77);
-    // Columns beyond a panel, tokens that are shared, tokens that no stage fits.
-    for (tokens, d_in, multiprocessors) in [(19, 300, 6), (250, 67, 24), (1, 40, 1)] {
-        let case =
-            Case { dropout: Some(dropout), multiprocessors, ..Case::new(tokens, d_in, 8, &[(0, 8, 9), (1, 5, 70)]) };
-        everywhere(&case);
+    // Columns beyond a panel, tokens that no stage fits, tokens that are shared.
+    for (tokens, d_in, multiprocessors) in [(19, 300, 1), (1, 40, 1), (400, 67, 24)] {
+        let segments = [(0, 8, 9), (1, 5, 7)];
+        let case = Case { dropout: Some(dropout), multiprocessors, ..Case::new(tokens, d_in, 8, &segments) };
+        let (plan, _) = everywhere(&case);
+        assert_eq!(plan.splits > 1, tokens == 400, "{plan}");
     }
 }
 
 #[test]
 fn gradients_are_added_up() {
-    for multiprocessors in [1, 24] {
-        let case = Case::new(200, 40, 72, &[(8, 30, 17), (20, 70, 3)]);
-        everywhere(&Case { accumulate: true, bias: true, gap: 3, multiprocessors, ..case });
+    for (tokens, multiprocessors) in [(70, 1), (400, 24)] {
+        let case = Case::new(tokens, 40, 72, &[(8, 30, 17), (20, 70, 3)]);
+        let (plan, _) = everywhere(&Case { accumulate: true, bias: true, gap: 3, multiprocessors, ..case });
+        assert_eq!(plan.splits > 1, tokens == 400, "{plan}");
     }
 }
 
 #[test]
 fn a_bias_needs_no_adapter() {
-    for multiprocessors in [1, 24] {
-        everywhere(&Case { bias: true, multiprocessors, ..Case::new(200, 8, 300, &[]) });
+    for (tokens, multiprocessors) in [(70, 1), (400, 24)] {
+        let (plan, _) = everywhere(&Case { bias: true, multiprocessors, ..Case::new(tokens, 8, 300, &[]) });
+        assert_eq!(plan.splits > 1, tokens == 400, "{plan}");
     }
 }
 

@@ -105,6 +105,7 @@ class Gradients {
       : p(params),
         task(GradientsTask::of_number(params, blockIdx.x)),
         first_column(task.panel * panel_columns),
+        width(gpu::min(panel_columns, (task.is_a ? params.d_in : params.d_out) - first_column)),
         rank_steps{params, task.is_a ? 0 : first_column, task.is_a ? params.d_out : first_column + panel_columns},
         shared(),
         ring(shared.take<Chunk, 128>(stages * (wide_chunks + skinny_chunks))) {}
@@ -121,7 +122,7 @@ class Gradients {
     stream(sums, column_sum, first_step, steps, adds_columns);
     if (p.splits != 1 && !add_splits(sums, column_sum, steps * step_columns, adds_columns)) return;
     store_factors(sums, first_step, steps);
-    if (adds_columns && first_column + threadIdx.x < p.d_out) put(p.dbias + first_column + threadIdx.x, column_sum);
+    if (adds_columns && threadIdx.x < width) put(p.dbias + first_column + threadIdx.x, column_sum);
   }
 
  private:
@@ -132,6 +133,9 @@ class Gradients {
 
   GPU_DEVICE Chunk* wide_stage(u32 stage) const { return ring + stage * (wide_chunks + skinny_chunks); }
   GPU_DEVICE Chunk* skinny_stage(u32 stage) const { return wide_stage(stage) + wide_chunks; }
+
+  /// Whether any of this warp's columns of the panel is there.
+  GPU_DEVICE bool has_columns() const { return warp_id() * warp_columns < width; }
 
   /// This CTA's tokens, once.
   GPU_DEVICE void stream(Sums& sums, float& column_sum, u32 first_step, u32 steps, bool adds_columns) const {
@@ -152,20 +156,22 @@ class Gradients {
             sync_block();
           }
           if (adds_columns) add_column(column_sum, wide_stage(stage));
-          sums.template multiply<depth, panel_columns, block_columns>(wide_stage(stage), warp_id() * warp_columns,
-                                                                      skinny_stage(stage), steps * step_columns);
+          if (has_columns()) {
+            sums.template multiply<depth, panel_columns, block_columns>(wide_stage(stage), warp_id() * warp_columns,
+                                                                        skinny_stage(stage), steps * step_columns);
+          }
         });
   }
 
   /// This thread's columns of x, or of dy those that a step's segment has or whose sums are asked for.
   GPU_DEVICE Wide wide_columns(u32 first_step, u32 steps, bool adds_columns) const {
-    const u32 column = first_column + Wide::first_column(), columns = task.is_a ? p.d_in : p.d_out;
+    const u32 in_panel = Wide::first_column(), column = first_column + in_panel;
     bool wanted = task.is_a || adds_columns;
     for (u32 i = 0; i < steps && !wanted; i++) {
       const LoraGradientsSegment& segment = p.segments[rank_steps.at(first_step + i).segment];
       wanted = column < segment.end && column + elements > segment.begin;
     }
-    const u32 present = wanted && column < columns ? gpu::min(elements, columns - column) : 0;
+    const u32 present = wanted && in_panel < width ? gpu::min(elements, width - in_panel) : 0;
     const E* base = static_cast<const E*>(task.is_a ? p.x : p.dy);
     return Wide(present != 0 ? base + column : base, task.is_a ? p.x_stride : p.dy_stride, present);
   }
@@ -205,15 +211,16 @@ class Gradients {
     Chunk* tile_sums = reinterpret_cast<Chunk*>(p.partial) + u64(task.tile) * p.splits * fours * threads;
     const SharedTile tile{tile_sums, p.arrivals + task.tile, p.splits, task.split};
     const auto four_of = [&](u32 i) -> float* { return sums.four(i); };
-    const auto wanted = [&](u32 i) { return Sums::first_column_of_four(i) < columns; };
+    const auto wanted = [&](u32 i) { return has_columns() && Sums::first_column_of_four(i) < columns; };
+    const bool has_sum = adds_columns && threadIdx.x < width;
     float* column_sums = p.bias_partial + u64(task.panel) * p.splits * panel_columns + threadIdx.x;
 
     tile.leave<fours>(threads, four_of, wanted);
-    if (adds_columns) store(column_sums + task.split * panel_columns, column_sum);
+    if (has_sum) store(column_sums + task.split * panel_columns, column_sum);
     sync_block();
     if (!sync_block_or(threadIdx.x == 0 && tile.arrive())) return false;
     tile.add_up<fours>(threads, four_of, wanted);
-    if (adds_columns) {
+    if (has_sum) {
       column_sum = load(column_sums);
       for (u32 s = 1; s < p.splits; s++) column_sum += load(column_sums + s * panel_columns);
     }
@@ -246,7 +253,7 @@ class Gradients {
 
   const LoraGradients& p;
   GradientsTask task;
-  u32 first_column;
+  u32 first_column, width;
   RankSteps rank_steps;
   SharedMemory shared;
   Chunk* ring;

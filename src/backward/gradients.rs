@@ -160,7 +160,7 @@ impl GradientsPlan {
         let x_columns = if segments.is_empty() { 0 } else { d_in };
         let dy_columns = if bias { d_out } else { problem.adapted_columns() };
         let read: usize = every().map(|tile| tile.wide + tile.skinny).sum();
-        let left: usize = every().map(|tile| PANEL * (tile.kept + usize::from(tile.adds_columns))).sum();
+        let left: usize = every().map(|tile| tile.left()).sum();
         let exchanged = if splits == 1 { 0 } else { 2 * splits * left };
         let stage_tokens = tiles::stage_tokens(dtype);
         Ok(Self {

@@ -13,10 +13,15 @@ pub(super) const BLOCK: usize = abi::LORA_GRADIENTS_RANKS as usize;
 /// Columns of a step: never of two segments.
 pub(super) const STEP: usize = abi::LORA_FORWARD_RANK_STEP as usize;
 
+/// Columns of a panel that a warp owns.
+const WARP: usize = 32;
+
 /// One panel and one block, summed over all tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tile {
-    /// Columns of x or dy that are read.
+    /// Columns of x or dy in the panel, ...
+    pub(super) panel: usize,
+    /// ... and those that are read.
     pub(super) wide: usize,
     /// Columns of Q or T that are read.
     pub(super) skinny: usize,
@@ -26,6 +31,13 @@ pub(super) struct Tile {
     pub(super) adds_columns: bool,
 }
 
+impl Tile {
+    /// Sums that a split leaves: of every warp that has a column.
+    pub(super) fn left(&self) -> usize {
+        self.panel.next_multiple_of(WARP) * self.kept + if self.adds_columns { self.panel } else { 0 }
+    }
+}
+
 /// The tiles of dA, and of dB those in which there is something to do: blocks of every panel.
 pub(super) fn tiles(problem: &GradientsProblem<'_>) -> (Vec<Tile>, Vec<Vec<Tile>>) {
     let all = steps(problem, 0..problem.d_out);
@@ -33,7 +45,7 @@ pub(super) fn tiles(problem: &GradientsProblem<'_>) -> (Vec<Tile>, Vec<Vec<Tile>
     for panel in panels(problem.d_in) {
         of_a.extend(all.chunks(BLOCK / STEP).map(|steps| {
             let kept = STEP * steps.len();
-            Tile { wide: panel.len(), skinny: kept, kept, adds_columns: false }
+            Tile { panel: panel.len(), wide: panel.len(), skinny: kept, kept, adds_columns: false }
         }));
     }
     let of_b = panels(problem.d_out).map(|panel| {
@@ -42,11 +54,11 @@ pub(super) fn tiles(problem: &GradientsProblem<'_>) -> (Vec<Tile>, Vec<Vec<Tile>
             let adds_columns = problem.bias && block == 0;
             let wide = if adds_columns { panel.len() } else { touched(problem, steps, &panel) };
             let skinny = steps.iter().map(|step| step.columns).sum();
-            Tile { wide, skinny, kept: STEP * steps.len(), adds_columns }
+            Tile { panel: panel.len(), wide, skinny, kept: STEP * steps.len(), adds_columns }
         });
         let mut blocks: Vec<_> = blocks.collect();
         if blocks.is_empty() && problem.bias {
-            blocks.push(Tile { wide: panel.len(), skinny: 0, kept: 0, adds_columns: true });
+            blocks.push(Tile { panel: panel.len(), wide: panel.len(), skinny: 0, kept: 0, adds_columns: true });
         }
         blocks
     });
@@ -111,7 +123,7 @@ pub(super) fn splits(
     let cost = |&(splits, split_tokens): &(usize, usize)| {
         let ctas_per_sm = (tiles * splits).div_ceil(problem.multiprocessors.max(1));
         let token = ((widest.wide + widest.skinny) * size / 16).max(widest.wide * widest.kept / products_a_cycle);
-        let exchange = if splits > 1 { widest.wide * widest.kept * 4 / 16 } else { 0 };
+        let exchange = if splits > 1 { widest.left() * 4 / 16 } else { 0 };
         ctas_per_sm * (split_tokens * token + exchange) + splits * exchange + 3000
     };
     (1..=most).map(cut).min_by_key(cost).unwrap_or((1, tokens.next_multiple_of(stage)))
