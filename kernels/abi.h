@@ -233,6 +233,70 @@ typedef struct LoraForwardTma {
 } LoraForwardTma;
 ABI_ASSERT(sizeof(LoraForwardTma) == 11 * 128, "LoraForwardTma is shared with Rust");
 
+enum {
+  /* The gradient kernels: neighbouring columns of x or dy that one CTA takes, a thread each, ... */
+  LORA_GRADIENTS_COLUMNS = 256,
+  /* ... the columns of Q or T that they meet at a time, ... */
+  LORA_GRADIENTS_RANKS = 64,
+  /* ... the stages of its ring, and the bytes that a stage holds of each column. */
+  LORA_GRADIENTS_STAGES = 3,
+  LORA_GRADIENTS_STAGE_BYTES = 64,
+};
+
+/* The gradients of one low-rank term. */
+typedef struct LoraGradientsSegment {
+  float *da; /* [rank, d_in] */
+  float *db; /* [end - begin, rank] */
+  uint32_t da_stride;
+  uint32_t db_stride;
+  uint32_t begin;
+  uint32_t end;
+  uint32_t rank;
+  uint32_t t_begin;      /* first of this segment's columns in Q, which has whole steps of LORA_FORWARD_RANK_STEP */
+  uint32_t packed_begin; /* and in T, where no rank is rounded up */
+  float scale;
+} LoraGradientsSegment;
+ABI_ASSERT(sizeof(LoraGradientsSegment) == 48, "LoraGradientsSegment is shared with Rust");
+
+/* da (+)= Q^T x, db (+)= scale * dy^T T, dbias (+)= column sums of dy. The first a_panels * a_blocks * splits CTAs sum up
+ * tiles of da, the next b_panels * b_blocks * splits tiles of db. */
+typedef struct LoraGradients {
+  const void *x;  /* [tokens, d_in] */
+  const void *dy; /* [tokens, d_out] */
+  const void *q;  /* [tokens, q_stride] scale * dy * b, zeros where a rank was rounded up; rows of whole 16 bytes */
+  const void *t;  /* [tokens, packed ranks] x a^T with dropout, without scales */
+  float *dbias;   /* [d_out], or null */
+  /* [tiles, splits, tile] partial sums in the order of the accumulators, tiles of da before those of db, and the tiles'
+   * arrivals; [b_panels, splits, LORA_GRADIENTS_COLUMNS] partial sums of columns of dy. */
+  float *partial;
+  uint32_t *arrivals;
+  float *bias_partial;
+  /* Of x. */
+  LoraDropout dropout;
+  uint32_t tokens;
+  uint32_t d_in;
+  uint32_t d_out;
+  uint32_t x_stride;
+  uint32_t dy_stride;
+  uint32_t q_stride;
+  uint32_t t_stride;
+  /* Panels of LORA_GRADIENTS_COLUMNS columns of x, and the blocks of LORA_GRADIENTS_RANKS columns of Q that each meets. */
+  uint32_t a_panels;
+  uint32_t a_blocks;
+  /* The same of dy and T; blocks of the panel that meets the most. */
+  uint32_t b_panels;
+  uint32_t b_blocks;
+  /* CTAs that share a tile's tokens, and the tokens of each. */
+  uint32_t splits;
+  uint32_t split_tokens;
+  /* Whether sums are added to what is there. */
+  uint32_t accumulate;
+  uint32_t segment_count;
+  uint32_t reserved;
+  LoraGradientsSegment segments[LORA_MAX_SEGMENTS];
+} LoraGradients;
+ABI_ASSERT(sizeof(LoraGradients) == 8 * 8 + 32 + 16 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraGradients is shared with Rust");
+
 /* What the kernels of kernels/test get: each says what it takes these for. */
 typedef struct LoraTest {
   TensorMap maps[2];

@@ -309,6 +309,105 @@ const _: () = {
     ["Offset of field: LoraForwardTma::y_mapped"][::core::mem::offset_of!(LoraForwardTma, y_mapped) - 1368usize];
     ["Offset of field: LoraForwardTma::reserved"][::core::mem::offset_of!(LoraForwardTma, reserved) - 1372usize];
 };
+pub const LORA_GRADIENTS_COLUMNS: _bindgen_ty_5 = 256;
+pub const LORA_GRADIENTS_RANKS: _bindgen_ty_5 = 64;
+pub const LORA_GRADIENTS_STAGES: _bindgen_ty_5 = 3;
+pub const LORA_GRADIENTS_STAGE_BYTES: _bindgen_ty_5 = 64;
+pub type _bindgen_ty_5 = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraGradientsSegment {
+    pub da: *mut f32,
+    pub db: *mut f32,
+    pub da_stride: u32,
+    pub db_stride: u32,
+    pub begin: u32,
+    pub end: u32,
+    pub rank: u32,
+    pub t_begin: u32,
+    pub packed_begin: u32,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraGradientsSegment"][::core::mem::size_of::<LoraGradientsSegment>() - 48usize];
+    ["Alignment of LoraGradientsSegment"][::core::mem::align_of::<LoraGradientsSegment>() - 8usize];
+    ["Offset of field: LoraGradientsSegment::da"][::core::mem::offset_of!(LoraGradientsSegment, da) - 0usize];
+    ["Offset of field: LoraGradientsSegment::db"][::core::mem::offset_of!(LoraGradientsSegment, db) - 8usize];
+    ["Offset of field: LoraGradientsSegment::da_stride"]
+        [::core::mem::offset_of!(LoraGradientsSegment, da_stride) - 16usize];
+    ["Offset of field: LoraGradientsSegment::db_stride"]
+        [::core::mem::offset_of!(LoraGradientsSegment, db_stride) - 20usize];
+    ["Offset of field: LoraGradientsSegment::begin"][::core::mem::offset_of!(LoraGradientsSegment, begin) - 24usize];
+    ["Offset of field: LoraGradientsSegment::end"][::core::mem::offset_of!(LoraGradientsSegment, end) - 28usize];
+    ["Offset of field: LoraGradientsSegment::rank"][::core::mem::offset_of!(LoraGradientsSegment, rank) - 32usize];
+    ["Offset of field: LoraGradientsSegment::t_begin"]
+        [::core::mem::offset_of!(LoraGradientsSegment, t_begin) - 36usize];
+    ["Offset of field: LoraGradientsSegment::packed_begin"]
+        [::core::mem::offset_of!(LoraGradientsSegment, packed_begin) - 40usize];
+    ["Offset of field: LoraGradientsSegment::scale"][::core::mem::offset_of!(LoraGradientsSegment, scale) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraGradients {
+    pub x: *const ::core::ffi::c_void,
+    pub dy: *const ::core::ffi::c_void,
+    pub q: *const ::core::ffi::c_void,
+    pub t: *const ::core::ffi::c_void,
+    pub dbias: *mut f32,
+    pub partial: *mut f32,
+    pub arrivals: *mut u32,
+    pub bias_partial: *mut f32,
+    pub dropout: LoraDropout,
+    pub tokens: u32,
+    pub d_in: u32,
+    pub d_out: u32,
+    pub x_stride: u32,
+    pub dy_stride: u32,
+    pub q_stride: u32,
+    pub t_stride: u32,
+    pub a_panels: u32,
+    pub a_blocks: u32,
+    pub b_panels: u32,
+    pub b_blocks: u32,
+    pub splits: u32,
+    pub split_tokens: u32,
+    pub accumulate: u32,
+    pub segment_count: u32,
+    pub reserved: u32,
+    pub segments: [LoraGradientsSegment; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraGradients"][::core::mem::size_of::<LoraGradients>() - 928usize];
+    ["Alignment of LoraGradients"][::core::mem::align_of::<LoraGradients>() - 8usize];
+    ["Offset of field: LoraGradients::x"][::core::mem::offset_of!(LoraGradients, x) - 0usize];
+    ["Offset of field: LoraGradients::dy"][::core::mem::offset_of!(LoraGradients, dy) - 8usize];
+    ["Offset of field: LoraGradients::q"][::core::mem::offset_of!(LoraGradients, q) - 16usize];
+    ["Offset of field: LoraGradients::t"][::core::mem::offset_of!(LoraGradients, t) - 24usize];
+    ["Offset of field: LoraGradients::dbias"][::core::mem::offset_of!(LoraGradients, dbias) - 32usize];
+    ["Offset of field: LoraGradients::partial"][::core::mem::offset_of!(LoraGradients, partial) - 40usize];
+    ["Offset of field: LoraGradients::arrivals"][::core::mem::offset_of!(LoraGradients, arrivals) - 48usize];
+    ["Offset of field: LoraGradients::bias_partial"][::core::mem::offset_of!(LoraGradients, bias_partial) - 56usize];
+    ["Offset of field: LoraGradients::dropout"][::core::mem::offset_of!(LoraGradients, dropout) - 64usize];
+    ["Offset of field: LoraGradients::tokens"][::core::mem::offset_of!(LoraGradients, tokens) - 96usize];
+    ["Offset of field: LoraGradients::d_in"][::core::mem::offset_of!(LoraGradients, d_in) - 100usize];
+    ["Offset of field: LoraGradients::d_out"][::core::mem::offset_of!(LoraGradients, d_out) - 104usize];
+    ["Offset of field: LoraGradients::x_stride"][::core::mem::offset_of!(LoraGradients, x_stride) - 108usize];
+    ["Offset of field: LoraGradients::dy_stride"][::core::mem::offset_of!(LoraGradients, dy_stride) - 112usize];
+    ["Offset of field: LoraGradients::q_stride"][::core::mem::offset_of!(LoraGradients, q_stride) - 116usize];
+    ["Offset of field: LoraGradients::t_stride"][::core::mem::offset_of!(LoraGradients, t_stride) - 120usize];
+    ["Offset of field: LoraGradients::a_panels"][::core::mem::offset_of!(LoraGradients, a_panels) - 124usize];
+    ["Offset of field: LoraGradients::a_blocks"][::core::mem::offset_of!(LoraGradients, a_blocks) - 128usize];
+    ["Offset of field: LoraGradients::b_panels"][::core::mem::offset_of!(LoraGradients, b_panels) - 132usize];
+    ["Offset of field: LoraGradients::b_blocks"][::core::mem::offset_of!(LoraGradients, b_blocks) - 136usize];
+    ["Offset of field: LoraGradients::splits"][::core::mem::offset_of!(LoraGradients, splits) - 140usize];
+    ["Offset of field: LoraGradients::split_tokens"][::core::mem::offset_of!(LoraGradients, split_tokens) - 144usize];
+    ["Offset of field: LoraGradients::accumulate"][::core::mem::offset_of!(LoraGradients, accumulate) - 148usize];
+    ["Offset of field: LoraGradients::segment_count"][::core::mem::offset_of!(LoraGradients, segment_count) - 152usize];
+    ["Offset of field: LoraGradients::reserved"][::core::mem::offset_of!(LoraGradients, reserved) - 156usize];
+    ["Offset of field: LoraGradients::segments"][::core::mem::offset_of!(LoraGradients, segments) - 160usize];
+};
 #[repr(C)]
 #[repr(align(128))]
 #[derive(Debug, Copy, Clone)]

@@ -14,6 +14,7 @@
 //! - [`lora`] describes a layer: the weight in either layout, the bias, the low-rank segments.
 //! - [`plan`] says how a call will be cut into tiles and how much workspace it needs.
 //! - [`forward`] says how a GPU runs it, [`decode`] how for 1 to 16 tokens; [`abi`] is what its kernels take.
+//! - [`backward`] says how a GPU makes the gradients.
 //! - [`dropout`] says which elements of an adapter's input are dropped in training.
 //! - [`merge`] says how a GPU folds adapters into a weight.
 //! - [`cpu`] runs it: fused, as the sequential layers it is measured against, backward, merged.
@@ -42,6 +43,7 @@
 //! ```
 
 pub mod abi;
+pub mod backward;
 pub mod cpu;
 pub mod decode;
 pub mod device;

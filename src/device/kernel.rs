@@ -60,6 +60,9 @@ unsafe impl KernelParams for abi::LoraRead {}
 // SAFETY: likewise, 384 bytes.
 unsafe impl KernelParams for abi::LoraTest {}
 
+// SAFETY: likewise, 928 bytes.
+unsafe impl KernelParams for abi::LoraGradients {}
+
 /// A kernel, ready to be launched.
 #[derive(Debug, Clone)]
 pub struct Kernel {

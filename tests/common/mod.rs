@@ -4,6 +4,7 @@
 pub mod decode;
 pub mod device;
 pub mod forward;
+pub mod gradients;
 pub mod merge;
 pub mod rig;
 pub mod sanitize;

@@ -14,6 +14,7 @@ use crate::common::decode::{Decode, Options};
 use crate::common::forward::Forward;
 use crate::common::rig::{Failure, Rig};
 use crate::common::{Buffer, RandomLayer, Rng, Shape, merge, steps};
+use crate::gradients;
 
 /// How a bug shows.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -66,13 +67,15 @@ pub(crate) enum Scenario {
     ForwardWgmma,
     ForwardWgmmaSplit,
     ForwardCores,
+    GradientsMma,
+    GradientsCores,
 }
 
-const SCHEDULES: [(Schedule, u32); 4] =
+pub(crate) const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -84,6 +87,8 @@ impl Scenario {
         Self::ForwardWgmma,
         Self::ForwardWgmmaSplit,
         Self::ForwardCores,
+        Self::GradientsMma,
+        Self::GradientsCores,
     ];
 
     fn source(self) -> &'static str {
@@ -97,6 +102,8 @@ impl Scenario {
             Self::ForwardWgmma => "lora/forward_wgmma_f16.cu",
             Self::ForwardWgmmaSplit => "lora/forward_wgmma_split_f16.cu",
             Self::ForwardCores => "lora/forward_cores.cu",
+            Self::GradientsMma => "lora/gradients_mma_f16.cu",
+            Self::GradientsCores => "lora/gradients_cores.cu",
         }
     }
 
@@ -149,6 +156,8 @@ impl Scenario {
                 &|| forward::<f16>(rig, &shape(100, 1000, 72, Layout::OutIn, &[(9, 70, 70)]), 2, (9, 0)),
                 &|| forward::<f16>(rig, &shape(33, 520, 72, Layout::OutIn, &[(0, 72, 20)]), 1, (9, 0)),
             ]),
+            Self::GradientsMma => gradients::scenario::<f16>(rig),
+            Self::GradientsCores => gradients::scenario::<f32>(rig),
             Self::ForwardWgmma => first_of([
                 // One CTA with many tasks, and several; a ring that goes round; ranks of one, two, four and five steps.
                 &|| {

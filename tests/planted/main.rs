@@ -12,6 +12,7 @@ mod dropout;
 mod forward;
 mod forward_wgmma;
 mod forward_wgmma_split;
+mod gradients;
 mod harness;
 mod matrix;
 mod merge;
@@ -30,6 +31,7 @@ const TABLES: &[&[Bug]] = &[
     forward_wgmma::BUGS,
     forward_wgmma_split::BUGS,
     dropout::BUGS,
+    gradients::BUGS,
 ];
 
 /// Set in the processes that do the work: the first bug, and the distance to the next. A process has room for the

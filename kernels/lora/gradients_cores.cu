@@ -1,0 +1,11 @@
+// lora_gradients on CUDA cores: true f32, and 16-bit types where there are no matrix instructions for them.
+//
+// kernels: lora_gradients_f32 lora_gradients_f16 lora_gradients_bf16
+//
+// sass: lora_gradients_*  registers <= 128  lacks HMMA  has FFMA
+#include <lora/gradients.h>
+#include <tile/outer_threads.h>
+
+GRADIENTS(lora_gradients_f32, OuterThreads, f32)
+GRADIENTS(lora_gradients_f16, OuterThreads, f16)
+GRADIENTS(lora_gradients_bf16, OuterThreads, bf16)
