@@ -65,13 +65,14 @@ pub(crate) enum Scenario {
     ForwardMma128,
     ForwardWgmma,
     ForwardCores,
+    Adamw,
 }
 
-const SCHEDULES: [(Schedule, u32); 4] =
+pub(crate) const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -82,6 +83,7 @@ impl Scenario {
         Self::ForwardMma128,
         Self::ForwardWgmma,
         Self::ForwardCores,
+        Self::Adamw,
     ];
 
     fn source(self) -> &'static str {
@@ -94,6 +96,7 @@ impl Scenario {
             Self::ForwardMma128 => "lora/forward_mma_f16_t128.cu",
             Self::ForwardWgmma => "lora/forward_wgmma_f16.cu",
             Self::ForwardCores => "lora/forward_cores.cu",
+            Self::Adamw => "optim/adamw.cu",
         }
     }
 
@@ -114,6 +117,7 @@ impl Scenario {
             }
             Self::MergeRows => merged(rig, Layout::OutIn),
             Self::MergeColumns => merged(rig, Layout::InOut),
+            Self::Adamw => super::adamw::run(rig),
             Self::ForwardMma => first_of([
                 // Two tiles either way, segments that end within a tile and within an instruction; shared depths; odd rows.
                 &|| {

@@ -5,6 +5,7 @@
 //! fails as well, so the list stays true.
 #![allow(clippy::unwrap_used)]
 
+mod adamw;
 #[path = "../common/mod.rs"]
 mod common;
 mod cuda_cores;
@@ -22,7 +23,7 @@ use fused_lora_emulator::Build;
 use harness::{Bug, Caught, Scenario};
 
 const TABLES: &[&[Bug]] =
-    &[cuda_cores::BUGS, matrix::BUGS, merge::BUGS, forward::BUGS, forward_wgmma::BUGS, dropout::BUGS];
+    &[cuda_cores::BUGS, matrix::BUGS, merge::BUGS, forward::BUGS, forward_wgmma::BUGS, dropout::BUGS, adamw::BUGS];
 
 /// Set in the processes that do the work: the first bug, and the distance to the next. A process has room for the
 /// thread-local data of some twenty machines only.
