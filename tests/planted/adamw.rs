@@ -13,8 +13,22 @@ use crate::common::rig::{Failure, Rig};
 
 const ADAMW: &str = "optim/adamw.h";
 
-/// A chunk that is not full, three of one tensor, the last of them short, and a tensor that ends in the middle of four.
-const TENSORS: [Tensor; 3] = [(Factor::A, 37), (Factor::B, 4100), (Factor::A, 2050)];
+/// A chunk that is not full, three of one tensor, the last of them short, a tensor that ends in the middle of four, and so
+/// many more that the order in which their sums are added shows.
+const TENSORS: [Tensor; 12] = [
+    (Factor::A, 37),
+    (Factor::B, 4100),
+    (Factor::A, 2050),
+    (Factor::A, 300),
+    (Factor::B, 301),
+    (Factor::A, 302),
+    (Factor::B, 303),
+    (Factor::A, 305),
+    (Factor::B, 307),
+    (Factor::A, 310),
+    (Factor::B, 311),
+    (Factor::A, 313),
+];
 
 /// A step that clips, one that must be skipped, and a step after it.
 pub(crate) fn run(rig: &Rig) -> Caught {
@@ -139,13 +153,13 @@ pub(crate) const BUGS: &[Bug] = &[
         &[WrongResult],
     ),
     bug(
-        "the report that others read is written",
+        "steps count on from the launch before the last",
         ADAMW,
         Adamw,
-        "&p.state->reports[epoch % 2]);",
-        "&p.state->reports[(epoch + 1) % 2]);",
-        Build::Race,
-        &[By(Fault::Race)],
+        "reports[(epoch + 1) % 2].steps",
+        "reports[epoch % 2].steps",
+        Build::Plain,
+        &[WrongResult],
     ),
     bug(
         "a chunk's sums are overwritten while they are added up",
