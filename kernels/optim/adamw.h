@@ -29,9 +29,9 @@
 // Bytes: g, p, m, v in, p, m, v and the copy out: 28 + sizeof(copy) an element is the floor. The norm must be known before
 // anything is written, so g is read a second time, 4 bytes an element more: from L2, where a LoRA's gradients fit (the second
 // pass goes backwards, so that also of more the last part is still there). A table line of 48 bytes and a sum of 8 a
-// chunk, at most 0.1 %. In flight: 64 bytes a thread in the first pass, 128 in the second, three CTAs of 256 threads an SM.
+// chunk: 0.1 % where tensors fill their chunks. In flight: 64 bytes a thread in the first pass, 128 in the second, three CTAs of 256 threads an SM.
 // Squares are exact in double precision and their sum cannot overflow: so the norm is finite exactly where all gradients
-// are. That is one conversion and one fma in f64 an element; with 2 lanes of f64 an SM (sm_86, 89, 120) that is 64 elements in
+// are. That is one conversion and one fma in f64 an element; with 2 lanes of f64 an SM (sm_75, 86, 89, 120) that is 64 elements in
 // 64 cycles, about what their memory delivers.
 //
 // Determinism: a chunk's sum has a fixed order, and so has the sum of the chunks; no other value depends on another
