@@ -297,6 +297,70 @@ typedef struct LoraGradients {
 } LoraGradients;
 ABI_ASSERT(sizeof(LoraGradients) == 8 * 8 + 32 + 16 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraGradients is shared with Rust");
 
+enum {
+  LORA_ADAMW_THREADS = 256,
+  /* CTAs that an SM has room for. */
+  LORA_ADAMW_CTAS = 3,
+  /* A chunk's elements are a multiple of this, but for a tensor's last. */
+  LORA_ADAMW_STEP = 2048,
+};
+
+/* Why a step changed nothing. */
+enum {
+  LORA_ADAMW_TAKEN = 0,
+  LORA_ADAMW_NON_FINITE = 1,
+  LORA_ADAMW_TOO_LARGE = 2,
+  LORA_ADAMW_LEARNING_RATE = 3,
+};
+
+/* Some neighbouring elements of one parameter, the first of them at each address. */
+typedef struct LoraAdamwChunk {
+  const float *gradient;
+  float *value;
+  float *first_moment;
+  float *second_moment;
+  void *stored; /* the rounded copy, or null */
+  uint32_t elements;
+  uint32_t factor; /* 0: A, 1: B */
+} LoraAdamwChunk;
+ABI_ASSERT(sizeof(LoraAdamwChunk) == 5 * 8 + 2 * 4, "LoraAdamwChunk is shared with Rust");
+
+/* What became of a launch. */
+typedef struct LoraAdamwReport {
+  double norm;
+  double clipped_by;
+  unsigned long long steps; /* taken so far, this one included unless it was skipped */
+  uint32_t skipped;         /* LORA_ADAMW_TAKEN, or why not */
+  uint32_t reserved;
+} LoraAdamwReport;
+ABI_ASSERT(sizeof(LoraAdamwReport) == 3 * 8 + 2 * 4, "LoraAdamwReport is shared with Rust");
+
+/* What launches leave for each other. Zero at first, but for the steps taken before: those of the first report. */
+typedef struct LoraAdamwState {
+  unsigned long long ticket;  /* as in LoraDecode */
+  unsigned long long verdict; /* f32 that gradients are multiplied by, or NaN, in the lower half; its epoch in the upper */
+  uint32_t arrivals;
+  uint32_t reserved;
+  LoraAdamwReport reports[2]; /* of the launches with an even epoch and with an odd one */
+} LoraAdamwState;
+ABI_ASSERT(sizeof(LoraAdamwState) == 3 * 8 + 2 * 32, "LoraAdamwState is shared with Rust");
+
+/* One step of AdamW on all chunks. */
+typedef struct LoraAdamw {
+  const LoraAdamwChunk *chunks;
+  LoraAdamwState *state;
+  double *partial;       /* [chunk_count] sums of squares */
+  const float *lr_scale; /* multiplies the learning rates, or null */
+  double rates[2];       /* learning rates of A and B */
+  double weight_decay;
+  double betas[2];
+  double max_norm; /* infinity: nothing is clipped */
+  double norm_epsilon;
+  float eps;
+  uint32_t chunk_count;
+} LoraAdamw;
+ABI_ASSERT(sizeof(LoraAdamw) == 4 * 8 + 7 * 8 + 2 * 4, "LoraAdamw is shared with Rust");
+
 /* What the kernels of kernels/test get: each says what it takes these for. */
 typedef struct LoraTest {
   TensorMap maps[2];

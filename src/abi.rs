@@ -408,6 +408,108 @@ const _: () = {
     ["Offset of field: LoraGradients::reserved"][::core::mem::offset_of!(LoraGradients, reserved) - 156usize];
     ["Offset of field: LoraGradients::segments"][::core::mem::offset_of!(LoraGradients, segments) - 160usize];
 };
+pub const LORA_ADAMW_THREADS: _bindgen_ty_5 = 256;
+pub const LORA_ADAMW_CTAS: _bindgen_ty_5 = 3;
+pub const LORA_ADAMW_STEP: _bindgen_ty_5 = 2048;
+pub type _bindgen_ty_5 = ::core::ffi::c_uint;
+pub const LORA_ADAMW_TAKEN: _bindgen_ty_6 = 0;
+pub const LORA_ADAMW_NON_FINITE: _bindgen_ty_6 = 1;
+pub const LORA_ADAMW_TOO_LARGE: _bindgen_ty_6 = 2;
+pub const LORA_ADAMW_LEARNING_RATE: _bindgen_ty_6 = 3;
+pub type _bindgen_ty_6 = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraAdamwChunk {
+    pub gradient: *const f32,
+    pub value: *mut f32,
+    pub first_moment: *mut f32,
+    pub second_moment: *mut f32,
+    pub stored: *mut ::core::ffi::c_void,
+    pub elements: u32,
+    pub factor: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraAdamwChunk"][::core::mem::size_of::<LoraAdamwChunk>() - 48usize];
+    ["Alignment of LoraAdamwChunk"][::core::mem::align_of::<LoraAdamwChunk>() - 8usize];
+    ["Offset of field: LoraAdamwChunk::gradient"][::core::mem::offset_of!(LoraAdamwChunk, gradient) - 0usize];
+    ["Offset of field: LoraAdamwChunk::value"][::core::mem::offset_of!(LoraAdamwChunk, value) - 8usize];
+    ["Offset of field: LoraAdamwChunk::first_moment"][::core::mem::offset_of!(LoraAdamwChunk, first_moment) - 16usize];
+    ["Offset of field: LoraAdamwChunk::second_moment"]
+        [::core::mem::offset_of!(LoraAdamwChunk, second_moment) - 24usize];
+    ["Offset of field: LoraAdamwChunk::stored"][::core::mem::offset_of!(LoraAdamwChunk, stored) - 32usize];
+    ["Offset of field: LoraAdamwChunk::elements"][::core::mem::offset_of!(LoraAdamwChunk, elements) - 40usize];
+    ["Offset of field: LoraAdamwChunk::factor"][::core::mem::offset_of!(LoraAdamwChunk, factor) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraAdamwReport {
+    pub norm: f64,
+    pub clipped_by: f64,
+    pub steps: ::core::ffi::c_ulonglong,
+    pub skipped: u32,
+    pub reserved: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraAdamwReport"][::core::mem::size_of::<LoraAdamwReport>() - 32usize];
+    ["Alignment of LoraAdamwReport"][::core::mem::align_of::<LoraAdamwReport>() - 8usize];
+    ["Offset of field: LoraAdamwReport::norm"][::core::mem::offset_of!(LoraAdamwReport, norm) - 0usize];
+    ["Offset of field: LoraAdamwReport::clipped_by"][::core::mem::offset_of!(LoraAdamwReport, clipped_by) - 8usize];
+    ["Offset of field: LoraAdamwReport::steps"][::core::mem::offset_of!(LoraAdamwReport, steps) - 16usize];
+    ["Offset of field: LoraAdamwReport::skipped"][::core::mem::offset_of!(LoraAdamwReport, skipped) - 24usize];
+    ["Offset of field: LoraAdamwReport::reserved"][::core::mem::offset_of!(LoraAdamwReport, reserved) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraAdamwState {
+    pub ticket: ::core::ffi::c_ulonglong,
+    pub verdict: ::core::ffi::c_ulonglong,
+    pub arrivals: u32,
+    pub reserved: u32,
+    pub reports: [LoraAdamwReport; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraAdamwState"][::core::mem::size_of::<LoraAdamwState>() - 88usize];
+    ["Alignment of LoraAdamwState"][::core::mem::align_of::<LoraAdamwState>() - 8usize];
+    ["Offset of field: LoraAdamwState::ticket"][::core::mem::offset_of!(LoraAdamwState, ticket) - 0usize];
+    ["Offset of field: LoraAdamwState::verdict"][::core::mem::offset_of!(LoraAdamwState, verdict) - 8usize];
+    ["Offset of field: LoraAdamwState::arrivals"][::core::mem::offset_of!(LoraAdamwState, arrivals) - 16usize];
+    ["Offset of field: LoraAdamwState::reserved"][::core::mem::offset_of!(LoraAdamwState, reserved) - 20usize];
+    ["Offset of field: LoraAdamwState::reports"][::core::mem::offset_of!(LoraAdamwState, reports) - 24usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraAdamw {
+    pub chunks: *const LoraAdamwChunk,
+    pub state: *mut LoraAdamwState,
+    pub partial: *mut f64,
+    pub lr_scale: *const f32,
+    pub rates: [f64; 2usize],
+    pub weight_decay: f64,
+    pub betas: [f64; 2usize],
+    pub max_norm: f64,
+    pub norm_epsilon: f64,
+    pub eps: f32,
+    pub chunk_count: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraAdamw"][::core::mem::size_of::<LoraAdamw>() - 96usize];
+    ["Alignment of LoraAdamw"][::core::mem::align_of::<LoraAdamw>() - 8usize];
+    ["Offset of field: LoraAdamw::chunks"][::core::mem::offset_of!(LoraAdamw, chunks) - 0usize];
+    ["Offset of field: LoraAdamw::state"][::core::mem::offset_of!(LoraAdamw, state) - 8usize];
+    ["Offset of field: LoraAdamw::partial"][::core::mem::offset_of!(LoraAdamw, partial) - 16usize];
+    ["Offset of field: LoraAdamw::lr_scale"][::core::mem::offset_of!(LoraAdamw, lr_scale) - 24usize];
+    ["Offset of field: LoraAdamw::rates"][::core::mem::offset_of!(LoraAdamw, rates) - 32usize];
+    ["Offset of field: LoraAdamw::weight_decay"][::core::mem::offset_of!(LoraAdamw, weight_decay) - 48usize];
+    ["Offset of field: LoraAdamw::betas"][::core::mem::offset_of!(LoraAdamw, betas) - 56usize];
+    ["Offset of field: LoraAdamw::max_norm"][::core::mem::offset_of!(LoraAdamw, max_norm) - 72usize];
+    ["Offset of field: LoraAdamw::norm_epsilon"][::core::mem::offset_of!(LoraAdamw, norm_epsilon) - 80usize];
+    ["Offset of field: LoraAdamw::eps"][::core::mem::offset_of!(LoraAdamw, eps) - 88usize];
+    ["Offset of field: LoraAdamw::chunk_count"][::core::mem::offset_of!(LoraAdamw, chunk_count) - 92usize];
+};
 #[repr(C)]
 #[repr(align(128))]
 #[derive(Debug, Copy, Clone)]

@@ -144,6 +144,9 @@ pub enum Error {
         /// What is accepted.
         expected: &'static str,
     },
+    /// An optimizer on a device was given no parameters, or none that has elements.
+    #[error("there is nothing to train: no parameter has an element")]
+    NothingToTrain,
     /// The driver of the GPU is not installed, or does not start.
     #[error("no CUDA driver: {reason}; it comes with NVIDIA's driver package")]
     NoDriver {

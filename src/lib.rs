@@ -17,6 +17,7 @@
 //! - [`backward`] says how a GPU makes the gradients.
 //! - [`dropout`] says which elements of an adapter's input are dropped in training.
 //! - [`merge`] says how a GPU folds adapters into a weight.
+//! - [`optim`] says what a step of training is, [`update`] how a GPU takes it.
 //! - [`cpu`] runs it: fused, as the sequential layers it is measured against, backward, merged.
 //! - [`mod@reference`] is the naive float64 oracle that every backend is judged by.
 //!
@@ -58,6 +59,7 @@ pub mod optim;
 pub mod plan;
 mod problem;
 pub mod reference;
+pub mod update;
 mod workspace;
 
 pub use dtype::{DType, Element};

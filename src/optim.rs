@@ -16,7 +16,7 @@ use crate::dtype::Element;
 use crate::error::{Error, Result};
 
 /// Added to the norm before `max_norm` is divided by it, as PyTorch does.
-const NORM_EPSILON: f64 = 1e-6;
+pub(crate) const NORM_EPSILON: f64 = 1e-6;
 
 /// The hyperparameters of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -86,6 +86,8 @@ pub enum Skip {
     NonFinite,
     /// The square of a gradient might not fit the second moment, which would stay infinite for good.
     TooLarge,
+    /// The scale that a device's memory had for the learning rates makes one negative, or not a finite `f32`.
+    LearningRate,
 }
 
 /// A step's constants for one factor, worked out in double precision and rounded once.
@@ -197,11 +199,13 @@ pub(crate) fn validate<W: Element>(config: &AdamW, step: u64, parameters: &[Para
             ("the second moment", p.second_moment.len()),
             ("the stored parameter", p.stored.as_ref().map_or(p.value.len(), |s| s.len())),
         ];
-        for (operand, actual) in lengths {
-            if actual != p.value.len() {
-                return Err(Error::LengthMismatch { operand, expected: p.value.len(), actual });
-            }
-        }
+        expect_lengths(p.value.len(), lengths)?;
     }
     Ok(())
+}
+
+/// Checks that a parameter's operands have as many elements as its value.
+pub(crate) fn expect_lengths(expected: usize, lengths: [(&'static str, usize); 4]) -> Result<()> {
+    let differs = lengths.into_iter().find(|&(_, actual)| actual != expected);
+    differs.map_or(Ok(()), |(operand, actual)| Err(Error::LengthMismatch { operand, expected, actual }))
 }

@@ -23,6 +23,11 @@ GPU_DEVICE float to_f32(f16 value) {
 /// bf16 is the upper half of an f32.
 GPU_DEVICE float to_f32(bf16 value) { return from_bits(u32{value.bits} << 16); }
 
+/// Rounds to nearest even; beyond the range to infinity.
+GPU_DEVICE float to_f32(double value) { return __double2float_rn(value); }
+
+GPU_DEVICE double to_f64(float value) { return static_cast<double>(value); }
+
 /// Rounds to nearest even; beyond the range to infinity; NaN stays NaN.
 template <class E>
 GPU_DEVICE E from_f32(float value) {

@@ -20,6 +20,9 @@ GPU_DEVICE float rsqrt(float x) { return ::rsqrtf(x); }
 /// √x, correctly rounded.
 GPU_DEVICE float sqrt(float x) { return __fsqrt_rn(x); }
 
+/// √x, correctly rounded.
+GPU_DEVICE double sqrt(double x) { return __dsqrt_rn(x); }
+
 GPU_DEVICE float abs(float x) { return ::fabsf(x); }
 
 /// The smaller; of a number and a NaN the number.

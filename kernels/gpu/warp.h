@@ -15,7 +15,7 @@ GPU_DEVICE u32 lane_id() { return threadIdx.x % warp_size; }
 
 GPU_DEVICE u32 warp_id() { return threadIdx.x / warp_size; }
 
-/// The value of `source_lane`, which must be a member. T: u32, i32, float or u64.
+/// The value of `source_lane`, which must be a member. T: u32, i32, float, u64 or double.
 template <class T>
 GPU_DEVICE T shuffle(T value, u32 source_lane, u32 members = full_warp) {
   return __shfl_sync(members, value, static_cast<int>(source_lane));

@@ -1,4 +1,5 @@
-// gpu/math.h.
+// gpu/math.h, and the conversions of f64.
+#include <gpu/convert.h>
 #include <gpu/math.h>
 #include <gpu/memory.h>
 #include <test/test.h>
@@ -19,6 +20,16 @@ GPU_KERNEL(test_math_floats, LoraTest, 64, 1) {
     store(to + 5, gpu::abs(a));
     store(to + 6, gpu::min(a, b));
     store(to + 7, gpu::max(a, b));
+  }
+}
+
+// in[0]: n[0] f64. out[0]: of each its square root, and what rounding it to f32 and widening that again makes of it.
+GPU_KERNEL(test_math_doubles, LoraTest, 64, 1) {
+  using namespace test;
+  for (u32 i = threadIdx.x; i < params.n[0]; i += blockDim.x) {
+    const double value = load(in<double>(params, 0) + i);
+    store(out<double>(params, 0) + 2 * i, gpu::sqrt(value));
+    store(out<double>(params, 0) + 2 * i + 1, to_f64(to_f32(value)));
   }
 }
 

@@ -32,7 +32,7 @@ GPU_DEVICE void shuffles(T value, T* to) {
 
 }  // namespace test
 
-// in[0]: a u64 a thread. out[i]: what the shuffles gave of it as u32, i32, float, u64.
+// in[0]: a u64 a thread. out[i]: what the shuffles gave of it as u32, i32, float, u64; out[3] behind that: as double.
 GPU_KERNEL(test_warp_shuffles, LoraTest, 64, 1) {
   using namespace test;
   const u64 value = load(in<u64>(params, 0) + threadIdx.x);
@@ -40,6 +40,7 @@ GPU_KERNEL(test_warp_shuffles, LoraTest, 64, 1) {
   shuffles(static_cast<i32>(value), out<i32>(params, 1));
   shuffles(from_bits(static_cast<u32>(value)), out<float>(params, 2));
   shuffles(value, out<u64>(params, 3));
+  shuffles(__builtin_bit_cast(double, value), out<double>(params, 3) + 8 * blockDim.x);
 }
 
 // in[0]: a word a thread, whose bits are conditions. out[0]: for each bit the ballot, all, any of the warp, then those

@@ -42,4 +42,11 @@ GPU_DEVICE bool holds_reduced(u32 lane) {
   return lane % (32 / COUNT) == 0;
 }
 
+/// The sum over the warp, in every lane.
+GPU_DEVICE double sum_of_warp(double value) {
+#pragma unroll
+  for (u32 offset = warp_size / 2; offset > 0; offset /= 2) value += shuffle_xor(value, offset);
+  return value;
+}
+
 }  // namespace tile

@@ -57,6 +57,9 @@ unsafe impl KernelParams for abi::LoraMerge {}
 // SAFETY: likewise, 24 bytes.
 unsafe impl KernelParams for abi::LoraRead {}
 
+// SAFETY: likewise, 96 bytes.
+unsafe impl KernelParams for abi::LoraAdamw {}
+
 // SAFETY: likewise, 384 bytes.
 unsafe impl KernelParams for abi::LoraTest {}
 

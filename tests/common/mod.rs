@@ -1,6 +1,7 @@
 //! Random layers for the integration tests: every buffer with its own stride, gaps and outputs poisoned with NaN.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+pub mod adamw;
 pub mod decode;
 pub mod device;
 pub mod forward;

@@ -1,4 +1,4 @@
-//! gpu/math.h.
+//! gpu/math.h, and the conversions of f64.
 
 use crate::Rng;
 use crate::rig::{Call, once};
@@ -75,6 +75,26 @@ fn functions_of_floats() {
             // Which zero is the smaller is not said.
             assert!(got[6] == a.min(b) || got[6].is_nan() && a.is_nan() && b.is_nan(), "min({a}, {b}) = {}", got[6]);
             assert!(got[7] == a.max(b) || got[7].is_nan() && a.is_nan() && b.is_nan(), "max({a}, {b}) = {}", got[7]);
+        }
+    });
+}
+
+#[test]
+fn double_precision() {
+    let mut inputs: Vec<f64> = inputs().into_iter().map(|[a, b, _]| f64::from(a) + 1e-9 * f64::from(b)).collect();
+    // Ties between two f32, what lies beside them, and what is beyond f32's range or below it.
+    let tie = 1.0 + 2f64.powi(-24);
+    inputs.extend([tie, tie.next_down(), tie.next_up(), 1.0 + 3.0 * 2f64.powi(-24), f64::MAX, 1e300, 3.5e38, 1e-320]);
+    inputs.extend([2f64.powi(-150), 2f64.powi(-150).next_up(), -3.0 * 2f64.powi(-150), f64::MIN_POSITIVE, 2.0, 3.0]);
+    once(|rig| {
+        let (input, output) = (rig.upload(&inputs), rig.output::<[f64; 2]>(inputs.len()));
+        let n = [inputs.len() as u32];
+        let call = Call { threads: 64, inputs: &[input.at()], outputs: &[output.at()], n: &n, ..Call::default() };
+        rig.launch("test_math_doubles", &call);
+        let same = |got: f64, expected: f64| got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
+        for (&value, [root, rounded]) in inputs.iter().zip(rig.download(&output)) {
+            assert!(same(root, value.sqrt()), "sqrt({value:e}) = {root:e}");
+            assert!(same(rounded, f64::from(value as f32)), "{value:e} rounded to {rounded:e}");
         }
     });
 }

@@ -69,13 +69,14 @@ pub(crate) enum Scenario {
     ForwardCores,
     GradientsMma,
     GradientsCores,
+    Adamw,
 }
 
 pub(crate) const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -89,6 +90,7 @@ impl Scenario {
         Self::ForwardCores,
         Self::GradientsMma,
         Self::GradientsCores,
+        Self::Adamw,
     ];
 
     fn source(self) -> &'static str {
@@ -104,6 +106,7 @@ impl Scenario {
             Self::ForwardCores => "lora/forward_cores.cu",
             Self::GradientsMma => "lora/gradients_mma_f16.cu",
             Self::GradientsCores => "lora/gradients_cores.cu",
+            Self::Adamw => "optim/adamw.cu",
         }
     }
 
@@ -124,6 +127,7 @@ impl Scenario {
             }
             Self::MergeRows => merged(rig, Layout::OutIn),
             Self::MergeColumns => merged(rig, Layout::InOut),
+            Self::Adamw => super::adamw::run(rig),
             Self::ForwardMma => first_of([
                 // Two tiles either way, segments that end within a tile and within an instruction; shared depths; odd rows.
                 &|| {

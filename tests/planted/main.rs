@@ -5,6 +5,7 @@
 //! fails as well, so the list stays true.
 #![allow(clippy::unwrap_used)]
 
+mod adamw;
 #[path = "../common/mod.rs"]
 mod common;
 mod cuda_cores;
@@ -32,6 +33,7 @@ const TABLES: &[&[Bug]] = &[
     forward_wgmma_split::BUGS,
     dropout::BUGS,
     gradients::BUGS,
+    adamw::BUGS,
 ];
 
 /// Set in the processes that do the work: the first bug, and the distance to the next. A process has room for the

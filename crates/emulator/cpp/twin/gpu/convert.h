@@ -30,6 +30,10 @@ GPU_DEVICE float to_f32(f16 value) {
   return from_bits(sign | bits(from_bits(magnitude << 13) * 0x1p112f));
 }
 
+GPU_DEVICE float to_f32(double value) { return static_cast<float>(value); }
+
+GPU_DEVICE double to_f64(float value) { return value; }
+
 template <class E>
 GPU_DEVICE E from_f32(float value);
 

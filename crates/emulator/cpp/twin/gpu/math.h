@@ -12,6 +12,7 @@ GPU_DEVICE float tanh(float x) { return __builtin_tanhf(x); }
 GPU_DEVICE float exp2(float x) { return __builtin_exp2f(x); }
 GPU_DEVICE float rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
 GPU_DEVICE float sqrt(float x) { return __builtin_sqrtf(x); }
+GPU_DEVICE double sqrt(double x) { return __builtin_sqrt(x); }
 GPU_DEVICE float abs(float x) { return __builtin_fabsf(x); }
 
 // As the hardware does: of a number and a NaN, the number.

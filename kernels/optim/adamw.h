@@ -1,0 +1,346 @@
+// AdamW on every factor of every adapter in one launch, behind clipping by the norm of all gradients:
+//
+//   norm = √Σ g²      clip = min(1, max_norm / (norm + 1e-6))      g ← clip·g
+//   m ← β₁·m + (1 − β₁)·g      v ← β₂·v + (1 − β₂)·g²
+//   p ← p·(1 − lr·λ) − lr/(1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)      stored ← round(p)
+//
+// All of g, p, m, v are f32; `stored` is what the layer reads, in its own type. lr is that of A or of B, times a number in
+// device memory if there is one. Where the norm is not finite, or a square might overflow v, or lr is no learning rate,
+// nothing is written but the report.
+//
+// Who owns what. The parameters are cut into chunks, each of one tensor; a table in device memory has a line for each, with
+// addresses that need no arithmetic (hundreds of tensors do not fit a launch's parameters, and a search would cost trips to
+// L2 one after the other). A CTA works on one chunk at a time, a thread on four neighbouring elements: 16 bytes where all
+// addresses allow it, element by element elsewhere. Which thread adds which squares does not depend on that.
+//
+// Tickets (tile/ticket.h). One counter serves both passes: the tickets 0 to chunks - 1 stand for a sum of squares, the next
+// as many for an update. Who draws one of the latter has seen that every sum was claimed, by a CTA that runs and waits for
+// nobody while it holds sums: waiting for the norm ends with any number of resident CTAs, in any order. No barrier of the
+// grid, no cooperative launch. When a CTA has no more sums it arrives with their number; the last to arrive adds all of them up
+// in the chunks' order and judges.
+//
+// The verdict is one 64-bit word: the clip factor, or NaN for a skipped step, and the launch's epoch. Its readers poll that
+// word, which needs no fence and is never cleared. While they wait they work out what does not depend on the norm (βᵗ in
+// double precision, lr, λ) and ask for the lines of p, m and v that they will need.
+//
+// State. The steps taken are kept on the device, in the report: a launch reads that of the one before and writes its own,
+// so that nobody reads what is being written. A graph replays with steps that count on.
+//
+// Bytes: g, p, m, v in, p, m, v and the copy out: 28 + sizeof(copy) an element is the floor. The norm must be known before
+// anything is written, so g is read a second time, 4 bytes an element more: from L2, where a LoRA's gradients fit (the second
+// pass goes backwards, so that also of more the last part is still there). A table line of 48 bytes and a sum of 8 a
+// chunk: 0.1 % where tensors fill their chunks. In flight: 64 bytes a thread in the first pass, 128 in the second, three CTAs of 256 threads an SM.
+// Squares are exact in double precision and their sum cannot overflow: so the norm is finite exactly where all gradients
+// are. That is one conversion and one fma in f64 an element; with 2 lanes of f64 an SM (sm_75, 86, 89, 120) that is 64 elements in
+// 64 cycles, about what their memory delivers.
+//
+// Determinism: a chunk's sum has a fixed order, and so has the sum of the chunks; no other value depends on another
+// thread's. The same bits from run to run, for any grid, any schedule and any alignment.
+#pragma once
+
+#include <abi.h>
+#include <gpu/block.h>
+#include <gpu/math.h>
+#include <gpu/shared.h>
+#include <tile/elements.h>
+#include <tile/reduce.h>
+#include <tile/ticket.h>
+
+namespace optim {
+
+using namespace gpu;
+
+/// A step's constants for one factor. NaN for the rate if lr is none.
+struct Coefficients {
+  float decay;      // 1 - lr·λ
+  float first[2];   // β₁, 1 - β₁
+  float second[2];  // β₂, 1 - β₂
+  float rate;       // lr/(1 - β₁ᵗ)
+  float root;       // 1/√(1 - β₂ᵗ)
+  float eps;
+};
+
+/// Within `exponent` units in the last place.
+GPU_DEVICE double power(double base, u64 exponent) {
+  double result = 1.0;
+#pragma unroll 1
+  for (; exponent != 0; exponent /= 2, base *= base) {
+    if (exponent % 2 != 0) result *= base;
+  }
+  return result;
+}
+
+GPU_DEVICE void load_four(const float* from, float (&out)[4]) {
+  unpack<float>(load(reinterpret_cast<const Chunk*>(from)), out);
+}
+
+/// 16 bytes, or 8 of a 16-bit type.
+template <class E>
+GPU_DEVICE void store_four(E* to, const float (&in)[4]) {
+  if constexpr (same_type<E, float>) {
+    store(reinterpret_cast<Chunk*>(to), pack<float>(in));
+  } else {
+    const u64 low = pack<E>(in[0], in[1]), high = pack<E>(in[2], in[3]);
+    store(reinterpret_cast<u64*>(to), high << 32 | low);
+  }
+}
+
+/// E: what the stored copies are of.
+template <class E>
+class Adamw {
+ public:
+  static constexpr u32 threads = LORA_ADAMW_THREADS, warps = threads / warp_size;
+  /// Elements that the CTA takes at a time, and how often an update does before it looks at the first.
+  static constexpr u32 stride = 4 * threads, unroll = LORA_ADAMW_STEP / stride;
+  static constexpr float largest_f32 = 0x1.fffffep127f;
+  static constexpr double largest_f64 = 0x1.fffffffffffffp1023;
+
+  GPU_DEVICE explicit Adamw(const LoraAdamw& params)
+      : p(params),
+        shared(),
+        word(shared.take<u64>(2)),
+        sums(shared.take<double>(2 * warps)),
+        coefficients(shared.take<Coefficients>(2)),
+        clip(shared.take<float>(1)) {}
+
+  GPU_DEVICE void run() {
+    const u32 chunks = p.chunk_count, draws = 2 * chunks + gridDim.x;
+    u64 next = 0;  // thread 0's alone
+    const auto hand_out = [&](u32 round) {
+      if (threadIdx.x != 0) return;
+      tile::settle_ticket(&p.state->ticket, next, draws);
+      word[round % 2] = next;
+    };
+    const auto draw = [&] {
+      if (threadIdx.x == 0) next = tile::draw_ticket(&p.state->ticket);
+    };
+
+    draw();
+    hand_out(0);
+    sync_block();
+    u64 mine = word[0];
+    const u32 epoch = tile::ticket_epoch(mine);
+    u32 round = 1;
+    for (; tile::ticket_number(mine) < chunks; round++) {
+      draw();  // on its way while this one's squares are added up
+      const double sum = tile::sum_of_warp(sum_of_squares(tile::ticket_number(mine)));
+      double* parts = sums + round % 2 * warps;
+      if (lane_id() == 0) parts[warp_id()] = sum;
+      hand_out(round);
+      sync_block();
+      if (threadIdx.x == 0) store(p.partial + tile::ticket_number(mine), total(parts));
+      mine = word[round % 2];
+    }
+
+    Verdict verdict = {};
+    const bool judges = arrive(round - 1);
+    if (judges) verdict = judge(epoch);
+    if (!judges && tile::ticket_number(mine) >= 2 * chunks) return;
+    if (tile::ticket_number(mine) < 2 * chunks) prefetch(2 * chunks - 1 - tile::ticket_number(mine));
+    const u64 before = load(&p.state->reports[(epoch + 1) % 2].steps);
+    if (threadIdx.x < 2) coefficients[threadIdx.x] = work_out(threadIdx.x, before + 1);
+    if (threadIdx.x == 0) *clip = await_verdict(epoch);
+    sync_block();
+    // NaN is equal to nothing.
+    const bool has_rates = coefficients[0].rate == coefficients[0].rate && coefficients[1].rate == coefficients[1].rate;
+    const bool applies = has_rates && *clip == *clip;
+    if (judges && threadIdx.x == 0) tell(verdict, has_rates, before, &p.state->reports[epoch % 2]);
+    for (; tile::ticket_number(mine) < 2 * chunks; round++) {
+      draw();
+      if (applies) update(2 * chunks - 1 - tile::ticket_number(mine));
+      hand_out(round);
+      sync_block();
+      mine = word[round % 2];
+    }
+  }
+
+ private:
+  struct Verdict {
+    double norm, clipped_by;
+    u32 skipped;
+  };
+
+  /// Of a chunk's gradients: this thread's share.
+  GPU_DEVICE double sum_of_squares(u32 index) const {
+    const float* gradient = load_constant(&p.chunks[index].gradient);
+    const u32 elements = load_constant(&p.chunks[index].elements);
+    const bool aligned = reinterpret_cast<u64>(gradient) % sizeof(Chunk) == 0;
+    double sum[4] = {};
+#pragma unroll 1
+    for (u32 first = 4 * threadIdx.x; first < elements; first += 4 * stride) {
+      float g[4][4];
+#pragma unroll
+      for (u32 u = 0; u < 4; u++) tile::load_elements<float>(gradient, first + u * stride, elements, aligned, g[u]);
+#pragma unroll
+      for (u32 u = 0; u < 4; u++) {
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) sum[e] += to_f64(g[u][e]) * to_f64(g[u][e]);
+      }
+    }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
+
+  GPU_DEVICE static double total(const double* parts) {
+    double sum = parts[0];
+#pragma unroll
+    for (u32 w = 1; w < warps; w++) sum += parts[w];
+    return sum;
+  }
+
+  /// Says that `summed` more chunks have their sums. Whether these were the last.
+  GPU_DEVICE bool arrive(u32 summed) {
+    bool last = false;
+    // A CTA without sums says nothing: between the last arrival and its reset it would be taken for the last, too.
+    if (threadIdx.x == 0 && summed != 0) {
+      last = fetch_add_acq_rel(&p.state->arrivals, summed) + summed == p.chunk_count;
+      if (last) store_relaxed(&p.state->arrivals, 0u);
+    }
+    return sync_block_or(last);
+  }
+
+  /// Adds up what all have left, and publishes what becomes of it. All threads of the CTA call it; thread 0 gets the verdict.
+  GPU_DEVICE Verdict judge(u32 epoch) {
+    double sum = 0.0;
+#pragma unroll 8
+    for (u32 i = threadIdx.x; i < p.chunk_count; i += threads) sum += load(p.partial + i);
+    sum = tile::sum_of_warp(sum);
+    if (lane_id() == 0) sums[warp_id()] = sum;
+    sync_block();
+    Verdict verdict = {};
+    if (threadIdx.x != 0) return verdict;
+    verdict.norm = gpu::sqrt(total(sums));
+    verdict.clipped_by = p.max_norm / (verdict.norm + p.norm_epsilon);
+    if (!(verdict.clipped_by < 1.0)) verdict.clipped_by = 1.0;
+    // No gradient is larger than the norm of all.
+    const double largest = verdict.norm * verdict.clipped_by;
+    if (!(verdict.norm <= largest_f64)) {
+      verdict.skipped = LORA_ADAMW_NON_FINITE;
+    } else if (largest * largest > to_f64(largest_f32)) {
+      verdict.skipped = LORA_ADAMW_TOO_LARGE;
+    }
+    const u32 said = verdict.skipped != LORA_ADAMW_TAKEN ? 0x7fffffff : bits(to_f32(verdict.clipped_by));
+    store_relaxed(&p.state->verdict, u64(epoch) << 32 | said);
+    return verdict;
+  }
+
+  /// What gradients are multiplied by, or NaN.
+  GPU_DEVICE float await_verdict(u32 epoch) const {
+    while (true) {
+      const u64 said = load_relaxed(&p.state->verdict);
+      if (u32(said >> 32) == epoch) return from_bits(u32(said));
+      back_off();
+    }
+  }
+
+  GPU_DEVICE Coefficients work_out(u32 factor, u64 step) const {
+    const double scale = p.lr_scale != nullptr ? to_f64(load(p.lr_scale)) : 1.0;
+    const double lr = scale * (factor == 0 ? p.rates[0] : p.rates[1]);
+    Coefficients c;
+    c.decay = to_f32(1.0 - lr * p.weight_decay);
+    c.first[0] = to_f32(p.betas[0]);
+    c.first[1] = to_f32(1.0 - p.betas[0]);
+    c.second[0] = to_f32(p.betas[1]);
+    c.second[1] = to_f32(1.0 - p.betas[1]);
+    c.rate = to_f32(lr / (1.0 - power(p.betas[0], step)));
+    c.root = to_f32(1.0 / gpu::sqrt(1.0 - power(p.betas[1], step)));
+    c.eps = p.eps;
+    const bool is_rate = lr >= 0.0 && c.rate <= largest_f32 && gpu::abs(c.decay) <= largest_f32;
+    if (!is_rate) c.rate = from_bits(0x7fffffff);
+    return c;
+  }
+
+  GPU_DEVICE static void tell(const Verdict& verdict, bool has_rates, u64 before, LoraAdamwReport* report) {
+    const u32 skipped = has_rates || verdict.skipped != LORA_ADAMW_TAKEN ? verdict.skipped : LORA_ADAMW_LEARNING_RATE;
+    const bool taken = skipped == LORA_ADAMW_TAKEN;
+    store(&report->norm, verdict.norm);
+    store(&report->clipped_by, taken ? verdict.clipped_by : 1.0);
+    store(&report->steps, before + (taken ? 1 : 0));
+    store(&report->skipped, skipped);
+  }
+
+  /// Asks for what the update of a chunk will read, but for the gradient, which has been read before.
+  GPU_DEVICE void prefetch(u32 index) const {
+    const LoraAdamwChunk chunk = chunk_at(index);
+    constexpr u32 line = 128 / sizeof(float);
+    for (u32 i = threadIdx.x * line; i < chunk.elements; i += threads * line) {
+      prefetch_l2(chunk.value + i);
+      prefetch_l2(chunk.first_moment + i);
+      prefetch_l2(chunk.second_moment + i);
+    }
+  }
+
+  GPU_DEVICE LoraAdamwChunk chunk_at(u32 index) const {
+    // Field by field: as three chunks of 16 bytes, ptxas spills on sm_120.
+    const LoraAdamwChunk* chunk = p.chunks + index;
+    return {load_constant(&chunk->gradient),
+            load_constant(&chunk->value),
+            load_constant(&chunk->first_moment),
+            load_constant(&chunk->second_moment),
+            load_constant(&chunk->stored),
+            load_constant(&chunk->elements),
+            load_constant(&chunk->factor)};
+  }
+
+  GPU_DEVICE void update(u32 index) const {
+    const LoraAdamwChunk chunk = chunk_at(index);
+    const Coefficients c = coefficients[chunk.factor];
+    const float scale = *clip;
+    E* stored = static_cast<E*>(chunk.stored);
+    const u64 masters = reinterpret_cast<u64>(chunk.gradient) | reinterpret_cast<u64>(chunk.value) |
+                        reinterpret_cast<u64>(chunk.first_moment) | reinterpret_cast<u64>(chunk.second_moment);
+    const bool aligned = masters % sizeof(Chunk) == 0 && reinterpret_cast<u64>(stored) % (4 * sizeof(E)) == 0;
+    const u32 in_fours = aligned ? chunk.elements / 4 * 4 : 0;
+#pragma unroll 1
+    for (u32 first = 4 * threadIdx.x; first < in_fours; first += unroll * stride) {
+      float g[unroll][4], value[unroll][4], m[unroll][4], v[unroll][4];
+#pragma unroll
+      for (u32 u = 0; u < unroll; u++) {
+        // Where there is no second four, the first is loaded twice.
+        const u32 at = first + u * stride < in_fours ? first + u * stride : first;
+        load_four(chunk.gradient + at, g[u]);
+        load_four(chunk.first_moment + at, m[u]);
+        load_four(chunk.second_moment + at, v[u]);
+        load_four(chunk.value + at, value[u]);
+      }
+#pragma unroll
+      for (u32 u = 0; u < unroll; u++) {
+        const u32 at = first + u * stride;
+        if (at >= in_fours) break;
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) take_step(c, scale * g[u][e], value[u][e], m[u][e], v[u][e]);
+        store_four(chunk.first_moment + at, m[u]);
+        store_four(chunk.second_moment + at, v[u]);
+        store_four(chunk.value + at, value[u]);
+        if (stored != nullptr) store_four(stored + at, value[u]);
+      }
+    }
+#pragma unroll 1
+    for (u32 at = in_fours + threadIdx.x; at < chunk.elements; at += threads) {
+      float value = load(chunk.value + at), m = load(chunk.first_moment + at), v = load(chunk.second_moment + at);
+      take_step(c, scale * load(chunk.gradient + at), value, m, v);
+      store(chunk.first_moment + at, m);
+      store(chunk.second_moment + at, v);
+      store(chunk.value + at, value);
+      if (stored != nullptr) store(stored + at, from_f32<E>(value));
+    }
+  }
+
+  GPU_DEVICE static void take_step(const Coefficients& c, float g, float& value, float& m, float& v) {
+    m = gpu::fma(c.first[0], m, c.first[1] * g);
+    v = gpu::fma(c.second[0], v, c.second[1] * (g * g));
+    const float by = m / gpu::fma(gpu::sqrt(v), c.root, c.eps);
+    value = gpu::fma(c.decay, value, -(c.rate * by));
+  }
+
+  const LoraAdamw& p;
+  SharedMemory shared;
+  /// This round's ticket and the next one's.
+  u64* word;
+  /// The warps' sums of a chunk, likewise.
+  double* sums;
+  /// Of A and of B.
+  Coefficients* coefficients;
+  float* clip;
+};
+
+}  // namespace optim

@@ -1,0 +1,218 @@
+//! How a GPU takes a step of the optimizer on all parameters in one launch: pure, printable.
+//!
+//! The kernels are kernels/optim/adamw.h.
+
+use std::mem::offset_of;
+use std::ops::Range;
+
+use crate::abi::{self, LoraAdamw, LoraAdamwChunk, LoraAdamwReport, LoraAdamwState};
+use crate::dtype::DType;
+use crate::optim::{AdamW, Factor, NORM_EPSILON, Skip, Step};
+
+/// How one launch of `lora_adamw` runs.
+///
+/// Parameters are cut into chunks, which depend on nothing but how many elements there are: so do the bits of the norm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpdatePlan {
+    /// Name of the kernel.
+    pub kernel: String,
+    /// Elements of a chunk; a tensor's last may have fewer.
+    pub chunk_elements: usize,
+    /// Chunks of all tensors: the lines of the table, and the double-precision sums in the workspace.
+    pub chunks: usize,
+    /// CTAs: any number would do.
+    pub grid: [u32; 3],
+    /// Threads of a CTA.
+    pub threads: u32,
+    /// Dynamic shared memory of a CTA, in bytes.
+    pub shared_bytes: u32,
+}
+
+/// Up to this many elements have chunks of the smallest size; more of them larger ones, so that there are at most 8192 until
+/// the largest size is reached: few enough for one CTA to add up, many enough to keep all busy to the end.
+const SMALL: usize = 8192 * abi::LORA_ADAMW_STEP as usize;
+/// The largest chunk, in elements: 64 KiB of gradients.
+const LARGEST_CHUNK: usize = 8 * abi::LORA_ADAMW_STEP as usize;
+/// Two tickets, two sets of the warps' sums, two sets of constants, the clip factor: each starts at a multiple of 16.
+const SHARED_BYTES: u32 = 16 + 2 * 8 * (abi::LORA_ADAMW_THREADS / 32) + 2 * 32 + 16;
+
+/// `u64` words of a line of the table.
+pub const CHUNK_WORDS: usize = size_of::<LoraAdamwChunk>() / size_of::<u64>();
+/// `u64` words of the state that launches keep.
+pub const STATE_WORDS: usize = size_of::<LoraAdamwState>() / size_of::<u64>();
+
+/// Where a parameter lies in device memory: addresses of its first elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParameterAddresses {
+    /// Decides the learning rate.
+    pub factor: Factor,
+    /// `f32`, as the next three.
+    pub gradient: u64,
+    /// The master copy.
+    pub value: u64,
+    /// m.
+    pub first_moment: u64,
+    /// v.
+    pub second_moment: u64,
+    /// The copy that the layer reads, in its type; 0 if there is none.
+    pub stored: u64,
+}
+
+impl UpdatePlan {
+    /// The plan for tensors of these lengths, whose stored copies are of type `stored`.
+    pub fn new(lengths: &[usize], stored: DType, multiprocessors: usize) -> Self {
+        let total = lengths.iter().fold(0usize, |total, &len| total.saturating_add(len));
+        let smallest = abi::LORA_ADAMW_STEP as usize;
+        let chunk_elements = (total.div_ceil(SMALL) * smallest).min(LARGEST_CHUNK).next_power_of_two().max(smallest);
+        let chunks = lengths.iter().map(|len| len.div_ceil(chunk_elements)).sum();
+        let resident = multiprocessors * abi::LORA_ADAMW_CTAS as usize;
+        Self {
+            kernel: format!("lora_adamw_{stored}"),
+            chunk_elements,
+            chunks,
+            grid: [u32::try_from(chunks.min(resident)).unwrap_or(u32::MAX).max(1), 1, 1],
+            threads: abi::LORA_ADAMW_THREADS,
+            shared_bytes: SHARED_BYTES,
+        }
+    }
+
+    /// The table's lines of a tensor of `len` elements, as words of device memory.
+    pub fn lines(&self, at: &ParameterAddresses, len: usize, stored: DType) -> Vec<[u64; CHUNK_WORDS]> {
+        let line = |Range { start, end }: Range<usize>| {
+            let (single, copy) = ((4 * start) as u64, (stored.size() * start) as u64);
+            let factor = match at.factor {
+                Factor::A => 0u64,
+                Factor::B => 1,
+            };
+            [
+                at.gradient + single,
+                at.value + single,
+                at.first_moment + single,
+                at.second_moment + single,
+                if at.stored == 0 { 0 } else { at.stored + copy },
+                (end - start) as u64 | factor << 32,
+            ]
+        };
+        let starts = (0..len).step_by(self.chunk_elements);
+        starts.map(|start| line(start..len.min(start + self.chunk_elements))).collect()
+    }
+
+    /// A launch's parameters but for its addresses, which are null: the table, the state, the sums, the scale of the learning
+    /// rates.
+    ///
+    /// Panics for more chunks than a counter of 32 bits can hand out twice.
+    pub fn params(&self, config: &AdamW) -> LoraAdamw {
+        assert!(self.chunks < 1 << 30, "{} chunks", self.chunks);
+        LoraAdamw {
+            chunks: std::ptr::null(),
+            state: std::ptr::null_mut(),
+            partial: std::ptr::null_mut(),
+            lr_scale: std::ptr::null(),
+            rates: [config.rate(Factor::A), config.rate(Factor::B)],
+            weight_decay: config.weight_decay,
+            betas: [config.betas.0, config.betas.1],
+            max_norm: config.max_norm.unwrap_or(f64::INFINITY),
+            norm_epsilon: NORM_EPSILON,
+            eps: config.eps as f32,
+            chunk_count: self.chunks as u32,
+        }
+    }
+}
+
+impl std::fmt::Display for UpdatePlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { kernel, chunk_elements, chunks, grid, threads, shared_bytes } = self;
+        write!(
+            f,
+            "{kernel}: {chunks} chunks of {chunk_elements} elements, grid {grid:?} of {threads} threads, {shared_bytes} B \
+             shared"
+        )
+    }
+}
+
+/// The state before the first launch, `steps` having been taken elsewhere.
+pub fn initial_state(steps: u64) -> [u64; STATE_WORDS] {
+    let mut words = [0; STATE_WORDS];
+    words[report_words(0).start + offset_of!(LoraAdamwReport, steps) / 8] = steps;
+    words
+}
+
+/// The steps taken so far, and what became of the last launch: `None` before the first.
+pub fn read_state(words: &[u64; STATE_WORDS]) -> (u64, Option<Step>) {
+    // The ticket counter is left with the launch's epoch in its upper half.
+    let epoch = words[offset_of!(LoraAdamwState, ticket) / 8] >> 32;
+    let report = &words[report_words(epoch)];
+    let word = |offset: usize| report[offset / 8];
+    let skipped = match word(offset_of!(LoraAdamwReport, skipped)) as u32 {
+        abi::LORA_ADAMW_TAKEN => None,
+        abi::LORA_ADAMW_NON_FINITE => Some(Skip::NonFinite),
+        abi::LORA_ADAMW_TOO_LARGE => Some(Skip::TooLarge),
+        _ => Some(Skip::LearningRate),
+    };
+    let step = Step {
+        norm: f64::from_bits(word(offset_of!(LoraAdamwReport, norm))),
+        clipped_by: f64::from_bits(word(offset_of!(LoraAdamwReport, clipped_by))),
+        skipped,
+    };
+    (word(offset_of!(LoraAdamwReport, steps)), (epoch > 0).then_some(step))
+}
+
+/// Where the report of a launch of this epoch lies in the state.
+fn report_words(epoch: u64) -> Range<usize> {
+    let words = size_of::<LoraAdamwReport>() / 8;
+    let start = offset_of!(LoraAdamwState, reports) / 8 + (epoch % 2) as usize * words;
+    start..start + words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_depend_on_the_elements_alone() {
+        for (total, chunk) in
+            [(1, 2048), (SMALL, 2048), (SMALL + 1, 4096), (2 * SMALL + 1, 8192), (5 * SMALL, 16384), (1 << 40, 16384)]
+        {
+            for multiprocessors in [1, 132] {
+                let plan = UpdatePlan::new(&[total], DType::F32, multiprocessors);
+                assert_eq!((plan.chunk_elements, plan.chunks), (chunk, total.div_ceil(chunk)), "{plan}");
+                assert!(plan.grid[0] >= 1 && plan.grid[0] as usize <= plan.chunks, "{plan}");
+            }
+        }
+    }
+
+    #[test]
+    fn lines_cover_every_tensor_once() {
+        let at = ParameterAddresses {
+            factor: Factor::B,
+            gradient: 0x1000,
+            value: 0x2_0000,
+            first_moment: 0x4_0000,
+            second_moment: 0x6_0000,
+            stored: 0x8_0000,
+        };
+        let lengths = [2048, 0, 1, 2049, 6000];
+        let plan = UpdatePlan::new(&lengths, DType::F16, 8);
+        let mut count = 0;
+        for len in lengths {
+            let lines = plan.lines(&at, len, DType::F16);
+            let mut first = 0;
+            for line in &lines {
+                let elements = line[5] & 0xffff_ffff;
+                assert_eq!(line[5] >> 32, 1);
+                let expected = [0x1000, 0x2_0000, 0x4_0000, 0x6_0000].map(|base| base + 4 * first);
+                assert_eq!(line[..5], [&expected[..], &[0x8_0000 + 2 * first]].concat());
+                first += elements;
+            }
+            assert_eq!(first, len as u64);
+            count += lines.len();
+        }
+        assert_eq!(count, plan.chunks);
+        assert!(plan.lines(&ParameterAddresses { stored: 0, ..at }, 5000, DType::F16).iter().all(|line| line[4] == 0));
+    }
+
+    #[test]
+    fn a_state_tells_what_it_was_given() {
+        assert_eq!(read_state(&initial_state(17)), (17, None));
+    }
+}

@@ -1,0 +1,200 @@
+//! Bugs in the optimizer's kernel, and the steps that show them.
+
+use fused_lora::optim::{AdamW, Factor, Skip};
+use fused_lora_emulator::{Build, Completion, Fault};
+use half::f16;
+
+use super::harness::Caught::{self, By, DependsOnSchedule, WrongResult};
+use super::harness::Scenario::Adamw;
+use super::harness::{Bug, SCHEDULES, UNORDERED, WAITS, bug};
+use crate::common::Rng;
+use crate::common::adamw::{OnRig, Options, State, Tensor, draw, exact, step_exactly};
+use crate::common::rig::{Failure, Rig};
+
+const ADAMW: &str = "optim/adamw.h";
+
+/// A chunk that is not full, three of one tensor, the last of them short, a tensor that ends in the middle of four, and so
+/// many more that the order in which their sums are added shows.
+const TENSORS: [Tensor; 12] = [
+    (Factor::A, 37),
+    (Factor::B, 4100),
+    (Factor::A, 2050),
+    (Factor::A, 300),
+    (Factor::B, 301),
+    (Factor::A, 302),
+    (Factor::B, 303),
+    (Factor::A, 305),
+    (Factor::B, 307),
+    (Factor::A, 310),
+    (Factor::B, 311),
+    (Factor::A, 313),
+];
+
+/// A step that clips, one that must be skipped, and a step after it.
+pub(crate) fn run(rig: &Rig) -> Caught {
+    let config = AdamW { lr: 1e-2, lora_plus_ratio: 4.0, weight_decay: 0.5, max_norm: Some(1.0), ..AdamW::default() };
+    let mut rng = Rng(21);
+    let state = State::<f16>::random(&mut rng, &TENSORS);
+    let gradients = [(); 3].map(|()| draw(&mut rng, &TENSORS, 1.0));
+    let mut first = None;
+    let mut depends = false;
+    for shifts in [[0; 5], [0, 0, 0, 0, 1]] {
+        let on_rig = OnRig::new(rig, &TENSORS, &state, Options { grid: Some(4), shifts, ..Options::default() });
+        for (schedule, resident) in SCHEDULES {
+            rig.set_schedule(schedule, Completion::Late, resident);
+            on_rig.reset();
+            let mut reference = exact(&state, &TENSORS);
+            let mut told = vec![];
+            for (i, gradients) in gradients.iter().enumerate() {
+                let mut gradients = gradients.clone();
+                if i == 1 {
+                    gradients[1][4000] = f32::NAN;
+                }
+                on_rig.set_gradients(&gradients);
+                let (steps, step) = match on_rig.step(&config) {
+                    Err(Failure::Fault(fault, _)) => return By(fault),
+                    // No launch has left a report.
+                    Err(_) => return WrongResult,
+                    Ok((steps, step, _)) => (steps, step),
+                };
+                let taken = [1, 1, 2][i];
+                if i != 1 {
+                    step_exactly(&config, taken, &mut reference, &gradients);
+                }
+                let skipped = (i == 1).then_some(Skip::NonFinite);
+                let right = on_rig.read().agrees(&reference, &config, taken, 1.0, true).is_ok();
+                if !right || (steps, step.skipped) != (taken as u64, skipped) {
+                    return WrongResult;
+                }
+                told.push((step.norm.to_bits(), step.clipped_by.to_bits()));
+            }
+            let left = (told, on_rig.read().bits());
+            // NaN is any.
+            let same =
+                |first: &(Vec<(u64, u64)>, _)| first.0[0] == left.0[0] && first.0[2] == left.0[2] && first.1 == left.1;
+            depends |= first.as_ref().is_some_and(|first| !same(first));
+            first.get_or_insert(left);
+        }
+    }
+    if depends { DependsOnSchedule } else { Caught::Nothing }
+}
+
+pub(crate) const BUGS: &[Bug] = &[
+    bug(
+        "the last to arrive does not see the others' sums",
+        ADAMW,
+        Adamw,
+        "fetch_add_acq_rel(&p.state->arrivals, summed)",
+        "fetch_add_relaxed(&p.state->arrivals, summed)",
+        Build::Race,
+        &[By(Fault::Race)],
+    ),
+    bug(
+        "sums are added up from the judge's own on",
+        ADAMW,
+        Adamw,
+        "sum += load(p.partial + i);",
+        "sum += load(p.partial + (i + blockIdx.x) % p.chunk_count);",
+        Build::Plain,
+        &[DependsOnSchedule],
+    ),
+    bug(
+        "the verdict of any launch is taken",
+        ADAMW,
+        Adamw,
+        "if (u32(said >> 32) == epoch)",
+        "if (said != 0)",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "a step that is to be skipped is taken",
+        ADAMW,
+        Adamw,
+        "if (applies) update(",
+        "update(",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "a skipped step has a number",
+        ADAMW,
+        Adamw,
+        "before + (taken ? 1 : 0)",
+        "before + 1",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "weight decay goes through the moments",
+        ADAMW,
+        Adamw,
+        "m = gpu::fma(c.first[0], m, c.first[1] * g);",
+        "m = gpu::fma(c.first[0], m, c.first[1] * (g + (1.0f - c.decay) * value));",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "arrivals are not set back",
+        ADAMW,
+        Adamw,
+        "      if (last) store_relaxed(&p.state->arrivals, 0u);\n",
+        "",
+        Build::Plain,
+        WAITS,
+    ),
+    bug(
+        "tickets are not set back",
+        "tile/ticket.h",
+        Adamw,
+        "if (ticket_number(ticket) == draws - 1)",
+        "if (draws == 0)",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "steps count on from the launch before the last",
+        ADAMW,
+        Adamw,
+        "reports[(epoch + 1) % 2].steps",
+        "reports[epoch % 2].steps",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "a chunk's sums are overwritten while they are added up",
+        ADAMW,
+        Adamw,
+        "double* parts = sums + round % 2 * warps;",
+        "double* parts = sums;",
+        Build::Race,
+        UNORDERED,
+    ),
+    bug(
+        "constants are read before they are there",
+        ADAMW,
+        Adamw,
+        "    sync_block();\n    // NaN is equal",
+        "    // NaN is equal",
+        Build::Race,
+        UNORDERED,
+    ),
+    bug(
+        "B learns as fast as A",
+        ADAMW,
+        Adamw,
+        "factor == 0 ? p.rates[0] : p.rates[1]",
+        "p.rates[0]",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "the copy's alignment is not looked at",
+        ADAMW,
+        Adamw,
+        "masters % sizeof(Chunk) == 0 && reinterpret_cast<u64>(stored) % (4 * sizeof(E)) == 0;",
+        "masters % sizeof(Chunk) == 0;",
+        Build::Plain,
+        &[By(Fault::Misaligned)],
+    ),
+];
