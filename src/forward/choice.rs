@@ -166,16 +166,22 @@ mod tests {
     #[test]
     fn few_tokens_stay_true_f32() {
         let tf32 = LayerProblem { dtype: DType::F32, path: ComputePath::Tf32, ..PROBLEM };
-        for (tokens, saves_t, kernel) in
-            [(1, false, "decode_rows_f32_t1"), (16, false, "decode_rows_f32_t8"), (17, false, "mma_tf32_t64"), (1, true, "mma_tf32_t64")]
-        {
+        for (tokens, saves_t, kernel) in [
+            (1, false, "decode_rows_f32_t1"),
+            (16, false, "decode_rows_f32_t8"),
+            (17, false, "mma_tf32_t64"),
+            (1, true, "mma_tf32_t64"),
+        ] {
             let plan = Plan::new(&LayerProblem { tokens, ..tf32.clone() }, saves_t).expect("a plan");
             assert!(plan.kernel().ends_with(kernel), "{plan}");
         }
         // What TF32 is refused for does not depend on how many tokens there are.
         for tokens in [1, 17] {
             let tf32 = LayerProblem { tokens, ..tf32.clone() };
-            for refused in [LayerProblem { dtype: DType::F16, ..tf32.clone() }, LayerProblem { compute_capability: (7, 5), ..tf32 }] {
+            for refused in [
+                LayerProblem { dtype: DType::F16, ..tf32.clone() },
+                LayerProblem { compute_capability: (7, 5), ..tf32 },
+            ] {
                 let refused = Plan::new(&refused, false);
                 assert!(matches!(refused, Err(Error::NoMatrixInstructions { .. })), "{refused:?}");
             }

@@ -10,6 +10,7 @@ mod common;
 mod cuda_cores;
 mod dropout;
 mod forward;
+mod forward_tf32;
 mod forward_wgmma;
 mod harness;
 mod matrix;
@@ -21,8 +22,15 @@ use common::rig::Rig;
 use fused_lora_emulator::Build;
 use harness::{Bug, Caught, Scenario};
 
-const TABLES: &[&[Bug]] =
-    &[cuda_cores::BUGS, matrix::BUGS, merge::BUGS, forward::BUGS, forward_wgmma::BUGS, dropout::BUGS];
+const TABLES: &[&[Bug]] = &[
+    cuda_cores::BUGS,
+    matrix::BUGS,
+    merge::BUGS,
+    forward::BUGS,
+    forward_wgmma::BUGS,
+    dropout::BUGS,
+    forward_tf32::BUGS,
+];
 
 /// Set in the processes that do the work: the first bug, and the distance to the next. A process has room for the
 /// thread-local data of some twenty machines only.
