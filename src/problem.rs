@@ -13,8 +13,12 @@ pub enum ComputePath {
     Auto,
     /// CUDA cores.
     CudaCores,
-    /// Matrix instructions, or an error.
+    /// Matrix instructions that round nothing but what is stored, or an error: not for f32.
     Matrix,
+    /// For f32 storage, leave to multiply in TF32, where that is faster: the operands of every product (x, W0, A, T, B) rounded to
+    /// 10 fraction bits, to nearest, sums in f32. Up to 2·2⁻¹¹ of every product is lost. An error for other types and below compute
+    /// capability 8.0. Never what [`Auto`](Self::Auto) takes.
+    Tf32,
 }
 
 /// What a plan is made from.
@@ -46,7 +50,11 @@ impl LayerProblem<'_> {
     /// Why matrix instructions cannot do it.
     pub(crate) fn matrix_obstacle(&self) -> Option<&'static str> {
         match self.dtype {
-            DType::F32 => Some("they would round f32 to 19 bits"),
+            DType::F32 if self.path != ComputePath::Tf32 => Some("they would round f32 to 19 bits"),
+            DType::F16 | DType::Bf16 if self.path == ComputePath::Tf32 => Some("TF32 is a way to multiply f32"),
+            DType::F32 if self.compute_capability < (8, 0) => {
+                Some("the device has them from compute capability 8.0 on")
+            }
             DType::Bf16 if self.compute_capability < (8, 0) => {
                 Some("the device has them from compute capability 8.0 on")
             }

@@ -87,7 +87,8 @@ pub struct Judged {
     pub value: Matrix64,
     /// Σ|x||w| + |bias| + |s|·Σ(Σ|x||a|)|b|, element by element.
     pub magnitude: Matrix64,
-    /// What else an element may be off by: [`forward_through`]'s rounding of T. Zeros where nothing is rounded on the way.
+    /// What else an element may be off by: [`forward_through`]'s rounding of T, [`forward_in_tf32`]'s of all operands. Zeros
+    /// where nothing is rounded on the way.
     pub slack: Matrix64,
 }
 
@@ -214,6 +215,32 @@ pub fn forward_through<W: Element, X: Element>(
         rounding.data.iter_mut().for_each(|t| *t = u * *t + dtype.smallest_step());
         let slack = rounding.matmul(&Matrix64::from_view(segment.b).abs().t());
         judged.slack.add_at(segment.columns.start, 1.0, &slack);
+    }
+    judged
+}
+
+/// The unit roundoff of TF32: half the distance from 1 to the next larger number of 10 fraction bits.
+pub const TF32_ROUNDOFF: f64 = 1.0 / (1u64 << 11) as f64;
+
+/// [`forward_dropped`] where the operands of every product, x, W0, A, s·T and B, are rounded to TF32: with u = 2⁻¹¹, each
+/// element may be off by `2u·(Σ|x||w| + |s|·Σ(Σ|x̂||a|)|b| + Σ|s·T||b|)` more, and by 4u of that for errors of errors.
+pub fn forward_in_tf32<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    x: MatrixRef<'_, X>,
+    dropout: Option<&Dropout>,
+) -> Judged {
+    // s·T is stored as f32 before it is rounded.
+    let mut judged = forward_through(layer, x, dropout, DType::F32);
+    let x = Matrix64::from_view(x);
+    let x_hat = drop_out(&x, dropout);
+    // `Judged::bound` counts the slack twice: once for each operand of a product.
+    let u = TF32_ROUNDOFF * (1.0 + 4.0 * TF32_ROUNDOFF);
+    judged.slack.add_at(0, u, &x.abs().matmul(&weight_in_out(layer).abs()));
+    for segment in layer.segments {
+        let (a, b) = (Matrix64::from_view(segment.a), Matrix64::from_view(segment.b));
+        let mut t = x_hat.matmul(&a.t()).abs();
+        t.add_at(0, 1.0, &x_hat.abs().matmul(&a.abs().t()));
+        judged.slack.add_at(segment.columns.start, u * f64::from(segment.scale).abs(), &t.matmul(&b.abs().t()));
     }
     judged
 }

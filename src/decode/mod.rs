@@ -57,6 +57,8 @@ const PORTABLE_SHARED_BYTES: u32 = 48 << 10;
 const MAX_TILE_ROWS: usize = 64;
 
 impl DecodePlan {
+    /// With [`ComputePath::Tf32`] the kernel is that of true f32: so few tokens wait for W0's bytes, not for products.
+    ///
     /// # Errors
     /// [`Error::TooManyTokens`], [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::EmptyProblem`],
     /// [`Error::NoMatrixInstructions`].
@@ -76,6 +78,10 @@ impl DecodePlan {
                 Ok(Self::matrix(problem, &matrix::cut(tokens, d_in, d_out, layout, multiprocessors)))
             }
             (ComputePath::Matrix, Some(reason)) => Err(Error::NoMatrixInstructions { dtype, reason }),
+            (ComputePath::Tf32, _) => match problem.matrix_obstacle() {
+                Some(reason) => Err(Error::NoMatrixInstructions { dtype, reason }),
+                None => Ok(Self::cuda_cores(problem)),
+            },
         }
     }
 

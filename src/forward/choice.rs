@@ -18,6 +18,9 @@ pub enum Plan {
 impl Plan {
     /// The plan for this problem; with `saves_t` for a launch that can also write T = x Aᵀ, as the backward pass needs it.
     ///
+    /// [`ComputePath::Tf32`](crate::ComputePath::Tf32) rounds in forward kernels only: the decode kernels stay true f32, since
+    /// so few tokens wait for W0's bytes.
+    ///
     /// # Errors
     /// As [`DecodePlan::new`] up to [`decode::MAX_TOKENS`] tokens without T, else as [`ForwardPlan::new`].
     pub fn new(problem: &LayerProblem<'_>, saves_t: bool) -> Result<Self> {
@@ -166,6 +169,31 @@ mod tests {
         assert!(matches!(plan(1, true), Plan::Forward(_)));
         let refused = Plan::new(&LayerProblem { tokens: 0, ..PROBLEM }, false);
         assert_eq!(refused, Err(Error::EmptyProblem { tokens: 0, d_in: 1024, d_out: 512 }));
+    }
+
+    #[test]
+    fn few_tokens_stay_true_f32() {
+        let tf32 = LayerProblem { dtype: DType::F32, path: ComputePath::Tf32, ..PROBLEM };
+        for (tokens, saves_t, kernel) in [
+            (1, false, "decode_rows_f32_t1"),
+            (16, false, "decode_rows_f32_t8"),
+            (17, false, "mma_tf32_t64"),
+            (1, true, "mma_tf32_t64"),
+        ] {
+            let plan = Plan::new(&LayerProblem { tokens, ..tf32.clone() }, saves_t).expect("a plan");
+            assert!(plan.kernel().ends_with(kernel), "{plan}");
+        }
+        // What TF32 is refused for does not depend on how many tokens there are.
+        for tokens in [1, 17] {
+            let tf32 = LayerProblem { tokens, ..tf32.clone() };
+            for refused in [
+                LayerProblem { dtype: DType::F16, ..tf32.clone() },
+                LayerProblem { compute_capability: (7, 5), ..tf32 },
+            ] {
+                let refused = Plan::new(&refused, false);
+                assert!(matches!(refused, Err(Error::NoMatrixInstructions { .. })), "{refused:?}");
+            }
+        }
     }
 
     #[test]

@@ -97,6 +97,10 @@ const CORES_ANY: Tile = Tile { name: "any", ..CORES_T64 };
 /// CUDA cores, 16 bits: what is left for bf16 on sm_75.
 const CORES16_T64: Tile = Tile { depth: 32, rate: 40, ..CORES_T64 };
 const CORES16_ANY: Tile = Tile { name: "any", ..CORES16_T64 };
+/// mma.sync in TF32: products cost twice as much, and as many values twice the bytes.
+const TF32_T128: Tile = Tile { depth: 16, rate: 512, ..T128 };
+const TF32_T64: Tile = Tile { depth: 32, rate: 350, ..T64 };
+const TF32_ANY: Tile = Tile { name: "any", ..TF32_T64 };
 /// wgmma, many tokens.
 const N256: Tile = Tile {
     family: "wgmma_",
@@ -133,7 +137,9 @@ impl ForwardPlan {
         problem.validate()?;
         let tiles: &[Tile] = match (problem.path, problem.matrix_obstacle()) {
             (ComputePath::Auto | ComputePath::Matrix, None) => Self::matrix_tiles(problem),
-            (ComputePath::Matrix, Some(reason)) => {
+            (ComputePath::Tf32, None) if problem.aligned => &[TF32_T128, TF32_T64],
+            (ComputePath::Tf32, None) => &[TF32_ANY],
+            (ComputePath::Matrix | ComputePath::Tf32, Some(reason)) => {
                 return Err(Error::NoMatrixInstructions { dtype: problem.dtype, reason });
             }
             (ComputePath::Auto | ComputePath::CudaCores, _) => match (problem.dtype, problem.aligned) {
@@ -162,6 +168,10 @@ impl ForwardPlan {
             Layout::OutIn => "rows",
             Layout::InOut => "columns",
         };
+        let multiplied = match problem.path {
+            ComputePath::Tf32 => "tf32".to_owned(),
+            _ => dtype.to_string(),
+        };
         let (row_tiles, column_tiles) = (tile.row_tiles(tokens), d_out.div_ceil(tile.columns));
         let t_stride: usize = ranks.iter().map(|&rank| padded(rank)).sum();
         let t_tiles = t_stride.div_ceil(abi::LORA_FORWARD_T_COLUMNS as usize);
@@ -184,7 +194,7 @@ impl ForwardPlan {
         let (t_arrivals, t_partial) = shared_tiles(row_tiles * t_tiles, t_splits, abi::LORA_FORWARD_T_COLUMNS as usize);
         let total_rank: usize = ranks.iter().sum();
         Ok(Self {
-            kernel: format!("lora_forward_{along}_{}{dtype}_{}", tile.family, tile.name),
+            kernel: format!("lora_forward_{along}_{}{multiplied}_{}", tile.family, tile.name),
             grid: [ctas as u32, 1, 1],
             threads: tile.threads as u32,
             shared_bytes: shared as u32,
@@ -331,5 +341,29 @@ mod tests {
         assert!(plan(&LayerProblem { dtype: DType::F16, ..old }).kernel.ends_with("t64"));
         let f32s = LayerProblem { dtype: DType::F32, path: ComputePath::Matrix, ..H100 };
         assert!(matches!(ForwardPlan::new(&f32s), Err(Error::NoMatrixInstructions { .. })));
+    }
+
+    #[test]
+    fn f32_is_rounded_only_where_tf32_is_asked_for_by_name() {
+        for compute_capability in [(7, 5), (8, 0), (9, 0), (10, 0), (12, 0)] {
+            for path in [ComputePath::Auto, ComputePath::CudaCores] {
+                let f32s = LayerProblem { dtype: DType::F32, path, compute_capability, ..H100 };
+                assert!(plan(&f32s).kernel.ends_with("rows_f32_t128"), "{}", plan(&f32s));
+            }
+        }
+        let tf32 = LayerProblem { dtype: DType::F32, path: ComputePath::Tf32, ..H100 };
+        for (tokens, aligned, name) in [(4096, true, "t128"), (17, true, "t64"), (4096, false, "any")] {
+            let plan = plan(&LayerProblem { tokens, aligned, ..tf32.clone() });
+            assert_eq!(plan.kernel, format!("lora_forward_rows_mma_tf32_{name}"));
+            assert_eq!((plan.shared_bytes, plan.tensor_maps), (128 + 48 * 1024, false), "{plan}");
+        }
+        let refused = [
+            LayerProblem { dtype: DType::F16, ..tf32.clone() },
+            LayerProblem { dtype: DType::Bf16, ..tf32.clone() },
+            LayerProblem { compute_capability: (7, 5), ..tf32 },
+        ];
+        for refused in refused {
+            assert!(matches!(ForwardPlan::new(&refused), Err(Error::NoMatrixInstructions { .. })), "{refused:?}");
+        }
     }
 }

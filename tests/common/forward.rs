@@ -23,7 +23,34 @@ pub fn expected<T: Element>(
     dropout: Option<&Dropout>,
 ) -> Judged {
     let segments = random.segments();
-    let mut expected = reference::forward_through(&random.layer(&segments), x.view(), dropout, T::DTYPE);
+    let expected = reference::forward_through(&random.layer(&segments), x.view(), dropout, T::DTYPE);
+    on_the_way_out(expected, random, activation, added)
+}
+
+/// The same where the operands of every product are rounded to TF32.
+pub fn expected_in_tf32<T: Element>(
+    random: &RandomLayer<T>,
+    x: &Buffer<T>,
+    activation: Activation,
+    added: Option<&Buffer<T>>,
+    dropout: Option<&Dropout>,
+) -> Judged {
+    /// The steepest that an activation is anywhere, GELU's 1.129 rounded up.
+    const STEEPEST: f64 = 1.13;
+    let segments = random.segments();
+    let mut expected = reference::forward_in_tf32(&random.layer(&segments), x.view(), dropout);
+    if activation == Activation::GeluNew {
+        expected.slack.data.iter_mut().for_each(|slack| *slack *= STEEPEST);
+    }
+    on_the_way_out(expected, random, activation, added)
+}
+
+fn on_the_way_out<T: Element>(
+    mut expected: Judged,
+    random: &RandomLayer<T>,
+    activation: Activation,
+    added: Option<&Buffer<T>>,
+) -> Judged {
     for (i, value) in expected.value.data.iter_mut().enumerate() {
         *value = reference::activation(activation, *value);
         if let Some(added) = added {

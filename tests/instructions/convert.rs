@@ -73,6 +73,40 @@ fn f32_rounds_to_the_nearest() {
     });
 }
 
+/// f32 to the nearest value of 10 fraction bits, ties away from zero, in double precision.
+fn nearest_tf32(value: f32) -> f32 {
+    let (value, sign) = (f64::from(value.abs()), 1f32.copysign(value));
+    // The exponent of the smallest normal number stands for those below it as well.
+    let step = 2f64.powi((value.log2().floor() as i32).max(-126) - 10);
+    let rounded = (value / step + 0.5).floor() * step;
+    // 2^128 is no f32 and becomes infinity.
+    sign * rounded as f32
+}
+
+#[test]
+fn f32_rounds_to_the_nearest_tf32() {
+    let mut patterns = patterns();
+    // Ties between neighbours, and what lies beside them.
+    let mut rng = Rng(16);
+    patterns.extend((0..4000).map(|i| (rng.draw() as u32 & !0x1fff) + 0x0fff + i % 3));
+    once(|rig| {
+        let (input, output) = (rig.upload(&patterns), rig.output::<u32>(patterns.len()));
+        let n = [patterns.len() as u32];
+        let call = Call { threads: 64, inputs: &[input.at()], outputs: &[output.at()], n: &n, ..Call::default() };
+        rig.launch("test_convert_tf32", &call);
+        for (&pattern, got) in patterns.iter().zip(rig.download(&output)) {
+            let value = f32::from_bits(pattern);
+            let expected = match value {
+                _ if value == 0.0 || value.is_infinite() => pattern,
+                // All that is left of a NaN are the bits that the product reads.
+                _ if value.is_nan() => pattern & !0x1fff,
+                _ => nearest_tf32(value).to_bits(),
+            };
+            assert_eq!(got, expected, "{value:e}, {pattern:#x}, is {got:#x}");
+        }
+    });
+}
+
 #[test]
 fn chunks_unpack_in_the_order_of_addresses() {
     let mut rng = Rng(9);

@@ -91,16 +91,17 @@ impl Type {
         match self {
             Type::F16 => f16::from_f64(value).to_bits().into(),
             Type::Bf16 => bf16::from_f64(value).to_bits().into(),
-            Type::Tf32 => (value as f32).to_bits(),
+            // To nearest, ties away from zero; nothing here is near the largest numbers.
+            Type::Tf32 => ((value as f32).to_bits() + 0x1000) & !0x1fff,
         }
     }
 
-    /// What the hardware makes of these bits.
+    /// What these bits stand for.
     fn value(self, bits: u32) -> f64 {
         match self {
             Type::F16 => f16::from_bits(bits as u16).to_f64(),
             Type::Bf16 => bf16::from_bits(bits as u16).to_f64(),
-            Type::Tf32 => f32::from_bits(bits & !0x1fff).into(),
+            Type::Tf32 => f32::from_bits(bits).into(),
         }
     }
 

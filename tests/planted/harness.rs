@@ -70,13 +70,14 @@ pub(crate) enum Scenario {
     GradientsMma,
     GradientsCores,
     Adamw,
+    ForwardTf32,
 }
 
 pub(crate) const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -91,6 +92,7 @@ impl Scenario {
         Self::GradientsMma,
         Self::GradientsCores,
         Self::Adamw,
+        Self::ForwardTf32,
     ];
 
     fn source(self) -> &'static str {
@@ -107,6 +109,7 @@ impl Scenario {
             Self::GradientsMma => "lora/gradients_mma_f16.cu",
             Self::GradientsCores => "lora/gradients_cores.cu",
             Self::Adamw => "optim/adamw.cu",
+            Self::ForwardTf32 => "lora/forward_mma_tf32.cu",
         }
     }
 
@@ -162,6 +165,12 @@ impl Scenario {
             ]),
             Self::GradientsMma => gradients::scenario::<f16>(rig),
             Self::GradientsCores => gradients::scenario::<f32>(rig),
+            Self::ForwardTf32 => first_of([
+                // A single product; both layouts in large and small tiles; segments that begin and end within an instruction.
+                &|| tf32(rig, &shape(18, 1, 41, Layout::OutIn, &[])),
+                &|| tf32(rig, &shape(70, 72, 104, Layout::InOut, &[(60, 104, 3), (3, 45, 40)])),
+                &|| tf32(rig, &shape(126, 40, 124, Layout::OutIn, &[(5, 101, 20)])),
+            ]),
             Self::ForwardWgmma => first_of([
                 // One CTA with many tasks, and several; a ring that goes round; ranks of one, two, four and five steps.
                 &|| {
@@ -221,33 +230,37 @@ fn random_layer<T: Element>(shape: &Shape) -> (RandomLayer<T>, Buffer<T>) {
 }
 
 fn forward<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize, capability: (u32, u32)) -> Caught {
-    forward_with::<T>(rig, shape, multiprocessors, capability, None)
+    let options = Options { multiprocessors, compute_capability: Some(capability), ..Options::default() };
+    forward_with::<T>(rig, shape, &options)
 }
 
 fn dropped<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize, capability: (u32, u32)) -> Caught {
     let dropout = Dropout::new(0.4, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(3).at(5);
-    forward_with::<T>(rig, shape, multiprocessors, capability, Some(dropout))
+    let compute_capability = Some(capability);
+    let options = Options { multiprocessors, compute_capability, dropout: Some(dropout), ..Options::default() };
+    forward_with::<T>(rig, shape, &options)
+}
+
+fn tf32(rig: &Rig, shape: &Shape) -> Caught {
+    let options = Options { path: ComputePath::Tf32, multiprocessors: 1, ..Options::default() };
+    forward_with::<f32>(rig, shape, &options)
 }
 
 /// A layer, and that its columns without an adapter are the base product's.
-fn forward_with<T: Element>(
-    rig: &Rig,
-    shape: &Shape,
-    multiprocessors: usize,
-    capability: (u32, u32),
-    dropout: Option<Dropout>,
-) -> Caught {
+fn forward_with<T: Element>(rig: &Rig, shape: &Shape, options: &Options<'_, T>) -> Caught {
     let (random, x) = random_layer::<T>(shape);
     let segments = random.segments();
-    let expected = reference::forward_through(&random.layer(&segments), x.view(), dropout.as_ref(), T::DTYPE);
-    let compute_capability = Some(capability);
-    let options = Options { multiprocessors, compute_capability, t_out: true, dropout, ..Options::default() };
-    let forward = Forward::new(rig, &random, &x, &options);
+    let (layer, dropout) = (random.layer(&segments), options.dropout.as_ref());
+    let expected = match options.path {
+        ComputePath::Tf32 => reference::forward_in_tf32(&layer, x.view(), dropout),
+        _ => reference::forward_through(&layer, x.view(), dropout, T::DTYPE),
+    };
+    let forward = Forward::new(rig, &random, &x, &Options { t_out: true, ..*options });
     let caught = judge(rig, shape, &expected, &|| forward.run().map(|outputs| outputs.y.data));
     if caught != Caught::Nothing {
         return caught;
     }
-    let base = Forward::new(rig, &random, &x, &Options { base_only: true, t_out: false, ..options });
+    let base = Forward::new(rig, &random, &x, &Options { base_only: true, ..*options });
     let (Ok(fused), Ok(base)) = (forward.run(), base.run()) else { return Caught::WrongResult };
     let outside = |column: &usize| !shape.segments.iter().any(|&(begin, end, _)| (begin..end).contains(column));
     let same = (0..shape.tokens).all(|row| {

@@ -11,6 +11,7 @@ mod common;
 mod cuda_cores;
 mod dropout;
 mod forward;
+mod forward_tf32;
 mod forward_wgmma;
 mod forward_wgmma_split;
 mod gradients;
@@ -34,6 +35,7 @@ const TABLES: &[&[Bug]] = &[
     dropout::BUGS,
     gradients::BUGS,
     adamw::BUGS,
+    forward_tf32::BUGS,
 ];
 
 /// Set in the processes that do the work: the first bug, and the distance to the next. A process has room for the

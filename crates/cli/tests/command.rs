@@ -241,6 +241,17 @@ fn bench_explains_how_a_gpu_would_run_each_call() {
     // What has no kernel is said, and the rest is planned.
     let (out, rows) = explain(&["--dtype", "bf16", "--tokens", "1,4096", "--capability", "7.5"]);
     assert_eq!(rows.len() + out.matches("no matrix instructions").count(), 4, "{out}");
+    // f32 is rounded only by name, and only where there are many tokens.
+    let kernels = |rows: &[Value]| -> Vec<String> {
+        rows.iter().step_by(2).map(|row| row["kernel"].as_str().unwrap().to_owned()).collect()
+    };
+    let (_, rows) = explain(&["--tokens", "16,4096"]);
+    assert_eq!(kernels(&rows), ["lora_decode_rows_f32_t8", "lora_forward_rows_f32_t128"]);
+    let (out, rows) = explain(&["--tokens", "16,4096", "--tf32"]);
+    assert_eq!(kernels(&rows), ["lora_decode_rows_f32_t8", "lora_forward_rows_mma_tf32_t128"]);
+    assert!(out.contains("f32 in tf32, out-in"), "{out}");
+    fail(&["bench", "--explain", "--tf32", "--dtype", "bf16"], 1);
+    fail(&["bench", "--device", "cpu", "--tf32"], 1);
     fail(&["bench", "--explain", "--capability", "nine"], 2);
     fail(&["bench", "--multiprocessors", "40"], 2);
 }

@@ -22,6 +22,8 @@ pub enum Fault {
     Collective,
     /// A tensor map or matrix descriptor that the hardware would not take.
     Descriptor,
+    /// A matrix operand that was not rounded to the instruction's type.
+    Operand,
     /// Every thread waits.
     Deadlock,
     /// Threads spin on what nothing left can change.
@@ -45,6 +47,7 @@ impl Fault {
             Barrier,
             Collective,
             Descriptor,
+            Operand,
             Deadlock,
             Livelock,
             Resources,

@@ -136,6 +136,7 @@ const PRODUCTS: &[Case] = &[
     case("ldmatrix_misaligned", ALL, Fault::Misaligned, ", no multiple of "),
     case("ldmatrix_outside", ALL, Fault::OutOfBounds, ", outside every piece taken"),
     case("mma_without_a_lane", ALL, Fault::Collective, " name lanes that exited or never were (live: "),
+    case("mma_not_rounded", ALL, Fault::Operand, " was not rounded by to_tf32"),
     Case { threads: 64, ..case("wgmma_of_two_warps", ALL, Fault::Collective, "of the warpgroup exited or never was") },
     case("wgmma_after_an_exit", ALL, Fault::Collective, "of the warpgroup exited or never was"),
     case("wgmma_at_two_places", ALL, Fault::Collective, "threads of one warpgroup are at different instructions, "),

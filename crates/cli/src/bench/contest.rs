@@ -3,13 +3,13 @@
 use std::cell::RefCell;
 
 use anyhow::Result;
-use fused_lora::Element;
 use fused_lora::abi::{LORA_READ_THREADS, LoraRead};
 use fused_lora::device::{
     Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSliceMut, Forward, LaunchConfig, Stream,
     Workspace,
 };
 use fused_lora::lora::Layout;
+use fused_lora::{ComputePath, Element};
 use fused_lora_gpt2::Random;
 
 use super::cublaslt::{CublasLt, Product, fastest};
@@ -41,6 +41,8 @@ pub(super) struct Bench<'a> {
     pub(super) device: &'a Device,
     pub(super) stream: &'a Stream,
     pub(super) cublaslt: Option<&'a CublasLt>,
+    /// What multiplies, here and there.
+    pub(super) path: ComputePath,
     pub(super) trials: usize,
 }
 
@@ -145,9 +147,9 @@ impl<'a, T: Element> Contest<'a, T> {
 
     fn products(self, library: &'a CublasLt) -> Result<Products<'a>> {
         let &Case { tokens, d_in, d_out, rank, layout } = self.case;
-        let ([x, y, t], Bench { device, stream, .. }) = (self.addresses(), self.bench);
+        let ([x, y, t], Bench { device, stream, path, .. }) = (self.addresses(), self.bench);
         let product = |shape, layout, factors, operands: &dyn Fn([u64; 3]) -> [u64; 3]| {
-            library.product(T::DTYPE, shape, layout, factors, |product, choices| {
+            library.product((T::DTYPE, *path), shape, layout, factors, |product, choices| {
                 // SAFETY: the operands are packed matrices of the product's shapes.
                 fastest(product, choices, device, stream, self.copies.len(), |product, stream, copy| unsafe {
                     product.issue(stream, operands(self.weights(copy)))
@@ -215,7 +217,8 @@ mod tests {
     fn few_tokens_and_many_are_timed_in_both_modes() {
         let device = Device::emulator(EmulatorConfig { multiprocessors: 4, ..EmulatorConfig::default() }).unwrap();
         let stream = Stream::new(&device).unwrap();
-        let bench = Bench { device: &device, stream: &stream, cublaslt: None, trials: 3 };
+        let path = ComputePath::Auto;
+        let bench = Bench { device: &device, stream: &stream, cublaslt: None, path, trials: 3 };
         let case = |tokens| Case { tokens, d_in: 64, d_out: 64, rank: 4, layout: Layout::OutIn };
         let copies = Copy::<bf16>::several(&case(1), 2, &stream, &mut Random::new(0)).unwrap();
         let activations = Activations::new(&stream, 40, (64, 64)).unwrap();

@@ -5,9 +5,9 @@ use std::ptr::null_mut;
 
 use anyhow::{Context, Result, bail, ensure};
 use cudarc::cublaslt::{result, sys};
-use fused_lora::DType;
 use fused_lora::device::{Device, DeviceBuffer, Stream};
 use fused_lora::lora::Layout;
+use fused_lora::{ComputePath, DType};
 
 use super::rotation::{launches, timed};
 
@@ -42,7 +42,7 @@ impl CublasLt {
     /// to be so.
     pub(super) fn product(
         &self,
-        dtype: DType,
+        (dtype, path): (DType, ComputePath),
         [tokens, d_in, d_out]: [usize; 3],
         layout: Layout,
         [alpha, beta]: [f32; 2],
@@ -59,7 +59,7 @@ impl CublasLt {
             result::create_matrix_layout(kind, rows as u64, cols as u64, rows as i64)
                 .context("cublasLtMatrixLayoutCreate")
         };
-        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let compute = compute_type(path);
         let description =
             result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F).context("cublasLtMatmulDescCreate")?;
         let mut product = Product {
@@ -75,6 +75,14 @@ impl CublasLt {
         let choices = product.algorithms.len();
         product.chosen = fastest(&mut product, choices)?;
         Ok(product)
+    }
+}
+
+/// What products are computed in. Of f32 they are true f32 unless TF32 was asked for by name.
+fn compute_type(path: ComputePath) -> sys::cublasComputeType_t {
+    match path {
+        ComputePath::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+        _ => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
     }
 }
 

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use fused_lora::device::{
-    Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceResidual, EmulatorConfig, Forward, Stream, Workspace,
+    Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceResidual, EmulatorConfig, Forward, ForwardOptions,
+    Stream, Workspace,
 };
 use fused_lora::{Element, Error};
 use fused_lora_gpt2::Random;
@@ -49,7 +50,8 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
         EmulatorConfig { multiprocessors: MULTIPROCESSORS, count_transactions: true, ..EmulatorConfig::default() };
     let device = Device::emulator(config)?;
     let stream = Stream::new(&device)?;
-    let run = Run::new("emulator", T::DTYPE);
+    let run = Run { dtype: args.arithmetic(), ..Run::new("emulator", T::DTYPE) };
+    let options = ForwardOptions { path: args.path(), ..ForwardOptions::default() };
     emit(&format!(
         "{}\n{}, planned for {MULTIPROCESSORS} SMs: counted, not timed\n\n",
         run.summary(),
@@ -63,7 +65,8 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
             for &tokens in &args.tokens {
                 for (variant, adapted) in [("base", false), (FUSED, true)] {
                     let case = Case { tokens, ..case };
-                    let forward = copy.with_layer(&case, adapted, |layer| Forward::new(&device, layer, tokens));
+                    let forward =
+                        copy.with_layer(&case, adapted, |layer| Forward::with_options(&device, layer, tokens, options));
                     match forward {
                         Ok(forward) => rows.push(count(&stream, &case, &copy, variant, &forward)?),
                         Err(error @ Error::NoMatrixInstructions { .. }) => {

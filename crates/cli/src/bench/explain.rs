@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use fused_lora::forward::Plan;
-use fused_lora::{ComputePath, DType, LayerProblem};
+use fused_lora::{DType, LayerProblem};
 use serde::Serialize;
 
 use super::Args;
@@ -42,11 +42,11 @@ struct Report<'a> {
 }
 
 pub(super) fn explain(args: &Args) -> Result<()> {
-    let dtype = args.compute.dtype;
+    let (dtype, arithmetic) = (args.compute.dtype, args.arithmetic());
     let (major, minor) = args.capability;
     let layout = format!("{:?}", args.layout);
     emit(&format!(
-        "planned for compute capability {major}.{minor} and {} SMs: {dtype}, {}\n\n",
+        "planned for compute capability {major}.{minor} and {} SMs: {arithmetic}, {}\n\n",
         args.multiprocessors,
         args.layout.name()
     ))?;
@@ -72,10 +72,7 @@ pub(super) fn explain(args: &Args) -> Result<()> {
     if let Some(path) = &args.files.json {
         let compute_capability = format!("{major}.{minor}");
         let multiprocessors = args.multiprocessors;
-        write_json(
-            path,
-            &Report { compute_capability, multiprocessors, dtype: dtype.to_string(), layout, rows: &rows },
-        )?;
+        write_json(path, &Report { compute_capability, multiprocessors, dtype: arithmetic, layout, rows: &rows })?;
     }
     if let Some(path) = &args.files.csv {
         write_csv(path, &rows)?;
@@ -107,7 +104,7 @@ fn plan(
         aligned: is_aligned(stored) && is_aligned(d_in),
         multiprocessors: args.multiprocessors,
         compute_capability: args.capability,
-        path: ComputePath::Auto,
+        path: args.path(),
     };
     Plan::new(&problem, false)
 }

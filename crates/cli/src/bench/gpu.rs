@@ -1,7 +1,7 @@
 //! On a GPU: fused against base, ours and cuBLASLt's, against sequential, against a plain read of the weight.
 
 use anyhow::Result;
-use fused_lora::device::{Device, DeviceKind, Forward, Properties, Stream};
+use fused_lora::device::{Device, DeviceKind, Forward, ForwardOptions, Properties, Stream};
 use fused_lora::{Element, Error};
 use fused_lora_gpt2::Random;
 use serde::Serialize;
@@ -39,14 +39,20 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
     let device = Device::cuda(0)?;
     let stream = Stream::new(&device)?;
     let cublaslt = CublasLt::load(&stream);
-    let run = Run::new("cuda", T::DTYPE);
+    let run = Run { dtype: args.arithmetic(), ..Run::new("cuda", T::DTYPE) };
     let properties = device.properties();
     let library = match &cublaslt {
         Ok(library) => format!("cuBLASLt {}", library.version),
         Err(reason) => format!("no cuBLASLt: {reason:#}"),
     };
     emit(&format!("{}\n{properties}, {} SMs, {library}\n\n", run.summary(), properties.multiprocessors))?;
-    let bench = Bench { device: &device, stream: &stream, cublaslt: cublaslt.as_ref().ok(), trials: args.trials };
+    let bench = Bench {
+        device: &device,
+        stream: &stream,
+        cublaslt: cublaslt.as_ref().ok(),
+        path: args.path(),
+        trials: args.trials,
+    };
     let mut rows = vec![];
     for &shape in &args.shapes {
         let from = rows.len();
@@ -60,7 +66,8 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
 
 /// All ranks and tokens of one layer.
 fn layer<T: Element>(args: &Args, bench: &Bench<'_>, shape: (usize, usize), rows: &mut Vec<Row>) -> Result<()> {
-    let &Bench { device, stream, .. } = bench;
+    let &Bench { device, stream, path, .. } = bench;
+    let options = ForwardOptions { path, ..ForwardOptions::default() };
     let (d_in, d_out) = shape;
     let case = |tokens, rank| Case { tokens, d_in, d_out, rank, layout: args.layout.into() };
     let wanted = |tokens: usize| {
@@ -73,7 +80,9 @@ fn layer<T: Element>(args: &Args, bench: &Bench<'_>, shape: (usize, usize), rows
         let copies = Copy::<T>::several(&case(1, rank), most(&wanted), stream, &mut Random::new(0))?;
         for &tokens in &args.tokens {
             let case = case(tokens, rank);
-            let plan = |adapted| copies[0].with_layer(&case, adapted, |layer| Forward::new(device, layer, tokens));
+            let plan = |adapted| {
+                copies[0].with_layer(&case, adapted, |layer| Forward::with_options(device, layer, tokens, options))
+            };
             match plan(false).and_then(|base| Ok([base, plan(true)?])) {
                 Ok(plans) => rows.extend(bench.case(&case, &copies[..wanted(tokens)], &activations, &plans)?),
                 Err(error @ Error::NoMatrixInstructions { .. }) => {

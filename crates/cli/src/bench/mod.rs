@@ -13,8 +13,9 @@ mod rotation;
 mod row;
 mod summary;
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use fused_lora::lora::Layout;
+use fused_lora::{ComputePath, DType};
 
 use self::preset::{Preset, RANKS, SHAPES, TOKENS};
 use crate::common::{Compute, On, ResultFiles, parse_size, with_dtype};
@@ -29,6 +30,8 @@ Examples:
       The same on a GPU, plain launches and graph replay, beside cuBLASLt where its library is found
   fused-lora bench --device cuda --dtype bf16 --layout out-in --preset forward --trials 15
       128 to 16384 tokens on layers of six shapes, and whether the goals are met; --preset decode for 1 to 16 tokens
+  fused-lora bench --device cuda --dtype f32 --tf32 --tokens 128,4096 --shapes 4096x4096
+      f32 in TF32, ours and cuBLASLt's; without --tf32 both are true f32
   fused-lora bench --device emulator --dtype bf16 --tokens 1 --shapes 4096x4096 --ranks 16
       What the kernels ask of memory, counted on a machine without a GPU
   fused-lora bench --explain --tokens 1,16,4096 --dtype bf16 --layout out-in --shapes 4096x4096 --ranks 16
@@ -65,6 +68,9 @@ pub(crate) struct Args {
     /// How the weight is stored: in-out as GPT-2's Conv1D, out-in as torch's Linear
     #[arg(long, value_enum, default_value = "in-out")]
     layout: LayoutArg,
+    /// On a GPU multiply f32 in TF32: operands rounded to 10 fraction bits, ours from 17 tokens on, cuBLASLt's always
+    #[arg(long)]
+    tf32: bool,
     /// Rounds; each walks through all copies of the weight
     #[arg(long, default_value_t = 7, value_parser = parse_size)]
     trials: usize,
@@ -103,6 +109,19 @@ impl LayoutArg {
     }
 }
 
+impl Args {
+    /// What is to multiply on a GPU.
+    fn path(&self) -> ComputePath {
+        if self.tf32 { ComputePath::Tf32 } else { ComputePath::Auto }
+    }
+
+    /// What is stored, and what it is multiplied in where that is asked for.
+    fn arithmetic(&self) -> String {
+        let dtype = self.compute.dtype;
+        if self.tf32 { format!("{dtype} in tf32") } else { dtype.to_string() }
+    }
+}
+
 fn capability(text: &str) -> Result<(u32, u32), String> {
     let parsed = text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
     parsed.ok_or_else(|| format!("'{text}' is not MAJOR.MINOR, as in 9.0"))
@@ -116,16 +135,18 @@ fn shape(text: &str) -> Result<(usize, usize), String> {
 pub(crate) fn run(args: &Args) -> Result<()> {
     args.files.check(&[])?;
     let dtype = args.compute.dtype;
+    ensure!(!args.tf32 || dtype == DType::F32, "--tf32 is a way to multiply f32, not {dtype}");
     if args.explain && !args.compute.asks_for_cpu() {
         return explain::explain(args);
     }
     match args.compute.start(&[On::Cpu, On::Cuda, On::Emulator])? {
+        On::Cpu if args.tf32 => bail!("--tf32 is for GPUs: --device cuda or emulator, or --explain"),
         On::Cpu => with_dtype!(dtype, cpu_measure(args)),
         On::Cuda => with_dtype!(dtype, gpu_measure(args)),
         #[cfg(feature = "emulator")]
         On::Emulator => with_dtype!(dtype, emulator_measure(args)),
         #[cfg(not(feature = "emulator"))]
-        On::Emulator => anyhow::bail!("this build has no emulator: build with the feature `emulator`"),
+        On::Emulator => bail!("this build has no emulator: build with the feature `emulator`"),
     }
 }
 

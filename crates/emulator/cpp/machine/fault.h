@@ -14,6 +14,7 @@ enum class Fault : int {
   barrier,           // thread counts that disagree, arrivals over the count, an mbarrier never initialised
   collective,        // a warp instruction with absent, exited or diverged lanes
   descriptor,        // a tensor map or matrix descriptor that the hardware would not take
+  operand,           // a matrix operand that was not rounded to the instruction's type
   deadlock,          // every thread waits
   livelock,          // threads spin on what nothing left can change
   resources,         // more threads, shared memory or parameters than the launch may have

@@ -27,7 +27,7 @@ std::vector<KernelInfo>& kernels() {
 const char* fault_name(Fault fault) {
   static const char* const names[] = {"none",       "out of bounds", "misaligned", "uninitialised", "race",
                                       "in flight",  "proxy",         "barrier",    "collective",    "descriptor",
-                                      "deadlock",   "livelock",      "resources",  "crash"};
+                                      "operand",    "deadlock",      "livelock",   "resources",     "crash"};
   return names[static_cast<int>(fault)];
 }
 

@@ -11,7 +11,7 @@ void store_matrix(const uint32_t* registers, uint32_t count, bool transposed, ui
 /// d += a·b, 16×8 += 16×16 · 16×8.
 void multiply_f16(float* d, const uint32_t* a, const uint32_t* b);
 void multiply_bf16(float* d, const uint32_t* a, const uint32_t* b);
-/// 16×8 += 16×8 · 8×8.
+/// 16×8 += 16×8 · 8×8. Operands are f32 of which the lower 13 bits are zero.
 void multiply_tf32(float* d, const uint32_t* a, const uint32_t* b);
 
 }  // namespace emu

@@ -1,4 +1,5 @@
 // Matrix instructions of a warp and of a warpgroup.
+#include <gpu/convert.h>
 #include <gpu/mma.h>
 #include <gpu/tma.h>
 #include <gpu/wgmma.h>
@@ -22,6 +23,11 @@ MISUSE(mma_without_a_lane) {
   float d[4] = {};
   const u32 a[4] = {}, b[2] = {};
   if (lane_id() != 3) mma_m16n8k16<f16>(d, a, b);
+}
+MISUSE(mma_not_rounded) {
+  float d[4] = {};
+  const u32 a[4] = {}, b[2] = {0, bits(lane_id() == 3 ? 0.1f : 0.5f)};
+  mma_m16n8k8_tf32(d, a, b);
 }
 
 namespace {

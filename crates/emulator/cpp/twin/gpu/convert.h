@@ -61,6 +61,12 @@ GPU_DEVICE f16 from_f32<f16>(float value) {
   return {u16(sign | (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13)};
 }
 
+GPU_DEVICE u32 to_tf32(float value) {
+  u32 word = bits(value);
+  if ((word & 0x7fffffff) < 0x7f800000) word += 0x1000;  // a carry out of the fraction is one more in the exponent
+  return word & ~0x1fffu;
+}
+
 template <class E>
 GPU_DEVICE void unpack(u32 pair, float& low, float& high) {
   low = to_f32(E{u16(pair)});
