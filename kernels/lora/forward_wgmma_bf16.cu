@@ -10,7 +10,7 @@ using tile::Along;
 
 #define FORWARD_WGMMA(LAYOUT, ALONG, COLUMNS)                                                                              \
   GPU_KERNEL(lora_forward_##LAYOUT##_wgmma_bf16_n##COLUMNS, LoraForwardTma, LORA_FORWARD_WGMMA_THREADS, 1) {               \
-    ForwardWgmma<gpu::bf16, Along::ALONG, COLUMNS>(params).run();                                                          \
+    ForwardWgmma<gpu::bf16, Along::ALONG, Along::Depth, COLUMNS>(params).run();                                                          \
   }
 
 FORWARD_WGMMA(rows, Depth, 256)

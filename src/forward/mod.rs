@@ -1,14 +1,16 @@
 //! How a GPU runs one layer for any number of tokens: pure, printable, testable.
 //!
-//! The kernels are kernels/lora/forward_*. A [`ForwardPlan`] says which of them, on what grid, with how much shared memory
+//! The kernels are kernels/lora/forward_* and, of the gradient of the layer's input, dx_*. A [`ForwardPlan`] says which of them, on what grid, with how much shared memory
 //! and workspace; a [`Plan`] takes the decode kernels instead where those are faster. What a plan says of y's tiles does not
 //! depend on the adapters, so that a column without one is bit for bit the base product's.
 
 mod choice;
+mod gradient;
 mod params;
 mod tiling;
 
 pub use choice::Plan;
+pub use gradient::Product;
 pub(crate) use params::NO_SEGMENT;
 
 use crate::abi;
@@ -19,9 +21,11 @@ use crate::problem::{ComputePath, LayerProblem};
 use crate::workspace::WorkspaceLayout;
 use tiling::{Cut, Tile};
 
-/// How one launch of `lora_forward` runs.
+/// How one launch of `lora_forward` or `lora_dx` runs. Of the latter, x is dy, the depth d_out, y is dx, T is Q.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForwardPlan {
+    /// What is computed.
+    pub product: Product,
     /// Name of the kernel.
     pub kernel: String,
     /// CTAs: tiles of T, then splits of tiles of y.
@@ -122,6 +126,11 @@ impl ForwardPlan {
     /// [`Error::TooLarge`] if the layer has more tiles than a launch can have CTAs.
     pub fn new(problem: &LayerProblem<'_>) -> Result<Self> {
         problem.validate()?;
+        Self::of(Product::Output, problem)
+    }
+
+    /// Of a valid problem whose inputs and layout are the product's, not the layer's.
+    fn of(product: Product, problem: &LayerProblem<'_>) -> Result<Self> {
         let tiles: &[Tile] = match (problem.path, problem.matrix_obstacle()) {
             (ComputePath::Auto | ComputePath::Matrix, None) => Self::matrix_tiles(problem),
             (ComputePath::Matrix, Some(reason)) => {
@@ -134,7 +143,7 @@ impl ForwardPlan {
                 (_, false) => &[CORES16_ANY],
             },
         };
-        Self::with_cut(problem, &tiling::cut(problem, tiles))
+        Self::with_cut(product, problem, &tiling::cut(problem, tiles))
     }
 
     fn matrix_tiles(problem: &LayerProblem<'_>) -> &'static [Tile] {
@@ -146,14 +155,15 @@ impl ForwardPlan {
         }
     }
 
-    fn with_cut(problem: &LayerProblem<'_>, cut: &Cut) -> Result<Self> {
-        let &LayerProblem { tokens, d_in, d_out, layout, dtype, ranks, .. } = problem;
+    fn with_cut(product: Product, problem: &LayerProblem<'_>, cut: &Cut) -> Result<Self> {
+        let &LayerProblem { tokens, d_out, layout, dtype, ranks, .. } = problem;
         let Cut { tile, splits, split_depth } = *cut;
         let along = match layout {
             Layout::OutIn => "rows",
             Layout::InOut => "columns",
         };
-        let (row_tiles, column_tiles) = (tokens.div_ceil(tile.rows), d_out.div_ceil(tile.columns));
+        let row_tiles = tokens.div_ceil(tile.rows);
+        let column_tiles = if product == Product::LowRankGradient { 0 } else { d_out.div_ceil(tile.columns) };
         let t_stride: usize = ranks.iter().map(|&rank| padded(rank)).sum();
         let t_tiles = t_stride.div_ceil(abi::LORA_FORWARD_T_COLUMNS as usize);
         let (t_splits, t_split_depth) = tiling::t_splits(problem, &tile, row_tiles * t_tiles);
@@ -168,9 +178,10 @@ impl ForwardPlan {
         };
         let (y_arrivals, y_partial) = shared_tiles(row_tiles * column_tiles, splits, tile.columns);
         let (t_arrivals, t_partial) = shared_tiles(row_tiles * t_tiles, t_splits, abi::LORA_FORWARD_T_COLUMNS as usize);
-        let total_rank: usize = ranks.iter().sum();
+        let (floor_bytes, flops) = product.cost(problem);
         Ok(Self {
-            kernel: format!("lora_forward_{along}_{}{dtype}_{}", tile.family, tile.name),
+            product,
+            kernel: format!("{}_{along}_{}{dtype}_{}", product.kernels(), tile.family, tile.name),
             grid: [ctas as u32, 1, 1],
             threads: tile.threads as u32,
             shared_bytes: shared as u32,
@@ -195,8 +206,8 @@ impl ForwardPlan {
                 t_bytes: tokens * t_stride * dtype.size(),
                 ..WorkspaceLayout::default()
             },
-            floor_bytes: problem.floor_bytes(),
-            flops: 2 * (tokens as u64) * ((d_in * d_out) as u64 + (total_rank * (d_in + d_out)) as u64),
+            floor_bytes,
+            flops,
         })
     }
 

@@ -25,9 +25,9 @@ pub(crate) const NO_SEGMENT: LoraSegment = LoraSegment {
 
 impl ForwardPlan {
     /// Of a plan with [`tensor_maps`](Self::tensor_maps), the boxes of x and of W0 that the copy engine fetches: elements
-    /// along a row, rows.
+    /// along a row, rows. `layout` is the layer's.
     pub fn boxes(&self, layout: Layout) -> [[u32; 2]; 2] {
-        let weight = match layout {
+        let weight = match self.product.layout(layout) {
             Layout::OutIn => [self.stage_depth, self.tile_columns],
             Layout::InOut => [BOX_COLUMNS, self.stage_depth],
         };

@@ -9,6 +9,7 @@
 mod common;
 mod cuda_cores;
 mod dropout;
+mod dx;
 mod forward;
 mod forward_wgmma;
 mod harness;
@@ -22,7 +23,7 @@ use fused_lora_emulator::Build;
 use harness::{Bug, Caught, Scenario};
 
 const TABLES: &[&[Bug]] =
-    &[cuda_cores::BUGS, matrix::BUGS, merge::BUGS, forward::BUGS, forward_wgmma::BUGS, dropout::BUGS];
+    &[cuda_cores::BUGS, matrix::BUGS, merge::BUGS, forward::BUGS, forward_wgmma::BUGS, dropout::BUGS, dx::BUGS];
 
 /// Set in the processes that do the work: the first bug, and the distance to the next. A process has room for the
 /// thread-local data of some twenty machines only.
