@@ -82,11 +82,13 @@ fn targets(path: &str, text: &str) -> Vec<&'static str> {
     list.split_whitespace().map(|name| known(name).unwrap_or_else(|| panic!("{path}: no target {name}"))).collect()
 }
 
-/// What a source's kernels are called: as a line `// kernels: ...` says where a header's macro makes them, else
+/// What a source's kernels are called: as lines `// kernels: ...` say where a header's macro makes them, else
 /// `GPU_KERNEL(name, ...)`. A `*` stands for what a macro pastes in.
 fn kernel_names(text: &str) -> Vec<String> {
-    if let Some(list) = text.lines().find_map(|line| line.trim_start().strip_prefix("// kernels:")) {
-        return list.split_whitespace().map(str::to_owned).collect();
+    let lists = text.lines().filter_map(|line| line.trim_start().strip_prefix("// kernels:"));
+    let named: Vec<String> = lists.flat_map(str::split_whitespace).map(str::to_owned).collect();
+    if !named.is_empty() {
+        return named;
     }
     let is_parameter = |part: &str| part.contains(char::is_alphabetic) && !part.contains(char::is_lowercase);
     let name = |call: &str| {

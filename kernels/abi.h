@@ -48,9 +48,10 @@ enum {
   LORA_GELU_NEW = 2,
 };
 
-/* One low-rank term: y[:, begin..end] += scale * (x a^T) b^T. */
+/* One low-rank term: y[:, begin..end] += scale * (x a^T) b^T. In the launch of dx, whose x is dy and whose y is dx, begin and
+ * end count the depth: y += mask/(1 - p) (scale * x[:, begin..end] b) a. */
 typedef struct LoraSegment {
-  const void *a; /* [rank, depth] */
+  const void *a; /* [rank, depth]; of dx [rank, columns] */
   const void *b; /* [end - begin, rank] */
   uint32_t a_stride;
   uint32_t b_stride;
@@ -119,7 +120,10 @@ typedef struct LoraDropout {
 ABI_ASSERT(sizeof(LoraDropout) == 8 + 6 * 4, "LoraDropout is shared with Rust");
 
 /* y = activation(x W0^T + bias + sum of segments) + residual for any number of tokens. Of the launch's tasks the first
- * row_tiles * t_tiles * t_splits to be drawn are tiles of T, the others tiles of y. */
+ * row_tiles * t_tiles * t_splits to be drawn are tiles of T, the others tiles of y.
+ *
+ * The kernels of dx = dy W0 + segments + residual take the same: x is dy, depth the layer's outputs, y is dx, columns the
+ * layer's inputs, T is Q; t_out is null, and column_tiles 0 where nobody wants dx. */
 typedef struct LoraForward {
   const void *x;        /* [tokens, depth] */
   const void *weight;   /* rows kernels: [columns, depth]; columns kernels: [depth, columns] */
@@ -140,7 +144,7 @@ typedef struct LoraForward {
   /* The same of T: [row_tiles * t_tiles, t_splits, tile]. */
   float *t_partial;
   uint32_t *t_arrivals;
-  /* Of x on its way into T alone. */
+  /* Of x on its way into T alone; in the launch of dx, of the sum of the segments. */
   LoraDropout dropout;
   uint32_t tokens;
   uint32_t depth;

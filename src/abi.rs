@@ -408,15 +408,15 @@ const _: () = {
     ["Offset of field: LoraGradients::reserved"][::core::mem::offset_of!(LoraGradients, reserved) - 156usize];
     ["Offset of field: LoraGradients::segments"][::core::mem::offset_of!(LoraGradients, segments) - 160usize];
 };
-pub const LORA_ADAMW_THREADS: _bindgen_ty_5 = 256;
-pub const LORA_ADAMW_CTAS: _bindgen_ty_5 = 3;
-pub const LORA_ADAMW_STEP: _bindgen_ty_5 = 2048;
-pub type _bindgen_ty_5 = ::core::ffi::c_uint;
-pub const LORA_ADAMW_TAKEN: _bindgen_ty_6 = 0;
-pub const LORA_ADAMW_NON_FINITE: _bindgen_ty_6 = 1;
-pub const LORA_ADAMW_TOO_LARGE: _bindgen_ty_6 = 2;
-pub const LORA_ADAMW_LEARNING_RATE: _bindgen_ty_6 = 3;
+pub const LORA_ADAMW_THREADS: _bindgen_ty_6 = 256;
+pub const LORA_ADAMW_CTAS: _bindgen_ty_6 = 3;
+pub const LORA_ADAMW_STEP: _bindgen_ty_6 = 2048;
 pub type _bindgen_ty_6 = ::core::ffi::c_uint;
+pub const LORA_ADAMW_TAKEN: _bindgen_ty_7 = 0;
+pub const LORA_ADAMW_NON_FINITE: _bindgen_ty_7 = 1;
+pub const LORA_ADAMW_TOO_LARGE: _bindgen_ty_7 = 2;
+pub const LORA_ADAMW_LEARNING_RATE: _bindgen_ty_7 = 3;
+pub type _bindgen_ty_7 = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct LoraAdamwChunk {

@@ -296,6 +296,41 @@ pub fn backward<W: Element, X: Element>(
     }
 }
 
+/// `dx = dy·W0 + M ⊙ Σ Q·A` where Q = s·dy·B is stored as `dtype` before it meets A: each element may be off by
+/// M·Σ(u·|Q| + smallest step)·|A| more. M is dropout's mask of x, divided by 1 − p.
+pub fn input_gradient_through<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    dy: MatrixRef<'_, X>,
+    dropout: Option<&Dropout>,
+    dtype: DType,
+) -> Judged {
+    let ones = Matrix64 { rows: dy.rows(), cols: layer.d_in(), data: vec![1.0; dy.rows() * layer.d_in()] };
+    let mask = drop_out(&ones, dropout);
+    let masked = |mut m: Matrix64| {
+        m.data.iter_mut().zip(&mask.data).for_each(|(value, mask)| *value *= mask);
+        m
+    };
+    let evaluate = |f: &dyn Fn(Matrix64) -> Matrix64, s: &dyn Fn(f64) -> f64| {
+        let dy = f(Matrix64::from_view(dy));
+        let mut dx = dy.matmul(&f(weight_in_out(layer)).t());
+        for segment in layer.segments {
+            let q = dy.columns(segment.columns.clone()).matmul(&f(Matrix64::from_view(segment.b)));
+            let update = masked(q.matmul(&f(Matrix64::from_view(segment.a))));
+            dx.add_at(0, s(f64::from(segment.scale)), &update);
+        }
+        dx
+    };
+    let mut judged = Judged::new(evaluate(&|m| m, &|v| v), evaluate(&|m| m.abs(), &f64::abs));
+    for segment in layer.segments {
+        let dy = Matrix64::from_view(dy).columns(segment.columns.clone());
+        let mut rounding = dy.matmul(&Matrix64::from_view(segment.b)).abs();
+        let u = dtype.unit_roundoff() * f64::from(segment.scale).abs();
+        rounding.data.iter_mut().for_each(|q| *q = u * *q + dtype.smallest_step());
+        judged.slack.add_at(0, 1.0, &masked(rounding.matmul(&Matrix64::from_view(segment.a).abs())));
+    }
+    judged
+}
+
 /// `W0 + s·B·A` of every segment, in the weight's own layout.
 pub fn merged_weight<W: Element>(layer: &LoraLinear<'_, W>) -> Matrix64 {
     let mut merged = weight_in_out(layer);

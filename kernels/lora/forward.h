@@ -37,6 +37,7 @@
 namespace lora {
 
 using namespace gpu;
+using tile::Along;
 
 /// What a CTA is to do.
 struct ForwardTask {
@@ -96,17 +97,28 @@ GPU_DEVICE const E* a_row(const LoraForward& p, u32 t_column) {
   return row < segment.rank ? static_cast<const E*>(segment.a) + u64(row) * segment.a_stride : nullptr;
 }
 
+/// A step of the depth that an adapter adds to a tile of y.
+struct LowRankStep {
+  u32 segment;
+  /// First value of the segment's rank.
+  u32 k;
+};
+
 /// The steps of DEPTH by which the adapters deepen the columns `begin` to `end`.
 template <u32 DEPTH>
 struct LowRankSteps {
   const LoraForward& p;
   u32 begin, end;
 
-  struct Step {
-    u32 segment;
-    /// First value of the segment's rank.
-    u32 k;
-  };
+  /// In a backward pass, whose segments count the depth, all columns are every segment's.
+  template <Along FACTORS>
+  static GPU_DEVICE LowRankSteps of(const LoraForward& p, u32 begin, u32 end) {
+    if constexpr (FACTORS == Along::Depth) {
+      return {p, begin, end};
+    } else {
+      return {p, 0, ~0u};
+    }
+  }
 
   GPU_DEVICE bool concerns(const LoraSegment& segment) const { return segment.begin < end && segment.end > begin; }
 
@@ -119,7 +131,7 @@ struct LowRankSteps {
   }
 
   /// The index-th of them, in the segments' order.
-  GPU_DEVICE Step at(u32 index) const {
+  GPU_DEVICE LowRankStep at(u32 index) const {
     u32 segment = 0;
     while (true) {
       const u32 steps = concerns(p.segments[segment]) ? (p.segments[segment].rank + DEPTH - 1) / DEPTH : 0;
@@ -138,13 +150,19 @@ GPU_DEVICE void await_t(const LoraForward& p, u32 row_tile, u32 begin, u32 end, 
   }
 }
 
+/// What sums of T are multiplied by for what dropout has left out. In a backward pass it leaves out nothing of T.
+template <Along FACTORS>
+GPU_DEVICE float t_factor(const LoraForward& p) {
+  return FACTORS == Along::Depth ? p.dropout.scale : 1.0f;
+}
+
 /// Stores columns `column` and the next of a row of T: s·T for the tiles of y, T for who asked for it. Both belong to one
 /// segment, whose first column is even.
-template <class E>
+template <class E, Along FACTORS>
 GPU_DEVICE void store_t(const LoraForward& p, u32 row, u32 column, float low, float high) {
   const LoraSegment& segment = p.segments[segment_of(p, column)];
-  low *= p.dropout.scale;
-  high *= p.dropout.scale;
+  low *= t_factor<FACTORS>(p);
+  high *= t_factor<FACTORS>(p);
   u32* place = reinterpret_cast<u32*>(static_cast<E*>(p.t) + u64(row) * p.t_stride + column);
   store(place, pack<E>(segment.scale * low, segment.scale * high));
   if (p.t_out == nullptr) return;
@@ -156,14 +174,14 @@ GPU_DEVICE void store_t(const LoraForward& p, u32 row, u32 column, float low, fl
 
 /// The same for a whole chunk of columns, which lie in one segment: the steps by which ranks are rounded up are whole
 /// chunks.
-template <class E>
+template <class E, Along FACTORS>
 GPU_DEVICE void store_t_chunk(const LoraForward& p, float (&value)[chunk_elements<E>], u32 row, u32 column) {
   constexpr u32 elements = chunk_elements<E>;
   const LoraSegment& segment = p.segments[segment_of(p, column)];
   float scaled[elements];
 #pragma unroll
   for (u32 i = 0; i < elements; i++) {
-    value[i] *= p.dropout.scale;
+    value[i] *= t_factor<FACTORS>(p);
     scaled[i] = segment.scale * value[i];
   }
   store(reinterpret_cast<Chunk*>(static_cast<E*>(p.t) + u64(row) * p.t_stride + column), pack<E>(scaled));

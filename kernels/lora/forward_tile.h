@@ -7,10 +7,13 @@
 // and the last to arrive adds all of them up in the splits' order, then takes T and B. A warp whose rows lie below the
 // last token leaves none.
 //
+// FACTORS says which way A and B lie: Along::Depth in the forward kernels, Along::Columns in those of dx (lora/dx.h).
+//
 // Shared memory: STAGES·(ROWS + COLUMNS)·DEPTH values and 128 bytes; the sums on their way out use the ring's.
 #pragma once
 
 #include <gpu/warp.h>
+#include <lora/dx.h>
 #include <lora/forward.h>
 #include <tile/epilogue.h>
 #include <tile/ring.h>
@@ -18,11 +21,9 @@
 
 namespace lora {
 
-using tile::Along;
-
 /// WARP_ROWS × WARP_COLUMNS of y are a warp's. PRODUCT says what multiplies: tile::TensorCores or tile::CudaCores.
-template <class PRODUCT, class E, Along WEIGHT, u32 ROWS, u32 COLUMNS, u32 WARP_ROWS, u32 WARP_COLUMNS, u32 DEPTH,
-          u32 STAGES, bool ALIGNED>
+template <class PRODUCT, class E, Along WEIGHT, Along FACTORS, u32 ROWS, u32 COLUMNS, u32 WARP_ROWS, u32 WARP_COLUMNS,
+          u32 DEPTH, u32 STAGES, bool ALIGNED>
 class ForwardTile {
  public:
   static constexpr u32 warps_across = COLUMNS / WARP_COLUMNS, warps = ROWS / WARP_ROWS * warps_across;
@@ -70,22 +71,41 @@ class ForwardTile {
   GPU_DEVICE void shrink() {
     const u32 first = task.column_tile * t_columns, columns = gpu::min(t_columns, p.t_stride - first);
     const Rows x = input();
-    const ARows a = a_rows(first);
     const u32 begin = task.split * p.t_split_depth, end = gpu::min(begin + p.t_split_depth, p.depth);
-    using TSums = typename PRODUCT::template Sums<E, 16, t_columns, Along::Depth>;
+    const u32 steps = (end - begin + DEPTH - 1) / DEPTH;
+    using TSums = typename PRODUCT::template Sums<E, 16, t_columns, FACTORS>;
     TSums sums;
     sums.clear();
-    tile::through_ring<STAGES>(
-        (end - begin + DEPTH - 1) / DEPTH,
-        [&](u32 step, u32 stage) {
-          x.stage(left(stage), begin + step * DEPTH, end, p.x);
-          a.stage(right(stage), begin + step * DEPTH, end, p.x);
-        },
-        [&](u32 step, u32 stage) {
-          const u32 k = begin + step * DEPTH;
-          if (drop_out_stage<E, ROWS, DEPTH>(p, left(stage), first_row, k, threadIdx.x, threads)) sync_block();
-          sums.template multiply_within<DEPTH>(left(stage), 16 * warp_id(), right(stage), 0, DEPTH / 16, 0, columns);
-        });
+    if constexpr (FACTORS == Along::Depth) {
+      const ARows a = a_rows(first);
+      tile::through_ring<STAGES>(
+          steps,
+          [&](u32 step, u32 stage) {
+            x.stage(left(stage), begin + step * DEPTH, end, p.x);
+            a.stage(right(stage), begin + step * DEPTH, end, p.x);
+          },
+          [&](u32 step, u32 stage) {
+            const u32 k = begin + step * DEPTH;
+            if (drop_out_stage<E, ROWS, DEPTH>(p, left(stage), first_row, k, threadIdx.x, threads)) sync_block();
+            sums.template multiply_within<DEPTH, t_columns, FACTORS>(left(stage), 16 * warp_id(), right(stage), 0,
+                                                                     DEPTH / 16, 0, columns);
+          });
+    } else {
+      const ColumnsOfB<E, DEPTH, threads> b(p, task.column_tile);
+      tile::through_ring<STAGES>(
+          steps,
+          [&](u32 step, u32 stage) {
+            const u32 k = begin + step * DEPTH;
+            if (!has_rows<DEPTH>(p, task.column_tile, k)) return;
+            x.stage(left(stage), k, end, p.x);
+            b.stage(right(stage), k);
+          },
+          [&](u32 step, u32 stage) {
+            if (!has_rows<DEPTH>(p, task.column_tile, begin + step * DEPTH)) return;
+            sums.template multiply_within<DEPTH, t_columns, FACTORS>(left(stage), 16 * warp_id(), right(stage), 0,
+                                                                     DEPTH / 16, 0, columns);
+          });
+    }
     if (p.t_splits != 1) {
       const auto shared_tile = SharedTile::of_t(p, task, TSums::sums / 4 * threads);
       if (!add_splits(sums, shared_tile, first_row + 16 * warp_id(), columns)) return;
@@ -93,7 +113,7 @@ class ForwardTile {
 
     send_out<16, t_columns>(sums, [&](float (&value)[elements], u32 row, u32 column) {
       row += first_row + 16 * warp_id();
-      if (row < p.tokens && column < columns) store_t_chunk<E>(p, value, row, first + column);
+      if (row < p.tokens && column < columns) store_t_chunk<E, FACTORS>(p, value, row, first + column);
     });
     publish_t(p, task);
   }
@@ -102,7 +122,7 @@ class ForwardTile {
   GPU_DEVICE void multiply() {
     const u32 first_column = task.column_tile * COLUMNS;
     const u32 columns = gpu::min(COLUMNS, p.columns - first_column);
-    const LowRankSteps<DEPTH> low_rank{p, first_column, first_column + columns};
+    const auto low_rank = LowRankSteps<DEPTH>::template of<FACTORS>(p, first_column, first_column + columns);
     const u32 low_rank_steps = low_rank.count();
     const u32 begin = task.split * p.split_depth, end = gpu::min(begin + p.split_depth, p.depth);
     const u32 warp_row = warp_id() / warps_across * WARP_ROWS, warp_column = warp_id() % warps_across * WARP_COLUMNS;
@@ -122,18 +142,15 @@ class ForwardTile {
               x.stage(left(stage), begin + step * DEPTH, end, p.x);
               weight.stage(right(stage), begin + step * DEPTH, end, p.weight);
             } else {
-              stage_low_rank(low_rank.at(step - base_steps), stage, first_column);
+              stage_t(low_rank.at(step - base_steps), stage);
+              stage_b(low_rank.at(step - base_steps), stage, first_column);
             }
           },
           [&](u32 step, u32 stage) {
             if (step < base_steps) {
               sums.template multiply<DEPTH, COLUMNS, WEIGHT>(left(stage), warp_row, right(stage), warp_column);
             } else {
-              const auto low = low_rank.at(step - base_steps);
-              const LoraSegment& segment = p.segments[low.segment];
-              const u32 from = gpu::max(segment.begin, first_column) - first_column;
-              sums.template multiply_within<DEPTH>(left(stage), warp_row, right(stage), warp_column,
-                                                   (segment.rank - low.k + 15) / 16, from, segment.end - first_column);
+              add_low_rank(sums, low_rank.at(step - base_steps), stage, warp_row, warp_column, first_column);
             }
           });
       if (p.splits == 1 || base_steps == 0) break;
@@ -156,30 +173,69 @@ class ForwardTile {
     }
   }
 
-  /// Waits for T, then sends DEPTH of its columns and of B's on their way. B may have rows that start anywhere.
-  GPU_DEVICE void stage_low_rank(const typename LowRankSteps<DEPTH>::Step& step, u32 stage, u32 first_column) const {
+  /// Waits for T, then sends DEPTH of its columns on their way.
+  GPU_DEVICE void stage_t(const LowRankStep& step, u32 stage) const {
     constexpr u32 chunks = row_chunks;
     const LoraSegment& segment = p.segments[step.segment];
     const u32 t_begin = segment.t_begin + step.k, t_end = segment.t_begin + padded_rank(segment);
     await_t(p, task.row_tile, t_begin, gpu::min(t_begin + DEPTH, t_end), task.epoch);
-    const bool b_aligned = tile::rows_are_aligned<E>(segment.b, segment.b_stride) && segment.rank % elements == 0;
 #pragma unroll 1
     for (u32 i = threadIdx.x; i < ROWS * chunks; i += threads) {
       const u32 row = i / chunks, chunk = i % chunks;
       const E* t = at(p.t, gpu::min(first_row + row, p.tokens - 1), p.t_stride);
       tile::stage_chunk<E, true>(left(stage) + tile::swizzled<chunks>(row, chunk), t, t_begin + elements * chunk, t_end, p.t);
     }
+  }
+
+  /// Sends DEPTH of B's columns on their way, in dx rows of A. Both may have rows that start anywhere.
+  GPU_DEVICE void stage_b(const LowRankStep& step, u32 stage, u32 first_column) const {
+    const LoraSegment& segment = p.segments[step.segment];
+    if constexpr (FACTORS == Along::Columns) {
+      constexpr u32 chunks = COLUMNS / elements;
+      const bool a_aligned = a_is_aligned<E>(p, segment);
 #pragma unroll 1
-    for (u32 i = threadIdx.x; i < COLUMNS * chunks; i += threads) {
-      const u32 row = i / chunks, chunk = i % chunks, column = first_column + row;
-      const bool present = column >= segment.begin && column < segment.end;
-      const E* b = present ? at(segment.b, column - segment.begin, segment.b_stride) : nullptr;
-      Chunk* place = right(stage) + tile::swizzled<chunks>(row, chunk);
-      if (b_aligned) {
-        tile::stage_chunk<E, true>(place, b, step.k + elements * chunk, segment.rank, segment.b);
-      } else {
-        tile::stage_chunk<E, false>(place, b, step.k + elements * chunk, segment.rank, segment.b);
+      for (u32 i = threadIdx.x; i < rank_values<DEPTH>(segment, step.k) * chunks; i += threads) {
+        const u32 row = i / chunks, chunk = i % chunks, column = first_column + elements * chunk;
+        Chunk* place = right(stage) + tile::swizzled<chunks>(row, chunk);
+        if (a_aligned) {
+          tile::stage_chunk<E, true>(place, row_of_a<E>(segment, step.k + row), column, p.columns, segment.a);
+        } else {
+          tile::stage_chunk<E, false>(place, row_of_a<E>(segment, step.k + row), column, p.columns, segment.a);
+        }
       }
+    } else {
+      constexpr u32 chunks = row_chunks;
+      const bool b_aligned = tile::rows_are_aligned<E>(segment.b, segment.b_stride) && segment.rank % elements == 0;
+#pragma unroll 1
+      for (u32 i = threadIdx.x; i < COLUMNS * chunks; i += threads) {
+        const u32 row = i / chunks, chunk = i % chunks, column = first_column + row;
+        const bool present = column >= segment.begin && column < segment.end;
+        const E* b = present ? at(segment.b, column - segment.begin, segment.b_stride) : nullptr;
+        Chunk* place = right(stage) + tile::swizzled<chunks>(row, chunk);
+        if (b_aligned) {
+          tile::stage_chunk<E, true>(place, b, step.k + elements * chunk, segment.rank, segment.b);
+        } else {
+          tile::stage_chunk<E, false>(place, b, step.k + elements * chunk, segment.rank, segment.b);
+        }
+      }
+    }
+  }
+
+  /// sums += s·T·Bᵀ for a segment's columns, in dx s·Q·A for all.
+  GPU_DEVICE void add_low_rank(Sums& sums, const LowRankStep& step, u32 stage, u32 warp_row, u32 warp_column,
+                               u32 first_column) const {
+    const LoraSegment& segment = p.segments[step.segment];
+    const u32 steps = (segment.rank - step.k + 15) / 16;
+    if constexpr (FACTORS == Along::Depth) {
+      const u32 from = gpu::max(segment.begin, first_column) - first_column;
+      sums.template multiply_within<DEPTH, COLUMNS, FACTORS>(left(stage), warp_row, right(stage), warp_column, steps, from,
+                                                             segment.end - first_column);
+    } else if (p.dropout.threshold == 0) {
+      sums.template multiply_within<DEPTH, COLUMNS, FACTORS>(left(stage), warp_row, right(stage), warp_column, steps, 0,
+                                                             COLUMNS);
+    } else {
+      sums.template multiply_kept<DEPTH, COLUMNS, FACTORS>(left(stage), warp_row, right(stage), warp_column, steps,
+                                                           p.dropout, first_row, first_column);
     }
   }
 
@@ -244,7 +300,15 @@ class ForwardTile {
 /// A kernel with tiles of SIZE × SIZE, of which WARP_ROWS × WARP_COLUMNS are a warp's.
 #define FORWARD_TILE(NAME, PRODUCT, E, ALONG, SIZE, WARP_ROWS, WARP_COLUMNS, DEPTH, ALIGNED, MIN_CTAS)                  \
   GPU_KERNEL(NAME, LoraForward, SIZE * 2, MIN_CTAS) {                                                                  \
-    lora::ForwardTile<tile::PRODUCT, gpu::E, tile::Along::ALONG, SIZE, SIZE, WARP_ROWS, WARP_COLUMNS, DEPTH, 3, ALIGNED>( \
-        params)                                                                                                        \
+    lora::ForwardTile<tile::PRODUCT, gpu::E, tile::Along::ALONG, tile::Along::Depth, SIZE, SIZE, WARP_ROWS,            \
+                      WARP_COLUMNS, DEPTH, 3, ALIGNED>(params)                                                         \
+        .run();                                                                                                        \
+  }
+
+/// The same of dx. ALONG is W0's direction in this product: W0 [out, in] runs along the columns.
+#define DX_TILE(NAME, PRODUCT, E, ALONG, SIZE, WARP_ROWS, WARP_COLUMNS, DEPTH, ALIGNED, MIN_CTAS)                       \
+  GPU_KERNEL(NAME, LoraForward, SIZE * 2, MIN_CTAS) {                                                                  \
+    lora::ForwardTile<tile::PRODUCT, gpu::E, tile::Along::ALONG, tile::Along::Columns, SIZE, SIZE, WARP_ROWS,          \
+                      WARP_COLUMNS, DEPTH, 3, ALIGNED>(params)                                                         \
         .run();                                                                                                        \
   }

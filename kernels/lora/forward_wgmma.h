@@ -24,9 +24,9 @@
 
 namespace lora {
 
-template <class E, Along WEIGHT, u32 COLUMNS, u32 CTAS>
-class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, 2, COLUMNS, (COLUMNS == 256 ? 4 : 6), CTAS> {
-  using Tile = ForwardWgmmaTile<E, WEIGHT, 2, COLUMNS, (COLUMNS == 256 ? 4 : 6), CTAS>;
+template <class E, Along WEIGHT, Along FACTORS, u32 COLUMNS, u32 CTAS>
+class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, FACTORS, 2, COLUMNS, (COLUMNS == 256 ? 4 : 6), CTAS> {
+  using Tile = ForwardWgmmaTile<E, WEIGHT, FACTORS, 2, COLUMNS, (COLUMNS == 256 ? 4 : 6), CTAS>;
   using Tile::rows, Tile::depth, Tile::stages, Tile::p;
 
  public:
@@ -45,10 +45,10 @@ class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, 2, COLUMNS, (COLUMNS == 256 ? 4
     }
     sync_all();
     if (this->group() == 2) {
-      decrease_registers<72>();
+      decrease_registers<FACTORS == Along::Depth ? 72 : 88>();
       produce();
     } else {
-      increase_registers<216>();
+      increase_registers<FACTORS == Along::Depth ? 216 : 208>();
       consume();
     }
     if constexpr (CTAS > 1) {
@@ -177,12 +177,8 @@ class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, 2, COLUMNS, (COLUMNS == 256 ? 4
   GPU_DEVICE void multiply(const ForwardTask& task, u32& step) const {
     // Kept as the instruction for all columns numbers them: 32 registers for each 64.
     float d[COLUMNS / 2];
-    const u32 first_column = task.column_tile * COLUMNS;
     this->multiply_base(d, this->steps_of_split(0, p.depth), step);
-    const auto adapters = this->low_rank(first_column);
-    const u32 more = adapters.count();
-#pragma unroll 1
-    for (u32 i = 0; i < more; i++, step++) this->add_low_rank(d, adapters.at(i), first_column, step);
+    this->add_adapters(d, task, 0, 1, step);
     send(d, task);
   }
 
@@ -244,3 +240,16 @@ class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, 2, COLUMNS, (COLUMNS == 256 ? 4
 };
 
 }  // namespace lora
+
+#define FORWARD_WGMMA_TILE(NAME, FACTORS, LAYOUT, ALONG, E, TILE, COLUMNS, CTAS)                                       \
+  GPU_KERNEL(lora_##NAME##_##LAYOUT##_wgmma_##E##_##TILE, LoraForwardTma, LORA_FORWARD_WGMMA_THREADS, 1) {              \
+    lora::ForwardWgmma<gpu::E, tile::Along::ALONG, tile::Along::FACTORS, COLUMNS, CTAS>(params).run();                  \
+  }
+
+#define FORWARD_WGMMA(NAME, FACTORS, E)                                           \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, Depth, E, n256x2, 256, 2)               \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, Depth, E, n256, 256, 1)                 \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, Depth, E, n128, 128, 1)                 \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, Columns, E, n256x2, 256, 2)          \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, Columns, E, n256, 256, 1)            \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, Columns, E, n128, 128, 1)

@@ -19,9 +19,9 @@
 
 namespace lora {
 
-template <class E, Along WEIGHT, u32 GROUPS, u32 COLUMNS, u32 STAGES>
-class ForwardWgmmaSplit : ForwardWgmmaTile<E, WEIGHT, GROUPS, COLUMNS, STAGES> {
-  using Tile = ForwardWgmmaTile<E, WEIGHT, GROUPS, COLUMNS, STAGES>;
+template <class E, Along WEIGHT, Along FACTORS, u32 GROUPS, u32 COLUMNS, u32 STAGES>
+class ForwardWgmmaSplit : ForwardWgmmaTile<E, WEIGHT, FACTORS, GROUPS, COLUMNS, STAGES> {
+  using Tile = ForwardWgmmaTile<E, WEIGHT, FACTORS, GROUPS, COLUMNS, STAGES>;
   using Tile::rows, Tile::depth, Tile::p, Tile::word;
 
  public:
@@ -119,13 +119,9 @@ class ForwardWgmmaSplit : ForwardWgmmaTile<E, WEIGHT, GROUPS, COLUMNS, STAGES> {
   /// This CTA's part of a tile, left in its shared memory.
   GPU_DEVICE void multiply(const ForwardTask& task) const {
     float d[COLUMNS / 2];
-    const u32 first_column = task.column_tile * COLUMNS;
     u32 step = 0;
     this->multiply_base(d, this->steps_of_split(task.split * p.split_depth, p.split_depth), step);
-    const auto adapters = this->low_rank(first_column);
-    const u32 more = adapters.count();
-#pragma unroll 1
-    for (u32 i = task.split; i < more; i += p.splits, step++) this->add_low_rank(d, adapters.at(i), first_column, step);
+    this->add_adapters(d, task, task.split, p.splits, step);
     // All of the other warpgroup's products are done with the ring as well.
     sync_named(2, Tile::multiplying);
     float* mine = sums() + (64 * this->group() + warp_id() % 4 * 16 + lane_id() / 4) * sum_stride + lane_id() % 4 * 2;
@@ -183,15 +179,15 @@ class ForwardWgmmaSplit : ForwardWgmmaTile<E, WEIGHT, GROUPS, COLUMNS, STAGES> {
 
 }  // namespace lora
 
-#define FORWARD_WGMMA_SPLIT_TILE(LAYOUT, ALONG, E, GROUPS, ROWS, COLUMNS, STAGES, MIN_CTAS)                               \
-  GPU_KERNEL(lora_forward_##LAYOUT##_wgmma_##E##_m##ROWS##n##COLUMNS, LoraForwardTma, ROWS * 2 + 128, MIN_CTAS) {         \
-    lora::ForwardWgmmaSplit<gpu::E, tile::Along::ALONG, GROUPS, COLUMNS, STAGES>(params).run();                           \
+#define FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, LAYOUT, ALONG, E, GROUPS, TILE, COLUMNS, STAGES, MIN_CTAS)               \
+  GPU_KERNEL(lora_##NAME##_##LAYOUT##_wgmma_##E##_##TILE, LoraForwardTma, 128 * (GROUPS + 1), MIN_CTAS) {                 \
+    lora::ForwardWgmmaSplit<gpu::E, tile::Along::ALONG, tile::Along::FACTORS, GROUPS, COLUMNS, STAGES>(params).run();     \
   }
 
-#define FORWARD_WGMMA_SPLIT(E)                                  \
-  FORWARD_WGMMA_SPLIT_TILE(rows, Depth, E, 1, 64, 64, 6, 2)       \
-  FORWARD_WGMMA_SPLIT_TILE(rows, Depth, E, 1, 64, 128, 4, 2)      \
-  FORWARD_WGMMA_SPLIT_TILE(rows, Depth, E, 2, 128, 128, 6, 1)     \
-  FORWARD_WGMMA_SPLIT_TILE(columns, Columns, E, 1, 64, 64, 6, 2)  \
-  FORWARD_WGMMA_SPLIT_TILE(columns, Columns, E, 1, 64, 128, 4, 2) \
-  FORWARD_WGMMA_SPLIT_TILE(columns, Columns, E, 2, 128, 128, 6, 1)
+#define FORWARD_WGMMA_SPLIT(NAME, FACTORS, E)                                           \
+  FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, rows, Depth, E, 1, m64n64, 64, 6, 2)          \
+  FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, rows, Depth, E, 1, m64n128, 128, 4, 2)        \
+  FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, rows, Depth, E, 2, m128n128, 128, 6, 1)       \
+  FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, columns, Columns, E, 1, m64n64, 64, 6, 2)     \
+  FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, columns, Columns, E, 1, m64n128, 128, 4, 2)   \
+  FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, columns, Columns, E, 2, m128n128, 128, 6, 1)

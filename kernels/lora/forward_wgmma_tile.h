@@ -4,6 +4,8 @@
 // The copy engine fetches x and W0. A, B and T, whose rows may start anywhere and end anywhere, are gathered by the copying
 // warpgroup's threads: of a tile of T half a stage, of a tile of y one stage in depth / 64. T and B follow W0 through the
 // ring as so much more depth. They multiply 64 columns at a time, and columns outside the segment get back what they were.
+//
+// FACTORS says which way A and B lie, as in lora/forward_tile.h: of dx both are panels of 64 columns, like W0 [in, out].
 #pragma once
 
 #include <gpu/cluster.h>
@@ -11,18 +13,17 @@
 #include <gpu/tma.h>
 #include <gpu/warp.h>
 #include <gpu/wgmma.h>
+#include <lora/dx.h>
 #include <lora/forward.h>
 #include <tile/staged.h>
 
 namespace lora {
 
-using tile::Along;
-
 /// GROUPS warpgroups multiply, the next one copies. A stage is 64 of the depth of 64·GROUPS rows and of COLUMNS columns.
 ///
 /// With CTAS = 2 the CTAs of a cluster fetch half of W0's part each, for both. They take the same steps at the same stages,
 /// and a stage is empty when the warpgroups of both have released it.
-template <class E, Along WEIGHT, u32 GROUPS, u32 COLUMNS, u32 STAGES, u32 CTAS = 1>
+template <class E, Along WEIGHT, Along FACTORS, u32 GROUPS, u32 COLUMNS, u32 STAGES, u32 CTAS = 1>
 class ForwardWgmmaTile {
  public:
   static constexpr u32 rows = 64 * GROUPS, depth = 64, stages = STAGES, multiplying = 128 * GROUPS;
@@ -75,7 +76,7 @@ class ForwardWgmmaTile {
     return begin < p.depth ? (gpu::min(split_depth, p.depth - begin) + depth - 1) / depth : 0;
   }
   GPU_DEVICE LowRankSteps<depth> low_rank(u32 first_column) const {
-    return {p, first_column, gpu::min(first_column + COLUMNS, p.columns)};
+    return LowRankSteps<depth>::template of<FACTORS>(p, first_column, gpu::min(first_column + COLUMNS, p.columns));
   }
 
   // --- The warpgroup that copies.
@@ -121,8 +122,17 @@ class ForwardWgmmaTile {
     tma_load_2d(shared_address(left(stage)), &maps.x, full + 8 * stage, i32(k), i32(first_row));
   }
 
-  /// By all threads of the warpgroup, with A always one step ahead in registers.
+  /// What a tile of T is made from, by all threads of the warpgroup.
   GPU_DEVICE void shrink_operands(const ForwardTask& task, bool copies, u32& step) const {
+    if constexpr (FACTORS == Along::Depth) {
+      shrink_rows(task, copies, step);
+    } else {
+      shrink_columns(task, copies, step);
+    }
+  }
+
+  /// With A always one step ahead in registers.
+  GPU_DEVICE void shrink_rows(const ForwardTask& task, bool copies, u32& step) const {
     constexpr u32 count = t_columns * row_chunks / 128;
     const u32 thread = threadIdx.x % 128, row = thread / row_chunks, chunk = thread % row_chunks;
     const E* a[count];
@@ -158,16 +168,57 @@ class ForwardWgmmaTile {
     }
   }
 
-  /// By all threads of the warpgroup: up to 64 columns of T and of B.
-  GPU_DEVICE void low_rank_operands(const ForwardTask& task, const typename LowRankSteps<depth>::Step& low, bool copies,
-                                    u32 step) const {
+  /// The same of dx: B, which lies across the depth, and is one step ahead only where its rows are aligned. Steps without
+  /// rows of it are left out.
+  GPU_DEVICE void shrink_columns(const ForwardTask& task, bool copies, u32& step) const {
+    constexpr u32 chunks = t_columns / 8, count = depth * chunks / 128;
+    const u32 thread = threadIdx.x % 128, row = thread / chunks, chunk = thread % chunks;
+    const ChunkOfB<E> b(p, task.column_tile * t_columns + 8 * chunk);
+    const bool loads_ahead = b.is_aligned();
+    Chunk ahead[count];
+    const auto load_b = [&](u32 k) {
+#pragma unroll
+      for (u32 i = 0; i < count; i++) ahead[i] = b.template load<true>(k + row + i * (128 / chunks));
+    };
+    const u32 begin = task.split * p.t_split_depth, steps = steps_of_split(begin, p.t_split_depth);
+    if (loads_ahead) load_b(begin);
+#pragma unroll 1
+    for (u32 j = 0; j < steps; j++) {
+      const u32 k = begin + j * depth, stage = step % stages;
+      Chunk now[count];
+#pragma unroll
+      for (u32 i = 0; i < count; i++) now[i] = ahead[i];
+      if (loads_ahead) load_b(k + depth);
+      if (!has_rows<depth>(p, task.column_tile, k)) continue;
+      await_empty(step);
+      if (copies) {
+        mbarrier_expect(full + 8 * stage, left_chunks * sizeof(Chunk));
+        fetch_x(stage, k, task.row_tile * rows);
+      }
+      if (loads_ahead) {
+#pragma unroll
+        for (u32 i = 0; i < count; i++) {
+          store_shared(right(stage) + tile::swizzled<chunks>(row + i * (128 / chunks), chunk), now[i]);
+        }
+      } else {
+#pragma unroll 1
+        for (u32 i = row; i < depth; i += 128 / chunks) {
+          store_shared(right(stage) + tile::swizzled<chunks>(i, chunk), b.template load<false>(k + i));
+        }
+      }
+      hand_over(stage, copies);
+      step++;
+    }
+  }
+
+  /// By all threads of the warpgroup: up to 64 columns of T and of B, in dx rows of A.
+  GPU_DEVICE void low_rank_operands(const ForwardTask& task, const LowRankStep& low, bool copies, u32 step) const {
     const LoraSegment& segment = p.segments[low.segment];
     const u32 first_row = task.row_tile * rows, first_column = task.column_tile * COLUMNS;
     const u32 stage = step % stages, t_begin = segment.t_begin + low.k;
     const u32 t_end = segment.t_begin + padded_rank(segment), chunks = low_rank_values(segment, low.k) / 8;
     await_empty(step);
     await_t(p, task.row_tile, t_begin, gpu::min(t_begin + depth, t_end), task.epoch);
-    const bool b_aligned = tile::rows_are_aligned<E>(segment.b, segment.b_stride) && segment.rank % 8 == 0;
 #pragma unroll 1
     for (u32 i = threadIdx.x % 128; i < rows * chunks; i += 128) {
       const u32 row = i / chunks, chunk = i % chunks;
@@ -176,9 +227,20 @@ class ForwardWgmmaTile {
       if (t_begin + 8 * chunk < t_end) t = load(reinterpret_cast<const Chunk*>(row_of_t + t_begin) + chunk);
       store_shared(left(stage) + tile::swizzled<row_chunks>(row, chunk), t);
     }
+    if constexpr (FACTORS == Along::Depth) {
+      store_b(segment, low.k, first_column, chunks, stage);
+    } else {
+      store_a(segment, low.k, first_column, 8 * chunks, stage);
+    }
+    hand_over(stage, copies);
+  }
+
+  /// `chunks` of a segment's rank from `k` on, for every column of a tile.
+  GPU_DEVICE void store_b(const LoraSegment& segment, u32 k, u32 first_column, u32 chunks, u32 stage) const {
+    const bool b_aligned = tile::rows_are_aligned<E>(segment.b, segment.b_stride) && segment.rank % 8 == 0;
 #pragma unroll 1
     for (u32 i = threadIdx.x % 128; i < COLUMNS * chunks; i += 128) {
-      const u32 row = i / chunks, chunk = i % chunks, column = first_column + row, first = low.k + 8 * chunk;
+      const u32 row = i / chunks, chunk = i % chunks, column = first_column + row, first = k + 8 * chunk;
       Chunk b = tile::zero_chunk;
       if (column >= segment.begin && column < segment.end) {
         const E* source = static_cast<const E*>(segment.b) + u64(column - segment.begin) * segment.b_stride;
@@ -187,7 +249,21 @@ class ForwardWgmmaTile {
       }
       store_shared(right(stage) + tile::swizzled<row_chunks>(row, chunk), b);
     }
-    hand_over(stage, copies);
+  }
+
+  /// The same of dx: `values` of the rank, a row of A each, in panels of 64 columns.
+  GPU_DEVICE void store_a(const LoraSegment& segment, u32 k, u32 first_column, u32 values, u32 stage) const {
+    constexpr u32 chunks = COLUMNS / 8;
+    const bool a_aligned = a_is_aligned<E>(p, segment);
+#pragma unroll 1
+    for (u32 i = threadIdx.x % 128; i < values * chunks; i += 128) {
+      const u32 row = i / chunks, chunk = i % chunks, column = first_column + 8 * chunk;
+      const E* source = row_of_a<E>(segment, k + row);
+      const u32 end = source != nullptr ? p.columns : 0;
+      const Chunk a = a_aligned ? tile::load_weight<E, true>(source, column, end)
+                                : tile::load_weight<E, false>(source, column, end);
+      store_shared(right(stage) + chunk / 8 * 64 * row_chunks + tile::swizzled<row_chunks>(row, chunk % 8), a);
+    }
   }
 
   /// Values of a segment's rank that one stage holds from `k` on, zeros behind the last among them.
@@ -236,8 +312,13 @@ class ForwardWgmmaTile {
     if constexpr (WEIGHT == Along::Depth) {
       return right_descriptor(stage, 0, k);
     } else {
-      return wgmma_descriptor(shared_address(right(stage)), 64 * row_bytes, 8 * row_bytes) + k * (16 * row_bytes / 16);
+      return panel_descriptor(stage, 0, k);
     }
+  }
+
+  GPU_DEVICE u64 panel_descriptor(u32 stage, u32 panel, u32 k) const {
+    const u32 address = shared_address(right(stage)) + panel * 64 * row_bytes;
+    return wgmma_descriptor(address, 64 * row_bytes, 8 * row_bytes) + k * (16 * row_bytes / 16);
   }
 
   /// A warp's first row of y or T.
@@ -249,6 +330,27 @@ class ForwardWgmmaTile {
   template <bool MAY_BE_EMPTY>
   GPU_DEVICE void shrink(const ForwardTask& task, u32& step) const {
     float d[t_columns / 2];
+    if constexpr (FACTORS == Along::Depth) {
+      multiply_rows<MAY_BE_EMPTY>(d, task, step);
+    } else {
+      multiply_columns(d, task, step);
+    }
+
+    const u32 first = task.column_tile * t_columns, columns = gpu::min(t_columns, p.t_stride - first);
+    const u32 first_row = warp_row(task);
+    if (p.t_splits != 1 && !add_splits(d, task, first_row, columns)) return;
+#pragma unroll
+    for (u32 i = 0; i < t_columns / 2; i += 2) {
+      const u32 row = first_row + lane_id() / 4 + 8 * (i / 2 % 2), column = i / 4 * 8 + lane_id() % 4 * 2;
+      if (row < p.tokens && column < columns) store_t<E, FACTORS>(p, row, first + column, d[i], d[i + 1]);
+    }
+    sync_named(2, multiplying);
+    if (threadIdx.x == 0) store_release(p.flags + task.row_tile * p.t_tiles + task.column_tile, task.epoch);
+  }
+
+  /// The products of a tile of T.
+  template <bool MAY_BE_EMPTY>
+  GPU_DEVICE void multiply_rows(float (&d)[t_columns / 2], const ForwardTask& task, u32& step) const {
     u32 k_begin = task.split * p.t_split_depth;
     const u32 steps = steps_of_split(k_begin, p.t_split_depth);
 #pragma unroll 1
@@ -278,17 +380,34 @@ class ForwardWgmmaTile {
 #pragma unroll
       for (u32 i = 0; i < t_columns / 2; i++) d[i] = 0.0f;
     }
+  }
 
-    const u32 first = task.column_tile * t_columns, columns = gpu::min(t_columns, p.t_stride - first);
-    const u32 first_row = warp_row(task);
-    if (p.t_splits != 1 && !add_splits(d, task, first_row, columns)) return;
+  /// The products of a tile of dx's Q: zeros where none of its segments has rows.
+  GPU_DEVICE void multiply_columns(float (&d)[t_columns / 2], const ForwardTask& task, u32& step) const {
 #pragma unroll
-    for (u32 i = 0; i < t_columns / 2; i += 2) {
-      const u32 row = first_row + lane_id() / 4 + 8 * (i / 2 % 2), column = i / 4 * 8 + lane_id() % 4 * 2;
-      if (row < p.tokens && column < columns) store_t<E>(p, row, first + column, d[i], d[i + 1]);
+    for (u32 i = 0; i < t_columns / 2; i++) d[i] = 0.0f;
+    wgmma_hold(d);
+    const u32 begin = task.split * p.t_split_depth, steps = steps_of_split(begin, p.t_split_depth);
+    bool reads = false;
+#pragma unroll 1
+    for (u32 i = 0; i < steps; i++) {
+      if (!has_rows<depth>(p, task.column_tile, begin + i * depth)) continue;
+      await_full(step);
+      wgmma_fence();
+#pragma unroll
+      for (u32 k = 0; k < depth / 16; k++) {
+        const u64 a = left_descriptor(step % stages, k), b = panel_descriptor(step % stages, 0, k);
+        wgmma_m64k16<E, t_columns, Major::K, Major::MN>(d, a, b, 1);
+      }
+      wgmma_commit();
+      wgmma_wait<1>();
+      if (reads) release(step - 1);
+      reads = true;
+      step++;
     }
-    sync_named(2, multiplying);
-    if (threadIdx.x == 0) store_release(p.flags + task.row_tile * p.t_tiles + task.column_tile, task.epoch);
+    wgmma_wait<0>();
+    wgmma_hold(d);
+    if (reads) release(step - 1);
   }
 
   /// Leaves this CTA's sums of a tile of T in the workspace; the last of the tile's CTAs takes all of them. Whether this CTA
@@ -328,9 +447,26 @@ class ForwardWgmmaTile {
     release(step - 1);
   }
 
+  /// d += what the adapters add to a tile: step `first` of theirs and every `distance`-th after it.
+  GPU_DEVICE void add_adapters(float (&d)[COLUMNS / 2], const ForwardTask& task, u32 first, u32 distance, u32& step) const {
+    const u32 first_column = task.column_tile * COLUMNS;
+    const auto adapters = low_rank(first_column);
+    const u32 more = adapters.count();
+    if constexpr (FACTORS == Along::Depth) {
+#pragma unroll 1
+      for (u32 i = first; i < more; i += distance, step++) add_low_rank(d, adapters.at(i), first_column, step);
+    } else {
+      u32 kept[parts];
+      find_kept(kept, warp_row(task), first_column);
+#pragma unroll 1
+      for (u32 i = first; i < more; i += distance, step++) {
+        add_low_rank_columns(d, adapters.at(i), kept, p.columns - first_column, step);
+      }
+    }
+  }
+
   /// d += s·T·Bᵀ for a segment's columns.
-  GPU_DEVICE void add_low_rank(float (&d)[COLUMNS / 2], const typename LowRankSteps<depth>::Step& low, u32 first_column,
-                               u32 step) const {
+  GPU_DEVICE void add_low_rank(float (&d)[COLUMNS / 2], const LowRankStep& low, u32 first_column, u32 step) const {
     const LoraSegment& segment = p.segments[low.segment];
     const u32 begin = gpu::max(segment.begin, first_column) - first_column, end = segment.end - first_column;
     const u32 values = low_rank_values(segment, low.k);
@@ -369,6 +505,60 @@ class ForwardWgmmaTile {
       for (u32 i = 0; i < 32; i++) {
         const u32 column = 64 * part + i / 4 * 8 + lane_id() % 4 * 2 + i % 2;
         if (column >= begin && column < end) d[32 * part + i] = sum[i];
+      }
+    }
+  }
+
+  /// Which of a lane's sums dropout keeps: of 64 columns a word, of which a byte is of 32 columns and a row.
+  GPU_DEVICE void find_kept(u32 (&kept)[parts], u32 first_row, u32 first_column) const {
+    const bool drops = p.dropout.threshold != 0 && p.segment_count != 0;
+#pragma unroll
+    for (u32 part = 0; part < parts; part++) {
+      kept[part] = drops ? 0 : ~0u;
+#pragma unroll 1
+      for (u32 i = 0; drops && i < 4; i++) {
+        const u32 row = first_row + lane_id() / 4 + 8 * (i % 2), block = (first_column + 64 * part) / 32 + i / 2;
+        kept[part] |= tile::kept_of_eight(p.dropout, row, block, lane_id() % 4) << (8 * i);
+      }
+    }
+  }
+
+  /// Of dx: d += s·Q·A in every column, where dropout keeps x.
+  GPU_DEVICE void add_low_rank_columns(float (&d)[COLUMNS / 2], const LowRankStep& low, const u32 (&kept)[parts],
+                                       u32 columns, u32 step) const {
+    const u32 values = low_rank_values(p.segments[low.segment], low.k);
+    await_full(step);
+    if (values == 16) {
+      add_panels<1>(d, step % stages, kept, columns);
+    } else if (values == 32) {
+      add_panels<2>(d, step % stages, kept, columns);
+    } else {
+      add_panels<4>(d, step % stages, kept, columns);
+    }
+    release(step);
+  }
+
+  template <u32 K_STEPS>
+  GPU_DEVICE void add_panels(float (&d)[COLUMNS / 2], u32 stage, const u32 (&kept)[parts], u32 columns) const {
+#pragma unroll
+    for (u32 part = 0; part < parts; part++) {
+      if (64 * part >= columns) continue;
+      float sum[32];
+#pragma unroll
+      for (u32 i = 0; i < 32; i++) sum[i] = 0.0f;
+      wgmma_hold(sum);
+      wgmma_fence();
+#pragma unroll
+      for (u32 k = 0; k < K_STEPS; k++) {
+        wgmma_m64k16<E, 64, Major::K, Major::MN>(sum, left_descriptor(stage, k), panel_descriptor(stage, part, k), 1);
+      }
+      wgmma_commit();
+      wgmma_wait<0>();
+      wgmma_hold(sum);
+#pragma unroll
+      for (u32 i = 0; i < 32; i++) {
+        const u32 bit = 8 * (i / 16 * 2 + i / 2 % 2) + i / 4 % 4 * 2 + i % 2;
+        if (kept[part] >> bit & 1) d[32 * part + i] = gpu::fma(p.dropout.scale, sum[i], d[32 * part + i]);
       }
     }
   }

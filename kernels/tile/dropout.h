@@ -9,6 +9,7 @@
 
 #include <abi.h>
 #include <gpu/memory.h>
+#include <gpu/warp.h>
 #include <tile/philox.h>
 #include <tile/staged.h>
 
@@ -25,6 +26,29 @@ GPU_DEVICE void dropout_words(const LoraDropout& dropout, u32 row, u32 block, u3
   words[2] = dropout.layer;
   words[3] = offset;
   philox(words, dropout.seed_low, dropout.seed_high);
+}
+
+/// Which of these eight values are kept, a bit each: 2q and 2q + 1 are of word q.
+GPU_DEVICE u32 kept_of_eight(const LoraDropout& dropout, u32 row, u32 block, u32 pair) {
+  u32 words[4], kept = 0;
+  dropout_words(dropout, row, block, pair, words);
+#pragma unroll
+  for (u32 q = 0; q < 4; q++) {
+    if ((words[q] & 0xFFFF) >= dropout.threshold) kept |= 1u << (2 * q);
+    if (words[q] >> 16 >= dropout.threshold) kept |= 2u << (2 * q);
+  }
+  return kept;
+}
+
+/// Which of the 32 values of a row's block are kept, by four neighbouring lanes that ask for the same: each makes a
+/// counter's eight.
+GPU_DEVICE u32 kept_of_block(const LoraDropout& dropout, u32 row, u32 block) {
+  const u32 pair = lane_id() % 4, eight = kept_of_eight(dropout, row, block, pair);
+  u32 kept = 0;
+#pragma unroll
+  for (u32 q = 0; q < 4; q++) kept |= (eight >> (2 * q) & 3) << (8 * q + 2 * pair);
+  kept |= shuffle_xor(kept, 1);
+  return kept | shuffle_xor(kept, 2);
 }
 
 /// Zeros what is dropped of `rows` rows of a tile in shared memory, which holds the columns `first_column` to

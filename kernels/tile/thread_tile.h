@@ -11,6 +11,7 @@
 #include <gpu/math.h>
 #include <gpu/memory.h>
 #include <gpu/warp.h>
+#include <tile/dropout.h>
 #include <tile/staged.h>
 
 namespace tile {
@@ -22,6 +23,8 @@ class ThreadTile {
  public:
   static constexpr u32 elements = chunk_elements<E>, height = ROWS / 8, width = COLUMNS / 4, sums = height * width;
   static_assert(WEIGHT == Along::Depth || width % elements == 0, "a lane owns whole chunks");
+
+  float d[sums / 4][4];
 
   GPU_DEVICE void clear() {
 #pragma unroll
@@ -54,18 +57,38 @@ class ThreadTile {
   }
 
   /// The same for the columns `begin` to `end` of the tile only, and the first `steps` times 16 of the depth: not a bit
-  /// of another column changes, whatever the operands hold. The right operand's rows run along the depth.
-  template <u32 DEPTH>
+  /// of another column changes, whatever the operands hold. Where a lane owns whole chunks of a right operand whose rows run
+  /// across the depth, `begin` and `end` are a chunk's as well.
+  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
   GPU_DEVICE void multiply_within(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps, u32 begin,
                                   u32 end) {
-#pragma unroll 1
-    for (u32 k = 0; k < gpu::min(DEPTH, 16 * steps) / elements; k++) {
-      Chunk a[height];
-      load_left<DEPTH>(a, left, row, k);
+    if constexpr (RIGHT == Along::Columns && WEIGHT == Along::Depth) {
+      multiply_values<DEPTH, WIDTH>(left, row, right, column, gpu::min(DEPTH, 16 * steps), begin, end);
+    } else {
+      multiply_chunks<DEPTH, WIDTH, RIGHT>(left, row, right, column, gpu::min(DEPTH, 16 * steps), begin, end);
+    }
+  }
+
+  /// d += left·right where dropout keeps x, scaled, over the first `steps` times 16 of the depth. The tiles' first row and
+  /// column are `first_row` and `first_column` of x. Sums of 16 rows at a time are all that it takes beside d.
+  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  GPU_DEVICE void multiply_kept(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps,
+                                const LoraDropout& dropout, u32 first_row, u32 first_column) {
+    static_assert(COLUMNS == 32, "one block of the mask");
 #pragma unroll
-      for (u32 j = 0; j < width; j++) {
-        const u32 at = column + mine(j);
-        if (at >= begin && at < end) add(a, j, load_shared(right + swizzled<DEPTH / elements>(at, k)));
+    for (u32 m = 0; m < ROWS / 16; m++) {
+      ThreadTile<E, 16, COLUMNS, WEIGHT> sum;
+      sum.clear();
+      sum.template multiply_within<DEPTH, WIDTH, RIGHT>(left, row + 16 * m, right, column, steps, 0, ~0u);
+#pragma unroll
+      for (u32 i = 0; i < 2; i++) {
+        const u32 mask_row = first_row + row + 16 * m + 8 * i + lane_id() / 4;
+        const u32 kept = kept_of_block(dropout, mask_row, (first_column + column) / 32);
+#pragma unroll
+        for (u32 j = 0; j < width; j++) {
+          float& total = d[((2 * m + i) * width + j) / 4][j % 4];
+          if (kept >> mine(j) & 1) total = gpu::fma(dropout.scale, sum.d[(i * width + j) / 4][j % 4], total);
+        }
       }
     }
   }
@@ -93,6 +116,60 @@ class ThreadTile {
   }
 
  private:
+  /// multiply_within where a lane owns whole chunks of the right operand, or one column's chunks of the depth.
+  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  GPU_DEVICE void multiply_chunks(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 depth, u32 begin,
+                                  u32 end) {
+#pragma unroll 1
+    for (u32 k = 0; k < depth / elements; k++) {
+      Chunk a[height];
+      load_left<DEPTH>(a, left, row, k);
+      if constexpr (RIGHT == Along::Depth) {
+#pragma unroll
+        for (u32 j = 0; j < width; j++) {
+          const u32 at = column + mine(j);
+          if (at >= begin && at < end) add(a, j, load_shared(right + swizzled<DEPTH / elements>(at, k)));
+        }
+      } else {
+#pragma unroll
+        for (u32 e = 0; e < elements; e++) {
+#pragma unroll
+          for (u32 j = 0; j < width; j += elements) {
+            const u32 at = column + mine(j);
+            if (at < begin || at >= end) continue;
+            add_across(a, e, j, load_shared(right + swizzled<WIDTH / elements>(k * elements + e, at / elements)));
+          }
+        }
+      }
+    }
+  }
+
+  /// multiply_within where neither is so: value by value.
+  template <u32 DEPTH, u32 WIDTH>
+  GPU_DEVICE void multiply_values(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 depth, u32 begin,
+                                  u32 end) {
+#pragma unroll 1
+    for (u32 k = 0; k < depth; k++) {
+      float a[height];
+#pragma unroll
+      for (u32 i = 0; i < height; i++) {
+        const u32 left_row = row + lane_id() / 4 + 8 * i;
+        a[i] = element(left + swizzled<DEPTH / elements>(left_row, k / elements), k % elements);
+      }
+#pragma unroll
+      for (u32 j = 0; j < width; j++) {
+        const u32 at = column + mine(j);
+        if (at < begin || at >= end) continue;
+        const float b = element(right + swizzled<WIDTH / elements>(k, at / elements), at % elements);
+#pragma unroll
+        for (u32 i = 0; i < height; i++) {
+          float& sum = d[(i * width + j) / 4][(i * width + j) % 4];
+          sum = gpu::fma(a[i], b, sum);
+        }
+      }
+    }
+  }
+
   /// The j-th column of this lane.
   static GPU_DEVICE u32 mine(u32 j) {
     if constexpr (WEIGHT == Along::Depth) {
@@ -124,6 +201,17 @@ class ThreadTile {
     }
   }
 
+  /// Element i of a chunk in shared memory.
+  static GPU_DEVICE float element(const Chunk* chunk, u32 i) {
+    if constexpr (same_type<E, float>) {
+      return from_bits(chunk->word[i]);
+    } else {
+      float low, high;
+      unpack<E>(chunk->word[i / 2], low, high);
+      return i % 2 == 0 ? low : high;
+    }
+  }
+
   /// A chunk of columns from j on, value e of the chunk of the depth.
   GPU_DEVICE void add_across(const Chunk (&a)[height], u32 e, u32 j, Chunk chunk) {
     float b[elements];
@@ -139,8 +227,6 @@ class ThreadTile {
       }
     }
   }
-
-  float d[sums / 4][4];
 };
 
 struct CudaCores {

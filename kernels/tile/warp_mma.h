@@ -1,12 +1,13 @@
 // A warp's part of a tile's product: operands from swizzled shared memory by ldmatrix, sums in registers.
 //
-// The left operand's rows run along the depth. The right one's do (W0 [out, in], A, B) or run across it (W0 [in, out]):
-// ldmatrix transposes the latter on the way.
+// The left operand's rows run along the depth. The right one's do (of a forward pass W0 [out, in], A, B) or run across it
+// (W0 [in, out]; of a backward pass A, B): ldmatrix transposes the latter on the way.
 #pragma once
 
 #include <gpu/mma.h>
 #include <gpu/shared.h>
 #include <gpu/warp.h>
+#include <tile/dropout.h>
 #include <tile/staged.h>
 
 namespace tile {
@@ -73,7 +74,7 @@ struct WarpTile {
 
   /// The same for the columns `begin` to `end` of the tile only, and the first `steps` times 16 of the depth: not a bit
   /// of another column changes, whatever the operands hold.
-  template <u32 DEPTH>
+  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
   GPU_DEVICE void multiply_within(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps, u32 begin,
                                   u32 end) {
 #pragma unroll
@@ -87,12 +88,39 @@ struct WarpTile {
         const u32 first = column + 8 * n;
         if (first >= end || first + 16 <= begin) continue;
         u32 b[2][2];
-        load_right<DEPTH, 0, Along::Depth>(b, right, first, k);
+        load_right<DEPTH, WIDTH, RIGHT>(b, right, first, k);
 #pragma unroll
         for (u32 m = 0; m < ROWS16; m++) {
           add_within(d[m][n], a[m], b[0], first, begin, end);
           add_within(d[m][n + 1], a[m], b[1], first + 8, begin, end);
         }
+      }
+    }
+  }
+
+  /// d += left·right where dropout keeps x, scaled, over the first `steps` times 16 of the depth. The tiles' first row and
+  /// column are `first_row` and `first_column` of x. Sums of 16 rows at a time are all that it takes beside d.
+  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  GPU_DEVICE void multiply_kept(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps,
+                                const LoraDropout& dropout, u32 first_row, u32 first_column) {
+    static_assert(COLUMNS8 == 4, "one block of the mask");
+    const u32 block = (first_column + column) / 32;
+#pragma unroll
+    for (u32 m = 0; m < ROWS16; m++) {
+      // Before the sums: those and Philox's words would be too many registers.
+      u32 kept = 0;
+#pragma unroll 1
+      for (u32 half = 0; half < 2; half++) {
+        const u32 mask_row = first_row + row + 16 * m + 8 * half + lane_id() / 4;
+        kept |= kept_of_eight(dropout, mask_row, block, lane_id() % 4) << (8 * half);
+      }
+      WarpTile<E, 1, COLUMNS8> sum;
+      sum.clear();
+      sum.template multiply_within<DEPTH, WIDTH, RIGHT>(left, row + 16 * m, right, column, steps, 0, ~0u);
+#pragma unroll
+      for (u32 i = 0; i < 4 * COLUMNS8; i++) {
+        const u32 n = i / 4, bit = 8 * (i / 2 % 2) + 2 * n + i % 2;
+        if (kept >> bit & 1) d[m][n][i % 4] = gpu::fma(dropout.scale, sum.d[0][n][i % 4], d[m][n][i % 4]);
       }
     }
   }

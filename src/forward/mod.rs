@@ -1,14 +1,16 @@
 //! How a GPU runs one layer for any number of tokens: pure, printable, testable.
 //!
-//! The kernels are kernels/lora/forward_*. A [`ForwardPlan`] says which of them, on what grid, with how much shared memory
+//! The kernels are kernels/lora/forward_* and, of the gradient of the layer's input, dx_*. A [`ForwardPlan`] says which of them, on what grid, with how much shared memory
 //! and workspace; a [`Plan`] takes the decode kernels instead where those are faster. What a plan says of y's tiles does not
 //! depend on the adapters, so that a column without one is bit for bit the base product's.
 
 mod choice;
+mod gradient;
 mod params;
 mod tiling;
 
 pub use choice::Plan;
+pub use gradient::Product;
 pub(crate) use params::NO_SEGMENT;
 
 use crate::abi;
@@ -19,9 +21,11 @@ use crate::problem::{ComputePath, LayerProblem};
 use crate::workspace::WorkspaceLayout;
 use tiling::{Ctas, Cut, Tile};
 
-/// How one launch of `lora_forward` runs.
+/// How one launch of `lora_forward` or `lora_dx` runs. Of the latter, x is dy, the depth d_out, y is dx, T is Q.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForwardPlan {
+    /// What is computed.
+    pub product: Product,
     /// Name of the kernel.
     pub kernel: String,
     /// CTAs: tiles of T, then splits of tiles of y.
@@ -135,6 +139,11 @@ impl ForwardPlan {
     /// [`Error::TooLarge`] if the layer has more tiles than a launch can have CTAs.
     pub fn new(problem: &LayerProblem<'_>) -> Result<Self> {
         problem.validate()?;
+        Self::of(Product::Output, problem)
+    }
+
+    /// Of a valid problem whose inputs and layout are the product's, not the layer's.
+    fn of(product: Product, problem: &LayerProblem<'_>) -> Result<Self> {
         let tiles: &[Tile] = match (problem.path, problem.matrix_obstacle()) {
             (ComputePath::Auto | ComputePath::Matrix, None) => Self::matrix_tiles(problem),
             (ComputePath::Tf32, None) if problem.aligned => &[TF32_T128, TF32_T64],
@@ -149,7 +158,7 @@ impl ForwardPlan {
                 (_, false) => &[CORES16_ANY],
             },
         };
-        Self::with_cut(problem, &tiling::cut(problem, tiles))
+        Self::with_cut(product, problem, &tiling::cut(problem, tiles))
     }
 
     fn matrix_tiles(problem: &LayerProblem<'_>) -> &'static [Tile] {
@@ -161,8 +170,8 @@ impl ForwardPlan {
         }
     }
 
-    fn with_cut(problem: &LayerProblem<'_>, cut: &Cut) -> Result<Self> {
-        let &LayerProblem { tokens, d_in, d_out, layout, dtype, ranks, .. } = problem;
+    fn with_cut(product: Product, problem: &LayerProblem<'_>, cut: &Cut) -> Result<Self> {
+        let &LayerProblem { tokens, d_out, layout, dtype, ranks, .. } = problem;
         let Cut { tile, splits, split_depth } = *cut;
         let along = match layout {
             Layout::OutIn => "rows",
@@ -172,7 +181,8 @@ impl ForwardPlan {
             ComputePath::Tf32 => "tf32".to_owned(),
             _ => dtype.to_string(),
         };
-        let (row_tiles, column_tiles) = (tile.row_tiles(tokens), d_out.div_ceil(tile.columns));
+        let row_tiles = tile.row_tiles(tokens);
+        let column_tiles = if product == Product::LowRankGradient { 0 } else { d_out.div_ceil(tile.columns) };
         let t_stride: usize = ranks.iter().map(|&rank| padded(rank)).sum();
         let t_tiles = t_stride.div_ceil(abi::LORA_FORWARD_T_COLUMNS as usize);
         let (t_splits, t_split_depth) = tiling::t_splits(problem, cut, row_tiles * t_tiles);
@@ -192,9 +202,10 @@ impl ForwardPlan {
         let in_workspace = if tile.ctas == Ctas::Cluster { 1 } else { splits };
         let (y_arrivals, y_partial) = shared_tiles(row_tiles * column_tiles, in_workspace, tile.columns);
         let (t_arrivals, t_partial) = shared_tiles(row_tiles * t_tiles, t_splits, abi::LORA_FORWARD_T_COLUMNS as usize);
-        let total_rank: usize = ranks.iter().sum();
+        let (floor_bytes, flops) = product.cost(problem);
         Ok(Self {
-            kernel: format!("lora_forward_{along}_{}{multiplied}_{}", tile.family, tile.name),
+            product,
+            kernel: format!("{}_{along}_{}{multiplied}_{}", product.kernels(), tile.family, tile.name),
             grid: [ctas as u32, 1, 1],
             threads: tile.threads as u32,
             shared_bytes: shared as u32,
@@ -220,8 +231,8 @@ impl ForwardPlan {
                 t_bytes: tokens * t_stride * dtype.size(),
                 ..WorkspaceLayout::default()
             },
-            floor_bytes: problem.floor_bytes(),
-            flops: 2 * (tokens as u64) * ((d_in * d_out) as u64 + (total_rank * (d_in + d_out)) as u64),
+            floor_bytes,
+            flops,
         })
     }
 

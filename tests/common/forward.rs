@@ -4,7 +4,7 @@
 use fused_lora::abi::{self, LoraForward, LoraForwardTma, TensorMap};
 use fused_lora::device::Tensor;
 use fused_lora::dropout::Dropout;
-use fused_lora::forward::ForwardPlan;
+use fused_lora::forward::{ForwardPlan, Product};
 use fused_lora::lora::Activation;
 use fused_lora::reference::{self, Judged};
 use fused_lora::{Element, LayerProblem};
@@ -63,6 +63,33 @@ fn on_the_way_out<T: Element>(
     expected
 }
 
+/// The ranks of the segments that are to take part.
+fn ranks<T>(random: &RandomLayer<T>, options: &Options<'_, T>) -> Vec<usize> {
+    if options.base_only { vec![] } else { random.shape.segments.iter().map(|s| s.2).collect() }
+}
+
+fn problem<'a, T: Element>(
+    rig: &Rig,
+    random: &RandomLayer<T>,
+    options: &Options<'_, T>,
+    ranks: &'a [usize],
+    aligned: bool,
+) -> LayerProblem<'a> {
+    let shape = &random.shape;
+    LayerProblem {
+        tokens: shape.tokens,
+        d_in: shape.d_in,
+        d_out: shape.d_out,
+        layout: shape.layout,
+        dtype: T::DTYPE,
+        ranks,
+        aligned,
+        multiprocessors: options.multiprocessors,
+        compute_capability: options.compute_capability.unwrap_or_else(|| rig.compute_capability()),
+        path: options.path,
+    }
+}
+
 /// A layer on a device, to be launched any number of times.
 pub struct Forward<'m, T> {
     rig: &'m Rig,
@@ -85,40 +112,66 @@ pub struct Outputs<T> {
 impl<'m, T: Element> Forward<'m, T> {
     pub fn new(rig: &'m Rig, random: &RandomLayer<T>, x: &Buffer<T>, options: &Options<'_, T>) -> Self {
         let shape = &random.shape;
-        let segments: &[(usize, usize, usize)] = if options.base_only { &[] } else { &shape.segments };
-        let ranks: Vec<usize> = segments.iter().map(|s| s.2).collect();
-        let factors = &random.factors[..segments.len()];
-        let all_aligned = aligned(x) && aligned(&random.weight) && factors.iter().all(|(a, ..)| aligned(a));
-        let plan = ForwardPlan::new(&LayerProblem {
-            tokens: shape.tokens,
-            d_in: shape.d_in,
-            d_out: shape.d_out,
-            layout: shape.layout,
-            dtype: T::DTYPE,
-            ranks: &ranks,
-            aligned: all_aligned,
-            multiprocessors: options.multiprocessors,
-            compute_capability: options.compute_capability.unwrap_or_else(|| rig.compute_capability()),
-            path: options.path,
-        })
-        .unwrap();
+        let factors_aligned = options.base_only || random.factors.iter().all(|(a, ..)| aligned(a));
+        let ranks = ranks(random, options);
+        let problem = problem(rig, random, options, &ranks, aligned(x) && aligned(&random.weight) && factors_aligned);
+        let plan = ForwardPlan::new(&problem).unwrap();
+        let y = Buffer::poisoned(shape.tokens, shape.d_out, shape.gap);
+        Self::with_plan(rig, plan, random, x, y, options)
+    }
 
+    /// The launch of dx: `x` is dy, what is added to dx is where dx is to be.
+    pub fn input_gradient(
+        rig: &'m Rig,
+        random: &RandomLayer<T>,
+        dy: &Buffer<T>,
+        options: &Options<'_, T>,
+        wants_dx: bool,
+    ) -> Self {
+        let shape = &random.shape;
+        let ranks = ranks(random, options);
+        let problem = problem(rig, random, options, &ranks, aligned(dy) && aligned(&random.weight));
+        let plan = ForwardPlan::input_gradient(&problem, wants_dx).unwrap();
+        let dx = match options.residual {
+            Some(old) => Buffer { data: old.data.clone(), ..*old },
+            None => Buffer::poisoned(shape.tokens, shape.d_in, shape.gap),
+        };
+        Self::with_plan(rig, plan, random, dy, dx, options)
+    }
+
+    fn with_plan(
+        rig: &'m Rig,
+        plan: ForwardPlan,
+        random: &RandomLayer<T>,
+        x: &Buffer<T>,
+        y_like: Buffer<T>,
+        options: &Options<'_, T>,
+    ) -> Self {
+        let shape = &random.shape;
+        let is_forward = plan.product == Product::Output;
+        let segments: &[(usize, usize, usize)] = if options.base_only { &[] } else { &shape.segments };
         let mut keep = vec![];
-        let (table, total_rank) = segment_table(rig, segments, factors, &mut keep);
+        let (table, total_rank) = segment_table(rig, segments, &random.factors[..segments.len()], &mut keep);
         let workspace = rig.upload(&vec![0u8; plan.workspace.bytes()]);
         keep.push(workspace);
-        let y_like = Buffer::<T>::poisoned(shape.tokens, shape.d_out, shape.gap);
         let t_like = Buffer::<T>::poisoned(shape.tokens, total_rank as usize, shape.gap);
+        let y = upload(rig, &y_like.data, &mut keep);
+        let residual = match options.residual {
+            None => 0,
+            Some(residual) if is_forward => upload(rig, &residual.data, &mut keep),
+            Some(_) => y,
+        };
+        let has_bias = shape.bias && is_forward;
         let params = LoraForward {
             x: upload(rig, &x.data, &mut keep) as *const _,
             weight: upload(rig, &random.weight.data, &mut keep) as *const _,
-            bias: if shape.bias { upload(rig, &random.bias, &mut keep) as *const _ } else { std::ptr::null() },
-            residual: options.residual.map_or(std::ptr::null(), |r| upload(rig, &r.data, &mut keep) as *const _),
-            y: upload(rig, &y_like.data, &mut keep) as *mut _,
+            bias: if has_bias { upload(rig, &random.bias, &mut keep) as *const _ } else { std::ptr::null() },
+            residual: residual as *const _,
+            y: y as *mut _,
             t_out: if options.t_out { upload(rig, &t_like.data, &mut keep) as *mut _ } else { std::ptr::null_mut() },
             tokens: shape.tokens as u32,
-            depth: shape.d_in as u32,
-            columns: shape.d_out as u32,
+            depth: x.cols as u32,
+            columns: y_like.cols as u32,
             x_stride: x.stride as u32,
             weight_stride: random.weight.stride as u32,
             y_stride: y_like.stride as u32,
@@ -162,6 +215,15 @@ impl<'m, T: Element> Forward<'m, T> {
             }
         });
         Self { rig, plan, params, tma, allocations: keep, y_like, t_like }
+    }
+
+    /// The workspace's T, as the last launch left it: s·T, each segment's rank in whole steps.
+    pub fn workspace_t(&self) -> Buffer<T> {
+        let mut t = Buffer::poisoned(self.y_like.rows, self.plan.t_stride as usize, 0);
+        if !t.data.is_empty() {
+            self.rig.read(self.params.t as u64, &mut t.data);
+        }
+        t
     }
 
     /// Poisons what the launch is to write, launches, and returns it.

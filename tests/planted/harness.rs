@@ -71,13 +71,16 @@ pub(crate) enum Scenario {
     GradientsCores,
     Adamw,
     ForwardTf32,
+    DxMma,
+    DxCores,
+    DxWgmma,
 }
 
 pub(crate) const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -93,6 +96,9 @@ impl Scenario {
         Self::GradientsCores,
         Self::Adamw,
         Self::ForwardTf32,
+        Self::DxMma,
+        Self::DxCores,
+        Self::DxWgmma,
     ];
 
     fn source(self) -> &'static str {
@@ -110,6 +116,9 @@ impl Scenario {
             Self::GradientsCores => "lora/gradients_cores.cu",
             Self::Adamw => "optim/adamw.cu",
             Self::ForwardTf32 => "lora/forward_mma_tf32.cu",
+            Self::DxMma => "lora/dx_mma_f16.cu",
+            Self::DxCores => "lora/dx_cores.cu",
+            Self::DxWgmma => "lora/dx_wgmma_f16.cu",
         }
     }
 
@@ -195,9 +204,29 @@ impl Scenario {
                 &|| forward::<f16>(rig, &shape(250, 840, 248, Layout::OutIn, &[(0, 248, 5)]), 4, (9, 0)),
                 &|| dropped::<f16>(rig, &shape(250, 584, 248, Layout::OutIn, &[(0, 248, 5)]), 1, (9, 0)),
             ]),
+            // Segments of which one begins within a step of the depth, another far behind and a third across tiles of Q,
+            // so that steps are left out; two tiles of dx either way; factors with rows of any alignment; dropout.
+            Self::DxMma => first_of([
+                &|| dx::<f16>(rig, &shape(70, 72, 328, Layout::OutIn, SEGMENTS), 1, (7, 5), false),
+                &|| dx::<f16>(rig, &shape(18, 41, 65, Layout::InOut, &[(3, 65, 8)]), 1, (7, 5), false),
+                &|| dx::<f16>(rig, &shape(70, 104, 136, Layout::OutIn, &[(0, 136, 5)]), 1, (7, 5), true),
+            ]),
+            Self::DxCores => first_of([
+                &|| dx::<f32>(rig, &shape(70, 72, 328, Layout::InOut, SEGMENTS), 1, (8, 0), false),
+                &|| dx::<f32>(rig, &shape(20, 104, 40, Layout::InOut, &[(0, 40, 20)]), 1, (8, 0), true),
+                &|| dx::<f32>(rig, &shape(20, 40, 40, Layout::OutIn, &[(0, 40, 5)]), 1, (8, 0), true),
+            ]),
+            Self::DxWgmma => first_of([
+                &|| dx::<f16>(rig, &shape(130, 120, 776, Layout::OutIn, SEGMENTS), 1, (9, 0), false),
+                &|| dx::<f16>(rig, &shape(128, 120, 648, Layout::InOut, &[(0, 648, 8)]), 1, (9, 0), false),
+                &|| dx::<f16>(rig, &shape(250, 248, 136, Layout::OutIn, &[(0, 136, 5)]), 1, (9, 0), true),
+            ]),
         }
     }
 }
+
+/// Of dx: 48 + 80 columns of Q in two tiles.
+const SEGMENTS: &[(usize, usize, usize)] = &[(3, 77, 33), (300, 320, 70)];
 
 fn first_of<const N: usize>(runs: [&dyn Fn() -> Caught; N]) -> Caught {
     runs.iter().map(|run| run()).find(|&caught| caught != Caught::Nothing).unwrap_or(Caught::Nothing)
@@ -268,6 +297,20 @@ fn forward_with<T: Element>(rig: &Rig, shape: &Shape, options: &Options<'_, T>) 
         (0..shape.d_out).filter(outside).all(|column| fused.row(row)[column] == base.row(row)[column])
     });
     if same { Caught::Nothing } else { Caught::WrongResult }
+}
+
+/// A layer's dx.
+fn dx<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize, capability: (u32, u32), drops: bool) -> Caught {
+    let (random, _) = random_layer::<T>(shape);
+    let dy = Buffer::<T>::random(&mut Rng(9), shape.tokens, shape.d_out, 0);
+    let dropout = drops.then(|| Dropout::new(0.4, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(3).at(5));
+    let segments = random.segments();
+    let layer = random.layer(&segments);
+    let expected = reference::input_gradient_through(&layer, dy.view(), dropout.as_ref(), T::DTYPE);
+    let compute_capability = Some(capability);
+    let options = Options { multiprocessors, compute_capability, dropout, ..Options::default() };
+    let launch = Forward::input_gradient(rig, &random, &dy, &options, true);
+    judge(rig, shape, &expected, &|| launch.run().map(|outputs| outputs.y.data))
 }
 
 /// What ends a launch under some schedule.

@@ -10,6 +10,7 @@ mod adamw;
 mod common;
 mod cuda_cores;
 mod dropout;
+mod dx;
 mod forward;
 mod forward_tf32;
 mod forward_wgmma;
@@ -36,6 +37,7 @@ const TABLES: &[&[Bug]] = &[
     gradients::BUGS,
     adamw::BUGS,
     forward_tf32::BUGS,
+    dx::BUGS,
 ];
 
 /// Set in the processes that do the work: the first bug, and the distance to the next. A process has room for the
