@@ -264,6 +264,18 @@ pub enum Error {
         /// What was asked for.
         what: &'static str,
     },
+    /// A result was asked for of a pass that was not planned for it.
+    #[error("{output} was asked for, but the pass was planned without it")]
+    OutputNotPlanned {
+        /// The result.
+        output: &'static str,
+    },
+    /// A pass was planned for a result that nobody took.
+    #[error("there is no place for {output}, which the pass was planned for")]
+    OutputMissing {
+        /// The result.
+        output: &'static str,
+    },
     /// A dropout probability outside [0, 1).
     #[error("a dropout probability of {p} is not in [0, 1 - 2^-17)")]
     DropoutOutOfRange {

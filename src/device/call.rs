@@ -3,7 +3,7 @@
 use super::Device;
 use super::layer::{DeviceLora, DeviceResidual, expect_operand};
 use super::lora_forward::DeviceDropout;
-use super::matrix::{CHUNK, DeviceMatrix, Extent};
+use super::matrix::{CHUNK, DeviceMatrix};
 use super::stream::Stream;
 use super::workspace::Workspace;
 use crate::dtype::Element;
@@ -128,16 +128,8 @@ impl Planned {
         if let Some(t) = &t {
             expect("T", t, [tokens, ranks.iter().sum()])?;
         }
-        let step = dropout.and_then(|dropout| dropout.step);
-        if let Some(step) = &step {
-            device.expect_same("dropout step", step.device())?;
-            Extent::of_slice(step).expect_aligned("dropout step", size_of::<u32>())?;
-            if step.len() != 1 {
-                return Err(Error::LengthMismatch { operand: "dropout step", expected: 1, actual: step.len() });
-            }
-        }
-        self.expect_workspace(workspace, required)?;
-        let step = step.as_ref().map(|step| ("dropout step", Extent::of_slice(step)));
+        let step = dropout.map(|dropout| dropout.validate(device)).transpose()?.flatten();
+        workspace.expect_serves(device, required)?;
         let apart = match residual {
             DeviceResidual::From(matrix) => Some(("residual", matrix.extent())),
             _ => None,
@@ -172,13 +164,5 @@ impl Planned {
             }
         }
         Ok(())
-    }
-
-    fn expect_workspace(&self, workspace: &Workspace, required: WorkspaceLayout) -> Result<()> {
-        self.device.expect_same("workspace", workspace.device())?;
-        if workspace.layout().serves(&required) {
-            return Ok(());
-        }
-        Err(Error::DeviceWorkspaceTooSmall { required, available: workspace.layout() })
     }
 }

@@ -7,12 +7,12 @@ use super::call::{Operands, Planned};
 use super::kernel::{Kernel, LaunchConfig};
 use super::layer::{DeviceLora, DeviceResidual, activation_code, segment_table};
 use super::lora_decode;
-use super::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut};
+use super::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut, Extent};
 use super::slice::DeviceSlice;
 use super::stream::Stream;
 use super::tensor_map::Tensor;
 use super::workspace::Workspace;
-use crate::abi::{LoraForward, LoraForwardTma, TensorMap};
+use crate::abi::{LoraDropout, LoraForward, LoraForwardTma, TensorMap};
 use crate::dropout::{Dropout, NO_DROPOUT};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
@@ -58,6 +58,25 @@ pub struct DeviceDropout<'a> {
     /// One number on the device, added to the dropout's offset when the launch runs: replays of a captured graph differ if
     /// it does.
     pub step: Option<DeviceSlice<'a, u32>>,
+}
+
+impl DeviceDropout<'_> {
+    /// Checks the step; where it is in memory, by name.
+    pub(super) fn validate(&self, device: &Device) -> Result<Option<(&'static str, Extent)>> {
+        let Some(step) = &self.step else { return Ok(None) };
+        let (operand, extent) = ("dropout step", Extent::of_slice(step));
+        device.expect_same(operand, step.device())?;
+        extent.expect_aligned(operand, size_of::<u32>())?;
+        if step.len() != 1 {
+            return Err(Error::LengthMismatch { operand, expected: 1, actual: step.len() });
+        }
+        Ok(Some((operand, extent)))
+    }
+
+    /// As kernels take it.
+    pub(super) fn params(&self) -> LoraDropout {
+        self.dropout.params(self.step.map_or(0, |step| step.address()))
+    }
 }
 
 impl From<Dropout> for DeviceDropout<'_> {
@@ -219,7 +238,8 @@ impl<T: Element> Forward<T> {
                 unsafe { self.kernel.launch(stream, &self.config, &params) }
             }
             Plan::Forward(plan) if plan.tensor_maps => {
-                let params = tma_params(self.kernel.device(), plan, &operands)?;
+                let device = self.kernel.device();
+                let params = with_maps(device, plan, layer, &x, Some(&operands.y), params(plan, &operands))?;
                 // SAFETY: the parameters are those of the forward kernels with tensor maps; otherwise as above.
                 unsafe { self.kernel.launch(stream, &self.config, &params) }
             }
@@ -232,17 +252,24 @@ impl<T: Element> Forward<T> {
     }
 }
 
-/// The parameters of a launch whose operands were checked, x and W0 by tensor maps.
-fn tma_params<T: Element>(device: &Device, plan: &ForwardPlan, operands: &Operands<'_, T>) -> Result<LoraForwardTma> {
-    let layer = operands.layer;
+/// The parameters of a launch whose operands were checked, x, W0 and, where its rows allow, y by tensor maps.
+pub(super) fn with_maps<T: Element>(
+    device: &Device,
+    plan: &ForwardPlan,
+    layer: &DeviceLora<'_, T>,
+    x: &DeviceMatrix<'_, T>,
+    y: Option<&DeviceMatrix<'_, T>>,
+    forward: LoraForward,
+) -> Result<LoraForwardTma> {
     let [x_box, weight_box, y_box] = plan.boxes(layer.layout);
-    let y_mapped = operands.y.extent().expect_aligned("y", CHUNK).is_ok();
+    let mapped_y = y.filter(|y| y.extent().misalignment(CHUNK).is_none());
+    let no_map = TensorMap { opaque: [0; 16] };
     Ok(LoraForwardTma {
-        x: tensor_map(device, &operands.x, &x_box)?,
+        x: tensor_map(device, x, &x_box)?,
         weight: tensor_map(device, &layer.weight, &weight_box)?,
-        y: if y_mapped { tensor_map(device, &operands.y, &y_box)? } else { TensorMap { opaque: [0; 16] } },
-        forward: params(plan, operands),
-        y_mapped: y_mapped.into(),
+        y: mapped_y.map(|y| tensor_map(device, y, &y_box)).transpose()?.unwrap_or(no_map),
+        forward,
+        y_mapped: mapped_y.is_some().into(),
         reserved: [0; 9],
     })
 }
@@ -276,7 +303,7 @@ fn params<T: Element>(plan: &ForwardPlan, operands: &Operands<'_, T>) -> LoraFor
         residual: added.map_or(std::ptr::null(), |added| added.address() as *const _),
         y: y.address() as *mut _,
         t_out: t.map_or(std::ptr::null_mut(), |t| t.address() as *mut _),
-        dropout: dropout.map_or(NO_DROPOUT, |d| d.dropout.params(d.step.map_or(0, |step| step.address()))),
+        dropout: dropout.map_or(NO_DROPOUT, |dropout| dropout.params()),
         tokens: x.rows() as u32,
         depth: x.cols() as u32,
         columns: y.cols() as u32,

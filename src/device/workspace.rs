@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// A ticket counter, T with its flags, partial sums and their arrivals.
 ///
-/// Every launch leaves it ready for the next, of any decode or forward plan that it has room for. Launches that share one must be ordered: on
+/// Every launch leaves it ready for the next, of any plan that it has room for. Launches that share one must be ordered: on
 /// one stream they are. After a [`KernelFault`](Error::KernelFault) it must be [`reset`](Self::reset).
 #[derive(Debug)]
 pub struct Workspace {
@@ -48,6 +48,15 @@ impl Workspace {
     /// [`Error::WrongDevice`], or what the driver refuses.
     pub fn reset(&mut self, stream: &Stream) -> Result<()> {
         self.words.as_mut_slice().fill(stream, 0)
+    }
+
+    /// That it is on this device, and has room for what is `required`.
+    pub(super) fn expect_serves(&self, device: &Device, required: WorkspaceLayout) -> Result<()> {
+        device.expect_same("workspace", self.device())?;
+        if self.layout.serves(&required) {
+            return Ok(());
+        }
+        Err(Error::DeviceWorkspaceTooSmall { required, available: self.layout })
     }
 
     /// What it has room for.
