@@ -4,7 +4,7 @@
 mod common;
 
 use common::device::{OnDevice, device};
-use common::forward::expected;
+use common::forward::{expected, expected_in_tf32};
 use common::{Buffer, RandomLayer, Rng, Shape, steps};
 use fused_lora::decode::MAX_TOKENS;
 use fused_lora::device::{
@@ -12,7 +12,7 @@ use fused_lora::device::{
 };
 use fused_lora::dropout::Dropout;
 use fused_lora::lora::{Activation, Layout};
-use fused_lora::{ComputePath, Error, Result};
+use fused_lora::{ComputePath, DType, Error, Result};
 use half::bf16;
 
 const TRAINING: ForwardOptions = ForwardOptions { path: ComputePath::Auto, any_x: false, training: true };
@@ -45,6 +45,34 @@ fn a_path_is_taken_as_asked() -> Result<()> {
         })?;
         assert_eq!(kernel.contains("mma"), path == ComputePath::Matrix, "{kernel}");
         expected.assert_close(on_device.y(&stream).view(), steps(&shape), &kernel);
+    }
+    Ok(())
+}
+
+#[test]
+fn tf32_is_taken_by_name_and_for_f32_alone() -> Result<()> {
+    let stream = stream();
+    let mut rng = Rng(7);
+    let options = ForwardOptions { path: ComputePath::Tf32, ..ForwardOptions::default() };
+    for (tokens, name) in [(MAX_TOKENS, "lora_decode_rows_f32"), (40, "lora_forward_rows_mma_tf32")] {
+        let shape = shape(tokens, Layout::OutIn);
+        let random = RandomLayer::<f32>::new(&mut rng, &shape);
+        let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+        let expected = expected_in_tf32(&random, &x, Activation::Identity, None, None);
+        let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
+        on_device.with(|layer, x, residual, y| {
+            let forward = Forward::with_options(stream.device(), layer, shape.tokens, options)?;
+            assert!(forward.kernel().name().starts_with(name), "{}", forward.plan());
+            let mut workspace = Workspace::new(&stream, forward.workspace())?;
+            forward.launch(&stream, layer, x, residual, y, &mut workspace)
+        })?;
+        expected.assert_close(on_device.y(&stream).view(), steps(&shape), name);
+
+        let random = RandomLayer::<bf16>::new(&mut rng, &shape);
+        let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+        let refused = OnDevice::new(&stream, &random, &x, Activation::Identity, None)
+            .with(|layer, _, _, _| Forward::with_options(stream.device(), layer, shape.tokens, options).unwrap_err());
+        assert!(matches!(refused, Error::NoMatrixInstructions { dtype: DType::Bf16, .. }), "{refused}");
     }
     Ok(())
 }

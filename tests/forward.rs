@@ -366,7 +366,8 @@ fn tf32_in_every_tile() {
 fn tf32_rounds_and_f32_does_not() {
     let rig = Rig::new(builds()[0]);
     for layout in LAYOUTS {
-        let shape = Shape { bias: false, ..shape(70, 264, 72, layout, &[(0, 72, 4)]) };
+        // So few sums that what is lost to them is far less than what is lost to TF32.
+        let shape = Shape { bias: false, ..shape(20, 8, 24, layout, &[(0, 24, 4)]) };
         let mut rng = Rng(85);
         let mut random = RandomLayer::<f32>::new(&mut rng, &shape);
         let mut x = Buffer::random(&mut rng, shape.tokens, shape.d_in, 0);
