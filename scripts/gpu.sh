@@ -39,7 +39,7 @@ check() {
 }
 
 export FUSED_LORA_TEST_DEVICE=cuda
-for test in instructions decode merge forward device device_decode device_forward device_options; do
+for test in instructions decode merge forward device device_decode device_forward device_options gradients; do
   check "$test" 240 "$here/bin/$test" --test-threads=1
 done
 

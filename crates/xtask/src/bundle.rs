@@ -17,8 +17,17 @@ pub(crate) struct Args {
 }
 
 /// The tests that run on a GPU as well as on the emulator.
-const TESTS: [&str; 8] =
-    ["instructions", "decode", "forward", "merge", "device", "device_decode", "device_forward", "device_options"];
+const TESTS: [&str; 9] = [
+    "instructions",
+    "decode",
+    "forward",
+    "merge",
+    "device",
+    "device_decode",
+    "device_forward",
+    "device_options",
+    "gradients",
+];
 
 /// Small enough to be sent along with a job.
 const MOST_BYTES: u64 = 40 << 20;
