@@ -39,7 +39,7 @@ check() {
 }
 
 export FUSED_LORA_TEST_DEVICE=cuda
-for test in instructions decode merge adamw forward device device_decode device_forward device_options device_adamw; do
+for test in instructions decode merge adamw forward dx gradients device device_decode device_forward device_backward device_options device_adamw; do
   check "$test" 240 "$here/bin/$test" --test-threads=1
 done
 

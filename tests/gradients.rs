@@ -181,5 +181,5 @@ fn bank_conflicts_do_not_grow_with_the_tokens() {
 /// AddressSanitizer has to be in a process from its start, so this one starts itself again.
 #[test]
 fn everything_again_under_the_sanitizers() {
-    rerun_under_sanitizers(&["are_counted", "bank_conflicts", "every_rank"]);
+    rerun_under_sanitizers(&["are_counted", "bank_conflicts", "tokens_are_shared"]);
 }

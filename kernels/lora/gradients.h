@@ -19,13 +19,19 @@
 // Splits. The tokens are shared by as many CTAs as fill the device; each leaves its sums in the workspace, and the last to
 // arrive adds them up in the splits' order and writes the gradients. It resets the arrivals: nothing is reset from outside.
 //
+// Dropout. The CTAs of dA zero what is dropped of x in their own stages; 1/(1 - p) goes to the sums.
+//
 // Bytes: x and dy once for every 64 columns of rank; Q and T once a panel, rank / 256 of the wide operand; a split's sums
-// out and in again, 4·rank / tokens of a split. In flight: two stages of 64 · (256 + rank) B a CTA.
+// out and in again, in 16 bits 4·rank / tokens of a split. 256 columns are where these two are least together at the shapes
+// of large models. In flight: two stages of 64·(256 + rank) B a CTA; 60 KiB of shared memory, which every target has, and
+// registers for two CTAs an SM.
 // Determinism: every sum has a fixed order, which depends on the plan and not on the schedule. No float atomics.
 // Padding: Q's columns where ranks were rounded up, T's of other segments, and columns of dy of no segment are other rows
 // and columns of a product than those that are stored. Tokens beyond the last are zeros in both operands.
-// Tried on paper and dropped: tiles of 128 × 128, which read a rank of 512 a fifth less often and a rank of 16 twice as
-// often from the skinny side; sums of dy's columns by matrix instructions, which need 8 registers more.
+// Alignment is looked at when operands are read (tile/panel.h): x, dy and T may have rows that start anywhere.
+// Tried on paper and dropped: tiles of 128 × 128, which ask for a fifth less at a rank of 512 and for twice as much of Q and
+// T at a rank of 16; sums of dy's columns by matrix instructions, which take 8 registers more; panels that begin with their
+// segment, which read dy twice where segments meet.
 #pragma once
 
 #include <abi.h>

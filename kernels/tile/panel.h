@@ -19,7 +19,7 @@ template <class E, u32 COLUMNS, u32 DEPTH, u32 THREADS>
 class PanelColumns {
  public:
   static constexpr u32 elements = chunk_elements<E>, chunks = COLUMNS / elements, count = DEPTH * chunks / THREADS;
-  static_assert(THREADS % chunks == 0 && DEPTH * chunks % THREADS == 0, "every thread copies as many chunks of a column");
+  static_assert(THREADS % chunks == 0 && DEPTH * chunks % THREADS == 0, "a thread has one chunk of columns");
 
   /// The first of this thread's columns, counted from the panel's.
   static GPU_DEVICE u32 first_column() { return threadIdx.x % chunks * elements; }
@@ -48,8 +48,9 @@ class PanelColumns {
         }
       });
     } else {
-      each_row(tile, row, end,
-               [](Chunk* place, const E* from, u32 there) { store_shared(place, load_weight<E, false>(from, 0, there)); });
+      each_row(tile, row, end, [](Chunk* place, const E* from, u32 there) {
+        store_shared(place, load_weight<E, false>(from, 0, there));
+      });
     }
   }
 

@@ -97,9 +97,10 @@ struct WarpTileTf32 {
 
   /// The same for the columns `begin` to `end` of the tile only, and the first `steps` times 16 of the depth: not a bit
   /// of another column changes, whatever the operands hold. The right operand's rows run along the depth.
-  template <u32 DEPTH>
+  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
   GPU_DEVICE void multiply_within(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps, u32 begin,
                                   u32 end) {
+    static_assert(RIGHT == Along::Depth, "factors of a forward pass");
 #pragma unroll
     for (u32 k = 0; k < DEPTH / 8; k++) {
       if (k >= 2 * steps) break;

@@ -134,9 +134,9 @@ impl GradientsPlan {
         let &GradientsProblem { tokens, d_in, d_out, dtype, segments, bias, .. } = problem;
         let (family, products_a_cycle) = match (layer.path, layer.matrix_obstacle(), dtype) {
             (ComputePath::Matrix, Some(reason), _) => return Err(Error::NoMatrixInstructions { dtype, reason }),
-            (ComputePath::CudaCores, ..) | (_, Some(_), DType::F16 | DType::Bf16) => ("", 40),
             (.., DType::F32) => ("", 100),
-            (.., DType::F16 | DType::Bf16) => ("mma_", 1024),
+            (ComputePath::CudaCores, ..) | (_, Some(_), _) => ("", 40),
+            _ => ("mma_", 1024),
         };
 
         let (of_a, of_b) = tiles::tiles(problem);
@@ -335,8 +335,8 @@ mod tests {
         assert_eq!(plan_without.q_stride, 16 + 32 + 80);
         let gradients = 4 * (3 * (8 + 290) + 20 * (8 + 10) + 70 * (8 + 68));
         let x = 2 * (8 + 64);
-        // Chunks are of 8 columns.
-        let dy = (256 - 8 + 3) + (304 - 256 + 23) + 0 + (68 + 64 + 68 + 6);
+        // Chunks are of 8 columns; the third panel has none.
+        let dy = (256 - 8 + 3) + (304 - 256 + 23) + (68 + 64 + 68 + 6);
         assert_eq!(plan_without.moved_bytes, 2 * 10 * (x + dy) + gradients);
         assert_eq!(plan_without.floor_bytes, 2 * 10 * (8 + 290 + 68 + 2 * 93) + gradients);
 

@@ -3,7 +3,7 @@
 use super::ForwardPlan;
 use crate::error::{Error, Result};
 use crate::lora::Layout;
-use crate::problem::LayerProblem;
+use crate::problem::{ComputePath, LayerProblem};
 
 /// What a launch computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,6 +53,8 @@ impl ForwardPlan {
     /// dy and W0 are. Those of A and B, dx and what it is added to may start anywhere. A segment's columns are those of dy
     /// that its B meets, as in the forward pass.
     ///
+    /// There is no dx in TF32: who asks for it gets CUDA cores and true f32.
+    ///
     /// # Errors
     /// As [`new`](Self::new); [`Error::EmptyProblem`] also where dx is not wanted and there is no adapter.
     pub fn input_gradient(problem: &LayerProblem<'_>, wants_dx: bool) -> Result<Self> {
@@ -62,7 +64,11 @@ impl ForwardPlan {
             return Err(Error::EmptyProblem { tokens, d_in, d_out });
         }
         let product = if wants_dx { Product::InputGradient } else { Product::LowRankGradient };
-        let turned = LayerProblem { d_in: d_out, d_out: d_in, layout: product.layout(layout), ..problem.clone() };
+        let path = match problem.path {
+            ComputePath::Tf32 if problem.matrix_obstacle().is_none() => ComputePath::CudaCores,
+            path => path,
+        };
+        let turned = LayerProblem { d_in: d_out, d_out: d_in, layout: product.layout(layout), path, ..problem.clone() };
         Self::of(product, &turned)
     }
 }
@@ -71,7 +77,6 @@ impl ForwardPlan {
 mod tests {
     use super::*;
     use crate::dtype::DType;
-    use crate::problem::ComputePath;
 
     const LAYER: LayerProblem<'static> = LayerProblem {
         tokens: 1000,

@@ -17,15 +17,18 @@ pub(crate) struct Args {
 }
 
 /// The tests that run on a GPU as well as on the emulator.
-const TESTS: [&str; 10] = [
+const TESTS: [&str; 13] = [
     "instructions",
     "decode",
     "forward",
+    "dx",
+    "gradients",
     "merge",
     "adamw",
     "device",
     "device_decode",
     "device_forward",
+    "device_backward",
     "device_options",
     "device_adamw",
 ];
