@@ -1,14 +1,14 @@
 //! A layer's forward and backward pass through the safe calls of a device, and what float64 makes of them.
 
-use fused_lora::{Element, Result};
 use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
-    Backward, BackwardInput, BackwardOptions, BackwardOutput, DeviceBuffer, DeviceDropout, DeviceInput, DeviceMatrixMut,
-    DeviceOutput, FactorGradient, Forward, ForwardOptions, Stream, Workspace,
+    Backward, BackwardInput, BackwardOptions, BackwardOutput, DeviceBuffer, DeviceDropout, DeviceInput,
+    DeviceMatrixMut, DeviceOutput, FactorGradient, Forward, ForwardOptions, Stream, Workspace,
 };
 use fused_lora::dropout::Dropout;
 use fused_lora::lora::Activation;
 use fused_lora::reference::{self, Judged, Matrix64};
+use fused_lora::{Element, Result};
 
 use super::device::{Matrix, OnDevice};
 use super::{Buffer, RandomLayer, Rng};
@@ -26,6 +26,7 @@ pub struct Asked {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Given<T> {
     pub y: Vec<T>,
+    /// Nothing, if it was not asked for; likewise the bias's.
     pub dx: Vec<T>,
     /// dA and dB of every segment, row by row.
     pub factors: Vec<[Vec<f32>; 2]>,
@@ -104,9 +105,9 @@ pub fn run<T: Element>(
     let factors = places.factors.iter().map(|[da, db]| Ok([da.to_vec(stream)?, db.to_vec(stream)?]));
     Ok(Given {
         y: on_device.y(stream).data,
-        dx: dx.to_vec(stream)?,
+        dx: if asked.options.dx { dx.to_vec(stream)? } else { vec![] },
         factors: factors.collect::<Result<_>>()?,
-        bias: bias.to_vec(stream)?,
+        bias: if asked.options.bias { bias.to_vec(stream)? } else { vec![] },
         launches,
     })
 }
@@ -130,17 +131,18 @@ pub fn factors<T: Element>(
     let x = reference::drop_out(&Matrix64::from_view(x.view()), dropout);
     let dy = Matrix64::from_view(dy.view());
     let of = |(&(start, end, _), (a, b, scale)): (&(usize, usize, usize), &(Buffer<T>, Buffer<T>, f32))| {
-        let evaluate = |f: &dyn Fn(&Matrix64) -> Matrix64| {
+        let evaluate = |f: &dyn Fn(&Matrix64) -> Matrix64, scale: f64| {
             let (a, b) = (f(&Matrix64::from_view(a.view())), f(&Matrix64::from_view(b.view())));
             let (x, dy) = (f(&x), f(&dy.columns(start..end)));
             let scaled = |m: Matrix64| {
                 let mut scaled = Matrix64::zeros(m.rows, m.cols);
-                scaled.add_at(0, f64::from(*scale), &m);
+                scaled.add_at(0, scale, &m);
                 scaled
             };
             [scaled(dy.matmul(&b).t().matmul(&x)), scaled(dy.t().matmul(&x.matmul(&a.t())))]
         };
-        let ([da, db], [da_size, db_size]) = (evaluate(&Matrix64::clone), evaluate(&Matrix64::abs));
+        let ([da, db], [da_size, db_size]) =
+            (evaluate(&Matrix64::clone, (*scale).into()), evaluate(&Matrix64::abs, scale.abs().into()));
         [(da, da_size), (db, db_size)]
     };
     random.shape.segments.iter().zip(&random.factors).map(of).collect()
