@@ -45,10 +45,10 @@ class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, FACTORS, 2, COLUMNS, (COLUMNS =
     }
     sync_all();
     if (this->group() == 2) {
-      decrease_registers<FACTORS == Along::Depth ? 72 : 88>();
+      decrease_registers<72>();
       produce();
     } else {
-      increase_registers<FACTORS == Along::Depth ? 216 : 208>();
+      increase_registers<216>();
       consume();
     }
     if constexpr (CTAS > 1) {

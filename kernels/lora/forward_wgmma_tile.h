@@ -185,29 +185,27 @@ class ForwardWgmmaTile {
 #pragma unroll 1
     for (u32 j = 0; j < steps; j++) {
       const u32 k = begin + j * depth, stage = step % stages;
-      Chunk now[count];
-#pragma unroll
-      for (u32 i = 0; i < count; i++) now[i] = ahead[i];
-      if (loads_ahead) load_b(k + depth);
-      if (!has_rows<depth>(p, task.column_tile, k)) continue;
-      await_empty(step);
-      if (copies) {
-        mbarrier_expect(full + 8 * stage, left_chunks * sizeof(Chunk));
-        fetch_x(stage, k, task.row_tile * rows);
-      }
-      if (loads_ahead) {
-#pragma unroll
-        for (u32 i = 0; i < count; i++) {
-          store_shared(right(stage) + tile::swizzled<chunks>(row + i * (128 / chunks), chunk), now[i]);
+      if (has_rows<depth>(p, task.column_tile, k)) {
+        await_empty(step);
+        if (copies) {
+          mbarrier_expect(full + 8 * stage, left_chunks * sizeof(Chunk));
+          fetch_x(stage, k, task.row_tile * rows);
         }
-      } else {
+        if (loads_ahead) {
+#pragma unroll
+          for (u32 i = 0; i < count; i++) {
+            store_shared(right(stage) + tile::swizzled<chunks>(row + i * (128 / chunks), chunk), ahead[i]);
+          }
+        } else {
 #pragma unroll 1
-        for (u32 i = row; i < depth; i += 128 / chunks) {
-          store_shared(right(stage) + tile::swizzled<chunks>(i, chunk), b.template load<false>(k + i));
+          for (u32 i = row; i < depth; i += 128 / chunks) {
+            store_shared(right(stage) + tile::swizzled<chunks>(i, chunk), b.template load<false>(k + i));
+          }
         }
+        hand_over(stage, copies);
+        step++;
       }
-      hand_over(stage, copies);
-      step++;
+      if (loads_ahead) load_b(k + depth);
     }
   }
 
