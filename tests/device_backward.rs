@@ -6,6 +6,7 @@ mod common;
 
 use common::backward::{Asked, Given, factors, input, random, run};
 use common::device::device;
+use common::golden::Golden;
 use common::{Buffer, RandomLayer, Shape, steps};
 use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
@@ -138,6 +139,38 @@ fn dropout_in_every_type() {
         check::<bf16>(14, &shape(70, layout), &Asked { dropout, ..Asked::default() });
         let options = BackwardOptions { path: ComputePath::CudaCores, ..BackwardOptions::default() };
         check::<f16>(15, &shape(19, layout), &Asked { dropout, options, ..Asked::default() });
+    }
+}
+
+/// `linear.*`: PyTorch's y, dx, dA and dB, in both layouts.
+#[test]
+fn golden_linear_layers_and_their_gradients() {
+    let golden = Golden::open();
+    for case in ["a", "b", "c"] {
+        let key = |name: &str| format!("linear.{case}.{name}");
+        let operand = |name: &str| golden.f32(&key(name));
+        let [x, dy, bias] = ["x", "dy", "bias"].map(operand);
+        let (tokens, d_in, d_out) = (x.rows, x.cols, dy.cols);
+        let scale = (golden.f64(&key("alpha")).1[0] / operand("A").rows as f64) as f32;
+        for layout in LAYOUTS {
+            let (w, [a, b]) = (operand("W"), ["A", "B"].map(operand));
+            let segments = vec![(0, d_out, a.rows)];
+            let weight = match layout {
+                Layout::OutIn => w,
+                Layout::InOut => {
+                    let data = (0..d_in * d_out).map(|i| w.data[i % d_out * d_in + i / d_out]).collect();
+                    Buffer { data, rows: d_in, cols: d_out, stride: d_out }
+                }
+            };
+            let shape = Shape { tokens, d_in, d_out, layout, segments, bias: true, gap: 0 };
+            let layer = RandomLayer { shape, weight, bias: bias.data.clone(), factors: vec![(a, b, scale)] };
+            let options = BackwardOptions { any_dy: true, ..BackwardOptions::default() };
+            let given = run(&stream(), &layer, &x, &dy, &Asked { options, ..Asked::default() }).unwrap();
+            golden.assert_close(&given.y, &key("y"));
+            golden.assert_close(&given.dx, &key("dx"));
+            golden.assert_close(&given.factors[0][0], &key("dA"));
+            golden.assert_close(&given.factors[0][1], &key("dB"));
+        }
     }
 }
 

@@ -5,49 +5,10 @@
 mod common;
 
 use common::Buffer;
+use common::golden::Golden;
 use fused_lora::cpu::{self, Accumulate, SegmentGradient, SequentialBuffers};
 use fused_lora::lora::{Epilogue, LoraLinear, Segment, Weight};
 use fused_lora::{MatrixRef, reference};
-use safetensors::SafeTensors;
-
-struct Golden {
-    bytes: Vec<u8>,
-}
-
-impl Golden {
-    fn open() -> Self {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/expected.safetensors");
-        Self { bytes: std::fs::read(path).unwrap() }
-    }
-
-    fn f64(&self, key: &str) -> (Vec<usize>, Vec<f64>) {
-        let file = SafeTensors::deserialize(&self.bytes).unwrap();
-        let tensor = file.tensor(key).unwrap();
-        assert_eq!(tensor.dtype(), safetensors::Dtype::F64);
-        let values = tensor.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
-        (tensor.shape().to_vec(), values)
-    }
-
-    /// An operand: made in float64 from numbers that `f32` holds.
-    fn f32(&self, key: &str) -> Buffer<f32> {
-        let (shape, values) = self.f64(key);
-        let data: Vec<f32> = values.iter().map(|&v| v as f32).collect();
-        assert!(data.iter().zip(&values).all(|(&n, &w)| f64::from(n) == w), "{key} does not fit into f32");
-        let cols = shape[shape.len() - 1];
-        Buffer { rows: data.len() / cols, cols, stride: cols, data }
-    }
-
-    /// Within 1e-5 of the largest element, and a NaN is not.
-    fn assert_close(&self, got: &[f32], key: &str) {
-        let (_, expected) = self.f64(key);
-        assert_eq!(got.len(), expected.len(), "{key}");
-        let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-        for (i, (&got, expected)) in got.iter().zip(&expected).enumerate() {
-            let error = (f64::from(got) - expected).abs();
-            assert!(error <= 1e-5 * largest, "{key}[{i}] is {got}, expected {expected}");
-        }
-    }
-}
 
 #[test]
 fn linear_layers_and_their_gradients() {

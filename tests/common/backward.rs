@@ -80,7 +80,7 @@ pub fn run<T: Element>(
     let dropout = asked.dropout.map(DeviceDropout::from);
     let launches = on_device.with(|layer, x, residual, y| {
         let path = asked.options.path;
-        let options = ForwardOptions { training: true, path, ..ForwardOptions::default() };
+        let options = ForwardOptions { training: true, path, any_x: asked.options.any_dy };
         let forward = Forward::with_options(stream.device(), layer, tokens, options)?;
         let backward = Backward::new(stream.device(), layer, tokens, asked.options)?;
         let mut workspace = Workspace::new(stream, forward.workspace().union(&backward.workspace()))?;

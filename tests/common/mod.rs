@@ -6,6 +6,7 @@ pub mod backward;
 pub mod decode;
 pub mod device;
 pub mod forward;
+pub mod golden;
 pub mod gradients;
 pub mod merge;
 pub mod rig;
