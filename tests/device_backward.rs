@@ -184,7 +184,8 @@ fn gradients_are_the_slopes_of_the_loss() {
         y.iter().zip(&dy.data).map(|(y, dy)| f64::from(*y) * f64::from(*dy)).sum()
     };
     let h = 1.0 / 64.0;
-    let slope = |nudge: &dyn Fn(&mut RandomLayer<f32>, &mut Buffer<f32>, f32)| {
+    type Nudge<'a> = &'a dyn Fn(&mut RandomLayer<f32>, &mut Buffer<f32>, f32);
+    let slope = |nudge: Nudge<'_>| {
         let [up, down] = [h, -h].map(|h| {
             let (mut layer, mut x, _) = random::<f32>(16, &shape);
             nudge(&mut layer, &mut x, h);

@@ -5,13 +5,13 @@
 // one f32, row lane / 4 and value lane % 4 of eight rows' chunks, which is the fragment of mma.m16n8k8.
 //
 // A right operand that runs across the depth (W0 [in, out]) would have to be transposed, which ldmatrix does to 16 bits
-// only. But which columns an instruction takes is free: lane (g, t), which wants rows t and t + 4 of the depth, reads a
-// chunk of either, and each of its four values is a column of another instruction. Of the eight chunks beside each other
-// lane g takes g / 2 + 4·(g % 2). The eight lanes that a bank serves at a time are then those of two chunks that differ in
-// bit 2, times rows that differ in bits 0 and 1, and the swizzle (chunk ^ row % 8) makes eight places of them. With chunk g
-// for lane g these would be four, two lanes each.
-// B, which runs along the depth, follows these columns, of which only two of eight differ modulo 8: four rows of a matrix that
-// ldmatrix reads share their banks. Such are steps of the adapters only; steps of the depth have no conflicts.
+// only. But which columns an instruction takes is free. Lane (g, t), g = lane / 4, t = lane % 4, wants rows t and t + 4 of
+// the depth: it reads a chunk of either, and each of the four values is of a column of another instruction. Of the eight
+// chunks beside each other lane g takes g / 2 + 4·(g % 2). Eight lanes are served at a time, those of two chunks that
+// differ in bit 2, by four rows that differ in bits 0 and 1: the swizzle (chunk ^ row % 8) makes eight places of them. With
+// chunk g for lane g they would be four places of two lanes each.
+// B, which runs along the depth, follows these columns. Only two of an instruction's eight differ modulo 8, so ldmatrix
+// takes four times as long over them: in the adapters' steps, not in those of the depth.
 //
 // Cost: every warp rounds what it reads, in three instructions a register (compare, add, mask).
 #pragma once

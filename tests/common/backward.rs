@@ -130,7 +130,8 @@ pub fn factors<T: Element>(
 ) -> Vec<[(Matrix64, Matrix64); 2]> {
     let x = reference::drop_out(&Matrix64::from_view(x.view()), dropout);
     let dy = Matrix64::from_view(dy.view());
-    let of = |(&(start, end, _), (a, b, scale)): (&(usize, usize, usize), &(Buffer<T>, Buffer<T>, f32))| {
+    let pairs = random.shape.segments.iter().zip(&random.factors);
+    let of = pairs.map(|(&(start, end, _), (a, b, scale))| {
         let evaluate = |f: &dyn Fn(&Matrix64) -> Matrix64, scale: f64| {
             let (a, b) = (f(&Matrix64::from_view(a.view())), f(&Matrix64::from_view(b.view())));
             let (x, dy) = (f(&x), f(&dy.columns(start..end)));
@@ -144,8 +145,8 @@ pub fn factors<T: Element>(
         let ([da, db], [da_size, db_size]) =
             (evaluate(&Matrix64::clone, (*scale).into()), evaluate(&Matrix64::abs, scale.abs().into()));
         [(da, da_size), (db, db_size)]
-    };
-    random.shape.segments.iter().zip(&random.factors).map(of).collect()
+    });
+    of.collect()
 }
 
 /// dx in float64.

@@ -7,7 +7,6 @@ use super::harness::Scenario::ForwardWgmmaSplit;
 use super::harness::{Bug, UNORDERED, WAITS, bug};
 
 const SPLIT: &str = "lora/forward_wgmma_split.h";
-const TILE: &str = "lora/forward_wgmma_tile.h";
 
 pub(crate) const BUGS: &[Bug] = &[
     bug(
@@ -108,14 +107,5 @@ pub(crate) const BUGS: &[Bug] = &[
         "",
         Build::Race,
         &[By(Fault::Race), By(Fault::Deadlock)],
-    ),
-    bug(
-        "a split of T begins beyond the depth and takes a step",
-        TILE,
-        ForwardWgmmaSplit,
-        "return begin < p.depth ? (",
-        "return begin < p.depth + depth ? (",
-        Build::Plain,
-        &[WrongResult, By(Fault::Deadlock), By(Fault::OutOfBounds), By(Fault::Livelock)],
     ),
 ];

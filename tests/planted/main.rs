@@ -43,7 +43,7 @@ const TABLES: &[&[Bug]] = &[
 /// Set in the processes that do the work: the first bug, and the distance to the next. A process has room for the
 /// thread-local data of some twenty machines only.
 const SLICE: &str = "FUSED_LORA_TEST_PLANTED";
-const SLICES: usize = 6;
+const SLICES: usize = 14;
 
 /// In a process of its own: plants every `SLICES`-th bug from `first` on.
 fn slice(first: usize) {

@@ -291,7 +291,8 @@ bool Race::proxy_fenced(uint32_t clock, const void* p, size_t n, uint32_t* write
     uint32_t by = who(at->writer), time = when(at->writer);
     if (at->writer == 0 || by >= threads_) continue;
     const bool own = by / cta_threads == clock / cta_threads;
-    if (own && time <= clocks_[by].fenced[shared]) continue;
+    // A multicast reaches other CTAs' shared memory: there as here the writer's own fence counts.
+    if ((own || shared) && time <= clocks_[by].fenced[shared]) continue;
     if (!(own && shared) && at_fence && (*at_fence)[by] >= time) continue;
     *writer = by % cta_threads;
     return false;
