@@ -53,8 +53,8 @@ GPU_DEVICE E from_f32(float value) {
 }
 
 #if GPU_TARGET >= 800
-/// The bits of a value rounded to TF32's 10 fraction bits, to nearest, ties away from zero: what a product of TF32 takes.
-/// Beyond the range infinity. Of a NaN the lower 13 bits are cut, which leaves infinity where no other is set.
+/// The bits of a value rounded to TF32's 10 fraction bits, to nearest, ties away from zero: what a product in TF32
+/// takes. Beyond the range infinity. Of a NaN the lower 13 bits are cut, which leaves infinity where no other is set.
 GPU_DEVICE u32 to_tf32(float value) {
   u32 result;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(value));

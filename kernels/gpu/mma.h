@@ -98,8 +98,8 @@ GPU_DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]
 }
 
 #if GPU_TARGET >= 800
-/// d += a·b of f32 values rounded by `to_tf32`: of others the hardware cuts the lower 13 bits, and the twin refuses them.
-/// With c = lane % 4: a[i] is row g + 8·(i & 1), column c + 4·(i >> 1); b[i] is row c + 4·i, column g; d as above.
+/// d += a·b of f32 values rounded by `to_tf32`: of others the hardware cuts the lower 13 bits, and the twin refuses
+/// them. With c = lane % 4: a[i] is row g + 8·(i & 1), column c + 4·(i >> 1); b[i] is row c + 4·i, column g; d as above.
 GPU_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "

@@ -1,8 +1,8 @@
 // lora_forward on mma.sync for f32 in TF32: x, W0, A, T and B are rounded to 10 fraction bits on their way into the
 // products, to nearest, and summed up in f32. Only for who asks for it by name.
 //
-// A product of two rounded values is off by 2·2^-11 of itself at most, so y by 2·2^-11·(Σ|x||w| + 2·Σ|sT||B|): more than
-// what the f32 kernels are off by, by three orders of magnitude.
+// Each rounding is off by u = 2^-11 of its value at most, so y by 2u·(Σ|x||w| + |s|·Σ(Σ|x||a|)|B| + Σ|s·T||B|), beside what
+// the f32 kernels are off by.
 //
 // Bytes are those of the f32 kernels; a stage is half as deep as one of 16 bits, and as large.
 //

@@ -22,7 +22,7 @@ namespace lora {
 template <class E, Along WEIGHT, Along FACTORS, u32 GROUPS, u32 COLUMNS, u32 STAGES>
 class ForwardWgmmaSplit : ForwardWgmmaTile<E, WEIGHT, FACTORS, GROUPS, COLUMNS, STAGES> {
   using Tile = ForwardWgmmaTile<E, WEIGHT, FACTORS, GROUPS, COLUMNS, STAGES>;
-  using Tile::rows, Tile::depth, Tile::p, Tile::word;
+  using Tile::rows, Tile::depth, Tile::p;
 
  public:
   static constexpr u32 threads = 128 * (GROUPS + 1);
@@ -59,18 +59,18 @@ class ForwardWgmmaSplit : ForwardWgmmaTile<E, WEIGHT, FACTORS, GROUPS, COLUMNS, 
   /// One after the other from the start.
   struct Places {
     Chunk* ring;
-    u64 *barriers, *word;
+    u64 *barriers, *words;
 
     GPU_DEVICE Places() {
       SharedMemory shared;
       ring = shared.take<Chunk, 1024>(STAGES * Tile::stage_chunks);
       barriers = shared.take<u64>(2 * STAGES);
-      word = shared.take<u64>(1);
+      words = shared.take<u64>(2);
     }
   };
 
   GPU_DEVICE ForwardWgmmaSplit(const LoraForwardTma& params, Places places)
-      : Tile(params, places.ring, places.barriers, places.word) {}
+      : Tile(params, places.ring, places.barriers, places.words + 1), drawn(places.words) {}
 
   static GPU_DEVICE bool copies() { return warp_id() == 4 * GROUPS && elect_one(); }
 
@@ -85,22 +85,22 @@ class ForwardWgmmaSplit : ForwardWgmmaTile<E, WEIGHT, FACTORS, GROUPS, COLUMNS, 
       sync_block();
       return ForwardTask::of_number(p, blockIdx.x, 0);
     }
-    u64 drawn = 0;
+    u64 ticket = 0;
     if (rank == 0 && warp_id() == 0) {
       if (lane_id() == 0) {
-        drawn = fetch_add_relaxed(p.ticket, u64(1));
-        if (u32(drawn) == gridDim.x / size - 1) store_relaxed(p.ticket, u64(u32(drawn >> 32) + 1) << 32);
+        ticket = fetch_add_relaxed(p.ticket, u64(1));
+        if (u32(ticket) == gridDim.x / size - 1) store_relaxed(p.ticket, u64(u32(ticket >> 32) + 1) << 32);
       }
-      drawn = shuffle(drawn, 0);
+      ticket = shuffle(ticket, 0);
     }
     cluster_sync();  // all have started
     if (rank == 0 && threadIdx.x < size) {
-      const u32 place = map_shared(shared_address(word), threadIdx.x);
-      store_cluster(place, u32(drawn));
-      store_cluster(place + 4, u32(drawn >> 32));
+      const u32 place = map_shared(shared_address(drawn), threadIdx.x);
+      store_cluster(place, u32(ticket));
+      store_cluster(place + 4, u32(ticket >> 32));
     }
     cluster_sync();
-    return ForwardTask::of_number(p, u32(*word) * size + rank, u32(*word >> 32) + 1);
+    return ForwardTask::of_number(p, u32(*drawn) * size + rank, u32(*drawn >> 32) + 1);
   }
 
   GPU_DEVICE void produce(const ForwardTask& task) const {
@@ -175,6 +175,9 @@ class ForwardWgmmaSplit : ForwardWgmmaTile<E, WEIGHT, FACTORS, GROUPS, COLUMNS, 
       epilogue.store_chunk(total, task.row_tile * rows + row, task.column_tile * COLUMNS + column);
     }
   }
+
+  /// The cluster's ticket. Nobody writes there afterwards: the copying warpgroup may read it late.
+  u64* drawn;
 };
 
 }  // namespace lora

@@ -1,15 +1,16 @@
-// A warp's part of a tile's product of f32 in TF32: operands from swizzled shared memory, rounded to 10 fraction bits in
-// registers, sums in f32.
+// A warp's part of a tile's product of f32 in TF32: operands from swizzled shared memory, rounded to 10 fraction bits
+// in registers, sums in f32.
 //
-// Operands that run along the depth come by ldmatrix, to which 16 bytes of a row are eight values of 16 bits: a lane gets
-// one f32, row lane / 4 and value lane % 4 of eight rows' chunks, which is the fragment of mma.m16n8k8.
+// Operands that run along the depth come by ldmatrix, to which 16 bytes of a row are eight values of 16 bits: a lane
+// gets one f32, row lane / 4 and value lane % 4 of eight rows' chunks, which is the fragment of mma.m16n8k8.
 //
 // A right operand that runs across the depth (W0 [in, out]) would have to be transposed, which ldmatrix does to 16 bits
-// only. But which columns an instruction takes is free. Lane (g, t), g = lane / 4, t = lane % 4, wants rows t and t + 4 of
-// the depth: it reads a chunk of either, and each of the four values is of a column of another instruction. Of the eight
-// chunks beside each other lane g takes g / 2 + 4·(g % 2). Eight lanes are served at a time, those of two chunks that
-// differ in bit 2, by four rows that differ in bits 0 and 1: the swizzle (chunk ^ row % 8) makes eight places of them. With
-// chunk g for lane g they would be four places of two lanes each.
+// only. But which columns an instruction takes is free. Lane (g, t), g = lane / 4, t = lane % 4, wants rows t and t + 4
+// of the depth: it reads a chunk of either, and each of the four values is of a column of another instruction. Of the
+// eight chunks beside each other lane g takes g / 2 + 4·(g % 2). Eight lanes are served at a time, those of two chunks
+// that differ in bit 2, by four rows that differ in bits 0 and 1: the swizzle (chunk ^ row % 8) makes eight places of
+// them. With chunk g for lane g they would be four places of two lanes each.
+//
 // B, which runs along the depth, follows these columns. Only two of an instruction's eight differ modulo 8, so ldmatrix
 // takes four times as long over them: in the adapters' steps, not in those of the depth.
 //
@@ -27,8 +28,8 @@ namespace tile {
 
 using namespace gpu;
 
-/// Sums of ROWS16 × COLUMNS8 instructions: d[m][n] is rows 16·m on and the columns `column_of(n, 0)` to `column_of(n, 7)`,
-/// laid out as C in gpu/mma.h. WEIGHT is how the right operand of `multiply` runs.
+/// Sums of ROWS16 × COLUMNS8 instructions: d[m][n] is rows 16·m on and the columns `column_of(n, 0)` to
+/// `column_of(n, 7)`, laid out as C in gpu/mma.h. WEIGHT is how the right operand of `multiply` runs.
 template <u32 ROWS16, u32 COLUMNS8, Along WEIGHT>
 struct WarpTileTf32 {
   /// Neighbouring instructions whose columns are neighbours.

@@ -303,8 +303,8 @@ mod tests {
     fn many_tokens_take_large_tiles_and_few_split_the_depth() {
         let many = plan(&H100);
         assert!(many.kernel.ends_with("wgmma_bf16_n256x2") && many.splits == 1 && many.grid[0] == 132, "{many}");
-        let odd = plan(&LayerProblem { tokens: 2 * 128 + 1, multiprocessors: 7, ..H100 });
-        assert!(odd.kernel.ends_with("n256x2") && odd.row_tiles == 4 && odd.grid[0] == 6, "{odd}");
+        let odd = plan(&LayerProblem { tokens: 7 * 128, multiprocessors: 3, ..H100 });
+        assert!(odd.kernel.ends_with("n256x2") && odd.row_tiles == 8 && odd.grid[0] == 2, "{odd}");
         let many = plan(&LayerProblem { compute_capability: (8, 0), ..H100 });
         assert!(
             many.kernel.ends_with("t128") && many.splits == 1 && many.grid[0] == 32 * (many.t_splits + 32),

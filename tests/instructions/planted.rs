@@ -121,7 +121,7 @@ const BARRIERS: &[Bug] = &[
         "  cluster_arrive();\n  cluster_wait();",
         "  sync_block();",
         cluster::words_of_other_ctas,
-        "out of bounds",
+        "assertion",
     ),
     (
         "cluster.cu",

@@ -314,7 +314,7 @@ pub(crate) const BUGS: &[Bug] = &[
         "        fence_proxy_async_shared();\n        together();",
         "        fence_proxy_async_shared();",
         Build::Race,
-        &[By(Fault::Race), By(Fault::Proxy)],
+        &[By(Fault::Race), By(Fault::Proxy), By(Fault::Uninitialised)],
     ),
     bug(
         "a panel holds the rows of the other half of a warp",

