@@ -16,7 +16,7 @@ pub(crate) const BUGS: &[Bug] = &[
         "    cluster_sync();\n    finish(task);",
         "    finish(task);",
         Build::Race,
-        UNORDERED,
+        &[By(Fault::Race), By(Fault::Uninitialised), By(Fault::InFlight)],
     ),
     bug(
         "a CTA leaves while others read its sums",
