@@ -5,6 +5,7 @@
 //! repeated under activation checkpointing make the same mask, on every device. kernels/tile/dropout.h is the same in CUDA.
 
 use crate::abi::LoraDropout;
+use crate::cpu::vector::vectorized;
 use crate::error::{Error, Result};
 
 /// Values of 16 bits.
@@ -68,8 +69,42 @@ impl Dropout {
         words[quarter] >> (16 * (column % 2)) & 0xFFFF >= self.threshold
     }
 
+    /// Sets to 0 what is dropped of `values`, which are of x's row `row` from column `start` on. What stays is not scaled.
+    #[expect(clippy::cast_possible_truncation, reason = "rows and columns fit 32 bits")]
+    pub(crate) fn drop_row(&self, row: usize, start: usize, values: &mut [f32]) {
+        let end = start + values.len();
+        vectorized(
+            #[inline(always)]
+            || {
+                for first in (start / SPAN * SPAN..end).step_by(SPAN) {
+                    let groups = std::array::from_fn(|lane| (first / SPAN * LANES + lane) as u32);
+                    let words = philox(
+                        [groups, [row as u32; LANES], [self.layer; LANES], [self.offset; LANES]],
+                        [self.seed as u32, (self.seed >> 32) as u32],
+                    );
+                    let mut kept = [0u32; SPAN];
+                    for (quarter, words) in words.iter().enumerate() {
+                        for (lane, word) in words.iter().enumerate() {
+                            let column = 32 * (lane / 4) + 8 * quarter + 2 * (lane % 4);
+                            for (half, bits) in [word & 0xFFFF, word >> 16].into_iter().enumerate() {
+                                kept[column + half] = if bits >= self.threshold { u32::MAX } else { 0 };
+                            }
+                        }
+                    }
+                    let columns = first.max(start)..(first + SPAN).min(end);
+                    let kept = &kept[columns.start - first..];
+                    for (value, kept) in values[columns.start - start..columns.end - start].iter_mut().zip(kept) {
+                        *value = f32::from_bits(value.to_bits() & kept);
+                    }
+                }
+            },
+        );
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "a word in two halves")]
     fn words(&self, row: u32, group: u32) -> [u32; 4] {
-        philox([group, row, self.layer, self.offset], self.seed)
+        let key = [self.seed as u32, (self.seed >> 32) as u32];
+        philox([[group], [row], [self.layer], [self.offset]], key).map(|[word]| word)
     }
 
     /// As kernels take it, `step` being the address of a number that is added to the offset, or 0.
@@ -91,18 +126,25 @@ impl Dropout {
 pub(crate) const NO_DROPOUT: LoraDropout =
     LoraDropout { step: std::ptr::null(), seed_low: 0, seed_high: 0, layer: 0, offset: 0, threshold: 0, scale: 1.0 };
 
-/// Philox4x32-10.
+/// Columns whose bits are made together: one vector register of counters.
+const LANES: usize = 8;
+/// Four words of two halves a counter.
+const SPAN: usize = 8 * LANES;
+
+/// Philox4x32-10 of `N` counters.
 #[expect(clippy::cast_possible_truncation, reason = "words and their halves")]
-fn philox(counter: [u32; 4], key: u64) -> [u32; 4] {
-    let (mut words, mut key) = (counter, [key as u32, (key >> 32) as u32]);
+#[inline(always)]
+fn philox<const N: usize>(counters: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
+    let mut words = counters;
     for _ in 0..10 {
-        let [first, second] = [(0xD251_1F53u64, words[0]), (0xCD9E_8D57, words[2])].map(|(m, w)| m * u64::from(w));
-        words = [
-            (second >> 32) as u32 ^ words[1] ^ key[0],
-            second as u32,
-            (first >> 32) as u32 ^ words[3] ^ key[1],
-            first as u32,
-        ];
+        let [w0, w1, w2, w3] = &mut words;
+        for (((w0, w1), w2), w3) in w0.iter_mut().zip(w1).zip(w2).zip(w3) {
+            let [first, second] = [0xD251_1F53 * u64::from(*w0), 0xCD9E_8D57 * u64::from(*w2)];
+            *w0 = (second >> 32) as u32 ^ *w1 ^ key[0];
+            *w2 = (first >> 32) as u32 ^ *w3 ^ key[1];
+            *w1 = second as u32;
+            *w3 = first as u32;
+        }
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
     words
@@ -115,14 +157,30 @@ mod tests {
     /// The known answers that Random123 publishes.
     #[test]
     fn philox_gives_the_known_answers() {
-        assert_eq!(philox([0; 4], 0), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(philox([u32::MAX; 4], u64::MAX), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
-        let pi = philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], 0x299f_31d0_a409_3822);
+        let philox = |counter: [u32; 4], key| philox(counter.map(|word| [word]), key).map(|[word]| word);
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        let pi = philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]);
         assert_eq!(pi, [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
     }
 
     fn kept(dropout: &Dropout, rows: usize, columns: usize) -> Vec<bool> {
         (0..rows).flat_map(|row| (0..columns).map(move |column| dropout.keeps(row, column))).collect()
+    }
+
+    #[test]
+    fn a_row_is_dropped_as_its_elements_are() {
+        let dropout = Dropout::new(0.4, 0x1234_5678_9ABC).unwrap().for_layer(3).at(9);
+        for (start, len) in [(0, 1), (0, 64), (1, 64), (63, 2), (64, 200), (70, 31), (200, 0), (5, 500)] {
+            for row in [0, 1, 77] {
+                let mut values = vec![f32::NAN; len];
+                dropout.drop_row(row, start, &mut values);
+                for (i, value) in values.iter().enumerate() {
+                    let kept = dropout.keeps(row, start + i);
+                    assert!(if kept { value.is_nan() } else { *value == 0.0 }, "[{row}, {}]", start + i);
+                }
+            }
+        }
     }
 
     #[test]

@@ -160,7 +160,7 @@ pub fn weight_in_out<W: Element>(layer: &LoraLinear<'_, W>) -> Matrix64 {
     }
 }
 
-/// x̂: what dropout leaves of x, divided by 1 − p.
+/// x̂: what dropout leaves of x, divided by 1 − p. What the low-rank term gives dx is masked in the same way.
 pub fn drop_out(x: &Matrix64, dropout: Option<&Dropout>) -> Matrix64 {
     let Some(dropout) = dropout else { return x.clone() };
     let value = |i| if dropout.keeps(i / x.cols, i % x.cols) { x.data[i] / (1.0 - dropout.p()) } else { 0.0 };
@@ -267,9 +267,20 @@ pub fn backward<W: Element, X: Element>(
     x: MatrixRef<'_, X>,
     dy: MatrixRef<'_, X>,
 ) -> Gradients {
+    backward_dropped(layer, x, dy, None)
+}
+
+/// [`backward`] with dropout: x̂ in place of x in dA and dB, and `dx = dy·W0 + M ⊙ s·(dy·B)·A`. M is dropout's mask of x,
+/// divided by 1 − p.
+pub fn backward_dropped<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    x: MatrixRef<'_, X>,
+    dy: MatrixRef<'_, X>,
+    dropout: Option<&Dropout>,
+) -> Gradients {
     type Parts = (Matrix64, Vec<Matrix64>, Vec<Matrix64>);
     let evaluate = |f: &dyn Fn(Matrix64) -> Matrix64, s: &dyn Fn(f64) -> f64| -> Parts {
-        let (x, dy) = (f(Matrix64::from_view(x)), f(Matrix64::from_view(dy)));
+        let (x, dy) = (f(drop_out(&Matrix64::from_view(x), dropout)), f(Matrix64::from_view(dy)));
         let mut dx = dy.matmul(&f(weight_in_out(layer)).t());
         let (mut das, mut dbs) = (vec![], vec![]);
         for segment in layer.segments {
@@ -277,7 +288,7 @@ pub fn backward<W: Element, X: Element>(
             let scale = s(f64::from(segment.scale));
             let dy = dy.columns(segment.columns.clone());
             let q = dy.matmul(&b);
-            dx.add_at(0, scale, &q.matmul(&a));
+            dx.add_at(0, scale, &drop_out(&q.matmul(&a), dropout));
             let mut da = Matrix64::zeros(a.rows, a.cols);
             da.add_at(0, scale, &q.t().matmul(&x));
             let mut db = Matrix64::zeros(b.rows, b.cols);
@@ -304,18 +315,12 @@ pub fn input_gradient_through<W: Element, X: Element>(
     dropout: Option<&Dropout>,
     dtype: DType,
 ) -> Judged {
-    let ones = Matrix64 { rows: dy.rows(), cols: layer.d_in(), data: vec![1.0; dy.rows() * layer.d_in()] };
-    let mask = drop_out(&ones, dropout);
-    let masked = |mut m: Matrix64| {
-        m.data.iter_mut().zip(&mask.data).for_each(|(value, mask)| *value *= mask);
-        m
-    };
     let evaluate = |f: &dyn Fn(Matrix64) -> Matrix64, s: &dyn Fn(f64) -> f64| {
         let dy = f(Matrix64::from_view(dy));
         let mut dx = dy.matmul(&f(weight_in_out(layer)).t());
         for segment in layer.segments {
             let q = dy.columns(segment.columns.clone()).matmul(&f(Matrix64::from_view(segment.b)));
-            let update = masked(q.matmul(&f(Matrix64::from_view(segment.a))));
+            let update = drop_out(&q.matmul(&f(Matrix64::from_view(segment.a))), dropout);
             dx.add_at(0, s(f64::from(segment.scale)), &update);
         }
         dx
@@ -326,7 +331,7 @@ pub fn input_gradient_through<W: Element, X: Element>(
         let mut rounding = dy.matmul(&Matrix64::from_view(segment.b)).abs();
         let u = dtype.unit_roundoff() * f64::from(segment.scale).abs();
         rounding.data.iter_mut().for_each(|q| *q = u * *q + dtype.smallest_step());
-        judged.slack.add_at(0, 1.0, &masked(rounding.matmul(&Matrix64::from_view(segment.a).abs())));
+        judged.slack.add_at(0, 1.0, &drop_out(&rounding.matmul(&Matrix64::from_view(segment.a).abs()), dropout));
     }
     judged
 }

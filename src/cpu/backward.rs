@@ -1,14 +1,17 @@
 //! The backward pass: dx in one product with Q = dy·B inside, then dA and dB. W0 is frozen and gets no gradient.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::epilogue::Output;
 use super::gemm::{Scale, gemm_into};
-use super::layer::{check_t, forward_terms};
+use super::layer::{Input, check_t, forward_terms};
 use super::operand::Operand;
-use super::panel::load_rows;
-use super::product::{self, LowRank, Product};
+use super::panel::{load_dropped, load_rows};
+use super::product::{self, Dropped, LowRank, Product};
 use super::shared::SharedSlice;
+use crate::dropout::Dropout;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::lora::{Epilogue, LoraLinear};
@@ -41,21 +44,25 @@ pub fn backward_workspace_len<W: Element, X: Element>(layer: &LoraLinear<'_, W>,
     Ok(plan.t_len() + plan.workspace_len())
 }
 
-/// T = x·Aᵀ of every segment, `[tokens, total_rank]`: for a backward pass whose forward pass did not keep it.
+/// T = x·Aᵀ of every segment, x̂·Aᵀ with dropout, `[tokens, total_rank]`: for a backward pass whose forward pass did not
+/// keep it.
 ///
 /// # Errors
 /// As [`forward`](super::forward); [`Error::LengthMismatch`] if `t` has another length.
-pub fn low_rank_input<W: Element, X: Element>(
+pub fn low_rank_input<'x, W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
-    x: MatrixRef<'_, X>,
+    input: impl Into<Input<'x, X>>,
     t: &mut [f32],
     workspace: &mut [f32],
 ) -> Result<()> {
+    let input = input.into();
+    let x = input.x;
     let plan = layer.plan_forward::<X>(x.rows())?;
     x.expect_shape("x", [x.rows(), layer.d_in()])?;
     check_t(Some(t), plan.t_len())?;
     let terms = forward_terms(layer);
-    let product = Product { x, weight: Operand::from_weight(&layer.weight), terms: &terms, bias: None };
+    let weight = Operand::from_weight(&layer.weight);
+    let product = Product { x, weight, terms: &terms, bias: None, dropped: input.dropped() };
     product::run(&product, &plan, None::<Output<'_, X>>, Some(t), workspace)
 }
 
@@ -65,13 +72,16 @@ pub fn low_rank_input<W: Element, X: Element>(
 /// `None` where nothing below needs it. `gradients` holds one entry a segment. `workspace` holds at least
 /// [`backward_workspace_len`] elements. Sums run in a fixed order: the same bits from run to run.
 ///
+/// With dropout, [`Input`] in place of `x`, it is that of the forward pass, whose mask divided by 1 − p is M:
+/// `dx = dy·W0 + M ⊙ (s·(dy·B)·A)` and `dA = s·(dy·B)ᵀ·x̂` with x̂ = M ⊙ x.
+///
 /// # Errors
 /// As [`LoraLinear::validate`]; [`Error::ShapeMismatch`] or [`Error::LengthMismatch`] for an operand;
 /// [`Error::SegmentCountMismatch`]; [`Error::WorkspaceTooSmall`].
 #[allow(clippy::too_many_arguments)]
-pub fn backward<W: Element, X: Element>(
+pub fn backward<'x, W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
-    x: MatrixRef<'_, X>,
+    input: impl Into<Input<'x, X>>,
     dy: MatrixRef<'_, X>,
     t: &[f32],
     dx: Option<&mut MatrixMut<'_, X>>,
@@ -79,6 +89,8 @@ pub fn backward<W: Element, X: Element>(
     accumulate: Accumulate,
     workspace: &mut [f32],
 ) -> Result<()> {
+    let input = input.into();
+    let (x, dropout) = (input.x, input.dropout());
     let (tokens, d_in, d_out) = (x.rows(), layer.d_in(), layer.d_out());
     let plan = layer.plan_backward::<X>(tokens)?;
     x.expect_shape("x", [tokens, d_in])?;
@@ -111,7 +123,9 @@ pub fn backward<W: Element, X: Element>(
             scale: segment.scale,
         })
         .collect();
-    let product = Product { x: dy, weight: Operand::from_weight(&layer.weight).t(), terms: &terms, bias: None };
+    let weight = Operand::from_weight(&layer.weight).t();
+    let dropped = dropout.map_or(Dropped::Nothing, Dropped::Update);
+    let product = Product { x: dy, weight, terms: &terms, bias: None, dropped };
     let output = dx.map(|dx| {
         let row_stride = dx.row_stride();
         Output { data: SharedSlice::new(dx.data_mut()), row_stride, epilogue: Epilogue::default() }
@@ -130,7 +144,7 @@ pub fn backward<W: Element, X: Element>(
             Accumulate::Overwrite => Scale::Overwrite(segment.scale),
             Accumulate::Add => Scale::Add(segment.scale),
         };
-        input_gradient(&mut gradient.da, q, Operand::from_matrix(x), scale);
+        input_gradient(&mut gradient.da, q, Operand::from_matrix(x), dropout.as_ref(), scale);
         output_gradient(&mut gradient.db, Operand::from_matrix(dy.columns(segment.columns.clone())), t, scale);
         column += rank;
     }
@@ -143,14 +157,33 @@ const FEATURES: usize = 64;
 const TOKENS: usize = 256;
 
 /// dA `[rank, d_in]` from Q `[tokens, rank]` and x `[tokens, d_in]`: each task owns a block of columns.
-fn input_gradient<X: Element>(da: &mut MatrixMut<'_, f32>, q: Operand<'_, f32>, x: Operand<'_, X>, scale: Scale<f32>) {
+fn input_gradient<X: Element>(
+    da: &mut MatrixMut<'_, f32>,
+    q: Operand<'_, f32>,
+    x: Operand<'_, X>,
+    dropout: Option<&Dropout>,
+    scale: Scale<f32>,
+) {
     let (rank, d_in, stride) = (da.rows(), da.cols(), da.row_stride());
+    let scale = match (scale, dropout.map(Dropout::keep_scale)) {
+        (scale, None) => scale,
+        (Scale::Overwrite(s), Some(factor)) => Scale::Overwrite(s * factor),
+        (Scale::Add(s), Some(factor)) => Scale::Add(s * factor),
+    };
     let shared = SharedSlice::new(da.data_mut());
     (0..d_in.div_ceil(FEATURES)).into_par_iter().for_each(|block| {
         let cols = block * FEATURES..((block + 1) * FEATURES).min(d_in);
         let mut sum = vec![0.0; rank * cols.len()];
-        reduce_over_tokens(&mut sum, cols.len(), x.block(0..x.rows(), cols.clone()), |sum, tokens, x, step| {
-            gemm_into(sum, cols.len(), q.block(tokens, 0..rank).t(), x, step);
+        let load = |tokens: Range<usize>, panel: &mut [f32]| {
+            let first = [tokens.start, cols.start];
+            let x = x.block(tokens, cols.clone());
+            match dropout {
+                Some(dropout) => load_dropped(x, dropout, first, panel),
+                None => load_rows(x, panel),
+            };
+        };
+        reduce_over_tokens([x.rows(), cols.len()], load, |tokens, x, step| {
+            gemm_into(&mut sum, cols.len(), q.block(tokens, 0..rank).t(), x, step);
         });
         for (i, sum) in sum.chunks_exact(cols.len()).enumerate() {
             // SAFETY: blocks of columns are disjoint and each belongs to one task.
@@ -171,8 +204,11 @@ fn output_gradient<X: Element>(
     db.data_mut().par_chunks_mut(FEATURES * stride).enumerate().for_each(|(block, out)| {
         let rows = block * FEATURES..((block + 1) * FEATURES).min(width);
         let mut sum = vec![0.0; rows.len() * rank];
-        reduce_over_tokens(&mut sum, rows.len(), dy.block(0..dy.rows(), rows.clone()), |sum, tokens, dy, step| {
-            gemm_into(sum, rank, dy.t(), t.block(tokens, 0..rank), step);
+        let load = |tokens: Range<usize>, panel: &mut [f32]| {
+            load_rows(dy.block(tokens, rows.clone()), panel);
+        };
+        reduce_over_tokens([dy.rows(), rows.len()], load, |tokens, dy, step| {
+            gemm_into(&mut sum, rank, dy.t(), t.block(tokens, 0..rank), step);
         });
         for (out, sum) in out.chunks_mut(stride).zip(sum.chunks_exact(rank)) {
             store(&mut out[..rank], sum, scale);
@@ -180,18 +216,17 @@ fn output_gradient<X: Element>(
     });
 }
 
-/// Feeds `step` the activations in `f32`, some tokens at a time, in order.
-fn reduce_over_tokens<X: Element>(
-    sum: &mut [f32],
-    width: usize,
-    activations: Operand<'_, X>,
-    step: impl Fn(&mut [f32], std::ops::Range<usize>, Operand<'_, f32>, Scale<f32>),
+/// Feeds `step` the activations that `load` widens, `[tokens, width]`, some tokens at a time, in order.
+fn reduce_over_tokens(
+    [tokens, width]: [usize; 2],
+    load: impl Fn(Range<usize>, &mut [f32]),
+    mut step: impl FnMut(Range<usize>, Operand<'_, f32>, Scale<f32>),
 ) {
-    let mut panel = vec![0.0; TOKENS.min(activations.rows()) * width];
-    for start in (0..activations.rows()).step_by(TOKENS) {
-        let tokens = start..(start + TOKENS).min(activations.rows());
-        let wide = load_rows(activations.block(tokens.clone(), 0..width), &mut panel);
-        step(sum, tokens, wide, Scale::Add(1.0));
+    let mut panel = vec![0.0; TOKENS.min(tokens) * width];
+    for start in (0..tokens).step_by(TOKENS) {
+        let some = start..(start + TOKENS).min(tokens);
+        load(some.clone(), &mut panel);
+        step(some.clone(), Operand::new(&panel, some.len(), width, width, 1), Scale::Add(1.0));
     }
 }
 

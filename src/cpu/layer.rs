@@ -2,12 +2,41 @@
 
 use super::epilogue::Output;
 use super::operand::Operand;
-use super::product::{self, LowRank, Product};
+use super::product::{self, Dropped, LowRank, Product};
 use super::shared::SharedSlice;
+use crate::dropout::Dropout;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::lora::{Epilogue, LoraLinear, Residual};
 use crate::matrix::{MatrixMut, MatrixRef};
+
+/// What a layer is run on: x alone, or with dropout on its way into the adapters.
+///
+/// With dropout each thread allocates what it masks at a time, at most a tile; a plan's workspace does not hold it.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a, X> {
+    /// x, `[tokens, d_in]`.
+    pub x: MatrixRef<'a, X>,
+    /// `None` and p = 0 are the same call. A forward pass and its backward pass take the same.
+    pub dropout: Option<Dropout>,
+}
+
+impl<X> Input<'_, X> {
+    /// The dropout, if it drops anything.
+    pub(super) fn dropout(&self) -> Option<Dropout> {
+        self.dropout.filter(|dropout| dropout.p() > 0.0)
+    }
+
+    pub(super) fn dropped(&self) -> Dropped {
+        self.dropout().map_or(Dropped::Nothing, Dropped::Input)
+    }
+}
+
+impl<'a, X> From<MatrixRef<'a, X>> for Input<'a, X> {
+    fn from(x: MatrixRef<'a, X>) -> Self {
+        Self { x, dropout: None }
+    }
+}
 
 /// The forward pass's low-rank terms: all of x through Aᵀ, then Bᵀ onto the segment's columns.
 pub(super) fn forward_terms<'a, W: Element>(layer: &LoraLinear<'a, W>) -> Vec<LowRank<'a, W>> {
@@ -26,32 +55,36 @@ pub(super) fn forward_terms<'a, W: Element>(layer: &LoraLinear<'a, W>) -> Vec<Lo
 /// `workspace` holds at least [`workspace_len`](crate::plan::Plan::workspace_len) elements of
 /// [`plan_forward`](LoraLinear::plan_forward)'s plan; its contents do not matter.
 ///
+/// With dropout, [`Input`] in place of `x`, the adapters see x̂: `y = x W0ᵀ + bias + s·(x̂ Aᵀ) Bᵀ`.
+///
 /// # Errors
 /// As [`LoraLinear::validate`]; [`Error::ShapeMismatch`] for x or y; [`Error::WorkspaceTooSmall`].
-pub fn forward<W: Element, X: Element>(
+pub fn forward<'x, W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
-    x: MatrixRef<'_, X>,
+    input: impl Into<Input<'x, X>>,
     y: &mut MatrixMut<'_, X>,
     workspace: &mut [f32],
 ) -> Result<()> {
-    forward_with(layer, x, y, &Epilogue::default(), None, workspace)
+    forward_with(layer, input, y, &Epilogue::default(), None, workspace)
 }
 
 /// [`forward`] with an epilogue, `y = act(x W0ᵀ + bias + s·(x Aᵀ) Bᵀ) + residual`, and T = x·Aᵀ written out on request.
 ///
-/// `t` is `[tokens, total_rank]`, contiguous: each segment's columns in order, unscaled; the backward pass reads it.
+/// `t` is `[tokens, total_rank]`, contiguous: each segment's columns in order, without s; the backward pass reads it. With
+/// dropout it is x̂·Aᵀ.
 ///
 /// # Errors
 /// As [`forward`]; [`Error::ShapeMismatch`] for the residual; [`Error::LengthMismatch`] for `t`.
-pub fn forward_with<W: Element, X: Element>(
+pub fn forward_with<'x, W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
-    x: MatrixRef<'_, X>,
+    input: impl Into<Input<'x, X>>,
     y: &mut MatrixMut<'_, X>,
     epilogue: &Epilogue<'_, X>,
     t: Option<&mut [f32]>,
     workspace: &mut [f32],
 ) -> Result<()> {
-    let tokens = x.rows();
+    let input = input.into();
+    let (x, tokens) = (input.x, input.x.rows());
     let plan = layer.plan_forward::<X>(tokens)?;
     x.expect_shape("x", [tokens, layer.d_in()])?;
     y.expect_shape("y", [tokens, layer.d_out()])?;
@@ -60,7 +93,8 @@ pub fn forward_with<W: Element, X: Element>(
     }
     check_t(t.as_deref(), plan.t_len())?;
     let terms = forward_terms(layer);
-    let product = Product { x, weight: Operand::from_weight(&layer.weight), terms: &terms, bias: layer.bias };
+    let weight = Operand::from_weight(&layer.weight);
+    let product = Product { x, weight, terms: &terms, bias: layer.bias, dropped: input.dropped() };
     let row_stride = y.row_stride();
     let output = Output { data: SharedSlice::new(y.data_mut()), row_stride, epilogue: *epilogue };
     product::run(&product, &plan, Some(output), t, workspace)

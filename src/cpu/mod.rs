@@ -21,7 +21,7 @@ pub use activation::{activate, activate_backward};
 pub use adamw::adamw;
 pub use backward::{Accumulate, SegmentGradient, backward, backward_workspace_len, low_rank_input};
 pub use gemm::{Scale, gemm_into};
-pub use layer::{forward, forward_with};
+pub use layer::{Input, forward, forward_with};
 pub use merge::{MergeReport, merge, merge_into, unmerge};
 pub use operand::Operand;
 pub use sequential::{SequentialBuffers, forward_dense_delta, forward_sequential};

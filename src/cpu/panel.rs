@@ -2,6 +2,7 @@
 
 use super::operand::Operand;
 use super::vector::vectorized;
+use crate::dropout::Dropout;
 use crate::dtype::Element;
 
 /// Edge of the square blocks in which a panel is turned: 16 rows of 16 `f32` are 16 cache lines on either side.
@@ -17,6 +18,21 @@ pub(crate) fn load_rows<'d, T: Element>(src: Operand<'_, T>, dst: &'d mut [f32])
         }
     } else {
         turn(src, dst);
+    }
+    Operand::new(dst, rows, cols, cols, 1)
+}
+
+/// [`load_rows`] of what dropout leaves, not scaled: `src` is the block of a layer's input that starts at `[row, column]`.
+pub(crate) fn load_dropped<'d, T: Element>(
+    src: Operand<'_, T>,
+    dropout: &Dropout,
+    [row, column]: [usize; 2],
+    dst: &'d mut [f32],
+) -> Operand<'d, f32> {
+    let (rows, cols) = (src.rows(), src.cols());
+    load_rows(src, dst);
+    for (i, values) in dst[..rows * cols].chunks_exact_mut(cols.max(1)).enumerate() {
+        dropout.drop_row(row + i, column, values);
     }
     Operand::new(dst, rows, cols, cols, 1)
 }

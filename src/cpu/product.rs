@@ -13,9 +13,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::epilogue::Output;
 use super::gemm::{Scale, gemm_into};
 use super::operand::Operand;
-use super::panel::{load_as_stored, load_rows};
+use super::panel::{load_as_stored, load_dropped, load_rows};
 use super::shared::SharedSlice;
-use super::vector::vectorized;
+use super::vector::{self, vectorized};
+use crate::dropout::Dropout;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::matrix::MatrixRef;
@@ -41,6 +42,17 @@ pub(crate) struct Product<'a, W, X> {
     pub(crate) terms: &'a [LowRank<'a, W>],
     /// `[columns]`
     pub(crate) bias: Option<&'a [W]>,
+    pub(crate) dropped: Dropped,
+}
+
+/// What dropout masks: always a layer's input, which goes into the forward product and comes out of the backward one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Dropped {
+    Nothing,
+    /// x on its way into T. Every term reads all columns of x.
+    Input(Dropout),
+    /// The sum of what the terms add to the output.
+    Update(Dropout),
 }
 
 /// The gemm crate's kernel for short rows of long columns works on results of up to this many elements.
@@ -119,6 +131,15 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         if self.output.is_some() { self.plan.output_tiles() } else { 0 }
     }
 
+    /// Elements that a thread masks at a time.
+    fn masked_len(&self) -> usize {
+        match self.product.dropped {
+            Dropped::Nothing => 0,
+            Dropped::Input(_) => self.plan.shrink_tokens * self.plan.panel_depth.min(self.product.x.cols()),
+            Dropped::Update(_) => self.plan.tile_len(),
+        }
+    }
+
     fn work(&self, scratch: &mut [f32]) {
         /// Frees the threads that wait for T if the one that computes it panics.
         struct AbortOnPanic<'a>(&'a AtomicBool);
@@ -130,15 +151,16 @@ impl<W: Element, X: Element> Run<'_, W, X> {
             }
         }
         let _guard = AbortOnPanic(&self.aborted);
+        let mut masked = vec![0.0; self.masked_len()];
         let shrink_tiles = self.plan.shrink_tiles();
         loop {
             let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
             if ticket < shrink_tiles {
-                self.shrink_tile(ticket, scratch);
+                self.shrink_tile(ticket, scratch, &mut masked);
                 // Release: whoever sees the count also sees the rows.
                 self.shrink_tiles_done.fetch_add(1, Ordering::Release);
             } else if ticket < shrink_tiles + self.output_tiles() {
-                self.output_tile(ticket - shrink_tiles, scratch);
+                self.output_tile(ticket - shrink_tiles, scratch, &mut masked);
             } else {
                 return;
             }
@@ -155,7 +177,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
     }
 
     /// Widens a few rows of x where needed and computes the same rows of T.
-    fn shrink_tile(&self, index: usize, scratch: &mut [f32]) {
+    fn shrink_tile(&self, index: usize, scratch: &mut [f32], masked: &mut [f32]) {
         let tokens = self.product.x.rows();
         let start = index * self.plan.shrink_tokens;
         let rows = start..(start + self.plan.shrink_tokens).min(tokens);
@@ -175,9 +197,23 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         // count says it is done.
         let (t, x) =
             unsafe { (self.t.get_mut(rows.start * total_rank..rows.end * total_rank), self.x_rows(rows.clone())) };
+        let panel_depth = self.plan.panel_depth;
+        if let Dropped::Input(dropout) = &self.product.dropped {
+            let factor = dropout.keep_scale();
+            for start in (0..x.cols()).step_by(panel_depth) {
+                let steps = start..(start + panel_depth).min(x.cols());
+                let x = load_dropped(x.block(0..rows.len(), steps.clone()), dropout, [rows.start, start], masked);
+                let scale = if start == 0 { Scale::Overwrite(factor) } else { Scale::Add(factor) };
+                for (term, &column) in self.product.terms.iter().zip(&self.t_columns) {
+                    let weight = term.shrink.block(steps.clone(), 0..term.shrink.cols());
+                    shrink(x, weight, &mut t[column..], total_rank, scale, scratch, panel_depth);
+                }
+            }
+            return;
+        }
         for (term, &column) in self.product.terms.iter().zip(&self.t_columns) {
             let x = x.block(0..rows.len(), term.inputs.clone());
-            shrink(x, term.shrink, &mut t[column..], total_rank, scratch, self.plan.panel_depth);
+            shrink(x, term.shrink, &mut t[column..], total_rank, Scale::Overwrite(1.0), scratch, panel_depth);
         }
     }
 
@@ -195,7 +231,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         Operand::new(data, rows.len(), x.cols(), stride, 1)
     }
 
-    fn output_tile(&self, index: usize, scratch: &mut [f32]) {
+    fn output_tile(&self, index: usize, scratch: &mut [f32], masked: &mut [f32]) {
         let Some(output) = &self.output else { return };
         let plan = self.plan;
         // Neighbouring tickets take the same columns, so a block of the weight is read from memory once.
@@ -221,6 +257,15 @@ impl<W: Element, X: Element> Run<'_, W, X> {
             // SAFETY: the wait has seen all of T written; nobody writes it again.
             let t = unsafe { self.t.get(rows.start * total_rank..rows.end * total_rank) };
             let t = Operand::new(t, rows.len(), total_rank, total_rank, 1);
+            // What is to be masked gathers in a tile of its own.
+            let mut apart = match &self.product.dropped {
+                Dropped::Update(dropout) => {
+                    let update = &mut masked[..tile.len()];
+                    update.fill(0.0);
+                    Some((dropout, update))
+                }
+                Dropped::Nothing | Dropped::Input(_) => None,
+            };
             for (term, &column) in self.product.terms.iter().zip(&self.t_columns) {
                 let touched = cols.start.max(term.outputs.start)..cols.end.min(term.outputs.end);
                 if touched.is_empty() {
@@ -230,7 +275,8 @@ impl<W: Element, X: Element> Run<'_, W, X> {
                 let offset = term.outputs.start;
                 let expand = term.expand.block(0..rank, touched.start - offset..touched.end - offset);
                 let t = t.block(0..rows.len(), column..column + rank);
-                let update = &mut tile[touched.start - cols.start..];
+                let update = apart.as_mut().map_or(&mut *tile, |(_, update)| update);
+                let update = &mut update[touched.start - cols.start..];
                 if rank <= SHORT_RANK {
                     rank_update(update, cols.len(), t, load_rows(expand, operand), term.scale);
                     continue;
@@ -240,6 +286,13 @@ impl<W: Element, X: Element> Run<'_, W, X> {
                     None => load_as_stored(expand, operand),
                 };
                 gemm_into(update, cols.len(), t, expand, Scale::Add(term.scale));
+            }
+            if let Some((dropout, update)) = apart {
+                let sums = tile.chunks_exact_mut(cols.len()).zip(update.chunks_exact_mut(cols.len()));
+                for (row, (sum, update)) in rows.clone().zip(sums) {
+                    dropout.drop_row(row, cols.start, update);
+                    vector::add_scaled(sum, update, dropout.keep_scale());
+                }
             }
         }
 
@@ -325,12 +378,14 @@ fn in_place<'a, T: Element>(operand: Operand<'a, T>) -> Option<Operand<'a, f32>>
     Some(Operand::new(data, operand.rows(), operand.cols(), operand.row_stride(), operand.col_stride()))
 }
 
-/// `t[rows, rank] = x · weight` for a few tokens and a small rank, with the reduction running along both rows.
+/// `t[rows, rank] (=|+=) factor · x · weight` for a few tokens and a small rank, with the reduction running along both
+/// rows.
 pub(super) fn shrink<W: Element>(
     x: Operand<'_, f32>,
     weight: Operand<'_, W>,
     t: &mut [f32],
     t_stride: usize,
+    scale: Scale<f32>,
     scratch: &mut [f32],
     panel_depth: usize,
 ) {
@@ -345,12 +400,13 @@ pub(super) fn shrink<W: Element>(
         }
     };
     match in_place(weight) {
-        Some(weight) if weight.row_stride() == 1 => product(0..depth, weight, Scale::Overwrite(1.0)),
+        Some(weight) if weight.row_stride() == 1 => product(0..depth, weight, scale),
         _ => {
+            let (Scale::Overwrite(factor) | Scale::Add(factor)) = scale;
             for start in (0..depth).step_by(panel_depth) {
                 let steps = start..(start + panel_depth).min(depth);
                 let panel = load_rows(weight.block(steps.clone(), 0..rank).t(), scratch).t();
-                product(steps, panel, if start == 0 { Scale::Overwrite(1.0) } else { Scale::Add(1.0) });
+                product(steps, panel, if start == 0 { scale } else { Scale::Add(factor) });
             }
         }
     }

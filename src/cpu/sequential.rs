@@ -1,6 +1,7 @@
 //! What the fused layer is measured against: the same mathematics as separate steps, each a pass of its own.
 //!
-//! Every product here runs on the same core as the fused layer, so that a difference is the fusion's alone.
+//! Every product here runs on the same core as the fused layer, so that a difference is the fusion's alone. These paths are
+//! for inference: they know no dropout.
 
 use rayon::prelude::*;
 
@@ -8,7 +9,7 @@ use super::epilogue::Output;
 use super::gemm::{Scale, gemm_into};
 use super::layer::{forward_terms, forward_with};
 use super::operand::Operand;
-use super::product::{self, Product};
+use super::product::{self, Dropped, Product};
 use super::{activation, vector};
 use crate::dtype::Element;
 use crate::error::Result;
@@ -91,7 +92,8 @@ fn adapter_layers<W: Element, X: Element>(
     grow(&mut buffers.update, tokens * width);
     let t = &mut buffers.t[..tokens * rank];
     let terms = forward_terms(&alone);
-    let shrink = Product { x, weight: Operand::from_weight(&layer.weight), terms: &terms, bias: None };
+    let (weight, dropped) = (Operand::from_weight(&layer.weight), Dropped::Nothing);
+    let shrink = Product { x, weight, terms: &terms, bias: None, dropped };
     product::run(&shrink, &plan, None::<Output<'_, X>>, Some(t), &mut buffers.workspace)?;
     X::narrow(t, &mut buffers.t_stored[..tokens * rank]);
     let t = MatrixRef::new(&buffers.t_stored, tokens, rank)?;

@@ -51,6 +51,15 @@ pub fn add(dst: &mut [f32], src: &[f32]) {
     );
 }
 
+/// `dst[i] += factor · src[i]`. Panics if the lengths differ.
+pub fn add_scaled(dst: &mut [f32], src: &[f32], factor: f32) {
+    assert_eq!(dst.len(), src.len());
+    vectorized(
+        #[inline(always)]
+        || dst.iter_mut().zip(src).for_each(|(d, s)| *d += factor * s),
+    );
+}
+
 /// `dst[i] *= factor`.
 pub fn scale(dst: &mut [f32], factor: f32) {
     vectorized(
