@@ -50,6 +50,11 @@ impl Dropout {
         Self { offset, ..self }
     }
 
+    /// The pass, as given to [`at`](Self::at).
+    pub fn offset(&self) -> u32 {
+        self.offset
+    }
+
     /// The probability, as rounded.
     pub fn p(&self) -> f64 {
         f64::from(self.threshold) / f64::from(RANGE)

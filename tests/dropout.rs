@@ -154,7 +154,7 @@ const LAYOUTS: [Layout; 2] = [Layout::OutIn, Layout::InOut];
 #[test]
 fn every_output_is_within_bounds_for_every_type() {
     for layout in LAYOUTS {
-        for (tokens, start) in [(1, None), (17, Some(0.5)), (130, None)] {
+        for (tokens, start) in [(1, None), (17, Some(0.5)), (130, None), (300, Some(-2.0))] {
             let shape = shape(tokens, layout);
             Case::<f32, f32>::new(1, &shape).check(start);
             Case::<f16, f32>::new(2, &shape).check(start);

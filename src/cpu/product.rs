@@ -134,6 +134,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
     /// Elements that a thread masks at a time.
     fn masked_len(&self) -> usize {
         match self.product.dropped {
+            _ if self.plan.problem.total_rank == 0 => 0,
             Dropped::Nothing => 0,
             Dropped::Input(_) => self.plan.shrink_tokens * self.plan.panel_depth.min(self.product.x.cols()),
             Dropped::Update(_) => self.plan.tile_len(),
