@@ -117,6 +117,22 @@ pub fn load_lora<W: Element>(folder: &Path, config: &Config) -> Result<Lora<W>> 
     Ok(lora)
 }
 
+/// The probability that `lora_dropout` of a LoRA's configuration says, 0 without one: to train the LoRA further with
+/// [`Training::set_dropout`](crate::train::Training::set_dropout). At inference it means nothing, and loading does not read it.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Json`]; [`Error::Field`] if it is no number of at least 0 and less than 1.
+pub fn lora_dropout(folder: &Path) -> Result<f64> {
+    let fields = Fields::read(&folder.join(CONFIG))?;
+    match fields.get("lora_dropout") {
+        None | Some(Value::Null) => Ok(0.0),
+        Some(value) => value
+            .as_f64()
+            .filter(|p| (0.0..1.0).contains(p))
+            .ok_or_else(|| fields.refuse("lora_dropout", "expected a number of at least 0 and less than 1")),
+    }
+}
+
 /// Adapters of a `GPT2LMHeadModel` name their modules from its `transformer` on, those of a `GPT2Model` do not.
 fn module_prefix(file: &Checkpoint) -> &'static str {
     let has_transformer = file.keys().iter().any(|key| key.starts_with("base_model.model.transformer."));

@@ -225,6 +225,20 @@ fn lora_settings() {
 }
 
 #[test]
+fn dropout_is_read_for_who_trains_on() {
+    let folder = Folder::of("lora-attn");
+    for (value, expected) in [(Some(json!(0.1)), 0.1), (Some(json!(0)), 0.0), (Some(Value::Null), 0.0), (None, 0.0)] {
+        folder.set("lora_dropout", value);
+        assert_eq!(peft::lora_dropout(folder.path()).unwrap(), expected);
+    }
+    for value in [json!(1.0), json!(-0.1), json!("0.1"), json!(true)] {
+        folder.set("lora_dropout", Some(value.clone()));
+        let parts = [&spelled(&folder.json()), &format!("'lora_dropout' is {value}"), "at least 0 and less than 1"];
+        assert_refused(peft::lora_dropout(folder.path()), &value.to_string(), &parts);
+    }
+}
+
+#[test]
 fn lora_settings_that_do_not_matter() {
     let expected = load(&Folder::of("lora-attn")).unwrap();
     let cases = [

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use fused_lora::Element;
+use fused_lora::dropout::Dropout;
 use fused_lora::lora::Activation;
 use fused_lora_gpt2::adapter::lora::{Lora, Projection, Target};
 use fused_lora_gpt2::train::{Gradients, Training};
@@ -72,8 +73,19 @@ fn slices(tokens: &[Vec<u32>]) -> Vec<&[u32]> {
 }
 
 fn gradients<W: Element>(model: &Model<W>, adapters: &Adapters<W>, batch: usize, sequence: usize) -> (f64, Gradients) {
+    gradients_dropped(model, adapters, batch, sequence, None)
+}
+
+fn gradients_dropped<W: Element>(
+    model: &Model<W>,
+    adapters: &Adapters<W>,
+    batch: usize,
+    sequence: usize,
+    dropout: Option<Dropout>,
+) -> (f64, Gradients) {
     let tokens = tokens(&model.config, batch, sequence);
     let mut training = Training::new(model, adapters, batch, sequence).unwrap();
+    training.set_dropout(dropout);
     let loss = training.loss_and_gradients(adapters, &slices(&tokens)).unwrap();
     (loss, training.gradients().clone())
 }
@@ -93,18 +105,33 @@ fn moved(adapters: &Adapters<f32>, directions: &[Vec<f32>], step: f32) -> Adapte
 }
 
 /// (−f(2h) + 8f(h) − 8f(−h) + f(−2h)) / 12h: off by h⁴ and by the loss's rounding over h.
-fn slope(model: &Model<f32>, adapters: &Adapters<f32>, directions: &[Vec<f32>], h: f32, tokens: &[&[u32]]) -> f64 {
+fn slope(
+    model: &Model<f32>,
+    adapters: &Adapters<f32>,
+    dropout: Option<Dropout>,
+    directions: &[Vec<f32>],
+    h: f32,
+    tokens: &[&[u32]],
+) -> f64 {
     let mut training = Training::new(model, adapters, tokens.len(), tokens[0].len()).unwrap();
-    let mut loss = |step: f32| training.loss(&moved(adapters, directions, step), tokens).unwrap();
+    let mut loss = |step: f32| {
+        let moved = moved(adapters, directions, step);
+        if dropout.is_none() {
+            return training.loss(&moved, tokens).unwrap();
+        }
+        // The loss alone is one without dropout.
+        training.set_dropout(dropout);
+        training.loss_and_gradients(&moved, tokens).unwrap()
+    };
     (loss(-2.0 * h) - 8.0 * loss(-h) + 8.0 * loss(h) - loss(2.0 * h)) / (12.0 * f64::from(h))
 }
 
 /// Each tensor's gradient along a random direction, which every one of its elements has a part in, and along one of
 /// its axes. `noise` is the loss's rounding over `h`; `kinks` what ReLUs that switch within `h` may make, in units of the
 /// tensor's root mean square.
-fn check_slopes(config: &Config, h: f32, noise: f64, kinks: f64) {
+fn check_slopes(config: &Config, dropout: Option<Dropout>, h: f32, noise: f64, kinks: f64) {
     let (model, adapters) = (model(config), everywhere(config));
-    let (_, gradients) = gradients(&model, &adapters, 2, 40);
+    let (_, gradients) = gradients_dropped(&model, &adapters, 2, 40, dropout);
     let tokens = tokens(config, 2, 40);
     let flat: Vec<&[f32]> = gradients.iter().flat_map(|g| [&g.a[..], &g.b[..]]).collect();
     let mut random = Random::new(7);
@@ -118,7 +145,7 @@ fn check_slopes(config: &Config, h: f32, noise: f64, kinks: f64) {
             let exact: f64 = direction.iter().zip(*gradient).map(|(d, g)| f64::from(*d) * f64::from(*g)).sum();
             let mut directions: Vec<Vec<f32>> = flat.iter().map(|g| vec![0.0; g.len()]).collect();
             directions[i] = direction;
-            let got = slope(&model, &adapters, &directions, h, &slices(&tokens));
+            let got = slope(&model, &adapters, dropout, &directions, h, &slices(&tokens));
             let bound = noise + kinks * size;
             assert!(
                 (got - exact).abs() <= bound,
@@ -132,10 +159,48 @@ fn check_slopes(config: &Config, h: f32, noise: f64, kinks: f64) {
 
 #[test]
 fn gradients_are_slopes_of_the_loss() {
-    check_slopes(&config(), 2e-2, 2e-5, 0.0);
-    check_slopes(&Config { scale_attention: false, heads: 1, layers: 1, ..config() }, 1e-2, 4e-5, 0.0);
-    check_slopes(&Config { scale_attention_by_layer: true, d_ff: 33, ..config() }, 2e-2, 2e-5, 0.0);
-    check_slopes(&Config { activation: Activation::Relu, ..config() }, 2e-3, 1e-4, 0.1);
+    check_slopes(&config(), None, 2e-2, 2e-5, 0.0);
+    check_slopes(&Config { scale_attention: false, heads: 1, layers: 1, ..config() }, None, 1e-2, 4e-5, 0.0);
+    check_slopes(&Config { scale_attention_by_layer: true, d_ff: 33, ..config() }, None, 2e-2, 2e-5, 0.0);
+    check_slopes(&Config { activation: Activation::Relu, ..config() }, None, 2e-3, 1e-4, 0.1);
+}
+
+#[test]
+fn gradients_under_dropout_are_slopes_of_the_loss_with_the_same_mask() {
+    let dropout = Dropout::new(0.3, 11).unwrap().at(6);
+    check_slopes(&Config { layers: 2, ..config() }, Some(dropout), 1e-2, 4e-5, 0.0);
+}
+
+#[test]
+fn each_step_drops_out_anew_and_evaluation_does_not() {
+    let config = config();
+    let (model, adapters) = (model::<f32>(&config), everywhere(&config));
+    let tokens = tokens(&config, 2, 30);
+    let dropout = Dropout::new(0.25, 9).unwrap().at(3);
+    let plain = gradients(&model, &adapters, 2, 30);
+    let mut training = Training::new(&model, &adapters, 2, 30).unwrap();
+    training.set_dropout(Some(dropout));
+    let mut losses = vec![plain.0];
+    for step in 3..6 {
+        assert_eq!(training.dropout(), Some(dropout.at(step)));
+        assert_eq!(training.loss(&adapters, &slices(&tokens)).unwrap(), plain.0, "evaluation drops nothing");
+        let loss = training.loss_and_gradients(&adapters, &slices(&tokens)).unwrap();
+        // A run that goes on from here makes the same masks.
+        let again = gradients_dropped(&model, &adapters, 2, 30, Some(dropout.at(step)));
+        assert_eq!((loss, training.gradients()), (again.0, &again.1));
+        assert!(!losses.contains(&loss), "step {step} has a mask of its own");
+        losses.push(loss);
+    }
+    // A call that fails takes no mask.
+    training.loss_and_gradients(&adapters, &[]).unwrap_err();
+    assert_eq!(training.dropout(), Some(dropout.at(6)));
+
+    // Layers number themselves.
+    let numbered = gradients_dropped(&model, &adapters, 2, 30, Some(dropout.for_layer(9)));
+    assert_eq!(numbered, gradients_dropped(&model, &adapters, 2, 30, Some(dropout)));
+
+    let zero = gradients_dropped(&model, &adapters, 2, 30, Some(Dropout::new(0.0, 9).unwrap()));
+    assert_eq!(zero, plain);
 }
 
 /// The pass ends at the lowest adapter. Gradients above must not know: factors of scale 0 all the way down change

@@ -1,6 +1,7 @@
 //! A projection in training: forward with T = x·Aᵀ kept, backward with it.
 
-use fused_lora::cpu::{self, Accumulate, SegmentGradient};
+use fused_lora::cpu::{self, Accumulate, Input, SegmentGradient};
+use fused_lora::dropout::Dropout;
 use fused_lora::lora::{Activation, Epilogue, LoraLinear, Residual};
 use fused_lora::{Element, MatrixMut, MatrixRef};
 
@@ -20,6 +21,8 @@ pub(super) struct Site<'a, W> {
     pub(super) rows: usize,
     /// Tokens of a sequence.
     pub(super) sequence: usize,
+    /// Of this pass; each projection of each block makes a mask of its own from it.
+    pub(super) dropout: Option<Dropout>,
 }
 
 impl<W: Element> Site<'_, W> {
@@ -36,7 +39,7 @@ impl<W: Element> Site<'_, W> {
         let linear = &self.layer.projections[which as usize];
         let segments = self.lora.segments(self.index, which)?;
         let layer = linear.layer(&segments)?;
-        let x = MatrixRef::new(x, self.rows, linear.d_in)?;
+        let x = self.input(which, MatrixRef::new(x, self.rows, linear.d_in)?);
         let mut y = MatrixMut::new(y, self.rows, linear.d_out)?;
         let epilogue = Epilogue { activation: Activation::Identity, residual };
         let t = &mut t[..self.rows * layer.total_rank()];
@@ -62,7 +65,7 @@ impl<W: Element> Site<'_, W> {
         let linear = &self.layer.projections[which as usize];
         let segments = self.lora.segments(self.index, which)?;
         let layer = linear.layer(&segments)?;
-        let x = MatrixRef::new(x, self.rows, linear.d_in)?;
+        let x = self.input(which, MatrixRef::new(x, self.rows, linear.d_in)?);
         let dy = MatrixRef::new(dy, self.rows, linear.d_out)?;
         let mut dx = dx.map(|dx| MatrixMut::new(dx, self.rows, linear.d_in)).transpose()?;
         let gradients: fused_lora::Result<Vec<_>> = gradients
@@ -76,23 +79,34 @@ impl<W: Element> Site<'_, W> {
         run().map_err(|source| self.error(which, source))
     }
 
+    fn input<'x>(&self, which: Projection, x: MatrixRef<'x, f32>) -> Input<'x, f32> {
+        Input { x, dropout: self.dropout.map(|dropout| dropout.for_layer(number(self.index, which))) }
+    }
+
     fn error(&self, which: Projection, source: fused_lora::Error) -> Error {
         Error::Layer { what: format!("h.{}.{}", self.index, which.name()), source }
     }
 }
 
+/// The number by which a projection's mask is told from all others of the model.
+#[expect(clippy::cast_possible_truncation, reason = "a model has few layers")]
+fn number(index: usize, which: Projection) -> u32 {
+    (Projection::ALL.len() * index + which as usize) as u32
+}
+
 /// [`cpu::backward`] in a workspace that grows to what it needs.
-pub(super) fn backward<W: Element>(
+pub(super) fn backward<'x, W: Element>(
     layer: &LoraLinear<'_, W>,
-    x: MatrixRef<'_, f32>,
+    x: impl Into<Input<'x, f32>>,
     dy: MatrixRef<'_, f32>,
     t: &[f32],
     dx: Option<&mut MatrixMut<'_, f32>>,
     gradients: &mut [SegmentGradient<'_>],
     workspace: &mut Vec<f32>,
 ) -> fused_lora::Result<()> {
-    let needed = cpu::backward_workspace_len::<W, f32>(layer, x.rows())?;
-    cpu::backward(layer, x, dy, t, dx, gradients, Accumulate::Overwrite, at_least(workspace, needed))
+    let input = x.into();
+    let needed = cpu::backward_workspace_len::<W, f32>(layer, input.x.rows())?;
+    cpu::backward(layer, input, dy, t, dx, gradients, Accumulate::Overwrite, at_least(workspace, needed))
 }
 
 /// What a plan needs depends on the rayon pool, which may be another one at the next call.
@@ -101,4 +115,15 @@ pub(super) fn at_least(workspace: &mut Vec<f32>, needed: usize) -> &mut [f32] {
         workspace.resize(needed, 0.0);
     }
     workspace
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_projection_has_a_number_of_its_own() {
+        let numbers: Vec<_> = (0..5).flat_map(|i| Projection::ALL.map(|which| number(i, which))).collect();
+        assert_eq!(numbers, (0..20).collect::<Vec<_>>());
+    }
 }

@@ -29,6 +29,7 @@ mod loss;
 mod optimizer;
 
 use fused_lora::Element;
+use fused_lora::dropout::Dropout;
 
 use crate::adapter::Adapters;
 use crate::adapter::lora::{Lora, Projection};
@@ -67,6 +68,8 @@ pub struct Training<'m, W> {
     d_normed: Vec<f32>,
     loss: Loss,
     gradients: Gradients,
+    /// Of the next call that makes gradients.
+    dropout: Option<Dropout>,
 }
 
 impl<'m, W: Element> Training<'m, W> {
@@ -104,7 +107,21 @@ impl<'m, W: Element> Training<'m, W> {
             d_normed: zeros(),
             loss: Loss::default(),
             gradients: Gradients::zeros(lora),
+            dropout: None,
         })
+    }
+
+    /// From now on drops out the LoRA's input wherever gradients are made, as PEFT's `lora_dropout` does in training. Each
+    /// call of [`loss_and_gradients`](Self::loss_and_gradients) that succeeds takes the next offset, starting from the
+    /// given one's. Each projection of each layer has a mask of its own, which its factors share; a layer number in
+    /// `dropout` is replaced. Processes that train on parts of one batch need seeds of their own.
+    pub fn set_dropout(&mut self, dropout: Option<Dropout>) {
+        self.dropout = dropout;
+    }
+
+    /// The dropout of the next call that makes gradients: what a run that is to be continued keeps.
+    pub fn dropout(&self) -> Option<Dropout> {
+        self.dropout
     }
 
     /// The mean cross entropy of every sequence's tokens but the first, each predicted from those before it; and the
@@ -114,7 +131,7 @@ impl<'m, W: Element> Training<'m, W> {
     /// As [`new`](Self::new); [`Error::BatchSize`] or [`Error::Batch`] for another number of sequences or tokens than it
     /// was given, [`Error::Token`], [`Error::OtherAdapters`]. A loss that is not finite is returned as it is.
     pub fn loss_and_gradients(&mut self, adapters: &Adapters<W>, tokens: &[&[u32]]) -> Result<f64> {
-        let lora = self.forward(adapters, tokens)?;
+        let lora = self.forward(adapters, tokens, self.dropout)?;
         let (model, config) = (self.model, &self.model.config);
         let workspace = &mut self.scratch.workspace;
         let loss = self.loss.run(model, tokens, &self.normed, Some(&mut self.d_normed), workspace)?;
@@ -125,18 +142,20 @@ impl<'m, W: Element> Training<'m, W> {
         for index in (first..config.layers).rev() {
             let lowest = (index == first).then_some(projection);
             let (saved, gradients) = (&self.saved[index - first], &mut self.gradients.layers[index]);
-            let site = site(model, lora, index, self.x.len() / config.d_model, self.sequence);
+            let rows = self.x.len() / config.d_model;
+            let site = Site { dropout: self.dropout, ..site(model, lora, index, rows, self.sequence) };
             block::backward(site, saved, &mut self.scratch, lowest, gradients, &mut self.dx)?;
         }
+        self.dropout = self.dropout.map(|dropout| dropout.at(dropout.offset().wrapping_add(1)));
         Ok(loss)
     }
 
-    /// The loss alone, for evaluation. Gradients stay as they are.
+    /// The loss alone, for evaluation: without dropout. Gradients stay as they are.
     ///
     /// # Errors
     /// As [`loss_and_gradients`](Self::loss_and_gradients).
     pub fn loss(&mut self, adapters: &Adapters<W>, tokens: &[&[u32]]) -> Result<f64> {
-        self.forward(adapters, tokens)?;
+        self.forward(adapters, tokens, None)?;
         self.loss.run(self.model, tokens, &self.normed, None, &mut self.scratch.workspace)
     }
 
@@ -146,7 +165,12 @@ impl<'m, W: Element> Training<'m, W> {
     }
 
     /// Up to and behind ln_f, keeping what the backward pass reads.
-    fn forward<'a>(&mut self, adapters: &'a Adapters<W>, tokens: &[&[u32]]) -> Result<&'a Lora<W>> {
+    fn forward<'a>(
+        &mut self,
+        adapters: &'a Adapters<W>,
+        tokens: &[&[u32]],
+        dropout: Option<Dropout>,
+    ) -> Result<&'a Lora<W>> {
         let (model, config) = (self.model, &self.model.config);
         let lora = trainable(adapters)?;
         self.gradients.check(lora)?;
@@ -164,7 +188,8 @@ impl<'m, W: Element> Training<'m, W> {
         for index in 0..config.layers {
             // Below the lowest adapted layer nothing is kept: its place serves until its turn comes.
             let saved = &mut self.saved[index.saturating_sub(first)];
-            let site = site(model, lora, index, self.x.len() / config.d_model, self.sequence);
+            let rows = self.x.len() / config.d_model;
+            let site = Site { dropout, ..site(model, lora, index, rows, self.sequence) };
             block::forward(site, saved, &mut self.scratch, &mut self.x)?;
         }
         layer_norm(&self.x, &model.ln_f, config.layer_norm_epsilon, &mut self.normed);
@@ -173,7 +198,7 @@ impl<'m, W: Element> Training<'m, W> {
 }
 
 fn site<'a, W>(model: &'a Model<W>, lora: &'a Lora<W>, index: usize, rows: usize, sequence: usize) -> Site<'a, W> {
-    Site { config: &model.config, layer: &model.layers[index], lora, index, rows, sequence }
+    Site { config: &model.config, layer: &model.layers[index], lora, index, rows, sequence, dropout: None }
 }
 
 /// The LoRA, if it is the only adapter.
