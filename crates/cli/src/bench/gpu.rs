@@ -1,4 +1,5 @@
-//! On a GPU: fused against base, ours and cuBLASLt's, against sequential, against a plain read of the weight.
+//! On a GPU: fused against base, ours and cuBLASLt's, against sequential, against a plain read of the weight; calls or
+//! training passes.
 
 use anyhow::Result;
 use fused_lora::device::{Device, DeviceKind, Forward, ForwardOptions, Properties, Stream};

@@ -73,7 +73,8 @@ pub(crate) struct Args {
     /// How the weight is stored: in-out as GPT-2's Conv1D, out-in as torch's Linear
     #[arg(long, value_enum, default_value = "in-out")]
     layout: LayoutArg,
-    /// On a GPU multiply f32 in TF32: operands rounded to 10 fraction bits, ours from 17 tokens on, cuBLASLt's always
+    /// On a GPU multiply f32 in TF32: operands rounded to 10 fraction bits, ours from 17 tokens on, cuBLASLt's
+    /// always; of a training pass only our forward launch
     #[arg(long)]
     tf32: bool,
     /// A training pass instead of a forward call: forward with T kept, then dx, dA and dB; --preset backward implies it
