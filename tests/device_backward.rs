@@ -7,6 +7,7 @@ mod common;
 use common::backward::{Asked, Given, factors, input, random, run};
 use common::device::device;
 use common::golden::Golden;
+use common::rig::on_gpu;
 use common::{Buffer, RandomLayer, Shape, steps};
 use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
@@ -92,6 +93,23 @@ fn only_what_is_wanted() {
         (check::<f16>(11, &bare, &options(true, false)), check::<f16>(11, &bare, &options(false, true)));
     assert_eq!([only_dx.launches, only_bias.launches], [1, 1]);
     assert_eq!(check::<f16>(11, &bare, &options(true, true)).launches, 2);
+}
+
+/// The emulator counts each launch of a call, in their order.
+#[test]
+fn each_launch_is_counted() {
+    if on_gpu() {
+        return;
+    }
+    let (random, x, dy) = random::<bf16>(14, &shape(40, Layout::OutIn));
+    let stream = stream();
+    run(&stream, &random, &x, &dy, &Asked::default()).unwrap();
+    let counted = stream.device().take_all_counters();
+    let stored: Vec<_> = counted.iter().map(|counters| counters.store_bytes).collect();
+    // T and Q have 16 and 32 columns in the workspace; dA and dB of ranks 4 and 17 are f32.
+    let (kept, gradients) = (2 * 40 * 48, 4 * (21 * 72 + 16 * 4 + 24 * 17));
+    assert_eq!(stored, [2 * 40 * (48 + 21) + kept, 2 * 40 * 72 + kept, gradients]);
+    assert!(stream.device().take_all_counters().is_empty() && stream.device().take_counters().is_none());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use fused_lora::lora::{Activation, Layout};
 use half::bf16;
 
 /// Tokens, d_in, d_out, rank.
-type Shape = (usize, usize, usize, usize);
+pub(crate) type Shape = (usize, usize, usize, usize);
 
 const DECODE: [Shape; 4] = [(1, 4096, 4096, 16), (1, 1024, 3072, 4), (4, 4096, 4096, 16), (16, 4096, 4096, 16)];
 
@@ -24,25 +24,25 @@ const FORWARD_COUNTED: [Shape; 4] =
     [(17, 1024, 1024, 16), (64, 1024, 512, 16), (128, 512, 512, 4), (512, 256, 512, 16)];
 
 /// Copies of the weights are together so many times the L2 cache.
-const COLD: usize = 3;
+pub(crate) const COLD: usize = 3;
 
 /// A fixed sequence of numbers in [-0.5, 0.5), with as many different bits as random ones.
-fn numbers(n: usize) -> Vec<bf16> {
+pub(crate) fn numbers(n: usize) -> Vec<bf16> {
     let number = |i: u32| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 - 0.5;
     (0..n as u32).map(|i| bf16::from_f32(number(i))).collect()
 }
 
-struct Case {
-    stream: Stream,
-    shape: Shape,
-    x: DeviceBuffer<bf16>,
-    y: DeviceBuffer<bf16>,
+pub(crate) struct Case {
+    pub(crate) stream: Stream,
+    pub(crate) shape: Shape,
+    pub(crate) x: DeviceBuffer<bf16>,
+    pub(crate) y: DeviceBuffer<bf16>,
     /// W0, A, B.
-    copies: Vec<[DeviceBuffer<bf16>; 3]>,
+    pub(crate) copies: Vec<[DeviceBuffer<bf16>; 3]>,
 }
 
 impl Case {
-    fn new(device: &Device, shape: Shape, copies: usize) -> Result<Self> {
+    pub(crate) fn new(device: &Device, shape: Shape, copies: usize) -> Result<Self> {
         let (tokens, d_in, d_out, rank) = shape;
         let stream = Stream::new(device)?;
         let upload = |n| DeviceBuffer::from_slice(&stream, &numbers(n));
@@ -52,7 +52,12 @@ impl Case {
         Ok(Self { stream, shape, x, y, copies })
     }
 
-    fn with_layer<R>(&self, copy: usize, adapted: bool, work: impl FnOnce(&DeviceLora<'_, bf16>) -> R) -> Result<R> {
+    pub(crate) fn with_layer<R>(
+        &self,
+        copy: usize,
+        adapted: bool,
+        work: impl FnOnce(&DeviceLora<'_, bf16>) -> R,
+    ) -> Result<R> {
         let (_, d_in, d_out, rank) = self.shape;
         let [weight, a, b] = &self.copies[copy];
         let (a, b) = (DeviceMatrix::new(a.as_slice(), rank, d_in)?, DeviceMatrix::new(b.as_slice(), d_out, rank)?);

@@ -6,6 +6,7 @@
 
 mod cpu;
 mod device;
+mod device_backward;
 
 use std::process::{Command, ExitCode};
 
@@ -33,13 +34,17 @@ fn main() -> ExitCode {
         "cuda" => Device::cuda(0).and_then(|device| {
             let mut criterion = criterion();
             device::time(&mut criterion, &device)?;
+            device_backward::time(&mut criterion, &device)?;
             criterion.final_summary();
             Ok(())
         }),
         "emulator" => {
             let counting =
                 EmulatorConfig { count_transactions: true, multiprocessors: 132, ..EmulatorConfig::default() };
-            Device::emulator(counting).and_then(|device| device::count(&device))
+            Device::emulator(counting).and_then(|device| {
+                device::count(&device)?;
+                device_backward::count(&device)
+            })
         }
         other => {
             eprintln!("--device {other}: expected cpu, cuda or emulator");

@@ -80,8 +80,8 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn encode_tensor_map(&self, tensor: &Tensor<'_>) -> Result<TensorMap>;
 
     #[cfg(feature = "emulator")]
-    fn take_counters(&self) -> Option<super::LaunchCounters> {
-        None
+    fn take_counters(&self) -> Vec<super::LaunchCounters> {
+        vec![]
     }
     #[cfg(feature = "emulator")]
     fn machine(&self) -> Option<&fused_lora_emulator::Machine> {

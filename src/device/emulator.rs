@@ -1,5 +1,6 @@
 //! The emulator as a device. Streams are eager: what is issued has happened when the call returns, or is captured.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -19,6 +20,8 @@ const SHARED_BYTES: u32 = 227 << 10;
 /// Shared memory of an SM, of which each resident block takes 1 KiB more than it asked for.
 const SHARED_BYTES_PER_SM: u32 = 228 << 10;
 const THREADS_PER_SM: u32 = 2048;
+/// Launches whose counters are kept: more than a call issues, and few enough to forget about.
+const COUNTED: usize = 64;
 
 /// An emulated machine and what its driver would keep.
 #[derive(Debug)]
@@ -26,7 +29,8 @@ pub(super) struct Emulator {
     machine: Machine,
     properties: Properties,
     streams: Mutex<Streams>,
-    counters: Mutex<Option<Counters>>,
+    /// Of the latest launches that nobody has asked about yet, oldest first.
+    counters: Mutex<VecDeque<Counters>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -98,7 +102,11 @@ impl Emulator {
                 let launch = emulator::Launch { kernel: name, grid, block, shared_bytes, cluster, params };
                 // SAFETY: the caller's promise.
                 let counters = unsafe { self.machine.launch(&launch) }?;
-                *lock(&self.counters) = Some(counters);
+                let mut kept = lock(&self.counters);
+                if kept.len() == COUNTED {
+                    kept.pop_front();
+                }
+                kept.push_back(counters);
             }
         }
         Ok(())
@@ -243,8 +251,8 @@ impl Backend for Emulator {
         Ok(TensorMap { opaque: self.machine.encode_tensor_map(&tensor)? })
     }
 
-    fn take_counters(&self) -> Option<Counters> {
-        lock(&self.counters).take()
+    fn take_counters(&self) -> Vec<Counters> {
+        lock(&self.counters).drain(..).collect()
     }
 
     fn machine(&self) -> Option<&Machine> {

@@ -154,6 +154,13 @@ impl Device {
     /// The emulator's counters of the last launch, and nothing after that until the next. `None` on a GPU.
     #[cfg(feature = "emulator")]
     pub fn take_counters(&self) -> Option<LaunchCounters> {
+        self.0.backend.take_counters().pop()
+    }
+
+    /// The emulator's counters of every launch since they were last taken, in the order in which they ran, of 64 launches at
+    /// most: what a call that issues several asked for, one by one. Empty on a GPU.
+    #[cfg(feature = "emulator")]
+    pub fn take_all_counters(&self) -> Vec<LaunchCounters> {
         self.0.backend.take_counters()
     }
 

@@ -256,6 +256,82 @@ fn bench_explains_how_a_gpu_would_run_each_call() {
     fail(&["bench", "--multiprocessors", "40"], 2);
 }
 
+#[test]
+fn bench_explains_the_launches_of_a_training_pass() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("plans.json");
+    let fixed = ["bench", "--explain", "--layout", "out-in", "--dtype", "bf16", "--json", text(&path)];
+    let explain = |extra: &[&str]| {
+        let out = succeed(&[&fixed[..], extra].concat());
+        (out, json(&path)["rows"].as_array().unwrap().clone())
+    };
+    let (tokens, d, r) = (8192, 4096, 16);
+    let (out, rows) = explain(&["--backward", "--tokens", "8192", "--shapes", "4096x4096", "--ranks", "16"]);
+    let names: Vec<_> = rows.iter().map(|row| row["variant"].as_str().unwrap()).collect();
+    assert_eq!(names, ["forward, T kept", "dx", "dA, dB"], "{out}");
+    for (row, kernel) in rows.iter().zip(["lora_forward_rows_wgmma", "lora_dx_columns_wgmma", "lora_gradients_mma"]) {
+        assert!(row["kernel"].as_str().unwrap().starts_with(kernel), "{row}");
+        assert_eq!(row["launches"], 1);
+        assert!(row["bytes"].as_u64() > row["floor_bytes"].as_u64(), "{row}");
+    }
+    // y and dx read and write as much; T is kept by the one, and f32 gradients are written last.
+    let product = 2 * (d * d + 2 * tokens * d + 2 * r * d);
+    assert_eq!([&rows[0]["floor_bytes"], &rows[1]["floor_bytes"]], [product + 2 * tokens * r, product]);
+    assert_eq!(rows[2]["floor_bytes"], 2 * (2 * tokens * d + 2 * tokens * r) + 4 * 2 * r * d);
+    // The preset asks for training passes by itself; few tokens are not decoded, since T is kept.
+    let (_, rows) = explain(&["--preset", "backward"]);
+    assert_eq!(rows.len(), 3 * 3 * 2 * 3);
+    let (out, rows) = explain(&["--preset", "backward", "--tokens", "1", "--shapes", "100x36", "--ranks", "4"]);
+    assert!(rows[0]["kernel"].as_str().unwrap().contains("lora_forward_rows_mma_bf16_any"), "{out}");
+    // What has no kernel is said, once for each pass.
+    let (out, rows) = explain(&["--backward", "--tokens", "128", "--ranks", "5000"]);
+    assert_eq!((rows.len(), out.matches("5000").count() >= 2), (0, true), "{out}");
+}
+
+#[test]
+fn bench_counts_both_launches_of_a_backward_pass() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("counted.json");
+    let fixed = ["bench", "--backward", "--device", "emulator", "--dtype", "bf16", "--layout", "out-in"];
+    let case = ["--shapes", "256x128", "--tokens", "48", "--ranks", "4", "--json", text(&path)];
+    let out = succeed(&[&fixed[..], &case].concat());
+    let rows = json(&path)["rows"].as_array().unwrap().clone();
+    let names: Vec<_> = rows.iter().map(|row| row["variant"].as_str().unwrap()).collect();
+    assert_eq!(names, ["forward, T kept", "dx", "dA, dB", "backward"], "{out}");
+    let of = |i: usize, key: &str| rows[i][key].as_u64().unwrap();
+    for key in ["floor_bytes", "requested_bytes", "distinct_bytes"] {
+        assert_eq!(of(1, key) + of(2, key), of(3, key), "{key}: {out}");
+    }
+    for (i, row) in rows.iter().enumerate() {
+        let (floor, requested) = (of(i, "floor_bytes"), of(i, "requested_bytes"));
+        assert!(requested >= floor && requested < 8 * floor, "{row}");
+        let over = row["requested_over_floor"].as_f64().unwrap();
+        assert!((over - requested as f64 / floor as f64).abs() < 1e-9, "{row}");
+    }
+    // Whose counters are whose: only the second launch has dA and dB to write.
+    assert!(
+        of(0, "distinct_bytes") > 2 * (256 * 128 + 48 * (256 + 128))
+            && of(2, "distinct_bytes") < of(1, "distinct_bytes")
+    );
+}
+
+#[test]
+fn bench_times_training_passes_on_the_cpu() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("passes.json");
+    let fixed = ["bench", "--backward", "--device", "cpu", "--shapes", "1024x2048", "--tokens", "3", "--ranks", "2"];
+    succeed(&[&fixed[..], &["--trials", "1", "--json", text(&path)]].concat());
+    let rows = json(&path)["rows"].as_array().unwrap().clone();
+    let names: Vec<_> = rows.iter().map(|row| row["variant"].as_str().unwrap()).collect();
+    assert_eq!(names, ["base", "fused"]);
+    let base = 2 * (1024 * 2048 + 3 * (1024 + 2048)) * 4;
+    let adapter = 2 * 2 * (1024 + 2048) * 4 + 3 * 1024 * 4 + (2 * 3 * 2 + 2 * (1024 + 2048)) * 4;
+    assert_eq!([&rows[0]["bytes"], &rows[1]["bytes"]], [base, base + adapter]);
+    assert!(rows.iter().all(|row| row["median_us"].as_f64().unwrap() > 0.0));
+    let plan = succeed(&[&fixed[..], &["--explain"]].concat());
+    assert!(plan.contains("3x1024x2048") && plan.contains("dx: cpu: 3x2048x1024"), "{plan}");
+}
+
 fn logits(extra: &[&str], out: &Path) -> Vec<f32> {
     let model = golden("model");
     let tokens = golden("expected.safetensors");

@@ -12,7 +12,7 @@ use fused_lora::lora::Layout;
 use fused_lora::{ComputePath, Element};
 use fused_lora_gpt2::Random;
 
-use super::cublaslt::{CublasLt, Product, fastest};
+use super::cublaslt::{CublasLt, Form, Product, fastest};
 use super::device::{Case, Copy, SCALE};
 use super::rotation::{Issue, Rotation};
 use super::row::{BASE, CUBLASLT, Entry, FUSED, MODES, READ, Row, SEQUENTIAL, rows};
@@ -25,8 +25,8 @@ const ARITHMETIC: usize = 300;
 
 /// x and y, shared by all copies of a weight, with room for so many tokens.
 pub(super) struct Activations<T> {
-    x: DeviceBuffer<T>,
-    y: DeviceBuffer<T>,
+    pub(super) x: DeviceBuffer<T>,
+    pub(super) y: DeviceBuffer<T>,
 }
 
 impl<T: Element> Activations<T> {
@@ -58,9 +58,9 @@ struct Contest<'a, T> {
     sink: &'a DeviceBuffer<u32>,
 }
 
-struct Contestant<'a> {
-    entry: Entry,
-    rotation: Rotation<'a>,
+pub(super) struct Contestant<'a> {
+    pub(super) entry: Entry,
+    pub(super) rotation: Rotation<'a>,
 }
 
 /// x W0ᵀ, x Aᵀ and T Bᵀ.
@@ -94,7 +94,8 @@ impl Bench<'_> {
         self.time(case, copies.len(), contestants)
     }
 
-    fn time(&self, case: &Case, copies: usize, mut contestants: Vec<Contestant<'_>>) -> Result<Vec<Row>> {
+    /// Times contestants against each other, each in both modes.
+    pub(super) fn time(&self, case: &Case, copies: usize, mut contestants: Vec<Contestant<'_>>) -> Result<Vec<Row>> {
         let &Case { tokens, d_in, d_out, rank, .. } = case;
         for Contestant { entry, rotation } in &mut contestants {
             entry.launches = rotation.launches(self.device, self.stream)?;
@@ -149,7 +150,7 @@ impl<'a, T: Element> Contest<'a, T> {
         let &Case { tokens, d_in, d_out, rank, layout } = self.case;
         let ([x, y, t], Bench { device, stream, path, .. }) = (self.addresses(), self.bench);
         let product = |shape, layout, factors, operands: &dyn Fn([u64; 3]) -> [u64; 3]| {
-            library.product((T::DTYPE, *path), shape, layout, factors, |product, choices| {
+            library.product((T::DTYPE, *path), shape, Form::Layer(layout), factors, |product, choices| {
                 // SAFETY: the operands are packed matrices of the product's shapes.
                 fastest(product, choices, device, stream, self.copies.len(), |product, stream, copy| unsafe {
                     product.issue(stream, operands(self.weights(copy)))

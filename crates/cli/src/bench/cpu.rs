@@ -1,7 +1,7 @@
-//! On the CPU: fused against sequential against the base layer alone.
+//! On the CPU: fused against sequential against the base layer alone; of training passes fused against the base.
 
 use anyhow::Result;
-use fused_lora::cpu::{self, SequentialBuffers};
+use fused_lora::cpu::{self, Accumulate, SegmentGradient, SequentialBuffers};
 use fused_lora::lora::{Epilogue, Layout, LoraLinear, Segment, Weight};
 use fused_lora::{Element, MatrixMut, MatrixRef};
 use fused_lora_gpt2::{Random, Tensor};
@@ -86,9 +86,24 @@ impl Case {
         let low_rank = if adapted { self.rank * (self.d_in + self.d_out) } else { 0 };
         2 * self.tokens * (self.d_in * self.d_out + low_rank)
     }
+
+    /// Bytes that a training pass must move: every operand once forward and once backward, T and the gradients in `f32`.
+    fn pass_bytes<W: Element>(&self, adapted: bool) -> usize {
+        let kept = if adapted { 2 * self.tokens * self.rank + self.rank * (self.d_in + self.d_out) } else { 0 };
+        let read_again = if adapted { self.tokens * self.d_in } else { 0 };
+        2 * self.bytes::<W>(adapted) + read_again * size_of::<W>() + kept * size_of::<f32>()
+    }
+
+    /// y, dx and, of an adapter, dA and dB.
+    fn pass_flops(&self, adapted: bool) -> usize {
+        let factors = if adapted { 2 * self.tokens * self.rank * (self.d_in + self.d_out) } else { 0 };
+        2 * self.flops(adapted) + factors
+    }
 }
 
 const VARIANTS: [&str; 3] = ["base", "fused", "sequential"];
+/// Of a training pass: the base has y and dx, fused T, dA and dB as well.
+const PASSES: [&str; 2] = ["base", "fused"];
 
 pub(super) fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
     let run = Run::new(device, W::DTYPE);
@@ -103,6 +118,10 @@ pub(super) fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
                 for &tokens in &args.tokens {
                     let plan = case(tokens).with_layer(&copy, |layer| layer.plan_forward::<W>(tokens))?;
                     emit(&format!("{plan}\n"))?;
+                    if args.is_backward() {
+                        let plan = case(tokens).with_layer(&copy, |layer| layer.plan_backward::<W>(tokens))?;
+                        emit(&format!("dx: {plan}\n"))?;
+                    }
                 }
                 continue;
             }
@@ -110,7 +129,8 @@ pub(super) fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
             let copies = COLD_BYTES.div_ceil(d_in * d_out * size_of::<W>()).max(2);
             let copies: Vec<_> = (0..copies).map(|_| random_copy::<W>(&case(1), &mut random)).collect::<Result<_>>()?;
             for &tokens in &args.tokens {
-                rows.extend(measure_case(&case(tokens), &copies, args.trials, &mut random)?);
+                let measure = if args.is_backward() { measure_pass } else { measure_case };
+                rows.extend(measure(&case(tokens), &copies, args.trials, &mut random)?);
             }
         }
     }
@@ -155,27 +175,84 @@ fn measure_case<W: Element>(case: &Case, copies: &[Copy<W>], trials: usize, rand
             })
         })
     })?;
+    let cost = |adapted| (case.bytes::<W>(adapted), case.flops(adapted));
+    Ok(rows(case, &VARIANTS, &times, copies.len(), cost))
+}
+
+/// y with T kept, then dx, dA and dB.
+fn measure_pass<W: Element>(case: &Case, copies: &[Copy<W>], trials: usize, random: &mut Random) -> Result<Vec<Row>> {
+    let Case { tokens, d_in, d_out, rank, .. } = *case;
+    let (x, dy) = (random.normal::<W>(tokens * d_in, 1.0)?, random.normal::<W>(tokens * d_out, 1.0)?);
+    let [mut y, mut dx] = [d_out, d_in].map(|columns| vec![W::default(); tokens * columns]);
+    let [mut t, mut da, mut db] = [tokens * rank, rank * d_in, d_out * rank].map(|n| vec![0.0; n]);
+    let needed = case.with_layer(&copies[0], |layer| {
+        let forward = layer.plan_forward::<W>(tokens)?.workspace_len();
+        Ok(forward.max(cpu::backward_workspace_len::<W, W>(layer, tokens)?))
+    })?;
+    let mut workspace = vec![0.0; needed];
+    let bar = progress(1, &format!("{tokens} x {d_in}->{d_out} r {rank}, both ways"));
+    let times = interleave(PASSES.len(), Trials::Count(trials), &bar, |variant| {
+        let adapted = variant > 0;
+        let (x, dy) = (MatrixRef::new(&x, tokens, d_in)?, MatrixRef::new(&dy, tokens, d_out)?);
+        // All copies forward, then all backward: as in a model, each weight is cold when its turn comes.
+        for copy in copies {
+            let mut y = MatrixMut::new(&mut y, tokens, d_out)?;
+            let t = adapted.then_some(&mut t[..]);
+            case.with_layer(copy, |layer| {
+                let layer = if adapted { *layer } else { LoraLinear { segments: &[], ..*layer } };
+                cpu::forward_with(&layer, x, &mut y, &Epilogue::default(), t, &mut workspace)
+            })?;
+        }
+        copies.iter().try_for_each(|copy| {
+            let mut dx = MatrixMut::new(&mut dx, tokens, d_in)?;
+            let (da, db) = (MatrixMut::new(&mut da, rank, d_in)?, MatrixMut::new(&mut db, d_out, rank)?);
+            let (mut gradients, accumulate) = ([SegmentGradient { da, db }], Accumulate::Overwrite);
+            case.with_layer(copy, |layer| {
+                let frozen = LoraLinear { segments: &[], ..*layer };
+                let dx = Some(&mut dx);
+                if adapted {
+                    cpu::backward(layer, x, dy, &t, dx, &mut gradients, accumulate, &mut workspace)
+                } else {
+                    cpu::backward(&frozen, x, dy, &[], dx, &mut [], accumulate, &mut workspace)
+                }
+            })
+        })
+    })?;
+    let cost = |adapted| (case.pass_bytes::<W>(adapted), case.pass_flops(adapted));
+    Ok(rows(case, &PASSES, &times, copies.len(), cost))
+}
+
+/// From milliseconds of a walk through all copies, `[variant][trial]`, the base first, and bytes and products of one call,
+/// with an adapter and without.
+fn rows(
+    case: &Case,
+    variants: &[&'static str],
+    times: &[Vec<f64>],
+    copies: usize,
+    cost: impl Fn(bool) -> (usize, usize),
+) -> Vec<Row> {
+    let Case { tokens, d_in, d_out, rank, .. } = *case;
     let row = |(i, times_of): (usize, &Vec<f64>)| {
         let excess = Excess::of(times_of, &times[0]);
         let (percent_over_base, interval) = if i == 0 { (0.0, (0.0, 0.0)) } else { (excess.percent, excess.interval) };
-        let us = median(times_of) * 1e3 / copies.len() as f64;
-        let bytes = case.bytes::<W>(i > 0);
+        let us = median(times_of) * 1e3 / copies as f64;
+        let (bytes, flops) = cost(i > 0);
         Row {
             tokens,
             d_in,
             d_out,
             rank,
-            variant: VARIANTS[i],
+            variant: variants[i],
             median_us: us,
             percent_over_base,
             percent_low: interval.0,
             percent_high: interval.1,
             bytes,
             gigabytes_per_second: bytes as f64 / us / 1e3,
-            gigaflops_per_second: case.flops(i > 0) as f64 / us / 1e3,
+            gigaflops_per_second: flops as f64 / us / 1e3,
         }
     };
-    Ok(times.iter().enumerate().map(row).collect())
+    times.iter().enumerate().map(row).collect()
 }
 
 fn print(rows: &[Row]) -> String {

@@ -38,13 +38,12 @@ impl CublasLt {
         Ok(Self { handle, workspace, version: unsafe { sys::cublasLtGetVersion() } })
     }
 
-    /// Prepares `y = alpha·x·Wᵀ + beta·y` (W `[out, in]`) or `x·W` (`[in, out]`), with the algorithm that `fastest` finds
-    /// to be so.
+    /// Prepares `y = alpha·product + beta·y` of rows, depth and columns, with the algorithm that `fastest` finds to be so.
     pub(super) fn product(
         &self,
         (dtype, path): (DType, ComputePath),
-        [tokens, d_in, d_out]: [usize; 3],
-        layout: Layout,
+        shape: [usize; 3],
+        form: Form,
         [alpha, beta]: [f32; 2],
         fastest: impl FnOnce(&mut Product<'_>, usize) -> Result<usize>,
     ) -> Result<Product<'_>> {
@@ -53,9 +52,10 @@ impl CublasLt {
             DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
             DType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
         };
-        // Its matrices are stored by columns: row-major y [tokens, d_out] is its [d_out, tokens] = op(W)·x.
-        let [rows, cols] = if layout == Layout::OutIn { [d_in, d_out] } else { [d_out, d_in] };
-        let matrix = |rows: usize, cols: usize| {
+        let [turns_w, turns_x] = form.turned();
+        let [w, x, y] = form.stored(shape);
+        let sums = if form == Form::Gradient { sys::cudaDataType_t::CUDA_R_32F } else { kind };
+        let matrix = |kind, [rows, cols]: [usize; 2]| {
             result::create_matrix_layout(kind, rows as u64, cols as u64, rows as i64)
                 .context("cublasLtMatrixLayoutCreate")
         };
@@ -65,16 +65,45 @@ impl CublasLt {
         let mut product = Product {
             library: self,
             description,
-            layouts: [matrix(rows, cols)?, matrix(d_in, tokens)?, matrix(d_out, tokens)?],
+            layouts: [matrix(kind, w)?, matrix(kind, x)?, matrix(sums, y)?],
             algorithms: vec![],
             chosen: 0,
             factors: [alpha, beta],
         };
-        product.set_transposed(layout == Layout::OutIn)?;
+        product.set_turned(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, turns_w)?;
+        product.set_turned(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, turns_x)?;
         product.find_algorithms()?;
         let choices = product.algorithms.len();
         product.chosen = fastest(&mut product, choices)?;
         Ok(product)
+    }
+}
+
+/// What is multiplied, all of it stored by rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// x `[rows, depth]` by W: `x·Wᵀ` (W `[columns, depth]`, out-in) or `x·W` (`[depth, columns]`, in-out).
+    Layer(Layout),
+    /// A gradient: `xᵀ·W` of x `[depth, rows]` and W `[depth, columns]`, its sums stored as `f32`.
+    Gradient,
+}
+
+impl Form {
+    /// Rows and columns of W, x and y to the library, which stores by columns: row-major y `[rows, columns]` is its
+    /// `[columns, rows] = op(W)·op(x)`.
+    pub(super) fn stored(self, [rows, depth, columns]: [usize; 3]) -> [[usize; 2]; 3] {
+        let [turns_w, turns_x] = self.turned();
+        let w = if turns_w { [depth, columns] } else { [columns, depth] };
+        let x = if turns_x { [rows, depth] } else { [depth, rows] };
+        [w, x, [columns, rows]]
+    }
+
+    /// Whether the library turns W and x before it multiplies.
+    pub(super) fn turned(self) -> [bool; 2] {
+        match self {
+            Self::Layer(layout) => [layout == Layout::OutIn, false],
+            Self::Gradient => [false, true],
+        }
     }
 }
 
@@ -105,9 +134,8 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
-    fn set_transposed(&mut self, transposed: bool) -> Result<()> {
-        let operation: i32 = transposed.into();
-        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
+    fn set_turned(&mut self, attribute: sys::cublasLtMatmulDescAttributes_t, turned: bool) -> Result<()> {
+        let operation: i32 = turned.into();
         // SAFETY: the description lives, and the attribute is an integer of this size.
         unsafe {
             let value = (&raw const operation).cast::<c_void>();

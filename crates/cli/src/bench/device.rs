@@ -32,6 +32,17 @@ impl Case {
         2 * self.tokens * (self.d_in * self.d_out + low_rank)
     }
 
+    /// Bytes of T, where it is kept for the backward pass.
+    pub(super) fn kept_bytes<T>(&self) -> usize {
+        self.tokens * self.rank * size_of::<T>()
+    }
+
+    /// Products and sums of a training pass: y, dx and, of an adapter, dA and dB.
+    pub(super) fn pass_flops(&self, adapted: bool) -> usize {
+        let factors = if adapted { 2 * self.tokens * self.rank * (self.d_in + self.d_out) } else { 0 };
+        2 * self.flops(adapted) + factors
+    }
+
     /// Rows and columns of the weight as stored.
     pub(super) fn stored(&self) -> [usize; 2] {
         match self.layout {

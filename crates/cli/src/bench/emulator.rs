@@ -1,16 +1,18 @@
-//! On the emulator: what one launch asks of memory, counted.
+//! On the emulator: what each launch asks of memory, counted.
 
 use anyhow::Result;
 use fused_lora::device::{
     Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceResidual, EmulatorConfig, Forward, ForwardOptions,
-    Stream, Workspace,
+    LaunchCounters, Stream, Workspace,
 };
 use fused_lora::{Element, Error};
 use fused_lora_gpt2::Random;
 use serde::Serialize;
 
 use super::Args;
+use super::backward::{Buffers, Plans};
 use super::device::{Case, Copy};
+use super::row::{BACKWARD, FORWARD, GRADIENTS, INPUT};
 use crate::environment::Run;
 use crate::output::{emit, grouped, table, write_csv, write_json};
 
@@ -63,6 +65,17 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
             let case = Case { tokens: 1, d_in, d_out, rank, layout: args.layout.into() };
             let copy = Copy::<T>::several(&case, 1, &stream, &mut Random::new(0))?.remove(0);
             for &tokens in &args.tokens {
+                if args.is_backward() {
+                    let case = Case { tokens, ..case };
+                    match Plans::new(&device, &case, &copy, true, args.path()) {
+                        Ok(plans) => rows.extend(count_pass(&stream, &case, &copy, &plans)?),
+                        Err(error @ Error::NoMatrixInstructions { .. }) => {
+                            emit(&format!("{tokens} x {d_in} -> {d_out}, r {rank}: {error}\n"))?
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                    continue;
+                }
                 for (variant, adapted) in [("base", false), (FUSED, true)] {
                     let case = Case { tokens, ..case };
                     let forward =
@@ -96,7 +109,7 @@ fn count<T: Element>(
     variant: &'static str,
     forward: &Forward<T>,
 ) -> Result<Row> {
-    let &Case { tokens, d_in, d_out, rank, .. } = case;
+    let &Case { tokens, d_in, d_out, .. } = case;
     let x = DeviceBuffer::from_slice(stream, &Random::new(1).normal::<T>(tokens * d_in, 1.0)?)?;
     let mut y = DeviceBuffer::<T>::zeros(stream, tokens * d_out)?;
     copy.with_layer(case, variant == FUSED, |layer| {
@@ -106,24 +119,57 @@ fn count<T: Element>(
         forward.launch(stream, layer, x, DeviceResidual::None, y, &mut workspace)
     })?;
     let counters = stream.device().take_counters().unwrap_or_default();
-    let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
-    let floor_bytes = forward.plan().floor_bytes();
-    Ok(Row {
-        tokens,
-        d_in,
-        d_out,
-        rank,
-        variant,
-        floor_bytes,
-        requested_bytes: counters.requested_bytes(),
-        requested_over_floor: counters.requested_bytes() as f64 / floor_bytes as f64,
-        distinct_bytes: counters.distinct_load_bytes + counters.distinct_store_bytes,
-        weight_loads: counters.once_instructions,
-        weight_bytes_per_load: ratio(counters.once_bytes, counters.once_instructions),
-        weight_sectors_over_ideal: ratio(counters.once_sectors, counters.once_ideal_sectors),
-        matrix_instructions: counters.mma_instructions,
-        launch: forward.plan().to_string(),
-    })
+    let plan = forward.plan();
+    Ok(Row::of(case, variant, plan.floor_bytes(), &counters, plan.to_string()))
+}
+
+/// A training pass, launch by launch, and both launches of the backward pass together.
+fn count_pass<T: Element>(stream: &Stream, case: &Case, copy: &Copy<T>, plans: &Plans<T>) -> Result<Vec<Row>> {
+    let buffers = Buffers::new(stream, case.tokens, (case.d_in, case.d_out), case.rank)?;
+    let mut workspace = Workspace::new(stream, plans.workspace())?;
+    plans.launch(stream, case, [copy; 2], &buffers, &mut workspace)?;
+    let (forward, backward) = (plans.forward.plan(), plans.backward.plan());
+    let mut planned = vec![(FORWARD, plans.forward_floor_bytes(case), forward.to_string())];
+    planned.extend(backward.input.as_ref().map(|plan| (INPUT, plan.floor_bytes, plan.to_string())));
+    planned.extend(backward.gradients.as_ref().map(|plan| (GRADIENTS, plan.floor_bytes, plan.to_string())));
+    let counted = stream.device().take_all_counters();
+    let launches = planned.into_iter().zip(&counted);
+    let mut rows: Vec<_> =
+        launches.map(|((variant, floor, launch), counters)| Row::of(case, variant, floor, counters, launch)).collect();
+    let sum = |of: fn(&Row) -> u64| rows.iter().skip(1).map(of).sum::<u64>();
+    let (floor_bytes, requested_bytes) = (backward.floor_bytes(), sum(|row| row.requested_bytes));
+    let together = Row {
+        requested_bytes,
+        requested_over_floor: requested_bytes as f64 / floor_bytes as f64,
+        distinct_bytes: sum(|row| row.distinct_bytes),
+        matrix_instructions: sum(|row| row.matrix_instructions),
+        ..Row::of(case, BACKWARD, floor_bytes, &LaunchCounters::default(), backward.to_string())
+    };
+    rows.push(together);
+    Ok(rows)
+}
+
+impl Row {
+    fn of(case: &Case, variant: &'static str, floor_bytes: usize, counters: &LaunchCounters, launch: String) -> Self {
+        let &Case { tokens, d_in, d_out, rank, .. } = case;
+        let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
+        Self {
+            tokens,
+            d_in,
+            d_out,
+            rank,
+            variant,
+            floor_bytes,
+            requested_bytes: counters.requested_bytes(),
+            requested_over_floor: counters.requested_bytes() as f64 / floor_bytes as f64,
+            distinct_bytes: counters.distinct_load_bytes + counters.distinct_store_bytes,
+            weight_loads: counters.once_instructions,
+            weight_bytes_per_load: ratio(counters.once_bytes, counters.once_instructions),
+            weight_sectors_over_ideal: ratio(counters.once_sectors, counters.once_ideal_sectors),
+            matrix_instructions: counters.mma_instructions,
+            launch,
+        }
+    }
 }
 
 fn print(rows: &[Row]) -> String {

@@ -1,11 +1,15 @@
 //! How a GPU would run each call: no device is opened.
 
 use anyhow::Result;
+use fused_lora::abi::{LORA_GRADIENTS_COLUMNS, LORA_GRADIENTS_RANKS};
+use fused_lora::backward::{BackwardPlan, BackwardProblem, GradientsPlan, GradientsSegment};
 use fused_lora::forward::Plan;
+use fused_lora::lora::Layout;
 use fused_lora::{DType, LayerProblem};
 use serde::Serialize;
 
 use super::Args;
+use super::row::{BACKWARD, FORWARD, GRADIENTS, INPUT};
 use crate::output::{emit, grouped, table, write_csv, write_json};
 
 #[derive(Debug, Serialize)]
@@ -16,14 +20,14 @@ struct Row {
     rank: usize,
     variant: &'static str,
     kernel: String,
-    /// Of y, in tokens x columns.
+    /// Of y or dx, in tokens x columns; of dA and dB, in columns of x or dy x ranks.
     tile: String,
     /// In flight or at work, and the depth of each.
     stages: String,
     grid: String,
     threads: u32,
     shared_bytes: u32,
-    /// CTAs that share a tile's depth, and the depth of each.
+    /// CTAs that share a tile's depth, and the depth of each; dA and dB are tokens deep.
     splits: String,
     launches: usize,
     workspace_bytes: usize,
@@ -54,9 +58,16 @@ pub(super) fn explain(args: &Args) -> Result<()> {
     for &(d_in, d_out) in &args.shapes {
         for &rank in &args.ranks {
             for &tokens in &args.tokens {
-                for (variant, ranks) in [("base", &[][..]), ("fused", &[rank][..])] {
-                    match plan(args, dtype, tokens, (d_in, d_out), ranks) {
-                        Ok(plan) => rows.push(Row { tokens, d_in, d_out, rank, variant, ..Row::of(&plan) }),
+                let shape = (d_in, d_out);
+                let planned = if args.is_backward() {
+                    pass(args, dtype, tokens, shape, rank)
+                } else {
+                    let of = |ranks| plan(args, dtype, tokens, shape, ranks, false).map(|plan| Row::of(&plan));
+                    vec![("base", of(&[])), ("fused", of(&[rank]))]
+                };
+                for (variant, row) in planned {
+                    match row {
+                        Ok(row) => rows.push(Row { tokens, d_in, d_out, rank, variant, ..row }),
                         Err(error) => {
                             refused.push(format!("{tokens} x {d_in} -> {d_out}, r {rank}, {variant}: {error}\n"))
                         }
@@ -87,13 +98,9 @@ fn plan(
     tokens: usize,
     (d_in, d_out): (usize, usize),
     ranks: &[usize],
+    saves_t: bool,
 ) -> fused_lora::Result<Plan> {
     let layout = args.layout.into();
-    let is_aligned = |columns: usize| (columns * dtype.size()).is_multiple_of(16);
-    let stored = match layout {
-        fused_lora::lora::Layout::OutIn => d_in,
-        fused_lora::lora::Layout::InOut => d_out,
-    };
     let problem = LayerProblem {
         tokens,
         d_in,
@@ -101,12 +108,59 @@ fn plan(
         layout,
         dtype,
         ranks,
-        aligned: is_aligned(stored) && is_aligned(d_in),
+        aligned: are_aligned(layout, dtype, (d_in, d_out), d_in),
         multiprocessors: args.multiprocessors,
         compute_capability: args.capability,
         path: args.path(),
     };
-    Plan::new(&problem, false)
+    Plan::new(&problem, saves_t)
+}
+
+/// Whether rows of W0 and of so many columns start at multiples of 16 bytes.
+fn are_aligned(layout: Layout, dtype: DType, (d_in, d_out): (usize, usize), columns: usize) -> bool {
+    let stored = match layout {
+        Layout::OutIn => d_in,
+        Layout::InOut => d_out,
+    };
+    [stored, columns].iter().all(|columns| (columns * dtype.size()).is_multiple_of(16))
+}
+
+/// The launches of a training pass.
+fn pass(
+    args: &Args,
+    dtype: DType,
+    tokens: usize,
+    (d_in, d_out): (usize, usize),
+    rank: usize,
+) -> Vec<(&'static str, fused_lora::Result<Row>)> {
+    let forward = plan(args, dtype, tokens, (d_in, d_out), &[rank], true).map(|plan| {
+        let (row, kept) = (Row::of(&plan), tokens * rank * dtype.size());
+        Row { bytes: row.bytes + kept, floor_bytes: row.floor_bytes + kept, ..row }
+    });
+    let layout = args.layout.into();
+    let backward = BackwardPlan::new(&BackwardProblem {
+        tokens,
+        d_in,
+        d_out,
+        layout,
+        dtype,
+        segments: &[GradientsSegment { columns: 0..d_out, rank }],
+        aligned: are_aligned(layout, dtype, (d_in, d_out), d_out),
+        multiprocessors: args.multiprocessors,
+        compute_capability: args.capability,
+        path: args.path(),
+        dx: true,
+        bias: false,
+    });
+    let mut planned = vec![(FORWARD, forward)];
+    match backward {
+        Ok(BackwardPlan { input, gradients }) => {
+            planned.extend(input.map(|input| (INPUT, Ok(Row::of(&Plan::Forward(input))))));
+            planned.extend(gradients.map(|gradients| (GRADIENTS, Ok(Row::of_gradients(&gradients)))));
+        }
+        Err(error) => planned.push((BACKWARD, Err(error))),
+    }
+    planned
 }
 
 impl Row {
@@ -130,6 +184,27 @@ impl Row {
             workspace_bytes: plan.workspace().bytes(),
             bytes: plan.moved_bytes(),
             floor_bytes: plan.floor_bytes(),
+        }
+    }
+
+    fn of_gradients(plan: &GradientsPlan) -> Self {
+        Self {
+            tokens: 0,
+            d_in: 0,
+            d_out: 0,
+            rank: 0,
+            variant: "",
+            kernel: plan.kernel.clone(),
+            tile: format!("{LORA_GRADIENTS_COLUMNS} x {LORA_GRADIENTS_RANKS}"),
+            stages: format!("{} of {}", plan.stages, plan.stage_tokens),
+            grid: plan.grid.map(|n| n.to_string()).join(" x "),
+            threads: plan.threads,
+            shared_bytes: plan.shared_bytes,
+            splits: format!("{} of {}", plan.splits, plan.split_tokens),
+            launches: 1,
+            workspace_bytes: plan.workspace.bytes(),
+            bytes: plan.moved_bytes,
+            floor_bytes: plan.floor_bytes,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! On a GPU: fused against base, ours and cuBLASLt's, against sequential, against a plain read of the weight.
+//! On a GPU: fused against base, ours and cuBLASLt's, against sequential, against a plain read of the weight; calls or
+//! training passes.
 
 use anyhow::Result;
 use fused_lora::device::{Device, DeviceKind, Forward, ForwardOptions, Properties, Stream};
@@ -7,6 +8,7 @@ use fused_lora_gpt2::Random;
 use serde::Serialize;
 
 use super::Args;
+use super::backward::{Buffers, Plans};
 use super::contest::{Activations, Bench};
 use super::cublaslt::CublasLt;
 use super::device::{Case, Copy};
@@ -30,6 +32,7 @@ struct Report<'a> {
     kernels: String,
     layout: String,
     preset: Option<Preset>,
+    backward: bool,
     times_l2: usize,
     goals: &'a [Verdict],
     rows: &'a [Row],
@@ -56,12 +59,16 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
     let mut rows = vec![];
     for &shape in &args.shapes {
         let from = rows.len();
-        layer::<T>(args, &bench, shape, &mut rows)?;
+        if args.is_backward() {
+            passes::<T>(args, &bench, shape, &mut rows)?;
+        } else {
+            layer::<T>(args, &bench, shape, &mut rows)?;
+        }
         // What was measured so far outlives a job that is ended halfway.
         emit(&format!("{}\n", print(&rows[from..])))?;
         save(args, &rows, &run, properties, &library)?;
     }
-    emit(&summary::print(&verdicts(&rows)))
+    emit(&summary::print(&verdicts(&rows, args.is_backward())))
 }
 
 /// All ranks and tokens of one layer.
@@ -70,10 +77,7 @@ fn layer<T: Element>(args: &Args, bench: &Bench<'_>, shape: (usize, usize), rows
     let options = ForwardOptions { path, ..ForwardOptions::default() };
     let (d_in, d_out) = shape;
     let case = |tokens, rank| Case { tokens, d_in, d_out, rank, layout: args.layout.into() };
-    let wanted = |tokens: usize| {
-        let [weight, walked] = [d_in * d_out, tokens * (d_in + d_out)].map(|elements| elements * size_of::<T>());
-        copies(device.properties().l2_bytes, weight, walked)
-    };
+    let wanted = |tokens| cold_copies::<T>(device, &case(tokens, 1));
     let most = |of: &dyn Fn(usize) -> usize| args.tokens.iter().map(|&tokens| of(tokens)).max().unwrap_or(1);
     let activations = Activations::<T>::new(stream, most(&|tokens| tokens), shape)?;
     for &rank in &args.ranks {
@@ -95,6 +99,39 @@ fn layer<T: Element>(args: &Args, bench: &Bench<'_>, shape: (usize, usize), rows
     Ok(())
 }
 
+/// The same of training passes.
+fn passes<T: Element>(args: &Args, bench: &Bench<'_>, shape: (usize, usize), rows: &mut Vec<Row>) -> Result<()> {
+    let &Bench { device, stream, path, .. } = bench;
+    let (d_in, d_out) = shape;
+    let case = |tokens, rank| Case { tokens, d_in, d_out, rank, layout: args.layout.into() };
+    // A pass reads its two weights half a round apart.
+    let wanted = |tokens| 2 * cold_copies::<T>(device, &case(tokens, 1));
+    let most = |of: &dyn Fn(usize) -> usize| args.tokens.iter().map(|&tokens| of(tokens)).max().unwrap_or(1);
+    let rank = args.ranks.iter().copied().max().unwrap_or(1);
+    let buffers = Buffers::<T>::new(stream, most(&|tokens| tokens), shape, rank)?;
+    for &rank in &args.ranks {
+        let copies = Copy::<T>::several(&case(1, rank), most(&wanted), stream, &mut Random::new(0))?;
+        for &tokens in &args.tokens {
+            let case = case(tokens, rank);
+            let plans = |adapted| Plans::new(device, &case, &copies[0], adapted, path);
+            match plans(false).and_then(|frozen| Ok([frozen, plans(true)?])) {
+                Ok(plans) => rows.extend(bench.passes(&case, &copies[..wanted(tokens)], &buffers, &plans)?),
+                Err(error @ Error::NoMatrixInstructions { .. }) => {
+                    emit(&format!("{tokens} x {d_in} -> {d_out}, r {rank}: {error}\n"))?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Copies of a weight to walk through.
+fn cold_copies<T>(device: &Device, &Case { tokens, d_in, d_out, .. }: &Case) -> usize {
+    let [weight, walked] = [d_in * d_out, tokens * (d_in + d_out)].map(|elements| elements * size_of::<T>());
+    copies(device.properties().l2_bytes, weight, walked)
+}
+
 fn save(args: &Args, rows: &[Row], run: &Run, properties: &Properties, cublaslt: &str) -> Result<()> {
     if let Some(path) = &args.files.json {
         let (major, minor) = properties.compute_capability;
@@ -112,8 +149,9 @@ fn save(args: &Args, rows: &[Row], run: &Run, properties: &Properties, cublaslt:
             kernels: format!("{:?}", fused_lora::device::built_in()),
             layout: format!("{:?}", args.layout),
             preset: args.preset,
+            backward: args.is_backward(),
             times_l2: COLD,
-            goals: &verdicts(rows),
+            goals: &verdicts(rows, args.is_backward()),
             rows,
         };
         write_json(path, &report)?;

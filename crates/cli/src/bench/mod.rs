@@ -1,5 +1,6 @@
-//! `bench`: one adapted layer, fused against sequential against the base layer alone.
+//! `bench`: one adapted layer, fused against sequential against the base layer alone, forward or in training.
 
+mod backward;
 mod contest;
 mod cpu;
 mod cublaslt;
@@ -36,6 +37,10 @@ Examples:
       What the kernels ask of memory, counted on a machine without a GPU
   fused-lora bench --explain --tokens 1,16,4096 --dtype bf16 --layout out-in --shapes 4096x4096 --ranks 16
       How an H100 or H200 would run each call: kernel, tile, grid, stages, workspace, bytes. Needs no GPU
+  fused-lora bench --device cuda --dtype bf16 --layout out-in --preset backward --trials 15
+      Forward and backward pass: fused against the two products of a frozen layer and against PEFT's order
+  fused-lora bench --explain --backward --tokens 8192 --dtype bf16 --layout out-in --shapes 4096x4096 --ranks 16
+      How a GPU would run the three launches of a training pass; with --device emulator what they ask of memory
   fused-lora bench --explain --capability 8.6 --multiprocessors 84 --dtype f16
       The same for another GPU; with --device cpu for the CPU";
 
@@ -68,9 +73,13 @@ pub(crate) struct Args {
     /// How the weight is stored: in-out as GPT-2's Conv1D, out-in as torch's Linear
     #[arg(long, value_enum, default_value = "in-out")]
     layout: LayoutArg,
-    /// On a GPU multiply f32 in TF32: operands rounded to 10 fraction bits, ours from 17 tokens on, cuBLASLt's always
+    /// On a GPU multiply f32 in TF32: operands rounded to 10 fraction bits, ours from 17 tokens on, cuBLASLt's
+    /// always; of a training pass only our forward launch
     #[arg(long)]
     tf32: bool,
+    /// A training pass instead of a forward call: forward with T kept, then dx, dA and dB; --preset backward implies it
+    #[arg(long)]
+    backward: bool,
     /// Rounds; each walks through all copies of the weight
     #[arg(long, default_value_t = 7, value_parser = parse_size)]
     trials: usize,
@@ -113,6 +122,11 @@ impl Args {
     /// What is to multiply on a GPU.
     fn path(&self) -> ComputePath {
         if self.tf32 { ComputePath::Tf32 } else { ComputePath::Auto }
+    }
+
+    /// Whether training passes are asked for.
+    fn is_backward(&self) -> bool {
+        self.backward || self.preset == Some(Preset::Backward)
     }
 
     /// What is stored, and what it is multiplied in where that is asked for.

@@ -10,17 +10,25 @@ pub(super) enum Preset {
     Decode,
     /// 128 to 16384 tokens: prompts and training
     Forward,
+    /// 512 to 8192 tokens, forward and backward: training
+    Backward,
 }
 
 /// An argument's values under each preset, by the preset's name, for clap.
-type Values = [(&'static str, &'static str, &'static str); 2];
+type Values = [(&'static str, &'static str, &'static str); 3];
 
-pub(super) const TOKENS: Values = [("preset", "decode", "1,2,4,8,16"), ("preset", "forward", "128,512,4096,16384")];
+pub(super) const TOKENS: Values = [
+    ("preset", "decode", "1,2,4,8,16"),
+    ("preset", "forward", "128,512,4096,16384"),
+    ("preset", "backward", "512,2048,8192"),
+];
 pub(super) const SHAPES: Values = [
     ("preset", "decode", "4096x4096,4096x11008,1024x1024,1024x3072,1024x4096"),
     ("preset", "forward", "1024x3072,1024x4096,4096x1024,4096x4096,4096x14336,8192x8192"),
+    ("preset", "backward", "1024x4096,4096x4096,4096x14336"),
 ];
-pub(super) const RANKS: Values = [("preset", "decode", "4,16,64"), ("preset", "forward", "4,16,64")];
+pub(super) const RANKS: Values =
+    [("preset", "decode", "4,16,64"), ("preset", "forward", "4,16,64"), ("preset", "backward", "16,64")];
 
 #[cfg(test)]
 mod tests {
@@ -48,6 +56,11 @@ mod tests {
         assert_eq!(decode.tokens, [1, 2, 4, 8, 16]);
         assert_eq!((decode.shapes.len(), decode.shapes[1]), (5, (4096, 11008)));
         assert_eq!(decode.ranks, [4, 16, 64]);
+        let backward = parsed(&["--preset", "backward"]);
+        assert_eq!(backward.tokens, [512, 2048, 8192]);
+        assert_eq!(backward.shapes, [(1024, 4096), (4096, 4096), (4096, 14336)]);
+        assert_eq!(backward.ranks, [16, 64]);
+        assert!(backward.is_backward() && !forward.is_backward() && parsed(&["--backward"]).is_backward());
     }
 
     #[test]
@@ -56,6 +69,6 @@ mod tests {
         assert_eq!((&args.tokens[..], &args.ranks[..]), (&[17, 64][..], &[8][..]));
         assert_eq!(args.shapes.len(), 6);
         assert_eq!(parsed(&[]).tokens, [1, 16, 128]);
-        assert!(Cli::try_parse_from(["bench", "--preset", "backward"]).is_err());
+        assert!(Cli::try_parse_from(["bench", "--preset", "sideways"]).is_err());
     }
 }

@@ -12,6 +12,14 @@ pub(super) const CUBLASLT: &str = "base (cuBLASLt)";
 /// The layer with its adapter, in one launch and in three products of the vendor's.
 pub(super) const FUSED: &str = "fused";
 pub(super) const SEQUENTIAL: &str = "sequential (cuBLASLt)";
+/// Of a training pass: the two products of a layer without an adapter, ours and the vendor's.
+pub(super) const FROZEN_OURS: &str = "frozen (ours)";
+pub(super) const FROZEN: &str = "frozen";
+/// The launches of a training pass: y with T kept, dx, dA and dB; and the last two together.
+pub(super) const FORWARD: &str = "forward, T kept";
+pub(super) const INPUT: &str = "dx";
+pub(super) const GRADIENTS: &str = "dA, dB";
+pub(super) const BACKWARD: &str = "backward";
 /// A plain read of the weight.
 pub(super) const READ: &str = "read";
 
@@ -29,11 +37,12 @@ pub(super) struct Row {
     pub(super) median_us: f64,
     pub(super) fastest_us: f64,
     pub(super) slowest_us: f64,
-    /// Over the faster of the two base products in the same mode.
+    /// Over the faster of the two base products, or of the two frozen passes, in the same mode.
     pub(super) percent_over_base: f64,
     pub(super) percent_low: f64,
     pub(super) percent_high: f64,
-    /// Time over that of cuBLASLt's base product in the same mode, where there is one, and the 95 % interval.
+    /// Time over that of cuBLASLt's base product, or its frozen pass, in the same mode, where there is one, and the 95 %
+    /// interval.
     pub(super) over_cublaslt: Option<f64>,
     pub(super) over_cublaslt_low: Option<f64>,
     pub(super) over_cublaslt_high: Option<f64>,
@@ -110,11 +119,11 @@ pub(super) fn rows(case: &Case, entries: &[Entry], times: &[Vec<f64>]) -> Vec<Ro
     };
     let row = |(i, us): (usize, &Vec<f64>)| {
         let (entry, mode) = (&entries[i / MODES.len()], i % MODES.len());
-        let faster_base =
-            [BASE, CUBLASLT].iter().filter_map(|name| of(name, mode)).min_by(|a, b| median(a).total_cmp(&median(b)));
+        let bases = [BASE, CUBLASLT, FROZEN_OURS, FROZEN].iter().filter_map(|name| of(name, mode));
+        let faster_base = bases.min_by(|a, b| median(a).total_cmp(&median(b)));
         let base = faster_base.map_or(Excess { percent: 0.0, interval: (0.0, 0.0) }, |base| Excess::of(us, base));
         let over = |name| of(name, mode).map(|other| Ratio::of(Excess::of(us, other)));
-        let (cublaslt, sequential) = (over(CUBLASLT), over(SEQUENTIAL));
+        let (cublaslt, sequential) = (over(CUBLASLT).or_else(|| over(FROZEN)), over(SEQUENTIAL));
         Row {
             tokens: case.tokens,
             d_in: case.d_in,
@@ -177,7 +186,7 @@ pub(super) fn print(rows: &[Row]) -> String {
             format!("{:.2}", r.median_us),
             over,
             format!("{:+.1} to {:+.1}", r.percent_low, r.percent_high),
-            ratio(r.against_cublaslt(), r.variant == CUBLASLT),
+            ratio(r.against_cublaslt(), [CUBLASLT, FROZEN].contains(&r.variant)),
             ratio(r.against_sequential(), r.variant == SEQUENTIAL),
             format!("{:.2}", r.bytes as f64 / 1e6),
             format!("{:.0}", r.gigabytes_per_second),

@@ -1,0 +1,128 @@
+//! A training pass on a GPU: fused against frozen, ours and cuBLASLt's, and against sequential.
+
+use std::cell::RefCell;
+
+use anyhow::Result;
+use fused_lora::Element;
+use fused_lora::device::{Stream, Workspace};
+
+use super::products::{FROZEN as FROZEN_STEPS, Products, SEQUENTIAL as SEQUENTIAL_STEPS, Step};
+use super::{Buffers, Plans};
+use crate::bench::contest::{Bench, Contestant};
+use crate::bench::device::{Case, Copy};
+use crate::bench::rotation::{Issue, Rotation};
+use crate::bench::row::{Entry, FROZEN, FROZEN_OURS, FUSED, Row, SEQUENTIAL};
+
+impl Bench<'_> {
+    /// Times everyone on one case; `plans` are those of the frozen layer and of the adapted one.
+    pub(in crate::bench) fn passes<T: Element>(
+        &self,
+        case: &Case,
+        copies: &[Copy<T>],
+        buffers: &Buffers<T>,
+        plans: &[Plans<T>; 2],
+    ) -> Result<Vec<Row>> {
+        let [frozen, fused] = plans;
+        let contestant = |name, launch, issue| {
+            let is_frozen = [FROZEN, FROZEN_OURS].contains(&name);
+            // Sequential must move what fused must.
+            let bytes = if is_frozen { frozen } else { fused }.floor_bytes(case);
+            let entry = Entry { name, bytes, flops: case.pass_flops(!is_frozen), launches: 0, launch };
+            Contestant { entry, rotation: Rotation::new(copies.len(), issue) }
+        };
+        let ours = |name, plans| {
+            let issue = self.our_pass(case, copies, buffers, plans)?;
+            anyhow::Ok(contestant(name, plans.to_string(), issue))
+        };
+        let products = self.cublaslt.map(|library| Products::new(self, library, case, buffers, copies)).transpose()?;
+        let mut contestants = vec![ours(FROZEN_OURS, frozen)?, ours(FUSED, fused)?];
+        if let Some(products) = &products {
+            let theirs = |name, steps: &'static [Step]| {
+                let issue = move |stream: &Stream, copy| products.issue(stream, steps, pair(copies.len(), copy));
+                contestant(name, products.algorithms(steps), Box::new(issue))
+            };
+            contestants.extend([theirs(FROZEN, &FROZEN_STEPS), theirs(SEQUENTIAL, &SEQUENTIAL_STEPS)]);
+        }
+        self.time(case, copies.len(), contestants)
+    }
+
+    fn our_pass<'a, T: Element>(
+        &self,
+        case: &'a Case,
+        copies: &'a [Copy<T>],
+        buffers: &'a Buffers<T>,
+        plans: &'a Plans<T>,
+    ) -> Result<Issue<'a>> {
+        let workspace = RefCell::new(Workspace::new(self.stream, plans.workspace())?);
+        Ok(Box::new(move |stream, copy| {
+            let weights = pair(copies.len(), copy).map(|copy| &copies[copy]);
+            plans.launch(stream, case, weights, buffers, &mut workspace.borrow_mut())
+        }))
+    }
+}
+
+/// The copies that the forward and the backward pass take. In a model all other layers lie between the two, so the backward
+/// pass is half a round ahead and finds its weight cold as well.
+fn pair(copies: usize, copy: usize) -> [usize; 2] {
+    [copy, (copy + copies / 2) % copies]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_weight_is_used_again_soon() {
+        for copies in [4, 6, 36] {
+            let uses: Vec<_> = (0..2 * copies).flat_map(|launch| pair(copies, launch % copies)).collect();
+            for copy in 0..copies {
+                let at: Vec<_> = (0..uses.len()).filter(|&i| uses[i] == copy).collect();
+                assert_eq!(at.len(), 4, "two passes each way");
+                // Half of the copies are walked through twice between two uses, but for the one that is used next.
+                assert!(at.windows(2).all(|pair| pair[1] - pair[0] >= copies - 1), "{copies} copies, {copy}: {at:?}");
+            }
+        }
+    }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod emulated {
+    use fused_lora::ComputePath;
+    use fused_lora::device::{Device, EmulatorConfig};
+    use fused_lora::lora::Layout;
+    use fused_lora_gpt2::Random;
+    use half::bf16;
+
+    use super::*;
+    use crate::bench::row::MODES;
+
+    /// Runs our contestants, plain and replayed, where no GPU is: the emulator's clock says little, the rest is the same.
+    #[test]
+    fn passes_are_timed_in_both_modes() {
+        let device = Device::emulator(EmulatorConfig { multiprocessors: 4, ..EmulatorConfig::default() }).unwrap();
+        let stream = Stream::new(&device).unwrap();
+        let path = ComputePath::Auto;
+        let bench = Bench { device: &device, stream: &stream, cublaslt: None, path, trials: 3 };
+        for layout in [Layout::OutIn, Layout::InOut] {
+            // 36 columns of dy are no multiple of 16 bytes.
+            let case = Case { tokens: 20, d_in: 64, d_out: 36, rank: 4, layout };
+            let copies = Copy::<bf16>::several(&case, 4, &stream, &mut Random::new(0)).unwrap();
+            let buffers = Buffers::new(&stream, 24, (64, 36), 5).unwrap();
+            let plans = [false, true].map(|adapted| Plans::new(&device, &case, &copies[0], adapted, path).unwrap());
+            let rows = bench.passes(&case, &copies, &buffers, &plans).unwrap();
+            let ran: Vec<_> = rows.iter().map(|row| (row.variant, row.mode)).collect();
+            let both = |name| MODES.map(|mode| (name, mode));
+            assert_eq!(ran, [both(FROZEN_OURS), both(FUSED)].concat());
+            for (row, products) in rows.iter().zip([2 * 64 * 36, 2 * 64 * 36, 2 * 64 * 36 + 3 * 4 * 100]) {
+                assert_eq!(row.flops, 2 * 20 * products, "{row:?}");
+                assert!(row.launches >= 4 && row.over_cublaslt.is_none() && row.bytes > 2 * 2 * 64 * 36, "{row:?}");
+            }
+            for written in [&buffers.y, &buffers.dx, &buffers.t] {
+                assert!(written.to_vec(&stream).unwrap().iter().any(|&value| value != bf16::ZERO));
+            }
+            for written in [&buffers.da, &buffers.db] {
+                assert!(written.to_vec(&stream).unwrap().iter().any(|&value| value != 0.0));
+            }
+        }
+    }
+}

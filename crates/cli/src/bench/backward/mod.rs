@@ -1,0 +1,139 @@
+//! A training pass of one layer on a device: forward with T kept, then dx, dA and dB.
+
+mod contest;
+mod products;
+
+use anyhow::Result;
+use bytemuck::Pod;
+use fused_lora::cpu::Accumulate;
+use fused_lora::device::{
+    Backward, BackwardInput, BackwardOptions, BackwardOutput, Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut,
+    DeviceOutput, DeviceResidual, DeviceSliceMut, FactorGradient, Forward, ForwardOptions, Stream, Workspace,
+};
+use fused_lora::{ComputePath, Element, WorkspaceLayout};
+use fused_lora_gpt2::Random;
+
+use super::device::{Case, Copy};
+
+/// What a pass reads and writes beside the weights, shared by all copies of them, with room for so many tokens and ranks.
+pub(super) struct Buffers<T> {
+    x: DeviceBuffer<T>,
+    y: DeviceBuffer<T>,
+    dy: DeviceBuffer<T>,
+    dx: DeviceBuffer<T>,
+    t: DeviceBuffer<T>,
+    /// Of sequential; fused keeps its own in the workspace.
+    q: DeviceBuffer<T>,
+    da: DeviceBuffer<f32>,
+    db: DeviceBuffer<f32>,
+}
+
+impl<T: Element> Buffers<T> {
+    pub(super) fn new(stream: &Stream, tokens: usize, (d_in, d_out): (usize, usize), rank: usize) -> Result<Self> {
+        let random =
+            |seed, len| anyhow::Ok(DeviceBuffer::from_slice(stream, &Random::new(seed).normal::<T>(len, 1.0)?)?);
+        Ok(Self {
+            x: random(1, tokens * d_in)?,
+            y: DeviceBuffer::zeros(stream, tokens * d_out)?,
+            dy: random(2, tokens * d_out)?,
+            dx: DeviceBuffer::zeros(stream, tokens * d_in)?,
+            t: DeviceBuffer::zeros(stream, tokens * rank)?,
+            q: DeviceBuffer::zeros(stream, tokens * rank)?,
+            da: DeviceBuffer::zeros(stream, rank * d_in)?,
+            db: DeviceBuffer::zeros(stream, d_out * rank)?,
+        })
+    }
+}
+
+/// How our kernels run a pass.
+pub(super) struct Plans<T> {
+    pub(super) forward: Forward<T>,
+    pub(super) backward: Backward<T>,
+    adapted: bool,
+}
+
+impl<T: Element> Plans<T> {
+    /// Of the layer with its adapter, or of the frozen base, whose pass is y and dx.
+    pub(super) fn new(
+        device: &Device,
+        case: &Case,
+        copy: &Copy<T>,
+        adapted: bool,
+        path: ComputePath,
+    ) -> fused_lora::Result<Self> {
+        let any_dy = !(case.d_out * size_of::<T>()).is_multiple_of(16);
+        let forward = ForwardOptions { path, training: true, ..ForwardOptions::default() };
+        let backward = BackwardOptions { path, any_dy, ..BackwardOptions::default() };
+        copy.with_layer(case, adapted, |layer| {
+            Ok(Self {
+                forward: Forward::with_options(device, layer, case.tokens, forward)?,
+                backward: Backward::new(device, layer, case.tokens, backward)?,
+                adapted,
+            })
+        })
+    }
+
+    pub(super) fn workspace(&self) -> WorkspaceLayout {
+        self.forward.workspace().union(&self.backward.workspace())
+    }
+
+    /// Of the forward launch, bytes that must move at least, the kept T's included.
+    pub(super) fn forward_floor_bytes(&self, case: &Case) -> usize {
+        let kept = if self.adapted { case.kept_bytes::<T>() } else { 0 };
+        self.forward.plan().floor_bytes() + kept
+    }
+
+    /// Of the whole pass, launch by launch.
+    pub(super) fn floor_bytes(&self, case: &Case) -> usize {
+        self.forward_floor_bytes(case) + self.backward.plan().floor_bytes()
+    }
+
+    /// Issues a pass: three launches with an adapter, two without. The forward and the backward pass each take a copy of
+    /// the weights.
+    pub(super) fn launch(
+        &self,
+        stream: &Stream,
+        case: &Case,
+        [forward, backward]: [&Copy<T>; 2],
+        buffers: &Buffers<T>,
+        workspace: &mut Workspace,
+    ) -> fused_lora::Result<()> {
+        let &Case { tokens, d_in, d_out, rank, .. } = case;
+        let rank = if self.adapted { rank } else { 0 };
+        let x = DeviceMatrix::new(buffers.x.slice(0..tokens * d_in), tokens, d_in)?;
+        forward.with_layer(case, self.adapted, |layer| {
+            let t = if self.adapted { Some(place(&buffers.t, tokens, rank)?) } else { None };
+            let output = DeviceOutput { y: place(&buffers.y, tokens, d_out)?, t };
+            self.forward.launch(stream, layer, x, DeviceResidual::None, output, workspace)
+        })?;
+        backward.with_layer(case, self.adapted, |layer| {
+            let dy = DeviceMatrix::new(buffers.dy.slice(0..tokens * d_out), tokens, d_out)?;
+            let t = DeviceMatrix::new(buffers.t.slice(0..tokens * rank), tokens, rank)?;
+            let mut factors =
+                [FactorGradient { da: place(&buffers.da, rank, d_in)?, db: place(&buffers.db, d_out, rank)? }];
+            let mut output = BackwardOutput {
+                dx: Some(place(&buffers.dx, tokens, d_in)?),
+                dx_accumulate: Accumulate::Overwrite,
+                factors: if self.adapted { &mut factors } else { &mut [] },
+                bias: None,
+                accumulate: Accumulate::Overwrite,
+            };
+            let input = BackwardInput { x, dy, t, dropout: None };
+            self.backward.launch(stream, layer, &input, &mut output, workspace)
+        })
+    }
+}
+
+impl<T: Element> std::fmt::Display for Plans<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}; {}", self.forward.plan(), self.backward.plan())
+    }
+}
+
+/// The first elements of a buffer, to be written to by one launch at a time.
+fn place<U: Pod>(buffer: &DeviceBuffer<U>, rows: usize, cols: usize) -> fused_lora::Result<DeviceMatrixMut<'_, U>> {
+    let slice = buffer.slice(0..rows * cols);
+    // SAFETY: the buffer lives and is this long, and launches on one stream are ordered.
+    let slice = unsafe { DeviceSliceMut::from_raw(slice.device(), slice.address(), slice.len()) };
+    DeviceMatrixMut::new(slice, rows, cols)
+}

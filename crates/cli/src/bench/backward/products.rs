@@ -1,0 +1,212 @@
+//! A training pass in products of cuBLASLt: those of a frozen layer, and PEFT's in PEFT's order.
+//!
+//! PEFT's scaling, its sums of base and adapter and its casts are passes over y and dx of their own; here they are factors
+//! of the products, so sequential is faster than PEFT on the same library. dA and dB are stored as `f32`, as ours are.
+
+use anyhow::Result;
+use fused_lora::Element;
+use fused_lora::device::Stream;
+use fused_lora::lora::Layout;
+
+use super::Buffers;
+use crate::bench::contest::Bench;
+use crate::bench::cublaslt::{CublasLt, Form, Product, fastest};
+use crate::bench::device::{Case, Copy, SCALE};
+
+/// One product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// y = x·W0ᵀ
+    Base,
+    /// T = x·Aᵀ
+    Shrink,
+    /// y += s·T·Bᵀ
+    Expand,
+    /// dx = dy·W0
+    Input,
+    /// Q = s·dy·B
+    Gather,
+    /// dx += Q·A
+    Spread,
+    /// dA = Qᵀ·x
+    Down,
+    /// dB = s·dyᵀ·T
+    Up,
+}
+
+/// A frozen layer's.
+pub(super) const FROZEN: [Step; 2] = [Step::Base, Step::Input];
+/// An adapted layer's: each finds its operands made.
+pub(super) const SEQUENTIAL: [Step; 8] =
+    [Step::Base, Step::Shrink, Step::Expand, Step::Input, Step::Gather, Step::Spread, Step::Down, Step::Up];
+
+impl Step {
+    fn is_forward(self) -> bool {
+        matches!(self, Step::Base | Step::Shrink | Step::Expand)
+    }
+
+    /// Rows, depth and columns, what is multiplied, and the factors of the product and of what is there.
+    fn product(self, case: &Case) -> ([usize; 3], Form, [f32; 2]) {
+        let &Case { tokens, d_in, d_out, rank, layout } = case;
+        let turned = match layout {
+            Layout::OutIn => Layout::InOut,
+            Layout::InOut => Layout::OutIn,
+        };
+        // A is [rank, d_in] and B [d_out, rank]: the forward pass meets them as [columns, depth], the backward pass as
+        // [depth, columns].
+        let (forward, backward) = (Form::Layer(Layout::OutIn), Form::Layer(Layout::InOut));
+        match self {
+            Step::Base => ([tokens, d_in, d_out], Form::Layer(layout), [1.0, 0.0]),
+            Step::Shrink => ([tokens, d_in, rank], forward, [1.0, 0.0]),
+            Step::Expand => ([tokens, rank, d_out], forward, [SCALE, 1.0]),
+            Step::Input => ([tokens, d_out, d_in], Form::Layer(turned), [1.0, 0.0]),
+            Step::Gather => ([tokens, d_out, rank], backward, [SCALE, 0.0]),
+            Step::Spread => ([tokens, rank, d_in], backward, [1.0, 1.0]),
+            Step::Down => ([rank, tokens, d_in], Form::Gradient, [1.0, 0.0]),
+            Step::Up => ([d_out, tokens, rank], Form::Gradient, [SCALE, 0.0]),
+        }
+    }
+
+    /// Device addresses of what a [`Product`] calls W, x and y.
+    fn operands<T: Element>(self, buffers: &Buffers<T>, copy: &Copy<T>) -> [u64; 3] {
+        let [w, a, b] = [&copy.weight, &copy.a, &copy.b].map(|buffer| buffer.as_slice().address());
+        let Buffers { x, y, dy, dx, t, q, .. } = buffers;
+        let [x, y, dy, dx, t, q] = [x, y, dy, dx, t, q].map(|buffer| buffer.as_slice().address());
+        let [da, db] = [&buffers.da, &buffers.db].map(|buffer| buffer.as_slice().address());
+        match self {
+            Step::Base => [w, x, y],
+            Step::Shrink => [a, x, t],
+            Step::Expand => [b, t, y],
+            Step::Input => [w, dy, dx],
+            Step::Gather => [b, dy, q],
+            Step::Spread => [a, q, dx],
+            Step::Down => [x, q, da],
+            Step::Up => [t, dy, db],
+        }
+    }
+}
+
+/// All products of a case, in the order of [`SEQUENTIAL`], and where their operands are.
+pub(super) struct Products<'a, T> {
+    products: Vec<(Step, Product<'a>)>,
+    buffers: &'a Buffers<T>,
+    copies: &'a [Copy<T>],
+}
+
+impl<'a, T: Element> Products<'a, T> {
+    /// Prepares them, each with its fastest algorithm.
+    pub(super) fn new(
+        bench: &Bench<'_>,
+        library: &'a CublasLt,
+        case: &Case,
+        buffers: &'a Buffers<T>,
+        copies: &'a [Copy<T>],
+    ) -> Result<Self> {
+        let &Bench { device, stream, path, .. } = bench;
+        let prepared = SEQUENTIAL.map(|step| {
+            let (shape, form, factors) = step.product(case);
+            let product = library.product((T::DTYPE, path), shape, form, factors, |product, choices| {
+                // SAFETY: the operands are packed matrices of the product's shapes, which live.
+                fastest(product, choices, device, stream, copies.len(), |product, stream, copy| unsafe {
+                    product.issue(stream, step.operands(buffers, &copies[copy]))
+                })
+            });
+            Ok((step, product?))
+        });
+        Ok(Self { products: prepared.into_iter().collect::<Result<_>>()?, buffers, copies })
+    }
+
+    /// Issues these of them; the forward and the backward pass each take a copy of the weights.
+    pub(super) fn issue(&self, stream: &Stream, steps: &[Step], copies: [usize; 2]) -> fused_lora::Result<()> {
+        self.of(steps).try_for_each(|(step, product)| {
+            let copy = &self.copies[copies[usize::from(!step.is_forward())]];
+            // SAFETY: the operands are packed matrices of the product's shapes, which live.
+            unsafe { product.issue(stream, step.operands(self.buffers, copy)) }
+        })
+    }
+
+    /// Which algorithms these of them take.
+    pub(super) fn algorithms(&self, steps: &[Step]) -> String {
+        let chosen: Vec<_> = self.of(steps).map(|(_, product)| product.chosen.to_string()).collect();
+        format!("algorithms {}", chosen.join(", "))
+    }
+
+    fn of(&self, steps: &[Step]) -> impl Iterator<Item = &(Step, Product<'a>)> {
+        self.products.iter().filter(|(step, _)| steps.contains(step))
+    }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use std::collections::HashMap;
+
+    use fused_lora::ComputePath;
+    use fused_lora::device::{Device, DeviceBuffer, EmulatorConfig, Workspace};
+    use fused_lora_gpt2::Random;
+
+    use super::*;
+    use crate::bench::backward::Plans;
+
+    /// What the library computes: its matrices are stored by columns.
+    fn multiply(
+        ([rows, depth, columns], form, [alpha, beta]): ([usize; 3], Form, [f32; 2]),
+        w: &[f32],
+        x: &[f32],
+        y: &mut [f32],
+    ) {
+        let ([turns_w, turns_x], [w_stored, x_stored, y_stored]) = (form.turned(), form.stored([rows, depth, columns]));
+        let at = |m: &[f32], [stored, _]: [usize; 2], turned, row: usize, column: usize| {
+            let (row, column) = if turned { (column, row) } else { (row, column) };
+            assert!(row < stored);
+            m[column * stored + row]
+        };
+        for (row, column) in (0..y_stored[0]).flat_map(|row| (0..y_stored[1]).map(move |column| (row, column))) {
+            let terms = (0..depth).map(|k| at(w, w_stored, turns_w, row, k) * at(x, x_stored, turns_x, k, column));
+            let (sum, y) = (terms.sum::<f32>(), &mut y[column * y_stored[0] + row]);
+            *y = alpha * sum + if beta == 0.0 { 0.0 } else { beta * *y };
+        }
+    }
+
+    /// No cuBLASLt here: what its products are asked for is multiplied by hand, and must be what our kernels compute.
+    #[test]
+    fn the_steps_of_sequential_are_a_training_pass() {
+        let device = Device::emulator(EmulatorConfig { multiprocessors: 4, ..EmulatorConfig::default() }).unwrap();
+        let stream = Stream::new(&device).unwrap();
+        for layout in [Layout::OutIn, Layout::InOut] {
+            let case = Case { tokens: 18, d_in: 24, d_out: 40, rank: 3, layout };
+            let copy = Copy::<f32>::several(&case, 1, &stream, &mut Random::new(0)).unwrap().remove(0);
+            let buffers = Buffers::<f32>::new(&stream, 18, (24, 40), 3).unwrap();
+            let mut memory = HashMap::new();
+            let Buffers { x, y, dy, dx, t, q, da, db } = &buffers;
+            let address = |buffer: &DeviceBuffer<f32>| buffer.as_slice().address();
+            for buffer in [x, y, dy, dx, t, q, da, db, &copy.weight, &copy.a, &copy.b] {
+                memory.insert(address(buffer), buffer.to_vec(&stream).unwrap());
+            }
+            for step in SEQUENTIAL {
+                let [w, x, y] = step.operands(&buffers, &copy);
+                let mut out = memory[&y].clone();
+                multiply(step.product(&case), &memory[&w], &memory[&x], &mut out);
+                memory.insert(y, out);
+            }
+            let plans = Plans::new(&device, &case, &copy, true, ComputePath::Auto).unwrap();
+            let mut workspace = Workspace::new(&stream, plans.workspace()).unwrap();
+            plans.launch(&stream, &case, [&copy; 2], &buffers, &mut workspace).unwrap();
+            for (name, buffer) in [("y", y), ("T", t), ("dx", dx), ("dA", da), ("dB", db)] {
+                let (ours, theirs) = (buffer.to_vec(&stream).unwrap(), &memory[&address(buffer)]);
+                assert!(ours.iter().any(|&value| value != 0.0), "{name}");
+                for (ours, theirs) in ours.iter().zip(theirs) {
+                    assert!(
+                        (ours - theirs).abs() <= 1e-5 * (1.0 + theirs.abs()),
+                        "{name}, {layout:?}: {ours}, {theirs}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_frozen_layer_has_the_products_of_its_weight() {
+        let of_weight = |step: &Step| matches!(step, Step::Base | Step::Input);
+        assert_eq!(SEQUENTIAL.iter().copied().filter(of_weight).collect::<Vec<_>>(), FROZEN);
+    }
+}
