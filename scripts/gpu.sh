@@ -71,6 +71,7 @@ else
   bench out-in --layout out-in --preset decode
   bench in-out --layout in-out --tokens 1,4,16 --shapes 1024x1024,1024x3072,1024x4096,4096x1024,4096x4096 --ranks 4,16
   bench forward --layout out-in --preset forward
+  bench backward --layout out-in --preset backward
 fi
 
 {
