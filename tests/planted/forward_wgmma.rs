@@ -277,8 +277,8 @@ pub(crate) const BUGS: &[Bug] = &[
         ForwardWgmma,
         "      cluster_sync();  // nobody leaves",
         "      // nobody leaves",
-        Build::Plain,
-        &[By(Fault::OutOfBounds), By(Fault::Barrier)],
+        Build::Race,
+        &[By(Fault::OutOfBounds)],
     ),
     bug(
         "a draw by the other CTA is waited for as if it were this one's",

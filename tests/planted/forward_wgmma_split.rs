@@ -24,7 +24,7 @@ pub(crate) const BUGS: &[Bug] = &[
         ForwardWgmmaSplit,
         "    cluster_sync();  // nobody leaves while others read its sums\n",
         "",
-        Build::Plain,
+        Build::Race,
         &[By(Fault::OutOfBounds)],
     ),
     bug(
@@ -33,7 +33,7 @@ pub(crate) const BUGS: &[Bug] = &[
         ForwardWgmmaSplit,
         "    cluster_sync();  // all have started\n",
         "",
-        Build::Plain,
+        Build::Race,
         &[By(Fault::OutOfBounds)],
     ),
     bug(
@@ -52,7 +52,7 @@ pub(crate) const BUGS: &[Bug] = &[
         "gridDim.x / size - 1)",
         "gridDim.x - 1)",
         Build::Plain,
-        &[WrongResult, By(Fault::OutOfBounds), By(Fault::Livelock)],
+        &[WrongResult, By(Fault::OutOfBounds), By(Fault::Livelock), By(Fault::Crash)],
     ),
     bug(
         "sums are left where the other warpgroup's products still read",

@@ -168,7 +168,7 @@ impl Scenario {
             Self::ForwardWgmmaSplit => first_of([
                 // T in more splits than its depth has steps; more steps of T than CTAs; both warpgroups; no split.
                 &|| forward::<f16>(rig, &shape(17, 456, 40, Layout::OutIn, &[(0, 40, 20)]), 2, (9, 0)),
-                &|| forward::<f16>(rig, &shape(33, 512, 40, Layout::InOut, &[(3, 30, 130), (20, 40, 90)]), 8, (9, 0)),
+                &|| forward::<f16>(rig, &shape(62, 512, 40, Layout::InOut, &[(3, 30, 130), (20, 40, 90)]), 8, (9, 0)),
                 &|| forward::<f16>(rig, &shape(100, 1000, 72, Layout::OutIn, &[(9, 70, 70)]), 2, (9, 0)),
                 &|| forward::<f16>(rig, &shape(33, 520, 72, Layout::OutIn, &[(0, 72, 20)]), 1, (9, 0)),
             ]),

@@ -30,7 +30,7 @@ pub enum Fault {
     Livelock,
     /// More shared memory or parameters than the launch may have.
     Resources,
-    /// The host's own memory protection.
+    /// A signal: the host's own memory protection or, on x86-64, an integer division by zero.
     Crash,
 }
 

@@ -39,6 +39,7 @@ const THREADS: &[Case] = &[
     case("store_outside", ALL, Fault::OutOfBounds, ", outside every allocation of "),
     case("atomic_outside", ALL, Fault::OutOfBounds, ", outside every allocation of "),
     case("plain_store_outside", RACE, Fault::OutOfBounds, " bytes outside every allocation, at "),
+    case("division_by_zero", PLAIN, Fault::Crash, "integer division by zero, or out of range"),
     case("null", PLAIN, Fault::Crash, "segmentation fault at "),
     case("shared_outside", ALL, Fault::OutOfBounds, ", outside every allocation of "),
     case("shared_too_much", ALL, Fault::Resources, " bytes of shared memory, the launch gave "),
@@ -181,6 +182,7 @@ const CLUSTERS: &[Case] = &[
     of_two("cluster_load_misaligned", ALL, Fault::Misaligned, "load_cluster at shared address "),
     of_two("cluster_store_misaligned", ALL, Fault::Misaligned, "store_cluster at shared address "),
     of_two("cluster_load_outside", ALL, Fault::OutOfBounds, ", outside every piece taken"),
+    of_two("cluster_store_early", RACE, Fault::OutOfBounds, ": nothing orders the start of CTA "),
     of_two(
         "cluster_exit_early",
         RACE,
@@ -270,6 +272,9 @@ fn all_refused(source: &str, cases: &[Case]) {
     for &build in ALL {
         let machine = machine(build, source);
         for case in cases.iter().filter(|case| case.builds.contains(&build)) {
+            if case.kernel == "division_by_zero" && !cfg!(target_arch = "x86_64") {
+                continue; // other processors go on with some value, as the GPU does
+            }
             for schedule in [Schedule::FirstIn, Schedule::LastIn, Schedule::Random(1), Schedule::Random(2)] {
                 machine.set_schedule(schedule, Completion::Late);
                 let outcome = run(&machine, case);

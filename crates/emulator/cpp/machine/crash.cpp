@@ -18,17 +18,24 @@ namespace {
 constexpr bool handles = !EMU_ADDRESS_SANITIZER;
 constexpr size_t signal_stack_bytes = 64 << 10;
 
-struct sigaction before;
+constexpr int signals[] = {SIGSEGV, SIGFPE};
+struct sigaction before[2];
+thread_local int crash_signal = 0;
 thread_local const void* crash_address = nullptr;
 
-void crashed() { fail(Fault::crash, "segmentation fault at %p", crash_address); }
+void crashed() {
+  // The GPU gives any value; C++ leaves it undefined.
+  if (crash_signal == SIGFPE) fail(Fault::crash, "integer division by zero, or out of range");
+  fail(Fault::crash, "segmentation fault at %p", crash_address);
+}
 
 void handler(int signal, siginfo_t* info, void* context) {
   if (!machine || !self) {
     // Not a kernel's doing: put back what was there, and let the instruction fault again.
-    sigaction(signal, &before, nullptr);
+    sigaction(signal, &before[signal == SIGFPE], nullptr);
     return;
   }
+  crash_signal = signal;
   crash_address = info->si_addr;
   // Goes on in `crashed` on the thread's own stack, as if it had been called where the fault was.
 #if defined(__x86_64__)
@@ -63,14 +70,15 @@ CrashGuard::CrashGuard() {
     struct sigaction action{};
     action.sa_sigaction = handler;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    sigaction(SIGSEGV, &action, &before);
+    for (int i = 0; i < 2; i++) sigaction(signals[i], &action, &before[i]);
   }
 }
 
 CrashGuard::~CrashGuard() {
   if (!handles) return;
   std::lock_guard<std::mutex> hold(count_lock);
-  if (--guards == 0) sigaction(SIGSEGV, &before, nullptr);
+  if (--guards != 0) return;
+  for (int i = 0; i < 2; i++) sigaction(signals[i], &before[i], nullptr);
 }
 
 }  // namespace emu

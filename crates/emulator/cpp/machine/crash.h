@@ -1,9 +1,10 @@
-// Turns the host's own memory protection into a fault of the launch.
+// Turns what the host's processor refuses into a fault of the launch.
 #pragma once
 
 namespace emu {
 
-/// While it lives, a segmentation fault of a kernel's thread ends the launch instead of the process.
+/// While it lives, a segmentation fault of a kernel's thread, or on x86-64 an integer division by zero, ends the launch
+/// instead of the process.
 class CrashGuard {
  public:
   CrashGuard();

@@ -18,7 +18,7 @@ enum class Fault : int {
   deadlock,          // every thread waits
   livelock,          // threads spin on what nothing left can change
   resources,         // more threads, shared memory or parameters than the launch may have
-  crash,             // the host's own memory protection
+  crash,             // a signal: the host's own memory protection, an integer division by zero
 };
 
 const char* fault_name(Fault fault);

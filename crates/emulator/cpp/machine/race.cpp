@@ -300,6 +300,14 @@ bool Race::proxy_fenced(uint32_t clock, const void* p, size_t n, uint32_t* write
   return true;
 }
 
+bool Race::knows_started(uint32_t clock, const Cta& cta) const {
+  const Vector& told = *clocks_[clock].told;
+  for (const Thread* thread : cta.threads) {
+    if (told[thread->clock] >= clocks_[thread->clock].born) return true;
+  }
+  return false;
+}
+
 bool Race::may_exit(const Cta& cta) const {
   Vector all(clocks_.size(), 0u);
   const Vector* last = nullptr;
@@ -343,6 +351,7 @@ void Race::join(Thread* const*, size_t, const Engine&) {}
 void Race::inherit(const void*, const void*) {}
 void Race::fence_proxy(uint32_t, bool) {}
 bool Race::proxy_fenced(uint32_t, const void*, size_t, uint32_t*) const { return true; }
+bool Race::knows_started(uint32_t, const Cta&) const { return true; }
 bool Race::may_exit(const Cta&) const { return true; }
 
 #endif

@@ -75,6 +75,8 @@ class Race {
   /// global memory.)
   bool proxy_fenced(uint32_t clock, const void* p, size_t n, uint32_t* writer) const;
 
+  /// Whether this thread has been told of anything that a thread of the CTA did, so that the CTA has started.
+  bool knows_started(uint32_t clock, const Cta& cta) const;
   /// A CTA is about to take its shared memory with it: false if accesses by other CTAs are not ordered before that.
   bool may_exit(const Cta& cta) const;
 

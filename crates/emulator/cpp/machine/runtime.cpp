@@ -163,6 +163,10 @@ void* shared_pointer(uint32_t address, uint32_t bytes, const char* name) {
       !machine->memory.accessible(ctas[rank]->shared + at, bytes)) {
     fail(Fault::out_of_bounds, "%s of %u bytes at shared address 0x%x, outside every piece taken", name, bytes, address);
   }
+  if (rank != self->cta->rank && !machine->race->knows_started(self->clock, *ctas[rank])) {
+    fail(Fault::out_of_bounds, "%s at shared address 0x%x: nothing orders the start of CTA %u of the cluster before it", name,
+         address, rank);
+  }
   return ctas[rank]->shared + at;
 }
 

@@ -24,6 +24,14 @@ MISUSE(cluster_load_outside) {
   load_cluster<u32>(map_shared(own, 1) + 16);
   cluster_sync();
 }
+// The other CTA has started, but nothing that this one was told says so: a relaxed read orders nothing.
+MISUSE(cluster_store_early) {
+  const u32 own = shared_address(SharedMemory().take<u32>(1));
+  if (threadIdx.x != 0) return;
+  store_relaxed(words_out(params) + cluster_rank(), 7u);
+  while (load_relaxed(words_out(params) + (cluster_rank() ^ 1)) != 7) back_off();
+  store_cluster(map_shared(own, cluster_rank() ^ 1), 5u);
+}
 // The other CTA may have exited, and taken its shared memory with it.
 MISUSE(cluster_exit_early) {
   u32* word = SharedMemory().take<u32>(1);
