@@ -365,6 +365,56 @@ typedef struct LoraAdamw {
 } LoraAdamw;
 ABI_ASSERT(sizeof(LoraAdamw) == 4 * 8 + 7 * 8 + 2 * 4, "LoraAdamw is shared with Rust");
 
+enum {
+  /* The kernels whose warps hold rows, LoraLayerNorm's and LoraEmbedding's: threads of a CTA at most, ... */
+  LORA_ROW_THREADS = 256,
+  /* ... and elements of a row that a thread holds at a time. */
+  LORA_ROW_ELEMENTS = 32,
+};
+
+/* y = (x - mean) / sqrt(variance + epsilon) * weight + bias, row by row. */
+typedef struct LoraLayerNorm {
+  const void *x; /* [rows, width] */
+  const float *weight; /* [width] */
+  const float *bias;   /* [width] */
+  void *y; /* [rows, width] */
+  uint32_t rows;
+  uint32_t width;
+  uint32_t x_stride;
+  uint32_t y_stride;
+  /* Threads that share a row, whole warps: their logarithm. */
+  uint32_t row_threads_log2;
+  float epsilon;
+} LoraLayerNorm;
+ABI_ASSERT(sizeof(LoraLayerNorm) == 4 * 8 + 6 * 4, "LoraLayerNorm is shared with Rust");
+
+/* x = the ids' rows of tokens, or, behind those, of extra, + the places' rows of positions; y = LayerNorm of x. */
+typedef struct LoraEmbedding {
+  const void *tokens;     /* [vocabulary, width] */
+  const void *extra;      /* [extra_rows, width] */
+  const void *positions;  /* [position_rows, width] */
+  const uint32_t *ids;    /* [rows] */
+  const uint32_t *places; /* [rows] */
+  void *x;                /* [rows, width] */
+  const float *weight;    /* [width] */
+  const float *bias;      /* [width] */
+  void *y;                /* [rows, width], or null: then there are no weight and no bias */
+  uint32_t rows;
+  uint32_t width;
+  uint32_t vocabulary;
+  uint32_t extra_rows;
+  uint32_t position_rows;
+  uint32_t tokens_stride;
+  uint32_t extra_stride;
+  uint32_t positions_stride;
+  uint32_t x_stride;
+  uint32_t y_stride;
+  /* Threads that share a row, whole warps: their logarithm. */
+  uint32_t row_threads_log2;
+  float epsilon;
+} LoraEmbedding;
+ABI_ASSERT(sizeof(LoraEmbedding) == 9 * 8 + 12 * 4, "LoraEmbedding is shared with Rust");
+
 /* What the kernels of kernels/test get: each says what it takes these for. */
 typedef struct LoraTest {
   TensorMap maps[2];

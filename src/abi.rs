@@ -510,6 +510,92 @@ const _: () = {
     ["Offset of field: LoraAdamw::eps"][::core::mem::offset_of!(LoraAdamw, eps) - 88usize];
     ["Offset of field: LoraAdamw::chunk_count"][::core::mem::offset_of!(LoraAdamw, chunk_count) - 92usize];
 };
+pub const LORA_ROW_THREADS: _bindgen_ty_8 = 256;
+pub const LORA_ROW_ELEMENTS: _bindgen_ty_8 = 32;
+pub type _bindgen_ty_8 = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraLayerNorm {
+    pub x: *const ::core::ffi::c_void,
+    pub weight: *const f32,
+    pub bias: *const f32,
+    pub y: *mut ::core::ffi::c_void,
+    pub rows: u32,
+    pub width: u32,
+    pub x_stride: u32,
+    pub y_stride: u32,
+    pub row_threads_log2: u32,
+    pub epsilon: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraLayerNorm"][::core::mem::size_of::<LoraLayerNorm>() - 56usize];
+    ["Alignment of LoraLayerNorm"][::core::mem::align_of::<LoraLayerNorm>() - 8usize];
+    ["Offset of field: LoraLayerNorm::x"][::core::mem::offset_of!(LoraLayerNorm, x) - 0usize];
+    ["Offset of field: LoraLayerNorm::weight"][::core::mem::offset_of!(LoraLayerNorm, weight) - 8usize];
+    ["Offset of field: LoraLayerNorm::bias"][::core::mem::offset_of!(LoraLayerNorm, bias) - 16usize];
+    ["Offset of field: LoraLayerNorm::y"][::core::mem::offset_of!(LoraLayerNorm, y) - 24usize];
+    ["Offset of field: LoraLayerNorm::rows"][::core::mem::offset_of!(LoraLayerNorm, rows) - 32usize];
+    ["Offset of field: LoraLayerNorm::width"][::core::mem::offset_of!(LoraLayerNorm, width) - 36usize];
+    ["Offset of field: LoraLayerNorm::x_stride"][::core::mem::offset_of!(LoraLayerNorm, x_stride) - 40usize];
+    ["Offset of field: LoraLayerNorm::y_stride"][::core::mem::offset_of!(LoraLayerNorm, y_stride) - 44usize];
+    ["Offset of field: LoraLayerNorm::row_threads_log2"]
+        [::core::mem::offset_of!(LoraLayerNorm, row_threads_log2) - 48usize];
+    ["Offset of field: LoraLayerNorm::epsilon"][::core::mem::offset_of!(LoraLayerNorm, epsilon) - 52usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraEmbedding {
+    pub tokens: *const ::core::ffi::c_void,
+    pub extra: *const ::core::ffi::c_void,
+    pub positions: *const ::core::ffi::c_void,
+    pub ids: *const u32,
+    pub places: *const u32,
+    pub x: *mut ::core::ffi::c_void,
+    pub weight: *const f32,
+    pub bias: *const f32,
+    pub y: *mut ::core::ffi::c_void,
+    pub rows: u32,
+    pub width: u32,
+    pub vocabulary: u32,
+    pub extra_rows: u32,
+    pub position_rows: u32,
+    pub tokens_stride: u32,
+    pub extra_stride: u32,
+    pub positions_stride: u32,
+    pub x_stride: u32,
+    pub y_stride: u32,
+    pub row_threads_log2: u32,
+    pub epsilon: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraEmbedding"][::core::mem::size_of::<LoraEmbedding>() - 120usize];
+    ["Alignment of LoraEmbedding"][::core::mem::align_of::<LoraEmbedding>() - 8usize];
+    ["Offset of field: LoraEmbedding::tokens"][::core::mem::offset_of!(LoraEmbedding, tokens) - 0usize];
+    ["Offset of field: LoraEmbedding::extra"][::core::mem::offset_of!(LoraEmbedding, extra) - 8usize];
+    ["Offset of field: LoraEmbedding::positions"][::core::mem::offset_of!(LoraEmbedding, positions) - 16usize];
+    ["Offset of field: LoraEmbedding::ids"][::core::mem::offset_of!(LoraEmbedding, ids) - 24usize];
+    ["Offset of field: LoraEmbedding::places"][::core::mem::offset_of!(LoraEmbedding, places) - 32usize];
+    ["Offset of field: LoraEmbedding::x"][::core::mem::offset_of!(LoraEmbedding, x) - 40usize];
+    ["Offset of field: LoraEmbedding::weight"][::core::mem::offset_of!(LoraEmbedding, weight) - 48usize];
+    ["Offset of field: LoraEmbedding::bias"][::core::mem::offset_of!(LoraEmbedding, bias) - 56usize];
+    ["Offset of field: LoraEmbedding::y"][::core::mem::offset_of!(LoraEmbedding, y) - 64usize];
+    ["Offset of field: LoraEmbedding::rows"][::core::mem::offset_of!(LoraEmbedding, rows) - 72usize];
+    ["Offset of field: LoraEmbedding::width"][::core::mem::offset_of!(LoraEmbedding, width) - 76usize];
+    ["Offset of field: LoraEmbedding::vocabulary"][::core::mem::offset_of!(LoraEmbedding, vocabulary) - 80usize];
+    ["Offset of field: LoraEmbedding::extra_rows"][::core::mem::offset_of!(LoraEmbedding, extra_rows) - 84usize];
+    ["Offset of field: LoraEmbedding::position_rows"][::core::mem::offset_of!(LoraEmbedding, position_rows) - 88usize];
+    ["Offset of field: LoraEmbedding::tokens_stride"][::core::mem::offset_of!(LoraEmbedding, tokens_stride) - 92usize];
+    ["Offset of field: LoraEmbedding::extra_stride"][::core::mem::offset_of!(LoraEmbedding, extra_stride) - 96usize];
+    ["Offset of field: LoraEmbedding::positions_stride"]
+        [::core::mem::offset_of!(LoraEmbedding, positions_stride) - 100usize];
+    ["Offset of field: LoraEmbedding::x_stride"][::core::mem::offset_of!(LoraEmbedding, x_stride) - 104usize];
+    ["Offset of field: LoraEmbedding::y_stride"][::core::mem::offset_of!(LoraEmbedding, y_stride) - 108usize];
+    ["Offset of field: LoraEmbedding::row_threads_log2"]
+        [::core::mem::offset_of!(LoraEmbedding, row_threads_log2) - 112usize];
+    ["Offset of field: LoraEmbedding::epsilon"][::core::mem::offset_of!(LoraEmbedding, epsilon) - 116usize];
+};
 #[repr(C)]
 #[repr(align(128))]
 #[derive(Debug, Copy, Clone)]

@@ -17,6 +17,7 @@
 //! - [`backward`] says how a GPU makes the gradients.
 //! - [`dropout`] says which elements of an adapter's input are dropped in training.
 //! - [`merge`] says how a GPU folds adapters into a weight.
+//! - [`norm`] says how a GPU runs LayerNorm and the embedding.
 //! - [`optim`] says what a step of training is, [`update`] how a GPU takes it.
 //! - [`cpu`] runs it: fused, as the sequential layers it is measured against, backward, merged.
 //! - [`mod@reference`] is the naive float64 oracle that every backend is judged by.
@@ -55,6 +56,7 @@ pub mod forward;
 pub mod lora;
 mod matrix;
 pub mod merge;
+pub mod norm;
 pub mod optim;
 pub mod plan;
 mod problem;

@@ -66,6 +66,12 @@ unsafe impl KernelParams for abi::LoraTest {}
 // SAFETY: likewise, 928 bytes.
 unsafe impl KernelParams for abi::LoraGradients {}
 
+// SAFETY: likewise, 56 bytes.
+unsafe impl KernelParams for abi::LoraLayerNorm {}
+
+// SAFETY: likewise, 120 bytes.
+unsafe impl KernelParams for abi::LoraEmbedding {}
+
 /// A kernel, ready to be launched.
 #[derive(Debug, Clone)]
 pub struct Kernel {

@@ -10,6 +10,7 @@
 //! - [`Kernel`] is a kernel found by name, [`LaunchConfig`] how it is launched.
 //! - [`Forward`] runs a LoRA layer for any number of tokens in one launch, [`Decode`] for 1 to 16; [`Merge`] folds adapters
 //!   into a weight; [`Optimizer`] takes a training step on all of them.
+//! - [`Embedding`] makes the first rows of a transformer, [`LayerNorm`] normalises rows.
 //!
 //! Memory that a stream still works on may be dropped: it is given back when that work is done. Work on *different*
 //! streams that touches the same memory must be ordered by the caller, with [`Stream::wait`]; unordered, the values read
@@ -21,6 +22,7 @@ mod buffer;
 mod cache;
 mod call;
 mod cuda;
+mod embedding;
 #[cfg(feature = "emulator")]
 mod emulator;
 #[cfg(feature = "emulator")]
@@ -29,6 +31,7 @@ mod graph;
 mod image;
 mod kernel;
 mod layer;
+mod layer_norm;
 mod lora_backward;
 mod lora_decode;
 mod lora_forward;
@@ -53,12 +56,14 @@ use crate::error::{Error, Result};
 pub use adamw::{DeviceParameter, Optimizer};
 pub use buffer::DeviceBuffer;
 pub use cache::folder as cache_folder;
+pub use embedding::{Embedding, EmbeddingInput};
 #[cfg(feature = "emulator")]
 pub use fused_lora_emulator::{Config as EmulatorConfig, Counters as LaunchCounters, Machine};
 pub use graph::Graph;
 pub use image::{BuiltIn, built_in};
 pub use kernel::{Kernel, KernelParams, LaunchConfig};
 pub use layer::{DeviceLora, DeviceResidual, DeviceSegment};
+pub use layer_norm::{DeviceNorm, LayerNorm};
 pub use lora_backward::{Backward, BackwardInput, BackwardOptions, BackwardOutput, FactorGradient};
 pub use lora_decode::Decode;
 pub use lora_forward::{DeviceDropout, DeviceInput, DeviceOutput, Forward, ForwardOptions};

@@ -11,6 +11,7 @@ pub mod gradients;
 pub mod merge;
 pub mod rig;
 pub mod sanitize;
+pub mod transformer;
 
 use fused_lora::lora::{Layout, LoraLinear, Segment, Weight};
 use fused_lora::{Element, MatrixMut, MatrixRef};

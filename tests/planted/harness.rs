@@ -74,13 +74,15 @@ pub(crate) enum Scenario {
     DxMma,
     DxCores,
     DxWgmma,
+    LayerNorm,
+    Embedding,
 }
 
 pub(crate) const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -99,6 +101,8 @@ impl Scenario {
         Self::DxMma,
         Self::DxCores,
         Self::DxWgmma,
+        Self::LayerNorm,
+        Self::Embedding,
     ];
 
     fn source(self) -> &'static str {
@@ -119,6 +123,8 @@ impl Scenario {
             Self::DxMma => "lora/dx_mma_f16.cu",
             Self::DxCores => "lora/dx_cores.cu",
             Self::DxWgmma => "lora/dx_wgmma_f16.cu",
+            Self::LayerNorm => "transformer/layer_norm.cu",
+            Self::Embedding => "transformer/embedding.cu",
         }
     }
 
@@ -140,6 +146,8 @@ impl Scenario {
             Self::MergeRows => merged(rig, Layout::OutIn),
             Self::MergeColumns => merged(rig, Layout::InOut),
             Self::Adamw => super::adamw::run(rig),
+            Self::LayerNorm => super::transformer::layer_norms(rig),
+            Self::Embedding => super::transformer::embeddings(rig),
             Self::ForwardMma => first_of([
                 // Two tiles either way, segments that end within a tile and within an instruction; shared depths; odd rows.
                 &|| {
@@ -228,7 +236,7 @@ impl Scenario {
 /// Of dx: 48 + 80 columns of Q in two tiles.
 const SEGMENTS: &[(usize, usize, usize)] = &[(3, 77, 33), (300, 320, 70)];
 
-fn first_of<const N: usize>(runs: [&dyn Fn() -> Caught; N]) -> Caught {
+pub(crate) fn first_of<const N: usize>(runs: [&dyn Fn() -> Caught; N]) -> Caught {
     runs.iter().map(|run| run()).find(|&caught| caught != Caught::Nothing).unwrap_or(Caught::Nothing)
 }
 
