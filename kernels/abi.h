@@ -415,6 +415,16 @@ typedef struct LoraEmbedding {
 } LoraEmbedding;
 ABI_ASSERT(sizeof(LoraEmbedding) == 9 * 8 + 12 * 4, "LoraEmbedding is shared with Rust");
 
+/* y = up(act(down x + hidden_bias)) + bias (+ x) + residual: a forward launch without W0, whose weight is null and whose
+ * split_depth is 0. Its one segment is a = down, b = up, of all columns; T is what is hidden. */
+typedef struct LoraAdapter {
+  LoraForward forward; /* activation: LORA_IDENTITY */
+  const void *hidden_bias; /* [rank of the segment], or null */
+  uint32_t hidden_activation; /* enum LoraActivation */
+  uint32_t adds_input;
+} LoraAdapter;
+ABI_ASSERT(sizeof(LoraAdapter) == 984 + 8 + 2 * 4, "LoraAdapter is shared with Rust");
+
 /* What the kernels of kernels/test get: each says what it takes these for. */
 typedef struct LoraTest {
   TensorMap maps[2];

@@ -597,6 +597,24 @@ const _: () = {
     ["Offset of field: LoraEmbedding::epsilon"][::core::mem::offset_of!(LoraEmbedding, epsilon) - 116usize];
 };
 #[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraAdapter {
+    pub forward: LoraForward,
+    pub hidden_bias: *const ::core::ffi::c_void,
+    pub hidden_activation: u32,
+    pub adds_input: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraAdapter"][::core::mem::size_of::<LoraAdapter>() - 1000usize];
+    ["Alignment of LoraAdapter"][::core::mem::align_of::<LoraAdapter>() - 8usize];
+    ["Offset of field: LoraAdapter::forward"][::core::mem::offset_of!(LoraAdapter, forward) - 0usize];
+    ["Offset of field: LoraAdapter::hidden_bias"][::core::mem::offset_of!(LoraAdapter, hidden_bias) - 984usize];
+    ["Offset of field: LoraAdapter::hidden_activation"]
+        [::core::mem::offset_of!(LoraAdapter, hidden_activation) - 992usize];
+    ["Offset of field: LoraAdapter::adds_input"][::core::mem::offset_of!(LoraAdapter, adds_input) - 996usize];
+};
+#[repr(C)]
 #[repr(align(128))]
 #[derive(Debug, Copy, Clone)]
 pub struct LoraTest {

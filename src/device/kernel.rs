@@ -72,6 +72,9 @@ unsafe impl KernelParams for abi::LoraLayerNorm {}
 // SAFETY: likewise, 120 bytes.
 unsafe impl KernelParams for abi::LoraEmbedding {}
 
+// SAFETY: likewise, 1000 bytes.
+unsafe impl KernelParams for abi::LoraAdapter {}
+
 /// A kernel, ready to be launched.
 #[derive(Debug, Clone)]
 pub struct Kernel {

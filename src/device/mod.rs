@@ -10,6 +10,7 @@
 //! - [`Kernel`] is a kernel found by name, [`LaunchConfig`] how it is launched.
 //! - [`Forward`] runs a LoRA layer for any number of tokens in one launch, [`Decode`] for 1 to 16; [`Merge`] folds adapters
 //!   into a weight; [`Optimizer`] takes a training step on all of them.
+//! - [`Adapter`] runs a bottleneck adapter, what LoRA is measured against.
 //! - [`Embedding`] makes the first rows of a transformer, [`LayerNorm`] normalises rows.
 //!
 //! Memory that a stream still works on may be dropped: it is given back when that work is done. Work on *different*
@@ -17,6 +18,7 @@
 //! are any, nothing worse.
 
 mod adamw;
+mod adapter;
 mod backend;
 mod buffer;
 mod cache;
@@ -54,6 +56,7 @@ use memory::Ledger;
 use crate::error::{Error, Result};
 
 pub use adamw::{DeviceParameter, Optimizer};
+pub use adapter::{Adapter, DeviceAdapter};
 pub use buffer::DeviceBuffer;
 pub use cache::folder as cache_folder;
 pub use embedding::{Embedding, EmbeddingInput};

@@ -76,13 +76,15 @@ pub(crate) enum Scenario {
     DxWgmma,
     LayerNorm,
     Embedding,
+    AdapterMma,
+    AdapterCores,
 }
 
 pub(crate) const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -103,6 +105,8 @@ impl Scenario {
         Self::DxWgmma,
         Self::LayerNorm,
         Self::Embedding,
+        Self::AdapterMma,
+        Self::AdapterCores,
     ];
 
     fn source(self) -> &'static str {
@@ -125,6 +129,8 @@ impl Scenario {
             Self::DxWgmma => "lora/dx_wgmma_f16.cu",
             Self::LayerNorm => "transformer/layer_norm.cu",
             Self::Embedding => "transformer/embedding.cu",
+            Self::AdapterMma => "adapter/adapter_mma_f16.cu",
+            Self::AdapterCores => "adapter/adapter_cores.cu",
         }
     }
 
@@ -148,6 +154,8 @@ impl Scenario {
             Self::Adamw => super::adamw::run(rig),
             Self::LayerNorm => super::transformer::layer_norms(rig),
             Self::Embedding => super::transformer::embeddings(rig),
+            Self::AdapterMma => super::adapter::scenario::<f16>(rig),
+            Self::AdapterCores => super::adapter::scenario::<f32>(rig),
             Self::ForwardMma => first_of([
                 // Two tiles either way, segments that end within a tile and within an instruction; shared depths; odd rows.
                 &|| {

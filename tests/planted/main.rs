@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod adamw;
+mod adapter;
 #[path = "../common/mod.rs"]
 mod common;
 mod cuda_cores;
@@ -40,6 +41,7 @@ const TABLES: &[&[Bug]] = &[
     forward_tf32::BUGS,
     dx::BUGS,
     transformer::BUGS,
+    adapter::BUGS,
 ];
 
 /// Set in the processes that do the work: the first bug, and the distance to the next. A process has room for the

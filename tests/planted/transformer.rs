@@ -16,7 +16,7 @@ const NORM: &str = "transformer/layer_norm.h";
 const EMBEDDING: &str = "transformer/embedding.h";
 
 /// What ends `run` under some schedule: it says whether what it left is right, and the bits of it.
-fn judge(rig: &Rig, run: &dyn Fn() -> Result<(bool, Vec<u32>), Failure>) -> Caught {
+pub(crate) fn judge(rig: &Rig, run: &dyn Fn() -> Result<(bool, Vec<u32>), Failure>) -> Caught {
     let mut first = None;
     let mut depends = false;
     for (schedule, resident) in SCHEDULES {
@@ -31,7 +31,7 @@ fn judge(rig: &Rig, run: &dyn Fn() -> Result<(bool, Vec<u32>), Failure>) -> Caug
     if depends { DependsOnSchedule } else { Caught::Nothing }
 }
 
-fn bits<T: Element>(buffer: &Buffer<T>) -> Vec<u32> {
+pub(crate) fn bits<T: Element>(buffer: &Buffer<T>) -> Vec<u32> {
     buffer.data.iter().map(|value| value.to_f32().to_bits()).collect()
 }
 
