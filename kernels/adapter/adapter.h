@@ -1,18 +1,20 @@
-// A bottleneck adapter (Houlsby et al. 2019, Lin et al. 2020, Pfeiffer et al. 2021) for any number of tokens, in one launch:
+// A bottleneck adapter (Houlsby et al. 2019, Lin et al. 2020, Pfeiffer et al. 2021) for any number of tokens, in one
+// launch:
 //
 //   y[m, n] = Σ_j up[n, j] h[m, j] + bias[n] (+ x[m, n]) + residual[m, n],   h = act(x down^T + hidden_bias)
 //
 // for x, y and residual [tokens, d], down [width, d], up [d, width].
 //
-// It is the forward kernel (lora/forward_tile.h) without W0: h is T, with a bias and an activation on its way to memory, rounded
-// to the type of everything; down is A, up is B, the scale 1. Tickets, flags, splits of T's depth and the order of every sum
-// are a LoRA layer's. A tile of y has no steps of its own: it waits for h's tile, which is all of its depth. So the launch is as long as
-// both products one after the other, as any adapter is; what it spares is the second launch and its gap.
+// It is the forward kernel (lora/forward_tile.h) without W0: h is T, with a bias and an activation on its way to
+// memory, rounded to the type of everything; down is A, up is B, the scale 1. Tickets, flags, splits of T's depth and
+// the order of every sum are a LoRA layer's. A tile of y has no steps of its own: it waits for h's tile, which is all
+// of its depth. So the launch is as long as both products one after the other, as any adapter is; what it spares is the
+// second launch and its gap.
 //
-// Columns that round the width up to whole steps stay zero in h: there the activation of zero might not be.
+// Columns that round the width up to whole steps stay zero in h, whatever the activation makes of zero.
 //
-// Bytes: x once for every 64 columns of h, and once more if it is added; down once a row tile, up once a tile of y; h out and
-// in, (width + 15)/16·16 columns; y out. All but x, y and the residual come from L2 after their first tile.
+// Bytes: x once for every 64 columns of h, and once more if it is added; down once a row tile, up once a tile of y; h
+// out and in, (width + 15)/16·16 columns; y out. All but x, y and the residual come from L2 after their first tile.
 #pragma once
 
 #include <gpu/grid.h>
@@ -41,7 +43,9 @@ class Epilogue {
         unpack<E>(load(reinterpret_cast<const Chunk*>(x + column)), added);
       } else {
 #pragma unroll
-        for (u32 i = 0; i < chunk_elements<E>; i++) added[i] = column + i < p.columns ? to_f32(load(x + column + i)) : 0.0f;
+        for (u32 i = 0; i < chunk_elements<E>; i++) {
+          added[i] = column + i < p.columns ? to_f32(load(x + column + i)) : 0.0f;
+        }
       }
 #pragma unroll
       for (u32 i = 0; i < chunk_elements<E>; i++) value[i] += added[i];

@@ -2,8 +2,8 @@
 //
 //   x = round(tokens[id] + positions[place])      y = LayerNorm(x)
 //
-// Ids from the vocabulary on are rows of a second table: trained prefix vectors. ids and places are read on the device, where no
-// host has checked them: one beyond its table gives a row of NaN, and no byte outside the tables is read.
+// Ids from the vocabulary on are rows of a second table: trained prefix vectors. ids and places are read on the device,
+// where no host has checked them: one beyond its table gives a row of NaN, and no byte outside the tables is read.
 //
 // Who owns what, the moments and their order: row.h. The warps of a row hold x, rounded, from its making on.
 //
@@ -47,7 +47,6 @@ GPU_DEVICE void embed(const LoraEmbedding& p) {
   }
   const bool known = token != nullptr && position != nullptr;
   E* x = static_cast<E*>(p.x) + u64(row.index()) * p.x_stride;
-  E* y = static_cast<E*>(p.y) + u64(row.index()) * p.y_stride;
   const auto make = [&](u32 block) {
     Chunk added[Row<E, ALIGNED>::slots];
     if (known) {
@@ -65,6 +64,7 @@ GPU_DEVICE void embed(const LoraEmbedding& p) {
     if (p.y != nullptr) row.gather(block, sum);
   });
   if (p.y == nullptr) return;
+  E* y = static_cast<E*>(p.y) + u64(row.index()) * p.y_stride;
   sum = row.of_row(sum, shared);
   const float factor = factor_of(sum, p.epsilon);
   row.back_through(make, [&](u32 block) { row.normalize(block, sum.mean, factor, p.weight, p.bias, y); });

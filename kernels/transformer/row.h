@@ -1,14 +1,16 @@
-// A row in the registers of a few warps: how it is dealt out, and its mean and variance. What LayerNorm and the embedding share.
+// A row in the registers of a few warps: how it is dealt out, and its mean and variance. What LayerNorm and the
+// embedding share.
 //
-// Who owns what. A CTA has one row or several, of as many warps each; of a row, whose chunks of 16 bytes are dealt out to its
-// threads in turns, a thread holds LORA_ROW_ELEMENTS elements at a time, a block. A row of more elements than its threads hold
-// goes through them block by block, and is read again from the last but one block on: the last is still there.
+// Who owns what. A CTA has one row or several, of as many warps each; of a row, whose chunks of 16 bytes are dealt out
+// to its threads in turns, a thread holds LORA_ROW_ELEMENTS elements at a time, a block. A row of more elements than
+// its threads hold goes through them block by block, and is read again from the last but one block on: the last is
+// still there.
 //
-// Moments. A thread knows its block's mean before it adds up the squares of what is left, from registers: what Welford's
-// recurrence computes with a division an element. Blocks, then lanes, then warps are combined in pairs, as Chan, Golub and
-// LeVeque do (1979), the part that comes first in the row's deal always first. So there is one barrier for both moments, no
-// cancellation of large squares, and no order that depends on anything but the width and the number of warps: not on the
-// alignment, the other rows, the grid or the schedule.
+// Moments. A thread knows its block's mean before it adds up the squares of what is left, from registers: what
+// Welford's recurrence computes with a division an element. Blocks, then lanes, then warps are combined in pairs, as
+// Chan, Golub and LeVeque do (1979), the part that comes first in the row's deal always first. So there is one barrier
+// for both moments, no cancellation of large squares, and no order that depends on anything but the width and the
+// number of warps: not on the alignment, the other rows, the grid or the schedule.
 #pragma once
 
 #include <abi.h>
@@ -127,7 +129,8 @@ class Row {
     return {float(count), mean, squares};
   }
 
-  /// Those of the whole row from those of this thread's part. All threads of the CTA call it; `shared` has room for `warps`.
+  /// Those of the whole row from those of this thread's part. All threads of the CTA call it; `shared` has room for
+  /// `warps`.
   GPU_DEVICE Moments of_row(Moments mine, Moments* shared) const {
 #pragma unroll
     for (u32 offset = 1; offset < warp_size; offset *= 2) mine = mine.with_lane_across(offset);
