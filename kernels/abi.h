@@ -365,6 +365,45 @@ typedef struct LoraAdamw {
 } LoraAdamw;
 ABI_ASSERT(sizeof(LoraAdamw) == 4 * 8 + 7 * 8 + 2 * 4, "LoraAdamw is shared with Rust");
 
+enum {
+  /* Threads of an attention CTA, and the largest head. */
+  LORA_ATTENTION_THREADS = 128,
+  LORA_ATTENTION_MAX_HEAD = 128,
+  /* Keys of a stage on matrix instructions; the stages of both prefill kernels, each keys and values. */
+  LORA_ATTENTION_MMA_KEYS = 64,
+  LORA_ATTENTION_STAGES = 2,
+  /* Floats behind a sum of values: the largest score, the sum of weights, and what makes whole chunks of it. */
+  LORA_ATTENTION_STATS = 4,
+};
+
+/* out = softmax(scale * q k^T) v, head by head, over the keys of a memory and the call's own up to the query. */
+typedef struct LoraAttention {
+  const void *qkv; /* [sequences * tokens, 3 * heads * head_size]: q | k | v */
+  void *out;       /* [sequences * tokens, heads * head_size] */
+  /* Of a prefix [capacity, heads * head_size], of a cache [sequences * capacity, heads * head_size], else null. */
+  void *keys;
+  void *values;
+  const uint32_t *lengths; /* [sequences] filled rows of a cache; null: of `capacity` rows all */
+  /* [sequences * heads, splits, padded head + LORA_ATTENTION_STATS] sums of a split's keys, and [sequences * heads]
+   * arrivals, where several CTAs share the keys of a decode. */
+  float *partial;
+  uint32_t *arrivals;
+  uint32_t tokens; /* of a sequence */
+  uint32_t heads;
+  uint32_t head_size;
+  uint32_t capacity; /* rows of the prefix, or of each sequence in the cache; 0 without memory */
+  uint32_t qkv_stride;
+  uint32_t out_stride;
+  uint32_t keys_stride;
+  uint32_t values_stride;
+  /* Keys that one CTA of a decode takes, and how many such there are at most. */
+  uint32_t split_keys;
+  uint32_t splits;
+  float scale; /* times log2(e): exponents are of 2 */
+  uint32_t reserved;
+} LoraAttention;
+ABI_ASSERT(sizeof(LoraAttention) == 7 * 8 + 12 * 4, "LoraAttention is shared with Rust");
+
 /* What the kernels of kernels/test get: each says what it takes these for. */
 typedef struct LoraTest {
   TensorMap maps[2];

@@ -510,6 +510,59 @@ const _: () = {
     ["Offset of field: LoraAdamw::eps"][::core::mem::offset_of!(LoraAdamw, eps) - 88usize];
     ["Offset of field: LoraAdamw::chunk_count"][::core::mem::offset_of!(LoraAdamw, chunk_count) - 92usize];
 };
+pub const LORA_ATTENTION_THREADS: _bindgen_ty_8 = 128;
+pub const LORA_ATTENTION_MAX_HEAD: _bindgen_ty_8 = 128;
+pub const LORA_ATTENTION_MMA_KEYS: _bindgen_ty_8 = 64;
+pub const LORA_ATTENTION_STAGES: _bindgen_ty_8 = 2;
+pub const LORA_ATTENTION_STATS: _bindgen_ty_8 = 4;
+pub type _bindgen_ty_8 = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraAttention {
+    pub qkv: *const ::core::ffi::c_void,
+    pub out: *mut ::core::ffi::c_void,
+    pub keys: *mut ::core::ffi::c_void,
+    pub values: *mut ::core::ffi::c_void,
+    pub lengths: *const u32,
+    pub partial: *mut f32,
+    pub arrivals: *mut u32,
+    pub tokens: u32,
+    pub heads: u32,
+    pub head_size: u32,
+    pub capacity: u32,
+    pub qkv_stride: u32,
+    pub out_stride: u32,
+    pub keys_stride: u32,
+    pub values_stride: u32,
+    pub split_keys: u32,
+    pub splits: u32,
+    pub scale: f32,
+    pub reserved: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraAttention"][::core::mem::size_of::<LoraAttention>() - 104usize];
+    ["Alignment of LoraAttention"][::core::mem::align_of::<LoraAttention>() - 8usize];
+    ["Offset of field: LoraAttention::qkv"][::core::mem::offset_of!(LoraAttention, qkv) - 0usize];
+    ["Offset of field: LoraAttention::out"][::core::mem::offset_of!(LoraAttention, out) - 8usize];
+    ["Offset of field: LoraAttention::keys"][::core::mem::offset_of!(LoraAttention, keys) - 16usize];
+    ["Offset of field: LoraAttention::values"][::core::mem::offset_of!(LoraAttention, values) - 24usize];
+    ["Offset of field: LoraAttention::lengths"][::core::mem::offset_of!(LoraAttention, lengths) - 32usize];
+    ["Offset of field: LoraAttention::partial"][::core::mem::offset_of!(LoraAttention, partial) - 40usize];
+    ["Offset of field: LoraAttention::arrivals"][::core::mem::offset_of!(LoraAttention, arrivals) - 48usize];
+    ["Offset of field: LoraAttention::tokens"][::core::mem::offset_of!(LoraAttention, tokens) - 56usize];
+    ["Offset of field: LoraAttention::heads"][::core::mem::offset_of!(LoraAttention, heads) - 60usize];
+    ["Offset of field: LoraAttention::head_size"][::core::mem::offset_of!(LoraAttention, head_size) - 64usize];
+    ["Offset of field: LoraAttention::capacity"][::core::mem::offset_of!(LoraAttention, capacity) - 68usize];
+    ["Offset of field: LoraAttention::qkv_stride"][::core::mem::offset_of!(LoraAttention, qkv_stride) - 72usize];
+    ["Offset of field: LoraAttention::out_stride"][::core::mem::offset_of!(LoraAttention, out_stride) - 76usize];
+    ["Offset of field: LoraAttention::keys_stride"][::core::mem::offset_of!(LoraAttention, keys_stride) - 80usize];
+    ["Offset of field: LoraAttention::values_stride"][::core::mem::offset_of!(LoraAttention, values_stride) - 84usize];
+    ["Offset of field: LoraAttention::split_keys"][::core::mem::offset_of!(LoraAttention, split_keys) - 88usize];
+    ["Offset of field: LoraAttention::splits"][::core::mem::offset_of!(LoraAttention, splits) - 92usize];
+    ["Offset of field: LoraAttention::scale"][::core::mem::offset_of!(LoraAttention, scale) - 96usize];
+    ["Offset of field: LoraAttention::reserved"][::core::mem::offset_of!(LoraAttention, reserved) - 100usize];
+};
 #[repr(C)]
 #[repr(align(128))]
 #[derive(Debug, Copy, Clone)]

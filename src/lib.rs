@@ -15,6 +15,7 @@
 //! - [`plan`] says how a call will be cut into tiles and how much workspace it needs.
 //! - [`forward`] says how a GPU runs it, [`decode`] how for 1 to 16 tokens; [`abi`] is what its kernels take.
 //! - [`backward`] says how a GPU makes the gradients.
+//! - [`attention`] says how a GPU computes causal attention, with a prefix or a cache of keys and values.
 //! - [`dropout`] says which elements of an adapter's input are dropped in training.
 //! - [`merge`] says how a GPU folds adapters into a weight.
 //! - [`optim`] says what a step of training is, [`update`] how a GPU takes it.
@@ -44,6 +45,7 @@
 //! ```
 
 pub mod abi;
+pub mod attention;
 pub mod backward;
 pub mod cpu;
 pub mod decode;

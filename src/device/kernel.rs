@@ -66,6 +66,9 @@ unsafe impl KernelParams for abi::LoraTest {}
 // SAFETY: likewise, 928 bytes.
 unsafe impl KernelParams for abi::LoraGradients {}
 
+// SAFETY: likewise, 104 bytes.
+unsafe impl KernelParams for abi::LoraAttention {}
+
 /// A kernel, ready to be launched.
 #[derive(Debug, Clone)]
 pub struct Kernel {

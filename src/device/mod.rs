@@ -9,13 +9,14 @@
 //! - [`Stream`] is work in order, the library's own or borrowed; [`Event`] marks and times it; [`Graph`] replays it.
 //! - [`Kernel`] is a kernel found by name, [`LaunchConfig`] how it is launched.
 //! - [`Forward`] runs a LoRA layer for any number of tokens in one launch, [`Decode`] for 1 to 16; [`Merge`] folds adapters
-//!   into a weight; [`Optimizer`] takes a training step on all of them.
+//!   into a weight; [`Optimizer`] takes a training step on all of them. [`Attention`] is GPT-2's, with or without a cache.
 //!
 //! Memory that a stream still works on may be dropped: it is given back when that work is done. Work on *different*
 //! streams that touches the same memory must be ordered by the caller, with [`Stream::wait`]; unordered, the values read
 //! are any, nothing worse.
 
 mod adamw;
+mod attention;
 mod backend;
 mod buffer;
 mod cache;
@@ -51,6 +52,7 @@ use memory::Ledger;
 use crate::error::{Error, Result};
 
 pub use adamw::{DeviceParameter, Optimizer};
+pub use attention::{Attention, AttentionMemory};
 pub use buffer::DeviceBuffer;
 pub use cache::folder as cache_folder;
 #[cfg(feature = "emulator")]
