@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 pub mod adamw;
+pub mod attention;
 pub mod backward;
 pub mod decode;
 pub mod device;
