@@ -91,8 +91,11 @@ class AttentionPrefill {
 
   template <u32 ROWS, bool ALIGNED, class F>
   GPU_DEVICE void stage_as(Chunk* tile, F&& row_of) const {
-#pragma unroll
-    for (u32 i = 0; i < (ROWS * chunks + threads - 1) / threads; i++) {
+    constexpr u32 count = (ROWS * chunks + threads - 1) / threads;
+    // Value by value there are enough loads in flight as it is, and registers for no more.
+    constexpr u32 at_a_time = ALIGNED ? count : 1;
+#pragma unroll at_a_time
+    for (u32 i = 0; i < count; i++) {
       const u32 number = i * threads + threadIdx.x, row = number / chunks, chunk = number % chunks;
       if (ROWS * chunks % threads != 0 && row >= ROWS) break;
       Chunk* place = tile + tile::swizzled<BLOCK::row_chunks>(row, chunk);
