@@ -93,7 +93,7 @@ class AttentionPrefill {
   GPU_DEVICE void stage_as(Chunk* tile, F&& row_of) const {
     constexpr u32 count = (ROWS * chunks + threads - 1) / threads;
     // Value by value there are enough loads in flight as it is, and registers for no more.
-    constexpr u32 at_a_time = ALIGNED ? count : 1;
+    [[maybe_unused]] constexpr u32 at_a_time = ALIGNED ? count : 1;
 #pragma unroll at_a_time
     for (u32 i = 0; i < count; i++) {
       const u32 number = i * threads + threadIdx.x, row = number / chunks, chunk = number % chunks;

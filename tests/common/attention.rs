@@ -292,6 +292,11 @@ impl<'m, T: Element> Attention<'m, T> {
     pub fn run(&self) -> Result<Outputs<T>, Failure> {
         let Operands { case, keys, values, .. } = self.operands;
         let mut out = Buffer::<T>::poisoned(case.shape.rows(), case.shape.width(), case.gap);
+        for sequence in (0..case.shape.sequences).filter(|&s| case.past(s).is_none()) {
+            // What is to become NaN is none before.
+            let rows = sequence * case.shape.tokens..(sequence + 1) * case.shape.tokens;
+            rows.for_each(|row| out.view_mut().row_mut(row).fill(T::default()));
+        }
         self.rig.write(self.params.out as u64, &out.data);
         if case.memory != Memory::None {
             self.rig.write(self.params.keys as u64, &keys.data);

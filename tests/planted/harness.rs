@@ -74,13 +74,16 @@ pub(crate) enum Scenario {
     DxMma,
     DxCores,
     DxWgmma,
+    AttentionMma,
+    AttentionCores,
+    AttentionDecode,
 }
 
 pub(crate) const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -99,6 +102,9 @@ impl Scenario {
         Self::DxMma,
         Self::DxCores,
         Self::DxWgmma,
+        Self::AttentionMma,
+        Self::AttentionCores,
+        Self::AttentionDecode,
     ];
 
     fn source(self) -> &'static str {
@@ -119,6 +125,9 @@ impl Scenario {
             Self::DxMma => "lora/dx_mma_f16.cu",
             Self::DxCores => "lora/dx_cores.cu",
             Self::DxWgmma => "lora/dx_wgmma_f16.cu",
+            Self::AttentionMma => "transformer/attention_prefill_mma_f16.cu",
+            Self::AttentionCores => "transformer/attention_prefill_cores.cu",
+            Self::AttentionDecode => "transformer/attention_decode.cu",
         }
     }
 
@@ -140,6 +149,9 @@ impl Scenario {
             Self::MergeRows => merged(rig, Layout::OutIn),
             Self::MergeColumns => merged(rig, Layout::InOut),
             Self::Adamw => super::adamw::run(rig),
+            Self::AttentionMma => super::attention::prefill::<f16>(rig),
+            Self::AttentionCores => super::attention::prefill::<f32>(rig),
+            Self::AttentionDecode => super::attention::decode(rig),
             Self::ForwardMma => first_of([
                 // Two tiles either way, segments that end within a tile and within an instruction; shared depths; odd rows.
                 &|| {

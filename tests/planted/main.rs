@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod adamw;
+mod attention;
 #[path = "../common/mod.rs"]
 mod common;
 mod cuda_cores;
@@ -38,12 +39,13 @@ const TABLES: &[&[Bug]] = &[
     adamw::BUGS,
     forward_tf32::BUGS,
     dx::BUGS,
+    attention::BUGS,
 ];
 
 /// Set in the processes that do the work: the first bug, and the distance to the next. A process has room for the
 /// thread-local data of some twenty machines only.
 const SLICE: &str = "FUSED_LORA_TEST_PLANTED";
-const SLICES: usize = 14;
+const SLICES: usize = 16;
 
 /// In a process of its own: plants every `SLICES`-th bug from `first` on.
 fn slice(first: usize) {
