@@ -141,8 +141,8 @@ struct SoftmaxColumn {
   float value;
 };
 
-/// One of several that have each seen some of the keys, in their order. at(part, i) is element i of a part's record: the
-/// sums of HEAD columns, the largest score, the sum of weights.
+/// One made of several that have each seen some of the keys, in their order. at(part, i) is element i of a part's record:
+/// the sums of HEAD columns, the largest score, the sum of weights.
 template <u32 HEAD, class At>
 GPU_DEVICE SoftmaxColumn merged(u32 parts, u32 column, At&& at) {
   SoftmaxColumn all = {{}, 0.0f};

@@ -28,6 +28,8 @@ class AttentionMma {
   /// Rows of 192 bytes lie as far apart as those of 256: no swizzle keeps twelve chunks to themselves.
   static constexpr u32 row_chunks = HEAD == 32 ? 4 : HEAD == 64 ? 8 : 16;
   static constexpr u32 own_chunks = 0;
+  /// From one record to the next: whole chunks, and no multiple of the banks.
+  static constexpr u32 record_floats = HEAD + 8;
   static_assert(chunk_elements<E> == 8, "types of 16 bits");
   static_assert(HEAD % 32 == 0 && HEAD / 8 <= row_chunks, "a padded head");
 
@@ -172,38 +174,54 @@ class AttentionMma {
     }
   }
 
-  /// Every warp leaves a record of each query, [warps, 16], behind which lie the largest score and the sum of weights.
+  /// Every warp leaves a record of each query; they are merged in the warps' order.
   template <class F>
   GPU_DEVICE void finish_together(float* memory, F&& store) const {
-    // Eight rows of four words: in different banks.
-    constexpr u32 stride = HEAD + 8;
-    static_assert(4 * warps * 16 * stride <= 16 * LORA_ATTENTION_STAGES * 2 * keys * row_chunks, "the ring holds them");
+    constexpr u32 ring_floats = 4 * LORA_ATTENTION_STAGES * 2 * keys * row_chunks;
+    static_assert(warps * 16 * record_floats <= ring_floats, "the ring holds the records");
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
-      float* record = memory + (warp_id() * 16 + lane_id() / 4 + 8 * half) * stride;
+      float* mine = record(memory, warp_id(), lane_id() / 4 + 8 * half);
 #pragma unroll
       for (u32 n = 0; n < HEAD / 8; n++) {
 #pragma unroll
-        for (u32 i = 0; i < 2; i++) record[8 * n + lane_id() % 4 * 2 + i] = sum[n][2 * half + i];
+        for (u32 i = 0; i < 2; i++) mine[8 * n + lane_id() % 4 * 2 + i] = sum[n][2 * half + i];
       }
       if (lane_id() % 4 == 0) {
-        record[HEAD] = softmax[half].largest;
-        record[HEAD + 1] = softmax[half].sum;
+        mine[HEAD] = softmax[half].largest;
+        mine[HEAD + 1] = softmax[half].sum;
       }
     }
     sync_block();
     for (u32 i = threadIdx.x; i < 16 * chunks; i += LORA_ATTENTION_THREADS) {
       const u32 row = i / chunks, chunk = i % chunks;
-      float results[8];
+      Softmax all;
+      float factor[warps], results[8] = {};
 #pragma unroll
-      for (u32 c = 0; c < 8; c++) {
-        const SoftmaxColumn all = merged<HEAD>(
-            warps, 8 * chunk + c, [&](u32 warp, u32 index) { return memory[(warp * 16 + row) * stride + index]; });
-        results[c] = all.value / all.softmax.sum;
+      for (u32 warp = 0; warp < warps; warp++) all.largest = gpu::max(all.largest, record(memory, warp, row)[HEAD]);
+#pragma unroll
+      for (u32 warp = 0; warp < warps; warp++) {
+        factor[warp] = all.weight(record(memory, warp, row)[HEAD]);
+        all.sum = gpu::fma(factor[warp], record(memory, warp, row)[HEAD + 1], all.sum);
       }
+#pragma unroll
+      for (u32 warp = 0; warp < warps; warp++) {
+#pragma unroll
+        for (u32 c = 0; c < 8; c += 4) {
+          float four[4];
+          unpack<float>(load_shared(reinterpret_cast<const Chunk*>(record(memory, warp, row) + 8 * chunk + c)), four);
+#pragma unroll
+          for (u32 e = 0; e < 4; e++) results[c + e] = gpu::fma(factor[warp], four[e], results[c + e]);
+        }
+      }
+#pragma unroll
+      for (u32 c = 0; c < 8; c++) results[c] /= all.sum;
       store(row, chunk, pack<E>(results));
     }
   }
+
+  /// What a warp leaves of a query: its sums, its largest score, its sum of weights.
+  static GPU_DEVICE float* record(float* memory, u32 warp, u32 row) { return memory + (warp * 16 + row) * record_floats; }
 
   float scale;
   u32 chunks;

@@ -59,7 +59,8 @@ impl<T: Element> AttentionMemory<'_, T> {
 ///
 /// The mathematics is [`AttentionShape`]'s. Sums, scores and the softmax are `f32`; on matrix instructions, which
 /// [`ComputePath::Auto`] takes for 16-bit types where there are any, the weights are rounded to the type on their way to the
-/// values. Scores must be finite in `f32`. The same bits from run to run, whatever the schedule.
+/// values. Scores and values must be finite: a weight of zero makes NaN of an infinity. The same bits from run to run,
+/// whatever the schedule.
 ///
 /// ```
 /// use fused_lora::attention::AttentionShape;

@@ -51,6 +51,7 @@ use memory::Ledger;
 
 use crate::error::{Error, Result};
 
+pub use crate::attention::AttentionShape;
 pub use adamw::{DeviceParameter, Optimizer};
 pub use attention::{Attention, AttentionMemory};
 pub use buffer::DeviceBuffer;

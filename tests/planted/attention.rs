@@ -2,7 +2,6 @@
 
 use fused_lora::Element;
 use fused_lora_emulator::{Build, Completion, Fault};
-use half::f16;
 
 use super::harness::Caught::{self, By, DependsOnSchedule, WrongResult};
 use super::harness::Scenario::{AttentionCores, AttentionDecode, AttentionMma};
