@@ -2,19 +2,19 @@
 //
 //   out[s, i] = Σ_j p_j·v[s, j],   p = softmax_j(scale·q[s, i]·k[s, j])       over a memory's keys and the own j <= i
 //
-// What the attention kernels share: where a head's rows are, a softmax that has not seen all of its scores yet, and how
-// several of them become one.
+// What the attention kernels share: where a head's rows are, a softmax that has not seen all of its scores yet, and
+// how several of them become one.
 //
 // Memory. A prefix is seen by every sequence before its own tokens. A cache holds, for each sequence, as many rows as
-// `lengths` says, in device memory: so the grid never depends on it, and a captured graph replays with other lengths. The
-// call's own keys and values are read from qkv and appended behind the filled rows by the CTAs that own their queries; no
-// CTA reads a row of the cache that another one writes. Where they do not fit, the sequence's rows of out become NaN, and
-// nothing of its cache is read or written.
+// `lengths` says, in device memory: so the grid never depends on it, and a captured graph replays with other lengths.
+// The call's own keys and values are read from qkv and appended behind the filled rows by the CTAs that own their
+// queries; no CTA reads a row of the cache that another one writes. Where they do not fit, the sequence's rows of out
+// become NaN, and nothing of its cache is read or written.
 //
-// Softmax. Scores are scaled and in units of log2(e), so weights are powers of two. The largest score so far is taken from
-// every exponent: no score that is finite in f32 overflows. With scores s the result is that of exact arithmetic but for
-// |δs| in each exponent, the rounding of sums, and, on matrix instructions, of each weight to the operands' type.
-// A score that is infinite or NaN makes its query's result NaN.
+// Softmax. Scores are scaled and in units of log2(e), so weights are powers of two. The largest score so far is taken
+// from every exponent: no score that is finite in f32 overflows. With scores s the result is that of exact arithmetic
+// but for |δs| in each exponent, the rounding of sums, and, on matrix instructions, of each weight to the operands'
+// type. A score that is infinite or NaN makes its query's result NaN.
 //
 // Determinism: every sum has a fixed order, which depends on the plan and the lengths and not on the schedule.
 #pragma once
@@ -51,11 +51,13 @@ class AttentionHead {
   GPU_DEVICE const E* query(u32 token) const { return own(token); }
 
   GPU_DEVICE const E* key(u32 j) const {
-    return j < past ? static_cast<const E*>(p.keys) + row_of(j) * p.keys_stride + column : own(j - past) + width;
+    if (j >= past) return own(j - past) + width;
+    return static_cast<const E*>(p.keys) + row_of(j) * p.keys_stride + column;
   }
 
   GPU_DEVICE const E* value(u32 j) const {
-    return j < past ? static_cast<const E*>(p.values) + row_of(j) * p.values_stride + column : own(j - past) + 2 * width;
+    if (j >= past) return own(j - past) + 2 * width;
+    return static_cast<const E*>(p.values) + row_of(j) * p.values_stride + column;
   }
 
   GPU_DEVICE E* out(u32 token) const {
@@ -122,7 +124,8 @@ struct Softmax {
   /// Where exponents count from. Not the largest score where there is none: -inf less -inf is no number.
   GPU_DEVICE float reference() const { return largest == minus_infinity() ? 0.0f : largest; }
 
-  /// Takes further scores in, of which `most` is the largest. What was summed up so far is to be multiplied by the result.
+  /// Takes further scores in, of which `most` is the largest. What was summed up so far is to be multiplied by the
+  /// result.
   GPU_DEVICE float see(float most) {
     const float before = largest;
     largest = gpu::max(largest, most);
@@ -141,8 +144,8 @@ struct SoftmaxColumn {
   float value;
 };
 
-/// One made of several that have each seen some of the keys, in their order. at(part, i) is element i of a part's record:
-/// the sums of HEAD columns, the largest score, the sum of weights.
+/// One made of several that have each seen some of the keys, in their order. at(part, i) is element i of a part's
+/// record: the sums of HEAD columns, the largest score, the sum of weights.
 template <u32 HEAD, class At>
 GPU_DEVICE SoftmaxColumn merged(u32 parts, u32 column, At&& at) {
   SoftmaxColumn all = {{}, 0.0f};

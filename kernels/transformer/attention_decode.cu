@@ -1,17 +1,19 @@
 // lora_attention_decode: one query a sequence. attention.h says what is computed.
 //
-// Who owns what. A CTA owns a range of one head's keys, a split. As many lanes as a padded row has chunks share a key: each
-// reads 16 bytes of it and of its value straight into registers, four keys ahead, and has the same columns of the query
-// and of the sums. Groups of lanes take every groups-th key and have a softmax of their own; they are merged in their order
-// through shared memory.
+// Who owns what. A CTA owns a range of one head's keys, a split. As many lanes as a padded row has chunks share a
+// key: each reads 16 bytes of it and of its value straight into registers, four keys ahead, and has the same columns
+// of the query and of the sums. Groups of lanes take every groups-th key and have a softmax of their own; they are
+// merged in their order through shared memory.
 //
-// Splits. Where there are few heads, several CTAs share one's keys: each leaves its record in the workspace, and the last to
-// arrive merges all of them in the splits' order. How many have keys follows from the cache's length, which every CTA reads:
-// the others leave at once, and nobody waits for them. The last resets the arrivals. The split that has the sequence's own
-// key appends it.
+// Splits. Where there are few heads, several CTAs share one's keys: each leaves its record in the workspace, and the
+// last to arrive merges all of them in the splits' order. How many have keys follows from the cache's length, which
+// every CTA reads: the others leave at once, and nobody waits for them. The last resets the arrivals. The split that
+// has the sequence's own key appends it.
 //
-// Grid: x the heads of all sequences, y the splits that a full memory has. Launches: 1. Nothing is allocated or reset.
-// Bytes: every key and value once, which is the floor; a split's record of a head out and in again, 1 / split_keys of them.
+// Grid: x the heads of all sequences, y the splits that a full memory has. Launches: 1. Nothing is allocated or
+// reset.
+// Bytes: every key and value once, which is the floor; a split's record of a head out and in again, 1 / split_keys of
+// them.
 // In flight: 128 threads × 8 × 16 B, 16 KiB a CTA.
 // Determinism: every sum has a fixed order, which depends on the plan and the length and not on the schedule.
 //

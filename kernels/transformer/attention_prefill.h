@@ -1,16 +1,16 @@
 // lora_attention_prefill: many queries a sequence. attention.h says what is computed.
 //
-// Who owns what. A CTA owns a tile of neighbouring queries of one head: 64, or 16 where there would be too few CTAs. It goes
-// over the keys that the last of them sees, in tiles, and no further: the ring's two stages hold keys and values, the next
-// tile's are on their way while this one's are multiplied, one barrier a tile. What multiplies is a BLOCK:
-// attention_prefill_mma.h or attention_prefill_cores.h. Later queries see more keys, so the last tile is the first in the
-// grid: what is left for the end is small.
+// Who owns what. A CTA owns a tile of neighbouring queries of one head: 64, or 16 where there would be too few CTAs.
+// It goes over the keys that the last of them sees, in tiles, and no further: the ring's two stages hold keys and
+// values, the next tile's are on their way while this one's are multiplied, one barrier a tile. What multiplies is a
+// BLOCK: attention_prefill_mma.h or attention_prefill_cores.h. Later queries see more keys, so the last tile is the
+// first in the grid: what is left for the end is small.
 //
 // Grid: x the heads of all sequences, y the tiles of queries. Launches: 1. Nothing is allocated or reset.
 // Bytes: queries and results once, keys and values once a tile of queries, mostly from L2.
 // Alignment is looked at when rows are copied: where they do not start at multiples of 16 bytes, value by value.
-// Later tokens reach a query only through their weight of zero: a value that is not finite makes NaN of the queries before
-// it in its tile of queries, as 0·∞ does in a product with a masked matrix.
+// Later tokens reach a query only through their weight of zero: a value that is not finite makes NaN of the queries
+// before it in its tile of queries, as 0·∞ does in a product with a masked matrix.
 #pragma once
 
 #include <gpu/block.h>
@@ -22,8 +22,8 @@
 
 namespace transformer {
 
-/// A block has: E, elements of a padded head HEAD, queries, keys; row_chunks, the chunks from row to row of a tile in shared
-/// memory; own_chunks, shared memory of its own, where queries stay (0: they go to registers).
+/// A block has: E, elements of a padded head HEAD, queries, keys; row_chunks, the chunks from row to row of a tile in
+/// shared memory; own_chunks, shared memory of its own, where queries stay (0: they go to registers).
 template <class BLOCK>
 class AttentionPrefill {
  public:
@@ -31,7 +31,7 @@ class AttentionPrefill {
   static constexpr u32 threads = LORA_ATTENTION_THREADS, elements = chunk_elements<E>, chunks = BLOCK::head / elements;
   static constexpr u32 tile_chunks = BLOCK::keys * BLOCK::row_chunks, stage_chunks = 2 * tile_chunks;
   static_assert(LORA_ATTENTION_STAGES == 2, "one stage is filled while the other is read");
-  static_assert(BLOCK::own_chunks > 0 || BLOCK::queries * BLOCK::row_chunks <= stage_chunks, "queries pass through a stage");
+  static_assert(BLOCK::own_chunks > 0 || BLOCK::queries * BLOCK::row_chunks <= stage_chunks, "queries fit a stage");
 
   GPU_DEVICE explicit AttentionPrefill(const LoraAttention& params)
       : p(params),
@@ -77,7 +77,8 @@ class AttentionPrefill {
     Chunk* keys = ring + tile % 2 * stage_chunks;
     const u32 begin = tile * BLOCK::keys;
     stage<BLOCK::keys>(keys, [&](u32 row) { return begin + row < seen ? head.key(begin + row) : nullptr; });
-    stage<BLOCK::keys>(keys + tile_chunks, [&](u32 row) { return begin + row < seen ? head.value(begin + row) : nullptr; });
+    Chunk* values = keys + tile_chunks;
+    stage<BLOCK::keys>(values, [&](u32 row) { return begin + row < seen ? head.value(begin + row) : nullptr; });
   }
 
   template <u32 ROWS, class F>

@@ -1,8 +1,8 @@
 // A block of attention on CUDA cores: true f32, and 16-bit types where there are no matrix instructions for them.
 //
-// Eight lanes share ROWS queries: each has a score of every eighth key of a tile, and every eighth chunk of the results'
-// columns. A warp's queries are neighbours. Queries stay in shared memory. Weights pass from the lanes that made them to
-// those that need them through rows of shared memory that only their warp touches.
+// Eight lanes share ROWS queries: each has a score of every eighth key of a tile, and every eighth chunk of the
+// results' columns. A warp's queries are neighbours. Queries stay in shared memory. Weights pass from the lanes that
+// made them to those that need them through rows of shared memory that only their warp touches.
 #pragma once
 
 #include <gpu/warp.h>
@@ -20,7 +20,8 @@ class AttentionCores {
   /// As many as leave room for the queries.
   static constexpr u32 keys = HEAD * sizeof(E) > 256 ? 16 : 32;
   static constexpr u32 lane_keys = keys / lanes, lane_chunks = row_chunks / lanes;
-  /// Chunks of a query's weights, one more than keys need: the rows that a warp reads at a time are in different banks.
+  /// Chunks of a query's weights, one more than keys need: the rows that a warp reads at a time are in different
+  /// banks.
   static constexpr u32 weight_chunks = keys / 4 + 1;
   static constexpr u32 own_chunks = queries * (row_chunks + weight_chunks);
 

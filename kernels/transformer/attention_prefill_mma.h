@@ -1,15 +1,15 @@
 // A block of attention on mma.sync, for types of 16 bits. A head is padded to HEAD columns with zeros.
 //
-// Who owns what. A warp owns 16 queries, whose fragments stay in registers with the 16 × HEAD sums. Of 64 queries each of
-// the four warps has its own, and sees every key of a tile. Of 16 queries all warps have the same: each sees a quarter of a
-// tile's keys, and at the end their sums are merged in the warps' order, so that a short sequence still has many CTAs.
-// Scores leave a product as accumulators, which are laid out as the left operand of the next: weights never go through
-// shared memory. They are rounded to the type on the way, their sum is not.
+// Who owns what. A warp owns 16 queries, whose fragments stay in registers with the 16 × HEAD sums. Of 64 queries
+// each of the four warps has its own, and sees every key of a tile. Of 16 queries all warps have the same: each sees
+// a quarter of a tile's keys, and at the end their sums are merged in the warps' order, so that a short sequence
+// still has many CTAs. Scores leave a product as accumulators, which are laid out as the left operand of the next:
+// weights never go through shared memory. They are rounded to the type on the way, their sum is not.
 //
-// Bytes in flight: a tile of keys and values, 16 KiB at 64 columns. Shared memory: two of them, which queries pass through
-// before; 64 KiB at 128 columns, which every target has.
-// Tried on paper and dropped: leaving out the products above the diagonal 16 keys at a time, a branch in every product for
-// a sixth of the work at 256 tokens; queries in shared memory, read again for every tile of keys.
+// Bytes in flight: a tile of keys and values, 16 KiB at 64 columns. Shared memory: two of them, which queries pass
+// through before; 64 KiB at 128 columns, which every target has.
+// Tried on paper and dropped: leaving out the products above the diagonal 16 keys at a time, a branch in every
+// product for a sixth of the work at 256 tokens; queries in shared memory, read again for every tile of keys.
 #pragma once
 
 #include <gpu/mma.h>
@@ -47,7 +47,8 @@ class AttentionMma {
     const u32 lane = lane_id();
 #pragma unroll
     for (u32 k = 0; k < HEAD / 16; k++) {
-      ldmatrix_x4(query[k], shared_address(tile + tile::swizzled<row_chunks>(first_row() + lane % 16, 2 * k + lane / 16)));
+      const u32 place = tile::swizzled<row_chunks>(first_row() + lane % 16, 2 * k + lane / 16);
+      ldmatrix_x4(query[k], shared_address(tile + place));
     }
   }
 
@@ -221,7 +222,9 @@ class AttentionMma {
   }
 
   /// What a warp leaves of a query: its sums, its largest score, its sum of weights.
-  static GPU_DEVICE float* record(float* memory, u32 warp, u32 row) { return memory + (warp * 16 + row) * record_floats; }
+  static GPU_DEVICE float* record(float* memory, u32 warp, u32 row) {
+    return memory + (warp * 16 + row) * record_floats;
+  }
 
   float scale;
   u32 chunks;
