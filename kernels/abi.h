@@ -365,6 +365,123 @@ typedef struct LoraAdamw {
 } LoraAdamw;
 ABI_ASSERT(sizeof(LoraAdamw) == 4 * 8 + 7 * 8 + 2 * 4, "LoraAdamw is shared with Rust");
 
+enum {
+  /* The kernels whose warps hold rows, LoraLayerNorm's and LoraEmbedding's: threads of a CTA at most, ... */
+  LORA_ROW_THREADS = 256,
+  /* ... and elements of a row that a thread holds at a time. */
+  LORA_ROW_ELEMENTS = 32,
+};
+
+/* y = (x - mean) / sqrt(variance + epsilon) * weight + bias, row by row. */
+typedef struct LoraLayerNorm {
+  const void *x; /* [rows, width] */
+  const float *weight; /* [width] */
+  const float *bias;   /* [width] */
+  void *y; /* [rows, width] */
+  uint32_t rows;
+  uint32_t width;
+  uint32_t x_stride;
+  uint32_t y_stride;
+  /* Threads that share a row, whole warps: their logarithm. */
+  uint32_t row_threads_log2;
+  float epsilon;
+} LoraLayerNorm;
+ABI_ASSERT(sizeof(LoraLayerNorm) == 4 * 8 + 6 * 4, "LoraLayerNorm is shared with Rust");
+
+/* x = the ids' rows of tokens, or, behind those, of extra, + the places' rows of positions; y = LayerNorm of x. */
+typedef struct LoraEmbedding {
+  const void *tokens;     /* [vocabulary, width] */
+  const void *extra;      /* [extra_rows, width] */
+  const void *positions;  /* [position_rows, width] */
+  const uint32_t *ids;    /* [rows] */
+  const uint32_t *places; /* [rows] */
+  void *x;                /* [rows, width] */
+  const float *weight;    /* [width] */
+  const float *bias;      /* [width] */
+  void *y;                /* [rows, width], or null: then there are no weight and no bias */
+  uint32_t rows;
+  uint32_t width;
+  uint32_t vocabulary;
+  uint32_t extra_rows;
+  uint32_t position_rows;
+  uint32_t tokens_stride;
+  uint32_t extra_stride;
+  uint32_t positions_stride;
+  uint32_t x_stride;
+  uint32_t y_stride;
+  /* Threads that share a row, whole warps: their logarithm. */
+  uint32_t row_threads_log2;
+  float epsilon;
+} LoraEmbedding;
+ABI_ASSERT(sizeof(LoraEmbedding) == 9 * 8 + 12 * 4, "LoraEmbedding is shared with Rust");
+
+/* y = up(act(down x + hidden_bias)) + bias (+ x) + residual: a forward launch without W0, whose weight is null and whose
+ * split_depth is 0. Its one segment is a = down, b = up, of all columns; T is what is hidden. */
+typedef struct LoraAdapter {
+  LoraForward forward; /* activation: LORA_IDENTITY */
+  const void *hidden_bias; /* [rank of the segment], or null */
+  uint32_t hidden_activation; /* enum LoraActivation */
+  uint32_t adds_input;
+} LoraAdapter;
+ABI_ASSERT(sizeof(LoraAdapter) == 984 + 8 + 2 * 4, "LoraAdapter is shared with Rust");
+
+enum {
+  /* Threads of an attention CTA, and the largest head. */
+  LORA_ATTENTION_THREADS = 128,
+  LORA_ATTENTION_MAX_HEAD = 128,
+  /* Keys of a stage on matrix instructions; the stages of both prefill kernels, each keys and values. */
+  LORA_ATTENTION_MMA_KEYS = 64,
+  LORA_ATTENTION_STAGES = 2,
+  /* Floats behind a sum of values: the largest score, the sum of weights, and what makes whole chunks of it. */
+  LORA_ATTENTION_STATS = 4,
+};
+
+/* out = softmax(scale * q k^T) v, head by head, over the keys of a memory and the call's own up to the query. */
+typedef struct LoraAttention {
+  const void *qkv; /* [sequences * tokens, 3 * heads * head_size]: q | k | v */
+  void *out;       /* [sequences * tokens, heads * head_size] */
+  /* Of a prefix [capacity, heads * head_size], of a cache [sequences * capacity, heads * head_size], else null. */
+  void *keys;
+  void *values;
+  const uint32_t *lengths; /* [sequences] filled rows of a cache; null: of `capacity` rows all */
+  /* [sequences * heads, splits, padded head + LORA_ATTENTION_STATS] sums of a split's keys, and [sequences * heads]
+   * arrivals, where several CTAs share the keys of a decode. */
+  float *partial;
+  uint32_t *arrivals;
+  uint32_t tokens; /* of a sequence */
+  uint32_t heads;
+  uint32_t head_size;
+  uint32_t capacity; /* rows of the prefix, or of each sequence in the cache; 0 without memory */
+  uint32_t qkv_stride;
+  uint32_t out_stride;
+  uint32_t keys_stride;
+  uint32_t values_stride;
+  /* Keys that one CTA of a decode takes, and how many such there are at most. */
+  uint32_t split_keys;
+  uint32_t splits;
+  float scale; /* times log2(e): exponents are of 2 */
+  uint32_t reserved;
+} LoraAttention;
+ABI_ASSERT(sizeof(LoraAttention) == 7 * 8 + 12 * 4, "LoraAttention is shared with Rust");
+
+enum { LORA_POINTWISE_THREADS = 128 };
+
+/* y = activation(y + scale * added). */
+typedef struct LoraPointwise {
+  void *y;           /* [rows, columns] */
+  const void *added; /* [rows, columns], or null */
+  uint32_t rows;
+  uint32_t columns;
+  uint32_t y_stride;
+  uint32_t added_stride;
+  uint32_t activation; /* enum LoraActivation */
+  float scale;
+  /* CTAs that share a row. */
+  uint32_t row_ctas;
+  uint32_t reserved;
+} LoraPointwise;
+ABI_ASSERT(sizeof(LoraPointwise) == 2 * 8 + 8 * 4, "LoraPointwise is shared with Rust");
+
 /* What the kernels of kernels/test get: each says what it takes these for. */
 typedef struct LoraTest {
   TensorMap maps[2];

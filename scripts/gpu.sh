@@ -38,8 +38,8 @@ check() {
   checks+=("{\"name\": \"$name\", \"exit\": $status, \"passed\": $passed, \"seconds\": $((SECONDS - start))}")
 }
 
-export FUSED_LORA_TEST_DEVICE=cuda
-for test in instructions decode merge adamw forward dx gradients device device_decode device_forward device_backward device_options device_adamw; do
+export FUSED_LORA_TEST_DEVICE=cuda FUSED_LORA_TEST_GOLDEN=$here/golden
+for test in instructions decode merge adamw forward dx gradients device device_decode device_forward device_backward device_options device_adamw attention device_attention transformer adapter on_device; do
   check "$test" 240 "$here/bin/$test" --test-threads=1
 done
 
@@ -64,6 +64,26 @@ bench() {
     echo "bench $name did not finish" | tee -a "$out/bench-$name.txt"
   [[ -s $out/bench-$name.json ]] && benches+=("$name")
 }
+# table1 NAME ARGUMENTS...: the paper's table and what it leaves open.
+table1() {
+  local name=table1-$1
+  shift
+  echo "$name"
+  "$here/bin/fused-lora" table1 --device cuda --json "$out/$name.json" "$@" | tee "$out/$name.txt" ||
+    echo "$name did not finish" | tee -a "$out/$name.txt"
+}
+main_methods=none,lora-merged,lora-fused,lora-sequential,adapter-h,adapter-l,prefix-layer
+if [[ $quick == 1 ]]; then
+  table1 bf16 --dtype bf16 --trials 100 --methods $main_methods
+  table1 bf16-dependent --dtype bf16 --trials 100 --methods none,lora-fused --dependent
+else
+  table1 bf16 --dtype bf16 --trials 100 --columns 1x128,16x256,32x512 --methods $main_methods
+  table1 bf16-dependent --dtype bf16 --trials 100 --columns 1x128 --methods $main_methods --dependent
+  table1 f32 --dtype f32 --trials 100 --columns 1x128,16x256 --methods $main_methods
+  table1 f32-32x512 --dtype f32 --trials 30 --columns 32x512 --methods none,lora-fused,adapter-h,adapter-l
+  table1 bf16-decode --dtype bf16 --trials 100 --decode --columns 1x128,1x1024,16x128,16x1024 --methods none,lora-fused,lora-sequential,adapter-h,adapter-l --lm-head
+fi
+
 if [[ $quick == 1 ]]; then
   bench out-in --layout out-in --tokens 1,16 --shapes 4096x4096 --ranks 16
   bench forward --layout out-in --preset forward --tokens 512,4096 --shapes 1024x3072,4096x4096 --ranks 16

@@ -510,6 +510,194 @@ const _: () = {
     ["Offset of field: LoraAdamw::eps"][::core::mem::offset_of!(LoraAdamw, eps) - 88usize];
     ["Offset of field: LoraAdamw::chunk_count"][::core::mem::offset_of!(LoraAdamw, chunk_count) - 92usize];
 };
+pub const LORA_ROW_THREADS: _bindgen_ty_8 = 256;
+pub const LORA_ROW_ELEMENTS: _bindgen_ty_8 = 32;
+pub type _bindgen_ty_8 = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraLayerNorm {
+    pub x: *const ::core::ffi::c_void,
+    pub weight: *const f32,
+    pub bias: *const f32,
+    pub y: *mut ::core::ffi::c_void,
+    pub rows: u32,
+    pub width: u32,
+    pub x_stride: u32,
+    pub y_stride: u32,
+    pub row_threads_log2: u32,
+    pub epsilon: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraLayerNorm"][::core::mem::size_of::<LoraLayerNorm>() - 56usize];
+    ["Alignment of LoraLayerNorm"][::core::mem::align_of::<LoraLayerNorm>() - 8usize];
+    ["Offset of field: LoraLayerNorm::x"][::core::mem::offset_of!(LoraLayerNorm, x) - 0usize];
+    ["Offset of field: LoraLayerNorm::weight"][::core::mem::offset_of!(LoraLayerNorm, weight) - 8usize];
+    ["Offset of field: LoraLayerNorm::bias"][::core::mem::offset_of!(LoraLayerNorm, bias) - 16usize];
+    ["Offset of field: LoraLayerNorm::y"][::core::mem::offset_of!(LoraLayerNorm, y) - 24usize];
+    ["Offset of field: LoraLayerNorm::rows"][::core::mem::offset_of!(LoraLayerNorm, rows) - 32usize];
+    ["Offset of field: LoraLayerNorm::width"][::core::mem::offset_of!(LoraLayerNorm, width) - 36usize];
+    ["Offset of field: LoraLayerNorm::x_stride"][::core::mem::offset_of!(LoraLayerNorm, x_stride) - 40usize];
+    ["Offset of field: LoraLayerNorm::y_stride"][::core::mem::offset_of!(LoraLayerNorm, y_stride) - 44usize];
+    ["Offset of field: LoraLayerNorm::row_threads_log2"]
+        [::core::mem::offset_of!(LoraLayerNorm, row_threads_log2) - 48usize];
+    ["Offset of field: LoraLayerNorm::epsilon"][::core::mem::offset_of!(LoraLayerNorm, epsilon) - 52usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraEmbedding {
+    pub tokens: *const ::core::ffi::c_void,
+    pub extra: *const ::core::ffi::c_void,
+    pub positions: *const ::core::ffi::c_void,
+    pub ids: *const u32,
+    pub places: *const u32,
+    pub x: *mut ::core::ffi::c_void,
+    pub weight: *const f32,
+    pub bias: *const f32,
+    pub y: *mut ::core::ffi::c_void,
+    pub rows: u32,
+    pub width: u32,
+    pub vocabulary: u32,
+    pub extra_rows: u32,
+    pub position_rows: u32,
+    pub tokens_stride: u32,
+    pub extra_stride: u32,
+    pub positions_stride: u32,
+    pub x_stride: u32,
+    pub y_stride: u32,
+    pub row_threads_log2: u32,
+    pub epsilon: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraEmbedding"][::core::mem::size_of::<LoraEmbedding>() - 120usize];
+    ["Alignment of LoraEmbedding"][::core::mem::align_of::<LoraEmbedding>() - 8usize];
+    ["Offset of field: LoraEmbedding::tokens"][::core::mem::offset_of!(LoraEmbedding, tokens) - 0usize];
+    ["Offset of field: LoraEmbedding::extra"][::core::mem::offset_of!(LoraEmbedding, extra) - 8usize];
+    ["Offset of field: LoraEmbedding::positions"][::core::mem::offset_of!(LoraEmbedding, positions) - 16usize];
+    ["Offset of field: LoraEmbedding::ids"][::core::mem::offset_of!(LoraEmbedding, ids) - 24usize];
+    ["Offset of field: LoraEmbedding::places"][::core::mem::offset_of!(LoraEmbedding, places) - 32usize];
+    ["Offset of field: LoraEmbedding::x"][::core::mem::offset_of!(LoraEmbedding, x) - 40usize];
+    ["Offset of field: LoraEmbedding::weight"][::core::mem::offset_of!(LoraEmbedding, weight) - 48usize];
+    ["Offset of field: LoraEmbedding::bias"][::core::mem::offset_of!(LoraEmbedding, bias) - 56usize];
+    ["Offset of field: LoraEmbedding::y"][::core::mem::offset_of!(LoraEmbedding, y) - 64usize];
+    ["Offset of field: LoraEmbedding::rows"][::core::mem::offset_of!(LoraEmbedding, rows) - 72usize];
+    ["Offset of field: LoraEmbedding::width"][::core::mem::offset_of!(LoraEmbedding, width) - 76usize];
+    ["Offset of field: LoraEmbedding::vocabulary"][::core::mem::offset_of!(LoraEmbedding, vocabulary) - 80usize];
+    ["Offset of field: LoraEmbedding::extra_rows"][::core::mem::offset_of!(LoraEmbedding, extra_rows) - 84usize];
+    ["Offset of field: LoraEmbedding::position_rows"][::core::mem::offset_of!(LoraEmbedding, position_rows) - 88usize];
+    ["Offset of field: LoraEmbedding::tokens_stride"][::core::mem::offset_of!(LoraEmbedding, tokens_stride) - 92usize];
+    ["Offset of field: LoraEmbedding::extra_stride"][::core::mem::offset_of!(LoraEmbedding, extra_stride) - 96usize];
+    ["Offset of field: LoraEmbedding::positions_stride"]
+        [::core::mem::offset_of!(LoraEmbedding, positions_stride) - 100usize];
+    ["Offset of field: LoraEmbedding::x_stride"][::core::mem::offset_of!(LoraEmbedding, x_stride) - 104usize];
+    ["Offset of field: LoraEmbedding::y_stride"][::core::mem::offset_of!(LoraEmbedding, y_stride) - 108usize];
+    ["Offset of field: LoraEmbedding::row_threads_log2"]
+        [::core::mem::offset_of!(LoraEmbedding, row_threads_log2) - 112usize];
+    ["Offset of field: LoraEmbedding::epsilon"][::core::mem::offset_of!(LoraEmbedding, epsilon) - 116usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraAdapter {
+    pub forward: LoraForward,
+    pub hidden_bias: *const ::core::ffi::c_void,
+    pub hidden_activation: u32,
+    pub adds_input: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraAdapter"][::core::mem::size_of::<LoraAdapter>() - 1000usize];
+    ["Alignment of LoraAdapter"][::core::mem::align_of::<LoraAdapter>() - 8usize];
+    ["Offset of field: LoraAdapter::forward"][::core::mem::offset_of!(LoraAdapter, forward) - 0usize];
+    ["Offset of field: LoraAdapter::hidden_bias"][::core::mem::offset_of!(LoraAdapter, hidden_bias) - 984usize];
+    ["Offset of field: LoraAdapter::hidden_activation"]
+        [::core::mem::offset_of!(LoraAdapter, hidden_activation) - 992usize];
+    ["Offset of field: LoraAdapter::adds_input"][::core::mem::offset_of!(LoraAdapter, adds_input) - 996usize];
+};
+pub const LORA_ATTENTION_THREADS: _bindgen_ty_9 = 128;
+pub const LORA_ATTENTION_MAX_HEAD: _bindgen_ty_9 = 128;
+pub const LORA_ATTENTION_MMA_KEYS: _bindgen_ty_9 = 64;
+pub const LORA_ATTENTION_STAGES: _bindgen_ty_9 = 2;
+pub const LORA_ATTENTION_STATS: _bindgen_ty_9 = 4;
+pub type _bindgen_ty_9 = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraAttention {
+    pub qkv: *const ::core::ffi::c_void,
+    pub out: *mut ::core::ffi::c_void,
+    pub keys: *mut ::core::ffi::c_void,
+    pub values: *mut ::core::ffi::c_void,
+    pub lengths: *const u32,
+    pub partial: *mut f32,
+    pub arrivals: *mut u32,
+    pub tokens: u32,
+    pub heads: u32,
+    pub head_size: u32,
+    pub capacity: u32,
+    pub qkv_stride: u32,
+    pub out_stride: u32,
+    pub keys_stride: u32,
+    pub values_stride: u32,
+    pub split_keys: u32,
+    pub splits: u32,
+    pub scale: f32,
+    pub reserved: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraAttention"][::core::mem::size_of::<LoraAttention>() - 104usize];
+    ["Alignment of LoraAttention"][::core::mem::align_of::<LoraAttention>() - 8usize];
+    ["Offset of field: LoraAttention::qkv"][::core::mem::offset_of!(LoraAttention, qkv) - 0usize];
+    ["Offset of field: LoraAttention::out"][::core::mem::offset_of!(LoraAttention, out) - 8usize];
+    ["Offset of field: LoraAttention::keys"][::core::mem::offset_of!(LoraAttention, keys) - 16usize];
+    ["Offset of field: LoraAttention::values"][::core::mem::offset_of!(LoraAttention, values) - 24usize];
+    ["Offset of field: LoraAttention::lengths"][::core::mem::offset_of!(LoraAttention, lengths) - 32usize];
+    ["Offset of field: LoraAttention::partial"][::core::mem::offset_of!(LoraAttention, partial) - 40usize];
+    ["Offset of field: LoraAttention::arrivals"][::core::mem::offset_of!(LoraAttention, arrivals) - 48usize];
+    ["Offset of field: LoraAttention::tokens"][::core::mem::offset_of!(LoraAttention, tokens) - 56usize];
+    ["Offset of field: LoraAttention::heads"][::core::mem::offset_of!(LoraAttention, heads) - 60usize];
+    ["Offset of field: LoraAttention::head_size"][::core::mem::offset_of!(LoraAttention, head_size) - 64usize];
+    ["Offset of field: LoraAttention::capacity"][::core::mem::offset_of!(LoraAttention, capacity) - 68usize];
+    ["Offset of field: LoraAttention::qkv_stride"][::core::mem::offset_of!(LoraAttention, qkv_stride) - 72usize];
+    ["Offset of field: LoraAttention::out_stride"][::core::mem::offset_of!(LoraAttention, out_stride) - 76usize];
+    ["Offset of field: LoraAttention::keys_stride"][::core::mem::offset_of!(LoraAttention, keys_stride) - 80usize];
+    ["Offset of field: LoraAttention::values_stride"][::core::mem::offset_of!(LoraAttention, values_stride) - 84usize];
+    ["Offset of field: LoraAttention::split_keys"][::core::mem::offset_of!(LoraAttention, split_keys) - 88usize];
+    ["Offset of field: LoraAttention::splits"][::core::mem::offset_of!(LoraAttention, splits) - 92usize];
+    ["Offset of field: LoraAttention::scale"][::core::mem::offset_of!(LoraAttention, scale) - 96usize];
+    ["Offset of field: LoraAttention::reserved"][::core::mem::offset_of!(LoraAttention, reserved) - 100usize];
+};
+pub const LORA_POINTWISE_THREADS: _bindgen_ty_10 = 128;
+pub type _bindgen_ty_10 = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraPointwise {
+    pub y: *mut ::core::ffi::c_void,
+    pub added: *const ::core::ffi::c_void,
+    pub rows: u32,
+    pub columns: u32,
+    pub y_stride: u32,
+    pub added_stride: u32,
+    pub activation: u32,
+    pub scale: f32,
+    pub row_ctas: u32,
+    pub reserved: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraPointwise"][::core::mem::size_of::<LoraPointwise>() - 48usize];
+    ["Alignment of LoraPointwise"][::core::mem::align_of::<LoraPointwise>() - 8usize];
+    ["Offset of field: LoraPointwise::y"][::core::mem::offset_of!(LoraPointwise, y) - 0usize];
+    ["Offset of field: LoraPointwise::added"][::core::mem::offset_of!(LoraPointwise, added) - 8usize];
+    ["Offset of field: LoraPointwise::rows"][::core::mem::offset_of!(LoraPointwise, rows) - 16usize];
+    ["Offset of field: LoraPointwise::columns"][::core::mem::offset_of!(LoraPointwise, columns) - 20usize];
+    ["Offset of field: LoraPointwise::y_stride"][::core::mem::offset_of!(LoraPointwise, y_stride) - 24usize];
+    ["Offset of field: LoraPointwise::added_stride"][::core::mem::offset_of!(LoraPointwise, added_stride) - 28usize];
+    ["Offset of field: LoraPointwise::activation"][::core::mem::offset_of!(LoraPointwise, activation) - 32usize];
+    ["Offset of field: LoraPointwise::scale"][::core::mem::offset_of!(LoraPointwise, scale) - 36usize];
+    ["Offset of field: LoraPointwise::row_ctas"][::core::mem::offset_of!(LoraPointwise, row_ctas) - 40usize];
+    ["Offset of field: LoraPointwise::reserved"][::core::mem::offset_of!(LoraPointwise, reserved) - 44usize];
+};
 #[repr(C)]
 #[repr(align(128))]
 #[derive(Debug, Copy, Clone)]

@@ -66,8 +66,8 @@ pub enum Error {
         /// Output columns of the layer.
         d_out: usize,
     },
-    /// A scale (α/r) is infinite or not a number.
-    #[error("the scale of a segment is {scale}, expected a finite number")]
+    /// A scale (a segment's α/r, or that of attention's scores) is infinite or not a number.
+    #[error("a scale is {scale}, expected a finite number")]
     ScaleNotFinite {
         /// The scale given.
         scale: f32,
@@ -340,6 +340,14 @@ pub enum Error {
         expected: usize,
         /// Bytes given.
         actual: usize,
+    },
+    /// A head of attention has no columns, or more than kernels take.
+    #[error("a head of {head_size} columns is outside 1..={max}")]
+    HeadSizeOutOfRange {
+        /// Columns of a head.
+        head_size: usize,
+        /// The most there may be.
+        max: usize,
     },
     /// The emulator is not there.
     #[error("no emulator: {reason}")]

@@ -15,8 +15,10 @@
 //! - [`plan`] says how a call will be cut into tiles and how much workspace it needs.
 //! - [`forward`] says how a GPU runs it, [`decode`] how for 1 to 16 tokens; [`abi`] is what its kernels take.
 //! - [`backward`] says how a GPU makes the gradients.
+//! - [`attention`] says how a GPU computes causal attention, with a prefix or a cache of keys and values.
 //! - [`dropout`] says which elements of an adapter's input are dropped in training.
 //! - [`merge`] says how a GPU folds adapters into a weight.
+//! - [`norm`] says how a GPU runs LayerNorm and the embedding.
 //! - [`optim`] says what a step of training is, [`update`] how a GPU takes it.
 //! - [`cpu`] runs it: fused, as the sequential layers it is measured against, backward, merged.
 //! - [`mod@reference`] is the naive float64 oracle that every backend is judged by.
@@ -44,6 +46,7 @@
 //! ```
 
 pub mod abi;
+pub mod attention;
 pub mod backward;
 pub mod cpu;
 pub mod decode;
@@ -55,6 +58,7 @@ pub mod forward;
 pub mod lora;
 mod matrix;
 pub mod merge;
+pub mod norm;
 pub mod optim;
 pub mod plan;
 mod problem;

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <abi.h>
+#include <gpu/grid.h>
 #include <gpu/shared.h>
 #include <lora/expand.h>
 #include <lora/shrink.h>
@@ -49,6 +50,8 @@ class DecodeTile {
 
   /// Computes this CTA's share of T. Before it, so that the weight's first bytes are on their way: `prefetch`.
   GPU_DEVICE void low_rank_input() {
+    grid_dependency_launch();
+    grid_dependency_wait();
     if (p.total_rank != 0) epoch = shrink.run();
   }
 

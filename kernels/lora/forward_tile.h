@@ -8,10 +8,12 @@
 // last token leaves none.
 //
 // FACTORS says which way A and B lie: Along::Depth in the forward kernels, Along::Columns in those of dx (lora/dx.h).
+// ENDS says what happens to T and y on their way to memory, which is more in an adapter that is no LoRA (adapter/adapter.h).
 //
 // Shared memory: STAGES·(ROWS + COLUMNS)·DEPTH values and 128 bytes; the sums on their way out use the ring's.
 #pragma once
 
+#include <gpu/grid.h>
 #include <gpu/warp.h>
 #include <lora/dx.h>
 #include <lora/forward.h>
@@ -21,9 +23,24 @@
 
 namespace lora {
 
+/// What becomes of a layer's sums.
+struct LayerEnds {
+  /// Of a chunk of T.
+  template <class E, Along FACTORS>
+  GPU_DEVICE void store_t(const LoraForward& p, float (&value)[chunk_elements<E>], u32 row, u32 column) const {
+    store_t_chunk<E, FACTORS>(p, value, row, column);
+  }
+
+  /// Of chunks of y.
+  template <class E>
+  GPU_DEVICE tile::Epilogue<E> epilogue(const LoraForward& p) const {
+    return tile::Epilogue<E>(p);
+  }
+};
+
 /// WARP_ROWS × WARP_COLUMNS of y are a warp's. PRODUCT says what multiplies: tile::TensorCores or tile::CudaCores.
 template <class PRODUCT, class E, Along WEIGHT, Along FACTORS, u32 ROWS, u32 COLUMNS, u32 WARP_ROWS, u32 WARP_COLUMNS,
-          u32 DEPTH, u32 STAGES, bool ALIGNED>
+          u32 DEPTH, u32 STAGES, bool ALIGNED, class ENDS = LayerEnds>
 class ForwardTile {
  public:
   static constexpr u32 warps_across = COLUMNS / WARP_COLUMNS, warps = ROWS / WARP_ROWS * warps_across;
@@ -33,10 +50,12 @@ class ForwardTile {
   static constexpr u32 t_columns = LORA_FORWARD_T_COLUMNS;
   static_assert(warps * 16 == ROWS && t_columns <= COLUMNS, "a tile of T is 16 rows a warp, in the same ring");
 
-  GPU_DEVICE explicit ForwardTile(const LoraForward& params)
-      : p(params), shared(), word(shared.take<u64>(1)), ring(shared.take<Chunk, 128>(STAGES * stage_chunks)) {}
+  GPU_DEVICE explicit ForwardTile(const LoraForward& params, const ENDS& ends = {})
+      : p(params), ends(ends), shared(), word(shared.take<u64>(1)), ring(shared.take<Chunk, 128>(STAGES * stage_chunks)) {}
 
   GPU_DEVICE void run() {
+    grid_dependency_launch();
+    grid_dependency_wait();
     task = ForwardTask::draw(p, word);
     first_row = task.row_tile * ROWS;
     if (task.is_t) {
@@ -113,7 +132,7 @@ class ForwardTile {
 
     send_out<16, t_columns>(sums, [&](float (&value)[elements], u32 row, u32 column) {
       row += first_row + 16 * warp_id();
-      if (row < p.tokens && column < columns) store_t_chunk<E, FACTORS>(p, value, row, first + column);
+      if (row < p.tokens && column < columns) ends.template store_t<E, FACTORS>(p, value, row, first + column);
     });
     publish_t(p, task);
   }
@@ -255,7 +274,7 @@ class ForwardTile {
 
   /// Stores a warp's part of the tile.
   GPU_DEVICE void leave(const Sums& sums, u32 first_row, u32 first_column) const {
-    const tile::Epilogue<E> epilogue(p);
+    const auto epilogue = ends.template epilogue<E>(p);
     send_out<WARP_ROWS, WARP_COLUMNS>(sums, [&](float (&value)[elements], u32 row, u32 column) {
       epilogue.store_chunk(value, first_row + row, first_column + column);
     });
@@ -288,6 +307,7 @@ class ForwardTile {
   }
 
   const LoraForward& p;
+  const ENDS ends;
   SharedMemory shared;
   u64* word;
   Chunk* ring;

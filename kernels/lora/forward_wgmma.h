@@ -43,6 +43,8 @@ class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, FACTORS, 2, COLUMNS, (COLUMNS =
       }
       fence_mbarrier_init();
     }
+    grid_dependency_launch();
+    grid_dependency_wait();
     sync_all();
     if (this->group() == 2) {
       decrease_registers<72>();

@@ -30,6 +30,8 @@ class ForwardWgmmaSplit : ForwardWgmmaTile<E, WEIGHT, FACTORS, GROUPS, COLUMNS, 
   GPU_DEVICE explicit ForwardWgmmaSplit(const LoraForwardTma& params) : ForwardWgmmaSplit(params, Places()) {}
 
   GPU_DEVICE void run() {
+    grid_dependency_launch();
+    grid_dependency_wait();
     const ForwardTask task = draw();
     const bool copying = this->group() == GROUPS;
     if (task.is_t) {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <gpu/cluster.h>
+#include <gpu/grid.h>
 #include <gpu/mbarrier.h>
 #include <gpu/tma.h>
 #include <gpu/warp.h>

@@ -102,6 +102,14 @@ impl Emulator {
                 let launch = emulator::Launch { kernel: name, grid, block, shared_bytes, cluster, params };
                 // SAFETY: the caller's promise.
                 let counters = unsafe { self.machine.launch(&launch) }?;
+                let threads = grid.iter().map(|&ctas| u64::from(ctas)).product::<u64>() * u64::from(block);
+                if config.dependent_launch && counters.dependency_waits != threads {
+                    let waits = counters.dependency_waits;
+                    let report = format!(
+                        "it may start before the launch ahead has ended, but {waits} of {threads} threads wait"
+                    );
+                    return Err(Error::KernelFault { kernel: name.clone(), report });
+                }
                 let mut kept = lock(&self.counters);
                 if kept.len() == COUNTED {
                     kept.pop_front();

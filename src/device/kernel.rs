@@ -66,6 +66,21 @@ unsafe impl KernelParams for abi::LoraTest {}
 // SAFETY: likewise, 928 bytes.
 unsafe impl KernelParams for abi::LoraGradients {}
 
+// SAFETY: likewise, 56 bytes.
+unsafe impl KernelParams for abi::LoraLayerNorm {}
+
+// SAFETY: likewise, 120 bytes.
+unsafe impl KernelParams for abi::LoraEmbedding {}
+
+// SAFETY: likewise, 1000 bytes.
+unsafe impl KernelParams for abi::LoraAdapter {}
+
+// SAFETY: likewise, 104 bytes.
+unsafe impl KernelParams for abi::LoraAttention {}
+
+// SAFETY: likewise, 48 bytes.
+unsafe impl KernelParams for abi::LoraPointwise {}
+
 /// A kernel, ready to be launched.
 #[derive(Debug, Clone)]
 pub struct Kernel {

@@ -183,6 +183,14 @@ impl<T: Element> Forward<T> {
         Ok(Self { kernel, plan, config, planned, training, dtype: PhantomData })
     }
 
+    /// Lets its launches begin before the one ahead of them in the stream has ended
+    /// ([`LaunchConfig::dependent_launch`]): what comes before the first wait overlaps with that one's end.
+    #[must_use]
+    pub fn with_dependent_launch(mut self) -> Self {
+        self.config.dependent_launch = true;
+        self
+    }
+
     /// How it will run.
     pub fn plan(&self) -> &Plan {
         &self.plan

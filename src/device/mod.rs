@@ -10,17 +10,23 @@
 //! - [`Kernel`] is a kernel found by name, [`LaunchConfig`] how it is launched.
 //! - [`Forward`] runs a LoRA layer for any number of tokens in one launch, [`Decode`] for 1 to 16; [`Merge`] folds adapters
 //!   into a weight; [`Optimizer`] takes a training step on all of them.
+//! - [`Adapter`] runs a bottleneck adapter, what LoRA is measured against.
+//! - [`Embedding`] makes the first rows of a transformer, [`LayerNorm`] normalises rows, [`Attention`] attends over a prefix, a cache
+//!   of keys and values, and a call's own tokens; [`Pointwise`] adds what runs beside a layer.
 //!
 //! Memory that a stream still works on may be dropped: it is given back when that work is done. Work on *different*
 //! streams that touches the same memory must be ordered by the caller, with [`Stream::wait`]; unordered, the values read
 //! are any, nothing worse.
 
 mod adamw;
+mod adapter;
+mod attention;
 mod backend;
 mod buffer;
 mod cache;
 mod call;
 mod cuda;
+mod embedding;
 #[cfg(feature = "emulator")]
 mod emulator;
 #[cfg(feature = "emulator")]
@@ -29,6 +35,7 @@ mod graph;
 mod image;
 mod kernel;
 mod layer;
+mod layer_norm;
 mod lora_backward;
 mod lora_decode;
 mod lora_forward;
@@ -36,6 +43,7 @@ mod lora_merge;
 mod matrix;
 mod memory;
 mod nvrtc;
+mod pointwise;
 mod properties;
 mod slice;
 mod stream;
@@ -50,21 +58,27 @@ use memory::Ledger;
 
 use crate::error::{Error, Result};
 
+pub use crate::attention::AttentionShape;
 pub use adamw::{DeviceParameter, Optimizer};
+pub use adapter::{Adapter, DeviceAdapter};
+pub use attention::{Attention, AttentionMemory};
 pub use buffer::DeviceBuffer;
 pub use cache::folder as cache_folder;
+pub use embedding::{Embedding, EmbeddingInput};
 #[cfg(feature = "emulator")]
 pub use fused_lora_emulator::{Config as EmulatorConfig, Counters as LaunchCounters, Machine};
 pub use graph::Graph;
 pub use image::{BuiltIn, built_in};
 pub use kernel::{Kernel, KernelParams, LaunchConfig};
 pub use layer::{DeviceLora, DeviceResidual, DeviceSegment};
+pub use layer_norm::{DeviceNorm, LayerNorm};
 pub use lora_backward::{Backward, BackwardInput, BackwardOptions, BackwardOutput, FactorGradient};
 pub use lora_decode::Decode;
 pub use lora_forward::{DeviceDropout, DeviceInput, DeviceOutput, Forward, ForwardOptions};
 pub use lora_merge::{DeviceMergeReport, Merge, MergeRecord};
 pub use matrix::{DeviceMatrix, DeviceMatrixMut};
 pub use nvrtc::version as nvrtc_version;
+pub use pointwise::Pointwise;
 pub use properties::{DeviceKind, KernelAttributes, Properties};
 pub use slice::{DeviceSlice, DeviceSliceMut};
 pub use stream::{Event, Stream};

@@ -14,6 +14,8 @@ pub enum Product {
     InputGradient,
     /// `lora_dx_*` without tiles of dx: Q alone.
     LowRankGradient,
+    /// `lora_adapter_*`: a bottleneck adapter's output, without W0; what is hidden is T.
+    Adapter,
 }
 
 impl Product {
@@ -22,13 +24,14 @@ impl Product {
         match self {
             Self::Output => "lora_forward",
             Self::InputGradient | Self::LowRankGradient => "lora_dx",
+            Self::Adapter => "lora_adapter",
         }
     }
 
     /// The layout of W0 as this product's right operand: dx takes the layer's outputs for inputs.
     pub(super) fn layout(self, layer: Layout) -> Layout {
         match (self, layer) {
-            (Self::Output, layout) => layout,
+            (Self::Output | Self::Adapter, layout) => layout,
             (_, Layout::OutIn) => Layout::InOut,
             (_, Layout::InOut) => Layout::OutIn,
         }
@@ -38,10 +41,14 @@ impl Product {
     pub(super) fn cost(self, problem: &LayerProblem<'_>) -> (usize, u64) {
         let &LayerProblem { tokens, d_in, d_out, ranks, dtype, .. } = problem;
         let rank: usize = ranks.iter().sum();
-        let low_rank_only = self == Self::LowRankGradient;
-        let bytes = if low_rank_only { (rank + tokens) * d_in * dtype.size() } else { problem.floor_bytes() };
-        let products = if low_rank_only { rank * d_in } else { d_in * d_out + rank * (d_in + d_out) };
-        (bytes, 2 * tokens as u64 * products as u64)
+        let (elements, products) = match self {
+            Self::Output | Self::InputGradient => {
+                (problem.floor_bytes() / dtype.size(), d_in * d_out + rank * (d_in + d_out))
+            }
+            Self::LowRankGradient => ((rank + tokens) * d_in, rank * d_in),
+            Self::Adapter => ((rank + tokens) * (d_in + d_out), rank * (d_in + d_out)),
+        };
+        (elements * dtype.size(), 2 * tokens as u64 * products as u64)
     }
 }
 

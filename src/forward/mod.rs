@@ -4,11 +4,13 @@
 //! and workspace; a [`Plan`] takes the decode kernels instead where those are faster. What a plan says of y's tiles does not
 //! depend on the adapters, so that a column without one is bit for bit the base product's.
 
+mod adapter;
 mod choice;
 mod gradient;
 mod params;
 mod tiling;
 
+pub use adapter::AdapterProblem;
 pub use choice::Plan;
 pub use gradient::Product;
 pub(crate) use params::NO_SEGMENT;

@@ -2,6 +2,8 @@
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 pub mod adamw;
+pub mod adapter;
+pub mod attention;
 pub mod backward;
 pub mod decode;
 pub mod device;
@@ -11,6 +13,7 @@ pub mod gradients;
 pub mod merge;
 pub mod rig;
 pub mod sanitize;
+pub mod transformer;
 
 use fused_lora::lora::{Layout, LoraLinear, Segment, Weight};
 use fused_lora::{Element, MatrixMut, MatrixRef};

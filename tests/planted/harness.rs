@@ -74,13 +74,20 @@ pub(crate) enum Scenario {
     DxMma,
     DxCores,
     DxWgmma,
+    AttentionMma,
+    AttentionCores,
+    AttentionDecode,
+    LayerNorm,
+    Embedding,
+    AdapterMma,
+    AdapterCores,
 }
 
 pub(crate) const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 25] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -99,6 +106,13 @@ impl Scenario {
         Self::DxMma,
         Self::DxCores,
         Self::DxWgmma,
+        Self::AttentionMma,
+        Self::AttentionCores,
+        Self::AttentionDecode,
+        Self::LayerNorm,
+        Self::Embedding,
+        Self::AdapterMma,
+        Self::AdapterCores,
     ];
 
     fn source(self) -> &'static str {
@@ -119,6 +133,13 @@ impl Scenario {
             Self::DxMma => "lora/dx_mma_f16.cu",
             Self::DxCores => "lora/dx_cores.cu",
             Self::DxWgmma => "lora/dx_wgmma_f16.cu",
+            Self::AttentionMma => "transformer/attention_prefill_mma_f16.cu",
+            Self::AttentionCores => "transformer/attention_prefill_cores.cu",
+            Self::AttentionDecode => "transformer/attention_decode.cu",
+            Self::LayerNorm => "transformer/layer_norm.cu",
+            Self::Embedding => "transformer/embedding.cu",
+            Self::AdapterMma => "adapter/adapter_mma_f16.cu",
+            Self::AdapterCores => "adapter/adapter_cores.cu",
         }
     }
 
@@ -140,6 +161,13 @@ impl Scenario {
             Self::MergeRows => merged(rig, Layout::OutIn),
             Self::MergeColumns => merged(rig, Layout::InOut),
             Self::Adamw => super::adamw::run(rig),
+            Self::AttentionMma => super::attention::prefill::<f16>(rig),
+            Self::AttentionCores => super::attention::prefill::<f32>(rig),
+            Self::AttentionDecode => super::attention::decode(rig),
+            Self::LayerNorm => super::transformer::layer_norms(rig),
+            Self::Embedding => super::transformer::embeddings(rig),
+            Self::AdapterMma => super::adapter::scenario::<f16>(rig),
+            Self::AdapterCores => super::adapter::scenario::<f32>(rig),
             Self::ForwardMma => first_of([
                 // Two tiles either way, segments that end within a tile and within an instruction; shared depths; odd rows.
                 &|| {
@@ -228,7 +256,7 @@ impl Scenario {
 /// Of dx: 48 + 80 columns of Q in two tiles.
 const SEGMENTS: &[(usize, usize, usize)] = &[(3, 77, 33), (300, 320, 70)];
 
-fn first_of<const N: usize>(runs: [&dyn Fn() -> Caught; N]) -> Caught {
+pub(crate) fn first_of<const N: usize>(runs: [&dyn Fn() -> Caught; N]) -> Caught {
     runs.iter().map(|run| run()).find(|&caught| caught != Caught::Nothing).unwrap_or(Caught::Nothing)
 }
 

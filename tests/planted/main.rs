@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod adamw;
+mod adapter;
+mod attention;
 #[path = "../common/mod.rs"]
 mod common;
 mod cuda_cores;
@@ -19,6 +21,7 @@ mod gradients;
 mod harness;
 mod matrix;
 mod merge;
+mod transformer;
 
 use std::process::Command;
 
@@ -38,12 +41,15 @@ const TABLES: &[&[Bug]] = &[
     adamw::BUGS,
     forward_tf32::BUGS,
     dx::BUGS,
+    attention::BUGS,
+    transformer::BUGS,
+    adapter::BUGS,
 ];
 
 /// Set in the processes that do the work: the first bug, and the distance to the next. A process has room for the
 /// thread-local data of some twenty machines only.
 const SLICE: &str = "FUSED_LORA_TEST_PLANTED";
-const SLICES: usize = 14;
+const SLICES: usize = 18;
 
 /// In a process of its own: plants every `SLICES`-th bug from `first` on.
 fn slice(first: usize) {

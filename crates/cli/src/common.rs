@@ -39,6 +39,40 @@ pub(crate) enum On {
     Emulator,
 }
 
+impl On {
+    /// As the command line spells it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            On::Cpu => "cpu",
+            On::Cuda => "cuda",
+            On::Emulator => "emulator",
+        }
+    }
+}
+
+/// SMs of the device that the emulator's launches are planned for: an H100 or H200.
+#[cfg(feature = "emulator")]
+const MULTIPROCESSORS: u32 = 132;
+
+impl On {
+    /// The device; an error for the CPU, which is none.
+    pub(crate) fn open(self) -> fused_lora::Result<Device> {
+        match self {
+            On::Cpu => Err(fused_lora::Error::NoDriver { reason: "the CPU was asked for".to_owned() }),
+            On::Cuda => Device::cuda(0),
+            #[cfg(feature = "emulator")]
+            On::Emulator => Device::emulator(fused_lora::device::EmulatorConfig {
+                multiprocessors: MULTIPROCESSORS,
+                ..fused_lora::device::EmulatorConfig::default()
+            }),
+            #[cfg(not(feature = "emulator"))]
+            On::Emulator => {
+                Err(fused_lora::Error::NoEmulator { reason: "build with the feature `emulator`".to_owned() })
+            }
+        }
+    }
+}
+
 impl Compute {
     /// Resolves the device among those that the command runs on, and starts the thread pool.
     pub(crate) fn start(&self, able: &[On]) -> Result<On> {
@@ -49,8 +83,7 @@ impl Compute {
             DeviceArg::Emulator => On::Emulator,
         };
         if !able.contains(&on) {
-            let name = format!("{on:?}").to_lowercase();
-            bail!("device '{name}' is not available to this command yet, expected auto or cpu");
+            bail!("device '{}' is not available to this command yet, expected auto or cpu", on.name());
         }
         if let Some(threads) = self.threads {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
@@ -62,11 +95,6 @@ impl Compute {
     /// Whether the CPU was asked for by name.
     pub(crate) fn asks_for_cpu(&self) -> bool {
         self.device == DeviceArg::Cpu
-    }
-
-    /// Starts the thread pool of a command that computes on the CPU. Returns the device's name.
-    pub(crate) fn start_cpu(&self) -> Result<&'static str> {
-        self.start(&[On::Cpu]).map(|_| "cpu")
     }
 }
 

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use fused_lora::Element;
+use fused_lora::device::Stream;
 use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
+use fused_lora_gpt2::device::{DeviceAdapters, DeviceForward, DeviceModel, PassShape};
 use fused_lora_gpt2::{Adapters, Checkpoint, Forward, LoraMode, Model, peft, write_tensors};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use crate::common::{Compute, check_writable, with_dtype};
+use crate::common::{Compute, On, check_writable, with_dtype};
 use crate::output::emit;
 
 const EXAMPLES: &str = "\
@@ -59,11 +61,11 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     check_writable(&args.out)?;
-    args.compute.start_cpu()?;
-    with_dtype!(args.compute.dtype, compute(args))
+    let on = args.compute.start(&[On::Cpu, On::Cuda, On::Emulator])?;
+    with_dtype!(args.compute.dtype, compute(args, on))
 }
 
-fn compute<W: Element>(args: &Args) -> Result<()> {
+fn compute<W: Element>(args: &Args, on: On) -> Result<()> {
     let tokens = read_tokens(&args.tokens)?;
     let mut model = Model::<W>::load(&args.model)?;
     let mut adapters = Adapters::default();
@@ -88,16 +90,35 @@ fn compute<W: Element>(args: &Args) -> Result<()> {
         adapters.mode = LoraMode::Sequential;
     }
     let sequences: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
-    let mut forward = Forward::new();
-    let logits = forward.logits(&model, &adapters, &sequences).with_context(|| format!("--tokens {}", args.tokens))?;
-    if !fused_lora::cpu::vector::all_finite(logits) {
+    let logits = match on {
+        On::Cpu => Forward::new().logits(&model, &adapters, &sequences).map(<[f32]>::to_vec),
+        _ => on_device(on, &model, &adapters, &sequences),
+    };
+    let logits = logits.with_context(|| format!("--tokens {}", args.tokens))?;
+    if !fused_lora::cpu::vector::all_finite(&logits) {
         bail!("{}: the logits are not all finite; nothing was written", args.model.display());
     }
     let shape = vec![sequences.len(), sequences[0].len(), model.config.vocabulary];
     // The format is little-endian, as is every machine this runs on.
-    let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(logits)).context("logits")?;
+    let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(&logits)).context("logits")?;
     write_tensors(&args.out, &BTreeMap::from([("logits".to_owned(), view)]), None)?;
     emit(&format!("{}: logits f32 {shape:?}\n", args.out.display()))
+}
+
+fn on_device<W: Element>(
+    on: On,
+    model: &Model<W>,
+    adapters: &Adapters<W>,
+    sequences: &[&[u32]],
+) -> fused_lora_gpt2::Result<Vec<f32>> {
+    let stream = Stream::new(&on.open()?)?;
+    let adapters = DeviceAdapters::upload(&stream, adapters, &model.config)?;
+    let model = DeviceModel::upload(&stream, model)?;
+    let tokens = sequences.first().map_or(0, |sequence| sequence.len());
+    let mut forward = DeviceForward::new(&stream, &model, &adapters, PassShape::whole(sequences.len(), tokens))?;
+    forward.set_tokens(&stream, &model, &adapters, sequences, None)?;
+    forward.run(&stream, &model, &adapters, None)?;
+    forward.logits(&stream, &model)
 }
 
 fn read_tokens(text: &str) -> Result<Vec<Vec<u32>>> {

@@ -4,6 +4,7 @@ mod common;
 mod environment;
 mod method;
 mod output;
+mod passes;
 mod plot;
 mod stats;
 mod trial;

@@ -4,18 +4,20 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use fused_lora::Element;
+use fused_lora::device::Device;
+use fused_lora_gpt2::Model;
 use fused_lora_gpt2::adapter::lora::Target;
-use fused_lora_gpt2::{Forward, Model};
 use serde::{Deserialize, Serialize};
 
-use crate::common::{Compute, ModelArgs, ResultFiles, parse_size, with_dtype};
+use crate::common::{Compute, ModelArgs, On, ResultFiles, parse_size, with_dtype};
 use crate::environment::Run;
 use crate::method::{Kind, Method, Sizes};
 use crate::output::{emit, milliseconds, progress, table, write_csv, write_json};
+use crate::passes::{Engine, Mode, Setting as Pass};
 use crate::plot;
 use crate::stats::{Excess, median};
-use crate::table1::{Column, random_tokens};
-use crate::trial::{Trials, interleave};
+use crate::table1::Column;
+use crate::trial::{Trials, interleave_timed};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -54,6 +56,9 @@ pub(crate) struct Args {
     /// What LoRA is put on
     #[arg(long, value_delimiter = ',', default_value = "q,v")]
     targets: Vec<Target>,
+    /// On a device, issue passes launch by launch [default: each one captured graph]
+    #[arg(long)]
+    eager: bool,
     /// Timed passes a cell
     #[arg(long, default_value_t = 5, value_parser = parse_size)]
     trials: usize,
@@ -104,19 +109,35 @@ struct Earlier {
     rows: Vec<Cell>,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
-    args.files.check(&[args.plot.as_ref()])?;
-    let device = args.compute.start_cpu()?;
-    with_dtype!(args.compute.dtype, measure(args, device))
+impl Args {
+    fn mode(&self) -> Mode {
+        if self.eager { Mode::Eager } else { Mode::Graph }
+    }
+
+    /// The device by name, and how passes reach it: cells of one sweep must agree in both.
+    fn device_setting(&self, on: On) -> Result<String> {
+        Ok(match on {
+            On::Cuda => {
+                format!("{}, {}", Device::cuda(0)?.properties().name, if self.eager { "eager" } else { "graph" })
+            }
+            _ => on.name().to_owned(),
+        })
+    }
 }
 
-fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
-    let run = Run::new(device, W::DTYPE);
+pub(crate) fn run(args: &Args) -> Result<()> {
+    args.files.check(&[args.plot.as_ref()])?;
+    let on = args.compute.start(&[On::Cpu, On::Cuda])?;
+    with_dtype!(args.compute.dtype, measure(args, on))
+}
+
+fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
+    let run = Run::new(on.name(), W::DTYPE);
     let setting = Setting {
         model: args.model.model.clone(),
         seed: args.model.seed,
         dtype: run.dtype.clone(),
-        device: device.into(),
+        device: args.device_setting(on)?,
         threads: run.threads,
         targets: format!("{:?}", args.targets),
         trials: args.trials,
@@ -131,7 +152,7 @@ fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
         emit(&format!("going on after {} cells measured before\n", cells.len()))?;
     }
     let base = args.model.load::<W>()?;
-    let mut forward = Forward::new();
+    let mut engine = Engine::start(on, &base)?;
     let groups: Vec<(Column, usize)> = args
         .sequences
         .iter()
@@ -143,7 +164,7 @@ fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
         let done = |method: &Method| cells.iter().any(|c| same_cell(c, &method.to_string(), column, rank));
         if !args.methods.iter().all(done) {
             cells.retain(|c| !args.methods.iter().any(|m| same_cell(c, &m.to_string(), column, rank)));
-            cells.extend(measure_group(args, &base, column, rank, &mut forward)?);
+            cells.extend(measure_group(args, &base, column, rank, &mut engine)?);
             if let Some(path) = &args.files.json {
                 write_json(path, &Report { run: run.clone(), setting: &setting, rows: &cells })?;
             }
@@ -183,7 +204,7 @@ fn measure_group<W: Element>(
     base: &Model<W>,
     column: Column,
     rank: usize,
-    forward: &mut Forward<W>,
+    engine: &mut Engine<W>,
 ) -> Result<Vec<Cell>> {
     let none = Method { kind: Kind::None, drop: 0, size: None };
     let sizes = Sizes {
@@ -201,14 +222,18 @@ fn measure_group<W: Element>(
     };
     let contestants: Vec<_> = std::iter::once(none.clone()).chain(args.methods.iter().map(sized)).collect();
     let prepared: Vec<_> = contestants.iter().map(|m| m.prepare(base, &sizes)).collect::<Result<_>>()?;
-    let ids = random_tokens(args.model.seed, column, base.config.vocabulary)?;
-    let sequences: Vec<&[u32]> = ids.chunks(column.tokens).collect();
     let bar = progress(1, &format!("{}x{} r {rank}", column.batch, column.tokens));
-    let times = interleave(prepared.len(), Trials::Count(args.trials), &bar, |i| {
-        let p = &prepared[i];
-        let result = forward.hidden(&p.model, &p.adapters, &sequences);
-        result.map(|_| ()).map_err(|e| anyhow::anyhow!("{}: {e}", p.method))
-    })?;
+    let pass = Pass {
+        column,
+        decode: false,
+        logits: false,
+        dependent: false,
+        modes: vec![args.mode()],
+        seed: args.model.seed,
+    };
+    let mut contest = engine.contest(&prepared, &pass)?;
+    let times =
+        interleave_timed(prepared.len(), Trials::Count(args.trials), &bar, |i| contest.run(i).map(|time| time.ms))?;
     let cell = |(i, method): (usize, &Method)| {
         let (own, none) = (&times[i + 1], &times[0]);
         let excess = Excess::of(own, none);

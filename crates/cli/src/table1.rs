@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use anyhow::Result;
 use fused_lora::Element;
+use fused_lora::device::{Device, DeviceKind};
+use fused_lora_gpt2::Random;
 use fused_lora_gpt2::adapter::lora::Target;
-use fused_lora_gpt2::{Forward, Random};
 use serde::Serialize;
 
-use crate::common::{Compute, ModelArgs, ResultFiles, parse_budget, parse_size, with_dtype};
+use crate::common::{Compute, ModelArgs, On, ResultFiles, parse_budget, parse_size, with_dtype};
 use crate::environment::{Run, peak_memory};
-use crate::method::{Kind, Method, Sizes};
+use crate::method::{Kind, Method, Prepared, Sizes};
 use crate::output::{emit, grouped, milliseconds, progress, table, write_csv, write_json};
+use crate::passes::{Contest, Engine, Mode, Setting, clocks};
 use crate::stats::{Excess, deviation, mean, median};
-use crate::trial::{Trials, interleave};
+use crate::trial::{Trials, interleave_timed};
 use crate::{method, plot};
 
 const EXAMPLES: &str = "\
@@ -24,7 +26,11 @@ Examples:
   fused-lora table1 --columns 1x128,16x256 --trials 20 --json table1.json --plot table1.svg
       Two of the paper's columns
   fused-lora table1 --model ./gpt2-medium --methods none,lora-fused,lora-fused:112,adapter-h-drop12
-      Weights from a folder; LoRA at two ranks; Adapter^H without its lowest twelve layers";
+      Weights from a folder; LoRA at two ranks; Adapter^H without its lowest twelve layers
+  fused-lora table1 --device cuda --dtype bf16 --trials 100
+      On a GPU: every method issued launch by launch and as one graph
+  fused-lora table1 --device cuda --dtype bf16 --graph --decode --columns 1x128,1x1024 --lm-head
+      One token behind 127 and behind 1023 others, with a KV cache";
 
 /// Arguments of `table1`.
 #[derive(Debug, clap::Args)]
@@ -50,6 +56,18 @@ pub(crate) struct Args {
     /// Seconds for all columns together, where --trials is not given
     #[arg(long, default_value_t = 100.0, value_parser = seconds)]
     time: f64,
+    /// On a device, time passes issued launch by launch [default: both this and --graph]
+    #[arg(long)]
+    eager: bool,
+    /// On a device, time passes that are one captured graph
+    #[arg(long)]
+    graph: bool,
+    /// On a device, let launches begin before the one ahead has ended (programmatic dependent launch)
+    #[arg(long)]
+    dependent: bool,
+    /// Time one token a sequence with a KV cache; a column's tokens are its context, itself included
+    #[arg(long)]
+    decode: bool,
     /// Time the logits too, not only the hidden states
     #[arg(long)]
     lm_head: bool,
@@ -154,6 +172,9 @@ impl Paper {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
     pub(crate) method: String,
+    /// How its launches reach the device; absent on the CPU.
+    pub(crate) issued: Option<Mode>,
+    pub(crate) decode: bool,
     pub(crate) batch: usize,
     pub(crate) tokens: usize,
     pub(crate) parameters: usize,
@@ -161,6 +182,11 @@ pub(crate) struct Row {
     pub(crate) mean_ms: f64,
     pub(crate) std_ms: f64,
     pub(crate) median_ms: f64,
+    /// The host's own time until all was issued.
+    pub(crate) host_median_ms: Option<f64>,
+    pub(crate) launches: Option<usize>,
+    pub(crate) launches_per_layer: Option<usize>,
+    pub(crate) device_bytes: Option<usize>,
     /// Of the medians; 0 for none itself, absent where none was not measured.
     pub(crate) percent_over_none: Option<f64>,
     pub(crate) percent_low: Option<f64>,
@@ -176,42 +202,78 @@ struct Report<'a> {
     model: &'a str,
     model_parameters: usize,
     lm_head: bool,
+    gpu: Option<Gpu>,
     rows: &'a [Row],
+}
+
+/// What a GPU was when it was measured.
+#[derive(Debug, Clone, Serialize)]
+struct Gpu {
+    name: String,
+    compute_capability: String,
+    multiprocessors: u32,
+    l2_bytes: usize,
+    driver_cuda: String,
+    kernels: String,
+    clocks_before: Option<String>,
+    clocks_after: Option<String>,
+}
+
+impl Gpu {
+    fn of(device: &Device) -> Self {
+        let properties = device.properties();
+        let (major, minor) = properties.compute_capability;
+        let driver_cuda = match properties.kind {
+            DeviceKind::Cuda { driver_version: (major, minor), .. } => format!("{major}.{minor}"),
+            _ => String::new(),
+        };
+        Self {
+            name: properties.name.clone(),
+            compute_capability: format!("{major}.{minor}"),
+            multiprocessors: properties.multiprocessors,
+            l2_bytes: properties.l2_bytes,
+            driver_cuda,
+            kernels: format!("{:?}", fused_lora::device::built_in()),
+            clocks_before: clocks(),
+            clocks_after: None,
+        }
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     args.files.check(&[args.plot.as_ref()])?;
-    let device = args.compute.start_cpu()?;
-    with_dtype!(args.compute.dtype, measure(args, device))
+    let on = args.compute.start(&[On::Cpu, On::Cuda, On::Emulator])?;
+    with_dtype!(args.compute.dtype, measure(args, on))
 }
 
-fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
+fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
     let base = args.model.load::<W>()?;
-    let run = Run::new(device, W::DTYPE);
+    let run = Run::new(on.name(), W::DTYPE);
     let what = if args.lm_head { "logits" } else { "hidden states" };
+    let pass = if args.decode { "one token with a KV cache" } else { "forward pass" };
     emit(&format!(
-        "{}: {} parameters, forward pass to the {what}\n{}\n\n",
+        "{}: {} parameters, {pass} to the {what}\n{}\n",
         args.model.model,
         grouped(base.config.parameters()),
         run.summary()
     ))?;
-    let mut forward = Forward::new();
+    let mut engine = Engine::start(on, &base)?;
+    let mut gpu = engine.device().map(Gpu::of);
+    if let Some(Gpu { name, multiprocessors, l2_bytes, clocks_before, .. }) = &gpu {
+        let clocks = clocks_before.as_deref().unwrap_or("clocks unknown");
+        emit(&format!("{name}, {multiprocessors} SMs, {} MiB of L2, {clocks}\n", l2_bytes >> 20))?;
+    }
+    emit("\n")?;
     let mut rows = vec![];
     for &column in &args.columns {
-        let measured = measure_column(args, &base, column, &mut forward)?;
-        emit(&print_column(column, &measured))?;
+        let measured = measure_column(args, on, &base, column, &mut engine)?;
+        emit(&print_column(args, column, &measured))?;
         rows.extend(measured);
-    }
-    if let Some(path) = &args.files.json {
-        let run = Run { peak_memory_bytes: peak_memory(), ..run };
-        let model_parameters = base.config.parameters();
-        write_json(
-            path,
-            &Report { run, model: &args.model.model, model_parameters, lm_head: args.lm_head, rows: &rows },
-        )?;
-    }
-    if let Some(path) = &args.files.csv {
-        write_csv(path, &rows)?;
+        // What was measured so far outlives a job that is ended halfway.
+        if let Some(gpu) = &mut gpu {
+            gpu.clocks_after = clocks();
+        }
+        save(args, &run, base.config.parameters(), gpu.as_ref(), &rows)?;
     }
     if let Some(path) = &args.plot {
         plot::bars(path, &rows)?;
@@ -219,13 +281,27 @@ fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
     Ok(())
 }
 
+fn save(args: &Args, run: &Run, model_parameters: usize, gpu: Option<&Gpu>, rows: &[Row]) -> Result<()> {
+    if let Some(path) = &args.files.json {
+        let run = Run { peak_memory_bytes: peak_memory(), ..run.clone() };
+        let model = &args.model.model;
+        let (lm_head, gpu) = (args.lm_head, gpu.cloned());
+        write_json(path, &Report { run, model, model_parameters, lm_head, gpu, rows })?;
+    }
+    if let Some(path) = &args.files.csv {
+        write_csv(path, rows)?;
+    }
+    Ok(())
+}
+
 fn measure_column<W: Element>(
     args: &Args,
+    on: On,
     base: &fused_lora_gpt2::Model<W>,
     column: Column,
-    forward: &mut Forward<W>,
+    engine: &mut Engine<W>,
 ) -> Result<Vec<Row>> {
-    let paper = Paper::of(column);
+    let paper = Paper::of(column).filter(|_| !args.decode);
     let own_widths = args.params.is_none()
         && base.config == fused_lora_gpt2::Config::named("gpt2-medium").unwrap_or_else(|| base.config.clone());
     let sizes = Sizes {
@@ -237,31 +313,61 @@ fn measure_column<W: Element>(
         lin_width: paper.or(Some(&PAPER[0])).filter(|_| own_widths).map(|p| p.lin_width),
         seed: args.model.seed,
     };
-    let bar = progress((2 * args.methods.len()) as u64, &format!("{}x{}", column.batch, column.tokens));
     let prepared: Vec<_> = args.methods.iter().map(|m| m.prepare(base, &sizes)).collect::<Result<_>>()?;
-    let ids = random_tokens(args.model.seed, column, base.config.vocabulary)?;
-    let sequences: Vec<&[u32]> = ids.chunks(column.tokens).collect();
+    let modes = match (args.eager, args.graph) {
+        (true, false) => vec![Mode::Eager],
+        (false, true) => vec![Mode::Graph],
+        _ => vec![Mode::Eager, Mode::Graph],
+    };
+    let setting = Setting {
+        column,
+        decode: args.decode,
+        logits: args.lm_head,
+        dependent: args.dependent,
+        modes,
+        seed: args.model.seed,
+    };
+    let mut contest = engine.contest(&prepared, &setting)?;
     let trials = match args.trials {
+        // The emulator's time says nothing.
+        _ if on == On::Emulator => Trials::Count(1),
         Some(count) => Trials::Count(count),
         None => Trials::Within(Duration::from_secs_f64(args.time / args.columns.len() as f64)),
     };
-    let times = interleave(prepared.len(), trials, &bar, |i| {
-        let p = &prepared[i];
-        let result = match args.lm_head {
-            true => forward.logits(&p.model, &p.adapters, &sequences),
-            false => forward.hidden(&p.model, &p.adapters, &sequences),
-        };
-        result.map(|_| ()).map_err(|e| anyhow::anyhow!("{}: {e}", p.method))
+    let bar = progress((2 * contest.len()) as u64, &format!("{}x{}", column.batch, column.tokens));
+    let mut host = vec![vec![]; contest.len()];
+    let times = interleave_timed(contest.len(), trials, &bar, |i| {
+        let time = contest.run(i)?;
+        host[i].push(time.host_ms);
+        Ok::<_, anyhow::Error>(time.ms)
     })?;
+    Ok(rows_of(column, args.decode, &prepared, &contest, &times, &host))
+}
+
+fn rows_of<W: Element>(
+    column: Column,
+    decode: bool,
+    prepared: &[Prepared<W>],
+    contest: &Contest<'_, W>,
+    times: &[Vec<f64>],
+    host: &[Vec<f64>],
+) -> Vec<Row> {
+    let paper = Paper::of(column).filter(|_| !decode);
     let none = prepared.iter().position(|p| p.method.kind == Kind::None);
-    let rows = prepared.iter().zip(&times).enumerate().map(|(i, (p, times_of))| {
-        let excess = none.map(|none| match i == none {
+    let row = |i: usize| {
+        let (method, issued) = contest.of(i);
+        let (p, times_of, facts) = (&prepared[method], &times[i], contest.facts(i));
+        // Against the base model that was issued in the same way.
+        let base = (0..times.len()).find(|&k| Some(contest.of(k).0) == none && contest.of(k).1 == issued);
+        let excess = base.map(|base| match i == base {
             true => Excess { percent: 0.0, interval: (0.0, 0.0) },
-            false => Excess::of(times_of, &times[none]),
+            false => Excess::of(times_of, &times[base]),
         });
         let figure = paper.and_then(|paper| paper.figure(&p.method));
         Row {
             method: p.method.to_string(),
+            issued,
+            decode,
             batch: column.batch,
             tokens: column.tokens,
             parameters: p.parameters,
@@ -269,6 +375,11 @@ fn measure_column<W: Element>(
             mean_ms: mean(times_of),
             std_ms: deviation(times_of),
             median_ms: median(times_of),
+            // The first pass was the warm-up.
+            host_median_ms: issued.map(|_| median(&host[i][1..])),
+            launches: facts.map(|facts| facts.launches),
+            launches_per_layer: facts.map(|facts| facts.launches_per_layer),
+            device_bytes: facts.map(|facts| facts.device_bytes),
             percent_over_none: excess.map(|e| e.percent),
             percent_low: excess.map(|e| e.interval.0),
             percent_high: excess.map(|e| e.interval.1),
@@ -276,8 +387,8 @@ fn measure_column<W: Element>(
             paper_std_ms: figure.map(|f| f.1),
             paper_percent_over_none: figure.zip(paper).map(|(f, paper)| 100.0 * (f.0 / paper.base.0 - 1.0)),
         }
-    });
-    Ok(rows.collect())
+    };
+    (0..times.len()).map(row).collect()
 }
 
 /// Token ids for a whole column.
@@ -286,34 +397,61 @@ pub(crate) fn random_tokens(seed: u64, column: Column, vocabulary: usize) -> Res
     Ok(noise.iter().map(|v| v.to_bits().wrapping_mul(0x9E37_79B9) % vocabulary as u32).collect())
 }
 
-fn print_column(column: Column, rows: &[Row]) -> String {
+fn print_column(args: &Args, column: Column, rows: &[Row]) -> String {
     let trials = rows.first().map_or(0, |r| r.trials);
-    let title = format!("{} x {} (batch x tokens), {trials} trials\n", column.batch, column.tokens);
-    let header =
-        ["method", "|Θ|", "mean ± std ms", "median ms", "over none", "95 % interval", "paper ms", "paper over none"];
+    let what = if args.decode { "batch x context, one token each" } else { "batch x tokens" };
+    let title = format!("{} x {} ({what}), {trials} trials\n", column.batch, column.tokens);
+    let on_device = rows.iter().any(|row| row.issued.is_some());
+    let mut header = vec!["method", "|Θ|", "mean ± std ms", "median ms", "over none", "95 % interval"];
+    if on_device {
+        header.splice(1..1, ["issued"]);
+        header.extend(["host ms", "launches", "a layer", "device MiB"]);
+    }
+    header.extend(["paper ms", "paper over none"]);
     let cells = rows.iter().map(|row| {
-        let dash = || "-".to_owned();
-        let (over, interval) = match (row.percent_over_none, row.percent_low, row.percent_high) {
-            (Some(_), Some(low), Some(high)) if row.method == "none" && low == high => (dash(), dash()),
-            (Some(percent), Some(low), Some(high)) => {
-                let noise = Excess { percent, interval: (low, high) }.is_noise();
-                let over = if noise { "no difference".into() } else { format!("{percent:+.1} %") };
-                (over, format!("{low:+.1} to {high:+.1}"))
-            }
-            _ => (dash(), dash()),
-        };
-        vec![
-            row.method.clone(),
-            grouped(row.parameters),
-            format!("{} ± {}", milliseconds(row.mean_ms), milliseconds(row.std_ms)),
-            milliseconds(row.median_ms),
-            over,
-            interval,
+        let mut cells = cells(row);
+        if on_device {
+            let issued = row.issued.map_or_else(dash, |mode| format!("{mode:?}").to_lowercase());
+            cells.splice(1..1, [issued]);
+            let number = |n: Option<usize>| n.map_or_else(dash, grouped);
+            cells.extend([
+                row.host_median_ms.map_or_else(dash, milliseconds),
+                number(row.launches),
+                number(row.launches_per_layer),
+                number(row.device_bytes.map(|bytes| bytes.div_ceil(1 << 20))),
+            ]);
+        }
+        cells.extend([
             row.paper_mean_ms.zip(row.paper_std_ms).map_or_else(dash, |(mean, std)| format!("{mean:.1} ± {std:.1}")),
             row.paper_percent_over_none.filter(|p| *p != 0.0).map_or_else(dash, |p| format!("{p:+.1} %")),
-        ]
+        ]);
+        cells
     });
     title + &table(&header, cells) + "\n"
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}
+
+fn cells(row: &Row) -> Vec<String> {
+    let (over, interval) = match (row.percent_over_none, row.percent_low, row.percent_high) {
+        (Some(_), Some(low), Some(high)) if row.method == "none" && low == high => (dash(), dash()),
+        (Some(percent), Some(low), Some(high)) => {
+            let noise = Excess { percent, interval: (low, high) }.is_noise();
+            let over = if noise { "no difference".into() } else { format!("{percent:+.1} %") };
+            (over, format!("{low:+.1} to {high:+.1}"))
+        }
+        _ => (dash(), dash()),
+    };
+    vec![
+        row.method.clone(),
+        grouped(row.parameters),
+        format!("{} ± {}", milliseconds(row.mean_ms), milliseconds(row.std_ms)),
+        milliseconds(row.median_ms),
+        over,
+        interval,
+    ]
 }
 
 #[cfg(test)]

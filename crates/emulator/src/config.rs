@@ -110,6 +110,8 @@ pub struct Counters {
     pub switches: u64,
     /// Times a thread was found spinning.
     pub spins: u64,
+    /// Threads that waited for the launch ahead (`gpu::grid_dependency_wait`).
+    pub dependency_waits: u64,
 }
 
 impl Counters {

@@ -39,6 +39,7 @@ const THREADS: &[Case] = &[
     case("store_outside", ALL, Fault::OutOfBounds, ", outside every allocation of "),
     case("atomic_outside", ALL, Fault::OutOfBounds, ", outside every allocation of "),
     case("plain_store_outside", RACE, Fault::OutOfBounds, " bytes outside every allocation, at "),
+    case("dependency_ignored", ALL, Fault::Race, "grid_dependency_wait after "),
     case("division_by_zero", PLAIN, Fault::Crash, "integer division by zero, or out of range"),
     case("null", PLAIN, Fault::Crash, "segmentation fault at "),
     case("shared_outside", ALL, Fault::OutOfBounds, ", outside every allocation of "),

@@ -152,7 +152,7 @@ pub enum Error {
     #[error("there is no LoRA to train")]
     NothingToTrain,
     /// A LoRA of other shapes than training was set up for.
-    #[error("{what} is adapted by {actual}, training was set up for {expected}")]
+    #[error("{what} is adapted by {actual}, expected {expected}")]
     OtherAdapters {
         /// Which projection.
         what: String,
@@ -161,6 +161,20 @@ pub enum Error {
         /// Ranks and columns of this one.
         actual: String,
     },
+    /// A cache of another size than a pass was planned for.
+    #[error("the cache has room for {actual} keys a sequence, the pass was planned for {expected}")]
+    OtherCache {
+        /// Keys that the pass was planned for; 0 for none.
+        expected: usize,
+        /// Keys that the cache has room for; 0 for none.
+        actual: usize,
+    },
+    /// A pass was to be replayed that was never captured.
+    #[error("the pass has not been captured")]
+    NotCaptured,
+    /// Logits of a pass that was planned without.
+    #[error("the pass was planned without logits")]
+    NoLogits,
     /// Two adapters that cannot be active together.
     #[error("{0}")]
     Combination(String),

@@ -16,6 +16,7 @@ mod attention;
 mod block;
 mod checkpoint;
 mod config;
+pub mod device;
 mod error;
 mod folder;
 mod forward;

@@ -17,7 +17,7 @@ pub(crate) struct Args {
 }
 
 /// The tests that run on a GPU as well as on the emulator.
-const TESTS: [&str; 13] = [
+const TESTS: [&str; 17] = [
     "instructions",
     "decode",
     "forward",
@@ -31,7 +31,13 @@ const TESTS: [&str; 13] = [
     "device_backward",
     "device_options",
     "device_adamw",
+    "attention",
+    "device_attention",
+    "transformer",
+    "adapter",
 ];
+/// The same of fused-lora-gpt2.
+const MODEL_TESTS: [&str; 1] = ["on_device"];
 
 /// Small enough to be sent along with a job.
 const MOST_BYTES: u64 = 40 << 20;
@@ -45,16 +51,19 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     fs::create_dir_all(out.join("bin")).with_context(|| format!("cannot make {}", out.display()))?;
 
     let features = ["--release", "--package", "fused-lora-cli", "--no-default-features"];
-    let tests = TESTS.iter().flat_map(|test| ["--test", test]);
     let mut programs = built(root, &toolchain, "build", &features)?;
-    let flags: Vec<&str> = ["--release", "--package", "fused-lora", "--no-run"].into_iter().chain(tests).collect();
-    programs.extend(built(root, &toolchain, "test", &flags)?);
-    for name in ["fused-lora"].iter().chain(&TESTS) {
+    for (package, tests) in [("fused-lora", &TESTS[..]), ("fused-lora-gpt2", &MODEL_TESTS)] {
+        let tests = tests.iter().flat_map(|test| ["--test", test]);
+        let flags: Vec<&str> = ["--release", "--package", package, "--no-run"].into_iter().chain(tests).collect();
+        programs.extend(built(root, &toolchain, "test", &flags)?);
+    }
+    for name in ["fused-lora"].iter().chain(&TESTS).chain(&MODEL_TESTS) {
         let found = programs.iter().find(|(target, _)| target == name);
         let (_, program) = found.with_context(|| format!("cargo built no {name}"))?;
         fs::copy(program, out.join("bin").join(name)).with_context(|| format!("cannot copy {}", program.display()))?;
     }
     fs::copy(root.join("scripts/gpu.sh"), out.join("run.sh")).context("cannot copy scripts/gpu.sh")?;
+    copy_folder(&root.join("tests/golden"), &out.join("golden"))?;
     fs::write(out.join("COMMIT"), commit(root)).context("cannot write COMMIT")?;
 
     let bytes = size(&out)?;
@@ -101,6 +110,20 @@ fn commit(root: &Path) -> String {
     };
     let changed = git(&["status", "--porcelain"]).is_some_and(|files| !files.is_empty());
     format!("{}{}\n", git(&["rev-parse", "HEAD"]).unwrap_or_else(|| "unknown".into()), if changed { "+" } else { "" })
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+    for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+        let entry = entry?;
+        let (path, copy) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type()?.is_dir() {
+            copy_folder(&path, &copy)?;
+        } else {
+            fs::copy(&path, &copy).with_context(|| format!("cannot copy {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn size(folder: &Path) -> Result<u64> {

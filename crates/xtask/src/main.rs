@@ -4,9 +4,11 @@ mod bindings;
 mod bundle;
 mod check;
 mod disassembly;
+mod picture;
 mod report;
 mod rules;
 mod sass;
+mod table1;
 mod toolchain;
 
 use std::path::PathBuf;
@@ -27,6 +29,8 @@ enum Command {
     Bindings(bindings::Args),
     /// Put what a GPU host without Rust needs to test and time the kernels into one folder.
     Bundle(bundle::Args),
+    /// Write docs/table1.md and its picture from the results that are committed.
+    Report(table1::Args),
     /// Compile every kernel for every target and hold its machine code to the rules in its source.
     Sass(sass::Args),
 }
@@ -42,6 +46,7 @@ fn main() -> std::process::ExitCode {
     let result = match Cli::parse().command {
         Command::Bindings(args) => bindings::run(&root(), &args),
         Command::Bundle(args) => bundle::run(&root(), &args),
+        Command::Report(args) => table1::run(&root(), &args),
         Command::Sass(args) => sass::run(&root(), &args),
     };
     match result {

@@ -36,6 +36,7 @@ struct Counters {
   uint64_t shared_wavefronts, shared_conflicts;
   uint64_t mma_instructions, wgmma_instructions, mma_flops;
   uint64_t switches, spins;
+  uint64_t dependency_waits;
 };
 
 }  // namespace emu

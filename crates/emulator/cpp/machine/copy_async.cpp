@@ -76,6 +76,7 @@ void copy_async(uint32_t to, const void* from, uint32_t width, uint32_t bytes) {
   char* p = static_cast<char*>(own_shared_pointer(to, width, width, "copy_async"));
   m.shadow->expect_landed(p, width, "copy_async");
 
+  if (bytes != 0 && !self->touched) self->touched = "copy_async";
   Group& group = *copies().open;
   group.cta = self->cta;
   if (group.engines.empty() || !m.race->begun_now(group.engines.back(), self->clock)) {

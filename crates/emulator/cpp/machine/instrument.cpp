@@ -20,7 +20,11 @@ inline void seen(const void* p, size_t n, bool write, const void* site) {
     emu::fail(emu::Fault::out_of_bounds, "%s of %zu bytes outside every allocation, at @0x%x", write ? "write" : "read",
               n, emu::site_offset(site));
   }
-  if (machine->memory.is_shared(p)) machine->shadow->expect_landed(p, n, write ? "a write" : "a read");
+  if (machine->memory.is_shared(p)) {
+    machine->shadow->expect_landed(p, n, write ? "a write" : "a read");
+  } else if (!self->touched) {
+    self->touched = write ? "a write" : "a read";
+  }
   machine->race->access(self->clock, p, n, write ? emu::Race::Kind::write : emu::Race::Kind::read, site);
   if (machine->memory.is_shared(p)) machine->counters->shared(p, static_cast<uint32_t>(n), write, site);
 }

@@ -231,6 +231,8 @@ void Machine::start_cluster(uint32_t first_cta, uint32_t slot) {
       thread->waits_detail = 0;
       thread->done = false;
       thread->polled = nullptr;
+      thread->touched = nullptr;
+      thread->waited = false;
       thread->shared_taken = thread->shared_offset = thread->vote_round = 0;
       thread->warp->lane[thread->lane] = thread;
       thread->warp->live |= 1u << thread->lane;

@@ -57,6 +57,9 @@ struct Thread {
   // Null until the thread uses them.
   std::shared_ptr<ThreadCopies> copies;  // cp.async
   std::shared_ptr<ThreadStores> stores;  // bulk copies out of shared memory
+  // The first access to global memory that the launch ahead may write, and whether that launch was waited for.
+  const char* touched = nullptr;
+  bool waited = false;
   // Between the two halves of the cluster's barrier, and of which of its phases.
   bool cluster_arrived = false;
   uint64_t cluster_phase = 0;

@@ -25,6 +25,12 @@ void check(const void* p, uint32_t bytes, bool global, const char* name) {
   }
 }
 
+// An access to global memory that is not a weight's: before a wait for the launch ahead it would see what was there before,
+// or change what is still read.
+void touch(const char* name) {
+  if (!self->touched) self->touched = name;
+}
+
 bool acquires(Order order) { return order == Order::acquire || order == Order::acquire_release; }
 bool releases(Order order) { return order == Order::release || order == Order::acquire_release; }
 
@@ -44,6 +50,7 @@ uint32_t lane() { return self->lane; }
 
 void load_global(void* to, const void* from, uint32_t bytes, Cache cache, const char* name) {
   check(from, bytes, true, name);
+  if (cache != Cache::once) touch(name);
   machine->counters->global(cache == Cache::once ? Access::once : Access::load, from, bytes, SITE);
   machine->race->access(self->clock, from, bytes, Race::Kind::read, SITE);
   memcpy(to, from, bytes);
@@ -51,6 +58,7 @@ void load_global(void* to, const void* from, uint32_t bytes, Cache cache, const 
 
 void store_global(void* to, const void* from, uint32_t bytes, const char* name) {
   check(to, bytes, true, name);
+  touch(name);
   machine->counters->global(Access::store, to, bytes, SITE);
   machine->race->access(self->clock, to, bytes, Race::Kind::write, SITE);
   memcpy(to, from, bytes);
@@ -75,6 +83,7 @@ void store_shared(void* to, const void* from, uint32_t bytes, const char* name) 
 
 uint64_t load_strong(const void* from, uint32_t bytes, Order order, const char* name) {
   check(from, bytes, true, name);
+  touch(name);
   uint64_t value = get(from, bytes);
   // The same value from the same place twice in a row is a spin loop: it can end only after something happened.
   if (self->polled == from && self->polled_value == value) {
@@ -94,6 +103,7 @@ uint64_t load_strong(const void* from, uint32_t bytes, Order order, const char* 
 
 void store_strong(void* to, uint64_t value, uint32_t bytes, Order order, const char* name) {
   check(to, bytes, true, name);
+  touch(name);
   machine->jitter();
   machine->counters->global(Access::atomic, to, bytes, SITE);
   machine->race->access(self->clock, to, bytes, Race::Kind::atomic, SITE);
@@ -106,6 +116,7 @@ void store_strong(void* to, uint64_t value, uint32_t bytes, Order order, const c
 
 uint64_t update_strong(void* at, uint64_t operand, uint32_t bytes, Update update, Order order, const char* name) {
   check(at, bytes, true, name);
+  touch(name);
   machine->jitter();
   machine->counters->global(Access::atomic, at, bytes, SITE);
   machine->race->access(self->clock, at, bytes, Race::Kind::atomic, SITE);
@@ -119,6 +130,14 @@ uint64_t update_strong(void* at, uint64_t operand, uint32_t bytes, Update update
 }
 
 void fence_gpu() { machine->jitter(); }
+
+void grid_dependency_wait() {
+  if (self->touched && !self->waited) {
+    fail(Fault::race, "grid_dependency_wait after %s: the launch ahead may not have ended then", self->touched);
+  }
+  if (!self->waited) machine->counters->totals.dependency_waits++;
+  self->waited = true;
+}
 
 void restart_shared() { self->shared_taken = self->shared_offset = 0; }
 

@@ -35,6 +35,10 @@ void store_strong(void* to, uint64_t value, uint32_t bytes, Order order, const c
 uint64_t update_strong(void* at, uint64_t operand, uint32_t bytes, Update update, Order order, const char* name);
 void fence_gpu();
 
+/// Waits for the launch ahead: launches run one after the other, so only that nothing it may write was touched before is
+/// checked.
+void grid_dependency_wait();
+
 /// The next `bytes` of the CTA's dynamic shared memory at a multiple of `alignment`.
 void* take_shared(uint32_t bytes, uint32_t alignment);
 /// Forgets what this thread has taken.

@@ -80,6 +80,7 @@ void tma_prefetch(const void* map) { tensor_map(map, 0, "tma_prefetch"); }
 void tma_load(uint32_t to, const void* map, uint32_t barrier, const int32_t* at, uint32_t rank, uint32_t ctas,
               const char* name) {
   machine->jitter();
+  if (!self->touched) self->touched = name;
   auto load = std::make_shared<Load>();
   load->box = Box(tensor_map(map, rank, name), at);
   load->name = name;
@@ -125,6 +126,7 @@ void tma_load(uint32_t to, const void* map, uint32_t barrier, const int32_t* at,
 
 void tma_store(const void* map, uint32_t from, const int32_t* at, uint32_t rank, const char* name) {
   machine->jitter();
+  if (!self->touched) self->touched = name;
   const void* site = SITE;
   auto box = std::make_shared<Box>(tensor_map(map, rank, name), at);
   check_address(*box, from, name);

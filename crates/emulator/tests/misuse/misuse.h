@@ -8,6 +8,7 @@
 #include <gpu/atomic.h>
 #include <gpu/block.h>
 #include <gpu/copy_async.h>
+#include <gpu/grid.h>
 #include <gpu/memory.h>
 #include <gpu/shared.h>
 #include <gpu/warp.h>

@@ -7,6 +7,11 @@ MISUSE(load_outside) { load(words_in(params) + 4096 + threadIdx.x); }
 MISUSE(store_outside) { store(words_out(params) - 1, 7u); }
 MISUSE(atomic_outside) { fetch_add_relaxed(words_out(params) + 4096, 1u); }
 MISUSE(plain_store_outside) { words_out(params)[4096] = 1; }
+MISUSE(dependency_ignored) {
+  const u32 early = load(words_in(params));
+  grid_dependency_wait();
+  store(words_out(params), early);
+}
 MISUSE(division_by_zero) { words_out(params)[0] = threadIdx.x / (blockDim.x - 128); }
 MISUSE(null) { *reinterpret_cast<volatile u32*>(u64{8}) = 1; }
 MISUSE(shared_outside) {

@@ -1,0 +1,252 @@
+//! One transformer block on a device: its launches, planned and issued.
+
+use std::ops::Range;
+
+use fused_lora::Element;
+use fused_lora::WorkspaceLayout;
+use fused_lora::attention::AttentionShape;
+use fused_lora::device::{
+    Adapter, Attention, AttentionMemory, Device, DeviceMatrix, DeviceResidual, DeviceSlice, DeviceSliceMut, LayerNorm,
+    MergeRecord, Stream, Workspace,
+};
+use fused_lora::lora::Activation;
+
+use super::adapters::{DeviceAdapters, DeviceBottleneck};
+use super::arena::{Parts, Sizes, matrix, matrix_mut};
+use super::cache::Cache;
+use super::forward::PassShape;
+use super::projection::{Call, PlannedProjection, Scratch};
+use super::weights::DeviceModel;
+use crate::adapter::lora::Projection;
+use crate::error::{Error, Result};
+
+/// One block's launches.
+#[derive(Debug)]
+pub(super) struct Block<W> {
+    projections: [PlannedProjection<W>; 4],
+    attention: Attention<W>,
+    houlsby: [Option<Adapter<W>>; 2],
+    behind: Option<Adapter<W>>,
+    behind_is_normed: bool,
+}
+
+/// What a pass runs on.
+pub(super) struct On<'a, W> {
+    pub(super) model: &'a DeviceModel<W>,
+    pub(super) adapters: &'a DeviceAdapters<W>,
+    pub(super) cache: Option<(&'a mut Cache<W>, Range<usize>)>,
+}
+
+/// The place of a block in a pass.
+pub(super) struct Layer<'a, W> {
+    pub(super) index: usize,
+    pub(super) sequences: usize,
+    /// Rows of a sequence.
+    pub(super) length: usize,
+    pub(super) norm: &'a LayerNorm<W>,
+    pub(super) lengths: DeviceSlice<'a, u32>,
+}
+
+impl<W: Element> Block<W> {
+    pub(super) fn new(
+        device: &Device,
+        model: &DeviceModel<W>,
+        adapters: &DeviceAdapters<W>,
+        shape: &PassShape,
+        index: usize,
+        length: usize,
+    ) -> Result<Self> {
+        let config = model.config();
+        let rows = shape.sequences * length;
+        let projection = |which: Projection| -> Result<PlannedProjection<W>> {
+            let name = |source| Error::Layer { what: name(index, which), source };
+            let linear = model.layers[index].projection(which);
+            let segments = adapters.segments(index, which)?;
+            let activation = activation(config.activation, which);
+            PlannedProjection::new(device, linear, &segments, adapters.mode, activation, rows).map_err(name)
+        };
+        let [qkv, attn_out, fc, mlp_out] = Projection::ALL;
+        let named = |source| Error::Layer { what: format!("h.{index}.attn"), source };
+        let capacity = shape.cache.unwrap_or(adapters.prefix_of(index).map_or(0, |[k, _]| k.len() / config.d_model));
+        let attention = AttentionShape {
+            sequences: shape.sequences,
+            tokens: length,
+            heads: config.heads,
+            head_size: config.head_size(),
+            capacity,
+            scale: config.attention_scale(index),
+        };
+        let adapter = |bottleneck: Option<&DeviceBottleneck<W>>| -> Result<Option<Adapter<W>>> {
+            let name = |source| Error::Layer { what: format!("h.{index}.adapter"), source };
+            bottleneck.map(|b| Adapter::new(device, &b.view()?, rows)).transpose().map_err(name)
+        };
+        let block = Self {
+            projections: [projection(qkv)?, projection(attn_out)?, projection(fc)?, projection(mlp_out)?],
+            attention: Attention::new(device, &attention).map_err(named)?,
+            houlsby: [adapter(adapters.houlsby(index, 0))?, adapter(adapters.houlsby(index, 1))?],
+            behind: adapter(adapters.behind(index))?,
+            behind_is_normed: adapters.behind(index).is_some_and(|b| b.norm(0.0).is_some()),
+        };
+        Ok(if shape.dependent { block.with_dependent_launches() } else { block })
+    }
+
+    fn with_dependent_launches(self) -> Self {
+        Self {
+            projections: self.projections.map(PlannedProjection::with_dependent_launches),
+            attention: self.attention.with_dependent_launch(),
+            houlsby: self.houlsby.map(|adapter| adapter.map(Adapter::with_dependent_launch)),
+            behind: self.behind.map(Adapter::with_dependent_launch),
+            behind_is_normed: self.behind_is_normed,
+        }
+    }
+
+    /// Elements that it needs of an arena's parts, beyond those of every block.
+    pub(super) fn sizes(
+        &self,
+        model: &DeviceModel<W>,
+        adapters: &DeviceAdapters<W>,
+        index: usize,
+        rows: usize,
+    ) -> Result<Sizes> {
+        let other = self.behind.is_some() || self.houlsby.iter().any(Option::is_some);
+        let mut sizes = Sizes { other: if other { rows * model.config.d_model } else { 0 }, ..Sizes::default() };
+        for which in Projection::ALL {
+            let linear = model.layers[index].projection(which);
+            let segments = adapters.segments(index, which)?;
+            sizes = sizes.largest(&self.projections[which as usize].sizes(linear, &segments, rows));
+        }
+        Ok(sizes)
+    }
+
+    pub(super) fn workspace(&self) -> WorkspaceLayout {
+        let adapters = self.houlsby.iter().chain([&self.behind]).flatten().map(Adapter::workspace);
+        let projections = self.projections.iter().map(PlannedProjection::workspace);
+        projections.chain(adapters).fold(self.attention.workspace(), |all, one| all.union(&one))
+    }
+
+    pub(super) fn launches(&self) -> usize {
+        // The attention and two LayerNorms; Adapter^L has one more of its own.
+        let adapters = self.houlsby.iter().chain([&self.behind]).flatten().count();
+        let norms = 2 + usize::from(self.behind_is_normed);
+        self.projections.iter().map(PlannedProjection::launches).sum::<usize>() + 1 + norms + adapters
+    }
+
+    /// `x += c_proj(attn(ln_1 x)); x += c_proj(act(c_fc(ln_2 x)))`, with adapters. Finds `ln_1 x` made, and makes that of the
+    /// next block.
+    pub(super) fn issue(
+        &self,
+        stream: &Stream,
+        on: &mut On<'_, W>,
+        place: &Layer<'_, W>,
+        parts: &mut Parts<'_, W>,
+        record: &mut MergeRecord,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let &Layer { index, sequences, length, norm, lengths } = place;
+        let (model, adapters) = (on.model, on.adapters);
+        let (config, layer) = (model.config(), &model.layers[index]);
+        let (d, rows, epsilon) = (config.d_model, sequences * length, config.layer_norm_epsilon);
+        let named = |what: &'static str| move |source| Error::Layer { what: format!("h.{index}.{what}"), source };
+        let Parts { x, other, normed, wide, t, beside, delta, zeros, .. } = parts;
+        let mut scratch = Scratch { t, beside, delta, zeros, record, workspace };
+        let projections = Projections { planned: &self.projections, stream, model, adapters, index };
+
+        projections.launch(Projection::Qkv, matrix(normed, rows, d)?, false, wide, &mut scratch)?;
+        let (qkv, mut attended) = wide.slice_mut(0..4 * rows * d).split_at(3 * rows * d);
+        let memory = match (&mut on.cache, adapters.prefix_of(index)) {
+            (Some((cache, sequences)), _) => {
+                let [keys, values] = cache.layer(index, sequences.clone())?;
+                AttentionMemory::Cache { keys, values, lengths }
+            }
+            (None, Some([keys, values])) => AttentionMemory::Prefix {
+                keys: DeviceMatrix::new(keys.as_slice(), keys.len() / d, d)?,
+                values: DeviceMatrix::new(values.as_slice(), values.len() / d, d)?,
+            },
+            (None, None) => AttentionMemory::None,
+        };
+        let out = matrix_mut(&mut attended, rows, d)?;
+        self.attention
+            .launch(stream, matrix(&qkv, rows, 3 * d)?, memory, out, scratch.workspace)
+            .map_err(named("attn"))?;
+
+        let adapter = |which: usize| self.houlsby[which].as_ref().zip(adapters.houlsby(index, which));
+        let attended = matrix(&attended, rows, d)?;
+        match adapter(0) {
+            None => projections.launch(Projection::AttnOut, attended, true, x, &mut scratch)?,
+            Some((planned, adapter)) => {
+                projections.launch(Projection::AttnOut, attended, false, other, &mut scratch)?;
+                let (s, x) = (matrix(other, rows, d)?, matrix_mut(x, rows, d)?);
+                planned
+                    .launch(stream, &adapter.view()?, s, true, DeviceResidual::InPlace, x, scratch.workspace)
+                    .map_err(named("adapter_attn"))?;
+            }
+        }
+
+        norm.launch(stream, matrix(x, rows, d)?, &layer.ln_2.view(epsilon), matrix_mut(normed, rows, d)?)
+            .map_err(named("ln_2"))?;
+        projections.launch(Projection::Fc, matrix(normed, rows, d)?, false, wide, &mut scratch)?;
+        let hidden = matrix(wide, rows, config.d_ff)?;
+        match adapter(1) {
+            None => projections.launch(Projection::MlpOut, hidden, true, x, &mut scratch)?,
+            Some((planned, adapter)) => {
+                projections.launch(Projection::MlpOut, hidden, false, other, &mut scratch)?;
+                let (s, x) = (matrix(other, rows, d)?, matrix_mut(x, rows, d)?);
+                planned
+                    .launch(stream, &adapter.view()?, s, true, DeviceResidual::InPlace, x, scratch.workspace)
+                    .map_err(named("adapter_mlp"))?;
+            }
+        }
+
+        if let Some((planned, adapter)) = self.behind.as_ref().zip(adapters.behind(index)) {
+            let view = adapter.view()?;
+            let launched = if let Some(own) = adapter.norm(epsilon) {
+                norm.launch(stream, matrix(x, rows, d)?, &own, matrix_mut(normed, rows, d)?)?;
+                let (input, x) = (matrix(normed, rows, d)?, matrix_mut(x, rows, d)?);
+                planned.launch(stream, &view, input, false, DeviceResidual::InPlace, x, scratch.workspace)
+            } else {
+                let (input, y) = (matrix(x, rows, d)?, matrix_mut(other, rows, d)?);
+                let launched = planned.launch(stream, &view, input, true, DeviceResidual::None, y, scratch.workspace);
+                std::mem::swap(x, other);
+                launched
+            };
+            launched.map_err(named("adapter"))?;
+        }
+        let next = model.layers.get(index + 1).map_or(&model.ln_f, |next| &next.ln_1);
+        norm.launch(stream, matrix(x, rows, d)?, &next.view(epsilon), matrix_mut(normed, rows, d)?).map_err(named("ln"))
+    }
+}
+
+/// A block's projections, to be launched one after the other.
+struct Projections<'a, W> {
+    planned: &'a [PlannedProjection<W>; 4],
+    stream: &'a Stream,
+    model: &'a DeviceModel<W>,
+    adapters: &'a DeviceAdapters<W>,
+    index: usize,
+}
+
+impl<W: Element> Projections<'_, W> {
+    fn launch(
+        &self,
+        which: Projection,
+        input: DeviceMatrix<'_, W>,
+        adds: bool,
+        y: &mut DeviceSliceMut<'_, W>,
+        scratch: &mut Scratch<'_, '_, W>,
+    ) -> Result<()> {
+        let &Self { planned, stream, model, adapters, index } = self;
+        let linear = model.layers[index].projection(which);
+        let call = Call { linear, activation: activation(model.config.activation, which), adds };
+        let launch = |segments: Vec<_>| planned[which as usize].launch(stream, &call, &segments, input, y, scratch);
+        let launched = adapters.segments(index, which).and_then(launch);
+        launched.map_err(|source| Error::Layer { what: name(index, which), source })
+    }
+}
+
+fn activation(of_mlp: Activation, which: Projection) -> Activation {
+    if which == Projection::Fc { of_mlp } else { Activation::Identity }
+}
+
+fn name(layer: usize, which: Projection) -> String {
+    format!("h.{layer}.{}", which.name())
+}

@@ -1,0 +1,123 @@
+//! Keys and values of the tokens that were.
+
+use std::ops::Range;
+
+use fused_lora::Element;
+use fused_lora::device::{DeviceBuffer, DeviceMatrixMut, Stream};
+
+use super::adapters::DeviceAdapters;
+use super::weights::DeviceModel;
+use crate::config::Config;
+use crate::error::{Error, Result};
+
+/// The keys and values of some sequences, in all layers of a model.
+///
+/// It belongs to the adapters that it was started with: what they make of a token stays in it.
+#[derive(Debug)]
+pub struct Cache<W> {
+    capacity: usize,
+    d_model: usize,
+    /// For each layer its keys and its values, `[sequences·capacity, d_model]` each.
+    layers: Vec<[DeviceBuffer<W>; 2]>,
+    /// Keys of each sequence, prefix included.
+    lengths: Vec<usize>,
+}
+
+impl<W: Element> Cache<W> {
+    /// Room for `capacity` keys of each of `sequences` sequences, a prefix's included.
+    ///
+    /// # Errors
+    /// [`Error::TooManyPositions`] if the model has fewer positions; [`Error::Layer`] without memory, and for what the driver
+    /// refuses.
+    pub fn new(stream: &Stream, model: &DeviceModel<W>, sequences: usize, capacity: usize) -> Result<Self> {
+        let Config { positions, d_model, layers, .. } = *model.config();
+        if capacity > positions {
+            return Err(Error::TooManyPositions { tokens: capacity, prefix: 0, positions });
+        }
+        let zeros = || DeviceBuffer::zeros(stream, sequences * capacity * d_model);
+        let layers = (0..layers).map(|_| Ok([zeros()?, zeros()?])).collect::<Result<_>>()?;
+        Ok(Self { capacity, d_model, layers, lengths: vec![0; sequences] })
+    }
+
+    /// Forgets all tokens, and lets every sequence begin with the adapters' keys and values if they have any.
+    ///
+    /// # Errors
+    /// [`Error::TooManyPositions`] if there is no room for them; [`Error::OtherModel`]; what the driver refuses.
+    pub fn start(&mut self, stream: &Stream, adapters: &DeviceAdapters<W>) -> Result<()> {
+        self.lengths.fill(0);
+        let (d, capacity) = (self.d_model, self.capacity);
+        for (layer, own) in self.layers.iter_mut().enumerate() {
+            let Some(prefix) = adapters.prefix_of(layer) else { return Ok(()) };
+            let length = prefix[0].len() / d;
+            if length > capacity {
+                return Err(Error::TooManyPositions { tokens: 0, prefix: length, positions: capacity });
+            }
+            for (own, prefix) in own.iter_mut().zip(prefix) {
+                for sequence in 0..self.lengths.len() {
+                    let from = sequence * capacity * d;
+                    own.as_mut_slice().slice_mut(from..from + prefix.len()).copy_from(stream, prefix.as_slice())?;
+                }
+            }
+            self.lengths.fill(length);
+        }
+        Ok(())
+    }
+
+    /// Keys of each sequence, prefix included.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// Keys that each sequence has room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Sets how many keys a sequence has: fewer, to go on from there; or more, for measurements, what they hold being whatever
+    /// is there.
+    ///
+    /// # Errors
+    /// [`Error::TooManyPositions`] beyond the capacity; [`Error::BatchSize`] for a sequence that there is not.
+    pub fn set_length(&mut self, sequence: usize, length: usize) -> Result<()> {
+        let sequences = self.lengths.len();
+        if length > self.capacity {
+            return Err(Error::TooManyPositions { tokens: length, prefix: 0, positions: self.capacity });
+        }
+        let place = self.lengths.get_mut(sequence);
+        *place.ok_or(Error::BatchSize { actual: sequence + 1, expected: sequences })? = length;
+        Ok(())
+    }
+
+    /// Device memory that it takes.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().flatten().map(|buffer| buffer.len() * size_of::<W>()).sum()
+    }
+
+    /// A layer's keys and values of some sequences.
+    pub(super) fn layer(
+        &mut self,
+        layer: usize,
+        sequences: Range<usize>,
+    ) -> fused_lora::Result<[DeviceMatrixMut<'_, W>; 2]> {
+        let (d, capacity) = (self.d_model, self.capacity);
+        let rows = sequences.len() * capacity;
+        let elements = sequences.start * capacity * d..sequences.end * capacity * d;
+        let [keys, values] = &mut self.layers[layer];
+        let [keys, values] = [keys, values].map(|buffer| part(buffer, elements.clone(), rows, d));
+        Ok([keys?, values?])
+    }
+
+    pub(super) fn advance(&mut self, sequences: Range<usize>, tokens: usize) {
+        self.lengths[sequences].iter_mut().for_each(|length| *length += tokens);
+    }
+}
+
+fn part<W: Element>(
+    buffer: &mut DeviceBuffer<W>,
+    elements: Range<usize>,
+    rows: usize,
+    cols: usize,
+) -> fused_lora::Result<DeviceMatrixMut<'_, W>> {
+    let (_, rest) = buffer.as_mut_slice().split_at(elements.start);
+    DeviceMatrixMut::new(rest.split_at(elements.len()).0, rows, cols)
+}

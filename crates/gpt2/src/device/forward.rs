@@ -1,0 +1,373 @@
+//! A pass through a whole model on a device: planned once, then issued or replayed any number of times.
+
+use fused_lora::Element;
+use fused_lora::device::{
+    DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceResidual, Embedding, EmbeddingInput, Forward, Graph, LayerNorm,
+    MergeRecord, Stream, Workspace,
+};
+
+use super::adapters::DeviceAdapters;
+use super::arena::{Arena, Sizes, matrix, matrix_mut};
+use super::block::{Block, Layer, On};
+use super::cache::Cache;
+use super::weights::DeviceModel;
+use crate::error::{Error, Result};
+
+/// What a pass is planned for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassShape {
+    /// Sequences side by side.
+    pub sequences: usize,
+    /// Tokens of each.
+    pub tokens: usize,
+    /// Keys that each sequence of the [`Cache`] has room for, which the pass reads and adds its own to; without one, only this
+    /// pass's tokens and the adapters' prefix are seen.
+    pub cache: Option<usize>,
+    /// Whether the tokens follow others that are in the cache: then no prefix vectors come in front of them.
+    pub continues: bool,
+    /// Whether logits are computed, too.
+    pub logits: bool,
+    /// Whether a launch may begin before the one ahead has ended (programmatic dependent launch, from compute capability 9.0
+    /// on).
+    pub dependent: bool,
+}
+
+impl PassShape {
+    /// A pass over whole sequences, to the logits.
+    pub fn whole(sequences: usize, tokens: usize) -> Self {
+        Self { sequences, tokens, cache: None, continues: false, logits: true, dependent: false }
+    }
+}
+
+/// A pass: its launches, the memory that they share, and perhaps the graph that issues them at once.
+///
+/// Nothing is allocated and nothing waits while it is [issued](Self::run) or [replayed](Self::replay), but for the tokens' own
+/// way to the device.
+#[derive(Debug)]
+pub struct DeviceForward<W> {
+    shape: PassShape,
+    /// Rows of a sequence: prefix vectors and tokens.
+    length: usize,
+    blocks: Vec<Block<W>>,
+    embedding: Embedding<W>,
+    norm: LayerNorm<W>,
+    lm_head: Option<Forward<W>>,
+    arena: Arena<W>,
+    workspace: Workspace,
+    record: MergeRecord,
+    /// Token ids, their positions, and the keys that each sequence has.
+    inputs: DeviceBuffer<u32>,
+    staged: Vec<u32>,
+    logits_stride: usize,
+    launches: usize,
+    graph: Option<Graph>,
+}
+
+impl<W: Element> DeviceForward<W> {
+    /// Plans a pass for models and adapters of these shapes, and allocates what it needs.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] without tokens; [`Error::TooManyPositions`]; [`Error::Layer`] for what a layer's plan, a kernel or
+    /// memory is refused for.
+    pub fn new(
+        stream: &Stream,
+        model: &DeviceModel<W>,
+        adapters: &DeviceAdapters<W>,
+        shape: PassShape,
+    ) -> Result<Self> {
+        let PassShape { sequences, tokens, cache, continues, logits, dependent } = shape;
+        let (device, config) = (model.device(), model.config());
+        if sequences == 0 || tokens == 0 {
+            return Err(Error::Batch { row: 0, actual: 0, expected: 1 });
+        }
+        let d = config.d_model;
+        let vectors = if continues { 0 } else { adapters.vectors(d)?.map_or(0, |vectors| vectors.rows()) };
+        let prefix = adapters.prefix_length();
+        let positions = config.positions.min(cache.unwrap_or(config.positions));
+        if !continues && prefix + tokens > positions {
+            return Err(Error::TooManyPositions { tokens, prefix, positions });
+        }
+        let length = vectors + tokens;
+        let rows = sequences * length;
+
+        let blocks = (0..config.layers).map(|layer| Block::new(device, model, adapters, &shape, layer, length));
+        let blocks = blocks.collect::<Result<Vec<_>>>()?;
+        // Rows of logits start at whole chunks, however many tokens a vocabulary has.
+        let logits_stride = config.vocabulary.next_multiple_of(16 / size_of::<W>());
+        let mut sizes = Sizes {
+            x: rows * d,
+            normed: rows * d,
+            wide: rows * (4 * d).max(config.d_ff),
+            logits: if logits { sequences * tokens * logits_stride } else { 0 },
+            ..Sizes::default()
+        };
+        let mut lm_head = logits.then(|| Forward::new(device, &model.lm_head()?, sequences * tokens)).transpose()?;
+        let mut workspace = lm_head.as_ref().map(Forward::workspace).unwrap_or_default();
+        for (layer, block) in blocks.iter().enumerate() {
+            workspace = workspace.union(&block.workspace());
+            sizes = sizes.largest(&block.sizes(model, adapters, layer, rows)?);
+        }
+        let (mut embedding, mut norm) = (Embedding::new(device, rows, d)?, LayerNorm::new(device, rows, d)?);
+        if dependent {
+            embedding = embedding.with_dependent_launch();
+            norm = norm.with_dependent_launch();
+            lm_head = lm_head.map(Forward::with_dependent_launch);
+        }
+        Ok(Self {
+            shape,
+            length,
+            // The embedding, with the first LayerNorm; blocks, each with the next one; lm_head.
+            launches: 1 + usize::from(logits) + blocks.iter().map(Block::launches).sum::<usize>(),
+            blocks,
+            embedding,
+            norm,
+            lm_head,
+            arena: Arena::new(stream, sizes)?,
+            workspace: Workspace::new(stream, workspace)?,
+            record: MergeRecord::new(stream)?,
+            inputs: DeviceBuffer::zeros(stream, 2 * rows + sequences)?,
+            staged: vec![],
+            logits_stride,
+            graph: None,
+        })
+    }
+
+    /// What it was planned for.
+    pub fn shape(&self) -> PassShape {
+        self.shape
+    }
+
+    /// Kernels that a pass launches.
+    pub fn launches(&self) -> usize {
+        self.launches
+    }
+
+    /// Kernels that a block launches, the most of any.
+    pub fn launches_per_layer(&self) -> usize {
+        self.blocks.iter().map(Block::launches).max().unwrap_or(0)
+    }
+
+    /// Device memory of activations, workspace and inputs.
+    pub fn bytes(&self) -> usize {
+        self.arena.bytes() + self.workspace.layout().bytes() + 4 * self.inputs.len()
+    }
+
+    /// Copies tokens to the device, for passes that are issued from now on: one slice a sequence. `cache` are the sequences
+    /// that they continue, from the given one on.
+    ///
+    /// # Errors
+    /// [`Error::BatchSize`], [`Error::Batch`], [`Error::Token`], [`Error::TooManyPositions`]; what the driver refuses.
+    pub fn set_tokens(
+        &mut self,
+        stream: &Stream,
+        model: &DeviceModel<W>,
+        adapters: &DeviceAdapters<W>,
+        tokens: &[&[u32]],
+        cache: Option<(&Cache<W>, usize)>,
+    ) -> Result<()> {
+        let PassShape { sequences, tokens: each, .. } = self.shape;
+        let config = model.config();
+        if tokens.len() != sequences {
+            return Err(Error::BatchSize { actual: tokens.len(), expected: sequences });
+        }
+        for (row, sequence) in tokens.iter().enumerate() {
+            if sequence.len() != each {
+                return Err(Error::Batch { row, actual: sequence.len(), expected: each });
+            }
+            for (position, &token) in sequence.iter().enumerate() {
+                if token as usize >= config.vocabulary {
+                    return Err(Error::Token { token, row, position, vocabulary: config.vocabulary });
+                }
+            }
+        }
+        let before = match cache {
+            Some((cache, first)) => self.lengths(cache, first)?.to_vec(),
+            // Keys and values of a prefix have taken the first positions.
+            None => vec![if self.length > each { 0 } else { adapters.prefix_length() }; sequences],
+        };
+        let positions = cache.map_or(config.positions, |(cache, _)| cache.capacity());
+        if let Some(&prefix) = before.iter().find(|&&before| before + self.length > positions) {
+            return Err(Error::TooManyPositions { tokens: self.length, prefix, positions });
+        }
+        let vectors = self.length - each;
+        let ids = |sequence: &&[u32]| {
+            (0..vectors).map(|i| (config.vocabulary + i) as u32).chain(sequence.iter().copied()).collect::<Vec<u32>>()
+        };
+        self.staged.clear();
+        self.staged.extend(tokens.iter().flat_map(ids));
+        self.staged.extend(before.iter().flat_map(|&before| (before..before + self.length).map(|at| at as u32)));
+        self.staged.extend(before.iter().map(|&before| before as u32));
+        self.inputs.upload(stream, &self.staged)?;
+        Ok(())
+    }
+
+    /// The lengths of the sequences of a cache that the pass is for.
+    fn lengths<'c>(&self, cache: &'c Cache<W>, first: usize) -> Result<&'c [usize]> {
+        let sequences = first..first + self.shape.sequences;
+        let there = cache.lengths().len();
+        cache.lengths().get(sequences.clone()).ok_or(Error::BatchSize { actual: sequences.end, expected: there })
+    }
+
+    /// Issues a pass over the tokens that were [set](Self::set_tokens). With a cache, its sequences from `first` on get this
+    /// pass's keys and values.
+    ///
+    /// # Errors
+    /// [`Error::Layer`] with the layer that refused its operands, or what the driver refuses.
+    pub fn run(
+        &mut self,
+        stream: &Stream,
+        model: &DeviceModel<W>,
+        adapters: &DeviceAdapters<W>,
+        cache: Option<(&mut Cache<W>, usize)>,
+    ) -> Result<()> {
+        let sequences = self.shape.sequences;
+        let mut on = On { model, adapters, cache: cache.map(|(cache, first)| (cache, first..first + sequences)) };
+        self.check(&on)?;
+        self.issue(stream, &mut on)?;
+        if let Some((cache, sequences)) = on.cache {
+            cache.advance(sequences, self.length);
+        }
+        Ok(())
+    }
+
+    /// Captures the pass in a graph, for [`replay`](Self::replay): addresses of the model, the adapters and the cache are those
+    /// of now.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and what cannot be captured.
+    pub fn capture(
+        &mut self,
+        stream: &Stream,
+        model: &DeviceModel<W>,
+        adapters: &DeviceAdapters<W>,
+        cache: Option<(&mut Cache<W>, usize)>,
+    ) -> Result<()> {
+        let sequences = self.shape.sequences;
+        let mut on = On { model, adapters, cache: cache.map(|(cache, first)| (cache, first..first + sequences)) };
+        self.check(&on)?;
+        let mut refused = None;
+        let graph = Graph::capture(stream, |stream| {
+            self.issue(stream, &mut on).map_err(|error| match error {
+                Error::Layer { what, source } => {
+                    refused = Some(what);
+                    source
+                }
+                // `issue` calls nothing but layers.
+                other => fused_lora::Error::CaptureRefused { operation: "a pass", reason: other.to_string() },
+            })
+        });
+        self.graph = Some(graph.map_err(|source| Error::Layer { what: refused.unwrap_or("a graph".into()), source })?);
+        Ok(())
+    }
+
+    /// Issues the captured pass, over the tokens that were [set](Self::set_tokens). `cache` is the one that it was captured with,
+    /// whose lengths advance.
+    ///
+    /// # Errors
+    /// [`Error::NotCaptured`]; what the driver refuses.
+    pub fn replay(&mut self, stream: &Stream, cache: Option<(&mut Cache<W>, usize)>) -> Result<()> {
+        self.graph.as_ref().ok_or(Error::NotCaptured)?.replay(stream)?;
+        if let Some((cache, first)) = cache {
+            self.lengths(cache, first)?;
+            cache.advance(first..first + self.shape.sequences, self.length);
+        }
+        Ok(())
+    }
+
+    fn check(&self, on: &On<'_, W>) -> Result<()> {
+        match (&on.cache, self.shape.cache) {
+            (None, None) => Ok(()),
+            (Some((cache, sequences)), Some(capacity)) if cache.capacity() == capacity => {
+                self.lengths(cache, sequences.start).map(|_| ())
+            }
+            (cache, planned) => {
+                let actual = cache.as_ref().map_or(0, |(cache, _)| cache.capacity());
+                Err(Error::OtherCache { expected: planned.unwrap_or(0), actual })
+            }
+        }
+    }
+
+    fn issue(&mut self, stream: &Stream, on: &mut On<'_, W>) -> Result<()> {
+        let PassShape { sequences, tokens, .. } = self.shape;
+        let (model, adapters) = (on.model, on.adapters);
+        let config = model.config();
+        let (d, epsilon, length) = (config.d_model, config.layer_norm_epsilon, self.length);
+        let rows = sequences * length;
+        let inputs = self.inputs.as_slice();
+        let (ids, places) = (inputs.slice(0..rows), inputs.slice(rows..2 * rows));
+        let lengths = inputs.slice(2 * rows..2 * rows + sequences);
+        let named = |what: &'static str| move |source| Error::Layer { what: what.into(), source };
+
+        let mut parts = self.arena.parts();
+        let input = EmbeddingInput {
+            tokens: DeviceMatrix::new(model.wte.as_slice(), config.vocabulary, d)?,
+            extra: adapters.vectors(d)?,
+            positions: DeviceMatrix::new(model.wpe.as_slice(), config.positions, d)?,
+            ids,
+            places,
+        };
+        let first_norm = model.layers.first().map_or(&model.ln_f, |layer| &layer.ln_1).view(epsilon);
+        let normed = matrix_mut(&mut parts.normed, rows, d)?;
+        self.embedding
+            .launch(stream, &input, matrix_mut(&mut parts.x, rows, d)?, Some((&first_norm, normed)))
+            .map_err(named("embedding"))?;
+
+        for (index, block) in self.blocks.iter().enumerate() {
+            let layer = Layer { index, sequences, length, norm: &self.norm, lengths };
+            block.issue(stream, on, &layer, &mut parts, &mut self.record, &mut self.workspace)?;
+        }
+        if let Some(lm_head) = &self.lm_head {
+            let vectors = length - tokens;
+            if vectors > 0 {
+                for sequence in 0..sequences {
+                    let from = (sequence * length + vectors) * d;
+                    let to = sequence * tokens * d;
+                    let from = parts.normed.as_ref().slice(from..from + tokens * d);
+                    parts.x.slice_mut(to..to + tokens * d).copy_from(stream, from)?;
+                }
+            }
+            let x = matrix(if vectors > 0 { &parts.x } else { &parts.normed }, sequences * tokens, d)?;
+            let (rows, stride) = (sequences * tokens, self.logits_stride);
+            let logits = DeviceMatrixMut::with_stride(
+                parts.logits.slice_mut(0..rows * stride),
+                rows,
+                config.vocabulary,
+                stride,
+            )?;
+            let layer = model.lm_head()?;
+            lm_head
+                .launch(stream, &layer, x, DeviceResidual::None, logits, &mut self.workspace)
+                .map_err(named("lm_head"))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the stream's work and reads the last hidden state behind ln_f, `[sequences·tokens, d_model]`, real tokens
+    /// only.
+    ///
+    /// # Errors
+    /// What the driver refuses.
+    pub fn hidden(&mut self, stream: &Stream, model: &DeviceModel<W>) -> Result<Vec<f32>> {
+        let PassShape { sequences, tokens, .. } = self.shape;
+        let (d, length) = (model.config().d_model, self.length);
+        let parts = self.arena.parts();
+        let all = parts.normed.as_ref().slice(0..sequences * length * d).to_vec(stream)?;
+        let real = all.chunks_exact(length * d).flat_map(|sequence| &sequence[(length - tokens) * d..]);
+        Ok(real.map(|value| value.to_f32()).collect())
+    }
+
+    /// Waits for the stream's work and reads the logits, `[sequences·tokens, vocabulary]`.
+    ///
+    /// # Errors
+    /// [`Error::NoLogits`] if the pass was planned without; what the driver refuses.
+    pub fn logits(&mut self, stream: &Stream, model: &DeviceModel<W>) -> Result<Vec<f32>> {
+        if self.lm_head.is_none() {
+            return Err(Error::NoLogits);
+        }
+        let PassShape { sequences, tokens, .. } = self.shape;
+        let (vocabulary, stride) = (model.config().vocabulary, self.logits_stride);
+        let parts = self.arena.parts();
+        let padded = parts.logits.as_ref().slice(0..sequences * tokens * stride).to_vec(stream)?;
+        Ok(padded.chunks_exact(stride).flat_map(|row| &row[..vocabulary]).map(|value| value.to_f32()).collect())
+    }
+}

@@ -1,0 +1,249 @@
+// A block of attention on mma.sync, for types of 16 bits. A head is padded to HEAD columns with zeros.
+//
+// Who owns what. A warp owns 16 queries, whose fragments stay in registers with the 16 × HEAD sums. Of 64 queries
+// each of the four warps has its own, and sees every key of a tile. Of 16 queries all warps have the same: each sees
+// a quarter of a tile's keys, and at the end their sums are merged in the warps' order, so that a short sequence
+// still has many CTAs. Scores leave a product as accumulators, which are laid out as the left operand of the next:
+// weights never go through shared memory. They are rounded to the type on the way, their sum is not.
+//
+// Bytes in flight: a tile of keys and values, 16 KiB at 64 columns. Shared memory: two of them, which queries pass
+// through before; 64 KiB at 128 columns, which every target has.
+// Tried on paper and dropped: leaving out the products above the diagonal 16 keys at a time, a branch in every
+// product for a sixth of the work at 256 tokens; queries in shared memory, read again for every tile of keys.
+#pragma once
+
+#include <gpu/mma.h>
+#include <gpu/warp.h>
+#include <transformer/attention_prefill.h>
+
+namespace transformer {
+
+/// QUERY_WARPS: 4, or 1 where the warps share the keys.
+template <class E, u32 HEAD, u32 QUERY_WARPS>
+class AttentionMma {
+ public:
+  using Element = E;
+  static constexpr u32 head = HEAD, warps = LORA_ATTENTION_THREADS / warp_size, key_warps = warps / QUERY_WARPS;
+  static constexpr u32 queries = 16 * QUERY_WARPS, keys = LORA_ATTENTION_MMA_KEYS, warp_keys = keys / key_warps;
+  /// Rows of 192 bytes lie as far apart as those of 256: no swizzle keeps twelve chunks to themselves.
+  static constexpr u32 row_chunks = HEAD == 32 ? 4 : HEAD == 64 ? 8 : 16;
+  static constexpr u32 own_chunks = 0;
+  /// From one record to the next: whole chunks, and no multiple of the banks.
+  static constexpr u32 record_floats = HEAD + 8;
+  static_assert(chunk_elements<E> == 8, "types of 16 bits");
+  static_assert(HEAD % 32 == 0 && HEAD / 8 <= row_chunks, "a padded head");
+
+  /// The first query sees the keys up to `seen`.
+  GPU_DEVICE AttentionMma(float scale, Chunk*, u32 chunks, u32 seen)
+      : scale(scale), chunks(chunks), seen(seen + first_row()) {
+#pragma unroll
+    for (u32 n = 0; n < HEAD / 8; n++) {
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) sum[n][i] = 0.0f;
+    }
+  }
+
+  GPU_DEVICE void take_queries(const Chunk* tile) {
+    const u32 lane = lane_id();
+#pragma unroll
+    for (u32 k = 0; k < HEAD / 16; k++) {
+      const u32 place = tile::swizzled<row_chunks>(first_row() + lane % 16, 2 * k + lane / 16);
+      ldmatrix_x4(query[k], shared_address(tile + place));
+    }
+  }
+
+  /// A tile of keys and values, the first of them key `first`.
+  GPU_DEVICE void meet(const Chunk* key_tile, const Chunk* value_tile, u32 first) {
+    const u32 mine = first + first_key();
+    if (mine > seen + 15) return;
+    float score[warp_keys / 8][4];
+    multiply_keys(score, key_tile);
+#pragma unroll
+    for (u32 n = 0; n < warp_keys / 8; n++) {
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) score[n][i] *= scale;
+    }
+    if (mine + warp_keys - 1 > seen) hide_later(score, mine);
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) weigh(score, half);
+    add_values(score, value_tile);
+  }
+
+  /// Calls store(query, chunk, results) for everything that this thread has. `memory` is the ring's.
+  template <class F>
+  GPU_DEVICE void finish(Chunk* memory, F&& store) {
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+      softmax[half].sum += shuffle_xor(softmax[half].sum, 1);
+      softmax[half].sum += shuffle_xor(softmax[half].sum, 2);
+    }
+    if constexpr (key_warps == 1) {
+      finish_alone(memory, store);
+    } else {
+      finish_together(reinterpret_cast<float*>(memory), store);
+    }
+  }
+
+ private:
+  static GPU_DEVICE u32 first_row() { return key_warps == 1 ? 16 * warp_id() : 0; }
+  static GPU_DEVICE u32 first_key() { return key_warps == 1 ? 0 : warp_keys * warp_id(); }
+
+  GPU_DEVICE void multiply_keys(float (&score)[warp_keys / 8][4], const Chunk* tile) const {
+    const u32 lane = lane_id(), row = first_key() + lane / 16 * 8 + lane % 8, second = lane / 8 % 2;
+#pragma unroll
+    for (u32 n = 0; n < warp_keys / 8; n += 2) {
+#pragma unroll
+      for (u32 i = 0; i < 8; i++) score[n + i / 4][i % 4] = 0.0f;
+#pragma unroll
+      for (u32 k = 0; k < HEAD / 16; k++) {
+        u32 b[4];
+        ldmatrix_x4(b, shared_address(tile + tile::swizzled<row_chunks>(row + 8 * n, 2 * k + second)));
+        mma_m16n8k16<E>(score[n], query[k], {b[0], b[1]});
+        mma_m16n8k16<E>(score[n + 1], query[k], {b[2], b[3]});
+      }
+    }
+  }
+
+  /// Of a tile that reaches beyond the diagonal: what a query does not see weighs nothing.
+  GPU_DEVICE void hide_later(float (&score)[warp_keys / 8][4], u32 mine) const {
+#pragma unroll
+    for (u32 n = 0; n < warp_keys / 8; n++) {
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) {
+        const u32 key = mine + 8 * n + lane_id() % 4 * 2 + i % 2, last = seen + lane_id() / 4 + 8 * (i / 2);
+        if (key > last) score[n][i] = minus_infinity();
+      }
+    }
+  }
+
+  /// Makes weights of the scores of a lane's upper query, or of its lower.
+  GPU_DEVICE void weigh(float (&score)[warp_keys / 8][4], u32 half) {
+    float most = minus_infinity();
+#pragma unroll
+    for (u32 n = 0; n < warp_keys / 8; n++) most = gpu::max(most, gpu::max(score[n][2 * half], score[n][2 * half + 1]));
+    most = gpu::max(most, shuffle_xor(most, 1));
+    most = gpu::max(most, shuffle_xor(most, 2));
+    const float factor = softmax[half].see(most);
+#pragma unroll
+    for (u32 n = 0; n < HEAD / 8; n++) {
+      sum[n][2 * half] *= factor;
+      sum[n][2 * half + 1] *= factor;
+    }
+#pragma unroll
+    for (u32 n = 0; n < warp_keys / 8; n++) {
+#pragma unroll
+      for (u32 i = 2 * half; i < 2 * half + 2; i++) {
+        score[n][i] = softmax[half].weight(score[n][i]);
+        softmax[half].sum += score[n][i];
+      }
+    }
+  }
+
+  GPU_DEVICE void add_values(const float (&weight)[warp_keys / 8][4], const Chunk* tile) {
+    const u32 lane = lane_id(), row = first_key() + lane % 16;
+#pragma unroll
+    for (u32 k = 0; k < warp_keys / 16; k++) {
+      const u32 a[4] = {pack<E>(weight[2 * k][0], weight[2 * k][1]), pack<E>(weight[2 * k][2], weight[2 * k][3]),
+                        pack<E>(weight[2 * k + 1][0], weight[2 * k + 1][1]),
+                        pack<E>(weight[2 * k + 1][2], weight[2 * k + 1][3])};
+#pragma unroll
+      for (u32 n = 0; n < HEAD / 8; n += 2) {
+        u32 b[4];
+        ldmatrix_x4_trans(b, shared_address(tile + tile::swizzled<row_chunks>(row + 16 * k, n + lane / 16)));
+        mma_m16n8k16<E>(sum[n], a, {b[0], b[1]});
+        mma_m16n8k16<E>(sum[n + 1], a, {b[2], b[3]});
+      }
+    }
+  }
+
+  /// Results go through the warp's rows of shared memory, so that they leave in whole chunks.
+  template <class F>
+  GPU_DEVICE void finish_alone(Chunk* memory, F&& store) const {
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+      const float total = softmax[half].sum;
+#pragma unroll
+      for (u32 n = 0; n < HEAD / 8; n++) {
+        Chunk* chunk = memory + tile::swizzled<row_chunks>(first_row() + lane_id() / 4 + 8 * half, n);
+        chunk->word[lane_id() % 4] = pack<E>(sum[n][2 * half] / total, sum[n][2 * half + 1] / total);
+      }
+    }
+    sync_warp();
+    for (u32 i = lane_id(); i < 16 * chunks; i += warp_size) {
+      const u32 row = first_row() + i / chunks, chunk = i % chunks;
+      store(row, chunk, load_shared(memory + tile::swizzled<row_chunks>(row, chunk)));
+    }
+  }
+
+  /// Every warp leaves a record of each query; they are merged in the warps' order.
+  template <class F>
+  GPU_DEVICE void finish_together(float* memory, F&& store) const {
+    constexpr u32 ring_floats = 4 * LORA_ATTENTION_STAGES * 2 * keys * row_chunks;
+    static_assert(warps * 16 * record_floats <= ring_floats, "the ring holds the records");
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+      float* mine = record(memory, warp_id(), lane_id() / 4 + 8 * half);
+#pragma unroll
+      for (u32 n = 0; n < HEAD / 8; n++) {
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) mine[8 * n + lane_id() % 4 * 2 + i] = sum[n][2 * half + i];
+      }
+      if (lane_id() % 4 == 0) {
+        mine[HEAD] = softmax[half].largest;
+        mine[HEAD + 1] = softmax[half].sum;
+      }
+    }
+    sync_block();
+    for (u32 i = threadIdx.x; i < 16 * chunks; i += LORA_ATTENTION_THREADS) {
+      const u32 row = i / chunks, chunk = i % chunks;
+      Softmax all;
+      float factor[warps], results[8] = {};
+#pragma unroll
+      for (u32 warp = 0; warp < warps; warp++) all.largest = gpu::max(all.largest, record(memory, warp, row)[HEAD]);
+#pragma unroll
+      for (u32 warp = 0; warp < warps; warp++) {
+        factor[warp] = all.weight(record(memory, warp, row)[HEAD]);
+        all.sum = gpu::fma(factor[warp], record(memory, warp, row)[HEAD + 1], all.sum);
+      }
+#pragma unroll
+      for (u32 warp = 0; warp < warps; warp++) {
+#pragma unroll
+        for (u32 c = 0; c < 8; c += 4) {
+          float four[4];
+          unpack<float>(load_shared(reinterpret_cast<const Chunk*>(record(memory, warp, row) + 8 * chunk + c)), four);
+#pragma unroll
+          for (u32 e = 0; e < 4; e++) results[c + e] = gpu::fma(factor[warp], four[e], results[c + e]);
+        }
+      }
+#pragma unroll
+      for (u32 c = 0; c < 8; c++) results[c] /= all.sum;
+      store(row, chunk, pack<E>(results));
+    }
+  }
+
+  /// What a warp leaves of a query: its sums, its largest score, its sum of weights.
+  static GPU_DEVICE float* record(float* memory, u32 warp, u32 row) {
+    return memory + (warp * 16 + row) * record_floats;
+  }
+
+  float scale;
+  u32 chunks;
+  /// The last key that the warp's first query sees.
+  u32 seen;
+  u32 query[HEAD / 16][4];
+  /// Of a lane's two queries; sums of weights are the lane's own until the end.
+  Softmax softmax[2];
+  float sum[HEAD / 8][4];
+};
+
+}  // namespace transformer
+
+#define ATTENTION_MMA(E)                                                               \
+  ATTENTION_PREFILL(mma_##E##_h32_q16, 4, transformer::AttentionMma<gpu::E, 32, 1>)    \
+  ATTENTION_PREFILL(mma_##E##_h32_q64, 4, transformer::AttentionMma<gpu::E, 32, 4>)    \
+  ATTENTION_PREFILL(mma_##E##_h64_q16, 4, transformer::AttentionMma<gpu::E, 64, 1>)    \
+  ATTENTION_PREFILL(mma_##E##_h64_q64, 3, transformer::AttentionMma<gpu::E, 64, 4>)    \
+  ATTENTION_PREFILL(mma_##E##_h96_q16, 3, transformer::AttentionMma<gpu::E, 96, 1>)    \
+  ATTENTION_PREFILL(mma_##E##_h96_q64, 2, transformer::AttentionMma<gpu::E, 96, 4>)    \
+  ATTENTION_PREFILL(mma_##E##_h128_q16, 3, transformer::AttentionMma<gpu::E, 128, 1>)  \
+  ATTENTION_PREFILL(mma_##E##_h128_q64, 2, transformer::AttentionMma<gpu::E, 128, 4>)

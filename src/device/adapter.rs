@@ -1,0 +1,268 @@
+//! A bottleneck adapter on a device, in one launch.
+
+use std::marker::PhantomData;
+
+use super::Device;
+use super::kernel::{Kernel, LaunchConfig};
+use super::layer::{DeviceResidual, activation_code, expect_operand};
+use super::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
+use super::slice::DeviceSlice;
+use super::stream::Stream;
+use super::workspace::Workspace;
+use crate::abi::{LoraAdapter, LoraForward, LoraSegment};
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+use crate::forward::{AdapterProblem, ForwardPlan};
+use crate::lora::{Activation, MAX_RANK};
+use crate::{ComputePath, WorkspaceLayout};
+
+/// A bottleneck adapter: `up·act(down·x + down_bias) + up_bias`.
+#[derive(Debug)]
+pub struct DeviceAdapter<'a, T> {
+    /// The down projection, `[width, d]`.
+    pub down: DeviceMatrix<'a, T>,
+    /// `[width]`.
+    pub down_bias: Option<DeviceSlice<'a, T>>,
+    /// The up projection, `[d, width]`.
+    pub up: DeviceMatrix<'a, T>,
+    /// `[d]`.
+    pub up_bias: Option<DeviceSlice<'a, T>>,
+    /// Of what is hidden.
+    pub activation: Activation,
+}
+
+// Derived, these would ask for `T: Clone`, which views do not need.
+impl<T> Clone for DeviceAdapter<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for DeviceAdapter<'_, T> {}
+
+impl<T: Element> DeviceAdapter<'_, T> {
+    /// Features, of x and of y.
+    pub fn d(&self) -> usize {
+        self.down.cols()
+    }
+
+    /// Hidden features.
+    pub fn width(&self) -> usize {
+        self.down.rows()
+    }
+
+    /// Checks that everything fits together, and is on this device.
+    ///
+    /// # Errors
+    /// [`Error::RankOutOfRange`] for the width; then the first operand that does not fit, by name: [`Error::WrongDevice`],
+    /// [`Error::Misaligned`] if an address is no multiple of the element's size, [`Error::TooLarge`],
+    /// [`Error::ShapeMismatch`], [`Error::LengthMismatch`].
+    pub fn validate(&self, device: &Device) -> Result<()> {
+        let (d, width) = (self.d(), self.width());
+        if width == 0 || width > MAX_RANK {
+            return Err(Error::RankOutOfRange { rank: width, max: MAX_RANK });
+        }
+        expect_operand(device, "down", &self.down)?;
+        expect_operand(device, "up", &self.up)?;
+        self.up.expect_shape("up", [d, width])?;
+        for (operand, bias, expected) in [("down bias", &self.down_bias, width), ("up bias", &self.up_bias, d)] {
+            let Some(bias) = bias else { continue };
+            device.expect_same(operand, bias.device())?;
+            Extent::of_slice(bias).expect_aligned(operand, size_of::<T>())?;
+            if bias.len() != expected {
+                return Err(Error::LengthMismatch { operand, expected, actual: bias.len() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that a launch reads of it, by name.
+    fn operands(&self) -> impl Iterator<Item = (&'static str, Extent)> {
+        let biases = [("down bias", self.down_bias), ("up bias", self.up_bias)];
+        let biases = biases.into_iter().filter_map(|(name, bias)| Some((name, Extent::of_slice(&bias?))));
+        [("down", self.down.extent()), ("up", self.up.extent())].into_iter().chain(biases)
+    }
+}
+
+/// The launch of adapters of one shape: planned once, its kernels found, then issued any number of times.
+///
+/// `y = up·act(down·x + down_bias) + up_bias [+ x] [+ residual]` for x and y `[tokens, d]`, any d, a width of 1 to 512. What
+/// is hidden is rounded to the type of everything. Rows of x and of the down projection that start and end at multiples of
+/// 16 bytes are read faster; each launch sees for itself whether they do, and the result is the same to the bit.
+#[derive(Debug, Clone)]
+pub struct Adapter<T> {
+    /// For rows that are aligned, and for others.
+    kernels: [Kernel; 2],
+    plan: ForwardPlan,
+    config: LaunchConfig,
+    tokens: usize,
+    d: usize,
+    width: usize,
+    dtype: PhantomData<T>,
+}
+
+impl<T: Element> Adapter<T> {
+    /// Plans launches for adapters like this one and `tokens` rows of x.
+    ///
+    /// # Errors
+    /// As [`DeviceAdapter::validate`], [`ForwardPlan::adapter`] and [`Device::kernel`].
+    pub fn new(device: &Device, adapter: &DeviceAdapter<'_, T>, tokens: usize) -> Result<Self> {
+        adapter.validate(device)?;
+        let (d, width) = (adapter.d(), adapter.width());
+        let properties = device.properties();
+        let plan = |aligned| {
+            ForwardPlan::adapter(&AdapterProblem {
+                tokens,
+                d,
+                width,
+                dtype: T::DTYPE,
+                aligned,
+                multiprocessors: properties.multiprocessors as usize,
+                compute_capability: properties.compute_capability,
+                path: ComputePath::Auto,
+            })
+        };
+        let (aligned, any) = (plan(true)?, plan(false)?);
+        let kernels = [device.kernel(&aligned.kernel)?, device.kernel(&any.kernel)?];
+        let plan = if adapter.down.is_aligned() { aligned } else { any };
+        let config = LaunchConfig { shared_bytes: plan.shared_bytes, ..LaunchConfig::new(plan.grid, plan.threads) };
+        Ok(Self { kernels, plan, config, tokens, d, width, dtype: PhantomData })
+    }
+
+    /// As [`Forward::with_dependent_launch`](super::Forward::with_dependent_launch).
+    #[must_use]
+    pub fn with_dependent_launch(mut self) -> Self {
+        self.config.dependent_launch = true;
+        self
+    }
+
+    /// How it will run, if the rows of x are as aligned as those of the planned down projection.
+    pub fn plan(&self) -> &ForwardPlan {
+        &self.plan
+    }
+
+    /// The kernel that it launches then.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernels[usize::from(self.kernels[0].name() != self.plan.kernel)]
+    }
+
+    /// What a [`Workspace`] must have room for; it may be one that layers use as well.
+    pub fn workspace(&self) -> WorkspaceLayout {
+        self.plan.workspace
+    }
+
+    /// Issues one launch to a stream. Nothing is allocated on the device and nothing waits, so it may be captured in a
+    /// [`Graph`](super::Graph).
+    ///
+    /// # Errors
+    /// Before anything is launched: [`Error::WrongDevice`]; as [`DeviceAdapter::validate`]; [`Error::PlanMismatch`] if the
+    /// adapter is not like the planned one; [`Error::ShapeMismatch`], [`Error::Misaligned`] or [`Error::TooLarge`] for x, y or
+    /// the residual; [`Error::Overlap`] if y or the workspace shares memory with anything else, but for the residual that is
+    /// y itself; [`Error::DeviceWorkspaceTooSmall`]. Afterwards as [`Kernel::launch`].
+    #[expect(clippy::too_many_arguments, reason = "one for each operand")]
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        adapter: &DeviceAdapter<'_, T>,
+        x: DeviceMatrix<'_, T>,
+        adds_input: bool,
+        residual: DeviceResidual<'_, T>,
+        y: DeviceMatrixMut<'_, T>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let y = y.as_ref();
+        self.check(stream, adapter, &x, &residual, &y, workspace)?;
+        let is_aligned = x.is_aligned() && adapter.down.is_aligned();
+        let kernel = &self.kernels[usize::from(!is_aligned)];
+        let added = match residual {
+            DeviceResidual::None => None,
+            DeviceResidual::InPlace => Some(y),
+            DeviceResidual::From(matrix) => Some(matrix),
+        };
+        let params = self.params(adapter, &x, adds_input, added.as_ref(), &y, workspace);
+        // SAFETY: the parameters are these kernels', and the one for any alignment has the other's plan but for its name.
+        // Shapes, bounds, devices and alignments were checked above, and nothing that is written overlaps anything else but the
+        // residual that is y itself, which the kernels allow. The views borrow the memory during the call; afterwards it is
+        // given back only when this work is done.
+        unsafe { kernel.launch(stream, &self.config, &params) }
+    }
+
+    /// Checks everything that the kernels rely on.
+    fn check(
+        &self,
+        stream: &Stream,
+        adapter: &DeviceAdapter<'_, T>,
+        x: &DeviceMatrix<'_, T>,
+        residual: &DeviceResidual<'_, T>,
+        y: &DeviceMatrix<'_, T>,
+        workspace: &Workspace,
+    ) -> Result<()> {
+        let device = self.kernels[0].device();
+        device.expect_same("stream", stream.device())?;
+        adapter.validate(device)?;
+        let actual = (adapter.d(), adapter.width());
+        if actual != (self.d, self.width) {
+            let name = |(d, width): (usize, usize)| format!("an adapter of {width} hidden features for {d}");
+            return Err(Error::PlanMismatch { planned: name((self.d, self.width)), actual: name(actual) });
+        }
+        let apart = match residual {
+            DeviceResidual::From(matrix) => Some(("residual", *matrix)),
+            DeviceResidual::None | DeviceResidual::InPlace => None,
+        };
+        for (operand, matrix) in [("x", *x), ("y", *y)].into_iter().chain(apart) {
+            expect_operand(device, operand, &matrix)?;
+            matrix.expect_shape(operand, [self.tokens, self.d])?;
+        }
+        workspace.expect_serves(device, self.workspace())?;
+        let read = [("x", x.extent())].into_iter().chain(apart.map(|(name, matrix)| (name, matrix.extent())));
+        for (operand, extent) in adapter.operands().chain(read) {
+            y.extent().refuse_overlap("y", operand, &extent)?;
+            workspace.extent().refuse_overlap("the workspace", operand, &extent)?;
+        }
+        y.extent().refuse_overlap("y", "the workspace", &workspace.extent())
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "checked: dimensions and strides fit 31 bits")]
+    fn params(
+        &self,
+        adapter: &DeviceAdapter<'_, T>,
+        x: &DeviceMatrix<'_, T>,
+        adds_input: bool,
+        added: Option<&DeviceMatrix<'_, T>>,
+        y: &DeviceMatrix<'_, T>,
+        workspace: &Workspace,
+    ) -> LoraAdapter {
+        let segment = LoraSegment {
+            a: adapter.down.address() as *const _,
+            b: adapter.up.address() as *const _,
+            a_stride: adapter.down.row_stride() as u32,
+            b_stride: adapter.up.row_stride() as u32,
+            begin: 0,
+            end: self.d as u32,
+            rank: self.width as u32,
+            t_begin: 0,
+            scale: 1.0,
+            packed_begin: 0,
+        };
+        let address = |bias: &Option<DeviceSlice<'_, T>>| bias.map_or(0, |bias| bias.address());
+        let forward = LoraForward {
+            x: x.address() as *const _,
+            bias: address(&adapter.up_bias) as *const _,
+            residual: added.map_or(0, DeviceMatrix::address) as *const _,
+            y: y.address() as *mut _,
+            tokens: self.tokens as u32,
+            depth: self.d as u32,
+            columns: self.d as u32,
+            x_stride: x.row_stride() as u32,
+            y_stride: y.row_stride() as u32,
+            residual_stride: added.map_or(0, |added| added.row_stride() as u32),
+            ..self.plan.params(&[segment], workspace.address(), &workspace.layout())
+        };
+        LoraAdapter {
+            forward,
+            hidden_bias: address(&adapter.down_bias) as *const _,
+            hidden_activation: activation_code(adapter.activation),
+            adds_input: adds_input.into(),
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! A bottleneck adapter's launch on a rig: buffers uploaded, parameters filled from the plan; and what float64 makes of it.
+#![allow(clippy::cast_possible_truncation)]
+
+use fused_lora::abi::{self, LoraAdapter, LoraForward, LoraSegment};
+use fused_lora::forward::{AdapterProblem, ForwardPlan};
+use fused_lora::lora::Activation;
+use fused_lora::reference::{self, Judged, Matrix64};
+use fused_lora::{ComputePath, DType, Element};
+
+use super::decode::{aligned, upload};
+use super::rig::{Call, Failure, Rig};
+use super::{Buffer, Rng};
+
+/// What an adapter looks like, and what it is run on.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub tokens: usize,
+    pub d: usize,
+    pub width: usize,
+    pub activation: Activation,
+    pub bias: bool,
+    pub adds_input: bool,
+    pub residual: Residual,
+    /// Elements between rows.
+    pub gap: usize,
+    pub multiprocessors: usize,
+    /// Plans for another than the rig's.
+    pub compute_capability: Option<(u32, u32)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Residual {
+    None,
+    InPlace,
+    Apart,
+}
+
+/// An adapter with its operands.
+pub struct RandomAdapter<T> {
+    pub shape: Shape,
+    pub down: Buffer<T>,
+    pub down_bias: Vec<T>,
+    pub up: Buffer<T>,
+    pub up_bias: Vec<T>,
+    pub x: Buffer<T>,
+    pub residual: Buffer<T>,
+}
+
+impl<T: Element> RandomAdapter<T> {
+    pub fn new(rng: &mut Rng, shape: Shape) -> Self {
+        let Shape { tokens, d, width, gap, .. } = shape;
+        let mut vector = |len| (0..len).map(|_| T::from_f64(rng.uniform())).collect();
+        let (down_bias, up_bias) = (vector(width), vector(d));
+        let mut matrix = |rows, cols| Buffer::random(rng, rows, cols, gap);
+        let (down, up) = (matrix(width, d), matrix(d, width));
+        Self { shape, down, down_bias, up, up_bias, x: matrix(tokens, d), residual: matrix(tokens, d) }
+    }
+
+    /// y, element by element, and what rounding errors are proportional to.
+    ///
+    /// What is hidden, h = act(v), is off by what v is, γ·(Σ|x||down| + |bias|), times the activation's steepest slope; by the
+    /// activation's own rounding, at most 16u·|v|, where tanh may cancel all of v; and by its rounding to the type, u_T·|h|. All
+    /// of that meets |up|: the first in the magnitude, the rest as slack.
+    pub fn expected(&self) -> Judged {
+        /// The steepest that an activation is anywhere, GELU's 1.129 rounded up.
+        const STEEPEST: f64 = 1.13;
+        let Shape { width, d, activation, bias, adds_input, residual, .. } = self.shape;
+        let add_bias = |matrix: &mut Matrix64, values: &[T], of: &dyn Fn(f64) -> f64| {
+            let columns = matrix.cols;
+            for (i, value) in matrix.data.iter_mut().enumerate().filter(|_| bias) {
+                *value += of(f64::from(values[i % columns].to_f32()));
+            }
+        };
+        let (x, down) = (Matrix64::from_view(self.x.view()), Matrix64::from_view(self.down.view()));
+        let up = Matrix64::from_view(self.up.view()).t();
+        let (mut before, mut before_magnitude) = (x.matmul(&down.t()), x.abs().matmul(&down.abs().t()));
+        add_bias(&mut before, &self.down_bias, &|b| b);
+        add_bias(&mut before_magnitude, &self.down_bias, &f64::abs);
+        let hidden =
+            Matrix64 { data: before.data.iter().map(|&v| reference::activation(activation, v)).collect(), ..before };
+        let mut hidden_slack = Matrix64::zeros(x.rows, width);
+        for (slack, (h, v)) in hidden_slack.data.iter_mut().zip(hidden.data.iter().zip(&before.data)) {
+            let activated =
+                if activation == Activation::GeluNew { 16.0 * DType::F32.unit_roundoff() * v.abs() } else { 0.0 };
+            *slack = T::DTYPE.unit_roundoff() * h.abs() + T::DTYPE.smallest_step() + activated;
+        }
+        let steepest = if activation == Activation::GeluNew { STEEPEST } else { 1.0 };
+        before_magnitude.data.iter_mut().for_each(|m| *m *= steepest);
+        let (mut value, mut magnitude) = (hidden.matmul(&up), before_magnitude.matmul(&up.abs()));
+        add_bias(&mut value, &self.up_bias, &|b| b);
+        add_bias(&mut magnitude, &self.up_bias, &f64::abs);
+        let added = [adds_input.then_some(&self.x), (residual != Residual::None).then_some(&self.residual)];
+        for added in added.into_iter().flatten() {
+            let added = Matrix64::from_view(added.view());
+            value.add_at(0, 1.0, &added);
+            magnitude.add_at(0, 1.0, &added.abs());
+        }
+        assert_eq!(value.cols, d);
+        Judged { value, magnitude, slack: hidden_slack.matmul(&up.abs()) }
+    }
+
+    /// Additions in the longest chain, of both products and the addends.
+    pub fn steps(&self) -> usize {
+        self.shape.d + self.shape.width + 8
+    }
+}
+
+/// An adapter on a device, to be launched any number of times.
+pub struct OnRig<'m, T> {
+    rig: &'m Rig,
+    pub plan: ForwardPlan,
+    params: LoraAdapter,
+    allocations: Vec<u64>,
+    y_like: Buffer<T>,
+}
+
+impl<'m, T: Element> OnRig<'m, T> {
+    pub fn new(rig: &'m Rig, random: &RandomAdapter<T>, path: ComputePath) -> Self {
+        let Shape { tokens, d, width, activation, bias, adds_input, gap, .. } = random.shape;
+        let plan = ForwardPlan::adapter(&AdapterProblem {
+            tokens,
+            d,
+            width,
+            dtype: T::DTYPE,
+            aligned: aligned(&random.x) && aligned(&random.down),
+            multiprocessors: random.shape.multiprocessors,
+            compute_capability: random.shape.compute_capability.unwrap_or_else(|| rig.compute_capability()),
+            path,
+        })
+        .unwrap();
+        let mut keep = vec![rig.upload(&vec![0u8; plan.workspace.bytes()])];
+        let workspace = keep[0];
+        let segment = LoraSegment {
+            a: upload(rig, &random.down.data, &mut keep) as *const _,
+            b: upload(rig, &random.up.data, &mut keep) as *const _,
+            a_stride: random.down.stride as u32,
+            b_stride: random.up.stride as u32,
+            begin: 0,
+            end: d as u32,
+            rank: width as u32,
+            t_begin: 0,
+            scale: 1.0,
+            packed_begin: 0,
+        };
+        let y_like = match random.shape.residual {
+            Residual::InPlace => Buffer { data: random.residual.data.clone(), ..random.residual },
+            Residual::None | Residual::Apart => Buffer::poisoned(tokens, d, gap),
+        };
+        let y = upload(rig, &y_like.data, &mut keep);
+        let residual = match random.shape.residual {
+            Residual::None => 0,
+            Residual::InPlace => y,
+            Residual::Apart => upload(rig, &random.residual.data, &mut keep),
+        };
+        let mut vector = |values: &[T]| if bias { upload(rig, values, &mut keep) } else { 0 };
+        let biases = [vector(&random.down_bias), vector(&random.up_bias)];
+        let forward = LoraForward {
+            x: upload(rig, &random.x.data, &mut keep) as *const _,
+            bias: biases[1] as *const _,
+            residual: residual as *const _,
+            y: y as *mut _,
+            tokens: tokens as u32,
+            depth: d as u32,
+            columns: d as u32,
+            x_stride: random.x.stride as u32,
+            y_stride: y_like.stride as u32,
+            residual_stride: random.residual.stride as u32,
+            ..plan.params(&[segment], workspace, &plan.workspace)
+        };
+        let params = LoraAdapter {
+            forward,
+            hidden_bias: biases[0] as *const _,
+            hidden_activation: match activation {
+                Activation::Identity => abi::LORA_IDENTITY,
+                Activation::Relu => abi::LORA_RELU,
+                Activation::GeluNew => abi::LORA_GELU_NEW,
+            },
+            adds_input: adds_input.into(),
+        };
+        Self { rig, plan, params, allocations: keep, y_like }
+    }
+
+    /// Poisons what the launch is to write, launches, and returns y.
+    pub fn run(&self) -> Result<Buffer<T>, Failure> {
+        let mut y = Buffer { data: self.y_like.data.clone(), ..self.y_like };
+        self.rig.write(self.params.forward.y as u64, &y.data);
+        // Whoever takes what the last launch left hidden for its own launch's is found out.
+        self.rig.write(self.params.forward.t as u64, &vec![0xffu8; self.plan.workspace.t_bytes]);
+        let call = Call {
+            kernel: &self.plan.kernel,
+            grid: self.plan.grid,
+            threads: self.plan.threads,
+            shared_bytes: self.plan.shared_bytes,
+            cluster: 1,
+        };
+        self.rig.launch(&call, &self.params)?;
+        self.rig.read(self.params.forward.y as u64, &mut y.data);
+        Ok(y)
+    }
+}
+
+impl<T> Drop for OnRig<'_, T> {
+    fn drop(&mut self) {
+        for &address in &self.allocations {
+            self.rig.free(address);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Bugs in the bottleneck adapters, and those that show them.
+
+use fused_lora::lora::Activation::{GeluNew, Relu};
+use fused_lora::{ComputePath, Element};
+use fused_lora_emulator::{Build, Fault};
+
+use super::harness::Caught::{self, By, WrongResult};
+use super::harness::Scenario::{AdapterCores, AdapterMma};
+use super::harness::{Bug, bug, first_of};
+use super::transformer::{bits, judge};
+use crate::common::Rng;
+use crate::common::adapter::{OnRig, RandomAdapter, Residual, Shape};
+use crate::common::rig::Rig;
+
+const ADAPTER: &str = "adapter/adapter.h";
+
+fn adapted<T: Element>(rig: &Rig, shape: Shape) -> Caught {
+    let random = RandomAdapter::<T>::new(&mut Rng(71), shape);
+    let expected = random.expected();
+    let on_rig = OnRig::new(rig, &random, ComputePath::Auto);
+    judge(rig, &|| {
+        let y = on_rig.run()?;
+        let near = |(i, value): (usize, &f64)| {
+            let got = f64::from(y.view().row(i / shape.d)[i % shape.d].to_f32());
+            (got - value).abs() <= expected.bound(i, T::DTYPE, random.steps())
+        };
+        Ok((expected.value.data.iter().enumerate().all(near), bits(&y)))
+    })
+}
+
+/// Two row tiles and two steps of what is hidden; odd rows that start anywhere, x added and not.
+pub(crate) fn scenario<T: Element>(rig: &Rig) -> Caught {
+    let shape = Shape {
+        tokens: 70,
+        d: 40,
+        width: 19,
+        activation: GeluNew,
+        bias: true,
+        adds_input: true,
+        residual: Residual::InPlace,
+        gap: 0,
+        multiprocessors: 1,
+        compute_capability: Some((7, 5)),
+    };
+    let odd = Shape { tokens: 3, d: 35, width: 5, activation: Relu, gap: 3, ..shape };
+    first_of([
+        &|| adapted::<T>(rig, shape),
+        &|| adapted::<T>(rig, odd),
+        &|| adapted::<T>(rig, Shape { adds_input: false, residual: Residual::None, ..odd }),
+        // No gap behind the last row.
+        &|| adapted::<T>(rig, Shape { tokens: 1, gap: 0, ..odd }),
+    ])
+}
+
+pub(crate) const BUGS: &[Bug] = &[
+    bug(
+        "biases of columns that round the width up are read",
+        ADAPTER,
+        AdapterMma,
+        "if (bias && column + i < width) value[i] +=",
+        "if (bias) value[i] +=",
+        Build::Plain,
+        &[By(Fault::OutOfBounds)],
+    ),
+    bug(
+        "every chunk takes the first one's biases",
+        ADAPTER,
+        AdapterCores,
+        "load_constant(bias + column + i)",
+        "load_constant(bias + i)",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "what is hidden takes the output's activation",
+        ADAPTER,
+        AdapterMma,
+        "tile::activate(value[i], params.hidden_activation)",
+        "tile::activate(value[i], p.activation)",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "x is added unasked",
+        ADAPTER,
+        AdapterMma,
+        "adds_input(params.adds_input != 0)",
+        "adds_input(true)",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "where the rows of x start is not looked at",
+        ADAPTER,
+        AdapterMma,
+        "x_aligned(tile::rows_are_aligned<E>(p.x, p.x_stride))",
+        "x_aligned(true)",
+        Build::Plain,
+        &[By(Fault::Misaligned)],
+    ),
+    bug(
+        "rows of x below the last are added",
+        ADAPTER,
+        AdapterMma,
+        "if (adds_input && row < p.tokens && column < p.columns)",
+        "if (adds_input && column < p.columns)",
+        Build::Plain,
+        &[By(Fault::OutOfBounds)],
+    ),
+    bug(
+        "columns of x behind the last are added",
+        ADAPTER,
+        AdapterCores,
+        "column + i < p.columns ? to_f32(load(x + column + i)) : 0.0f",
+        "to_f32(load(x + column + i))",
+        Build::Plain,
+        &[By(Fault::OutOfBounds)],
+    ),
+    bug(
+        "what is hidden is published before it is there",
+        "lora/forward.h",
+        AdapterMma,
+        "  sync_block();\n  if (threadIdx.x == 0) store_release(p.flags",
+        "  if (threadIdx.x == 0) store_release(p.flags",
+        Build::Race,
+        &[By(Fault::Race)],
+    ),
+];

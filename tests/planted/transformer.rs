@@ -1,0 +1,204 @@
+//! Bugs in LayerNorm and the embedding, and the rows that show them.
+
+use fused_lora::Element;
+use fused_lora_emulator::{Build, Completion, Fault};
+use half::f16;
+
+use super::harness::Caught::{self, By, DependsOnSchedule, WrongResult};
+use super::harness::Scenario::{Embedding, LayerNorm};
+use super::harness::{Bug, SCHEDULES, UNORDERED, bug, first_of};
+use crate::common::rig::{Failure, Rig};
+use crate::common::transformer::{Embedded, Norm, embed, layer_norm};
+use crate::common::{Buffer, Rng};
+
+const ROW: &str = "transformer/row.h";
+const NORM: &str = "transformer/layer_norm.h";
+const EMBEDDING: &str = "transformer/embedding.h";
+
+/// What ends `run` under some schedule: it says whether what it left is right, and the bits of it.
+pub(crate) fn judge(rig: &Rig, run: &dyn Fn() -> Result<(bool, Vec<u32>), Failure>) -> Caught {
+    let mut first = None;
+    let mut depends = false;
+    for (schedule, resident) in SCHEDULES {
+        rig.set_schedule(schedule, Completion::Late, resident);
+        match run() {
+            Err(Failure::Fault(fault, _)) => return By(fault),
+            Err(other) => panic!("{other}"),
+            Ok((false, _)) => return WrongResult,
+            Ok((true, bits)) => depends |= *first.get_or_insert_with(|| bits.clone()) != bits,
+        }
+    }
+    if depends { DependsOnSchedule } else { Caught::Nothing }
+}
+
+pub(crate) fn bits<T: Element>(buffer: &Buffer<T>) -> Vec<u32> {
+    buffer.data.iter().map(|value| value.to_f32().to_bits()).collect()
+}
+
+fn normalized<T: Element>(
+    rig: &Rig,
+    [rows, width]: [usize; 2],
+    multiprocessors: usize,
+    gap: usize,
+    shift: usize,
+) -> Caught {
+    let mut rng = Rng(61);
+    let mut x = Buffer::<T>::random(&mut rng, rows, width, gap);
+    // So small that ε shows, and so far from zero that a wrong mean does.
+    let stride = x.stride;
+    x.data[..stride].iter_mut().for_each(|value| *value = T::from_f64(1e-3 * f64::from(value.to_f32())));
+    x.data[stride..].iter_mut().for_each(|value| *value = T::from_f64(8.0 + f64::from(value.to_f32())));
+    let norm = Norm::random(&mut rng, width, shift);
+    judge(rig, &|| {
+        let y = layer_norm(rig, &x, &norm, multiprocessors, gap)?;
+        Ok((norm.agrees(&x, &y).is_ok(), bits(&y)))
+    })
+}
+
+/// Two rows of several warps a CTA, the last CTA half empty; rows of whole chunks but for their ends; a row of three blocks;
+/// parameters that start anywhere.
+pub(crate) fn layer_norms(rig: &Rig) -> Caught {
+    first_of([
+        &|| normalized::<f16>(rig, [5, 1544], 1, 0, 0),
+        &|| normalized::<f32>(rig, [3, 45], 1, 3, 0),
+        &|| normalized::<f32>(rig, [2, 16500], 1, 0, 0),
+        &|| normalized::<f32>(rig, [2, 32], 1, 0, 1),
+    ])
+}
+
+fn embedded<T: Element>(rig: &Rig, rows: usize, width: usize, has_extra: bool) -> Caught {
+    let mut rng = Rng(62);
+    let input = Embedded::<T>::random(&mut rng, rows, width, 0, has_extra);
+    let norm = Norm::random(&mut rng, width, 0);
+    judge(rig, &|| {
+        let (x, y) = embed(rig, &input, Some(&norm), 1, 0)?;
+        Ok((input.agrees(&x).and_then(|()| norm.agrees(&x, &y)).is_ok(), bits(&y)))
+    })
+}
+
+/// Rows of both tables and beyond them, of one block and of two.
+pub(crate) fn embeddings(rig: &Rig) -> Caught {
+    first_of([&|| embedded::<f16>(rig, 9, 40, true), &|| embedded::<f32>(rig, 7, 24, false), &|| {
+        embedded::<f32>(rig, 1, 8200, true)
+    }])
+}
+
+pub(crate) const BUGS: &[Bug] = &[
+    bug(
+        "other warps' moments are read before they are there",
+        ROW,
+        LayerNorm,
+        "    sync_block();\n    mine = shared",
+        "    mine = shared",
+        Build::Race,
+        UNORDERED,
+    ),
+    bug(
+        "all rows of a CTA take the first one's moments",
+        ROW,
+        LayerNorm,
+        "shared[(warp_id() & ~(row_warps - 1)) + ",
+        "shared[",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "parts of a row count alike, however many values they have",
+        ROW,
+        LayerNorm,
+        "a.count == b.count ? 0.5f : b.count / count",
+        "0.5f",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "what a chunk has beyond the row's end counts as zeros",
+        ROW,
+        LayerNorm,
+        "ALIGNED || first + i < width ? value[i] - mean : 0.0f",
+        "value[i] - mean",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "the last block stands for those before it",
+        ROW,
+        LayerNorm,
+        "if (block + 1 != blocks) fetch(block);",
+        "if (block == blocks) fetch(block);",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "rows below the last are read",
+        ROW,
+        LayerNorm,
+        "number < rows ? (width + elements - 1) / elements : 0",
+        "(width + elements - 1) / elements",
+        Build::Plain,
+        &[By(Fault::OutOfBounds)],
+    ),
+    bug(
+        "the variance is a sum",
+        ROW,
+        LayerNorm,
+        "row.squares / row.count + epsilon",
+        "row.squares + epsilon",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "ε is forgotten",
+        ROW,
+        LayerNorm,
+        "row.squares / row.count + epsilon",
+        "row.squares / row.count",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "where rows end is not looked at",
+        ROW,
+        LayerNorm,
+        "tile::rows_are_aligned<E>(base, stride) && width % chunk_elements<E> == 0",
+        "tile::rows_are_aligned<E>(base, stride)",
+        Build::Plain,
+        &[By(Fault::OutOfBounds), WrongResult],
+    ),
+    bug(
+        "where the parameters start is not looked at",
+        NORM,
+        LayerNorm,
+        "tile::rows_are_aligned<float>(p.weight, 0) && tile::rows_are_aligned<float>(p.bias, 0)",
+        "true",
+        Build::Plain,
+        &[By(Fault::Misaligned)],
+    ),
+    bug(
+        "rows beyond a table are read",
+        EMBEDDING,
+        Embedding,
+        "return index < rows ? ",
+        "return rows != 0 ? ",
+        Build::Plain,
+        &[By(Fault::OutOfBounds)],
+    ),
+    bug(
+        "the vocabulary counts among the extra rows",
+        EMBEDDING,
+        Embedding,
+        "id - p.vocabulary, p.extra_rows",
+        "id, p.extra_rows",
+        Build::Plain,
+        &[WrongResult],
+    ),
+    bug(
+        "a place that there is none of adds nothing",
+        EMBEDDING,
+        Embedding,
+        "const bool known = token != nullptr && position != nullptr;",
+        "const bool known = token != nullptr;\n  if (position == nullptr) position = token;",
+        Build::Plain,
+        &[WrongResult],
+    ),
+];
