@@ -83,7 +83,8 @@ impl Compute {
             DeviceArg::Emulator => On::Emulator,
         };
         if !able.contains(&on) {
-            bail!("device '{}' is not available to this command yet, expected auto or cpu", on.name());
+            let able: Vec<_> = able.iter().map(|on| on.name()).collect();
+            bail!("device '{}' is not available to this command, expected auto or {}", on.name(), able.join(" or "));
         }
         if let Some(threads) = self.threads {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());

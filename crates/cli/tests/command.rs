@@ -94,6 +94,39 @@ fn table1_reports_every_method() {
 }
 
 #[test]
+fn table1_counts_launches_on_the_emulator() {
+    let place = tempfile::tempdir().unwrap();
+    let json_path = place.path().join("t.json");
+    let model = golden("model");
+    let methods = "none,lora-merged,lora-fused,lora-sequential,adapter-h,adapter-l,prefix-layer:3";
+    let fixed = ["table1", "--model", &model, "--device", "emulator", "--dtype", "bf16", "--params", "5k"];
+    let fixed = [&fixed[..], &["--methods", methods, "--lm-head", "--dependent", "--json", text(&json_path)]].concat();
+    for decode in [&["--columns", "2x5"][..], &["--columns", "2x9", "--decode", "--graph"]] {
+        let out = succeed(&[&fixed[..], decode].concat());
+        assert!(out.contains("launches") && out.contains("device MiB"), "{out}");
+        let report = json(&json_path);
+        let modes: &[&str] = if decode.len() == 2 { &["eager", "graph"] } else { &["graph"] };
+        let rows = report["rows"].as_array().unwrap();
+        assert_eq!(rows.len(), 7 * modes.len());
+        for (i, row) in rows.iter().enumerate() {
+            assert_eq!(row["issued"], modes[i % modes.len()]);
+            assert_eq!(row["decode"], decode.len() > 2);
+            // Two layers, the embedding, lm_head; a sequential LoRA on q and on v is three launches each.
+            let per_layer = match row["method"].as_str().unwrap() {
+                "lora-sequential" => 7 + 6,
+                "adapter-h" | "adapter-l" => 7 + 2,
+                _ => 7,
+            };
+            assert_eq!(row["launches_per_layer"], per_layer, "{row}");
+            assert_eq!(row["launches"], 2 * per_layer + 2, "{row}");
+            assert!(row["device_bytes"].as_u64().unwrap() > 200_000, "{row}");
+            assert!(row["host_median_ms"].is_number(), "{row}");
+        }
+        assert_eq!(report["gpu"]["multiprocessors"], 132);
+    }
+}
+
+#[test]
 fn table1_counts_parameters_as_the_paper_does() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("t.json");
@@ -375,6 +408,13 @@ fn logits_are_pytorchs_for_every_adapter() {
         let close = |(got, exact): (&f32, &f64)| (f64::from(*got) - exact).abs() <= 1e-4;
         assert!(got.iter().zip(&expected).all(close), "{name} with {args:?}");
     }
+    // On the kernels, in the emulator of a GPU.
+    for (args, name) in [(adapter("lora-all"), "lora-all"), (bottleneck("houlsby", "1"), "adapter-houlsby.drop1")] {
+        let args: Vec<&str> = args.iter().map(String::as_str).chain(["--device", "emulator"]).collect();
+        let expected = expected(&format!("{name}.logits"));
+        let close = |(got, exact): (&f32, &f64)| (f64::from(*got) - exact).abs() <= 1e-4;
+        assert!(logits(&args, &out).iter().zip(&expected).all(close), "{name} with {args:?}");
+    }
     // A prefix and a LoRA together, the LoRA merged or not, are the same model.
     let both = [adapter("prefix"), adapter("lora-all")].concat();
     let both: Vec<&str> = both.iter().map(String::as_str).collect();
@@ -411,7 +451,6 @@ fn failures_at_run_time_exit_with_1_and_name_what_is_wrong() {
     assert!(logits(&["--tokens", "1,2;3"]).contains("sequence 1 has 1 tokens, expected 2"));
     assert!(logits(&["--tokens", "1,x"]).contains("'x' is not a token id"));
     assert!(logits(&["--tokens", ""]).contains("is not a token id"));
-    assert!(logits(&["--tokens", "1", "--device", "cuda"]).contains("device 'cuda' is not available"));
     assert!(logits(&["--tokens", "1", "--adapter", "nowhere"]).contains("nowhere/adapter_config.json"));
     assert!(logits(&["--tokens", "1", "--adapter", &model]).contains("adapter_config.json"));
     assert!(logits(&["--tokens", "1", "--merged", "--adapter", &prefix]).contains("no --adapter holds a LoRA"));
@@ -428,6 +467,13 @@ fn failures_at_run_time_exit_with_1_and_name_what_is_wrong() {
     let unwritable = fail(&["logits", "--model", &model, "--tokens", "1", "--out", text(&missing)], 1);
     assert!(unwritable.contains("missing/out.safetensors") && unwritable.contains("cannot be written"));
     assert!(fail(&["table1", "--model", "nowhere"], 1).contains("nowhere"));
+    let device = fail(&["sweep", "--model", &model, "--device", "emulator"], 1);
+    assert!(
+        device.contains("device 'emulator' is not available to this command, expected auto or cpu or cuda"),
+        "{device}"
+    );
+    let decode = fail(&["table1", "--model", &model, "--columns", "1x4", "--decode", "--device", "cpu"], 1);
+    assert!(decode.contains("--decode keeps keys and values on a device"), "{decode}");
     let positions = fail(&["table1", "--model", &model, "--columns", "1x41", "--methods", "none"], 1);
     assert!(positions.contains("40 positions"), "{positions}");
     let dropped = fail(&["table1", "--model", &model, "--columns", "1x4", "--methods", "adapter-h-drop3"], 1);
