@@ -158,8 +158,7 @@ pub(crate) struct Contestant<W> {
     model: Rc<DeviceModel<W>>,
     adapters: DeviceAdapters<W>,
     forward: DeviceForward<W>,
-    /// With the keys that each sequence has before a pass.
-    cache: Option<(Cache<W>, usize)>,
+    cache: Option<Cache<W>>,
 }
 
 impl<W: Element> Contestant<W> {
@@ -179,33 +178,33 @@ impl<W: Element> Contestant<W> {
         let prefix = prepared.adapters.prefix.as_ref().map_or(0, |prefix| prefix.length());
         let before = prefix + column.tokens - 1;
         let mut cache = match decode {
-            true => Some((Cache::new(stream, &model, column.batch, before + 1)?, before)),
+            true => Some(Cache::new(stream, &model, column.batch, before + 1)?),
             false => None,
         };
         let shape = PassShape {
             sequences: column.batch,
             tokens: if decode { 1 } else { column.tokens },
-            cache: cache.as_ref().map(|(cache, _)| cache.capacity()),
+            cache: cache.as_ref().map(Cache::capacity),
             continues: decode,
             logits,
             dependent,
         };
         let mut forward = DeviceForward::new(stream, &model, &adapters, shape)?;
-        if let Some((cache, before)) = &mut cache {
+        if let Some(cache) = &mut cache {
             cache.start(stream, &adapters)?;
-            (0..column.batch).try_for_each(|sequence| cache.set_length(sequence, *before))?;
+            (0..column.batch).try_for_each(|sequence| cache.set_length(sequence, before))?;
         }
         let sequences: Vec<&[u32]> = ids.chunks(ids.len() / column.batch).collect();
-        let of_cache = cache.as_ref().map(|(cache, _)| (cache, 0));
+        let of_cache = cache.as_ref().map(|cache| (cache, 0));
         forward.set_tokens(stream, &model, &adapters, &sequences, of_cache)?;
         if modes.contains(&Mode::Graph) {
-            forward.capture(stream, &model, &adapters, cache.as_mut().map(|(cache, _)| (cache, 0)))?;
+            forward.capture(stream, &model, &adapters, cache.as_mut())?;
         }
         Ok(Self { name: prepared.method.to_string(), model, adapters, forward, cache })
     }
 
     fn facts(&self) -> Facts {
-        let cache = self.cache.as_ref().map_or(0, |(cache, _)| cache.bytes());
+        let cache = self.cache.as_ref().map_or(0, Cache::bytes);
         Facts {
             launches: self.forward.launches(),
             launches_per_layer: self.forward.launches_per_layer(),
@@ -215,11 +214,8 @@ impl<W: Element> Contestant<W> {
 
     fn run(&mut self, stream: &Stream, mode: Mode, [start, end]: &[Event; 2]) -> Result<Time> {
         let Self { model, adapters, forward, cache, .. } = self;
-        // Where every pass writes its keys; those that it reads are whatever the cache holds: time does not depend on them.
-        if let Some((cache, before)) = cache {
-            (0..cache.lengths().len()).try_for_each(|sequence| cache.set_length(sequence, *before))?;
-        }
-        let cache = cache.as_mut().map(|(cache, _)| (cache, 0));
+        // Every pass puts its token in the same place, and reads whatever the cache holds: time does not depend on it.
+        let cache = cache.as_mut();
         let host = Instant::now();
         start.record(stream)?;
         match mode {

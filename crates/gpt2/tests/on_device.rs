@@ -76,7 +76,7 @@ impl<W: Element> OnDevice<W> {
         forward.set_tokens(&self.stream, &self.model, &self.adapters, &slices(tokens), cache).unwrap();
     }
 
-    fn run(&self, forward: &mut DeviceForward<W>, cache: Option<(&mut Cache<W>, usize)>) -> Vec<f32> {
+    fn run(&self, forward: &mut DeviceForward<W>, cache: Option<&mut Cache<W>>) -> Vec<f32> {
         forward.run(&self.stream, &self.model, &self.adapters, cache).unwrap();
         forward.logits(&self.stream, &self.model).unwrap()
     }
@@ -244,20 +244,23 @@ fn decode<W: Element>(model: &Model<W>, adapters: &Adapters<W>, prompt: usize, f
     let shape = PassShape { cache: Some(40), ..PassShape::whole(batch, prompt) };
     let mut prefill = on_device.forward(shape);
     on_device.set(&mut prefill, &part(0..prompt), Some((&cache, first)));
-    let got = on_device.run(&mut prefill, Some((&mut cache, first)));
+    let got = on_device.run(&mut prefill, Some(&mut cache));
     let exact: Vec<f64> =
         (0..batch).flat_map(|b| &whole[b * all * vocabulary..][..prompt * vocabulary]).map(|&v| f64::from(v)).collect();
     assert_close::<W>(&got, &exact, "prefill into a cache");
 
     let mut step = on_device.forward(PassShape { tokens: 1, continues: true, ..shape });
-    step.capture(stream, model, adapters, Some((&mut cache, first))).unwrap();
     for at in prompt..all {
         on_device.set(&mut step, &part(at..at + 1), Some((&cache, first)));
+        if at == prompt {
+            step.capture(stream, model, adapters, Some(&mut cache)).unwrap();
+            assert_eq!(cache.lengths()[first..], vec![cache.lengths()[first]; batch], "a capture runs nothing");
+        }
         let got = if at % 2 == 0 {
-            step.replay(stream, Some((&mut cache, first))).unwrap();
+            step.replay(stream, Some(&mut cache)).unwrap();
             step.logits(stream, model).unwrap()
         } else {
-            on_device.run(&mut step, Some((&mut cache, first)))
+            on_device.run(&mut step, Some(&mut cache))
         };
         assert_close::<W>(&got, &of(at), &format!("token {at}"));
     }
@@ -291,13 +294,13 @@ fn sequences_of_one_batch_may_be_of_different_lengths() {
         let shape = PassShape { cache: Some(8), ..PassShape::whole(1, sequence.len()) };
         let mut prefill = on_device.forward(shape);
         on_device.set(&mut prefill, &[sequence.to_vec()], Some((&cache, slot)));
-        on_device.run(&mut prefill, Some((&mut cache, slot)));
+        on_device.run(&mut prefill, Some(&mut cache));
     }
     assert_eq!(cache.lengths(), [4, 2]);
     let shape = PassShape { sequences: 2, tokens: 1, cache: Some(8), continues: true, logits: true, dependent: true };
     let mut step = on_device.forward(shape);
     on_device.set(&mut step, &[vec![40], vec![41]], Some((&cache, 0)));
-    let both = on_device.run(&mut step, Some((&mut cache, 0)));
+    let both = on_device.run(&mut step, Some(&mut cache));
     for (slot, (sequence, next)) in sequences.iter().zip([40, 41]).enumerate() {
         let whole = on_device.logits(&[sequence.iter().copied().chain([next]).collect()]);
         let vocabulary = model.config().vocabulary;
@@ -366,26 +369,57 @@ fn what_cannot_be_run_is_refused_and_the_next_pass_runs() {
     let shape = PassShape { cache: Some(6), ..PassShape::whole(2, 4) };
     let mut forward = on_device.forward(shape);
     let mut cache = Cache::new(stream, model, 2, 6).unwrap();
-    let mut set = |tokens: &[&[u32]], cache: Option<(&Cache<f32>, usize)>| {
+    let set = |forward: &mut DeviceForward<f32>, tokens: &[&[u32]], cache: Option<(&Cache<f32>, usize)>| {
         forward.set_tokens(stream, model, adapters, tokens, cache)
     };
     let good: [&[u32]; 2] = [&[1, 2, 3, 4], &[5, 6, 7, 8]];
-    assert!(matches!(set(&good[..1], Some((&cache, 0))), Err(Error::BatchSize { actual: 1, expected: 2 })));
     assert!(matches!(
-        set(&[good[0], &[1, 2]], Some((&cache, 0))),
+        set(&mut forward, &good[..1], Some((&cache, 0))),
+        Err(Error::BatchSize { actual: 1, expected: 2 })
+    ));
+    assert!(matches!(
+        set(&mut forward, &[good[0], &[1, 2]], Some((&cache, 0))),
         Err(Error::Batch { row: 1, actual: 2, expected: 4 })
     ));
-    assert!(matches!(set(&[good[0], &[1, 2, 131, 4]], Some((&cache, 0))), Err(Error::Token { token: 131, .. })));
-    assert!(matches!(set(&good, Some((&cache, 1))), Err(Error::BatchSize { actual: 3, expected: 2 })));
+    assert!(matches!(
+        set(&mut forward, &[good[0], &[1, 2, 131, 4]], Some((&cache, 0))),
+        Err(Error::Token { token: 131, .. })
+    ));
+    assert!(matches!(set(&mut forward, &good, Some((&cache, 1))), Err(Error::BatchSize { actual: 3, expected: 2 })));
     cache.set_length(1, 3).unwrap();
-    assert!(matches!(set(&good, Some((&cache, 0))), Err(Error::TooManyPositions { prefix: 3, positions: 6, .. })));
+    assert!(matches!(
+        set(&mut forward, &good, Some((&cache, 0))),
+        Err(Error::TooManyPositions { prefix: 3, positions: 6, .. })
+    ));
     assert!(matches!(cache.set_length(2, 3), Err(Error::BatchSize { .. })));
     assert!(matches!(cache.set_length(0, 7), Err(Error::TooManyPositions { .. })));
     let other = &mut Cache::new(stream, model, 2, 7).unwrap();
-    for cache in [None, Some((other, 0))] {
+    for cache in [None, Some(other)] {
         let refused = forward.run(stream, model, adapters, cache);
         assert!(matches!(refused, Err(Error::OtherCache { expected: 6, .. })));
     }
+    assert!(matches!(set(&mut forward, &good, None), Err(Error::OtherCache { expected: 6, actual: 0 })));
+    // Issued twice, tokens are in the cache once.
+    cache.set_length(1, 0).unwrap();
+    set(&mut forward, &good, Some((&cache, 0))).unwrap();
+    for _ in 0..2 {
+        forward.run(stream, model, adapters, Some(&mut cache)).unwrap();
+        assert_eq!(cache.lengths(), [4, 4]);
+    }
+    // Captured for other sequences of the cache than those that the tokens continue.
+    let mut cache = Cache::new(stream, model, 3, 6).unwrap();
+    set(&mut forward, &good, Some((&cache, 1))).unwrap();
+    forward.capture(stream, model, adapters, Some(&mut cache)).unwrap();
+    forward.replay(stream, Some(&mut cache)).unwrap();
+    assert_eq!(cache.lengths(), [0, 4, 4]);
+    cache.set_length(1, 0).unwrap();
+    forward.set_tokens(stream, model, adapters, &good, Some((&cache, 0))).unwrap();
+    assert!(matches!(forward.replay(stream, Some(&mut cache)), Err(Error::NotCaptured)));
+    // Another model.
+    let small = Config { layers: 1, ..model.config().clone() };
+    let small = DeviceModel::upload(stream, &Model::random(&small, 1).unwrap()).unwrap();
+    let refused = forward.run(stream, &small, adapters, Some(&mut cache));
+    assert!(matches!(refused, Err(Error::OtherModel { what: "layers", .. })));
 
     // More memory than there is.
     let huge = PassShape { logits: false, ..PassShape::whole(1 << 40, 40) };

@@ -106,10 +106,6 @@ impl<W: Element> Cache<W> {
         let [keys, values] = [keys, values].map(|buffer| part(buffer, elements.clone(), rows, d));
         Ok([keys?, values?])
     }
-
-    pub(super) fn advance(&mut self, sequences: Range<usize>, tokens: usize) {
-        self.lengths[sequences].iter_mut().for_each(|length| *length += tokens);
-    }
 }
 
 fn part<W: Element>(

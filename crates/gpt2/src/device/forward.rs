@@ -11,6 +11,8 @@ use super::arena::{Arena, Sizes, matrix, matrix_mut};
 use super::block::{Block, Layer, On};
 use super::cache::Cache;
 use super::weights::DeviceModel;
+use crate::adapter::expect_same;
+use crate::config::Config;
 use crate::error::{Error, Result};
 
 /// What a pass is planned for.
@@ -58,9 +60,14 @@ pub struct DeviceForward<W> {
     /// Token ids, their positions, and the keys that each sequence has.
     inputs: DeviceBuffer<u32>,
     staged: Vec<u32>,
+    /// The cache's first sequence that the tokens continue, and the keys that each had when they were set.
+    first: usize,
+    before: Vec<usize>,
+    config: Config,
     logits_stride: usize,
     launches: usize,
-    graph: Option<Graph>,
+    /// With the first sequence that it was captured for.
+    graph: Option<(Graph, usize)>,
 }
 
 impl<W: Element> DeviceForward<W> {
@@ -127,6 +134,9 @@ impl<W: Element> DeviceForward<W> {
             record: MergeRecord::new(stream)?,
             inputs: DeviceBuffer::zeros(stream, 2 * rows + sequences)?,
             staged: vec![],
+            first: 0,
+            before: vec![0; sequences],
+            config: config.clone(),
             logits_stride,
             graph: None,
         })
@@ -152,11 +162,12 @@ impl<W: Element> DeviceForward<W> {
         self.arena.bytes() + self.workspace.layout().bytes() + 4 * self.inputs.len()
     }
 
-    /// Copies tokens to the device, for passes that are issued from now on: one slice a sequence. `cache` are the sequences
-    /// that they continue, from the given one on.
+    /// Copies tokens to the device, for passes that are issued from now on: one slice a sequence. `cache` is the one that they
+    /// continue, and the first of its sequences that they do.
     ///
     /// # Errors
-    /// [`Error::BatchSize`], [`Error::Batch`], [`Error::Token`], [`Error::TooManyPositions`]; what the driver refuses.
+    /// [`Error::BatchSize`], [`Error::Batch`], [`Error::Token`], [`Error::TooManyPositions`]; [`Error::OtherCache`] for another
+    /// cache than planned; what the driver refuses.
     pub fn set_tokens(
         &mut self,
         stream: &Stream,
@@ -165,6 +176,7 @@ impl<W: Element> DeviceForward<W> {
         tokens: &[&[u32]],
         cache: Option<(&Cache<W>, usize)>,
     ) -> Result<()> {
+        self.expect_cache(cache.map(|(cache, _)| cache))?;
         let PassShape { sequences, tokens: each, .. } = self.shape;
         let config = model.config();
         if tokens.len() != sequences {
@@ -198,6 +210,8 @@ impl<W: Element> DeviceForward<W> {
         self.staged.extend(before.iter().flat_map(|&before| (before..before + self.length).map(|at| at as u32)));
         self.staged.extend(before.iter().map(|&before| before as u32));
         self.inputs.upload(stream, &self.staged)?;
+        self.first = cache.map_or(0, |(_, first)| first);
+        self.before = before;
         Ok(())
     }
 
@@ -208,30 +222,25 @@ impl<W: Element> DeviceForward<W> {
         cache.lengths().get(sequences.clone()).ok_or(Error::BatchSize { actual: sequences.end, expected: there })
     }
 
-    /// Issues a pass over the tokens that were [set](Self::set_tokens). With a cache, its sequences from `first` on get this
-    /// pass's keys and values.
+    /// Issues a pass over the tokens that were [set](Self::set_tokens). With a cache, the sequences that they continue have this
+    /// pass's keys and values then, behind those that they had when the tokens were set.
     ///
     /// # Errors
-    /// [`Error::Layer`] with the layer that refused its operands, or what the driver refuses.
+    /// [`Error::OtherModel`], [`Error::OtherCache`]; [`Error::Layer`] with the layer that refused its operands, or what the driver
+    /// refuses.
     pub fn run(
         &mut self,
         stream: &Stream,
         model: &DeviceModel<W>,
         adapters: &DeviceAdapters<W>,
-        cache: Option<(&mut Cache<W>, usize)>,
+        mut cache: Option<&mut Cache<W>>,
     ) -> Result<()> {
-        let sequences = self.shape.sequences;
-        let mut on = On { model, adapters, cache: cache.map(|(cache, first)| (cache, first..first + sequences)) };
-        self.check(&on)?;
-        self.issue(stream, &mut on)?;
-        if let Some((cache, sequences)) = on.cache {
-            cache.advance(sequences, self.length);
-        }
-        Ok(())
+        self.issue_on(stream, model, adapters, cache.as_deref_mut())?;
+        self.advance(cache)
     }
 
-    /// Captures the pass in a graph, for [`replay`](Self::replay): addresses of the model, the adapters and the cache are those
-    /// of now.
+    /// Captures the pass in a graph, for [`replay`](Self::replay): addresses of the model, the adapters and the cache, and which of
+    /// its sequences, are those of now.
     ///
     /// # Errors
     /// As [`run`](Self::run), and what cannot be captured.
@@ -240,51 +249,71 @@ impl<W: Element> DeviceForward<W> {
         stream: &Stream,
         model: &DeviceModel<W>,
         adapters: &DeviceAdapters<W>,
-        cache: Option<(&mut Cache<W>, usize)>,
+        cache: Option<&mut Cache<W>>,
     ) -> Result<()> {
-        let sequences = self.shape.sequences;
-        let mut on = On { model, adapters, cache: cache.map(|(cache, first)| (cache, first..first + sequences)) };
-        self.check(&on)?;
         let mut refused = None;
         let graph = Graph::capture(stream, |stream| {
-            self.issue(stream, &mut on).map_err(|error| match error {
+            self.issue_on(stream, model, adapters, cache).map_err(|error| match error {
                 Error::Layer { what, source } => {
-                    refused = Some(what);
+                    refused = Some(Error::Layer { what, source: source.clone() });
                     source
                 }
-                // `issue` calls nothing but layers.
-                other => fused_lora::Error::CaptureRefused { operation: "a pass", reason: other.to_string() },
+                other => {
+                    let reason = other.to_string();
+                    refused = Some(other);
+                    fused_lora::Error::CaptureRefused { operation: "a pass", reason }
+                }
             })
         });
-        self.graph = Some(graph.map_err(|source| Error::Layer { what: refused.unwrap_or("a graph".into()), source })?);
+        let graph = graph.map_err(|source| refused.unwrap_or(Error::Layer { what: "a graph".into(), source }))?;
+        self.graph = Some((graph, self.first));
         Ok(())
     }
 
-    /// Issues the captured pass, over the tokens that were [set](Self::set_tokens). `cache` is the one that it was captured with,
-    /// whose lengths advance.
+    /// Issues the captured pass, over the tokens that were [set](Self::set_tokens). `cache` is the one that it was captured with.
     ///
     /// # Errors
-    /// [`Error::NotCaptured`]; what the driver refuses.
-    pub fn replay(&mut self, stream: &Stream, cache: Option<(&mut Cache<W>, usize)>) -> Result<()> {
-        self.graph.as_ref().ok_or(Error::NotCaptured)?.replay(stream)?;
-        if let Some((cache, first)) = cache {
-            self.lengths(cache, first)?;
-            cache.advance(first..first + self.shape.sequences, self.length);
+    /// [`Error::NotCaptured`], also for other sequences of the cache than now; [`Error::OtherCache`]; what the driver refuses.
+    pub fn replay(&mut self, stream: &Stream, cache: Option<&mut Cache<W>>) -> Result<()> {
+        self.expect_cache(cache.as_deref())?;
+        match &self.graph {
+            Some((graph, first)) if *first == self.first => graph.replay(stream)?,
+            _ => return Err(Error::NotCaptured),
         }
-        Ok(())
+        self.advance(cache)
     }
 
-    fn check(&self, on: &On<'_, W>) -> Result<()> {
-        match (&on.cache, self.shape.cache) {
-            (None, None) => Ok(()),
-            (Some((cache, sequences)), Some(capacity)) if cache.capacity() == capacity => {
-                self.lengths(cache, sequences.start).map(|_| ())
-            }
-            (cache, planned) => {
-                let actual = cache.as_ref().map_or(0, |(cache, _)| cache.capacity());
-                Err(Error::OtherCache { expected: planned.unwrap_or(0), actual })
-            }
+    fn expect_cache(&self, cache: Option<&Cache<W>>) -> Result<()> {
+        let [expected, actual] = [self.shape.cache, cache.map(Cache::capacity)].map(|capacity| capacity.unwrap_or(0));
+        if expected == actual { Ok(()) } else { Err(Error::OtherCache { expected, actual }) }
+    }
+
+    /// The cache's lengths behind a pass.
+    fn advance(&self, cache: Option<&mut Cache<W>>) -> Result<()> {
+        let Some(cache) = cache else { return Ok(()) };
+        let mut lengths = self.before.iter().enumerate();
+        lengths.try_for_each(|(i, before)| cache.set_length(self.first + i, before + self.length))
+    }
+
+    fn issue_on(
+        &mut self,
+        stream: &Stream,
+        model: &DeviceModel<W>,
+        adapters: &DeviceAdapters<W>,
+        cache: Option<&mut Cache<W>>,
+    ) -> Result<()> {
+        let Config { layers, d_model, d_ff, vocabulary, .. } = self.config;
+        let given = model.config();
+        expect_same("layers", layers, given.layers)?;
+        expect_same("features", d_model, given.d_model)?;
+        expect_same("MLP features", d_ff, given.d_ff)?;
+        expect_same("tokens in its vocabulary", vocabulary, given.vocabulary)?;
+        self.expect_cache(cache.as_deref())?;
+        if let Some(cache) = &cache {
+            self.lengths(cache, self.first)?;
         }
+        let sequences = self.first..self.first + self.shape.sequences;
+        self.issue(stream, &mut On { model, adapters, cache: cache.map(|cache| (cache, sequences)) })
     }
 
     fn issue(&mut self, stream: &Stream, on: &mut On<'_, W>) -> Result<()> {
