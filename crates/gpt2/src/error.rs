@@ -134,8 +134,8 @@ pub enum Error {
         /// Tokens of a sequence.
         tokens: usize,
     },
-    /// Another number of sequences than training was set up for.
-    #[error("{actual} sequences, training was set up for {expected}")]
+    /// Another number of sequences than training or a pass was set up for, or than a cache has.
+    #[error("{actual} sequences, expected {expected}")]
     BatchSize {
         /// Sequences given.
         actual: usize,
@@ -151,7 +151,7 @@ pub enum Error {
     /// Training without a LoRA.
     #[error("there is no LoRA to train")]
     NothingToTrain,
-    /// A LoRA of other shapes than training was set up for.
+    /// A LoRA of other shapes than training or a pass was set up for.
     #[error("{what} is adapted by {actual}, expected {expected}")]
     OtherAdapters {
         /// Which projection.

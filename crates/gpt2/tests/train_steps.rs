@@ -183,8 +183,8 @@ fn what_cannot_be_run() {
     let loss = training.loss_and_gradients(&good, &[&[1, 2, 3, 4], &[5, 6, 7, 8]]).unwrap();
     let gradients = training.gradients().clone();
     let cases: [(&[&[u32]], &str); 5] = [
-        (&[&[1, 2, 3, 4]], "1 sequences, training was set up for 2"),
-        (&[], "0 sequences, training was set up for 2"),
+        (&[&[1, 2, 3, 4]], "1 sequences, expected 2"),
+        (&[], "0 sequences, expected 2"),
         (
             &[&[1, 2, 3, 4], &[1, 2, 3]],
             "sequence 1 has 3 tokens, expected 4 (all sequences of a batch alike, at least 1)",
@@ -202,10 +202,9 @@ fn what_cannot_be_run() {
     let wider = untrained(&model.config, &[(QKV, 3)]);
     let elsewhere = untrained(&model.config, &[(MLP_OUT, 2)]);
     let tokens: [&[u32]; 2] = [&[1, 2, 3, 4], &[5, 6, 7, 8]];
-    let other =
-        "h.0.attn.c_attn is adapted by rank 3 on columns 0..192, training was set up for rank 2 on columns 0..192";
+    let other = "h.0.attn.c_attn is adapted by rank 3 on columns 0..192, expected rank 2 on columns 0..192";
     refused(training.loss_and_gradients(&wider, &tokens), other);
-    let none = "h.0.attn.c_attn is adapted by nothing, training was set up for rank 2 on columns 0..192";
+    let none = "h.0.attn.c_attn is adapted by nothing, expected rank 2 on columns 0..192";
     refused(training.loss_and_gradients(&elsewhere, &tokens), none);
     let prefix = Adapters { prefix: Some(Prefix::random_layer(&model.config, 2, 1).unwrap()), ..good.clone() };
     refused(
