@@ -4,31 +4,20 @@
 
 mod common;
 
-use common::golden;
+use common::{expected, golden, tokens};
 use fused_lora::Element;
 use fused_lora::device::{Device, EmulatorConfig, Stream};
 use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
 use fused_lora_gpt2::adapter::lora::{Lora, Projection, Target};
 use fused_lora_gpt2::adapter::prefix::Prefix;
 use fused_lora_gpt2::device::{Cache, DeviceAdapters, DeviceForward, DeviceModel, PassShape};
-use fused_lora_gpt2::{Adapters, Checkpoint, Config, Error, Forward, LoraMode, Model, merge_folder, peft};
+use fused_lora_gpt2::{Adapters, Config, Error, Forward, LoraMode, Model, merge_folder, peft};
 use half::{bf16, f16};
 
 fn stream() -> Stream {
     let on_gpu = std::env::var("FUSED_LORA_TEST_DEVICE").is_ok_and(|device| device == "cuda");
     let config = EmulatorConfig { multiprocessors: 6, ..EmulatorConfig::default() };
     Stream::new(&if on_gpu { Device::cuda(0) } else { Device::emulator(config) }.unwrap()).unwrap()
-}
-
-fn expected(key: &str) -> Vec<f64> {
-    let file = Checkpoint::open(&golden("expected.safetensors")).unwrap();
-    let (dtype, _, bytes) = file.raw(key).unwrap();
-    assert_eq!(dtype, safetensors::Dtype::F64);
-    bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()
-}
-
-fn tokens() -> Vec<Vec<u32>> {
-    Checkpoint::open(&golden("expected.safetensors")).unwrap().token_ids("tokens").unwrap()
 }
 
 fn slices(tokens: &[Vec<u32>]) -> Vec<&[u32]> {

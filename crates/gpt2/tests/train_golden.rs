@@ -4,23 +4,12 @@
 
 mod common;
 
-use common::{golden, model};
+use common::{expected, golden, model, tokens};
 use fused_lora::device::{self, Device, DeviceBuffer, DeviceParameter, EmulatorConfig, Stream};
 use fused_lora::optim::Factor;
 use fused_lora_gpt2::adapter::lora::Projection;
 use fused_lora_gpt2::train::{AdamW, FactorGradients, Optimizer, Training};
-use fused_lora_gpt2::{Adapters, Checkpoint, Model, peft};
-
-fn expected(key: &str) -> Vec<f64> {
-    let file = Checkpoint::open(&golden("expected.safetensors")).unwrap();
-    let (dtype, _, bytes) = file.raw(key).unwrap();
-    assert_eq!(dtype, safetensors::Dtype::F64);
-    bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()
-}
-
-fn tokens() -> Vec<Vec<u32>> {
-    Checkpoint::open(&golden("expected.safetensors")).unwrap().token_ids("tokens").unwrap()
-}
+use fused_lora_gpt2::{Adapters, Model, peft};
 
 fn adapters(name: &str, model: &Model<f32>) -> Adapters<f32> {
     Adapters { lora: Some(peft::load_lora(&golden(name), &model.config).unwrap()), ..Adapters::default() }

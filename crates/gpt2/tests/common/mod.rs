@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
-use fused_lora_gpt2::{Config, Error, Model, Result};
+use fused_lora_gpt2::{Checkpoint, Config, Error, Model, Result};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value};
@@ -15,6 +15,19 @@ pub fn golden(name: &str) -> PathBuf {
     // Where tests run that were built elsewhere, the script says where the vectors are.
     let here = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden");
     std::env::var_os("FUSED_LORA_TEST_GOLDEN").map_or_else(|| here.into(), PathBuf::from).join(name)
+}
+
+/// A golden tensor, made in float64.
+pub fn expected(key: &str) -> Vec<f64> {
+    let file = Checkpoint::open(&golden("expected.safetensors")).unwrap();
+    let (dtype, _, bytes) = file.raw(key).unwrap();
+    assert_eq!(dtype, Dtype::F64);
+    bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()
+}
+
+/// The golden batch of token ids.
+pub fn tokens() -> Vec<Vec<u32>> {
+    Checkpoint::open(&golden("expected.safetensors")).unwrap().token_ids("tokens").unwrap()
 }
 
 pub fn config() -> Config {
