@@ -1,0 +1,194 @@
+//! `bench` as a user runs it: timed on the CPU, counted on the emulator, explained without either.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{fail, json, succeed, text};
+use serde_json::Value;
+
+#[test]
+fn bench_compares_fused_with_sequential_and_base() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("bench.json");
+    for (dtype, layout) in [("f32", "in-out"), ("bf16", "out-in")] {
+        let out = succeed(&[
+            "bench",
+            "--device",
+            "cpu",
+            "--tokens",
+            "1,3",
+            "--shapes",
+            "2048x2048",
+            "--ranks",
+            "2",
+            "--trials",
+            "2",
+            "--dtype",
+            dtype,
+            "--layout",
+            layout,
+            "--json",
+            text(&path),
+        ]);
+        assert!(out.contains("sequential"), "{out}");
+        let rows = json(&path)["rows"].as_array().unwrap().clone();
+        assert_eq!(rows.len(), 6);
+        let size = if dtype == "f32" { 4 } else { 2 };
+        assert_eq!(rows[0]["bytes"], (2048 * 2048 + 2 * 2048) * size);
+        assert_eq!(rows[1]["bytes"], (2048 * 2048 + 2 * 2048 + 2 * 2 * 2048) * size);
+    }
+    let plan = succeed(&["bench", "--device", "cpu", "--explain", "--tokens", "128", "--shapes", "1024x1024"]);
+    assert!(plan.contains("128x1024x1024") && plan.contains("read in place"), "{plan}");
+}
+
+#[test]
+fn bench_on_the_emulator_counts_what_the_kernels_ask_of_memory() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("counted.json");
+    let fixed = ["bench", "--device", "emulator", "--dtype", "bf16", "--layout", "out-in", "--shapes", "1024x512"];
+    let out = succeed(&[&fixed[..], &["--tokens", "1,8", "--ranks", "4", "--json", text(&path)]].concat());
+    assert!(out.contains("counted, not timed"), "{out}");
+    let rows = json(&path)["rows"].as_array().unwrap().clone();
+    let of = |i: usize, key: &str| rows[i][key].as_f64().unwrap();
+    assert_eq!(rows.len(), 4);
+    assert_eq!(of(0, "floor_bytes"), 2.0 * (1024.0 * 512.0 + 1024.0 + 512.0));
+    assert_eq!(of(1, "floor_bytes") - of(0, "floor_bytes"), 2.0 * 4.0 * (1024.0 + 512.0));
+    for row in &rows {
+        assert_eq!(
+            (row["weight_bytes_per_load"].as_f64(), row["weight_sectors_over_ideal"].as_f64()),
+            (Some(16.0), Some(1.0))
+        );
+        assert_eq!(row["distinct_bytes"], row["floor_bytes"], "{row:?}");
+    }
+    assert_eq!(of(1, "matrix_instructions"), 0.0, "one token is multiplied on CUDA cores");
+    assert!(of(3, "matrix_instructions") > 0.0, "eight on matrix instructions");
+    let out = succeed(&[&fixed[..], &["--tokens", "20", "--ranks", "4", "--json", text(&path)]].concat());
+    let rows = json(&path)["rows"].as_array().unwrap().clone();
+    assert_eq!(rows.len(), 2, "{out}");
+    // The products of warpgroups are not counted among the matrix instructions of warps.
+    assert!(rows[1]["launch"].as_str().unwrap().contains("lora_forward_rows_wgmma_bf16_m64"), "{out}");
+}
+
+#[test]
+fn bench_explains_how_a_gpu_would_run_each_call() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("plans.json");
+    let fixed = ["bench", "--explain", "--layout", "out-in", "--shapes", "4096x4096", "--ranks", "16", "--json"];
+    let explain = |extra: &[&str]| {
+        let out = succeed(&[&fixed[..], &[text(&path)], extra].concat());
+        (out, json(&path)["rows"].as_array().unwrap().clone())
+    };
+    let (out, rows) = explain(&["--dtype", "bf16", "--tokens", "1,64,4096", "--device", "cuda"]);
+    assert!(out.contains("9.0 and 132 SMs: bf16, out-in"), "{out}");
+    for word in ["kernel", "tile", "stages", "grid", "splits", "launches", "workspace B", "bytes", "floor B"] {
+        assert!(out.contains(word), "no {word}: {out}");
+    }
+    assert_eq!(rows.len(), 3 * 2);
+    for (row, kernel) in rows.iter().step_by(2).zip(["lora_decode_rows_bf16_t1", "lora_forward_rows_", "lora_forward_"])
+    {
+        assert!(row["kernel"].as_str().unwrap().starts_with(kernel), "{row}");
+        assert_eq!(row["launches"], 1);
+    }
+    assert_eq!(rows[0]["floor_bytes"], 2 * (4096 * 4096 + 2 * 4096));
+    assert_eq!(rows[1]["floor_bytes"], 2 * (4096 * 4096 + 17 * 2 * 4096));
+    // T is written and read: 8 bytes a word for one token, 2 for many, and there 4 in each of its 5 splits.
+    let beyond = |i: usize| rows[i]["bytes"].as_u64().unwrap() - rows[i]["floor_bytes"].as_u64().unwrap();
+    assert_eq!((beyond(0), beyond(1), beyond(5)), (0, 2 * 8 * 16, 2 * (2 + 5 * 4) * 4096 * 16));
+
+    let small = ["--dtype", "f16", "--tokens", "4096", "--capability", "7.5", "--multiprocessors", "40"];
+    let (out, rows) = explain(&small);
+    assert!(out.contains("7.5 and 40 SMs"), "{out}");
+    assert!(rows[1]["kernel"].as_str().unwrap().ends_with("_mma_f16_t64"), "{out}");
+    // What has no kernel is said, and the rest is planned.
+    let (out, rows) = explain(&["--dtype", "bf16", "--tokens", "1,4096", "--capability", "7.5"]);
+    assert_eq!(rows.len() + out.matches("no matrix instructions").count(), 4, "{out}");
+    // f32 is rounded only by name, and only where there are many tokens.
+    let kernels = |rows: &[Value]| -> Vec<String> {
+        rows.iter().step_by(2).map(|row| row["kernel"].as_str().unwrap().to_owned()).collect()
+    };
+    let (_, rows) = explain(&["--tokens", "16,4096"]);
+    assert_eq!(kernels(&rows), ["lora_decode_rows_f32_t8", "lora_forward_rows_f32_t128"]);
+    let (out, rows) = explain(&["--tokens", "16,4096", "--tf32"]);
+    assert_eq!(kernels(&rows), ["lora_decode_rows_f32_t8", "lora_forward_rows_mma_tf32_t128"]);
+    assert!(out.contains("f32 in tf32, out-in"), "{out}");
+    fail(&["bench", "--explain", "--tf32", "--dtype", "bf16"], 1);
+    fail(&["bench", "--device", "cpu", "--tf32"], 1);
+    fail(&["bench", "--explain", "--capability", "nine"], 2);
+    fail(&["bench", "--multiprocessors", "40"], 2);
+}
+
+#[test]
+fn bench_explains_the_launches_of_a_training_pass() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("plans.json");
+    let fixed = ["bench", "--explain", "--layout", "out-in", "--dtype", "bf16", "--json", text(&path)];
+    let explain = |extra: &[&str]| {
+        let out = succeed(&[&fixed[..], extra].concat());
+        (out, json(&path)["rows"].as_array().unwrap().clone())
+    };
+    let (tokens, d, r) = (8192, 4096, 16);
+    let (out, rows) = explain(&["--backward", "--tokens", "8192", "--shapes", "4096x4096", "--ranks", "16"]);
+    let names: Vec<_> = rows.iter().map(|row| row["variant"].as_str().unwrap()).collect();
+    assert_eq!(names, ["forward, T kept", "dx", "dA, dB"], "{out}");
+    for (row, kernel) in rows.iter().zip(["lora_forward_rows_wgmma", "lora_dx_columns_wgmma", "lora_gradients_mma"]) {
+        assert!(row["kernel"].as_str().unwrap().starts_with(kernel), "{row}");
+        assert_eq!(row["launches"], 1);
+        assert!(row["bytes"].as_u64() > row["floor_bytes"].as_u64(), "{row}");
+    }
+    // y and dx read and write as much; T is kept by the one, and f32 gradients are written last.
+    let product = 2 * (d * d + 2 * tokens * d + 2 * r * d);
+    assert_eq!([&rows[0]["floor_bytes"], &rows[1]["floor_bytes"]], [product + 2 * tokens * r, product]);
+    assert_eq!(rows[2]["floor_bytes"], 2 * (2 * tokens * d + 2 * tokens * r) + 4 * 2 * r * d);
+    // The preset asks for training passes by itself; few tokens are not decoded, since T is kept.
+    let (_, rows) = explain(&["--preset", "backward"]);
+    assert_eq!(rows.len(), 3 * 3 * 2 * 3);
+    let (out, rows) = explain(&["--preset", "backward", "--tokens", "1", "--shapes", "100x36", "--ranks", "4"]);
+    assert!(rows[0]["kernel"].as_str().unwrap().contains("lora_forward_rows_mma_bf16_any"), "{out}");
+    // What has no kernel is said, once for each pass.
+    let (out, rows) = explain(&["--backward", "--tokens", "128", "--ranks", "5000"]);
+    assert_eq!((rows.len(), out.matches("5000").count() >= 2), (0, true), "{out}");
+}
+
+#[test]
+fn bench_counts_both_launches_of_a_backward_pass() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("counted.json");
+    let fixed = ["bench", "--backward", "--device", "emulator", "--dtype", "bf16", "--layout", "out-in"];
+    let case = ["--shapes", "256x128", "--tokens", "48", "--ranks", "4", "--json", text(&path)];
+    let out = succeed(&[&fixed[..], &case].concat());
+    let rows = json(&path)["rows"].as_array().unwrap().clone();
+    let names: Vec<_> = rows.iter().map(|row| row["variant"].as_str().unwrap()).collect();
+    assert_eq!(names, ["forward, T kept", "dx", "dA, dB", "backward"], "{out}");
+    let of = |i: usize, key: &str| rows[i][key].as_u64().unwrap();
+    for key in ["floor_bytes", "requested_bytes", "distinct_bytes"] {
+        assert_eq!(of(1, key) + of(2, key), of(3, key), "{key}: {out}");
+    }
+    for (i, row) in rows.iter().enumerate() {
+        let (floor, requested) = (of(i, "floor_bytes"), of(i, "requested_bytes"));
+        assert!(requested >= floor && requested < 8 * floor, "{row}");
+        let over = row["requested_over_floor"].as_f64().unwrap();
+        assert!((over - requested as f64 / floor as f64).abs() < 1e-9, "{row}");
+    }
+    // Whose counters are whose: only the second launch has dA and dB to write.
+    assert!(
+        of(0, "distinct_bytes") > 2 * (256 * 128 + 48 * (256 + 128))
+            && of(2, "distinct_bytes") < of(1, "distinct_bytes")
+    );
+}
+
+#[test]
+fn bench_times_training_passes_on_the_cpu() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("passes.json");
+    let fixed = ["bench", "--backward", "--device", "cpu", "--shapes", "1024x2048", "--tokens", "3", "--ranks", "2"];
+    succeed(&[&fixed[..], &["--trials", "1", "--json", text(&path)]].concat());
+    let rows = json(&path)["rows"].as_array().unwrap().clone();
+    let names: Vec<_> = rows.iter().map(|row| row["variant"].as_str().unwrap()).collect();
+    assert_eq!(names, ["base", "fused"]);
+    let base = 2 * (1024 * 2048 + 3 * (1024 + 2048)) * 4;
+    let adapter = 2 * 2 * (1024 + 2048) * 4 + 3 * 1024 * 4 + (2 * 3 * 2 + 2 * (1024 + 2048)) * 4;
+    assert_eq!([&rows[0]["bytes"], &rows[1]["bytes"]], [base, base + adapter]);
+    assert!(rows.iter().all(|row| row["median_us"].as_f64().unwrap() > 0.0));
+    let plan = succeed(&[&fixed[..], &["--explain"]].concat());
+    assert!(plan.contains("3x1024x2048") && plan.contains("dx: cpu: 3x2048x1024"), "{plan}");
+}
