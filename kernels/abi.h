@@ -48,20 +48,26 @@ enum {
   LORA_GELU_NEW = 2,
 };
 
+/* What makes a low-rank term: scale * b a. */
+typedef struct LoraFactors {
+  const void *a; /* [rank, depth]; of dx [rank, columns] */
+  const void *b; /* [columns of the term, rank] */
+  uint32_t a_stride;
+  uint32_t b_stride;
+  uint32_t rank;
+  float scale;
+} LoraFactors;
+ABI_ASSERT(sizeof(LoraFactors) == 32, "LoraFactors is shared with Rust");
+
 /* One low-rank term: y[:, begin..end] += scale * (x a^T) b^T. In the launch of dx, whose x is dy and whose y is dx, begin and
  * end count the depth: y += mask/(1 - p) (scale * x[:, begin..end] b) a. */
 typedef struct LoraSegment {
-  const void *a; /* [rank, depth]; of dx [rank, columns] */
-  const void *b; /* [end - begin, rank] */
-  uint32_t a_stride;
-  uint32_t b_stride;
+  LoraFactors factors;
   uint32_t begin;
   uint32_t end;
-  uint32_t rank;
   /* First of this segment's columns in T = [x a_0^T, x a_1^T, ...]. In the forward kernels' workspace every segment has
    * whole steps of LORA_FORWARD_RANK_STEP columns. */
   uint32_t t_begin;
-  float scale;
   /* The same where no segment's rank is rounded up: its place in the T that a caller asked for. */
   uint32_t packed_begin;
 } LoraSegment;
@@ -82,6 +88,9 @@ typedef struct LoraDecode {
   /* [tiles, splits, tokens, tile columns] partial sums and [tiles] arrivals, where the depth is split. */
   float *partial;
   uint32_t *arrivals;
+  /* Holds the address of the factors that the segments have in this launch, from slot_begin on, so that a captured graph
+   * runs with others once it holds another: of no higher rank than the segments' own. Null: their own. */
+  const LoraFactors *const *slot;
   uint32_t tokens;
   uint32_t depth;
   uint32_t columns;
@@ -103,9 +112,11 @@ typedef struct LoraDecode {
   uint32_t widest_rank;
   uint32_t activation; /* enum LoraActivation */
   uint32_t segment_count;
+  uint32_t slot_begin;
+  uint32_t reserved;
   LoraSegment segments[LORA_MAX_SEGMENTS];
 } LoraDecode;
-ABI_ASSERT(sizeof(LoraDecode) == 9 * 8 + 16 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraDecode is shared with Rust");
+ABI_ASSERT(sizeof(LoraDecode) == 10 * 8 + 18 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraDecode is shared with Rust");
 
 /* Which elements of an adapter's input are dropped: tile/dropout.h. */
 typedef struct LoraDropout {
@@ -144,6 +155,8 @@ typedef struct LoraForward {
   /* The same of T: [row_tiles * t_tiles, t_splits, tile]. */
   float *t_partial;
   uint32_t *t_arrivals;
+  /* As in LoraDecode; null in the launch of dx. */
+  const LoraFactors *const *slot;
   /* Of x on its way into T alone; in the launch of dx, of the sum of the segments. */
   LoraDropout dropout;
   uint32_t tokens;
@@ -168,10 +181,10 @@ typedef struct LoraForward {
   uint32_t raster_rows;
   uint32_t activation; /* enum LoraActivation */
   uint32_t segment_count;
-  uint32_t reserved;
+  uint32_t slot_begin;
   LoraSegment segments[LORA_MAX_SEGMENTS];
 } LoraForward;
-ABI_ASSERT(sizeof(LoraForward) == 13 * 8 + 32 + 20 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraForward is shared with Rust");
+ABI_ASSERT(sizeof(LoraForward) == 14 * 8 + 32 + 20 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraForward is shared with Rust");
 
 /* Rows and (in chunks of 16 bytes) columns of the weight that one CTA of lora_merge takes, and its threads. */
 enum {
@@ -233,7 +246,7 @@ typedef struct LoraForwardTma {
   TensorMap y;
   LoraForward forward;
   uint32_t y_mapped; /* whether there is a map of y, whose rows must start at multiples of 16 bytes for that */
-  uint32_t reserved[9];
+  uint32_t reserved[7];
 } LoraForwardTma;
 ABI_ASSERT(sizeof(LoraForwardTma) == 11 * 128, "LoraForwardTma is shared with Rust");
 
@@ -423,7 +436,7 @@ typedef struct LoraAdapter {
   uint32_t hidden_activation; /* enum LoraActivation */
   uint32_t adds_input;
 } LoraAdapter;
-ABI_ASSERT(sizeof(LoraAdapter) == 984 + 8 + 2 * 4, "LoraAdapter is shared with Rust");
+ABI_ASSERT(sizeof(LoraAdapter) == 992 + 8 + 2 * 4, "LoraAdapter is shared with Rust");
 
 enum {
   /* Threads of an attention CTA, and the largest head. */

@@ -45,11 +45,11 @@ done
 
 sanitizer=$(command -v compute-sanitizer || true)
 if [[ -n $sanitizer && $quick != 1 ]]; then
-  check memcheck-decode 120 "$sanitizer" --tool memcheck --error-exitcode 9 "$here/bin/decode" --test-threads=1 every_token segments matrix
-  check memcheck-merge 60 "$sanitizer" --tool memcheck --error-exitcode 9 "$here/bin/merge" --test-threads=1
-  check memcheck-instructions 90 "$sanitizer" --tool memcheck --error-exitcode 9 "$here/bin/instructions" --test-threads=1
+  check memcheck-decode 120 "$sanitizer" --tool memcheck --report-api-errors no --error-exitcode 9 "$here/bin/decode" --test-threads=1 every_token segments matrix
+  check memcheck-merge 60 "$sanitizer" --tool memcheck --report-api-errors no --error-exitcode 9 "$here/bin/merge" --test-threads=1
+  check memcheck-instructions 90 "$sanitizer" --tool memcheck --report-api-errors no --error-exitcode 9 "$here/bin/instructions" --test-threads=1
   check racecheck-decode 120 "$sanitizer" --tool racecheck --error-exitcode 9 "$here/bin/decode" --test-threads=1 segments matrix
-  check memcheck-forward 180 "$sanitizer" --tool memcheck --error-exitcode 9 "$here/bin/forward" --test-threads=1 segments drop
+  check memcheck-forward 180 "$sanitizer" --tool memcheck --report-api-errors no --error-exitcode 9 "$here/bin/forward" --test-threads=1 segments drop
   check racecheck-forward 180 "$sanitizer" --tool racecheck --error-exitcode 9 "$here/bin/forward" --test-threads=1 segments drop
   check synccheck-decode 60 "$sanitizer" --tool synccheck --error-exitcode 9 "$here/bin/decode" --test-threads=1 segments matrix
 fi

@@ -17,31 +17,42 @@ pub const LORA_GELU_NEW: _bindgen_ty_2 = 2;
 pub type _bindgen_ty_2 = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct LoraSegment {
+pub struct LoraFactors {
     pub a: *const ::core::ffi::c_void,
     pub b: *const ::core::ffi::c_void,
     pub a_stride: u32,
     pub b_stride: u32,
+    pub rank: u32,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraFactors"][::core::mem::size_of::<LoraFactors>() - 32usize];
+    ["Alignment of LoraFactors"][::core::mem::align_of::<LoraFactors>() - 8usize];
+    ["Offset of field: LoraFactors::a"][::core::mem::offset_of!(LoraFactors, a) - 0usize];
+    ["Offset of field: LoraFactors::b"][::core::mem::offset_of!(LoraFactors, b) - 8usize];
+    ["Offset of field: LoraFactors::a_stride"][::core::mem::offset_of!(LoraFactors, a_stride) - 16usize];
+    ["Offset of field: LoraFactors::b_stride"][::core::mem::offset_of!(LoraFactors, b_stride) - 20usize];
+    ["Offset of field: LoraFactors::rank"][::core::mem::offset_of!(LoraFactors, rank) - 24usize];
+    ["Offset of field: LoraFactors::scale"][::core::mem::offset_of!(LoraFactors, scale) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraSegment {
+    pub factors: LoraFactors,
     pub begin: u32,
     pub end: u32,
-    pub rank: u32,
     pub t_begin: u32,
-    pub scale: f32,
     pub packed_begin: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of LoraSegment"][::core::mem::size_of::<LoraSegment>() - 48usize];
     ["Alignment of LoraSegment"][::core::mem::align_of::<LoraSegment>() - 8usize];
-    ["Offset of field: LoraSegment::a"][::core::mem::offset_of!(LoraSegment, a) - 0usize];
-    ["Offset of field: LoraSegment::b"][::core::mem::offset_of!(LoraSegment, b) - 8usize];
-    ["Offset of field: LoraSegment::a_stride"][::core::mem::offset_of!(LoraSegment, a_stride) - 16usize];
-    ["Offset of field: LoraSegment::b_stride"][::core::mem::offset_of!(LoraSegment, b_stride) - 20usize];
-    ["Offset of field: LoraSegment::begin"][::core::mem::offset_of!(LoraSegment, begin) - 24usize];
-    ["Offset of field: LoraSegment::end"][::core::mem::offset_of!(LoraSegment, end) - 28usize];
-    ["Offset of field: LoraSegment::rank"][::core::mem::offset_of!(LoraSegment, rank) - 32usize];
-    ["Offset of field: LoraSegment::t_begin"][::core::mem::offset_of!(LoraSegment, t_begin) - 36usize];
-    ["Offset of field: LoraSegment::scale"][::core::mem::offset_of!(LoraSegment, scale) - 40usize];
+    ["Offset of field: LoraSegment::factors"][::core::mem::offset_of!(LoraSegment, factors) - 0usize];
+    ["Offset of field: LoraSegment::begin"][::core::mem::offset_of!(LoraSegment, begin) - 32usize];
+    ["Offset of field: LoraSegment::end"][::core::mem::offset_of!(LoraSegment, end) - 36usize];
+    ["Offset of field: LoraSegment::t_begin"][::core::mem::offset_of!(LoraSegment, t_begin) - 40usize];
     ["Offset of field: LoraSegment::packed_begin"][::core::mem::offset_of!(LoraSegment, packed_begin) - 44usize];
 };
 #[repr(C)]
@@ -56,6 +67,7 @@ pub struct LoraDecode {
     pub t: *mut ::core::ffi::c_ulonglong,
     pub partial: *mut f32,
     pub arrivals: *mut u32,
+    pub slot: *const *const LoraFactors,
     pub tokens: u32,
     pub depth: u32,
     pub columns: u32,
@@ -72,11 +84,13 @@ pub struct LoraDecode {
     pub widest_rank: u32,
     pub activation: u32,
     pub segment_count: u32,
+    pub slot_begin: u32,
+    pub reserved: u32,
     pub segments: [LoraSegment; 16usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of LoraDecode"][::core::mem::size_of::<LoraDecode>() - 904usize];
+    ["Size of LoraDecode"][::core::mem::size_of::<LoraDecode>() - 920usize];
     ["Alignment of LoraDecode"][::core::mem::align_of::<LoraDecode>() - 8usize];
     ["Offset of field: LoraDecode::x"][::core::mem::offset_of!(LoraDecode, x) - 0usize];
     ["Offset of field: LoraDecode::weight"][::core::mem::offset_of!(LoraDecode, weight) - 8usize];
@@ -87,23 +101,26 @@ const _: () = {
     ["Offset of field: LoraDecode::t"][::core::mem::offset_of!(LoraDecode, t) - 48usize];
     ["Offset of field: LoraDecode::partial"][::core::mem::offset_of!(LoraDecode, partial) - 56usize];
     ["Offset of field: LoraDecode::arrivals"][::core::mem::offset_of!(LoraDecode, arrivals) - 64usize];
-    ["Offset of field: LoraDecode::tokens"][::core::mem::offset_of!(LoraDecode, tokens) - 72usize];
-    ["Offset of field: LoraDecode::depth"][::core::mem::offset_of!(LoraDecode, depth) - 76usize];
-    ["Offset of field: LoraDecode::columns"][::core::mem::offset_of!(LoraDecode, columns) - 80usize];
-    ["Offset of field: LoraDecode::total_rank"][::core::mem::offset_of!(LoraDecode, total_rank) - 84usize];
-    ["Offset of field: LoraDecode::x_stride"][::core::mem::offset_of!(LoraDecode, x_stride) - 88usize];
-    ["Offset of field: LoraDecode::weight_stride"][::core::mem::offset_of!(LoraDecode, weight_stride) - 92usize];
-    ["Offset of field: LoraDecode::y_stride"][::core::mem::offset_of!(LoraDecode, y_stride) - 96usize];
-    ["Offset of field: LoraDecode::residual_stride"][::core::mem::offset_of!(LoraDecode, residual_stride) - 100usize];
-    ["Offset of field: LoraDecode::tile_columns"][::core::mem::offset_of!(LoraDecode, tile_columns) - 104usize];
-    ["Offset of field: LoraDecode::row_threads"][::core::mem::offset_of!(LoraDecode, row_threads) - 108usize];
-    ["Offset of field: LoraDecode::splits"][::core::mem::offset_of!(LoraDecode, splits) - 112usize];
-    ["Offset of field: LoraDecode::split_depth"][::core::mem::offset_of!(LoraDecode, split_depth) - 116usize];
-    ["Offset of field: LoraDecode::shrink_rows"][::core::mem::offset_of!(LoraDecode, shrink_rows) - 120usize];
-    ["Offset of field: LoraDecode::widest_rank"][::core::mem::offset_of!(LoraDecode, widest_rank) - 124usize];
-    ["Offset of field: LoraDecode::activation"][::core::mem::offset_of!(LoraDecode, activation) - 128usize];
-    ["Offset of field: LoraDecode::segment_count"][::core::mem::offset_of!(LoraDecode, segment_count) - 132usize];
-    ["Offset of field: LoraDecode::segments"][::core::mem::offset_of!(LoraDecode, segments) - 136usize];
+    ["Offset of field: LoraDecode::slot"][::core::mem::offset_of!(LoraDecode, slot) - 72usize];
+    ["Offset of field: LoraDecode::tokens"][::core::mem::offset_of!(LoraDecode, tokens) - 80usize];
+    ["Offset of field: LoraDecode::depth"][::core::mem::offset_of!(LoraDecode, depth) - 84usize];
+    ["Offset of field: LoraDecode::columns"][::core::mem::offset_of!(LoraDecode, columns) - 88usize];
+    ["Offset of field: LoraDecode::total_rank"][::core::mem::offset_of!(LoraDecode, total_rank) - 92usize];
+    ["Offset of field: LoraDecode::x_stride"][::core::mem::offset_of!(LoraDecode, x_stride) - 96usize];
+    ["Offset of field: LoraDecode::weight_stride"][::core::mem::offset_of!(LoraDecode, weight_stride) - 100usize];
+    ["Offset of field: LoraDecode::y_stride"][::core::mem::offset_of!(LoraDecode, y_stride) - 104usize];
+    ["Offset of field: LoraDecode::residual_stride"][::core::mem::offset_of!(LoraDecode, residual_stride) - 108usize];
+    ["Offset of field: LoraDecode::tile_columns"][::core::mem::offset_of!(LoraDecode, tile_columns) - 112usize];
+    ["Offset of field: LoraDecode::row_threads"][::core::mem::offset_of!(LoraDecode, row_threads) - 116usize];
+    ["Offset of field: LoraDecode::splits"][::core::mem::offset_of!(LoraDecode, splits) - 120usize];
+    ["Offset of field: LoraDecode::split_depth"][::core::mem::offset_of!(LoraDecode, split_depth) - 124usize];
+    ["Offset of field: LoraDecode::shrink_rows"][::core::mem::offset_of!(LoraDecode, shrink_rows) - 128usize];
+    ["Offset of field: LoraDecode::widest_rank"][::core::mem::offset_of!(LoraDecode, widest_rank) - 132usize];
+    ["Offset of field: LoraDecode::activation"][::core::mem::offset_of!(LoraDecode, activation) - 136usize];
+    ["Offset of field: LoraDecode::segment_count"][::core::mem::offset_of!(LoraDecode, segment_count) - 140usize];
+    ["Offset of field: LoraDecode::slot_begin"][::core::mem::offset_of!(LoraDecode, slot_begin) - 144usize];
+    ["Offset of field: LoraDecode::reserved"][::core::mem::offset_of!(LoraDecode, reserved) - 148usize];
+    ["Offset of field: LoraDecode::segments"][::core::mem::offset_of!(LoraDecode, segments) - 152usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -144,6 +161,7 @@ pub struct LoraForward {
     pub arrivals: *mut u32,
     pub t_partial: *mut f32,
     pub t_arrivals: *mut u32,
+    pub slot: *const *const LoraFactors,
     pub dropout: LoraDropout,
     pub tokens: u32,
     pub depth: u32,
@@ -164,12 +182,12 @@ pub struct LoraForward {
     pub raster_rows: u32,
     pub activation: u32,
     pub segment_count: u32,
-    pub reserved: u32,
+    pub slot_begin: u32,
     pub segments: [LoraSegment; 16usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of LoraForward"][::core::mem::size_of::<LoraForward>() - 984usize];
+    ["Size of LoraForward"][::core::mem::size_of::<LoraForward>() - 992usize];
     ["Alignment of LoraForward"][::core::mem::align_of::<LoraForward>() - 8usize];
     ["Offset of field: LoraForward::x"][::core::mem::offset_of!(LoraForward, x) - 0usize];
     ["Offset of field: LoraForward::weight"][::core::mem::offset_of!(LoraForward, weight) - 8usize];
@@ -184,28 +202,29 @@ const _: () = {
     ["Offset of field: LoraForward::arrivals"][::core::mem::offset_of!(LoraForward, arrivals) - 80usize];
     ["Offset of field: LoraForward::t_partial"][::core::mem::offset_of!(LoraForward, t_partial) - 88usize];
     ["Offset of field: LoraForward::t_arrivals"][::core::mem::offset_of!(LoraForward, t_arrivals) - 96usize];
-    ["Offset of field: LoraForward::dropout"][::core::mem::offset_of!(LoraForward, dropout) - 104usize];
-    ["Offset of field: LoraForward::tokens"][::core::mem::offset_of!(LoraForward, tokens) - 136usize];
-    ["Offset of field: LoraForward::depth"][::core::mem::offset_of!(LoraForward, depth) - 140usize];
-    ["Offset of field: LoraForward::columns"][::core::mem::offset_of!(LoraForward, columns) - 144usize];
-    ["Offset of field: LoraForward::x_stride"][::core::mem::offset_of!(LoraForward, x_stride) - 148usize];
-    ["Offset of field: LoraForward::weight_stride"][::core::mem::offset_of!(LoraForward, weight_stride) - 152usize];
-    ["Offset of field: LoraForward::y_stride"][::core::mem::offset_of!(LoraForward, y_stride) - 156usize];
-    ["Offset of field: LoraForward::residual_stride"][::core::mem::offset_of!(LoraForward, residual_stride) - 160usize];
-    ["Offset of field: LoraForward::t_stride"][::core::mem::offset_of!(LoraForward, t_stride) - 164usize];
-    ["Offset of field: LoraForward::t_out_stride"][::core::mem::offset_of!(LoraForward, t_out_stride) - 168usize];
-    ["Offset of field: LoraForward::row_tiles"][::core::mem::offset_of!(LoraForward, row_tiles) - 172usize];
-    ["Offset of field: LoraForward::column_tiles"][::core::mem::offset_of!(LoraForward, column_tiles) - 176usize];
-    ["Offset of field: LoraForward::t_tiles"][::core::mem::offset_of!(LoraForward, t_tiles) - 180usize];
-    ["Offset of field: LoraForward::splits"][::core::mem::offset_of!(LoraForward, splits) - 184usize];
-    ["Offset of field: LoraForward::split_depth"][::core::mem::offset_of!(LoraForward, split_depth) - 188usize];
-    ["Offset of field: LoraForward::t_splits"][::core::mem::offset_of!(LoraForward, t_splits) - 192usize];
-    ["Offset of field: LoraForward::t_split_depth"][::core::mem::offset_of!(LoraForward, t_split_depth) - 196usize];
-    ["Offset of field: LoraForward::raster_rows"][::core::mem::offset_of!(LoraForward, raster_rows) - 200usize];
-    ["Offset of field: LoraForward::activation"][::core::mem::offset_of!(LoraForward, activation) - 204usize];
-    ["Offset of field: LoraForward::segment_count"][::core::mem::offset_of!(LoraForward, segment_count) - 208usize];
-    ["Offset of field: LoraForward::reserved"][::core::mem::offset_of!(LoraForward, reserved) - 212usize];
-    ["Offset of field: LoraForward::segments"][::core::mem::offset_of!(LoraForward, segments) - 216usize];
+    ["Offset of field: LoraForward::slot"][::core::mem::offset_of!(LoraForward, slot) - 104usize];
+    ["Offset of field: LoraForward::dropout"][::core::mem::offset_of!(LoraForward, dropout) - 112usize];
+    ["Offset of field: LoraForward::tokens"][::core::mem::offset_of!(LoraForward, tokens) - 144usize];
+    ["Offset of field: LoraForward::depth"][::core::mem::offset_of!(LoraForward, depth) - 148usize];
+    ["Offset of field: LoraForward::columns"][::core::mem::offset_of!(LoraForward, columns) - 152usize];
+    ["Offset of field: LoraForward::x_stride"][::core::mem::offset_of!(LoraForward, x_stride) - 156usize];
+    ["Offset of field: LoraForward::weight_stride"][::core::mem::offset_of!(LoraForward, weight_stride) - 160usize];
+    ["Offset of field: LoraForward::y_stride"][::core::mem::offset_of!(LoraForward, y_stride) - 164usize];
+    ["Offset of field: LoraForward::residual_stride"][::core::mem::offset_of!(LoraForward, residual_stride) - 168usize];
+    ["Offset of field: LoraForward::t_stride"][::core::mem::offset_of!(LoraForward, t_stride) - 172usize];
+    ["Offset of field: LoraForward::t_out_stride"][::core::mem::offset_of!(LoraForward, t_out_stride) - 176usize];
+    ["Offset of field: LoraForward::row_tiles"][::core::mem::offset_of!(LoraForward, row_tiles) - 180usize];
+    ["Offset of field: LoraForward::column_tiles"][::core::mem::offset_of!(LoraForward, column_tiles) - 184usize];
+    ["Offset of field: LoraForward::t_tiles"][::core::mem::offset_of!(LoraForward, t_tiles) - 188usize];
+    ["Offset of field: LoraForward::splits"][::core::mem::offset_of!(LoraForward, splits) - 192usize];
+    ["Offset of field: LoraForward::split_depth"][::core::mem::offset_of!(LoraForward, split_depth) - 196usize];
+    ["Offset of field: LoraForward::t_splits"][::core::mem::offset_of!(LoraForward, t_splits) - 200usize];
+    ["Offset of field: LoraForward::t_split_depth"][::core::mem::offset_of!(LoraForward, t_split_depth) - 204usize];
+    ["Offset of field: LoraForward::raster_rows"][::core::mem::offset_of!(LoraForward, raster_rows) - 208usize];
+    ["Offset of field: LoraForward::activation"][::core::mem::offset_of!(LoraForward, activation) - 212usize];
+    ["Offset of field: LoraForward::segment_count"][::core::mem::offset_of!(LoraForward, segment_count) - 216usize];
+    ["Offset of field: LoraForward::slot_begin"][::core::mem::offset_of!(LoraForward, slot_begin) - 220usize];
+    ["Offset of field: LoraForward::segments"][::core::mem::offset_of!(LoraForward, segments) - 224usize];
 };
 pub const LORA_MERGE_ROWS: _bindgen_ty_3 = 64;
 pub const LORA_MERGE_CHUNKS: _bindgen_ty_3 = 16;
@@ -296,7 +315,7 @@ pub struct LoraForwardTma {
     pub y: TensorMap,
     pub forward: LoraForward,
     pub y_mapped: u32,
-    pub reserved: [u32; 9usize],
+    pub reserved: [u32; 7usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -306,8 +325,8 @@ const _: () = {
     ["Offset of field: LoraForwardTma::weight"][::core::mem::offset_of!(LoraForwardTma, weight) - 128usize];
     ["Offset of field: LoraForwardTma::y"][::core::mem::offset_of!(LoraForwardTma, y) - 256usize];
     ["Offset of field: LoraForwardTma::forward"][::core::mem::offset_of!(LoraForwardTma, forward) - 384usize];
-    ["Offset of field: LoraForwardTma::y_mapped"][::core::mem::offset_of!(LoraForwardTma, y_mapped) - 1368usize];
-    ["Offset of field: LoraForwardTma::reserved"][::core::mem::offset_of!(LoraForwardTma, reserved) - 1372usize];
+    ["Offset of field: LoraForwardTma::y_mapped"][::core::mem::offset_of!(LoraForwardTma, y_mapped) - 1376usize];
+    ["Offset of field: LoraForwardTma::reserved"][::core::mem::offset_of!(LoraForwardTma, reserved) - 1380usize];
 };
 pub const LORA_GRADIENTS_COLUMNS: _bindgen_ty_5 = 256;
 pub const LORA_GRADIENTS_RANKS: _bindgen_ty_5 = 64;
@@ -606,13 +625,13 @@ pub struct LoraAdapter {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of LoraAdapter"][::core::mem::size_of::<LoraAdapter>() - 1000usize];
+    ["Size of LoraAdapter"][::core::mem::size_of::<LoraAdapter>() - 1008usize];
     ["Alignment of LoraAdapter"][::core::mem::align_of::<LoraAdapter>() - 8usize];
     ["Offset of field: LoraAdapter::forward"][::core::mem::offset_of!(LoraAdapter, forward) - 0usize];
-    ["Offset of field: LoraAdapter::hidden_bias"][::core::mem::offset_of!(LoraAdapter, hidden_bias) - 984usize];
+    ["Offset of field: LoraAdapter::hidden_bias"][::core::mem::offset_of!(LoraAdapter, hidden_bias) - 992usize];
     ["Offset of field: LoraAdapter::hidden_activation"]
-        [::core::mem::offset_of!(LoraAdapter, hidden_activation) - 992usize];
-    ["Offset of field: LoraAdapter::adds_input"][::core::mem::offset_of!(LoraAdapter, adds_input) - 996usize];
+        [::core::mem::offset_of!(LoraAdapter, hidden_activation) - 1000usize];
+    ["Offset of field: LoraAdapter::adds_input"][::core::mem::offset_of!(LoraAdapter, adds_input) - 1004usize];
 };
 pub const LORA_ATTENTION_THREADS: _bindgen_ty_9 = 128;
 pub const LORA_ATTENTION_MAX_HEAD: _bindgen_ty_9 = 128;

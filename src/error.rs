@@ -258,6 +258,16 @@ pub enum Error {
         /// What was given instead.
         actual: String,
     },
+    /// Factors do not fit a slot, or a slot's the layer that is to run with them.
+    #[error("segment {segment} leads from {actual}, where {expected} or less was expected")]
+    SlotMismatch {
+        /// Which segment of the slot.
+        segment: usize,
+        /// Inputs, columns and the highest rank.
+        expected: String,
+        /// Those of the factors.
+        actual: String,
+    },
     /// T or dropout was asked for of a launch that was not planned for training.
     #[error("the launch was not planned for {what}: plan it with ForwardOptions {{ training: true, .. }}")]
     TrainingNotPlanned {

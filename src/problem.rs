@@ -5,6 +5,9 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::lora::{Layout, MAX_RANK};
 
+/// Shared memory of a CTA that takes part in a layer: the factors of every segment (kernels/lora/factors.h).
+pub(crate) const FACTOR_BYTES: usize = abi::LORA_MAX_SEGMENTS as usize * size_of::<abi::LoraFactors>();
+
 /// What multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ComputePath {

@@ -164,6 +164,24 @@ fn segments_anywhere() {
     }
 }
 
+/// Of an adapter with the ranks that the launch is planned for, and of smaller ones, by less than a step and by several.
+#[test]
+fn factors_in_a_slot() {
+    fn check<T: Element>(rig: &Rig, shape: &Shape) {
+        for (spare, path) in [(0, ComputePath::CudaCores), (30, ComputePath::CudaCores), (5, ComputePath::Auto)] {
+            check_with::<T>(rig, 41, shape, &Options { slot: Some(spare), path, ..Options::default() }, false);
+        }
+    }
+    for build in builds() {
+        let rig = Rig::new(build);
+        for layout in LAYOUTS {
+            check::<f32>(&rig, &shape(1, 64, 96, layout, &[(0, 32, 4), (64, 96, 7)]));
+            check::<f16>(&rig, &shape(6, 72, 96, layout, &[(0, 32, 9), (60, 96, 8)]));
+            check::<bf16>(&rig, &shape(3, 65, 33, layout, &[(0, 33, 3)]));
+        }
+    }
+}
+
 #[test]
 fn activation_and_residual_on_the_way_out() {
     for build in builds() {

@@ -102,7 +102,7 @@ fn each_pass_drops_out_anew() -> Result<()> {
         for offset in [0, 7] {
             on_device.poison_y(&stream);
             on_device.with(|layer, x, residual, y| {
-                let input = DeviceInput { x, dropout: Some(dropout.at(offset).into()) };
+                let input = DeviceInput { x, dropout: Some(dropout.at(offset).into()), slot: None };
                 forward.launch(&stream, layer, input, residual, y, &mut workspace)
             })?;
             holds(&on_device, offset);
@@ -110,7 +110,7 @@ fn each_pass_drops_out_anew() -> Result<()> {
         let mut step = DeviceBuffer::from_slice(&stream, &[0u32])?;
         let graph = on_device.with(|layer, x, residual, y| {
             let dropout = DeviceDropout { dropout: dropout.at(40), step: Some(step.as_slice()) };
-            let input = DeviceInput { x, dropout: Some(dropout) };
+            let input = DeviceInput { x, dropout: Some(dropout), slot: None };
             Graph::capture(&stream, |_| forward.launch(&stream, layer, input, residual, y, &mut workspace))
         })?;
         for replay in [0, 1, 2] {
@@ -138,7 +138,7 @@ fn dropout_is_refused_where_it_was_not_planned_or_its_step_is_wrong() -> Result<
             .with(|layer, x, residual, y| {
                 let forward = Forward::with_options(stream.device(), layer, shape.tokens, options)?;
                 let mut workspace = Workspace::new(&stream, forward.workspace())?;
-                let input = DeviceInput { x, dropout: Some(DeviceDropout { dropout, step }) };
+                let input = DeviceInput { x, dropout: Some(DeviceDropout { dropout, step }), slot: None };
                 forward.launch(&stream, layer, input, residual, y, &mut workspace)
             })
             .unwrap_err()

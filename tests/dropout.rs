@@ -249,7 +249,7 @@ fn the_kernels_make_the_same_mask() {
             let options = ForwardOptions { training: true, ..ForwardOptions::default() };
             let forward = Forward::with_options(stream.device(), layer, tokens, options).unwrap();
             let mut workspace = Workspace::new(&stream, forward.workspace()).unwrap();
-            let input = DeviceInput { x, dropout: Some(dropout().into()) };
+            let input = DeviceInput { x, dropout: Some(dropout().into()), slot: None };
             forward.launch(&stream, layer, input, residual, y, &mut workspace).unwrap();
             forward.plan().to_string()
         });

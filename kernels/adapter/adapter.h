@@ -65,8 +65,9 @@ struct Ends {
 
   /// Stores a chunk of h.
   template <class E, Along FACTORS>
-  GPU_DEVICE void store_t(const LoraForward& p, float (&value)[chunk_elements<E>], u32 row, u32 column) const {
-    const u32 width = p.segments[0].rank;
+  GPU_DEVICE void store_t(const LoraForward& p, const lora::SegmentFactors&, float (&value)[chunk_elements<E>], u32 row,
+                          u32 column) const {
+    const u32 width = p.segments[0].factors.rank;
     const E* bias = static_cast<const E*>(params.hidden_bias);
 #pragma unroll
     for (u32 i = 0; i < chunk_elements<E>; i++) {

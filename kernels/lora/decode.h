@@ -39,8 +39,9 @@ class DecodeTile {
   GPU_DEVICE DecodeTile(const LoraDecode& params, u32 parts)
       : p(params),
         shared(),
-        shrink(params, shared),
-        expand(params, shared),
+        factors(SegmentFactors::take_room(shared)),
+        shrink(params, factors, shared),
+        expand(params, factors, shared),
         parts(parts),
         first_token(blockIdx.z * TOKENS),
         first_column(blockIdx.x * params.tile_columns),
@@ -90,6 +91,7 @@ class DecodeTile {
 
  private:
   SharedMemory shared;
+  SegmentFactors factors;
   Shrink<E, SHRINK_TOKENS, THREADS, ALIGNED> shrink;
   Expand<E, TOKENS, THREADS> expand;
   u32 parts;

@@ -26,12 +26,12 @@ class ChunkOfB {
  public:
   GPU_DEVICE ChunkOfB(const LoraForward& p, u32 t_column) {
     const LoraSegment& segment = p.segments[segment_of(p, t_column)];
-    b = static_cast<const E*>(segment.b);
-    stride = segment.b_stride;
+    b = static_cast<const E*>(segment.factors.b);
+    stride = segment.factors.b_stride;
     begin = segment.begin;
     end = segment.end;
     first = t_column - segment.t_begin;
-    rank = segment.rank;
+    rank = segment.factors.rank;
     aligned = tile::rows_are_aligned<E>(b, stride) && rank % chunk_elements<E> == 0;
   }
 
@@ -102,14 +102,14 @@ GPU_DEVICE u32 rank_values(const LoraSegment& segment, u32 k) {
 
 /// Whether the rows of a segment's A can be copied 16 bytes at a time.
 template <class E>
-GPU_DEVICE bool a_is_aligned(const LoraForward& p, const LoraSegment& segment) {
-  return tile::rows_are_aligned<E>(segment.a, segment.a_stride) && p.columns % chunk_elements<E> == 0;
+GPU_DEVICE bool a_is_aligned(const LoraForward& p, const LoraFactors& factors) {
+  return tile::rows_are_aligned<E>(factors.a, factors.a_stride) && p.columns % chunk_elements<E> == 0;
 }
 
 /// Value `j` of a segment's rank: a row of A, or null where the rank was rounded up.
 template <class E>
-GPU_DEVICE const E* row_of_a(const LoraSegment& segment, u32 j) {
-  return j < segment.rank ? static_cast<const E*>(segment.a) + u64(j) * segment.a_stride : nullptr;
+GPU_DEVICE const E* row_of_a(const LoraFactors& factors, u32 j) {
+  return j < factors.rank ? static_cast<const E*>(factors.a) + u64(j) * factors.a_stride : nullptr;
 }
 
 }  // namespace lora

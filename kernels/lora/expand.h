@@ -20,39 +20,40 @@ using namespace gpu;
 template <class E, u32 TOKENS, u32 THREADS>
 class Expand {
  public:
-  GPU_DEVICE Expand(const LoraDecode& params, SharedMemory& shared)
-      : p(params), t(shared.take<float>(TOKENS * params.widest_rank)) {}
+  GPU_DEVICE Expand(const LoraDecode& params, const SegmentFactors& factors, SharedMemory& shared)
+      : p(params), all(factors), t(shared.take<float>(TOKENS * params.widest_rank)) {}
 
   GPU_DEVICE void run(float* sums, u32 stride, u32 first_token, u32 first_column, u32 columns, u32 epoch) {
     for (u32 s = 0; s < p.segment_count; s++) {
       const LoraSegment& segment = p.segments[s];
       const u32 begin = gpu::max(first_column, segment.begin), end = gpu::min(first_column + columns, segment.end);
-      if (begin < end) add(segment, sums + (begin - first_column), stride, first_token, begin, end - begin, epoch);
+      if (begin < end) add(s, sums + (begin - first_column), stride, first_token, begin, end - begin, epoch);
     }
   }
 
  private:
   static constexpr u32 elements = chunk_elements<E>;
 
-  GPU_DEVICE void add(const LoraSegment& segment, float* sums, u32 stride, u32 first_token, u32 first_column,
-                      u32 columns, u32 epoch) {
-    const u32 chunks = (segment.rank + elements - 1) / elements;
+  GPU_DEVICE void add(u32 s, float* sums, u32 stride, u32 first_token, u32 first_column, u32 columns, u32 epoch) {
+    const LoraSegment& segment = p.segments[s];
+    const LoraFactors& factors = all[s];
+    const u32 chunks = (factors.rank + elements - 1) / elements;
     u32 lanes = 1;
     while (lanes < chunks && lanes < warp_size) lanes *= 2;
     const u32 lane = threadIdx.x % lanes, row = threadIdx.x / lanes, rows = THREADS / lanes;
-    const E* b = static_cast<const E*>(segment.b) + u64(first_column - segment.begin) * segment.b_stride;
-    const bool aligned = tile::rows_are_aligned<E>(segment.b, segment.b_stride);
+    const E* b = static_cast<const E*>(factors.b) + u64(first_column - segment.begin) * factors.b_stride;
+    const bool aligned = tile::rows_are_aligned<E>(factors.b, factors.b_stride);
 
     float factor[elements];
-    load(segment, b, row, columns, lane, aligned, factor);
-    receive(segment, first_token, epoch);
+    load(factors, b, row, columns, lane, aligned, factor);
+    receive(factors, segment.t_begin, first_token, epoch);
     sync_block();
     // Every lane of a warp goes through every pass, for the shuffles' sake.
     for (u32 first = 0; first < columns; first += rows) {
       const u32 column = first + row;
       float sum[TOKENS] = {};
       for (u32 c = lane; c < lanes * ((chunks + lanes - 1) / lanes); c += lanes) {
-        if (first != 0 || c != lane) load(segment, b, column, columns, c, aligned, factor);
+        if (first != 0 || c != lane) load(factors, b, column, columns, c, aligned, factor);
         if (c < chunks) multiply(factor, c * elements, sum);
       }
 #pragma unroll
@@ -67,10 +68,10 @@ class Expand {
     sync_block();  // `t` may be written again, `sums` read by others
   }
 
-  GPU_DEVICE void load(const LoraSegment& segment, const E* b, u32 column, u32 columns, u32 chunk, bool aligned,
+  GPU_DEVICE void load(const LoraFactors& factors, const E* b, u32 column, u32 columns, u32 chunk, bool aligned,
                        float (&factor)[elements]) {
-    const u32 end = column < columns ? segment.rank : 0;
-    tile::load_elements<E>(b + u64(column) * segment.b_stride, chunk * elements, end, aligned, factor);
+    const u32 end = column < columns ? factors.rank : 0;
+    tile::load_elements<E>(b + u64(column) * factors.b_stride, chunk * elements, end, aligned, factor);
   }
 
   GPU_DEVICE void multiply(const float (&factor)[elements], u32 first, float (&sum)[TOKENS]) {
@@ -87,22 +88,23 @@ class Expand {
   }
 
   /// Waits for the segment's part of T and keeps s·T, padded with zeros to whole chunks.
-  GPU_DEVICE void receive(const LoraSegment& segment, u32 first_token, u32 epoch) {
-    const u32 padded = (segment.rank + elements - 1) / elements * elements;
+  GPU_DEVICE void receive(const LoraFactors& factors, u32 t_begin, u32 first_token, u32 epoch) {
+    const u32 padded = (factors.rank + elements - 1) / elements * elements;
     for (u32 i = threadIdx.x; i < TOKENS * padded; i += THREADS) {
       const u32 m = i / padded, j = i % padded;
       float value = 0.0f;
-      if (j < segment.rank && first_token + m < p.tokens) {
-        const auto* place = p.t + u64(first_token + m) * p.total_rank + segment.t_begin + j;
+      if (j < factors.rank && first_token + m < p.tokens) {
+        const auto* place = p.t + u64(first_token + m) * p.total_rank + t_begin + j;
         u64 word;
         while (u32((word = load_relaxed(place)) >> 32) != epoch) back_off();
-        value = segment.scale * from_bits(u32(word));
+        value = factors.scale * from_bits(u32(word));
       }
       t[m * p.widest_rank + j] = value;
     }
   }
 
   const LoraDecode& p;
+  SegmentFactors all;
   float* t;
 };
 

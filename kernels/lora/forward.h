@@ -32,6 +32,7 @@
 #include <gpu/math.h>
 #include <gpu/memory.h>
 #include <gpu/types.h>
+#include <lora/factors.h>
 #include <tile/dropout.h>
 
 namespace lora {
@@ -48,9 +49,10 @@ struct ForwardTask {
   u32 column_tile;
   u32 split;
 
-  /// `word` is 8 bytes of shared memory. All threads of the CTA call it.
-  static GPU_DEVICE ForwardTask draw(const LoraForward& p, u64* word) {
+  /// Fetches the factors, too. `word` is 8 bytes of shared memory. All threads of the CTA call it.
+  static GPU_DEVICE ForwardTask draw(const LoraForward& p, const SegmentFactors& factors, u64* word) {
     if (p.t_tiles == 0) return of_number(p, blockIdx.x, 0);
+    factors.fetch(p);
     if (threadIdx.x == 0) {
       const u64 drawn = fetch_add_relaxed(p.ticket, u64(1));
       if (u32(drawn) == gridDim.x - 1) store_relaxed(p.ticket, u64(u32(drawn >> 32) + 1) << 32);
@@ -76,7 +78,7 @@ struct ForwardTask {
 };
 
 GPU_DEVICE u32 padded_rank(const LoraSegment& segment) {
-  return (segment.rank + LORA_FORWARD_RANK_STEP - 1) / LORA_FORWARD_RANK_STEP * LORA_FORWARD_RANK_STEP;
+  return (segment.factors.rank + LORA_FORWARD_RANK_STEP - 1) / LORA_FORWARD_RANK_STEP * LORA_FORWARD_RANK_STEP;
 }
 
 /// The segment that a column of the workspace's T belongs to. An index: nvcc 13.0 crashes over pointers into parameters
@@ -91,10 +93,10 @@ GPU_DEVICE u32 segment_of(const LoraForward& p, u32 t_column) {
 
 /// The row of A that gives a column of the workspace's T, or null where a rank was rounded up.
 template <class E>
-GPU_DEVICE const E* a_row(const LoraForward& p, u32 t_column) {
-  const LoraSegment& segment = p.segments[segment_of(p, t_column)];
-  const u32 row = t_column - segment.t_begin;
-  return row < segment.rank ? static_cast<const E*>(segment.a) + u64(row) * segment.a_stride : nullptr;
+GPU_DEVICE const E* a_row(const LoraForward& p, const SegmentFactors& all, u32 t_column) {
+  const u32 segment = segment_of(p, t_column), row = t_column - p.segments[segment].t_begin;
+  const LoraFactors& factors = all[segment];
+  return row < factors.rank ? static_cast<const E*>(factors.a) + u64(row) * factors.a_stride : nullptr;
 }
 
 /// A step of the depth that an adapter adds to a tile of y.
@@ -120,12 +122,15 @@ struct LowRankSteps {
     }
   }
 
-  GPU_DEVICE bool concerns(const LoraSegment& segment) const { return segment.begin < end && segment.end > begin; }
+  /// Those of a segment: none if it has no column among them.
+  GPU_DEVICE u32 of(const LoraSegment& segment) const {
+    return segment.begin < end && segment.end > begin ? (segment.factors.rank + DEPTH - 1) / DEPTH : 0;
+  }
 
   GPU_DEVICE u32 count() const {
     u32 steps = 0;
     for (u32 s = 0; s < p.segment_count; s++) {
-      if (concerns(p.segments[s])) steps += (p.segments[s].rank + DEPTH - 1) / DEPTH;
+      steps += of(p.segments[s]);
     }
     return steps;
   }
@@ -134,7 +139,7 @@ struct LowRankSteps {
   GPU_DEVICE LowRankStep at(u32 index) const {
     u32 segment = 0;
     while (true) {
-      const u32 steps = concerns(p.segments[segment]) ? (p.segments[segment].rank + DEPTH - 1) / DEPTH : 0;
+      const u32 steps = of(p.segments[segment]);
       if (index < steps) return {segment, index * DEPTH};
       index -= steps;
       segment++;
@@ -159,30 +164,35 @@ GPU_DEVICE float t_factor(const LoraForward& p) {
 /// Stores columns `column` and the next of a row of T: s·T for the tiles of y, T for who asked for it. Both belong to one
 /// segment, whose first column is even.
 template <class E, Along FACTORS>
-GPU_DEVICE void store_t(const LoraForward& p, u32 row, u32 column, float low, float high) {
-  const LoraSegment& segment = p.segments[segment_of(p, column)];
+GPU_DEVICE void store_t(const LoraForward& p, const SegmentFactors& all, u32 row, u32 column, float low, float high) {
+  const u32 s = segment_of(p, column);
+  const LoraSegment& segment = p.segments[s];
+  const float scale = all[s].scale;
   low *= t_factor<FACTORS>(p);
   high *= t_factor<FACTORS>(p);
   u32* place = reinterpret_cast<u32*>(static_cast<E*>(p.t) + u64(row) * p.t_stride + column);
-  store(place, pack<E>(segment.scale * low, segment.scale * high));
+  store(place, pack<E>(scale * low, scale * high));
   if (p.t_out == nullptr) return;
   E* packed = static_cast<E*>(p.t_out) + u64(row) * p.t_out_stride + segment.packed_begin;
   const u32 j = column - segment.t_begin;
-  if (j < segment.rank) store(packed + j, from_f32<E>(low));
-  if (j + 1 < segment.rank) store(packed + j + 1, from_f32<E>(high));
+  if (j < segment.factors.rank) store(packed + j, from_f32<E>(low));
+  if (j + 1 < segment.factors.rank) store(packed + j + 1, from_f32<E>(high));
 }
 
 /// The same for a whole chunk of columns, which lie in one segment: the steps by which ranks are rounded up are whole
 /// chunks.
 template <class E, Along FACTORS>
-GPU_DEVICE void store_t_chunk(const LoraForward& p, float (&value)[chunk_elements<E>], u32 row, u32 column) {
+GPU_DEVICE void store_t_chunk(const LoraForward& p, const SegmentFactors& all, float (&value)[chunk_elements<E>], u32 row,
+                              u32 column) {
   constexpr u32 elements = chunk_elements<E>;
-  const LoraSegment& segment = p.segments[segment_of(p, column)];
+  const u32 s = segment_of(p, column);
+  const LoraSegment& segment = p.segments[s];
+  const float scale = all[s].scale;
   float scaled[elements];
 #pragma unroll
   for (u32 i = 0; i < elements; i++) {
     value[i] *= t_factor<FACTORS>(p);
-    scaled[i] = segment.scale * value[i];
+    scaled[i] = scale * value[i];
   }
   store(reinterpret_cast<Chunk*>(static_cast<E*>(p.t) + u64(row) * p.t_stride + column), pack<E>(scaled));
   if (p.t_out == nullptr) return;
@@ -190,7 +200,7 @@ GPU_DEVICE void store_t_chunk(const LoraForward& p, float (&value)[chunk_element
   E* packed = static_cast<E*>(p.t_out) + u64(row) * p.t_out_stride + segment.packed_begin + first;
 #pragma unroll
   for (u32 i = 0; i < elements; i++) {
-    if (first + i < segment.rank) store(packed + i, from_f32<E>(value[i]));
+    if (first + i < segment.factors.rank) store(packed + i, from_f32<E>(value[i]));
   }
 }
 

@@ -10,7 +10,7 @@
 // FACTORS says which way A and B lie: Along::Depth in the forward kernels, Along::Columns in those of dx (lora/dx.h).
 // ENDS says what happens to T and y on their way to memory, which is more in an adapter that is no LoRA (adapter/adapter.h).
 //
-// Shared memory: STAGES·(ROWS + COLUMNS)·DEPTH values and 128 bytes; the sums on their way out use the ring's.
+// Shared memory: STAGES·(ROWS + COLUMNS)·DEPTH values, 128 bytes, and the factors; the sums on their way out use the ring's.
 #pragma once
 
 #include <gpu/grid.h>
@@ -27,8 +27,9 @@ namespace lora {
 struct LayerEnds {
   /// Of a chunk of T.
   template <class E, Along FACTORS>
-  GPU_DEVICE void store_t(const LoraForward& p, float (&value)[chunk_elements<E>], u32 row, u32 column) const {
-    store_t_chunk<E, FACTORS>(p, value, row, column);
+  GPU_DEVICE void store_t(const LoraForward& p, const SegmentFactors& factors, float (&value)[chunk_elements<E>], u32 row,
+                          u32 column) const {
+    store_t_chunk<E, FACTORS>(p, factors, value, row, column);
   }
 
   /// Of chunks of y.
@@ -51,12 +52,17 @@ class ForwardTile {
   static_assert(warps * 16 == ROWS && t_columns <= COLUMNS, "a tile of T is 16 rows a warp, in the same ring");
 
   GPU_DEVICE explicit ForwardTile(const LoraForward& params, const ENDS& ends = {})
-      : p(params), ends(ends), shared(), word(shared.take<u64>(1)), ring(shared.take<Chunk, 128>(STAGES * stage_chunks)) {}
+      : p(params),
+        ends(ends),
+        shared(),
+        word(shared.take<u64>(1)),
+        ring(shared.take<Chunk, 128>(STAGES * stage_chunks)),
+        factors(SegmentFactors::take_room(shared)) {}
 
   GPU_DEVICE void run() {
     grid_dependency_launch();
     grid_dependency_wait();
-    task = ForwardTask::draw(p, word);
+    task = ForwardTask::draw(p, factors, word);
     first_row = task.row_tile * ROWS;
     if (task.is_t) {
       shrink();
@@ -79,7 +85,7 @@ class ForwardTile {
   }
 
   GPU_DEVICE ARows a_rows(u32 first) const {
-    return ARows([&](u32 i) { return a_row<E>(p, first + i); });
+    return ARows([&](u32 i) { return a_row<E>(p, factors, first + i); });
   }
 
   static GPU_DEVICE const E* at(const void* base, u32 row, u32 stride) {
@@ -132,7 +138,7 @@ class ForwardTile {
 
     send_out<16, t_columns>(sums, [&](float (&value)[elements], u32 row, u32 column) {
       row += first_row + 16 * warp_id();
-      if (row < p.tokens && column < columns) ends.template store_t<E, FACTORS>(p, value, row, first + column);
+      if (row < p.tokens && column < columns) ends.template store_t<E, FACTORS>(p, factors, value, row, first + column);
     });
     publish_t(p, task);
   }
@@ -211,30 +217,31 @@ class ForwardTile {
     const LoraSegment& segment = p.segments[step.segment];
     if constexpr (FACTORS == Along::Columns) {
       constexpr u32 chunks = COLUMNS / elements;
-      const bool a_aligned = a_is_aligned<E>(p, segment);
+      const bool a_aligned = a_is_aligned<E>(p, segment.factors);
 #pragma unroll 1
       for (u32 i = threadIdx.x; i < rank_values<DEPTH>(segment, step.k) * chunks; i += threads) {
         const u32 row = i / chunks, chunk = i % chunks, column = first_column + elements * chunk;
         Chunk* place = right(stage) + tile::swizzled<chunks>(row, chunk);
         if (a_aligned) {
-          tile::stage_chunk<E, true>(place, row_of_a<E>(segment, step.k + row), column, p.columns, segment.a);
+          tile::stage_chunk<E, true>(place, row_of_a<E>(segment.factors, step.k + row), column, p.columns, segment.factors.a);
         } else {
-          tile::stage_chunk<E, false>(place, row_of_a<E>(segment, step.k + row), column, p.columns, segment.a);
+          tile::stage_chunk<E, false>(place, row_of_a<E>(segment.factors, step.k + row), column, p.columns, segment.factors.a);
         }
       }
     } else {
       constexpr u32 chunks = row_chunks;
-      const bool b_aligned = tile::rows_are_aligned<E>(segment.b, segment.b_stride) && segment.rank % elements == 0;
+      const LoraFactors own = factors[step.segment];
+      const bool b_aligned = tile::rows_are_aligned<E>(own.b, own.b_stride) && own.rank % elements == 0;
 #pragma unroll 1
       for (u32 i = threadIdx.x; i < COLUMNS * chunks; i += threads) {
         const u32 row = i / chunks, chunk = i % chunks, column = first_column + row;
         const bool present = column >= segment.begin && column < segment.end;
-        const E* b = present ? at(segment.b, column - segment.begin, segment.b_stride) : nullptr;
+        const E* b = present ? at(own.b, column - segment.begin, own.b_stride) : nullptr;
         Chunk* place = right(stage) + tile::swizzled<chunks>(row, chunk);
         if (b_aligned) {
-          tile::stage_chunk<E, true>(place, b, step.k + elements * chunk, segment.rank, segment.b);
+          tile::stage_chunk<E, true>(place, b, step.k + elements * chunk, own.rank, own.b);
         } else {
-          tile::stage_chunk<E, false>(place, b, step.k + elements * chunk, segment.rank, segment.b);
+          tile::stage_chunk<E, false>(place, b, step.k + elements * chunk, own.rank, own.b);
         }
       }
     }
@@ -244,7 +251,7 @@ class ForwardTile {
   GPU_DEVICE void add_low_rank(Sums& sums, const LowRankStep& step, u32 stage, u32 warp_row, u32 warp_column,
                                u32 first_column) const {
     const LoraSegment& segment = p.segments[step.segment];
-    const u32 steps = (segment.rank - step.k + 15) / 16;
+    const u32 steps = (segment.factors.rank - step.k + 15) / 16;
     if constexpr (FACTORS == Along::Depth) {
       const u32 from = gpu::max(segment.begin, first_column) - first_column;
       sums.template multiply_within<DEPTH, COLUMNS, FACTORS>(left(stage), warp_row, right(stage), warp_column, steps, from,
@@ -311,6 +318,7 @@ class ForwardTile {
   SharedMemory shared;
   u64* word;
   Chunk* ring;
+  SegmentFactors factors;
   ForwardTask task;
   u32 first_row;
 };

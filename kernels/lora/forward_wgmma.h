@@ -45,6 +45,7 @@ class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, FACTORS, 2, COLUMNS, (COLUMNS =
     }
     grid_dependency_launch();
     grid_dependency_wait();
+    this->factors.fetch(p);
     sync_all();
     if (this->group() == 2) {
       decrease_registers<72>();
@@ -67,6 +68,7 @@ class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, FACTORS, 2, COLUMNS, (COLUMNS =
   struct Places {
     Chunk *ring, *panels;
     u64 *barriers, *words;
+    LoraFactors* factors;
 
     GPU_DEVICE Places() {
       SharedMemory shared;
@@ -74,11 +76,12 @@ class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, FACTORS, 2, COLUMNS, (COLUMNS =
       panels = shared.take<Chunk, 1024>(4 * panel_chunks);
       barriers = shared.take<u64>(2 * Tile::stages + 4);
       words = shared.take<u64>(3);
+      factors = SegmentFactors::take_room(shared);
     }
   };
 
   GPU_DEVICE ForwardWgmma(const LoraForwardTma& params, Places places)
-      : Tile(params, places.ring, places.barriers, places.words + 2),
+      : Tile(params, places.ring, places.barriers, places.words + 2, places.factors),
         params(params),
         panels(places.panels),
         words(places.words),

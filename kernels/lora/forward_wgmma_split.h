@@ -9,7 +9,7 @@
 // Within a CTA, GROUPS warpgroups multiply 64 rows each, the last one copies. Two CTAs fit an SM where GROUPS is 1, so that
 // one computes T or finishes while the other keeps memory busy.
 //
-// Shared memory: the stages, which take the sums afterwards, and the barriers. Bytes in flight: up to 192 KiB an SM.
+// Shared memory: the stages, which take the sums afterwards, the barriers, and the factors. Bytes in flight: up to 192 KiB an SM.
 // Determinism: the splits' order, whatever CTA comes first.
 #pragma once
 
@@ -32,6 +32,7 @@ class ForwardWgmmaSplit : ForwardWgmmaTile<E, WEIGHT, FACTORS, GROUPS, COLUMNS, 
   GPU_DEVICE void run() {
     grid_dependency_launch();
     grid_dependency_wait();
+    this->factors.fetch(p);
     const ForwardTask task = draw();
     const bool copying = this->group() == GROUPS;
     if (task.is_t) {
@@ -48,6 +49,7 @@ class ForwardWgmmaSplit : ForwardWgmmaTile<E, WEIGHT, FACTORS, GROUPS, COLUMNS, 
     } else {
       multiply(task);
     }
+    sync_warp();  // one lane copies: the barrier takes whole warps
     cluster_sync();
     finish(task);
     cluster_sync();  // nobody leaves while others read its sums
@@ -62,17 +64,19 @@ class ForwardWgmmaSplit : ForwardWgmmaTile<E, WEIGHT, FACTORS, GROUPS, COLUMNS, 
   struct Places {
     Chunk* ring;
     u64 *barriers, *words;
+    LoraFactors* factors;
 
     GPU_DEVICE Places() {
       SharedMemory shared;
       ring = shared.take<Chunk, 1024>(STAGES * Tile::stage_chunks);
       barriers = shared.take<u64>(2 * STAGES);
       words = shared.take<u64>(2);
+      factors = SegmentFactors::take_room(shared);
     }
   };
 
   GPU_DEVICE ForwardWgmmaSplit(const LoraForwardTma& params, Places places)
-      : Tile(params, places.ring, places.barriers, places.words + 1), drawn(places.words) {}
+      : Tile(params, places.ring, places.barriers, places.words + 1, places.factors), drawn(places.words) {}
 
   static GPU_DEVICE bool copies() { return warp_id() == 4 * GROUPS && elect_one(); }
 

@@ -34,12 +34,14 @@ class ForwardWgmmaTile {
   static_assert(COLUMNS % 64 == 0 && t_columns == 64, "columns come 64 at a time");
 
  protected:
-  /// `ring` has room for all stages at a multiple of 1024 bytes, `barriers` for two a stage, `word` for one.
-  GPU_DEVICE ForwardWgmmaTile(const LoraForwardTma& params, Chunk* ring, u64* barriers, u64* word)
+  /// `ring` has room for all stages at a multiple of 1024 bytes, `barriers` for two a stage, `word` for one, `factors` for all.
+  GPU_DEVICE ForwardWgmmaTile(const LoraForwardTma& params, Chunk* ring, u64* barriers, u64* word,
+                              LoraFactors* factors)
       : maps(params),
         p(params.forward),
         ring(ring),
         word(word),
+        factors(factors),
         full(shared_address(barriers)),
         empty(full + 8 * stages) {}
 
@@ -138,7 +140,7 @@ class ForwardWgmmaTile {
     const u32 thread = threadIdx.x % 128, row = thread / row_chunks, chunk = thread % row_chunks;
     const E* a[count];
 #pragma unroll
-    for (u32 i = 0; i < count; i++) a[i] = a_row<E>(p, task.column_tile * t_columns + row + i * (128 / row_chunks));
+    for (u32 i = 0; i < count; i++) a[i] = a_row<E>(p, factors, task.column_tile * t_columns + row + i * (128 / row_chunks));
     Chunk ahead[count];
     const auto load_a = [&](u32 k) {
 #pragma unroll
@@ -227,7 +229,7 @@ class ForwardWgmmaTile {
       store_shared(left(stage) + tile::swizzled<row_chunks>(row, chunk), t);
     }
     if constexpr (FACTORS == Along::Depth) {
-      store_b(segment, low.k, first_column, chunks, stage);
+      store_b(low, first_column, chunks, stage);
     } else {
       store_a(segment, low.k, first_column, 8 * chunks, stage);
     }
@@ -235,16 +237,18 @@ class ForwardWgmmaTile {
   }
 
   /// `chunks` of a segment's rank from `k` on, for every column of a tile.
-  GPU_DEVICE void store_b(const LoraSegment& segment, u32 k, u32 first_column, u32 chunks, u32 stage) const {
-    const bool b_aligned = tile::rows_are_aligned<E>(segment.b, segment.b_stride) && segment.rank % 8 == 0;
+  GPU_DEVICE void store_b(const LowRankStep& low, u32 first_column, u32 chunks, u32 stage) const {
+    const LoraSegment& segment = p.segments[low.segment];
+    const LoraFactors& own = factors[low.segment];
+    const bool b_aligned = tile::rows_are_aligned<E>(own.b, own.b_stride) && own.rank % 8 == 0;
 #pragma unroll 1
     for (u32 i = threadIdx.x % 128; i < COLUMNS * chunks; i += 128) {
-      const u32 row = i / chunks, chunk = i % chunks, column = first_column + row, first = k + 8 * chunk;
+      const u32 row = i / chunks, chunk = i % chunks, column = first_column + row, first = low.k + 8 * chunk;
       Chunk b = tile::zero_chunk;
       if (column >= segment.begin && column < segment.end) {
-        const E* source = static_cast<const E*>(segment.b) + u64(column - segment.begin) * segment.b_stride;
-        b = b_aligned ? tile::load_weight<E, true>(source, first, segment.rank)
-                      : tile::load_weight<E, false>(source, first, segment.rank);
+        const E* source = static_cast<const E*>(own.b) + u64(column - segment.begin) * own.b_stride;
+        b = b_aligned ? tile::load_weight<E, true>(source, first, own.rank)
+                      : tile::load_weight<E, false>(source, first, own.rank);
       }
       store_shared(right(stage) + tile::swizzled<row_chunks>(row, chunk), b);
     }
@@ -253,11 +257,11 @@ class ForwardWgmmaTile {
   /// The same of dx: `values` of the rank, a row of A each, in panels of 64 columns.
   GPU_DEVICE void store_a(const LoraSegment& segment, u32 k, u32 first_column, u32 values, u32 stage) const {
     constexpr u32 chunks = COLUMNS / 8;
-    const bool a_aligned = a_is_aligned<E>(p, segment);
+    const bool a_aligned = a_is_aligned<E>(p, segment.factors);
 #pragma unroll 1
     for (u32 i = threadIdx.x % 128; i < values * chunks; i += 128) {
       const u32 row = i / chunks, chunk = i % chunks, column = first_column + 8 * chunk;
-      const E* source = row_of_a<E>(segment, k + row);
+      const E* source = row_of_a<E>(segment.factors, k + row);
       const u32 end = source != nullptr ? p.columns : 0;
       const Chunk a = a_aligned ? tile::load_weight<E, true>(source, column, end)
                                 : tile::load_weight<E, false>(source, column, end);
@@ -267,7 +271,7 @@ class ForwardWgmmaTile {
 
   /// Values of a segment's rank that one stage holds from `k` on, zeros behind the last among them.
   static GPU_DEVICE u32 low_rank_values(const LoraSegment& segment, u32 k) {
-    const u32 left = segment.rank - k;
+    const u32 left = segment.factors.rank - k;
     return left <= 16 ? 16 : left <= 32 ? 32 : 64;
   }
 
@@ -341,7 +345,7 @@ class ForwardWgmmaTile {
 #pragma unroll
     for (u32 i = 0; i < t_columns / 2; i += 2) {
       const u32 row = first_row + lane_id() / 4 + 8 * (i / 2 % 2), column = i / 4 * 8 + lane_id() % 4 * 2;
-      if (row < p.tokens && column < columns) store_t<E, FACTORS>(p, row, first + column, d[i], d[i + 1]);
+      if (row < p.tokens && column < columns) store_t<E, FACTORS>(p, factors, row, first + column, d[i], d[i + 1]);
     }
     sync_named(2, multiplying);
     if (threadIdx.x == 0) store_release(p.flags + task.row_tile * p.t_tiles + task.column_tile, task.epoch);
@@ -566,6 +570,7 @@ class ForwardWgmmaTile {
   const LoraForward& p;
   Chunk* ring;
   u64* word;
+  SegmentFactors factors;
   u32 full, empty;
 };
 

@@ -57,7 +57,7 @@ class Merge {
       const u32 first = BY_ROWS ? first_row : first_column, end = first + (BY_ROWS ? tile_rows : tile_columns);
       if (segment.begin >= end || segment.end <= first) continue;
       covered |= coverage(segment);
-      for (u32 l = 0; l < segment.rank; l += panel) add_panel(segment, l);
+      for (u32 l = 0; l < segment.factors.rank; l += panel) add_panel(segment, l);
     }
     float rounding = 0.0f, change = 0.0f;
     u32 not_finite = 0;
@@ -87,13 +87,14 @@ class Merge {
 
   /// sum += left·right for values `l` to `l + panel` of the rank. All threads of the CTA call it.
   GPU_DEVICE void add_panel(const LoraSegment& segment, u32 l) {
-    const u32 depth = gpu::min(panel, segment.rank - l);
+    const LoraFactors& factors = segment.factors;
+    const u32 depth = gpu::min(panel, factors.rank - l);
     sync_block();  // the panel before may still be read
     if (BY_ROWS) {
-      fill_from_b(segment, l, depth, left, left_stride, first_row, tile_rows, segment.scale);
-      fill_from_a(segment, l, depth, right, right_stride, first_column, tile_columns, p.columns, 1.0f);
+      fill_from_b(segment, l, depth, left, left_stride, first_row, tile_rows, factors.scale);
+      fill_from_a(factors, l, depth, right, right_stride, first_column, tile_columns, p.columns, 1.0f);
     } else {
-      fill_from_a(segment, l, depth, left, left_stride, first_row, tile_rows, p.rows, segment.scale);
+      fill_from_a(factors, l, depth, left, left_stride, first_row, tile_rows, p.rows, factors.scale);
       fill_from_b(segment, l, depth, right, right_stride, first_column, tile_columns, 1.0f);
     }
     sync_block();
@@ -116,25 +117,25 @@ class Merge {
   }
 
   /// to[j][i] = scale·A[l + j, first + i], zero beyond `end`.
-  GPU_DEVICE void fill_from_a(const LoraSegment& segment, u32 l, u32 depth, float* to, u32 stride, u32 first, u32 count,
+  GPU_DEVICE void fill_from_a(const LoraFactors& factors, u32 l, u32 depth, float* to, u32 stride, u32 first, u32 count,
                               u32 end, float scale) {
-    const E* a = static_cast<const E*>(segment.a) + u64(l) * segment.a_stride;
+    const E* a = static_cast<const E*>(factors.a) + u64(l) * factors.a_stride;
     for (u32 at = threadIdx.x; at < depth * count; at += LORA_MERGE_THREADS) {
       const u32 j = at / count, i = at % count;
       const bool inside = first + i < end;
-      to[j * stride + i] = inside ? scale * to_f32(load_constant(a + u64(j) * segment.a_stride + first + i)) : 0.0f;
+      to[j * stride + i] = inside ? scale * to_f32(load_constant(a + u64(j) * factors.a_stride + first + i)) : 0.0f;
     }
   }
 
   /// to[j][i] = scale·B[first + i - begin, l + j], zero outside the segment.
   GPU_DEVICE void fill_from_b(const LoraSegment& segment, u32 l, u32 depth, float* to, u32 stride, u32 first, u32 count,
                               float scale) {
-    const E* b = static_cast<const E*>(segment.b) + l;
+    const E* b = static_cast<const E*>(segment.factors.b) + l;
     for (u32 at = threadIdx.x; at < panel * count; at += LORA_MERGE_THREADS) {
       const u32 i = at / panel, j = at % panel, output = first + i;
       if (j >= depth) continue;
       const bool inside = output >= segment.begin && output < segment.end;
-      const u64 place = u64(output - segment.begin) * segment.b_stride + j;
+      const u64 place = u64(output - segment.begin) * segment.factors.b_stride + j;
       to[j * stride + i] = inside ? scale * to_f32(load_constant(b + place)) : 0.0f;
     }
   }

@@ -20,6 +20,7 @@
 #include <gpu/block.h>
 #include <gpu/shared.h>
 #include <gpu/math.h>
+#include <lora/factors.h>
 #include <tile/elements.h>
 #include <tile/reduce.h>
 
@@ -27,17 +28,16 @@ namespace lora {
 
 using namespace gpu;
 
-/// Row `t` of [A_0; A_1; ...].
+/// Row `t` of [A_0; A_1; ...], or null if the adapter in the slot has fewer than its place.
 template <class E>
-GPU_DEVICE const E* shrink_row(const LoraDecode& p, u32 t) {
-  const E* row = nullptr;
-  for (u32 s = 0; s < p.segment_count; s++) {
-    const LoraSegment& segment = p.segments[s];
-    if (t >= segment.t_begin && t - segment.t_begin < segment.rank) {
-      row = static_cast<const E*>(segment.a) + u64(t - segment.t_begin) * segment.a_stride;
-    }
+GPU_DEVICE const E* shrink_row(const LoraDecode& p, const SegmentFactors& all, u32 t) {
+  u32 segment = 0;
+  for (u32 s = 1; s < p.segment_count; s++) {
+    if (t >= p.segments[s].t_begin) segment = s;
   }
-  return row;
+  const LoraFactors& factors = all[segment];
+  const u32 row = t - p.segments[segment].t_begin;
+  return row < factors.rank ? static_cast<const E*>(factors.a) + u64(row) * factors.a_stride : nullptr;
 }
 
 GPU_DEVICE u32 ticket_number(u64 word) { return u32(word); }
@@ -53,14 +53,16 @@ class Shrink {
   // The slow path's scalar loads leave no registers for several rows; its plan says one a ticket.
   static constexpr u32 most_rows = ALIGNED ? LORA_SHRINK_ROWS : 1;
 
-  GPU_DEVICE Shrink(const LoraDecode& params, SharedMemory& shared)
-      : p(params), word(shared.take<u64>(2)), sums(shared.take<float>(warps * most_rows * TOKENS)) {}
+  GPU_DEVICE Shrink(const LoraDecode& params, const SegmentFactors& factors, SharedMemory& shared)
+      : p(params), factors(factors), word(shared.take<u64>(2)), sums(shared.take<float>(warps * most_rows * TOKENS)) {}
 
-  /// Computes rows of T until none is left to claim. All threads of the CTA call it; returns the launch's epoch.
+  /// Fetches the factors, and computes rows of T until none is left to claim. All threads of the CTA call it; returns the
+  /// launch's epoch.
   GPU_DEVICE u32 run() {
     const u32 groups = (p.tokens + TOKENS - 1) / TOKENS, per_group = (p.total_rank + p.shrink_rows - 1) / p.shrink_rows;
     const u32 claims = groups * per_group, draws = claims + gridDim.x * gridDim.y * gridDim.z;
     if (threadIdx.x == 0) word[0] = draw(draws);
+    factors.fetch(p);
     sync_block();
     u64 mine = word[0];
     for (u32 round = 1; ticket_number(mine) < claims; round++) {
@@ -86,7 +88,7 @@ class Shrink {
     const u32 rows = gpu::min(p.shrink_rows, p.total_rank - t);
     const E* a[most_rows];
 #pragma unroll
-    for (u32 r = 0; r < most_rows; r++) a[r] = r < rows ? shrink_row<E>(p, t + r) : nullptr;
+    for (u32 r = 0; r < most_rows; r++) a[r] = r < rows ? shrink_row<E>(p, factors, t + r) : nullptr;
     const E* x = static_cast<const E*>(p.x);
 
     float sum[values] = {};
@@ -96,7 +98,7 @@ class Shrink {
       Chunk weight[most_rows];
 #pragma unroll
       for (u32 r = 0; r < most_rows; r++) {
-        weight[r] = r < rows ? tile::load_weight<E, ALIGNED>(a[r], k, p.depth) : tile::zero_chunk;
+        weight[r] = a[r] != nullptr ? tile::load_weight<E, ALIGNED>(a[r], k, p.depth) : tile::zero_chunk;
       }
 #pragma unroll
       for (u32 m = 0; m < TOKENS; m++) {
@@ -137,6 +139,7 @@ class Shrink {
   }
 
   const LoraDecode& p;
+  SegmentFactors factors;
   u64* word;
   float* sums;
 };

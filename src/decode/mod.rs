@@ -9,7 +9,7 @@ use crate::abi;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::lora::Layout;
-use crate::problem::{ComputePath, LayerProblem};
+use crate::problem::{ComputePath, FACTOR_BYTES, LayerProblem};
 use crate::workspace::WorkspaceLayout;
 
 /// Tokens of one launch at most.
@@ -149,7 +149,7 @@ impl DecodePlan {
         let offset = if parts.tokens == 8 { 4 } else { 8 };
         let stride = (tile_columns + 31 - offset) / 32 * 32 + offset;
         let shrink_values = (threads / 32) * parts.shrink_rows * parts.shrink_tokens;
-        let shared = 2 * 8 + 4 * (shrink_values + parts.tokens * (widest_rank + parts.count * stride));
+        let shared = FACTOR_BYTES + 2 * 8 + 4 * (shrink_values + parts.tokens * (widest_rank + parts.count * stride));
         let grid = [d_out.div_ceil(tile_columns), splits, groups];
         let ctas: usize = grid.iter().product();
         let total_rank: usize = ranks.iter().sum();

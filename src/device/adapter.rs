@@ -9,7 +9,7 @@ use super::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
 use super::slice::DeviceSlice;
 use super::stream::Stream;
 use super::workspace::Workspace;
-use crate::abi::{LoraAdapter, LoraForward, LoraSegment};
+use crate::abi::{LoraAdapter, LoraFactors, LoraForward, LoraSegment};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::forward::{AdapterProblem, ForwardPlan};
@@ -233,15 +233,17 @@ impl<T: Element> Adapter<T> {
         workspace: &Workspace,
     ) -> LoraAdapter {
         let segment = LoraSegment {
-            a: adapter.down.address() as *const _,
-            b: adapter.up.address() as *const _,
-            a_stride: adapter.down.row_stride() as u32,
-            b_stride: adapter.up.row_stride() as u32,
+            factors: LoraFactors {
+                a: adapter.down.address() as *const _,
+                b: adapter.up.address() as *const _,
+                a_stride: adapter.down.row_stride() as u32,
+                b_stride: adapter.up.row_stride() as u32,
+                rank: self.width as u32,
+                scale: 1.0,
+            },
             begin: 0,
             end: self.d as u32,
-            rank: self.width as u32,
             t_begin: 0,
-            scale: 1.0,
             packed_begin: 0,
         };
         let address = |bias: &Option<DeviceSlice<'_, T>>| bias.map_or(0, |bias| bias.address());

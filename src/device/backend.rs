@@ -22,6 +22,8 @@ pub(crate) struct Found {
 pub(crate) struct Launch<'a> {
     pub(crate) kernel: Handle,
     pub(crate) config: &'a LaunchConfig,
+    /// Whether it may start before the launch ahead has ended: it was asked for, and the kernel's code can wait.
+    pub(crate) dependent: bool,
     /// The parameter struct.
     pub(crate) params: &'a [u8],
 }

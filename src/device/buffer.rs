@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 
 use super::Device;
-use super::memory::Allocation;
+use super::memory::{Allocation, Kept};
 use super::slice::{DeviceSlice, DeviceSliceMut};
 use super::stream::Stream;
 use crate::error::{Error, Result};
@@ -50,6 +50,15 @@ impl<T: Pod> DeviceBuffer<T> {
     fn allocate(device: &Device, len: usize) -> Result<Self> {
         let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::OutOfDeviceMemory { bytes: usize::MAX })?;
         Ok(Self { storage: Storage::Owned(Allocation::new(device, bytes)?), len, elements: PhantomData })
+    }
+
+    /// Keeps something alive as long as this memory may be read, by a graph if there is one, because the memory points to it. What
+    /// was kept before no longer is.
+    pub(super) fn keep(&mut self, kept: Kept) {
+        match &mut self.storage {
+            Storage::Owned(allocation) => drop(allocation.kept.replace(kept)),
+            Storage::Foreign { .. } => unreachable!("memory of others lives as long as they say"),
+        }
     }
 
     /// Memory of another library, which stays its owner: dropping the buffer gives nothing back.

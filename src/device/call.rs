@@ -4,6 +4,7 @@ use super::Device;
 use super::layer::{DeviceLora, DeviceResidual, expect_operand};
 use super::lora_forward::DeviceDropout;
 use super::matrix::{CHUNK, DeviceMatrix};
+use super::slot::SlotSegments;
 use super::stream::Stream;
 use super::workspace::Workspace;
 use crate::dtype::Element;
@@ -48,6 +49,8 @@ pub(super) struct Operands<'a, T> {
     pub(super) layer: &'a DeviceLora<'a, T>,
     pub(super) x: DeviceMatrix<'a, T>,
     pub(super) dropout: Option<DeviceDropout<'a>>,
+    /// Keeps its own memory, which nobody else writes.
+    pub(super) slot: Option<SlotSegments<'a, T>>,
     pub(super) residual: DeviceResidual<'a, T>,
     /// Written; the caller holds it mutably.
     pub(super) y: DeviceMatrix<'a, T>,
@@ -107,11 +110,14 @@ impl Planned {
         operands: &Operands<'_, T>,
         required: WorkspaceLayout,
     ) -> Result<()> {
-        let &Operands { layer, x, dropout, residual, y, t, workspace } = operands;
+        let &Operands { layer, x, dropout, slot, residual, y, t, workspace } = operands;
         let device = &self.device;
         device.expect_same("stream", stream.device())?;
         layer.validate(device)?;
         self.expect_planned(layer)?;
+        if let Some(slot) = &slot {
+            slot.validate(device, layer.segments)?;
+        }
         let &Shape { tokens, d_in, d_out, ref ranks, .. } = &self.shape;
         let expect = |operand, matrix: &DeviceMatrix<'_, T>, shape| {
             expect_operand(device, operand, matrix)?;

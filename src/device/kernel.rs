@@ -7,8 +7,10 @@ use super::stream::Stream;
 use crate::abi;
 use crate::error::{Error, Result};
 
-/// The first compute capability that has clusters and programmatic dependent launch.
+/// The first compute capability that has clusters.
 const CLUSTERS: (u32, u32) = (9, 0);
+/// The first that code must be compiled for to wait for the launch ahead: compiled for less, it runs on such a device as well.
+const DEPENDENT_LAUNCH: (u32, u32) = (9, 0);
 /// CTAs of a cluster at most, on any device that has them.
 const MAX_CLUSTER: u32 = 8;
 
@@ -24,8 +26,8 @@ pub struct LaunchConfig {
     /// Blocks of a cluster, all in x; 1 for none.
     pub cluster: u32,
     /// Whether the kernel may start before the launch ahead of it in the stream has ended, which it then has to wait for
-    /// itself before it touches that one's results (programmatic dependent launch). Where the device has no such thing the
-    /// kernel starts afterwards.
+    /// itself before it touches that one's results (programmatic dependent launch). Where the device has no such thing, or the
+    /// kernel's code was compiled for one that has not, it starts afterwards.
     pub dependent_launch: bool,
 }
 
@@ -42,10 +44,10 @@ impl LaunchConfig {
 /// The type is `repr(C)`, has no padding, and is the struct of kernels/abi.h that the kernel takes by value.
 pub unsafe trait KernelParams: Copy {}
 
-// SAFETY: made from kernels/abi.h, whose sizes and offsets it asserts: 904 bytes of fields without a gap.
+// SAFETY: made from kernels/abi.h, whose sizes and offsets it asserts: 920 bytes of fields without a gap.
 unsafe impl KernelParams for abi::LoraDecode {}
 
-// SAFETY: likewise, 984 bytes.
+// SAFETY: likewise, 992 bytes.
 unsafe impl KernelParams for abi::LoraForward {}
 
 // SAFETY: likewise, 1408 bytes.
@@ -72,7 +74,7 @@ unsafe impl KernelParams for abi::LoraLayerNorm {}
 // SAFETY: likewise, 120 bytes.
 unsafe impl KernelParams for abi::LoraEmbedding {}
 
-// SAFETY: likewise, 1000 bytes.
+// SAFETY: likewise, 1008 bytes.
 unsafe impl KernelParams for abi::LoraAdapter {}
 
 // SAFETY: likewise, 104 bytes.
@@ -155,7 +157,8 @@ impl Kernel {
     }
 
     fn launch_of<'a>(&'a self, config: &'a LaunchConfig, params: &'a [u8]) -> Launch<'a> {
-        Launch { kernel: self.found.handle, config, params }
+        let dependent = config.dependent_launch && self.found.attributes.compiled_for >= DEPENDENT_LAUNCH;
+        Launch { kernel: self.found.handle, config, dependent, params }
     }
 
     fn check(&self, config: &LaunchConfig) -> Result<()> {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Device;
 use super::matrix::{DeviceMatrix, Extent};
 use super::slice::DeviceSlice;
-use crate::abi::{self, LoraSegment};
+use crate::abi::{self, LoraFactors, LoraSegment};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::forward::NO_SEGMENT;
@@ -159,18 +159,20 @@ pub(super) fn segment_table<T: Element>(
     let mut t_begin = 0;
     for (place, segment) in table.iter_mut().zip(segments) {
         *place = LoraSegment {
-            a: segment.a.address() as *const _,
-            b: segment.b.address() as *const _,
-            a_stride: segment.a.row_stride() as u32,
-            b_stride: segment.b.row_stride() as u32,
+            factors: LoraFactors {
+                a: segment.a.address() as *const _,
+                b: segment.b.address() as *const _,
+                a_stride: segment.a.row_stride() as u32,
+                b_stride: segment.b.row_stride() as u32,
+                rank: segment.a.rows() as u32,
+                scale: sign * segment.scale,
+            },
             begin: segment.columns.start as u32,
             end: segment.columns.end as u32,
-            rank: segment.a.rows() as u32,
             t_begin,
-            scale: sign * segment.scale,
             packed_begin: 0,
         };
-        t_begin += place.rank;
+        t_begin += place.factors.rank;
     }
     (table, t_begin)
 }

@@ -353,10 +353,10 @@ fn gradients_params<T: Element>(
             db_stride: db.row_stride() as u32,
             begin: segment.begin,
             end: segment.end,
-            rank: segment.rank,
+            rank: segment.factors.rank,
             t_begin: 0,
             packed_begin: 0,
-            scale: segment.scale,
+            scale: segment.factors.scale,
         })
         .collect();
     LoraGradients {

@@ -135,7 +135,7 @@ impl<T: Element> Decode<T> {
         y: DeviceMatrixMut<'_, T>,
         workspace: &mut Workspace,
     ) -> Result<()> {
-        let operands = Operands { layer, x, dropout: None, residual, y: y.as_ref(), t: None, workspace };
+        let operands = Operands { layer, x, dropout: None, slot: None, residual, y: y.as_ref(), t: None, workspace };
         self.planned.check(stream, &operands, self.plan.workspace)?;
         let params = params(&self.plan, &operands);
         // SAFETY: the parameters are the decode kernels'. Shapes, bounds, devices and alignments were checked above, and
@@ -148,7 +148,8 @@ impl<T: Element> Decode<T> {
 /// The parameters of a launch whose operands were checked.
 #[expect(clippy::cast_possible_truncation, reason = "checked: dimensions and strides fit 31 bits")]
 pub(super) fn params<T: Element>(plan: &DecodePlan, operands: &Operands<'_, T>) -> LoraDecode {
-    let &Operands { layer, x, y, workspace, .. } = operands;
+    let &Operands { layer, x, slot, y, workspace, .. } = operands;
+    let (slot, slot_begin) = slot.map_or((0, 0), |slot| slot.params());
     let added = operands.added();
     let (segments, total_rank) = segment_table(layer.segments, 1.0);
     LoraDecode {
@@ -161,6 +162,7 @@ pub(super) fn params<T: Element>(plan: &DecodePlan, operands: &Operands<'_, T>) 
         t: (workspace.address() + WorkspaceLayout::T_OFFSET as u64) as *mut _,
         partial: (workspace.address() + workspace.layout().partial_offset() as u64) as *mut _,
         arrivals: (workspace.address() + workspace.layout().arrivals_offset() as u64) as *mut _,
+        slot: slot as *const _,
         tokens: x.rows() as u32,
         depth: x.cols() as u32,
         columns: y.cols() as u32,
@@ -177,6 +179,8 @@ pub(super) fn params<T: Element>(plan: &DecodePlan, operands: &Operands<'_, T>) 
         widest_rank: plan.widest_rank,
         activation: activation_code(layer.activation),
         segment_count: layer.segments.len() as u32,
+        slot_begin,
+        reserved: 0,
         segments,
     }
 }

@@ -9,6 +9,7 @@ use super::layer::{DeviceLora, DeviceResidual, activation_code, segment_table};
 use super::lora_decode;
 use super::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut, Extent};
 use super::slice::DeviceSlice;
+use super::slot::SlotSegments;
 use super::stream::Stream;
 use super::tensor_map::Tensor;
 use super::workspace::Workspace;
@@ -35,18 +36,20 @@ impl<'a, T> From<DeviceMatrixMut<'a, T>> for DeviceOutput<'a, T> {
     }
 }
 
-/// What a layer is run on: x alone, or with dropout on its way into the adapters.
+/// What a layer is run on: x alone, or with dropout on its way into the adapters, or with other adapters than its own.
 #[derive(Debug, Clone, Copy)]
 pub struct DeviceInput<'a, T> {
     /// x, `[tokens, d_in]`.
     pub x: DeviceMatrix<'a, T>,
     /// Only for launches planned for [training](ForwardOptions::training).
     pub dropout: Option<DeviceDropout<'a>>,
+    /// Whose factors the layer's segments have, instead of their own, when the launch runs.
+    pub slot: Option<SlotSegments<'a, T>>,
 }
 
 impl<'a, T> From<DeviceMatrix<'a, T>> for DeviceInput<'a, T> {
     fn from(x: DeviceMatrix<'a, T>) -> Self {
-        Self { x, dropout: None }
+        Self { x, dropout: None, slot: None }
     }
 }
 
@@ -140,7 +143,8 @@ pub struct ForwardOptions {
 /// ```
 ///
 /// For training, [`ForwardOptions::training`] plans a launch that takes `DeviceOutput { y, t: Some(t) }` in place of `out`
-/// and `DeviceInput { x, dropout: Some(dropout) }` in place of `x`.
+/// and [`DeviceInput`] with dropout in place of `x`. For serving, [`DeviceInput`] takes the segments of a
+/// [`FactorSlot`](super::FactorSlot), so that a captured launch runs with one adapter after the other.
 #[derive(Debug, Clone)]
 pub struct Forward<T> {
     kernel: Kernel,
@@ -212,8 +216,8 @@ impl<T: Element> Forward<T> {
     /// # Errors
     /// Before anything is launched: [`Error::TrainingNotPlanned`]; [`Error::WrongDevice`]; as [`DeviceLora::validate`];
     /// [`Error::PlanMismatch`] if the layer is not like the planned one; [`Error::ShapeMismatch`], [`Error::Misaligned`] or
-    /// [`Error::TooLarge`] for x, y, T or the residual; [`Error::LengthMismatch`] for dropout's step; [`Error::Overlap`] if y, T or the workspace shares memory with
-    /// anything else; [`Error::DeviceWorkspaceTooSmall`]. Afterwards as [`Kernel::launch`].
+    /// [`Error::TooLarge`] for x, y, T or the residual; [`Error::LengthMismatch`] for dropout's step or a slot's segments,
+    /// [`Error::SlotMismatch`] for one of them; [`Error::Overlap`] if y, T or the workspace shares memory with anything else; [`Error::DeviceWorkspaceTooSmall`]. Afterwards as [`Kernel::launch`].
     pub fn launch<'i, 'o>(
         &self,
         stream: &Stream,
@@ -227,14 +231,14 @@ impl<T: Element> Forward<T> {
         T: 'i + 'o,
     {
         let DeviceOutput { y, t } = output.into();
-        let DeviceInput { x, dropout } = input.into();
+        let DeviceInput { x, dropout, slot } = input.into();
         for (what, asked) in [("leaving T", t.is_some()), ("dropout", dropout.is_some())] {
             if asked && !self.training {
                 return Err(Error::TrainingNotPlanned { what });
             }
         }
         let t = t.as_ref().map(DeviceMatrixMut::as_ref);
-        let operands = Operands { layer, x, dropout, residual, y: y.as_ref(), t, workspace };
+        let operands = Operands { layer, x, dropout, slot, residual, y: y.as_ref(), t, workspace };
         self.planned.check(stream, &operands, self.plan.workspace())?;
         match &self.plan {
             Plan::Decode(plan) => {
@@ -242,7 +246,7 @@ impl<T: Element> Forward<T> {
                 // SAFETY: the parameters are the decode kernels'. Shapes, bounds, devices and alignments were checked above,
                 // and nothing that is written overlaps anything else but the residual that is y itself, which the kernels
                 // allow. The views borrow the memory during the call; afterwards it is given back only when this work is
-                // done.
+                // done. A slot holds a table that fits, and keeps what is in it, as long as a launch may read it.
                 unsafe { self.kernel.launch(stream, &self.config, &params) }
             }
             Plan::Forward(plan) if plan.tensor_maps => {
@@ -278,7 +282,7 @@ pub(super) fn with_maps<T: Element>(
         y: mapped_y.map(|y| tensor_map(device, y, &y_box)).transpose()?.unwrap_or(no_map),
         forward,
         y_mapped: mapped_y.is_some().into(),
-        reserved: [0; 9],
+        reserved: [0; 7],
     })
 }
 
@@ -301,8 +305,9 @@ fn tensor_map<T: Element>(device: &Device, matrix: &DeviceMatrix<'_, T>, boxes: 
 /// The parameters of a launch whose operands were checked.
 #[expect(clippy::cast_possible_truncation, reason = "checked: dimensions and strides fit 31 bits")]
 fn params<T: Element>(plan: &ForwardPlan, operands: &Operands<'_, T>) -> LoraForward {
-    let &Operands { layer, x, dropout, y, t, workspace, .. } = operands;
+    let &Operands { layer, x, dropout, slot, y, t, workspace, .. } = operands;
     let added = operands.added();
+    let (slot, slot_begin) = slot.map_or((0, 0), |slot| slot.params());
     let (table, _) = segment_table(layer.segments, 1.0);
     LoraForward {
         x: x.address() as *const _,
@@ -312,6 +317,8 @@ fn params<T: Element>(plan: &ForwardPlan, operands: &Operands<'_, T>) -> LoraFor
         y: y.address() as *mut _,
         t_out: t.map_or(std::ptr::null_mut(), |t| t.address() as *mut _),
         dropout: dropout.map_or(NO_DROPOUT, |dropout| dropout.params()),
+        slot: slot as *const _,
+        slot_begin,
         tokens: x.rows() as u32,
         depth: x.cols() as u32,
         columns: y.cols() as u32,

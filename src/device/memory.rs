@@ -1,7 +1,8 @@
 //! Who owns device memory, and when it is given back.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Device;
 use crate::error::Result;
@@ -29,7 +30,12 @@ struct State {
 struct Orphan {
     born: u64,
     address: u64,
+    #[expect(dead_code, reason = "dropped with it")]
+    kept: Option<Kept>,
 }
+
+/// Whatever else has to live as long as some memory, because that memory points to it.
+pub(super) type Kept = Arc<dyn Debug + Send + Sync>;
 
 impl State {
     fn tick(&mut self) -> u64 {
@@ -64,13 +70,15 @@ pub(super) struct Allocation {
     /// 0 for an allocation of no bytes.
     pub(super) address: u64,
     born: u64,
+    /// What its contents point to.
+    pub(super) kept: Option<Kept>,
 }
 
 impl Allocation {
     pub(super) fn new(device: &Device, bytes: usize) -> Result<Self> {
         let address = if bytes == 0 { 0 } else { device.backend().allocate(bytes)? };
         let born = device.ledger().state().tick();
-        Ok(Self { device: device.clone(), address, born })
+        Ok(Self { device: device.clone(), address, born, kept: None })
     }
 }
 
@@ -80,7 +88,7 @@ impl Drop for Allocation {
             return;
         }
         let mut state = self.device.ledger().state();
-        let orphan = Orphan { born: self.born, address: self.address };
+        let orphan = Orphan { born: self.born, address: self.address, kept: self.kept.take() };
         if state.is_captured(self.born) {
             state.orphans.push(orphan);
         } else {
@@ -94,6 +102,7 @@ fn free(device: &Device, orphans: impl IntoIterator<Item = Orphan>) {
     for orphan in orphans {
         // SAFETY: the address came from `allocate`, its buffer is gone, and no graph has it.
         unsafe { device.backend().free(orphan.address) };
+        // Only now goes what it pointed to, which may be memory in its turn.
     }
 }
 

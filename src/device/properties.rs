@@ -70,6 +70,7 @@ pub struct KernelAttributes {
     pub max_dynamic_shared_bytes: u32,
     /// Bytes of its parameter struct, where the driver can tell (from CUDA 12.4 on).
     pub params_bytes: Option<usize>,
-    /// Major and minor of the architecture that the running code was compiled for; the device's own on the emulator.
+    /// Major and minor of the architecture that the running code was compiled for; where the driver made it from PTX, what that
+    /// was compiled for. The device's own on the emulator.
     pub compiled_for: (u32, u32),
 }

@@ -19,7 +19,7 @@ use crate::abi;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::lora::Layout;
-use crate::problem::{ComputePath, LayerProblem};
+use crate::problem::{ComputePath, FACTOR_BYTES, LayerProblem};
 use crate::workspace::WorkspaceLayout;
 use tiling::{Ctas, Cut, Tile};
 
@@ -197,7 +197,8 @@ impl ForwardPlan {
             Ctas::Pairs => tasks.min(problem.multiprocessors.max(2) / 2 * 2),
             Ctas::One | Ctas::Cluster => tasks,
         };
-        let shared = tile.extra_bytes + tile.stages * (tile.rows + tile.columns) * tile.depth * dtype.size();
+        let ring = tile.stages * (tile.rows + tile.columns) * tile.depth * dtype.size();
+        let shared = tile.extra_bytes + ring + FACTOR_BYTES;
         let shared_tiles = |tiles, splits, columns| {
             if splits == 1 { (0, 0) } else { (tiles, tiles * splits * tile.rows * columns) }
         };
@@ -368,7 +369,7 @@ mod tests {
         for (tokens, aligned, name) in [(4096, true, "t128"), (17, true, "t64"), (4096, false, "any")] {
             let plan = plan(&LayerProblem { tokens, aligned, ..tf32.clone() });
             assert_eq!(plan.kernel, format!("lora_forward_rows_mma_tf32_{name}"));
-            assert_eq!((plan.shared_bytes, plan.tensor_maps), (128 + 48 * 1024, false), "{plan}");
+            assert_eq!((plan.shared_bytes, plan.tensor_maps), (128 + 48 * 1024 + 512, false), "{plan}");
         }
         let refused = [
             LayerProblem { dtype: DType::F16, ..tf32.clone() },

@@ -1,7 +1,7 @@
 //! What of a launch's parameters a plan decides.
 
 use super::{ForwardPlan, padded};
-use crate::abi::{self, LoraForward, LoraSegment};
+use crate::abi::{self, LoraFactors, LoraForward, LoraSegment};
 use crate::dropout::NO_DROPOUT;
 use crate::lora::Layout;
 use crate::workspace::WorkspaceLayout;
@@ -13,15 +13,17 @@ const BOX_ROWS: u32 = 64;
 
 /// What stands in a table behind the last segment: never read, and NaN if it is.
 pub(crate) const NO_SEGMENT: LoraSegment = LoraSegment {
-    a: std::ptr::null(),
-    b: std::ptr::null(),
-    a_stride: 0,
-    b_stride: 0,
+    factors: LoraFactors {
+        a: std::ptr::null(),
+        b: std::ptr::null(),
+        a_stride: 0,
+        b_stride: 0,
+        rank: 0,
+        scale: f32::NAN,
+    },
     begin: 0,
     end: 0,
-    rank: 0,
     t_begin: 0,
-    scale: f32::NAN,
     packed_begin: 0,
 };
 
@@ -48,8 +50,8 @@ impl ForwardPlan {
         let (mut t_begin, mut packed_begin) = (0, 0);
         for (place, segment) in table.iter_mut().zip(segments) {
             *place = LoraSegment { t_begin, packed_begin, ..*segment };
-            t_begin += padded(segment.rank as usize) as u32;
-            packed_begin += segment.rank;
+            t_begin += padded(segment.factors.rank as usize) as u32;
+            packed_begin += segment.factors.rank;
         }
         let partial = workspace + room.partial_offset() as u64;
         let arrivals = workspace + room.arrivals_offset() as u64;
@@ -67,6 +69,7 @@ impl ForwardPlan {
             arrivals: arrivals as *mut _,
             t_partial: (partial + 4 * self.y_partial() as u64) as *mut _,
             t_arrivals: (arrivals + 4 * u64::from(self.y_arrivals())) as *mut _,
+            slot: std::ptr::null(),
             dropout: NO_DROPOUT,
             tokens: 0,
             depth: 0,
@@ -87,7 +90,7 @@ impl ForwardPlan {
             raster_rows: self.raster_rows,
             activation: abi::LORA_IDENTITY,
             segment_count: segments.len() as u32,
-            reserved: 0,
+            slot_begin: 0,
             segments: table,
         }
     }
@@ -114,7 +117,9 @@ mod tests {
             path: ComputePath::Auto,
         })
         .expect("a plan");
-        let segments = [3, 17, 16].map(|rank| LoraSegment { rank, t_begin: 99, packed_begin: 99, ..NO_SEGMENT });
+        let factors = |rank| LoraFactors { rank, ..NO_SEGMENT.factors };
+        let segments =
+            [3, 17, 16].map(|rank| LoraSegment { factors: factors(rank), t_begin: 99, packed_begin: 99, ..NO_SEGMENT });
         let room = WorkspaceLayout { t_words: 5, ..plan.workspace };
         let params = plan.params(&segments, 0x1000, &room);
         let places = params.segments.map(|segment| (segment.t_begin, segment.packed_begin));

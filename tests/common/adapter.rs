@@ -1,7 +1,7 @@
 //! A bottleneck adapter's launch on a rig: buffers uploaded, parameters filled from the plan; and what float64 makes of it.
 #![allow(clippy::cast_possible_truncation)]
 
-use fused_lora::abi::{self, LoraAdapter, LoraForward, LoraSegment};
+use fused_lora::abi::{self, LoraAdapter, LoraFactors, LoraForward, LoraSegment};
 use fused_lora::forward::{AdapterProblem, ForwardPlan};
 use fused_lora::lora::Activation;
 use fused_lora::reference::{self, Judged, Matrix64};
@@ -131,15 +131,17 @@ impl<'m, T: Element> OnRig<'m, T> {
         let mut keep = vec![rig.upload(&vec![0u8; plan.workspace.bytes()])];
         let workspace = keep[0];
         let segment = LoraSegment {
-            a: upload(rig, &random.down.data, &mut keep) as *const _,
-            b: upload(rig, &random.up.data, &mut keep) as *const _,
-            a_stride: random.down.stride as u32,
-            b_stride: random.up.stride as u32,
+            factors: LoraFactors {
+                a: upload(rig, &random.down.data, &mut keep) as *const _,
+                b: upload(rig, &random.up.data, &mut keep) as *const _,
+                a_stride: random.down.stride as u32,
+                b_stride: random.up.stride as u32,
+                rank: width as u32,
+                scale: 1.0,
+            },
             begin: 0,
             end: d as u32,
-            rank: width as u32,
             t_begin: 0,
-            scale: 1.0,
             packed_begin: 0,
         };
         let y_like = match random.shape.residual {

@@ -85,7 +85,7 @@ pub fn run<T: Element>(
         let backward = Backward::new(stream.device(), layer, tokens, asked.options)?;
         let mut workspace = Workspace::new(stream, forward.workspace().union(&backward.workspace()))?;
         let output = DeviceOutput { y, t: Some(DeviceMatrixMut::new(t.as_mut_slice(), tokens, rank)?) };
-        forward.launch(stream, layer, DeviceInput { x, dropout }, residual, output, &mut workspace)?;
+        forward.launch(stream, layer, DeviceInput { x, dropout, slot: None }, residual, output, &mut workspace)?;
         let t = DeviceMatrixMut::new(t.as_mut_slice(), tokens, rank)?;
         let input = BackwardInput { x, dy: dy.view(), t: t.as_ref(), dropout };
         for time in 0..asked.times.max(1) {

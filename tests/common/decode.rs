@@ -1,7 +1,7 @@
 //! A layer's decode launch: buffers uploaded, parameters filled from the plan.
 #![allow(clippy::cast_possible_truncation)]
 
-use fused_lora::abi::{self, LoraDecode, LoraSegment};
+use fused_lora::abi::{self, LoraDecode, LoraFactors, LoraSegment};
 use fused_lora::decode::DecodePlan;
 use fused_lora::dropout::Dropout;
 use fused_lora::lora::{Activation, Layout};
@@ -21,6 +21,8 @@ pub struct Options<'a, T> {
     pub base_only: bool,
     /// Plans for another than the rig's.
     pub compute_capability: Option<(u32, u32)>,
+    /// Reads A and B through a slot, as of an adapter whose ranks are so much lower than what the launch is planned for.
+    pub slot: Option<usize>,
     /// Forward: asks for T.
     pub t_out: bool,
     /// Forward: of x on its way into T.
@@ -36,6 +38,7 @@ impl<T> Default for Options<'_, T> {
             path: ComputePath::Auto,
             base_only: false,
             compute_capability: None,
+            slot: None,
             t_out: false,
             dropout: None,
         }
@@ -63,50 +66,77 @@ pub fn aligned<T>(buffer: &Buffer<T>) -> bool {
     buffer.cols.is_multiple_of(elements) && buffer.stride.is_multiple_of(elements)
 }
 
-/// The segments' factors on the device, and the sum of their ranks.
+/// The segments' factors on the device, the sum of their ranks, and where they are if in a slot.
+pub struct SegmentTable {
+    pub segments: [LoraSegment; abi::LORA_MAX_SEGMENTS as usize],
+    pub total_rank: u32,
+    pub slot: u64,
+    pub slot_begin: u32,
+}
+
+/// Uploads them. With a `slot` the segments themselves have no factors, only ranks that are higher by so much.
 pub fn segment_table<T: Element>(
     rig: &Rig,
     segments: &[(usize, usize, usize)],
     factors: &[(Buffer<T>, Buffer<T>, f32)],
+    slot: Option<usize>,
     keep: &mut Vec<u64>,
-) -> ([LoraSegment; abi::LORA_MAX_SEGMENTS as usize], u32) {
+) -> SegmentTable {
     let none = LoraSegment {
-        a: std::ptr::null(),
-        b: std::ptr::null(),
-        a_stride: 0,
-        b_stride: 0,
+        factors: LoraFactors {
+            a: std::ptr::null(),
+            b: std::ptr::null(),
+            a_stride: 0,
+            b_stride: 0,
+            rank: 0,
+            scale: f32::NAN,
+        },
         begin: 0,
         end: 0,
-        rank: 0,
         t_begin: 0,
-        scale: f32::NAN,
         packed_begin: 0,
     };
     let mut table = [none; abi::LORA_MAX_SEGMENTS as usize];
     let mut t_begin = 0;
+    // Another layer's come first, which nobody is to read.
+    let mut in_slot = vec![[0u64; 4]; 2];
     for (place, (&(begin, end, rank), (a, b, scale))) in table.iter_mut().zip(segments.iter().zip(factors)) {
         *place = LoraSegment {
-            a: upload(rig, &a.data, keep) as *const _,
-            b: upload(rig, &b.data, keep) as *const _,
-            a_stride: a.stride as u32,
-            b_stride: b.stride as u32,
+            factors: LoraFactors {
+                a: upload(rig, &a.data, keep) as *const _,
+                b: upload(rig, &b.data, keep) as *const _,
+                a_stride: a.stride as u32,
+                b_stride: b.stride as u32,
+                rank: rank as u32,
+                scale: *scale,
+            },
             begin: begin as u32,
             end: end as u32,
-            rank: rank as u32,
             t_begin,
-            scale: *scale,
             packed_begin: 0,
         };
-        t_begin += rank as u32;
+        if let Some(spare) = slot {
+            let LoraFactors { a, b, a_stride, b_stride, rank, scale } = place.factors;
+            let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+            in_slot.push([a as u64, b as u64, pair(a_stride, b_stride), pair(rank, scale.to_bits())]);
+            place.factors = LoraFactors { rank: rank + spare as u32, ..none.factors };
+        }
+        t_begin += place.factors.rank;
     }
-    (table, t_begin)
+    let mut word = || {
+        let records = rig.upload(&in_slot);
+        let word = rig.upload(&[records]);
+        keep.extend([records, word]);
+        word
+    };
+    SegmentTable { segments: table, total_rank: t_begin, slot: slot.map_or(0, |_| word()), slot_begin: 2 }
 }
 
 impl<'m, T: Element> Decode<'m, T> {
     pub fn new(rig: &'m Rig, random: &RandomLayer<T>, x: &Buffer<T>, options: &Options<'_, T>) -> Self {
         let shape = &random.shape;
         let segments: &[(usize, usize, usize)] = if options.base_only { &[] } else { &shape.segments };
-        let ranks: Vec<usize> = segments.iter().map(|s| s.2).collect();
+        let ranks: Vec<usize> = segments.iter().map(|s| s.2 + options.slot.unwrap_or(0)).collect();
         let factors = &random.factors[..segments.len()];
         let all_aligned = aligned(x) && aligned(&random.weight) && factors.iter().all(|(a, ..)| aligned(a));
         let plan = DecodePlan::new(&LayerProblem {
@@ -124,7 +154,7 @@ impl<'m, T: Element> Decode<'m, T> {
         .unwrap();
 
         let mut keep = vec![];
-        let (table, total_rank) = segment_table(rig, segments, factors, &mut keep);
+        let table = segment_table(rig, segments, factors, options.slot, &mut keep);
         let workspace = rig.upload(&vec![0u8; plan.workspace.bytes()]);
         keep.push(workspace);
         let y_like = Buffer::<T>::poisoned(shape.tokens, shape.d_out, shape.gap);
@@ -139,10 +169,11 @@ impl<'m, T: Element> Decode<'m, T> {
             t: (workspace + WorkspaceLayout::T_OFFSET as u64) as *mut _,
             partial: (workspace + plan.workspace.partial_offset() as u64) as *mut _,
             arrivals: (workspace + plan.workspace.arrivals_offset() as u64) as *mut _,
+            slot: table.slot as *const _,
             tokens: shape.tokens as u32,
             depth: shape.d_in as u32,
             columns: shape.d_out as u32,
-            total_rank,
+            total_rank: table.total_rank,
             x_stride: x.stride as u32,
             weight_stride: random.weight.stride as u32,
             y_stride: y_like.stride as u32,
@@ -159,7 +190,9 @@ impl<'m, T: Element> Decode<'m, T> {
                 Activation::GeluNew => abi::LORA_GELU_NEW,
             },
             segment_count: segments.len() as u32,
-            segments: table,
+            slot_begin: table.slot_begin,
+            reserved: 0,
+            segments: table.segments,
         };
         Self { rig, plan, params, allocations: keep, y, y_like }
     }

@@ -65,7 +65,11 @@ fn on_the_way_out<T: Element>(
 
 /// The ranks of the segments that are to take part.
 fn ranks<T>(random: &RandomLayer<T>, options: &Options<'_, T>) -> Vec<usize> {
-    if options.base_only { vec![] } else { random.shape.segments.iter().map(|s| s.2).collect() }
+    if options.base_only {
+        vec![]
+    } else {
+        random.shape.segments.iter().map(|s| s.2 + options.slot.unwrap_or(0)).collect()
+    }
 }
 
 fn problem<'a, T: Element>(
@@ -151,10 +155,11 @@ impl<'m, T: Element> Forward<'m, T> {
         let is_forward = plan.product == Product::Output;
         let segments: &[(usize, usize, usize)] = if options.base_only { &[] } else { &shape.segments };
         let mut keep = vec![];
-        let (table, total_rank) = segment_table(rig, segments, &random.factors[..segments.len()], &mut keep);
+        let factors = &random.factors[..segments.len()];
+        let table = segment_table(rig, segments, factors, options.slot, &mut keep);
         let workspace = rig.upload(&vec![0u8; plan.workspace.bytes()]);
         keep.push(workspace);
-        let t_like = Buffer::<T>::poisoned(shape.tokens, total_rank as usize, shape.gap);
+        let t_like = Buffer::<T>::poisoned(shape.tokens, table.total_rank as usize, shape.gap);
         let y = upload(rig, &y_like.data, &mut keep);
         let residual = match options.residual {
             None => 0,
@@ -182,7 +187,9 @@ impl<'m, T: Element> Forward<'m, T> {
                 Activation::Relu => abi::LORA_RELU,
                 Activation::GeluNew => abi::LORA_GELU_NEW,
             },
-            ..plan.params(&table[..segments.len()], workspace, &plan.workspace)
+            slot: table.slot as *const _,
+            slot_begin: table.slot_begin,
+            ..plan.params(&table.segments[..segments.len()], workspace, &plan.workspace)
         };
         let dropout = options.dropout.map_or(params.dropout, |dropout| dropout.params(0));
         let params = LoraForward { dropout, ..params };
@@ -211,7 +218,7 @@ impl<'m, T: Element> Forward<'m, T> {
                 },
                 forward: params,
                 y_mapped: y_mapped.into(),
-                reserved: [0; 9],
+                reserved: [0; 7],
             }
         });
         Self { rig, plan, params, tma, allocations: keep, y_like, t_like }

@@ -31,8 +31,8 @@ pub fn run<T: Element>(
     let plan = MergePlan::new(weight.rows, weight.cols, layer.shape.layout, T::DTYPE);
     let mut keep = vec![];
     let segments = if with_segments { &layer.shape.segments[..] } else { &[] };
-    let (mut table, _) = segment_table(rig, segments, &layer.factors[..segments.len()], &mut keep);
-    table.iter_mut().for_each(|segment| segment.scale *= sign);
+    let mut table = segment_table(rig, segments, &layer.factors[..segments.len()], None, &mut keep).segments;
+    table.iter_mut().for_each(|segment| segment.factors.scale *= sign);
     let report = upload(rig, &[0.0f32; 3], &mut keep);
     let source = upload(rig, &weight.data, &mut keep);
     let gap = weight.stride - weight.cols;

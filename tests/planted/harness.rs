@@ -81,13 +81,16 @@ pub(crate) enum Scenario {
     Embedding,
     AdapterMma,
     AdapterCores,
+    DecodeSlot,
+    ForwardSlot,
+    ForwardWgmmaSlot,
 }
 
 pub(crate) const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -113,17 +116,20 @@ impl Scenario {
         Self::Embedding,
         Self::AdapterMma,
         Self::AdapterCores,
+        Self::DecodeSlot,
+        Self::ForwardSlot,
+        Self::ForwardWgmmaSlot,
     ];
 
     fn source(self) -> &'static str {
         match self {
-            Self::DecodeRows => "lora/decode_rows.cu",
+            Self::DecodeRows | Self::DecodeSlot => "lora/decode_rows.cu",
             Self::DecodeColumns => "lora/decode_columns.cu",
             Self::RowsMatrix | Self::ColumnsMatrix => "lora/decode_mma_f16.cu",
             Self::MergeRows | Self::MergeColumns => "lora/merge.cu",
-            Self::ForwardMma => "lora/forward_mma_f16.cu",
+            Self::ForwardMma | Self::ForwardSlot => "lora/forward_mma_f16.cu",
             Self::ForwardMma128 => "lora/forward_mma_f16_t128.cu",
-            Self::ForwardWgmma => "lora/forward_wgmma_f16.cu",
+            Self::ForwardWgmma | Self::ForwardWgmmaSlot => "lora/forward_wgmma_f16.cu",
             Self::ForwardWgmmaSplit => "lora/forward_wgmma_split_f16.cu",
             Self::ForwardCores => "lora/forward_cores.cu",
             Self::GradientsMma => "lora/gradients_mma_f16.cu",
@@ -232,6 +238,15 @@ impl Scenario {
                 &|| forward::<f16>(rig, &shape(250, 840, 248, Layout::OutIn, &[(0, 248, 5)]), 4, (9, 0)),
                 &|| dropped::<f16>(rig, &shape(250, 584, 248, Layout::OutIn, &[(0, 248, 5)]), 1, (9, 0)),
             ]),
+            // Adapters whose ranks are lower than what the launch is planned for, by steps and less.
+            Self::DecodeSlot => {
+                let shape = shape(2, 64, 44, Layout::OutIn, &[(0, 44, 5), (0, 44, 9)]);
+                decode_with::<f32>(rig, &shape, &Options { slot: Some(6), multiprocessors: 3, ..Options::default() })
+            }
+            Self::ForwardSlot => slot_of(rig, &shape(70, 72, 104, Layout::OutIn, &[(60, 104, 3), (0, 44, 40)]), (7, 5)),
+            Self::ForwardWgmmaSlot => {
+                slot_of(rig, &shape(128, 72, 120, Layout::OutIn, &[(0, 44, 40), (60, 104, 3)]), (9, 0))
+            }
             // Segments of which one begins within a step of the depth, another far behind and a third across tiles of Q,
             // so that steps are left out; two tiles of dx either way; factors with rows of any alignment; dropout.
             Self::DxMma => first_of([
@@ -271,11 +286,14 @@ fn on_cuda_cores(rig: &Rig, layout: Layout) -> Caught {
 }
 
 fn decode<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize) -> Caught {
+    decode_with::<T>(rig, shape, &Options { multiprocessors, ..Options::default() })
+}
+
+fn decode_with<T: Element>(rig: &Rig, shape: &Shape, options: &Options<'_, T>) -> Caught {
     let (random, x) = random_layer::<T>(shape);
     let segments = random.segments();
     let expected = reference::forward(&random.layer(&segments), x.view());
-    let options = Options { multiprocessors, path: ComputePath::Auto, ..Options::default() };
-    let decode = Decode::new(rig, &random, &x, &options);
+    let decode = Decode::new(rig, &random, &x, options);
     judge(rig, shape, &expected, &|| decode.run().map(|(y, _)| y.data))
 }
 
@@ -296,6 +314,17 @@ fn dropped<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize, capabil
     let compute_capability = Some(capability);
     let options = Options { multiprocessors, compute_capability, dropout: Some(dropout), ..Options::default() };
     forward_with::<T>(rig, shape, &options)
+}
+
+/// A layer whose factors are in a slot.
+fn slot_of(rig: &Rig, shape: &Shape, capability: (u32, u32)) -> Caught {
+    let (random, x) = random_layer::<f16>(shape);
+    let segments = random.segments();
+    let expected = reference::forward_through(&random.layer(&segments), x.view(), None, f16::DTYPE);
+    let compute_capability = Some(capability);
+    let options = Options { slot: Some(20), multiprocessors: 1, compute_capability, ..Options::default() };
+    let forward = Forward::new(rig, &random, &x, &options);
+    judge(rig, shape, &expected, &|| forward.run().map(|outputs| outputs.y.data))
 }
 
 fn tf32(rig: &Rig, shape: &Shape) -> Caught {

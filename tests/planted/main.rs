@@ -21,6 +21,7 @@ mod gradients;
 mod harness;
 mod matrix;
 mod merge;
+mod slot;
 mod transformer;
 
 use std::process::Command;
@@ -44,6 +45,7 @@ const TABLES: &[&[Bug]] = &[
     attention::BUGS,
     transformer::BUGS,
     adapter::BUGS,
+    slot::BUGS,
 ];
 
 /// Set in the processes that do the work: the first bug, and the distance to the next. A process has room for the

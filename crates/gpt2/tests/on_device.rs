@@ -295,9 +295,11 @@ fn launches(adapters: &Adapters<f32>) -> usize {
     let on_device = OnDevice::new(&model, adapters);
     let mut forward = on_device.forward(PassShape::whole(1, 3));
     on_device.set(&mut forward, &[vec![1, 2, 3]], None);
-    on_device.stream.device().take_all_counters();
+    let device = on_device.stream.device();
+    device.take_all_counters();
     on_device.run(&mut forward, None);
-    assert_eq!(on_device.stream.device().take_all_counters().len(), forward.launches());
+    // A GPU does not count them.
+    assert!(device.machine().is_none() || device.take_all_counters().len() == forward.launches());
     forward.launches_per_layer()
 }
 

@@ -9,15 +9,12 @@ use crate::device::backend::{Handle, Launch};
 use crate::device::kernel::LaunchConfig;
 use crate::error::Result;
 
-/// Clusters and programmatic dependent launch came with this compute capability.
-const HOPPER: (u32, u32) = (9, 0);
-
 fn function(kernel: Handle) -> sys::CUfunction {
     kernel.0 as sys::CUfunction
 }
 
 /// The driver's attributes of a launch; the first so many count.
-fn attributes(config: &LaunchConfig, capability: (u32, u32)) -> ([CUlaunchAttribute; 2], u32) {
+fn attributes(config: &LaunchConfig, dependent: bool) -> ([CUlaunchAttribute; 2], u32) {
     // SAFETY: the structs are plain integers, whose identifier 0 means "ignore".
     let mut list: [CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
     let mut count = 0;
@@ -28,8 +25,7 @@ fn attributes(config: &LaunchConfig, capability: (u32, u32)) -> ([CUlaunchAttrib
         list[count].value.clusterDim.z = 1;
         count += 1;
     }
-    // Elsewhere the order of the stream is stricter than what was asked for.
-    if config.dependent_launch && capability >= HOPPER {
+    if dependent {
         list[count].id = Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
         list[count].value.programmaticStreamSerializationAllowed = 1;
         count += 1;
@@ -61,8 +57,8 @@ fn driver_config(
 ///
 /// # Safety
 /// As [`Kernel::launch`](crate::device::Kernel::launch), in the context of kernel and stream.
-pub(super) unsafe fn launch(stream: sys::CUstream, what: &Launch<'_>, capability: (u32, u32)) -> Result<()> {
-    let (mut list, count) = attributes(what.config, capability);
+pub(super) unsafe fn launch(stream: sys::CUstream, what: &Launch<'_>) -> Result<()> {
+    let (mut list, count) = attributes(what.config, what.dependent);
     let config = driver_config(what.config, stream, &mut list, count);
     // The driver reads the struct and does not write it, whatever the pointer's type says.
     let mut params = [what.params.as_ptr().cast_mut().cast::<c_void>()];
@@ -87,7 +83,7 @@ pub(super) unsafe fn resident_blocks(kernel: Handle, block: u32, shared_bytes: u
 /// # Safety
 /// In the kernel's context.
 pub(super) unsafe fn resident_clusters(what: &Launch<'_>) -> Result<u32> {
-    let (mut list, attributes) = attributes(&LaunchConfig { dependent_launch: false, ..what.config.clone() }, HOPPER);
+    let (mut list, attributes) = attributes(what.config, false);
     let config = driver_config(what.config, std::ptr::null_mut(), &mut list, attributes);
     let mut count: c_int = 0;
     // SAFETY: the caller's promise, and the pointers are to a live integer and a live configuration.

@@ -251,6 +251,8 @@ impl Backend for Cuda {
     }
 
     fn encode_tensor_map(&self, tensor: &Tensor<'_>) -> Result<TensorMap> {
+        // The driver answers for the current context's device.
+        let _entered = self.enter()?;
         let driver = driver::load()?;
         let bad = |reason: String| Error::BadTensorMap { reason };
         // SAFETY: the arrays are as long as the rank says.
@@ -263,6 +265,6 @@ impl Backend for Cuda {
     unsafe fn launch(&self, on: Handle, what: &Launch<'_>) -> Result<()> {
         let _entered = self.enter()?;
         // SAFETY: the caller's promise.
-        unsafe { launch::launch(stream(on), what, self.properties.compute_capability) }
+        unsafe { launch::launch(stream(on), what) }
     }
 }

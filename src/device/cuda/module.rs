@@ -72,7 +72,8 @@ pub(super) unsafe fn find(driver: &Driver, module: sys::CUmodule, name: &str, sh
         let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         driver::cuFuncSetAttribute(function, attribute, max_dynamic_shared_bytes.cast_signed())?;
     }
-    let compiled_for = attribute(Attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)?;
+    let [binary, ptx] = [Attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION, Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION];
+    let compiled_for = attribute(binary)?.min(attribute(ptx)?);
     let attributes = KernelAttributes {
         max_threads: attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
         registers: attribute(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
