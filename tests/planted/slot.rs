@@ -31,7 +31,7 @@ pub(crate) const BUGS: &[Bug] = &[
         FACTORS,
         ForwardSlot,
         "if (segment >= p.segment_count) return;",
-        "if (segment + 1 >= p.segment_count) return;",
+        "if (segment >= p.segment_count - 1) return;",
         Build::Race,
         &[By(Fault::Uninitialised)],
     ),
@@ -42,7 +42,7 @@ pub(crate) const BUGS: &[Bug] = &[
         "rest.word[0], rest.word[1],",
         "rest.word[1], rest.word[0],",
         Build::Plain,
-        &[By(Fault::OutOfBounds), WrongResult],
+        &[By(Fault::OutOfBounds), By(Fault::Misaligned), WrongResult],
     ),
     bug(
         "the factors are used before they are there",

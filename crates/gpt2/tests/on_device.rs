@@ -169,12 +169,18 @@ fn a_graph_replays_the_pass_for_other_tokens() {
     let mut forward = on_device.forward(PassShape::whole(tokens.len(), tokens[0].len()));
     assert!(matches!(forward.replay(stream, None), Err(Error::NotCaptured)));
     forward.capture(stream, model, adapters, None).unwrap();
+    let shape = PassShape { dependent: true, ..forward.shape() };
+    let mut dependent = on_device.forward(shape);
+    dependent.capture(stream, model, adapters, None).unwrap();
     for tokens in [&tokens, &others] {
         on_device.set(&mut forward, tokens, None);
         forward.replay(stream, None).unwrap();
         let replayed = forward.logits(stream, model).unwrap();
         assert_eq!(replayed, on_device.run(&mut forward, None));
-        assert_eq!(replayed, on_device.logits(tokens));
+        assert_eq!(replayed, on_device.logits(tokens), "launches that begin before the one ahead has ended");
+        on_device.set(&mut dependent, tokens, None);
+        dependent.replay(stream, None).unwrap();
+        assert_eq!(replayed, dependent.logits(stream, model).unwrap(), "the same in a graph");
     }
     assert_ne!(on_device.logits(&tokens), on_device.logits(&others));
 }
@@ -182,27 +188,45 @@ fn a_graph_replays_the_pass_for_other_tokens() {
 #[test]
 fn a_captured_pass_runs_with_the_adapter_that_takes_the_others_place() {
     let model = model::<f16>();
-    let random = |seed, alpha| {
-        let targets = [(Target::Q, 4), (Target::V, 3)];
+    let random = |seed, ranks: [usize; 2], alpha| {
+        let targets = [(Target::Q, ranks[0]), (Target::V, ranks[1])];
         let lora = Some(Lora::random(&model.config, &targets, alpha, seed).unwrap());
         Adapters { lora, ..Adapters::default() }
     };
     let tokens = tokens();
-    let exact = |adapters| OnDevice::new(&model, &adapters).logits(&tokens);
-    let mut on_device = OnDevice::new(&model, &random(1, 8.0));
-    let mut forward = on_device.forward(PassShape::whole(tokens.len(), tokens[0].len()));
-    on_device.set(&mut forward, &tokens, None);
-    forward.capture(&on_device.stream, &on_device.model, &on_device.adapters, None).unwrap();
-    for seed in [1, 2, 3] {
-        let OnDevice { stream, model, adapters } = &mut on_device;
-        let other = DeviceAdapters::upload(stream, &random(seed, 8.0), model.config()).unwrap();
-        adapters.take_factors(stream, &other).unwrap();
-        forward.replay(stream, None).unwrap();
-        assert_eq!(forward.logits(stream, model).unwrap(), exact(random(seed, 8.0)), "{seed}");
+    let first = random(1, [4, 3], 8.0);
+    let OnDevice { stream, model: on_device, adapters } = OnDevice::new(&model, &first);
+    let upload = |adapters: &Adapters<f16>| DeviceAdapters::upload(&stream, adapters, on_device.config()).unwrap();
+    let mut adapters = adapters.swappable(&stream).unwrap();
+    for dependent in [false, true] {
+        let shape = PassShape { dependent, ..PassShape::whole(tokens.len(), tokens[0].len()) };
+        let mut forward = DeviceForward::new(&stream, &on_device, &adapters, shape).unwrap();
+        forward.set_tokens(&stream, &on_device, &adapters, &slices(&tokens), None).unwrap();
+        forward.capture(&stream, &on_device, &adapters, None).unwrap();
+        let mut logits = || {
+            forward.replay(&stream, None).unwrap();
+            forward.logits(&stream, &on_device).unwrap()
+        };
+        // Of the same ranks the same bits as in a pass of its own; of lower ones, products with zeros beside.
+        for other in [first.clone(), random(2, [4, 3], 2.0), random(3, [4, 3], 64.0)] {
+            adapters.put(&stream, &upload(&other)).unwrap();
+            assert_eq!(logits(), OnDevice::new(&model, &other).logits(&tokens));
+        }
+        let lower = random(4, [1, 2], 16.0);
+        adapters.put(&stream, &upload(&lower)).unwrap();
+        let exact = OnDevice::new(&model, &lower).logits(&tokens);
+        let exact: Vec<f64> = exact.iter().map(|&value| f64::from(value)).collect();
+        assert_close::<f16>(&logits(), &exact, "lower ranks");
+        adapters.clear(&stream).unwrap();
+        assert_eq!(logits(), OnDevice::new(&model, &Adapters::default()).logits(&tokens), "the base model");
     }
-    let OnDevice { stream, model, adapters } = &mut on_device;
-    let other = DeviceAdapters::upload(stream, &random(1, 16.0), model.config()).unwrap();
-    assert!(matches!(adapters.take_factors(stream, &other), Err(Error::OtherAdapters { .. })), "another scale");
+
+    let refused = adapters.put(&stream, &upload(&random(5, [5, 3], 8.0)));
+    assert!(matches!(refused, Err(Error::Layer { source: fused_lora::Error::SlotMismatch { segment: 0, .. }, .. })));
+    let sequential = Adapters { mode: LoraMode::Sequential, ..first.clone() };
+    assert!(matches!(adapters.put(&stream, &upload(&sequential)), Err(Error::OtherAdapters { .. })), "not fused");
+    assert!(matches!(upload(&sequential).swappable(&stream), Err(Error::OtherAdapters { .. })), "not fused");
+    assert!(matches!(upload(&first).put(&stream, &adapters), Err(Error::OtherAdapters { .. })), "not swappable");
 }
 
 /// The logits of every token, fed one by one behind a prompt, eagerly and from a graph.

@@ -2,13 +2,16 @@
 
 use std::ops::Range;
 
-use fused_lora::Element;
-use fused_lora::device::{DeviceAdapter, DeviceBuffer, DeviceMatrix, DeviceNorm, DeviceSegment, Stream};
-use fused_lora::lora::Activation;
+use fused_lora::device::{
+    DeviceAdapter, DeviceBuffer, DeviceFactors, DeviceMatrix, DeviceNorm, DeviceSegment, FactorSlot, SlotSegments,
+    Stream,
+};
+use fused_lora::lora::{Activation, Segment};
+use fused_lora::{Element, MatrixRef};
 
 use super::weights::NormWeights;
 use crate::adapter::bottleneck::{Adapter, Kind};
-use crate::adapter::lora::{Factors, Projection};
+use crate::adapter::lora::{Lora, Projection};
 use crate::adapter::prefix::Prefix;
 use crate::adapter::{Adapters, LoraMode};
 use crate::config::Config;
@@ -18,23 +21,15 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct DeviceAdapters<W> {
     pub(super) mode: LoraMode,
-    lora: Vec<[Vec<DeviceFactors>; 4]>,
-    /// A and B of all layers, so that another adapter takes their place in one copy.
-    factors: DeviceBuffer<W>,
+    /// A and B of all layers.
+    factors: DeviceFactors<W>,
+    segments: Places,
+    /// Whose factors passes run with instead, if another LoRA may take this one's place.
+    slot: Option<FactorSlot<W>>,
     bottleneck: Option<(Kind, Vec<Vec<DeviceBottleneck<W>>>)>,
     prefix: Option<DevicePrefix<W>>,
     parameters: usize,
     bytes: usize,
-}
-
-/// One pair of factors: where they act, and where they lie in the buffer of all.
-#[derive(Debug, Clone, PartialEq)]
-struct DeviceFactors {
-    columns: Range<usize>,
-    a: Range<usize>,
-    b: Range<usize>,
-    rank: usize,
-    scale: f32,
 }
 
 /// A bottleneck adapter, both weights `[out, in]`.
@@ -70,14 +65,10 @@ impl<W: Element> DeviceAdapters<W> {
     /// driver refuses.
     pub fn upload(stream: &Stream, adapters: &Adapters<W>, config: &Config) -> Result<Self> {
         adapters.check(config)?;
-        let mut factors = vec![];
-        let mut gather = |all: &Vec<Factors<W>>| -> Vec<_> {
-            all.iter().map(|one| DeviceFactors::gather(one, adapters.mode, &mut factors)).collect()
+        let (factors, segments) = match &adapters.lora {
+            Some(lora) => upload_factors(stream, lora, adapters.mode)?,
+            None => (DeviceFactors::upload(stream, &[])?, vec![]),
         };
-        let lora = adapters.lora.iter().flat_map(|lora| &lora.layers);
-        let lora =
-            lora.map(|[qkv, attn_out, fc, mlp_out]| [gather(qkv), gather(attn_out), gather(fc), gather(mlp_out)]);
-        let lora = lora.collect();
         let bottleneck = adapters.bottleneck.as_ref().map(|bottleneck| {
             let layer = |all: &Vec<Adapter<W>>| -> Result<Vec<_>> {
                 all.iter().map(|adapter| DeviceBottleneck::upload(stream, adapter)).collect()
@@ -88,8 +79,9 @@ impl<W: Element> DeviceAdapters<W> {
         let prefix = prefix.map(|prefix| DevicePrefix::upload(stream, prefix, config)).transpose()?;
         let mut uploaded = Self {
             mode: adapters.mode,
-            lora,
-            factors: DeviceBuffer::from_slice(stream, &factors)?,
+            factors,
+            segments,
+            slot: None,
             bottleneck: bottleneck.transpose()?,
             prefix,
             parameters: adapters.parameters(),
@@ -99,23 +91,48 @@ impl<W: Element> DeviceAdapters<W> {
         Ok(uploaded)
     }
 
-    /// Puts another LoRA of the same shapes in the place of this one, in one copy on the device: whatever was captured with these
-    /// adapters runs with the other's factors from then on. Scales are part of a capture, so they must be the same.
+    /// Lets another LoRA take this one's place, also under passes that are captured from now on: they find the factors through a
+    /// [`FactorSlot`], for two more loads a projection.
     ///
     /// # Errors
-    /// [`Error::OtherAdapters`] for other columns, ranks, scales, or way of running; what the driver refuses.
-    pub fn take_factors(&mut self, stream: &Stream, from: &Self) -> Result<()> {
-        if self.mode != from.mode || self.lora != from.lora {
-            let shape = |adapters: &Self| {
-                let all = adapters.lora.iter().flatten().flatten();
-                let (pairs, ranks) = all.fold((0, 0), |(pairs, ranks), one| (pairs + 1, ranks + one.rank));
-                format!("{pairs} pairs of factors of {ranks} ranks in all, {:?}", adapters.mode)
-            };
-            let (expected, actual) = (shape(self), shape(from));
-            return Err(Error::OtherAdapters { what: "the model".into(), expected, actual });
+    /// [`Error::OtherAdapters`] unless the LoRA is fused; [`Error::Layer`] without memory.
+    pub fn swappable(mut self, stream: &Stream) -> Result<Self> {
+        self.expect_fused()?;
+        self.slot = Some(FactorSlot::new(stream, &self.factors).map_err(of_slot)?);
+        Ok(self)
+    }
+
+    /// Issues the exchange of this LoRA for another one's factors, on the same columns with at most the same ranks, whatever its
+    /// scale: passes issued or replayed on the stream afterwards run with those. They stay in memory while they are used.
+    ///
+    /// # Errors
+    /// [`Error::OtherAdapters`] unless this one is [swappable](Self::swappable) and the other one a fused LoRA alone;
+    /// [`Error::Layer`] for other columns or higher ranks.
+    pub fn put(&mut self, stream: &Stream, other: &Self) -> Result<()> {
+        other.expect_fused()?;
+        if other.bottleneck.is_some() || other.prefix.is_some() {
+            return Err(other_adapters("a LoRA alone", "one with other adapters"));
         }
-        self.factors.as_mut_slice().copy_from(stream, from.factors.as_slice())?;
-        Ok(())
+        self.expect_slot()?.put(stream, &other.factors).map_err(of_slot)
+    }
+
+    /// Issues the removal of the LoRA: passes issued or replayed on the stream afterwards are the base model's.
+    ///
+    /// # Errors
+    /// [`Error::OtherAdapters`] unless it is [swappable](Self::swappable).
+    pub fn clear(&mut self, stream: &Stream) -> Result<()> {
+        self.expect_slot()?.clear(stream).map_err(of_slot)
+    }
+
+    fn expect_fused(&self) -> Result<()> {
+        match self.mode {
+            LoraMode::Fused => Ok(()),
+            mode => Err(other_adapters("a fused LoRA", &format!("{mode:?}"))),
+        }
+    }
+
+    fn expect_slot(&mut self) -> Result<&mut FactorSlot<W>> {
+        self.slot.as_mut().ok_or_else(|| other_adapters("adapters that are swappable", "adapters that are not"))
     }
 
     /// Trainable parameters, |Θ|.
@@ -137,16 +154,24 @@ impl<W: Element> DeviceAdapters<W> {
             Some(DevicePrefix::Embedding { vectors, .. }) => vectors.len(),
             Some(DevicePrefix::Layer { keys_values, .. }) => keys_values.iter().flatten().map(DeviceBuffer::len).sum(),
         };
-        (self.factors.len() + adapters().map(bottleneck).sum::<usize>() + prefix) * size_of::<W>()
+        self.factors.bytes()
+            + (adapters().map(bottleneck).sum::<usize>() + prefix) * size_of::<W>()
             + adapters().map(norm).sum::<usize>()
     }
 
     /// The segments on one projection.
-    pub(super) fn segments(&self, layer: usize, which: Projection) -> fused_lora::Result<Vec<DeviceSegment<'_, W>>> {
-        match self.lora.get(layer) {
-            Some(layer) => layer[which as usize].iter().map(|one| one.view(&self.factors)).collect(),
-            None => Ok(vec![]),
-        }
+    pub(super) fn segments(&self, layer: usize, which: Projection) -> Vec<DeviceSegment<'_, W>> {
+        self.places(layer, which).map(|index| self.factors.segment(index)).collect()
+    }
+
+    /// The same through the slot, if passes are to find them there.
+    pub(super) fn in_slot(&self, layer: usize, which: Projection) -> Option<SlotSegments<'_, W>> {
+        let places = self.places(layer, which);
+        self.slot.as_ref().filter(|_| !places.is_empty()).map(|slot| slot.segments(places))
+    }
+
+    fn places(&self, layer: usize, which: Projection) -> Range<usize> {
+        self.segments.get(layer).map_or(0..0, |layer| layer[which as usize].clone())
     }
 
     /// What sits behind the attention (0) and behind the MLP (1) of a layer.
@@ -192,35 +217,64 @@ impl<W: Element> DeviceAdapters<W> {
     }
 }
 
-impl DeviceFactors {
-    /// Adds one pair to the buffer of all. Products of their own read B and T fastest if their rows are whole 16 bytes: for
-    /// those, ranks are rounded up with zeros. Fused, the factors stay as they are.
-    fn gather<W: Element>(factors: &Factors<W>, mode: LoraMode, all: &mut Vec<W>) -> Self {
-        let chunk = 16 / size_of::<W>();
-        let rank = factors.rank.next_multiple_of(if mode == LoraMode::Sequential { chunk } else { 1 });
-        let d_in = factors.a.len() / factors.rank.max(1);
-        let mut place = |elements: usize| {
-            let begin = all.len().next_multiple_of(chunk);
-            all.resize(begin + elements, W::zeroed());
-            begin..begin + elements
-        };
-        let (a, b) = (place(rank * d_in), place(factors.columns.len() * rank));
-        all[a.clone()][..factors.a.len()].copy_from_slice(&factors.a);
-        for (to, from) in all[b.clone()].chunks_exact_mut(rank).zip(factors.b.chunks_exact(factors.rank)) {
-            to[..factors.rank].copy_from_slice(from);
+/// Which of a LoRA's segments are a projection's, layer by layer.
+type Places = Vec<[Range<usize>; 4]>;
+
+/// A LoRA's factors, and where to find a projection's.
+fn upload_factors<W: Element>(stream: &Stream, lora: &Lora<W>, mode: LoraMode) -> Result<(DeviceFactors<W>, Places)> {
+    let (mut all, mut places) = (vec![], vec![]);
+    for layer in 0..lora.layers.len() {
+        let mut of_layer = [const { 0..0 }; 4];
+        for which in Projection::ALL {
+            let begin = all.len();
+            all.extend(lora.segments(layer, which)?);
+            of_layer[which as usize] = begin..all.len();
         }
-        Self { columns: factors.columns.clone(), a, b, rank, scale: factors.scale }
+        places.push(of_layer);
+    }
+    let padded: Vec<_> = if mode == LoraMode::Sequential { all.iter().map(Padded::new).collect() } else { vec![] };
+    if mode == LoraMode::Sequential {
+        all = padded.iter().map(Padded::view).collect::<fused_lora::Result<_>>()?;
+    }
+    Ok((DeviceFactors::upload(stream, &all)?, places))
+}
+
+/// A segment whose rank is rounded up with zeros. As products of their own, B and T are read fastest if their rows are whole 16
+/// bytes; fused, the factors stay as they are.
+struct Padded<W> {
+    columns: Range<usize>,
+    a: Vec<W>,
+    b: Vec<W>,
+    rank: usize,
+    scale: f32,
+}
+
+impl<W: Element> Padded<W> {
+    fn new(segment: &Segment<'_, W>) -> Self {
+        let &Segment { ref columns, a, b, scale } = segment;
+        let rank = segment.rank().next_multiple_of(16 / size_of::<W>());
+        let rows = |matrix: MatrixRef<'_, W>, cols: usize| {
+            let row = |i| matrix.row(i).iter().copied().chain(std::iter::repeat(W::zeroed())).take(cols);
+            (0..matrix.rows()).flat_map(row).collect::<Vec<_>>()
+        };
+        let mut padded_a = rows(a, a.cols());
+        padded_a.resize(rank * a.cols(), W::zeroed());
+        Self { columns: columns.clone(), a: padded_a, b: rows(b, rank), rank, scale }
     }
 
-    fn view<'a, W: Element>(&self, all: &'a DeviceBuffer<W>) -> fused_lora::Result<DeviceSegment<'a, W>> {
-        let rank = self.rank;
-        Ok(DeviceSegment {
-            columns: self.columns.clone(),
-            a: DeviceMatrix::new(all.slice(self.a.clone()), rank, self.a.len() / rank.max(1))?,
-            b: DeviceMatrix::new(all.slice(self.b.clone()), self.columns.len(), rank)?,
-            scale: self.scale,
-        })
+    fn view(&self) -> fused_lora::Result<Segment<'_, W>> {
+        let &Self { ref columns, ref a, ref b, rank, scale } = self;
+        let (a, b) = (MatrixRef::new(a, rank, a.len() / rank)?, MatrixRef::new(b, columns.len(), rank)?);
+        Ok(Segment { columns: columns.clone(), a, b, scale })
     }
+}
+
+fn other_adapters(expected: &str, actual: &str) -> Error {
+    Error::OtherAdapters { what: "the slot".into(), expected: expected.into(), actual: actual.into() }
+}
+
+fn of_slot(source: fused_lora::Error) -> Error {
+    Error::Layer { what: "the slot".into(), source }
 }
 
 impl<W: Element> DeviceBottleneck<W> {

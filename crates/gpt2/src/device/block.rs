@@ -61,7 +61,7 @@ impl<W: Element> Block<W> {
         let projection = |which: Projection| -> Result<PlannedProjection<W>> {
             let name = |source| Error::Layer { what: name(index, which), source };
             let linear = model.layers[index].projection(which);
-            let segments = adapters.segments(index, which)?;
+            let segments = adapters.segments(index, which);
             let activation = activation(config.activation, which);
             PlannedProjection::new(device, linear, &segments, adapters.mode, activation, rows).map_err(name)
         };
@@ -112,7 +112,7 @@ impl<W: Element> Block<W> {
         let mut sizes = Sizes { other: if other { rows * model.config.d_model } else { 0 }, ..Sizes::default() };
         for which in Projection::ALL {
             let linear = model.layers[index].projection(which);
-            let segments = adapters.segments(index, which)?;
+            let segments = adapters.segments(index, which);
             sizes = sizes.largest(&self.projections[which as usize].sizes(linear, &segments, rows));
         }
         Ok(sizes)
@@ -236,9 +236,10 @@ impl<W: Element> Projections<'_, W> {
     ) -> Result<()> {
         let &Self { planned, stream, model, adapters, index } = self;
         let linear = model.layers[index].projection(which);
-        let call = Call { linear, activation: activation(model.config.activation, which), adds };
-        let launch = |segments: Vec<_>| planned[which as usize].launch(stream, &call, &segments, input, y, scratch);
-        let launched = adapters.segments(index, which).and_then(launch);
+        let activation = activation(model.config.activation, which);
+        let (segments, slot) = (adapters.segments(index, which), adapters.in_slot(index, which));
+        let call = Call { linear, segments: &segments, slot, activation, adds };
+        let launched = planned[which as usize].launch(stream, &call, input, y, scratch);
         launched.map_err(|source| Error::Layer { what: name(index, which), source })
     }
 }

@@ -3,8 +3,8 @@
 use fused_lora::Element;
 use fused_lora::WorkspaceLayout;
 use fused_lora::device::{
-    Device, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSegment, DeviceSliceMut, Forward, Merge,
-    MergeRecord, Pointwise, Stream, Workspace,
+    Device, DeviceInput, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSegment, DeviceSliceMut,
+    Forward, Merge, MergeRecord, Pointwise, SlotSegments, Stream, Workspace,
 };
 use fused_lora::lora::{Activation, Layout};
 
@@ -44,9 +44,12 @@ struct Products<W> {
     add: Pointwise<W>,
 }
 
-/// A projection's weights, and what becomes of the sum.
+/// A projection's weights and adapters, and what becomes of the sum.
 pub(super) struct Call<'a, W> {
     pub(super) linear: &'a DeviceLinear<W>,
+    pub(super) segments: &'a [DeviceSegment<'a, W>],
+    /// Whose factors fused segments have instead of their own.
+    pub(super) slot: Option<SlotSegments<'a, W>>,
     pub(super) activation: Activation,
     /// Whether y is added to.
     pub(super) adds: bool,
@@ -158,20 +161,20 @@ impl<W: Element> PlannedProjection<W> {
         &self,
         stream: &Stream,
         call: &Call<'_, W>,
-        segments: &[DeviceSegment<'_, W>],
         x: DeviceMatrix<'_, W>,
         y: &mut DeviceSliceMut<'_, W>,
         scratch: &mut Scratch<'_, '_, W>,
     ) -> fused_lora::Result<()> {
-        let &Call { linear, activation, adds } = call;
+        let &Call { linear, segments, slot, activation, adds } = call;
         let (rows, (_, d_out)) = (x.rows(), linear.shape());
         let residual = if adds { DeviceResidual::InPlace } else { DeviceResidual::None };
         let Scratch { t, beside, delta, zeros, record, workspace } = scratch;
-        let layer = match &self.beside {
-            Beside::Nothing => linear.layer(segments, activation)?,
-            _ => linear.layer(&[], Activation::Identity)?,
+        let (layer, slot) = match &self.beside {
+            Beside::Nothing => (linear.layer(segments, activation)?, slot),
+            _ => (linear.layer(&[], Activation::Identity)?, None),
         };
-        self.layer.launch(stream, &layer, x, residual, matrix_mut(y, rows, d_out)?, workspace)?;
+        let input = DeviceInput { slot, ..x.into() };
+        self.layer.launch(stream, &layer, input, residual, matrix_mut(y, rows, d_out)?, workspace)?;
         match &self.beside {
             Beside::Nothing => {}
             Beside::Products(products) => {
