@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use common::adapter::{OnRig, RandomAdapter, Residual, Shape};
 use common::device::device;
-use common::rig::{Rig, builds, on_gpu};
+use common::rig::{Rig, SCHEDULES, builds, on_gpu};
 use common::sanitize::rerun_under_sanitizers;
 use common::{Buffer, Rng};
 use fused_lora::device::{
@@ -16,10 +16,8 @@ use fused_lora::device::{
 };
 use fused_lora::lora::Activation::{self, GeluNew, Identity, Relu};
 use fused_lora::{ComputePath, Element, Error, Result, WorkspaceLayout};
-use fused_lora_emulator::{Completion, Schedule};
+use fused_lora_emulator::Completion;
 use half::{bf16, f16};
-
-const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 64), (Schedule::LastIn, 1), (Schedule::Random(0x5EED), 3)];
 
 /// With biases, its input and a residual of their own added.
 fn shape(tokens: usize, d: usize, width: usize, activation: Activation) -> Shape {

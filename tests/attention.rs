@@ -7,15 +7,12 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::attention::{Attention, Case, Memory, Operands};
-use common::rig::{Rig, builds, on_gpu};
+use common::rig::{Rig, SCHEDULES, builds, on_gpu};
 use common::sanitize::rerun_under_sanitizers;
 use fused_lora::attention::{AttentionPlan, AttentionShape};
 use fused_lora::{ComputePath, Element};
-use fused_lora_emulator::{Completion, Config, Schedule};
+use fused_lora_emulator::{Completion, Config};
 use half::{bf16, f16};
-
-/// Threads in three orders, and CTAs one, three or all at a time.
-const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 64), (Schedule::LastIn, 1), (Schedule::Random(0x5EED), 3)];
 
 /// Runs a case under every schedule: the result within its bounds, the cache as it is to be, nothing else written, and always
 /// the same bits.

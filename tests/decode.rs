@@ -7,18 +7,15 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::decode::{Decode, LAYOUTS, Options};
-use common::rig::{Rig, builds, on_gpu};
+use common::forward::on_the_way_out;
+use common::rig::{Rig, SCHEDULES, builds, on_gpu};
 use common::sanitize::rerun_under_sanitizers;
-use common::{Buffer, RandomLayer, Rng, Shape, steps};
+use common::{Buffer, RandomLayer, Rng, Shape, shape, steps};
 use fused_lora::decode::DecodePlan;
 use fused_lora::lora::{Activation, Layout};
 use fused_lora::{ComputePath, Element, reference};
-use fused_lora_emulator::{Build, Completion, Config, Schedule};
+use fused_lora_emulator::{Build, Completion, Config};
 use half::{bf16, f16};
-
-/// Threads in three orders, and CTAs one, three or all at a time: one at a time, whoever waits for a CTA that has not
-/// started waits for ever.
-const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 64), (Schedule::LastIn, 1), (Schedule::Random(0x5EED), 3)];
 
 /// Runs a shape under every schedule: each result within its bounds, and all of them the same bits.
 fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, activation: Activation, residual: bool) {
@@ -31,16 +28,8 @@ fn check_with<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options
     let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
     let added = residual.then(|| Buffer::<T>::random(&mut rng, shape.tokens, shape.d_out, shape.gap));
     let segments = random.segments();
-    let mut expected = reference::forward(&random.layer(&segments), x.view());
-    for (i, value) in expected.value.data.iter_mut().enumerate() {
-        *value = reference::activation(options.activation, *value);
-        if let Some(added) = &added {
-            let (row, column) = (i / shape.d_out, i % shape.d_out);
-            let addend = f64::from(added.view().row(row)[column].to_f32());
-            *value += addend;
-            expected.magnitude.data[i] += addend.abs();
-        }
-    }
+    let expected = reference::forward(&random.layer(&segments), x.view());
+    let expected = on_the_way_out(expected, &random, options.activation, added.as_ref());
     let options = Options { residual: added.as_ref(), ..*options };
     let decode = Decode::new(rig, &random, &x, &options);
     let mut first: Option<Buffer<T>> = None;
@@ -58,10 +47,6 @@ fn check_with<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options
         first.get_or_insert(y);
     }
     decode.plan.clone()
-}
-
-fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)]) -> Shape {
-    Shape { tokens, d_in, d_out, layout, segments: segments.to_vec(), bias: true, gap: 0 }
 }
 
 fn every_type(shape: &Shape, seed: u64) {

@@ -5,17 +5,13 @@ mod common;
 
 use std::ffi::c_void;
 
-use common::device::device;
+use common::device::{device, stream};
 use common::rig::on_gpu;
 use fused_lora::device::{
     Device, DeviceBuffer, DeviceKind, DeviceMatrix, DeviceMatrixMut, DeviceSlice, EmulatorConfig, Event, Graph,
     LaunchConfig, Stream,
 };
 use fused_lora::{Error, Result};
-
-fn stream() -> Stream {
-    Stream::new(&device()).unwrap()
-}
 
 #[test]
 fn without_a_driver_there_is_a_typed_error() {

@@ -6,7 +6,7 @@ mod common;
 use bytemuck::Pod;
 use common::Rng;
 use common::adamw::{State, Tensor, draw};
-use common::device::device;
+use common::device::{device, stream};
 use common::rig::on_gpu;
 use fused_lora::device::{
     Device, DeviceBuffer, DeviceParameter, DeviceSlice, DeviceSliceMut, EmulatorConfig, Graph, Optimizer, Stream,
@@ -20,10 +20,6 @@ use half::{bf16, f16};
 const TENSORS: [Tensor; 5] = [(A, 37), (B, 4100), (A, 1), (B, 0), (A, 2050)];
 const CONFIG: AdamW =
     AdamW { lr: 1e-2, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.1, lora_plus_ratio: 4.0, max_norm: Some(1.0) };
-
-fn stream() -> Stream {
-    Stream::new(&device()).unwrap()
-}
 
 /// All tensors of one kind, from one buffer.
 fn cut<T: Pod>(buffer: &mut DeviceBuffer<T>) -> Vec<DeviceSliceMut<'_, T>> {

@@ -5,7 +5,8 @@
 mod common;
 
 use common::backward::{Asked, Given, factors, input, random, run};
-use common::device::device;
+use common::decode::LAYOUTS;
+use common::device::stream;
 use common::golden::Golden;
 use common::rig::on_gpu;
 use common::{Buffer, RandomLayer, Shape, steps};
@@ -19,12 +20,6 @@ use fused_lora::lora::{Activation, Layout};
 use fused_lora::reference;
 use fused_lora::{ComputePath, DType, Element, Error, Result, WorkspaceLayout};
 use half::{bf16, f16};
-
-const LAYOUTS: [Layout; 2] = [Layout::OutIn, Layout::InOut];
-
-fn stream() -> Stream {
-    Stream::new(&device()).unwrap()
-}
 
 fn shape(tokens: usize, layout: Layout) -> Shape {
     Shape { tokens, d_in: 72, d_out: 48, layout, segments: vec![(0, 16, 4), (24, 48, 17)], bias: false, gap: 0 }

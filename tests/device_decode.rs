@@ -3,8 +3,10 @@
 
 mod common;
 
-use common::device::{OnDevice, device};
+use common::device::{OnDevice, device, shape, stream};
+use common::forward::on_the_way_out;
 use common::rig::on_gpu;
+use common::small::{D_IN, D_OUT, RANK, Small};
 use common::{Buffer, RandomLayer, Rng, Shape, steps};
 use fused_lora::WorkspaceLayout;
 use fused_lora::decode::MAX_TOKENS;
@@ -16,14 +18,6 @@ use fused_lora::lora::{Activation, Layout};
 use fused_lora::{Element, Error, Result, reference};
 use half::{bf16, f16};
 
-fn stream() -> Stream {
-    Stream::new(&device()).unwrap()
-}
-
-fn shape(tokens: usize, layout: Layout) -> Shape {
-    Shape { tokens, d_in: 64, d_out: 40, layout, segments: vec![(0, 16, 4), (24, 40, 3)], bias: true, gap: 8 }
-}
-
 /// Plans, launches, and holds the result against the reference.
 fn check<T: Element>(seed: u64, shape: &Shape, activation: Activation, residual: bool) {
     let stream = stream();
@@ -32,15 +26,8 @@ fn check<T: Element>(seed: u64, shape: &Shape, activation: Activation, residual:
     let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
     let added = residual.then(|| Buffer::<T>::random(&mut rng, shape.tokens, shape.d_out, shape.gap));
     let segments = random.segments();
-    let mut expected = reference::forward(&random.layer(&segments), x.view());
-    for (i, value) in expected.value.data.iter_mut().enumerate() {
-        *value = reference::activation(activation, *value);
-        if let Some(added) = &added {
-            let addend = f64::from(added.view().row(i / shape.d_out)[i % shape.d_out].to_f32());
-            *value += addend;
-            expected.magnitude.data[i] += addend.abs();
-        }
-    }
+    let expected = reference::forward(&random.layer(&segments), x.view());
+    let expected = on_the_way_out(expected, &random, activation, added.as_ref());
     let mut on_device = OnDevice::new(&stream, &random, &x, activation, added.as_ref());
     let y = on_device.with(|layer, x, residual, y| {
         let decode = Decode::new(stream.device(), layer, shape.tokens).unwrap();
@@ -169,49 +156,9 @@ fn a_residual_may_be_the_output_itself() -> Result<()> {
     Ok(())
 }
 
-/// A 16 to 8 layer of rank 4 with everything contiguous, to be made wrong in one way at a time.
-struct Small {
-    stream: Stream,
-    data: DeviceBuffer<f32>,
-    y: DeviceBuffer<f32>,
-}
-
-const D_IN: usize = 16;
-const D_OUT: usize = 8;
-const RANK: usize = 4;
-
-impl Small {
-    fn new() -> Self {
-        let stream = stream();
-        let data = DeviceBuffer::zeros(&stream, 1024).unwrap();
-        let y = DeviceBuffer::zeros(&stream, D_OUT).unwrap();
-        Self { stream, data, y }
-    }
-
-    fn matrix(&self, rows: usize, cols: usize) -> DeviceMatrix<'_, f32> {
-        DeviceMatrix::new(self.data.as_slice(), rows, cols).unwrap()
-    }
-
-    fn segment(&self) -> DeviceSegment<'_, f32> {
-        DeviceSegment { columns: 0..D_OUT, a: self.matrix(RANK, D_IN), b: self.matrix(D_OUT, RANK), scale: 1.0 }
-    }
-
-    fn layer<'a>(&'a self, segments: &'a [DeviceSegment<'a, f32>]) -> DeviceLora<'a, f32> {
-        let (weight, bias) = (self.matrix(D_OUT, D_IN), Some(self.data.slice(0..D_OUT)));
-        DeviceLora { weight, layout: Layout::OutIn, bias, segments, activation: Activation::Identity }
-    }
-
-    /// A view of this device's memory that nothing has checked.
-    fn raw(&self, address: u64, rows: usize, cols: usize) -> DeviceMatrix<'_, f32> {
-        // SAFETY: the view is used for calls that are refused.
-        let data = unsafe { DeviceSlice::from_raw(self.stream.device(), address, rows * cols) };
-        DeviceMatrix::new(data, rows, cols).unwrap()
-    }
-}
-
 #[test]
 fn each_wrong_layer_has_its_error() {
-    let (small, other) = (Small::new(), Small::new());
+    let (small, other) = (Small::<f32>::new(), Small::new());
     let device = small.stream.device();
     let good = small.segment();
     let refused = |segment: DeviceSegment<'_, f32>| {
@@ -269,8 +216,8 @@ fn each_wrong_launch_has_its_error_and_launches_nothing() -> Result<()> {
     if on_gpu() {
         return Ok(()); // it takes two devices
     }
-    let mut small = Small::new();
-    let mut y = std::mem::replace(&mut small.y, DeviceBuffer::zeros(&small.stream, 0)?);
+    let small = Small::<f32>::new();
+    let mut y = DeviceBuffer::zeros(&small.stream, D_OUT)?;
     let y_address = y.address();
     let (other_stream, other) = (Stream::new(&device())?, Small::new());
     let segments = [small.segment()];
@@ -334,7 +281,7 @@ fn each_wrong_launch_has_its_error_and_launches_nothing() -> Result<()> {
 
 #[test]
 fn an_x_of_any_alignment_has_a_plan_of_its_own() -> Result<()> {
-    let small = Small::new();
+    let small = Small::<f32>::new();
     let segments = [small.segment()];
     let layer = small.layer(&segments);
     let decode = Decode::for_any_x(small.stream.device(), &layer, 1)?;

@@ -4,30 +4,22 @@
 
 mod common;
 
-use common::device::{OnDevice, device};
+use common::decode::LAYOUTS;
+use common::device::{OnDevice, TRAINING, shape, stream};
 use common::forward::expected;
 use common::rig::on_gpu;
+use common::small::{D_IN, D_OUT, RANK, Small};
 use common::{Buffer, RandomLayer, Rng, Shape, steps};
 use fused_lora::decode::MAX_TOKENS;
 use fused_lora::device::{
     Decode, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceOutput, DeviceResidual, DeviceSegment,
-    DeviceSlice, Forward, ForwardOptions, Graph, Stream, Workspace,
+    Forward, ForwardOptions, Graph, Stream, Workspace,
 };
 use fused_lora::forward::Plan;
 use fused_lora::lora::{Activation, Layout};
 use fused_lora::reference;
 use fused_lora::{ComputePath, DType, Element, Error, Result, WorkspaceLayout};
 use half::{bf16, f16};
-
-const LAYOUTS: [Layout; 2] = [Layout::OutIn, Layout::InOut];
-
-fn stream() -> Stream {
-    Stream::new(&device()).unwrap()
-}
-
-fn shape(tokens: usize, layout: Layout) -> Shape {
-    Shape { tokens, d_in: 64, d_out: 40, layout, segments: vec![(0, 16, 4), (24, 40, 3)], bias: true, gap: 8 }
-}
 
 /// What is added to the product's output.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -109,8 +101,6 @@ fn one_call_for_any_number_of_tokens() {
         );
     }
 }
-
-const TRAINING: ForwardOptions = ForwardOptions { path: ComputePath::Auto, any_x: false, training: true };
 
 /// T in its own buffer with gaps, for as many tokens as a decode kernel takes, and more.
 #[test]
@@ -286,47 +276,10 @@ fn launches_in_a_row_need_nothing_in_between() -> Result<()> {
 }
 
 const TOKENS: usize = 17;
-const D_IN: usize = 16;
-const D_OUT: usize = 8;
-const RANK: usize = 4;
-
-/// A 16 to 8 layer of rank 4 with everything contiguous, to be made wrong in one way at a time.
-struct Small {
-    stream: Stream,
-    data: DeviceBuffer<f16>,
-}
-
-impl Small {
-    fn new() -> Self {
-        let stream = stream();
-        let data = DeviceBuffer::zeros(&stream, 1024).unwrap();
-        Self { stream, data }
-    }
-
-    fn matrix(&self, rows: usize, cols: usize) -> DeviceMatrix<'_, f16> {
-        DeviceMatrix::new(self.data.as_slice(), rows, cols).unwrap()
-    }
-
-    fn segment(&self) -> DeviceSegment<'_, f16> {
-        DeviceSegment { columns: 0..D_OUT, a: self.matrix(RANK, D_IN), b: self.matrix(D_OUT, RANK), scale: 1.0 }
-    }
-
-    fn layer<'a>(&'a self, segments: &'a [DeviceSegment<'a, f16>]) -> DeviceLora<'a, f16> {
-        let (weight, bias) = (self.matrix(D_OUT, D_IN), Some(self.data.slice(0..D_OUT)));
-        DeviceLora { weight, layout: Layout::OutIn, bias, segments, activation: Activation::Identity }
-    }
-
-    /// A view of this device's memory that nothing has checked.
-    fn raw(&self, address: u64, rows: usize, cols: usize) -> DeviceMatrix<'_, f16> {
-        // SAFETY: the view is used for calls that are refused.
-        let data = unsafe { DeviceSlice::from_raw(self.stream.device(), address, rows * cols) };
-        DeviceMatrix::new(data, rows, cols).unwrap()
-    }
-}
 
 #[test]
 fn what_cannot_be_planned_has_its_error() {
-    let (small, other) = (Small::new(), Small::new());
+    let (small, other) = (Small::<f16>::new(), Small::new());
     let device = small.stream.device();
     let segments = [small.segment()];
     let layer = small.layer(&segments);
@@ -350,7 +303,7 @@ fn each_wrong_launch_has_its_error_and_launches_nothing() -> Result<()> {
     if on_gpu() {
         return Ok(()); // it takes two devices
     }
-    let (small, other) = (Small::new(), Small::new());
+    let (small, other) = (Small::<f16>::new(), Small::new());
     let mut y = DeviceBuffer::<f16>::zeros(&small.stream, TOKENS * D_OUT)?;
     let mut t = DeviceBuffer::<f16>::zeros(&small.stream, TOKENS * RANK)?;
     let (y_address, t_address) = (y.address(), t.address());
@@ -463,7 +416,7 @@ fn each_wrong_launch_has_its_error_and_launches_nothing() -> Result<()> {
 
 #[test]
 fn an_x_of_any_alignment_has_a_plan_of_its_own() -> Result<()> {
-    let small = Small::new();
+    let small = Small::<f16>::new();
     let segments = [small.segment()];
     let layer = small.layer(&segments);
     let options = ForwardOptions { any_x: true, ..ForwardOptions::default() };

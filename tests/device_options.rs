@@ -3,27 +3,17 @@
 
 mod common;
 
-use common::device::{OnDevice, device};
+use common::device::{OnDevice, TRAINING, shape, stream};
 use common::forward::{expected, expected_in_tf32};
-use common::{Buffer, RandomLayer, Rng, Shape, steps};
+use common::{Buffer, RandomLayer, Rng, steps};
 use fused_lora::decode::MAX_TOKENS;
 use fused_lora::device::{
-    DeviceBuffer, DeviceDropout, DeviceInput, DeviceSlice, Forward, ForwardOptions, Graph, Stream, Workspace,
+    DeviceBuffer, DeviceDropout, DeviceInput, DeviceSlice, Forward, ForwardOptions, Graph, Workspace,
 };
 use fused_lora::dropout::Dropout;
 use fused_lora::lora::{Activation, Layout};
 use fused_lora::{ComputePath, DType, Error, Result};
 use half::bf16;
-
-const TRAINING: ForwardOptions = ForwardOptions { path: ComputePath::Auto, any_x: false, training: true };
-
-fn shape(tokens: usize, layout: Layout) -> Shape {
-    Shape { tokens, d_in: 64, d_out: 40, layout, segments: vec![(0, 16, 4), (24, 40, 3)], bias: true, gap: 8 }
-}
-
-fn stream() -> Stream {
-    Stream::new(&device()).unwrap()
-}
 
 #[test]
 fn a_path_is_taken_as_asked() -> Result<()> {

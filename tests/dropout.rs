@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::decode::LAYOUTS;
 use common::device::{OnDevice, device};
 use common::{Buffer, RandomLayer, Rng, Shape, steps};
 use fused_lora::cpu::{self, Accumulate, Input, SegmentGradient};
@@ -148,8 +149,6 @@ fn assert_same<X: Element>(a: &Outputs<X>, b: &Outputs<X>, what: &str) {
         assert!(bits(&a.0) == bits(&b.0) && bits(&a.1) == bits(&b.1), "dA, dB: {what}");
     }
 }
-
-const LAYOUTS: [Layout; 2] = [Layout::OutIn, Layout::InOut];
 
 #[test]
 fn every_output_is_within_bounds_for_every_type() {

@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 
 use common::decode::{LAYOUTS, Options};
 use common::forward::Forward;
-use common::rig::{Rig, builds};
+use common::forward_check::{CAPABILITIES, options};
+use common::rig::{Rig, SCHEDULES, builds};
 use common::sanitize::rerun_under_sanitizers;
 use common::{Buffer, RandomLayer, Rng, Shape, steps};
 use fused_lora::dropout::Dropout;
@@ -16,11 +17,8 @@ use fused_lora::forward::ForwardPlan;
 use fused_lora::lora::Layout;
 use fused_lora::reference::{self, Matrix64};
 use fused_lora::{ComputePath, DType, Element};
-use fused_lora_emulator::{Build, Completion, Schedule};
+use fused_lora_emulator::{Build, Completion};
 use half::{bf16, f16};
-
-/// As in tests/forward.rs.
-const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 64), (Schedule::LastIn, 1), (Schedule::Random(0x5EED), 3)];
 
 /// What becomes of dx.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -106,15 +104,7 @@ fn check_q<T: Element>(random: &RandomLayer<T>, dy: &Buffer<T>, q: &Buffer<T>, w
 }
 
 fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)]) -> Shape {
-    Shape { tokens, d_in, d_out, layout, segments: segments.to_vec(), bias: false, gap: 0 }
-}
-
-/// What the kernels on mma.sync are planned for, and those on wgmma.
-const CAPABILITIES: [(u32, u32); 2] = [(8, 0), (9, 0)];
-
-fn options<T>(multiprocessors: usize, capability: (u32, u32)) -> Options<'static, T> {
-    let compute_capability = Some(capability);
-    Options { multiprocessors, path: ComputePath::Matrix, compute_capability, ..Options::default() }
+    Shape { bias: false, ..common::shape(tokens, d_in, d_out, layout, segments) }
 }
 
 /// In every build, on CUDA cores and on matrix instructions of every kind that there is for the shape; the kernels' names.

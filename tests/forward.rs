@@ -7,98 +7,16 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::decode::{LAYOUTS, Options};
-use common::forward::{Forward, Outputs, expected, expected_in_tf32};
+use common::forward::Forward;
+use common::forward_check::{CAPABILITIES, check, columns_without_an_adapter_are_the_base_products, options};
 use common::rig::{Rig, builds, on_gpu};
 use common::sanitize::rerun_under_sanitizers;
-use common::{Buffer, RandomLayer, Rng, Shape, steps};
+use common::{Buffer, RandomLayer, Rng, Shape, shape};
+use fused_lora::ComputePath;
 use fused_lora::dropout::Dropout;
-use fused_lora::forward::ForwardPlan;
 use fused_lora::lora::{Activation, Layout};
-use fused_lora::reference::{self, Matrix64};
-use fused_lora::{ComputePath, DType, Element};
-use fused_lora_emulator::{Build, Completion, Config, Schedule};
+use fused_lora_emulator::{Build, Config};
 use half::{bf16, f16};
-
-/// Threads in three orders, and CTAs one, three or all at a time: one at a time, whoever waits for a CTA that has not
-/// started waits for ever.
-const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 64), (Schedule::LastIn, 1), (Schedule::Random(0x5EED), 3)];
-
-/// Runs a shape under every schedule: each result within its bounds, and all of them the same bits.
-fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<'_, T>, residual: bool) -> ForwardPlan {
-    let mut rng = Rng(seed);
-    let random = RandomLayer::<T>::new(&mut rng, shape);
-    let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
-    let added = residual.then(|| Buffer::<T>::random(&mut rng, shape.tokens, shape.d_out, shape.gap));
-    let in_tf32 = options.path == ComputePath::Tf32;
-    let expected = if in_tf32 { expected_in_tf32::<T> } else { expected::<T> };
-    let expected = expected(&random, &x, options.activation, added.as_ref(), options.dropout.as_ref());
-    // Through a slot T has more columns than the adapter.
-    let options = Options { residual: added.as_ref(), t_out: options.slot.is_none(), ..*options };
-    let forward = Forward::new(rig, &random, &x, &options);
-    let mut first: Option<Outputs<T>> = None;
-    for (schedule, resident) in SCHEDULES {
-        let what = format!("{}, seed {seed}, {shape:?}, {schedule:?}, {}", T::DTYPE, forward.plan);
-        rig.set_schedule(schedule, Completion::Late, resident);
-        let outputs = forward.run().unwrap_or_else(|error| panic!("{what}: {error}"));
-        expected.assert_close(outputs.y.view(), steps(shape), &what);
-        outputs.y.assert_gaps_untouched();
-        if let Some(first) = &first {
-            for row in 0..shape.tokens {
-                assert_eq!(first.y.view().row(row), outputs.y.view().row(row), "row {row} depends: {what}");
-                let same = !options.t_out || first.t.view().row(row) == outputs.t.view().row(row);
-                assert!(same, "row {row} of T depends: {what}");
-            }
-        } else if options.t_out {
-            // Of T's products both operands are rounded.
-            let rounded = if in_tf32 { 2.01 * reference::TF32_ROUNDOFF } else { 0.0 };
-            check_t(&random, &x, options.dropout.as_ref(), &outputs.t, rounded, &what);
-        }
-        first.get_or_insert(outputs);
-    }
-    forward.plan.clone()
-}
-
-/// T as the backward pass gets it: each segment's behind the other's, no scale, no padding. Its products may be off by
-/// `rounded` of themselves.
-fn check_t<T: Element>(
-    random: &RandomLayer<T>,
-    x: &Buffer<T>,
-    dropout: Option<&Dropout>,
-    t: &Buffer<T>,
-    rounded: f64,
-    what: &str,
-) {
-    let x = reference::drop_out(&Matrix64::from_view(x.view()), dropout);
-    let mut begin = 0;
-    for (a, ..) in &random.factors {
-        let a = Matrix64::from_view(a.view());
-        let (value, magnitude) = (x.matmul(&a.t()), x.abs().matmul(&a.abs().t()));
-        for row in 0..t.rows {
-            for j in 0..a.rows {
-                let (got, exact) = (f64::from(t.view().row(row)[begin + j].to_f32()), value.at(row, j));
-                let gamma = 2.0 * (x.cols + 4) as f64 * DType::F32.unit_roundoff();
-                let bound = T::DTYPE.unit_roundoff() * exact.abs() * 1.01
-                    + T::DTYPE.smallest_step()
-                    + (gamma + rounded) * magnitude.at(row, j);
-                assert!((got - exact).abs() <= bound, "T[{row}, {begin} + {j}] is {got}, expected {exact}: {what}");
-            }
-        }
-        begin += a.rows;
-    }
-    t.assert_gaps_untouched();
-}
-
-fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)]) -> Shape {
-    Shape { tokens, d_in, d_out, layout, segments: segments.to_vec(), bias: true, gap: 0 }
-}
-
-/// What the kernels on mma.sync are planned for, and those on wgmma.
-const CAPABILITIES: [(u32, u32); 2] = [(8, 0), (9, 0)];
-
-fn options<T>(multiprocessors: usize, capability: (u32, u32)) -> Options<'static, T> {
-    let compute_capability = Some(capability);
-    Options { multiprocessors, path: ComputePath::Matrix, compute_capability, ..Options::default() }
-}
 
 /// In every build and type, on CUDA cores and on matrix instructions of every kind that there is for the shape; the kernels'
 /// names.
@@ -334,122 +252,6 @@ fn activation_and_residual_on_the_way_out() {
                 }
             }
         }
-    }
-}
-
-/// What the kernels in TF32 are planned for.
-fn tf32<T>(multiprocessors: usize) -> Options<'static, T> {
-    Options { path: ComputePath::Tf32, ..options(multiprocessors, (8, 0)) }
-}
-
-#[test]
-fn tf32_in_every_tile() {
-    let mut seen = BTreeSet::new();
-    let dropout = Dropout::new(0.3, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(5).at(77);
-    for layout in LAYOUTS {
-        let cut = |multiprocessors, shape: Shape| (multiprocessors, shape);
-        let cases = [
-            // Large tiles, full and in part, of more ranks than a step and than a tile of T.
-            cut(1, shape(128, 136, 128, layout, &[(0, 128, 16)])),
-            cut(1, shape(250, 72, 248, layout, &[(8, 248, 20), (100, 131, 70), (17, 18, 1)])),
-            // Small ones; depths in splits; one token.
-            cut(1, shape(33, 520, 72, layout, &[(0, 72, 5), (3, 35, 17)])),
-            cut(24, shape(17, 2056, 40, layout, &[(0, 40, 16)])),
-            cut(6, shape(1, 40, 24, layout, &[(0, 24, 1)])),
-            // Rows that start anywhere; a single product, whose error bound is that of its two roundings.
-            cut(6, shape(33, 65, 71, layout, &[(0, 71, 5)])),
-            cut(6, Shape { gap: 3, ..shape(19, 1, 45, layout, &[(2, 45, 3)]) }),
-        ];
-        for build in builds() {
-            let rig = Rig::new(build);
-            if rig.compute_capability() < (8, 0) {
-                return; // a GPU without it
-            }
-            for (seed, (multiprocessors, shape)) in (91..).zip(&cases) {
-                let options = Options { dropout: (seed % 2 == 0).then_some(dropout), ..tf32(*multiprocessors) };
-                let plan = check::<f32>(&rig, seed, shape, &options, seed % 3 == 0);
-                assert_eq!(plan.splits > 1 && plan.t_splits > 1, *multiprocessors == 24, "{plan}");
-                seen.insert(plan.kernel);
-            }
-            for activation in [Activation::Relu, Activation::GeluNew] {
-                let shape = Shape { gap: 8, ..shape(67, 64, 40, layout, &[(8, 32, 4)]) };
-                check::<f32>(&rig, 98, &shape, &Options { activation, ..tf32(1) }, true);
-            }
-        }
-    }
-    let names = ["rows", "columns"]
-        .map(|layout| ["t128", "t64", "any"].map(|tile| format!("lora_forward_{layout}_mma_tf32_{tile}")));
-    assert_eq!(seen, names.into_iter().flatten().collect());
-}
-
-/// True f32 keeps the bound without TF32's term, TF32 does not; and what is in TF32 already it does not round.
-#[test]
-fn tf32_rounds_and_f32_does_not() {
-    let rig = Rig::new(builds()[0]);
-    for layout in LAYOUTS {
-        // So few sums that what is lost to them is far less than what is lost to TF32.
-        let shape = Shape { bias: false, ..shape(20, 8, 24, layout, &[(0, 24, 4)]) };
-        let mut rng = Rng(85);
-        let mut random = RandomLayer::<f32>::new(&mut rng, &shape);
-        let mut x = Buffer::random(&mut rng, shape.tokens, shape.d_in, 0);
-        let plain = expected(&random, &x, Activation::Identity, None, None);
-        let beyond = |path| {
-            let options = Options { path, ..options(6, (8, 0)) };
-            let y = Forward::new(&rig, &random, &x, &options).run().unwrap().y;
-            let is_beyond = |(i, &got): (usize, &f32)| {
-                let error = (f64::from(got) - plain.value.data[i]).abs();
-                error > plain.bound(i, DType::F32, steps(&shape))
-            };
-            y.data.iter().enumerate().filter(|&value| is_beyond(value)).count()
-        };
-        assert_eq!([ComputePath::Auto, ComputePath::CudaCores].map(beyond), [0, 0]);
-        let elements = shape.tokens * shape.d_out;
-        assert!(beyond(ComputePath::Tf32) > elements * 9 / 10, "{} of {elements}", beyond(ComputePath::Tf32));
-
-        // Eighths: every product and every sum is an f32.
-        for values in [&mut x.data, &mut random.weight.data] {
-            values.iter_mut().for_each(|value| *value = (*value * 8.0).round() / 8.0);
-        }
-        let exact = Matrix64::from_view(x.view()).matmul(&reference::weight_in_out(&random.layer(&[])));
-        let base = Options { base_only: true, ..tf32(6) };
-        let y = Forward::new(&rig, &random, &x, &base).run().unwrap().y;
-        assert!(y.data.iter().map(|&got| f64::from(got)).eq(exact.data), "{layout:?}");
-    }
-}
-
-#[test]
-fn columns_without_an_adapter_are_the_base_product_bit_for_bit_in_tf32() {
-    let rig = Rig::new(builds()[0]);
-    for layout in LAYOUTS {
-        for (scale, multiprocessors, tokens, d_out) in
-            [(1.0, 1, 70, 96), (1e30, 1, 70, 96), (1.0, 24, 70, 96), (1e30, 1, 128, 128)]
-        {
-            let shape = shape(tokens, 520, d_out, layout, &[(30, 61, 4)]);
-            let options = tf32(multiprocessors);
-            columns_without_an_adapter_are_the_base_products::<f32>(&rig, &shape, scale, &options);
-        }
-    }
-}
-
-/// Of one segment; `scale` squared may make its T overflow, which has no business outside its columns.
-fn columns_without_an_adapter_are_the_base_products<T: Element>(
-    rig: &Rig,
-    shape: &Shape,
-    scale: f32,
-    options: &Options<'_, T>,
-) {
-    let (begin, end, _) = shape.segments[0];
-    let mut rng = Rng(51);
-    let mut random = RandomLayer::<T>::new(&mut rng, shape);
-    random.factors[0].2 *= scale * scale;
-    let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, 0);
-    let fused = Forward::new(rig, &random, &x, options).run().unwrap().y;
-    let base = Forward::new(rig, &random, &x, &Options { base_only: true, ..*options }).run().unwrap().y;
-    for row in 0..shape.tokens {
-        let (fused, base) = (fused.view(), base.view());
-        assert_eq!(fused.row(row)[..begin], base.row(row)[..begin]);
-        assert_eq!(fused.row(row)[end..], base.row(row)[end..]);
-        assert_ne!(fused.row(row)[begin..end], base.row(row)[begin..end]);
     }
 }
 

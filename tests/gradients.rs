@@ -7,16 +7,13 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::gradients::{Case, Gradients, Operands};
-use common::rig::{Rig, builds, on_gpu};
+use common::rig::{Rig, SCHEDULES, builds, on_gpu};
 use common::sanitize::rerun_under_sanitizers;
 use fused_lora::backward::GradientsPlan;
 use fused_lora::dropout::Dropout;
 use fused_lora::{ComputePath, Element};
-use fused_lora_emulator::{Build, Completion, Config, Schedule};
+use fused_lora_emulator::{Build, Completion, Config};
 use half::{bf16, f16};
-
-/// Threads in three orders, and CTAs one, three or all at a time.
-const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 64), (Schedule::LastIn, 1), (Schedule::Random(0x5EED), 3)];
 
 /// Runs a case under every schedule: each gradient within its bounds, nothing else written, and always the same bits.
 fn check<T: Element>(rig: &Rig, case: &Case) -> GradientsPlan {

@@ -3,16 +3,12 @@
 
 mod common;
 
-use common::{Buffer, RandomLayer, Rng, Shape, steps};
+use common::{Buffer, RandomLayer, Rng, Shape, shape, steps};
 use fused_lora::cpu::{self, Accumulate, SegmentGradient, SequentialBuffers};
 use fused_lora::lora::{Activation, Epilogue, Layout, Residual};
 use fused_lora::{Element, Error, reference};
 use half::{bf16, f16};
 use proptest::prelude::*;
-
-fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)]) -> Shape {
-    Shape { tokens, d_in, d_out, layout, segments: segments.to_vec(), bias: true, gap: 0 }
-}
 
 fn shapes() -> Vec<Shape> {
     let mut shapes = vec![];

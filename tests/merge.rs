@@ -17,7 +17,7 @@ use half::{bf16, f16};
 const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(9), 3)];
 
 fn shape(d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)], gap: usize) -> Shape {
-    Shape { tokens: 1, d_in, d_out, layout, segments: segments.to_vec(), bias: false, gap }
+    Shape { bias: false, gap, ..common::shape(1, d_in, d_out, layout, segments) }
 }
 
 /// Half a unit in the last place of values up to `magnitude`.

@@ -4,87 +4,25 @@
 mod common;
 
 use common::Rng;
-use fused_lora::optim::{AdamW, Factor, Parameter, Skip, Step};
-use fused_lora::reference::{self, AdamW64};
-use fused_lora::{Element, Error, cpu};
+use common::adamw::{State, draw, exact, step_exactly};
+use fused_lora::optim::{AdamW, Factor, Skip, Step};
+use fused_lora::{Element, Error};
 use half::{bf16, f16};
 
 /// Two adapters' factors; the second is longer than what one task takes.
 const TENSORS: [(Factor, usize); 4] = [(Factor::A, 37), (Factor::B, 64), (Factor::A, 40_000), (Factor::B, 1)];
 
-/// f32 parameters with their moments and what a layer reads.
-#[derive(Debug, Clone, PartialEq)]
-struct State<W> {
-    values: Vec<Vec<f32>>,
-    first: Vec<Vec<f32>>,
-    second: Vec<Vec<f32>>,
-    stored: Vec<Vec<W>>,
-}
-
-impl<W: Element> State<W> {
-    fn random(rng: &mut Rng) -> Self {
-        let values: Vec<Vec<f32>> = TENSORS.iter().map(|t| draw(rng, t.1, 1.0)).collect();
-        let zeros: Vec<Vec<f32>> = TENSORS.iter().map(|t| vec![0.0; t.1]).collect();
-        let stored = TENSORS.iter().map(|t| vec![W::from_f64(f64::NAN); t.1]).collect();
-        Self { values, first: zeros.clone(), second: zeros, stored }
-    }
-
-    fn step(&mut self, config: &AdamW, step: u64, gradients: &[Vec<f32>]) -> fused_lora::Result<Step> {
-        let moments = self.first.iter_mut().zip(&mut self.second);
-        let tensors = self.values.iter_mut().zip(&mut self.stored).zip(gradients).zip(moments).zip(TENSORS);
-        let mut parameters: Vec<_> = tensors
-            .map(|((((value, stored), gradient), (first, second)), (factor, _))| Parameter {
-                factor,
-                gradient,
-                value,
-                first_moment: first,
-                second_moment: second,
-                stored: Some(&mut stored[..]),
-            })
-            .collect();
-        cpu::adamw(config, step, &mut parameters)
-    }
-
-    fn bits(&self) -> Vec<Vec<u32>> {
-        let all = self.values.iter().chain(&self.first).chain(&self.second);
-        let wide = all.map(|t| t.iter().map(|v| v.to_bits()).collect());
-        wide.chain(self.stored.iter().map(|t| t.iter().map(|v| v.to_f32().to_bits()).collect())).collect()
-    }
-}
-
-fn draw(rng: &mut Rng, len: usize, size: f64) -> Vec<f32> {
-    (0..len).map(|_| (size * rng.uniform()) as f32).collect()
-}
-
-fn gradients(rng: &mut Rng, size: f64) -> Vec<Vec<f32>> {
-    TENSORS.iter().map(|t| draw(rng, t.1, size)).collect()
-}
-
-fn widened(tensors: &[Vec<f32>]) -> Vec<Vec<f64>> {
-    tensors.iter().map(|t| t.iter().map(|&v| f64::from(v)).collect()).collect()
-}
-
 /// Some steps beside the reference. Each adds two roundings of p and a relative error of a few u to an update of at
 /// most lr·(1 − β₁)/√(1 − β₂) for these gradients, plus what cancels in m: 16·lr·u in all.
 fn check<W: Element>(config: AdamW, sizes: &[f64]) {
     let mut rng = Rng(5);
-    let mut state = State::<W>::random(&mut rng);
-    let zeros = |t: &Vec<f64>| vec![0.0; t.len()];
-    let mut exact: Vec<AdamW64> = widened(&state.values)
-        .into_iter()
-        .zip(TENSORS)
-        .map(|(value, (factor, _))| AdamW64 {
-            factor,
-            first_moment: zeros(&value),
-            second_moment: zeros(&value),
-            value,
-        })
-        .collect();
+    let mut state = State::<W>::random(&mut rng, &TENSORS);
+    let mut exact = exact(&state, &TENSORS);
     let mut worst = 0.0f64;
     for (i, &size) in sizes.iter().enumerate() {
-        let gradients = gradients(&mut rng, size);
-        let outcome = state.step(&config, i as u64 + 1, &gradients).unwrap();
-        let norm = reference::adamw(&config, i as i32 + 1, &mut exact, &widened(&gradients));
+        let gradients = draw(&mut rng, &TENSORS, size);
+        let outcome = state.step_on_cpu(&config, i as u64 + 1, &TENSORS, &gradients).unwrap();
+        let norm = step_exactly(&config, i + 1, &mut exact, &gradients);
         assert!((outcome.norm - norm).abs() <= 1e-12 * norm, "norm {} {norm}", outcome.norm);
         assert_eq!(outcome.skipped, None);
         let u = (i + 1) as f64 * 2f64.powi(-24);
@@ -118,10 +56,10 @@ fn steps_agree_with_the_reference() {
 fn bias_correction_and_the_ratio_of_lora_plus() {
     let config = AdamW { lr: 1e-3, weight_decay: 0.0, lora_plus_ratio: 16.0, ..AdamW::default() };
     let mut rng = Rng(6);
-    let mut state = State::<f32>::random(&mut rng);
+    let mut state = State::<f32>::random(&mut rng, &TENSORS);
     let before = state.values.clone();
     let gradients: Vec<Vec<f32>> = TENSORS.iter().map(|t| vec![3.0; t.1]).collect();
-    state.step(&config, 1, &gradients).unwrap();
+    state.step_on_cpu(&config, 1, &TENSORS, &gradients).unwrap();
     for ((before, after), (factor, _)) in before.iter().zip(&state.values).zip(TENSORS) {
         let lr = if factor == Factor::A { 1e-3 } else { 16e-3 };
         assert!(before.iter().zip(after).all(|(b, a)| (b - a - lr).abs() < 2e-7), "{factor:?}");
@@ -132,10 +70,10 @@ fn bias_correction_and_the_ratio_of_lora_plus() {
 #[test]
 fn weight_decay_is_decoupled() {
     let config = AdamW { lr: 0.5, weight_decay: 0.5, lora_plus_ratio: 0.5, ..AdamW::default() };
-    let mut state = State::<f32>::random(&mut Rng(7));
+    let mut state = State::<f32>::random(&mut Rng(7), &TENSORS);
     let before = state.values.clone();
     let zeros: Vec<Vec<f32>> = TENSORS.iter().map(|t| vec![0.0; t.1]).collect();
-    let outcome = state.step(&config, 1, &zeros).unwrap();
+    let outcome = state.step_on_cpu(&config, 1, &TENSORS, &zeros).unwrap();
     assert_eq!(outcome, Step { norm: 0.0, clipped_by: 1.0, skipped: None });
     for ((before, after), (factor, _)) in before.iter().zip(&state.values).zip(TENSORS) {
         let keeps = if factor == Factor::A { 0.75 } else { 0.875 };
@@ -149,22 +87,22 @@ fn clipping_takes_the_norm_of_all_gradients() {
     let config = AdamW { max_norm: Some(0.5), ..AdamW::default() };
     let mut gradients: Vec<Vec<f32>> = TENSORS.iter().map(|t| vec![0.0; t.1]).collect();
     (gradients[0][3], gradients[2][39_999]) = (3.0, -4.0);
-    let mut state = State::<f32>::random(&mut Rng(8));
-    let outcome = state.step(&config, 1, &gradients).unwrap();
+    let mut state = State::<f32>::random(&mut Rng(8), &TENSORS);
+    let outcome = state.step_on_cpu(&config, 1, &TENSORS, &gradients).unwrap();
     assert_eq!(outcome.norm, 5.0);
     assert!((outcome.clipped_by - 0.1).abs() < 1e-6, "{outcome:?}");
     // m = 0.1·g after one step.
     assert!((state.first[0][3] - 0.03).abs() < 1e-7 && (state.first[2][39_999] + 0.04).abs() < 1e-7);
 
     let below = AdamW { max_norm: Some(5.1), ..config };
-    assert_eq!(state.step(&below, 2, &gradients).unwrap().clipped_by, 1.0);
+    assert_eq!(state.step_on_cpu(&below, 2, &TENSORS, &gradients).unwrap().clipped_by, 1.0);
 }
 
 #[test]
 fn a_step_without_finite_gradients_changes_nothing() {
     let mut rng = Rng(9);
-    let mut state = State::<bf16>::random(&mut rng);
-    state.step(&AdamW::default(), 1, &gradients(&mut rng, 1.0)).unwrap();
+    let mut state = State::<bf16>::random(&mut rng, &TENSORS);
+    state.step_on_cpu(&AdamW::default(), 1, &TENSORS, &draw(&mut rng, &TENSORS, 1.0)).unwrap();
     let before = state.bits();
     for (bad, skip) in [
         (f32::NAN, Skip::NonFinite),
@@ -174,18 +112,19 @@ fn a_step_without_finite_gradients_changes_nothing() {
         (-f32::MAX, Skip::TooLarge),
     ] {
         for (tensor, at) in [(0, 0), (2, 16_384), (2, 39_999), (3, 0)] {
-            let mut gradients = gradients(&mut rng, 1.0);
+            let mut gradients = draw(&mut rng, &TENSORS, 1.0);
             gradients[tensor][at] = bad;
-            let outcome = state.step(&AdamW::default(), 2, &gradients).unwrap();
+            let outcome = state.step_on_cpu(&AdamW::default(), 2, &TENSORS, &gradients).unwrap();
             assert_eq!((outcome.skipped, outcome.clipped_by), (Some(skip), 1.0), "{bad} at {tensor}, {at}");
             assert_eq!(outcome.norm.is_finite(), bad.is_finite());
             assert!(state.bits() == before, "{bad} at {tensor}, {at}");
         }
     }
     // Clipping brings what is only large back into range.
-    let mut gradients = gradients(&mut rng, 1.0);
+    let mut gradients = draw(&mut rng, &TENSORS, 1.0);
     gradients[1][5] = 1e30;
-    let outcome = state.step(&AdamW { max_norm: Some(1.0), ..AdamW::default() }, 2, &gradients).unwrap();
+    let outcome =
+        state.step_on_cpu(&AdamW { max_norm: Some(1.0), ..AdamW::default() }, 2, &TENSORS, &gradients).unwrap();
     assert_eq!(outcome.skipped, None);
     assert!(state.values.iter().chain(&state.second).flatten().all(|v| v.is_finite()));
 }
@@ -196,10 +135,12 @@ fn threads_do_not_change_a_bit() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let mut rng = Rng(10);
-            let mut state = State::<f16>::random(&mut rng);
+            let mut state = State::<f16>::random(&mut rng, &TENSORS);
             let config = AdamW { max_norm: Some(1.0), ..AdamW::default() };
             let norms: Vec<u64> = (1..=3)
-                .map(|step| state.step(&config, step, &gradients(&mut rng, 1.0)).unwrap().norm.to_bits())
+                .map(|step| {
+                    state.step_on_cpu(&config, step, &TENSORS, &draw(&mut rng, &TENSORS, 1.0)).unwrap().norm.to_bits()
+                })
                 .collect();
             (state.bits(), norms)
         })
@@ -226,19 +167,19 @@ fn each_violated_precondition_has_its_error() {
         ("largest norm", AdamW { max_norm: Some(0.0), ..good }),
         ("largest norm", AdamW { max_norm: Some(f64::INFINITY), ..good }),
     ];
-    let mut state = State::<f32>::random(&mut Rng(11));
-    let mut gradients = gradients(&mut Rng(12), 1.0);
+    let mut state = State::<f32>::random(&mut Rng(11), &TENSORS);
+    let mut gradients = draw(&mut Rng(12), &TENSORS, 1.0);
     let before = state.bits();
     for (expected, config) in cases {
-        match state.step(&config, 1, &gradients) {
+        match state.step_on_cpu(&config, 1, &TENSORS, &gradients) {
             Err(Error::HyperparameterOutOfRange { name, .. }) => assert_eq!(name, expected),
             other => panic!("{config:?}: {other:?}"),
         }
     }
-    let zeroth = state.step(&good, 0, &gradients);
+    let zeroth = state.step_on_cpu(&good, 0, &TENSORS, &gradients);
     assert!(matches!(zeroth, Err(Error::HyperparameterOutOfRange { name: "step", .. })), "{zeroth:?}");
     gradients[1].pop();
     let short = Error::LengthMismatch { operand: "the gradient", expected: 64, actual: 63 };
-    assert_eq!(state.step(&good, 1, &gradients), Err(short));
+    assert_eq!(state.step_on_cpu(&good, 1, &TENSORS, &gradients), Err(short));
     assert!(state.bits() == before, "a refused step wrote something");
 }

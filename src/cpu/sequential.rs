@@ -64,15 +64,30 @@ pub fn forward_sequential<W: Element, X: Element>(
     epilogue: &Epilogue<'_, X>,
     buffers: &mut SequentialBuffers<W, X>,
 ) -> Result<()> {
+    in_steps(layer, x, y, epilogue, buffers, |y, buffers| {
+        for segment in layer.segments {
+            adapter_layers(layer, segment, x, buffers)?;
+            let update = &mut buffers.update[..x.rows() * segment.columns.len()];
+            scale_rows(update, segment.scale);
+            add_columns(y, segment.columns.clone(), update);
+        }
+        Ok(())
+    })
+}
+
+/// The base layer, what `add_adapters` does to its y, then the activation and the residual.
+fn in_steps<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    x: MatrixRef<'_, X>,
+    y: &mut MatrixMut<'_, X>,
+    epilogue: &Epilogue<'_, X>,
+    buffers: &mut SequentialBuffers<W, X>,
+    add_adapters: impl FnOnce(&mut MatrixMut<'_, X>, &mut SequentialBuffers<W, X>) -> Result<()>,
+) -> Result<()> {
     layer.validate()?;
     let kept = keep_residual(y, epilogue);
     SequentialBuffers::layer(&mut buffers.workspace, &LoraLinear { segments: &[], ..*layer }, x, y)?;
-    for segment in layer.segments {
-        adapter_layers(layer, segment, x, buffers)?;
-        let update = &mut buffers.update[..x.rows() * segment.columns.len()];
-        scale_rows(update, segment.scale);
-        add_columns(y, segment.columns.clone(), update);
-    }
+    add_adapters(y, buffers)?;
     finish(y, epilogue, kept.as_deref())
 }
 
@@ -114,10 +129,10 @@ pub fn forward_dense_delta<W: Element, X: Element>(
     epilogue: &Epilogue<'_, X>,
     buffers: &mut SequentialBuffers<W, X>,
 ) -> Result<()> {
-    layer.validate()?;
-    let kept = keep_residual(y, epilogue);
-    SequentialBuffers::layer(&mut buffers.workspace, &LoraLinear { segments: &[], ..*layer }, x, y)?;
-    if !layer.segments.is_empty() {
+    in_steps(layer, x, y, epilogue, buffers, |y, buffers| {
+        if layer.segments.is_empty() {
+            return Ok(());
+        }
         let (tokens, d_in, d_out) = (x.rows(), layer.d_in(), layer.d_out());
         grow(&mut buffers.delta, d_in * d_out);
         grow(&mut buffers.update, tokens * d_out);
@@ -126,8 +141,8 @@ pub fn forward_dense_delta<W: Element, X: Element>(
         let mut update = MatrixMut::new(&mut buffers.update, tokens, d_out)?;
         SequentialBuffers::layer(&mut buffers.workspace, &LoraLinear::base(delta, None), x, &mut update)?;
         add_columns(y, 0..d_out, &buffers.update[..tokens * d_out]);
-    }
-    finish(y, epilogue, kept.as_deref())
+        Ok(())
+    })
 }
 
 /// ΔW `[d_in, d_out]`, zero where no segment reaches.

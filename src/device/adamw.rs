@@ -4,8 +4,8 @@ use std::marker::PhantomData;
 
 use super::Device;
 use super::buffer::DeviceBuffer;
-use super::kernel::{Kernel, LaunchConfig};
 use super::matrix::Extent;
+use super::planned_kernel::PlannedKernel;
 use super::slice::{DeviceSlice, DeviceSliceMut};
 use super::stream::Stream;
 use crate::dtype::Element;
@@ -75,8 +75,7 @@ pub struct Optimizer<W> {
     /// The hyperparameters, which may change between steps. A captured step keeps those of its capture.
     pub config: AdamW,
     plan: UpdatePlan,
-    kernel: Kernel,
-    launch: LaunchConfig,
+    kernel: PlannedKernel,
     places: Vec<Place>,
     table: DeviceBuffer<u64>,
     state: DeviceBuffer<u64>,
@@ -201,13 +200,12 @@ impl<W: Element> Optimizer<W> {
         if plan.chunks >= 1 << 30 {
             return Err(Error::TooLarge { operand: "the optimizer's table", value: plan.chunks });
         }
-        let kernel = device.kernel(&plan.kernel)?;
-        let launch = LaunchConfig { shared_bytes: plan.shared_bytes, ..LaunchConfig::new(plan.grid, plan.threads) };
+        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
         let lines: Vec<_> = places.iter().flat_map(|place| plan.lines(&place.at, place.len, W::DTYPE)).collect();
         let table = DeviceBuffer::from_slice(stream, lines.as_flattened())?;
         let state = DeviceBuffer::from_slice(stream, &initial_state(0))?;
         let partial = DeviceBuffer::zeros(stream, plan.chunks)?;
-        Ok(Self { config, plan, kernel, launch, places, table, state, partial, stored: PhantomData })
+        Ok(Self { config, plan, kernel, places, table, state, partial, stored: PhantomData })
     }
 
     /// How a step runs.
@@ -221,7 +219,7 @@ impl<W: Element> Optimizer<W> {
     /// # Errors
     /// Before anything is launched: [`Error::HyperparameterOutOfRange`], [`Error::WrongDevice`], [`Error::LengthMismatch`],
     /// [`Error::Misaligned`], [`Error::PlanMismatch`] if a parameter is elsewhere, or another, than it was planned.
-    /// Afterwards as [`Kernel::launch`].
+    /// Afterwards as [`Kernel::launch`](super::Kernel::launch).
     pub fn step(&mut self, stream: &Stream, parameters: &mut [DeviceParameter<'_, W>]) -> Result<()> {
         self.issue(stream, parameters, None)
     }
@@ -281,7 +279,7 @@ impl<W: Element> Optimizer<W> {
         // SAFETY: the parameters are this kernel's. The table's addresses are those of the views given, which were checked
         // just now and, for overlaps, when it was made; table, state and sums are the optimizer's own. The views borrow
         // their memory during the call; afterwards it is given back only when this work is done, or no graph has it.
-        unsafe { self.kernel.launch(stream, &self.launch, &params) }
+        unsafe { self.kernel.launch(stream, &params) }
     }
 
     /// Waits for the stream's work and tells what became of the last step; `None` before the first.

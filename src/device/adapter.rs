@@ -3,9 +3,10 @@
 use std::marker::PhantomData;
 
 use super::Device;
-use super::kernel::{Kernel, LaunchConfig};
+use super::kernel::Kernel;
 use super::layer::{DeviceResidual, activation_code, expect_operand};
 use super::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
+use super::planned_kernel::PlannedKernel;
 use super::slice::DeviceSlice;
 use super::stream::Stream;
 use super::workspace::Workspace;
@@ -92,9 +93,8 @@ impl<T: Element> DeviceAdapter<'_, T> {
 #[derive(Debug, Clone)]
 pub struct Adapter<T> {
     /// For rows that are aligned, and for others.
-    kernels: [Kernel; 2],
+    kernels: [PlannedKernel; 2],
     plan: ForwardPlan,
-    config: LaunchConfig,
     tokens: usize,
     d: usize,
     width: usize,
@@ -123,17 +123,17 @@ impl<T: Element> Adapter<T> {
             })
         };
         let (aligned, any) = (plan(true)?, plan(false)?);
-        let kernels = [device.kernel(&aligned.kernel)?, device.kernel(&any.kernel)?];
+        let find =
+            |plan: &ForwardPlan| PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes);
+        let kernels = [find(&aligned)?, find(&any)?];
         let plan = if adapter.down.is_aligned() { aligned } else { any };
-        let config = LaunchConfig { shared_bytes: plan.shared_bytes, ..LaunchConfig::new(plan.grid, plan.threads) };
-        Ok(Self { kernels, plan, config, tokens, d, width, dtype: PhantomData })
+        Ok(Self { kernels, plan, tokens, d, width, dtype: PhantomData })
     }
 
     /// As [`Forward::with_dependent_launch`](super::Forward::with_dependent_launch).
     #[must_use]
-    pub fn with_dependent_launch(mut self) -> Self {
-        self.config.dependent_launch = true;
-        self
+    pub fn with_dependent_launch(self) -> Self {
+        Self { kernels: self.kernels.map(PlannedKernel::with_dependent_launch), ..self }
     }
 
     /// How it will run, if the rows of x are as aligned as those of the planned down projection.
@@ -143,7 +143,8 @@ impl<T: Element> Adapter<T> {
 
     /// The kernel that it launches then.
     pub fn kernel(&self) -> &Kernel {
-        &self.kernels[usize::from(self.kernels[0].name() != self.plan.kernel)]
+        let [aligned, any] = self.kernels.each_ref().map(PlannedKernel::as_kernel);
+        if aligned.name() == self.plan.kernel { aligned } else { any }
     }
 
     /// What a [`Workspace`] must have room for; it may be one that layers use as well.
@@ -184,7 +185,7 @@ impl<T: Element> Adapter<T> {
         // Shapes, bounds, devices and alignments were checked above, and nothing that is written overlaps anything else but the
         // residual that is y itself, which the kernels allow. The views borrow the memory during the call; afterwards it is
         // given back only when this work is done.
-        unsafe { kernel.launch(stream, &self.config, &params) }
+        unsafe { kernel.launch(stream, &params) }
     }
 
     /// Checks everything that the kernels rely on.

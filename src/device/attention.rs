@@ -3,9 +3,10 @@
 use std::marker::PhantomData;
 
 use super::Device;
-use super::kernel::{Kernel, LaunchConfig};
+use super::kernel::Kernel;
 use super::layer::expect_operand;
 use super::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
+use super::planned_kernel::PlannedKernel;
 use super::slice::DeviceSlice;
 use super::stream::Stream;
 use super::workspace::Workspace;
@@ -84,9 +85,8 @@ impl<T: Element> AttentionMemory<'_, T> {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Attention<T> {
-    kernel: Kernel,
+    kernel: PlannedKernel,
     plan: AttentionPlan,
-    config: LaunchConfig,
     dtype: PhantomData<T>,
 }
 
@@ -112,16 +112,14 @@ impl<T: Element> Attention<T> {
             compute_capability: properties.compute_capability,
             path,
         })?;
-        let kernel = device.kernel(&plan.kernel)?;
-        let config = LaunchConfig { shared_bytes: plan.shared_bytes, ..LaunchConfig::new(plan.grid, plan.threads) };
-        Ok(Self { kernel, plan, config, dtype: PhantomData })
+        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        Ok(Self { kernel, plan, dtype: PhantomData })
     }
 
     /// As [`Forward::with_dependent_launch`](super::Forward::with_dependent_launch).
     #[must_use]
-    pub fn with_dependent_launch(mut self) -> Self {
-        self.config.dependent_launch = true;
-        self
+    pub fn with_dependent_launch(self) -> Self {
+        Self { kernel: self.kernel.with_dependent_launch(), ..self }
     }
 
     /// How it will run.
@@ -131,7 +129,7 @@ impl<T: Element> Attention<T> {
 
     /// The kernel that it launches.
     pub fn kernel(&self) -> &Kernel {
-        &self.kernel
+        self.kernel.as_kernel()
     }
 
     /// What a [`Workspace`] must have room for.
@@ -162,7 +160,7 @@ impl<T: Element> Attention<T> {
         // SAFETY: the parameters are the attention kernels'. Shapes, devices and alignments were checked above, and nothing
         // that is written overlaps anything else; a cache's lengths, which could not be, are held against its capacity by
         // the kernel. The views borrow the memory during the call; afterwards it is given back only when this work is done.
-        unsafe { self.kernel.launch(stream, &self.config, &params) }
+        unsafe { self.kernel.launch(stream, &params) }
     }
 
     fn check(

@@ -3,10 +3,11 @@
 use std::marker::PhantomData;
 
 use super::Device;
-use super::kernel::{Kernel, LaunchConfig};
+use super::kernel::Kernel;
 use super::layer::expect_operand;
 use super::layer_norm::DeviceNorm;
 use super::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
+use super::planned_kernel::PlannedKernel;
 use super::slice::DeviceSlice;
 use super::stream::Stream;
 use crate::abi::LoraEmbedding;
@@ -46,9 +47,8 @@ impl<T> Copy for EmbeddingInput<'_, T> {}
 /// beyond its table, which only the device sees, makes the row of x, and of y, NaN; nothing outside the tables is read.
 #[derive(Debug, Clone)]
 pub struct Embedding<T> {
-    kernel: Kernel,
+    kernel: PlannedKernel,
     plan: RowPlan,
-    config: LaunchConfig,
     rows: usize,
     width: usize,
     dtype: PhantomData<T>,
@@ -61,16 +61,14 @@ impl<T: Element> Embedding<T> {
     /// As [`RowPlan::embedding`] and [`Device::kernel`].
     pub fn new(device: &Device, rows: usize, width: usize) -> Result<Self> {
         let plan = RowPlan::embedding(rows, width, T::DTYPE, device.properties().multiprocessors as usize)?;
-        let kernel = device.kernel(&plan.kernel)?;
-        let config = LaunchConfig { shared_bytes: plan.shared_bytes, ..LaunchConfig::new(plan.grid, plan.threads) };
-        Ok(Self { kernel, plan, config, rows, width, dtype: PhantomData })
+        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        Ok(Self { kernel, plan, rows, width, dtype: PhantomData })
     }
 
     /// As [`Forward::with_dependent_launch`](super::Forward::with_dependent_launch).
     #[must_use]
-    pub fn with_dependent_launch(mut self) -> Self {
-        self.config.dependent_launch = true;
-        self
+    pub fn with_dependent_launch(self) -> Self {
+        Self { kernel: self.kernel.with_dependent_launch(), ..self }
     }
 
     /// How it will run.
@@ -80,7 +78,7 @@ impl<T: Element> Embedding<T> {
 
     /// The kernel that it launches.
     pub fn kernel(&self) -> &Kernel {
-        &self.kernel
+        self.kernel.as_kernel()
     }
 
     /// Issues one launch to a stream. Nothing is allocated on the device and nothing waits, so it may be captured in a
@@ -139,7 +137,7 @@ impl<T: Element> Embedding<T> {
         // SAFETY: the parameters are this kernel's. Shapes, bounds, devices and alignments were checked above, and neither
         // output overlaps anything else. The kernel holds ids and places against the tables before it reads. The views borrow
         // the memory during the call; afterwards it is given back only when this work is done.
-        unsafe { self.kernel.launch(stream, &self.config, &params) }
+        unsafe { self.kernel.launch(stream, &params) }
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "checked: dimensions and strides fit 31 bits")]

@@ -3,9 +3,10 @@
 use std::marker::PhantomData;
 
 use super::Device;
-use super::kernel::{Kernel, LaunchConfig};
+use super::kernel::Kernel;
 use super::layer::expect_operand;
 use super::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
+use super::planned_kernel::PlannedKernel;
 use super::slice::DeviceSlice;
 use super::stream::Stream;
 use crate::abi::LoraLayerNorm;
@@ -47,9 +48,8 @@ impl DeviceNorm<'_> {
 /// [`RowPlan`] gives a row, not on alignments or other rows.
 #[derive(Debug, Clone)]
 pub struct LayerNorm<T> {
-    kernel: Kernel,
+    kernel: PlannedKernel,
     plan: RowPlan,
-    config: LaunchConfig,
     rows: usize,
     width: usize,
     dtype: PhantomData<T>,
@@ -62,16 +62,14 @@ impl<T: Element> LayerNorm<T> {
     /// As [`RowPlan::layer_norm`] and [`Device::kernel`].
     pub fn new(device: &Device, rows: usize, width: usize) -> Result<Self> {
         let plan = RowPlan::layer_norm(rows, width, T::DTYPE, device.properties().multiprocessors as usize)?;
-        let kernel = device.kernel(&plan.kernel)?;
-        let config = LaunchConfig { shared_bytes: plan.shared_bytes, ..LaunchConfig::new(plan.grid, plan.threads) };
-        Ok(Self { kernel, plan, config, rows, width, dtype: PhantomData })
+        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        Ok(Self { kernel, plan, rows, width, dtype: PhantomData })
     }
 
     /// As [`Forward::with_dependent_launch`](super::Forward::with_dependent_launch).
     #[must_use]
-    pub fn with_dependent_launch(mut self) -> Self {
-        self.config.dependent_launch = true;
-        self
+    pub fn with_dependent_launch(self) -> Self {
+        Self { kernel: self.kernel.with_dependent_launch(), ..self }
     }
 
     /// How it will run.
@@ -81,7 +79,7 @@ impl<T: Element> LayerNorm<T> {
 
     /// The kernel that it launches.
     pub fn kernel(&self) -> &Kernel {
-        &self.kernel
+        self.kernel.as_kernel()
     }
 
     /// Issues one launch to a stream. Nothing is allocated on the device and nothing waits, so it may be captured in a
@@ -113,7 +111,7 @@ impl<T: Element> LayerNorm<T> {
         // SAFETY: the parameters are this kernel's. Shapes, bounds, devices and alignments were checked above, and y overlaps
         // nothing that is read. The views borrow the memory during the call; afterwards it is given back only when this work
         // is done.
-        unsafe { self.kernel.launch(stream, &self.config, &params) }
+        unsafe { self.kernel.launch(stream, &params) }
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "checked: dimensions and strides fit 31 bits")]

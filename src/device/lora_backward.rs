@@ -1,10 +1,10 @@
 //! The backward pass of one LoRA layer in two launches, from checked views.
 
 use super::Device;
-use super::kernel::{Kernel, LaunchConfig};
 use super::layer::{DeviceLora, expect_operand, segment_table};
 use super::lora_forward::{DeviceDropout, with_maps};
 use super::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut, Extent};
+use super::planned_kernel::PlannedKernel;
 use super::slice::DeviceSliceMut;
 use super::stream::Stream;
 use super::workspace::Workspace;
@@ -87,7 +87,7 @@ impl Default for BackwardOptions {
 pub struct Backward<T> {
     device: Device,
     plan: BackwardPlan,
-    kernels: [Option<(Kernel, LaunchConfig)>; 2],
+    kernels: [Option<PlannedKernel>; 2],
     shape: Shape,
     options: BackwardOptions,
     dtype: std::marker::PhantomData<T>,
@@ -149,15 +149,12 @@ impl<T: Element> Backward<T> {
             dx: options.dx,
             bias: options.bias,
         })?;
-        let found = |name: &str, config: LaunchConfig| Ok::<_, Error>((device.kernel(name)?, config));
         let input = plan.input.as_ref().map(|plan| {
-            let config = LaunchConfig::new(plan.grid, plan.threads);
-            found(&plan.kernel, LaunchConfig { shared_bytes: plan.shared_bytes, cluster: plan.cluster, ..config })
+            let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+            Ok::<_, Error>(kernel.with_cluster(plan.cluster))
         });
-        let gradients = plan.gradients.as_ref().map(|plan| {
-            let config = LaunchConfig::new(plan.grid, plan.threads);
-            found(&plan.kernel, LaunchConfig { shared_bytes: plan.shared_bytes, ..config })
-        });
+        let gradients = plan.gradients.as_ref();
+        let gradients = gradients.map(|p| PlannedKernel::find(device, &p.kernel, p.grid, p.threads, p.shared_bytes));
         let kernels = [input.transpose()?, gradients.transpose()?];
         Ok(Self { device: device.clone(), plan, kernels, shape, options, dtype: std::marker::PhantomData })
     }
@@ -180,7 +177,7 @@ impl<T: Element> Backward<T> {
     /// is not like the planned one; [`Error::OutputNotPlanned`] and [`Error::OutputMissing`] for dx and the bias's gradient;
     /// [`Error::SegmentCountMismatch`]; [`Error::ShapeMismatch`], [`Error::LengthMismatch`], [`Error::Misaligned`] or
     /// [`Error::TooLarge`] for an operand; [`Error::Overlap`] if anything that is written shares memory with anything else;
-    /// [`Error::DeviceWorkspaceTooSmall`]. Afterwards as [`Kernel::launch`].
+    /// [`Error::DeviceWorkspaceTooSmall`]. Afterwards as [`Kernel::launch`](super::Kernel::launch).
     pub fn launch(
         &self,
         stream: &Stream,
@@ -191,7 +188,7 @@ impl<T: Element> Backward<T> {
     ) -> Result<()> {
         self.check(stream, layer, input, output, workspace)?;
         let at = (workspace.address(), workspace.layout());
-        if let (Some(plan), Some((kernel, config))) = (&self.plan.input, &self.kernels[0]) {
+        if let (Some(plan), Some(kernel)) = (&self.plan.input, &self.kernels[0]) {
             let dx = output.dx.as_ref().map(DeviceMatrixMut::as_ref);
             let params = input_params(plan, layer, input, dx.as_ref(), output.dx_accumulate, at);
             if plan.tensor_maps {
@@ -200,17 +197,17 @@ impl<T: Element> Backward<T> {
                 // were checked above, and nothing that is written overlaps anything else but the dx that it is added to, which
                 // the kernels allow. The views borrow the memory during the call; afterwards it is given back only when this
                 // work is done.
-                unsafe { kernel.launch(stream, config, &params) }?;
+                unsafe { kernel.launch(stream, &params) }?;
             } else {
                 // SAFETY: the parameters are those of the other kernels of dx; otherwise as above.
-                unsafe { kernel.launch(stream, config, &params) }?;
+                unsafe { kernel.launch(stream, &params) }?;
             }
         }
-        if let (Some(plan), Some((kernel, config))) = (&self.plan.gradients, &self.kernels[1]) {
+        if let (Some(plan), Some(kernel)) = (&self.plan.gradients, &self.kernels[1]) {
             let params = gradients_params(plan, layer, input, output, at);
             // SAFETY: the parameters are the gradient kernels', otherwise as above. Q is what the launch before leaves in the
             // workspace, which both plans place alike.
-            unsafe { kernel.launch(stream, config, &params) }?;
+            unsafe { kernel.launch(stream, &params) }?;
         }
         Ok(())
     }

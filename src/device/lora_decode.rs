@@ -4,9 +4,10 @@ use std::marker::PhantomData;
 
 use super::Device;
 use super::call::{Operands, Planned};
-use super::kernel::{Kernel, LaunchConfig};
+use super::kernel::Kernel;
 use super::layer::{DeviceLora, DeviceResidual, activation_code, segment_table};
 use super::matrix::{DeviceMatrix, DeviceMatrixMut};
+use super::planned_kernel::PlannedKernel;
 use super::stream::Stream;
 use super::workspace::Workspace;
 use crate::abi::LoraDecode;
@@ -58,9 +59,8 @@ use crate::{ComputePath, WorkspaceLayout};
 /// ```
 #[derive(Debug, Clone)]
 pub struct Decode<T> {
-    kernel: Kernel,
+    kernel: PlannedKernel,
     plan: DecodePlan,
-    config: LaunchConfig,
     planned: Planned,
     dtype: PhantomData<T>,
 }
@@ -101,9 +101,8 @@ impl<T: Element> Decode<T> {
     ) -> Result<Self> {
         let planned = Planned::new(device, layer, tokens, aligned)?;
         let plan = DecodePlan::new(&planned.problem::<T>(path))?;
-        let kernel = device.kernel(&plan.kernel)?;
-        let config = LaunchConfig { shared_bytes: plan.shared_bytes, ..LaunchConfig::new(plan.grid, plan.threads) };
-        Ok(Self { kernel, plan, config, planned, dtype: PhantomData })
+        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        Ok(Self { kernel, plan, planned, dtype: PhantomData })
     }
 
     /// How it will run.
@@ -113,7 +112,7 @@ impl<T: Element> Decode<T> {
 
     /// The kernel that it launches.
     pub fn kernel(&self) -> &Kernel {
-        &self.kernel
+        self.kernel.as_kernel()
     }
 
     /// What a [`Workspace`] must have room for.
@@ -141,7 +140,7 @@ impl<T: Element> Decode<T> {
         // SAFETY: the parameters are the decode kernels'. Shapes, bounds, devices and alignments were checked above, and
         // nothing that is written overlaps anything else but the residual that is y itself, which the kernels allow. The
         // views borrow the memory during the call; afterwards it is given back only when this work is done.
-        unsafe { self.kernel.launch(stream, &self.config, &params) }
+        unsafe { self.kernel.launch(stream, &params) }
     }
 }
 

@@ -4,10 +4,11 @@ use std::marker::PhantomData;
 
 use super::Device;
 use super::call::{Operands, Planned};
-use super::kernel::{Kernel, LaunchConfig};
+use super::kernel::Kernel;
 use super::layer::{DeviceLora, DeviceResidual, activation_code, segment_table};
 use super::lora_decode;
 use super::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut, Extent};
+use super::planned_kernel::PlannedKernel;
 use super::slice::DeviceSlice;
 use super::slot::SlotSegments;
 use super::stream::Stream;
@@ -147,9 +148,8 @@ pub struct ForwardOptions {
 /// [`FactorSlot`](super::FactorSlot), so that a captured launch runs with one adapter after the other.
 #[derive(Debug, Clone)]
 pub struct Forward<T> {
-    kernel: Kernel,
+    kernel: PlannedKernel,
     plan: Plan,
-    config: LaunchConfig,
     planned: Planned,
     training: bool,
     dtype: PhantomData<T>,
@@ -178,21 +178,17 @@ impl<T: Element> Forward<T> {
         let ForwardOptions { path, any_x, training } = options;
         let planned = Planned::new(device, layer, tokens, !any_x)?;
         let plan = Plan::new(&planned.problem::<T>(path), training)?;
-        let kernel = device.kernel(plan.kernel())?;
-        let config = LaunchConfig {
-            shared_bytes: plan.shared_bytes(),
-            cluster: plan.cluster(),
-            ..LaunchConfig::new(plan.grid(), plan.threads())
-        };
-        Ok(Self { kernel, plan, config, planned, training, dtype: PhantomData })
+        let kernel = PlannedKernel::find(device, plan.kernel(), plan.grid(), plan.threads(), plan.shared_bytes())?;
+        let kernel = kernel.with_cluster(plan.cluster());
+        Ok(Self { kernel, plan, planned, training, dtype: PhantomData })
     }
 
     /// Lets its launches begin before the one ahead of them in the stream has ended
-    /// ([`LaunchConfig::dependent_launch`]): what comes before the first wait overlaps with that one's end.
+    /// ([`LaunchConfig::dependent_launch`](super::LaunchConfig::dependent_launch)): what comes before the first wait overlaps
+    /// with that one's end.
     #[must_use]
-    pub fn with_dependent_launch(mut self) -> Self {
-        self.config.dependent_launch = true;
-        self
+    pub fn with_dependent_launch(self) -> Self {
+        Self { kernel: self.kernel.with_dependent_launch(), ..self }
     }
 
     /// How it will run.
@@ -202,7 +198,7 @@ impl<T: Element> Forward<T> {
 
     /// The kernel that it launches.
     pub fn kernel(&self) -> &Kernel {
-        &self.kernel
+        self.kernel.as_kernel()
     }
 
     /// What a [`Workspace`] must have room for.
@@ -247,18 +243,18 @@ impl<T: Element> Forward<T> {
                 // and nothing that is written overlaps anything else but the residual that is y itself, which the kernels
                 // allow. The views borrow the memory during the call; afterwards it is given back only when this work is
                 // done. A slot holds a table that fits, and keeps what is in it, as long as a launch may read it.
-                unsafe { self.kernel.launch(stream, &self.config, &params) }
+                unsafe { self.kernel.launch(stream, &params) }
             }
             Plan::Forward(plan) if plan.tensor_maps => {
                 let device = self.kernel.device();
                 let params = with_maps(device, plan, layer, &x, Some(&operands.y), params(plan, &operands))?;
                 // SAFETY: the parameters are those of the forward kernels with tensor maps; otherwise as above.
-                unsafe { self.kernel.launch(stream, &self.config, &params) }
+                unsafe { self.kernel.launch(stream, &params) }
             }
             Plan::Forward(plan) => {
                 let params = params(plan, &operands);
                 // SAFETY: the parameters are those of the other forward kernels; otherwise as above.
-                unsafe { self.kernel.launch(stream, &self.config, &params) }
+                unsafe { self.kernel.launch(stream, &params) }
             }
         }
     }

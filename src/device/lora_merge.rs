@@ -4,9 +4,9 @@ use std::marker::PhantomData;
 
 use super::Device;
 use super::buffer::DeviceBuffer;
-use super::kernel::{Kernel, LaunchConfig};
 use super::layer::{DeviceSegment, expect_operand, segment_table, validate_segments};
 use super::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
+use super::planned_kernel::PlannedKernel;
 use super::stream::Stream;
 use crate::abi::{LoraMerge, LoraMergeReport};
 use crate::dtype::Element;
@@ -65,8 +65,7 @@ impl MergeRecord {
 /// segment keep their bits.
 #[derive(Debug, Clone)]
 pub struct Merge<T> {
-    kernel: Kernel,
-    config: LaunchConfig,
+    kernel: PlannedKernel,
     rows: usize,
     cols: usize,
     layout: Layout,
@@ -84,9 +83,8 @@ impl<T: Element> Merge<T> {
             return Err(Error::EmptyProblem { tokens: 0, d_in, d_out });
         }
         let plan = MergePlan::new(rows, cols, layout, T::DTYPE);
-        let kernel = device.kernel(&plan.kernel)?;
-        let config = LaunchConfig { shared_bytes: plan.shared_bytes, ..LaunchConfig::new(plan.grid, plan.threads) };
-        Ok(Self { kernel, config, rows, cols, layout, dtype: PhantomData })
+        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        Ok(Self { kernel, rows, cols, layout, dtype: PhantomData })
     }
 
     /// `weight += s·B·A` for every segment, in place.
@@ -94,7 +92,7 @@ impl<T: Element> Merge<T> {
     /// # Errors
     /// Before anything is launched: [`Error::WrongDevice`], [`Error::ShapeMismatch`], [`Error::Misaligned`],
     /// [`Error::TooLarge`]; for a segment as [`DeviceLora::validate`](super::DeviceLora::validate); [`Error::Overlap`] if
-    /// what is written shares memory with anything else. Afterwards as [`Kernel::launch`].
+    /// what is written shares memory with anything else. Afterwards as [`Kernel::launch`](super::Kernel::launch).
     pub fn merge(
         &self,
         stream: &Stream,
@@ -172,7 +170,7 @@ impl<T: Element> Merge<T> {
         // SAFETY: the parameters are the merge kernels'. Shapes, bounds, devices and alignments were checked above, and what
         // is written overlaps nothing else but a source that is the weight itself, which the kernels allow. The views
         // borrow the memory during the call; afterwards it is given back only when this work is done.
-        unsafe { self.kernel.launch(stream, &self.config, &params) }
+        unsafe { self.kernel.launch(stream, &params) }
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "validated: dimensions and strides fit 31 bits")]

@@ -44,6 +44,7 @@ mod lora_merge;
 mod matrix;
 mod memory;
 mod nvrtc;
+mod planned_kernel;
 mod pointwise;
 mod properties;
 mod slice;

@@ -3,9 +3,10 @@
 use std::marker::PhantomData;
 
 use super::Device;
-use super::kernel::{Kernel, LaunchConfig};
+use super::kernel::Kernel;
 use super::layer::{activation_code, expect_operand};
 use super::matrix::{DeviceMatrix, DeviceMatrixMut};
+use super::planned_kernel::PlannedKernel;
 use super::stream::Stream;
 use crate::abi::{self, LoraPointwise};
 use crate::dtype::Element;
@@ -17,11 +18,10 @@ use crate::lora::Activation;
 /// A fused layer needs none of this. It is what a LoRA costs that runs beside its layer.
 #[derive(Debug, Clone)]
 pub struct Pointwise<T> {
-    kernel: Kernel,
+    kernel: PlannedKernel,
     rows: usize,
     cols: usize,
     row_ctas: u32,
-    config: LaunchConfig,
     dtype: PhantomData<T>,
 }
 
@@ -37,21 +37,20 @@ impl<T: Element> Pointwise<T> {
         let row_ctas = cols.div_ceil(abi::LORA_POINTWISE_THREADS as usize * 16 / T::DTYPE.size());
         let ctas = rows.saturating_mul(row_ctas);
         let Ok(grid) = i32::try_from(ctas) else { return Err(Error::TooLarge { operand: "y", value: ctas }) };
-        let kernel = device.kernel(&format!("lora_pointwise_{}", T::DTYPE))?;
-        let config = LaunchConfig::new([grid.unsigned_abs(), 1, 1], abi::LORA_POINTWISE_THREADS);
-        Ok(Self { kernel, rows, cols, row_ctas: row_ctas as u32, config, dtype: PhantomData })
+        let (name, grid) = (format!("lora_pointwise_{}", T::DTYPE), [grid.unsigned_abs(), 1, 1]);
+        let kernel = PlannedKernel::find(device, &name, grid, abi::LORA_POINTWISE_THREADS, 0)?;
+        Ok(Self { kernel, rows, cols, row_ctas: row_ctas as u32, dtype: PhantomData })
     }
 
     /// As [`Forward::with_dependent_launch`](super::Forward::with_dependent_launch).
     #[must_use]
-    pub fn with_dependent_launch(mut self) -> Self {
-        self.config.dependent_launch = true;
-        self
+    pub fn with_dependent_launch(self) -> Self {
+        Self { kernel: self.kernel.with_dependent_launch(), ..self }
     }
 
     /// The kernel that it launches.
     pub fn kernel(&self) -> &Kernel {
-        &self.kernel
+        self.kernel.as_kernel()
     }
 
     /// Issues one launch; `added` is `[rows, cols]` and its scale, or nothing.
@@ -92,6 +91,6 @@ impl<T: Element> Pointwise<T> {
         // SAFETY: the parameters are this kernel's. Shapes, bounds, devices and alignments were checked above, and y overlaps
         // nothing that is read. The views borrow the memory during the call; afterwards it is given back only when this
         // work is done.
-        unsafe { self.kernel.launch(stream, &self.config, &params) }
+        unsafe { self.kernel.launch(stream, &params) }
     }
 }

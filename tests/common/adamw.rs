@@ -10,7 +10,7 @@ use fused_lora::{Result, cpu};
 use fused_lora_emulator::Counters;
 
 use super::Rng;
-use super::rig::{Call, Failure, Rig};
+use super::rig::{Call, Failure, Rig, Uploads};
 
 /// A parameter's factor and elements.
 pub type Tensor = (Factor, usize);
@@ -153,6 +153,7 @@ pub struct OnRig<'m, W> {
     partial: u64,
     lr_scale: u64,
     pub scaled: bool,
+    uploads: Uploads<'m>,
 }
 
 /// Where each tensor begins, and where all end: behind a gap, at a line of 256 bytes moved by `shift`.
@@ -181,13 +182,15 @@ impl<'m, W: Element + NoUninit> OnRig<'m, W> {
         let lengths: Vec<usize> = tensors.iter().map(|t| t.1).collect();
         let plan = UpdatePlan::new(&lengths, W::DTYPE, options.multiprocessors);
         let nothing: Vec<Vec<f32>> = tensors.iter().map(|t| vec![f32::NAN; t.1]).collect();
-        let upload = |i: usize, from| rig.upload(&spread::<f32>(tensors, options.shifts[i], from));
+        let mut uploads = Uploads::new(rig);
+        let stored = uploads.add(&spread(tensors, options.shifts[4], &initial.stored));
+        let mut upload = |i: usize, from| uploads.add(&spread::<f32>(tensors, options.shifts[i], from));
         let addresses = [
             upload(0, &nothing),
             upload(1, &initial.values),
             upload(2, &initial.first),
             upload(3, &initial.second),
-            rig.upload(&spread(tensors, options.shifts[4], &initial.stored)),
+            stored,
         ];
         let starts = options.shifts.map(|shift| starts(tensors, shift).0);
         let mut lines = vec![];
@@ -205,16 +208,17 @@ impl<'m, W: Element + NoUninit> OnRig<'m, W> {
         }
         Self {
             rig,
-            table: rig.upload(lines.as_flattened()),
-            state: rig.upload(&initial_state(0)),
-            partial: rig.upload(&vec![f64::NAN; plan.chunks]),
-            lr_scale: rig.upload(&[f32::NAN]),
+            table: uploads.add(lines.as_flattened()),
+            state: uploads.add(&initial_state(0)),
+            partial: uploads.add(&vec![f64::NAN; plan.chunks]),
+            lr_scale: uploads.add(&[f32::NAN]),
             scaled: false,
             plan,
             tensors: tensors.to_vec(),
             options,
             initial: initial.clone(),
             addresses,
+            uploads,
         }
     }
 
@@ -245,13 +249,8 @@ impl<'m, W: Element + NoUninit> OnRig<'m, W> {
         params.state = self.state as *mut _;
         params.partial = self.partial as *mut _;
         params.lr_scale = if self.scaled { self.lr_scale as *const _ } else { std::ptr::null() };
-        let call = Call {
-            kernel: &self.plan.kernel,
-            grid: self.options.grid.map_or(self.plan.grid, |x| [x, 1, 1]),
-            threads: self.plan.threads,
-            shared_bytes: self.plan.shared_bytes,
-            cluster: 1,
-        };
+        let grid = self.options.grid.map_or(self.plan.grid, |x| [x, 1, 1]);
+        let call = Call::new(&self.plan.kernel, grid, self.plan.threads, self.plan.shared_bytes);
         let counters = self.rig.launch(&call, &params)?;
         let mut words = [0; STATE_WORDS];
         self.rig.read(self.state, &mut words);
@@ -279,12 +278,5 @@ impl<'m, W: Element + NoUninit> OnRig<'m, W> {
         let found = found.collect();
         assert!(all.iter().all(|v| v.to_f32().is_nan()), "something between the tensors was written");
         found
-    }
-}
-
-impl<W> Drop for OnRig<'_, W> {
-    fn drop(&mut self) {
-        let own = [self.table, self.state, self.partial, self.lr_scale];
-        self.addresses.iter().chain(&own).for_each(|&address| self.rig.free(address));
     }
 }

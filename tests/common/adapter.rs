@@ -1,14 +1,15 @@
 //! A bottleneck adapter's launch on a rig: buffers uploaded, parameters filled from the plan; and what float64 makes of it.
 #![allow(clippy::cast_possible_truncation)]
 
-use fused_lora::abi::{self, LoraAdapter, LoraFactors, LoraForward, LoraSegment};
+use fused_lora::abi::{LoraAdapter, LoraFactors, LoraForward, LoraSegment};
 use fused_lora::forward::{AdapterProblem, ForwardPlan};
 use fused_lora::lora::Activation;
 use fused_lora::reference::{self, Judged, Matrix64};
 use fused_lora::{ComputePath, DType, Element};
 
-use super::decode::{aligned, upload};
-use super::rig::{Call, Failure, Rig};
+use super::decode::{activation_code, aligned};
+use super::forward::STEEPEST;
+use super::rig::{Call, Failure, Rig, Uploads};
 use super::{Buffer, Rng};
 
 /// What an adapter looks like, and what it is run on.
@@ -62,8 +63,6 @@ impl<T: Element> RandomAdapter<T> {
     /// activation's own rounding, at most 16u·|v|, where tanh may cancel all of v; and by its rounding to the type, u_T·|h|. All
     /// of that meets |up|: the first in the magnitude, the rest as slack.
     pub fn expected(&self) -> Judged {
-        /// The steepest that an activation is anywhere, GELU's 1.129 rounded up.
-        const STEEPEST: f64 = 1.13;
         let Shape { width, d, activation, bias, adds_input, residual, .. } = self.shape;
         let add_bias = |matrix: &mut Matrix64, values: &[T], of: &dyn Fn(f64) -> f64| {
             let columns = matrix.cols;
@@ -110,7 +109,7 @@ pub struct OnRig<'m, T> {
     rig: &'m Rig,
     pub plan: ForwardPlan,
     params: LoraAdapter,
-    allocations: Vec<u64>,
+    uploads: Uploads<'m>,
     y_like: Buffer<T>,
 }
 
@@ -128,12 +127,12 @@ impl<'m, T: Element> OnRig<'m, T> {
             path,
         })
         .unwrap();
-        let mut keep = vec![rig.upload(&vec![0u8; plan.workspace.bytes()])];
-        let workspace = keep[0];
+        let mut uploads = Uploads::new(rig);
+        let workspace = uploads.add(&vec![0u8; plan.workspace.bytes()]);
         let segment = LoraSegment {
             factors: LoraFactors {
-                a: upload(rig, &random.down.data, &mut keep) as *const _,
-                b: upload(rig, &random.up.data, &mut keep) as *const _,
+                a: uploads.add(&random.down.data) as *const _,
+                b: uploads.add(&random.up.data) as *const _,
                 a_stride: random.down.stride as u32,
                 b_stride: random.up.stride as u32,
                 rank: width as u32,
@@ -148,16 +147,16 @@ impl<'m, T: Element> OnRig<'m, T> {
             Residual::InPlace => Buffer { data: random.residual.data.clone(), ..random.residual },
             Residual::None | Residual::Apart => Buffer::poisoned(tokens, d, gap),
         };
-        let y = upload(rig, &y_like.data, &mut keep);
+        let y = uploads.add(&y_like.data);
         let residual = match random.shape.residual {
             Residual::None => 0,
             Residual::InPlace => y,
-            Residual::Apart => upload(rig, &random.residual.data, &mut keep),
+            Residual::Apart => uploads.add(&random.residual.data),
         };
-        let mut vector = |values: &[T]| if bias { upload(rig, values, &mut keep) } else { 0 };
+        let mut vector = |values: &[T]| if bias { uploads.add(values) } else { 0 };
         let biases = [vector(&random.down_bias), vector(&random.up_bias)];
         let forward = LoraForward {
-            x: upload(rig, &random.x.data, &mut keep) as *const _,
+            x: uploads.add(&random.x.data) as *const _,
             bias: biases[1] as *const _,
             residual: residual as *const _,
             y: y as *mut _,
@@ -172,14 +171,10 @@ impl<'m, T: Element> OnRig<'m, T> {
         let params = LoraAdapter {
             forward,
             hidden_bias: biases[0] as *const _,
-            hidden_activation: match activation {
-                Activation::Identity => abi::LORA_IDENTITY,
-                Activation::Relu => abi::LORA_RELU,
-                Activation::GeluNew => abi::LORA_GELU_NEW,
-            },
+            hidden_activation: activation_code(activation),
             adds_input: adds_input.into(),
         };
-        Self { rig, plan, params, allocations: keep, y_like }
+        Self { rig, plan, params, uploads, y_like }
     }
 
     /// Poisons what the launch is to write, launches, and returns y.
@@ -188,23 +183,9 @@ impl<'m, T: Element> OnRig<'m, T> {
         self.rig.write(self.params.forward.y as u64, &y.data);
         // Whoever takes what the last launch left hidden for its own launch's is found out.
         self.rig.write(self.params.forward.t as u64, &vec![0xffu8; self.plan.workspace.t_bytes]);
-        let call = Call {
-            kernel: &self.plan.kernel,
-            grid: self.plan.grid,
-            threads: self.plan.threads,
-            shared_bytes: self.plan.shared_bytes,
-            cluster: 1,
-        };
+        let call = Call::new(&self.plan.kernel, self.plan.grid, self.plan.threads, self.plan.shared_bytes);
         self.rig.launch(&call, &self.params)?;
         self.rig.read(self.params.forward.y as u64, &mut y.data);
         Ok(y)
-    }
-}
-
-impl<T> Drop for OnRig<'_, T> {
-    fn drop(&mut self) {
-        for &address in &self.allocations {
-            self.rig.free(address);
-        }
     }
 }

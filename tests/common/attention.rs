@@ -7,8 +7,7 @@ use fused_lora::reference::{Judged, Matrix64};
 use fused_lora::{ComputePath, DType, Element};
 use fused_lora_emulator::Counters;
 
-use super::decode::upload;
-use super::rig::{Call, Failure, Rig};
+use super::rig::{Call, Failure, Rig, Uploads};
 use super::{Buffer, Rng};
 
 /// What queries see beside their own tokens.
@@ -256,7 +255,7 @@ pub struct Attention<'m, T> {
     operands: &'m Operands<T>,
     pub plan: AttentionPlan,
     params: LoraAttention,
-    allocations: Vec<u64>,
+    uploads: Uploads<'m>,
 }
 
 impl<'m, T: Element> Attention<'m, T> {
@@ -266,26 +265,26 @@ impl<'m, T: Element> Attention<'m, T> {
 
     pub fn planned(rig: &'m Rig, operands: &'m Operands<T>, plan: AttentionPlan) -> Self {
         let Operands { case, qkv, keys, values } = operands;
-        let mut keep = vec![];
-        let workspace = upload(rig, &vec![0.0f32; plan.workspace.bytes().div_ceil(4)], &mut keep);
+        let mut uploads = Uploads::new(rig);
+        let workspace = uploads.add(&vec![0.0f32; plan.workspace.bytes().div_ceil(4)]);
         let mut params = plan.params(workspace, &plan.workspace);
-        params.qkv = upload(rig, &qkv.data, &mut keep) as *const _;
+        params.qkv = uploads.add(&qkv.data) as *const _;
         params.qkv_stride = qkv.stride as u32;
         let out = Buffer::<T>::poisoned(case.shape.rows(), case.shape.width(), case.gap);
-        params.out = upload(rig, &out.data, &mut keep) as *mut _;
+        params.out = uploads.add(&out.data) as *mut _;
         params.out_stride = out.stride as u32;
         if case.memory != Memory::None {
-            params.keys = upload(rig, &keys.data, &mut keep) as *mut _;
-            params.values = upload(rig, &values.data, &mut keep) as *mut _;
+            params.keys = uploads.add(&keys.data) as *mut _;
+            params.values = uploads.add(&values.data) as *mut _;
             params.keys_stride = keys.stride as u32;
             params.values_stride = values.stride as u32;
             params.capacity = case.shape.capacity as u32;
         }
         if let Memory::Cache(lengths) = &case.memory {
-            let lengths: Vec<_> = lengths.iter().map(|&length| f32::from_bits(length as u32)).collect();
-            params.lengths = upload(rig, &lengths, &mut keep) as *const _;
+            let lengths: Vec<_> = lengths.iter().map(|&length| length as u32).collect();
+            params.lengths = uploads.add(&lengths) as *const _;
         }
-        Self { rig, operands, plan, params, allocations: keep }
+        Self { rig, operands, plan, params, uploads }
     }
 
     /// Puts back what was in the outputs, launches, and returns them.
@@ -306,13 +305,7 @@ impl<'m, T: Element> Attention<'m, T> {
             // Whoever takes the last launch's sums for its own is found out.
             self.rig.write(self.params.partial as u64, &vec![f32::NAN; self.plan.workspace.partial]);
         }
-        let call = Call {
-            kernel: &self.plan.kernel,
-            grid: self.plan.grid,
-            threads: self.plan.threads,
-            shared_bytes: self.plan.shared_bytes,
-            cluster: 1,
-        };
+        let call = Call::new(&self.plan.kernel, self.plan.grid, self.plan.threads, self.plan.shared_bytes);
         let counters = self.rig.launch(&call, &self.params)?;
         self.rig.read(self.params.out as u64, &mut out.data);
         let mut memory = [keys, values].map(|b| Buffer { data: b.data.clone(), ..*b });
@@ -322,13 +315,5 @@ impl<'m, T: Element> Attention<'m, T> {
         }
         let [keys, values] = memory;
         Ok(Outputs { out, keys, values, counters })
-    }
-}
-
-impl<T> Drop for Attention<'_, T> {
-    fn drop(&mut self) {
-        for &address in &self.allocations {
-            self.rig.free(address);
-        }
     }
 }

@@ -8,7 +8,7 @@ use fused_lora::lora::{Activation, Layout};
 use fused_lora::{ComputePath, DType, Element, LayerProblem, WorkspaceLayout};
 use fused_lora_emulator::Counters;
 
-use super::rig::{Call, Failure, Rig};
+use super::rig::{Call, Failure, Rig, Uploads};
 use super::{Buffer, RandomLayer};
 
 /// What happens to the outputs, and where they go.
@@ -50,15 +50,18 @@ pub struct Decode<'m, T> {
     rig: &'m Rig,
     pub plan: DecodePlan,
     params: LoraDecode,
-    allocations: Vec<u64>,
+    uploads: Uploads<'m>,
     y: u64,
     y_like: Buffer<T>,
 }
 
-pub fn upload<T: Element>(rig: &Rig, data: &[T], keep: &mut Vec<u64>) -> u64 {
-    let address = rig.upload(data);
-    keep.push(address);
-    address
+/// An activation as kernels take it.
+pub fn activation_code(activation: Activation) -> u32 {
+    match activation {
+        Activation::Identity => abi::LORA_IDENTITY,
+        Activation::Relu => abi::LORA_RELU,
+        Activation::GeluNew => abi::LORA_GELU_NEW,
+    }
 }
 
 pub fn aligned<T>(buffer: &Buffer<T>) -> bool {
@@ -76,11 +79,10 @@ pub struct SegmentTable {
 
 /// Uploads them. With a `slot` the segments themselves have no factors, only ranks that are higher by so much.
 pub fn segment_table<T: Element>(
-    rig: &Rig,
     segments: &[(usize, usize, usize)],
     factors: &[(Buffer<T>, Buffer<T>, f32)],
     slot: Option<usize>,
-    keep: &mut Vec<u64>,
+    uploads: &mut Uploads<'_>,
 ) -> SegmentTable {
     let none = LoraSegment {
         factors: LoraFactors {
@@ -103,8 +105,8 @@ pub fn segment_table<T: Element>(
     for (place, (&(begin, end, rank), (a, b, scale))) in table.iter_mut().zip(segments.iter().zip(factors)) {
         *place = LoraSegment {
             factors: LoraFactors {
-                a: upload(rig, &a.data, keep) as *const _,
-                b: upload(rig, &b.data, keep) as *const _,
+                a: uploads.add(&a.data) as *const _,
+                b: uploads.add(&b.data) as *const _,
                 a_stride: a.stride as u32,
                 b_stride: b.stride as u32,
                 rank: rank as u32,
@@ -124,10 +126,8 @@ pub fn segment_table<T: Element>(
         t_begin += place.factors.rank;
     }
     let mut word = || {
-        let records = rig.upload(&in_slot);
-        let word = rig.upload(&[records]);
-        keep.extend([records, word]);
-        word
+        let records = uploads.add(&in_slot);
+        uploads.add(&[records])
     };
     SegmentTable { segments: table, total_rank: t_begin, slot: slot.map_or(0, |_| word()), slot_begin: 2 }
 }
@@ -153,17 +153,16 @@ impl<'m, T: Element> Decode<'m, T> {
         })
         .unwrap();
 
-        let mut keep = vec![];
-        let table = segment_table(rig, segments, factors, options.slot, &mut keep);
-        let workspace = rig.upload(&vec![0u8; plan.workspace.bytes()]);
-        keep.push(workspace);
+        let mut uploads = Uploads::new(rig);
+        let table = segment_table(segments, factors, options.slot, &mut uploads);
+        let workspace = uploads.add(&vec![0u8; plan.workspace.bytes()]);
         let y_like = Buffer::<T>::poisoned(shape.tokens, shape.d_out, shape.gap);
-        let y = upload(rig, &y_like.data, &mut keep);
+        let y = uploads.add(&y_like.data);
         let params = LoraDecode {
-            x: upload(rig, &x.data, &mut keep) as *const _,
-            weight: upload(rig, &random.weight.data, &mut keep) as *const _,
-            bias: if shape.bias { upload(rig, &random.bias, &mut keep) as *const _ } else { std::ptr::null() },
-            residual: options.residual.map_or(std::ptr::null(), |r| upload(rig, &r.data, &mut keep) as *const _),
+            x: uploads.add(&x.data) as *const _,
+            weight: uploads.add(&random.weight.data) as *const _,
+            bias: if shape.bias { uploads.add(&random.bias) as *const _ } else { std::ptr::null() },
+            residual: options.residual.map_or(std::ptr::null(), |r| uploads.add(&r.data) as *const _),
             y: y as *mut _,
             ticket: workspace as *mut _,
             t: (workspace + WorkspaceLayout::T_OFFSET as u64) as *mut _,
@@ -184,17 +183,13 @@ impl<'m, T: Element> Decode<'m, T> {
             split_depth: plan.split_depth,
             shrink_rows: plan.shrink_rows,
             widest_rank: plan.widest_rank,
-            activation: match options.activation {
-                Activation::Identity => abi::LORA_IDENTITY,
-                Activation::Relu => abi::LORA_RELU,
-                Activation::GeluNew => abi::LORA_GELU_NEW,
-            },
+            activation: activation_code(options.activation),
             segment_count: segments.len() as u32,
             slot_begin: table.slot_begin,
             reserved: 0,
             segments: table.segments,
         };
-        Self { rig, plan, params, allocations: keep, y, y_like }
+        Self { rig, plan, params, uploads, y, y_like }
     }
 
     /// Poisons y, launches, and returns y.
@@ -202,13 +197,7 @@ impl<'m, T: Element> Decode<'m, T> {
         let mut y = Buffer::<T> { data: self.y_like.data.clone(), ..self.y_like };
         self.rig.write(self.y, &y.data);
         self.poison_t();
-        let call = Call {
-            kernel: &self.plan.kernel,
-            grid: self.plan.grid,
-            threads: self.plan.threads,
-            shared_bytes: self.plan.shared_bytes,
-            cluster: 1,
-        };
+        let call = Call::new(&self.plan.kernel, self.plan.grid, self.plan.threads, self.plan.shared_bytes);
         let counters = self.rig.launch(&call, &self.params)?;
         self.rig.read(self.y, &mut y.data);
         Ok((y, counters))
@@ -227,14 +216,6 @@ impl<T> Decode<'_, T> {
         self.rig.read(address, &mut words);
         words.iter_mut().for_each(|word| *word |= 0xffff_ffff);
         self.rig.write(address, &words);
-    }
-}
-
-impl<T> Drop for Decode<'_, T> {
-    fn drop(&mut self) {
-        for &address in &self.allocations {
-            self.rig.free(address);
-        }
     }
 }
 

@@ -2,15 +2,15 @@
 
 use std::ops::Range;
 
-use fused_lora::Element;
 use fused_lora::device::{
     Device, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSegment, EmulatorConfig,
-    Stream,
+    ForwardOptions, Stream,
 };
 use fused_lora::lora::{Activation, Layout};
+use fused_lora::{ComputePath, Element};
 
 use super::rig::on_gpu;
-use super::{Buffer, RandomLayer};
+use super::{Buffer, RandomLayer, Shape};
 
 /// An emulated GPU of six SMs, a new one at each call, or the GPU that tests run on.
 pub fn device() -> Device {
@@ -18,6 +18,19 @@ pub fn device() -> Device {
         return Device::cuda(0).unwrap();
     }
     Device::emulator(EmulatorConfig { multiprocessors: 6, ..EmulatorConfig::default() }).unwrap()
+}
+
+/// A stream of such a device.
+pub fn stream() -> Stream {
+    Stream::new(&device()).unwrap()
+}
+
+/// For launches that may leave T with the caller and may drop out.
+pub const TRAINING: ForwardOptions = ForwardOptions { path: ComputePath::Auto, any_x: false, training: true };
+
+/// A layer with gaps between its rows and between its segments.
+pub fn shape(tokens: usize, layout: Layout) -> Shape {
+    Shape { gap: 8, ..super::shape(tokens, 64, 40, layout, &[(0, 16, 4), (24, 40, 3)]) }
 }
 
 /// A matrix in device memory.

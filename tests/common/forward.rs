@@ -1,7 +1,7 @@
 //! A layer's forward launch: buffers uploaded, parameters filled from the plan.
 #![allow(clippy::cast_possible_truncation)]
 
-use fused_lora::abi::{self, LoraForward, LoraForwardTma, TensorMap};
+use fused_lora::abi::{LoraForward, LoraForwardTma, TensorMap};
 use fused_lora::device::Tensor;
 use fused_lora::dropout::Dropout;
 use fused_lora::forward::{ForwardPlan, Product};
@@ -10,9 +10,12 @@ use fused_lora::reference::{self, Judged};
 use fused_lora::{Element, LayerProblem};
 use fused_lora_emulator::Counters;
 
-use super::decode::{Options, aligned, segment_table, upload};
-use super::rig::{Call, Failure, Rig};
+use super::decode::{Options, activation_code, aligned, segment_table};
+use super::rig::{Call, Failure, Rig, Uploads};
 use super::{Buffer, RandomLayer};
+
+/// The steepest that an activation is anywhere, GELU's 1.129 rounded up.
+pub const STEEPEST: f64 = 1.13;
 
 /// What a layer is to give: T is stored as the type of everything else on its way.
 pub fn expected<T: Element>(
@@ -35,8 +38,6 @@ pub fn expected_in_tf32<T: Element>(
     added: Option<&Buffer<T>>,
     dropout: Option<&Dropout>,
 ) -> Judged {
-    /// The steepest that an activation is anywhere, GELU's 1.129 rounded up.
-    const STEEPEST: f64 = 1.13;
     let segments = random.segments();
     let mut expected = reference::forward_in_tf32(&random.layer(&segments), x.view(), dropout);
     if activation == Activation::GeluNew {
@@ -45,7 +46,8 @@ pub fn expected_in_tf32<T: Element>(
     on_the_way_out(expected, random, activation, added)
 }
 
-fn on_the_way_out<T: Element>(
+/// What the activation and an addend make of a layer's output.
+pub fn on_the_way_out<T: Element>(
     mut expected: Judged,
     random: &RandomLayer<T>,
     activation: Activation,
@@ -100,7 +102,7 @@ pub struct Forward<'m, T> {
     pub plan: ForwardPlan,
     params: LoraForward,
     tma: Option<LoraForwardTma>,
-    allocations: Vec<u64>,
+    uploads: Uploads<'m>,
     y_like: Buffer<T>,
     t_like: Buffer<T>,
 }
@@ -154,26 +156,25 @@ impl<'m, T: Element> Forward<'m, T> {
         let shape = &random.shape;
         let is_forward = plan.product == Product::Output;
         let segments: &[(usize, usize, usize)] = if options.base_only { &[] } else { &shape.segments };
-        let mut keep = vec![];
         let factors = &random.factors[..segments.len()];
-        let table = segment_table(rig, segments, factors, options.slot, &mut keep);
-        let workspace = rig.upload(&vec![0u8; plan.workspace.bytes()]);
-        keep.push(workspace);
+        let mut uploads = Uploads::new(rig);
+        let table = segment_table(segments, factors, options.slot, &mut uploads);
+        let workspace = uploads.add(&vec![0u8; plan.workspace.bytes()]);
         let t_like = Buffer::<T>::poisoned(shape.tokens, table.total_rank as usize, shape.gap);
-        let y = upload(rig, &y_like.data, &mut keep);
+        let y = uploads.add(&y_like.data);
         let residual = match options.residual {
             None => 0,
-            Some(residual) if is_forward => upload(rig, &residual.data, &mut keep),
+            Some(residual) if is_forward => uploads.add(&residual.data),
             Some(_) => y,
         };
         let has_bias = shape.bias && is_forward;
         let params = LoraForward {
-            x: upload(rig, &x.data, &mut keep) as *const _,
-            weight: upload(rig, &random.weight.data, &mut keep) as *const _,
-            bias: if has_bias { upload(rig, &random.bias, &mut keep) as *const _ } else { std::ptr::null() },
+            x: uploads.add(&x.data) as *const _,
+            weight: uploads.add(&random.weight.data) as *const _,
+            bias: if has_bias { uploads.add(&random.bias) as *const _ } else { std::ptr::null() },
             residual: residual as *const _,
             y: y as *mut _,
-            t_out: if options.t_out { upload(rig, &t_like.data, &mut keep) as *mut _ } else { std::ptr::null_mut() },
+            t_out: if options.t_out { uploads.add(&t_like.data) as *mut _ } else { std::ptr::null_mut() },
             tokens: shape.tokens as u32,
             depth: x.cols as u32,
             columns: y_like.cols as u32,
@@ -182,11 +183,7 @@ impl<'m, T: Element> Forward<'m, T> {
             y_stride: y_like.stride as u32,
             residual_stride: options.residual.map_or(0, |r| r.stride as u32),
             t_out_stride: t_like.stride as u32,
-            activation: match options.activation {
-                Activation::Identity => abi::LORA_IDENTITY,
-                Activation::Relu => abi::LORA_RELU,
-                Activation::GeluNew => abi::LORA_GELU_NEW,
-            },
+            activation: activation_code(options.activation),
             slot: table.slot as *const _,
             slot_begin: table.slot_begin,
             ..plan.params(&table.segments[..segments.len()], workspace, &plan.workspace)
@@ -221,7 +218,7 @@ impl<'m, T: Element> Forward<'m, T> {
                 reserved: [0; 7],
             }
         });
-        Self { rig, plan, params, tma, allocations: keep, y_like, t_like }
+        Self { rig, plan, params, tma, uploads, y_like, t_like }
     }
 
     /// The workspace's T, as the last launch left it: s·T, each segment's rank in whole steps.
@@ -243,13 +240,8 @@ impl<'m, T: Element> Forward<'m, T> {
         if !self.params.t_out.is_null() {
             self.rig.write(self.params.t_out as u64, &t.data);
         }
-        let call = Call {
-            kernel: &self.plan.kernel,
-            grid: self.plan.grid,
-            threads: self.plan.threads,
-            shared_bytes: self.plan.shared_bytes,
-            cluster: self.plan.cluster,
-        };
+        let call = Call::new(&self.plan.kernel, self.plan.grid, self.plan.threads, self.plan.shared_bytes);
+        let call = Call { cluster: self.plan.cluster, ..call };
         let counters = match &self.tma {
             Some(params) => self.rig.launch(&call, params)?,
             None => self.rig.launch(&call, &self.params)?,
@@ -259,13 +251,5 @@ impl<'m, T: Element> Forward<'m, T> {
             self.rig.read(self.params.t_out as u64, &mut t.data);
         }
         Ok(Outputs { y, t, counters })
-    }
-}
-
-impl<T> Drop for Forward<'_, T> {
-    fn drop(&mut self) {
-        for &address in &self.allocations {
-            self.rig.free(address);
-        }
     }
 }

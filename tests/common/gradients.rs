@@ -9,8 +9,7 @@ use fused_lora::reference::{self, Judged, Matrix64};
 use fused_lora::{ComputePath, DType};
 use fused_lora_emulator::Counters;
 
-use super::decode::upload;
-use super::rig::{Call, Failure, Rig};
+use super::rig::{Call, Failure, Rig, Uploads};
 use super::{Buffer, Rng};
 
 /// A layer and what is asked of it.
@@ -161,7 +160,7 @@ pub struct Gradients<'m> {
     rig: &'m Rig,
     pub plan: GradientsPlan,
     params: LoraGradients,
-    allocations: Vec<u64>,
+    uploads: Uploads<'m>,
     before: Vec<Buffer<f32>>,
     places: Vec<u64>,
 }
@@ -184,9 +183,9 @@ impl<'m> Gradients<'m> {
         })
         .unwrap();
 
-        let mut keep = vec![];
-        let workspace = upload(rig, &vec![0.0f32; plan.workspace.bytes().div_ceil(4)], &mut keep);
-        let places: Vec<u64> = before.iter().map(|output| upload(rig, &output.data, &mut keep)).collect();
+        let mut uploads = Uploads::new(rig);
+        let workspace = uploads.add(&vec![0.0f32; plan.workspace.bytes().div_ceil(4)]);
+        let places: Vec<u64> = before.iter().map(|output| uploads.add(&output.data)).collect();
         let table: Vec<_> = (0..segments.len())
             .map(|i| LoraGradientsSegment {
                 da: places[2 * i] as *mut _,
@@ -203,9 +202,9 @@ impl<'m> Gradients<'m> {
             .collect();
         let params = plan.params(&table, workspace, &plan.workspace);
         let params = LoraGradients {
-            x: upload(rig, &x.data, &mut keep) as *const _,
-            dy: upload(rig, &dy.data, &mut keep) as *const _,
-            t: upload(rig, &t.data, &mut keep) as *const _,
+            x: uploads.add(&x.data) as *const _,
+            dy: uploads.add(&dy.data) as *const _,
+            t: uploads.add(&t.data) as *const _,
             dbias: if case.bias { places[2 * segments.len()] as *mut _ } else { std::ptr::null_mut() },
             dropout: case.dropout.map_or(params.dropout, |dropout| dropout.params(0)),
             tokens: case.tokens as u32,
@@ -220,7 +219,7 @@ impl<'m> Gradients<'m> {
         assert_eq!(q.stride, plan.q_stride as usize);
         rig.write(params.q as u64, &q.data);
         let before = before.iter().map(|b| Buffer { data: b.data.clone(), ..*b }).collect();
-        Self { rig, plan, params, allocations: keep, before, places }
+        Self { rig, plan, params, uploads, before, places }
     }
 
     /// Puts back what was in the outputs, launches, and returns them.
@@ -230,13 +229,7 @@ impl<'m> Gradients<'m> {
         }
         // Whoever takes the last launch's sums for its own is found out.
         self.rig.write(self.params.partial as u64, &vec![f32::NAN; self.plan.workspace.partial]);
-        let call = Call {
-            kernel: &self.plan.kernel,
-            grid: self.plan.grid,
-            threads: self.plan.threads,
-            shared_bytes: self.plan.shared_bytes,
-            cluster: 1,
-        };
+        let call = Call::new(&self.plan.kernel, self.plan.grid, self.plan.threads, self.plan.shared_bytes);
         let counters = self.rig.launch(&call, &self.params)?;
         let read = |(output, &place): (&Buffer<f32>, &u64)| {
             let mut output = Buffer { data: output.data.clone(), ..*output };
@@ -244,13 +237,5 @@ impl<'m> Gradients<'m> {
             output
         };
         Ok(Outputs { gradients: self.before.iter().zip(&self.places).map(read).collect(), counters })
-    }
-}
-
-impl Drop for Gradients<'_> {
-    fn drop(&mut self) {
-        for &address in &self.allocations {
-            self.rig.free(address);
-        }
     }
 }

@@ -6,8 +6,8 @@ use fused_lora::abi::{LoraMerge, LoraMergeReport};
 use fused_lora::lora::Layout;
 use fused_lora::merge::MergePlan;
 
-use super::decode::{segment_table, upload};
-use super::rig::{Call, Failure, Rig};
+use super::decode::segment_table;
+use super::rig::{Call, Failure, Rig, Uploads};
 use super::{Buffer, RandomLayer};
 
 /// What a merge left and told.
@@ -29,15 +29,15 @@ pub fn run<T: Element>(
     with_segments: bool,
 ) -> Result<Merged<T>, Failure> {
     let plan = MergePlan::new(weight.rows, weight.cols, layer.shape.layout, T::DTYPE);
-    let mut keep = vec![];
+    let mut uploads = Uploads::new(rig);
     let segments = if with_segments { &layer.shape.segments[..] } else { &[] };
-    let mut table = segment_table(rig, segments, &layer.factors[..segments.len()], None, &mut keep).segments;
+    let mut table = segment_table(segments, &layer.factors[..segments.len()], None, &mut uploads).segments;
     table.iter_mut().for_each(|segment| segment.factors.scale *= sign);
-    let report = upload(rig, &[0.0f32; 3], &mut keep);
-    let source = upload(rig, &weight.data, &mut keep);
+    let report = uploads.add(&[0.0f32; 3]);
+    let source = uploads.add(&weight.data);
     let gap = weight.stride - weight.cols;
     let mut out = Buffer::<T>::poisoned(weight.rows, weight.cols, gap);
-    let target = if in_place { source } else { upload(rig, &out.data, &mut keep) };
+    let target = if in_place { source } else { uploads.add(&out.data) };
     let params = LoraMerge {
         source: source as *const _,
         weight: target as *mut _,
@@ -50,18 +50,11 @@ pub fn run<T: Element>(
         reserved: 0,
         segments: table,
     };
-    let call = Call {
-        kernel: &plan.kernel,
-        grid: plan.grid,
-        threads: plan.threads,
-        shared_bytes: plan.shared_bytes,
-        cluster: 1,
-    };
+    let call = Call::new(&plan.kernel, plan.grid, plan.threads, plan.shared_bytes);
     let mut told = [0.0f32; 3];
     let ended = rig.launch(&call, &params);
     rig.read(target, &mut out.data);
     rig.read(report, &mut told);
-    keep.iter().for_each(|&address| rig.free(address));
     ended?;
     Ok(Merged { weight: out, largest_rounding: told[0], largest_change: told[1], not_finite: told[2].to_bits() })
 }

@@ -8,11 +8,13 @@ pub mod backward;
 pub mod decode;
 pub mod device;
 pub mod forward;
+pub mod forward_check;
 pub mod golden;
 pub mod gradients;
 pub mod merge;
 pub mod rig;
 pub mod sanitize;
+pub mod small;
 pub mod transformer;
 
 use fused_lora::lora::{Layout, LoraLinear, Segment, Weight};
@@ -95,6 +97,12 @@ pub struct Shape {
     pub gap: usize,
 }
 
+/// A shape with a bias and without gaps.
+pub fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)]) -> Shape {
+    Shape { tokens, d_in, d_out, layout, segments: segments.to_vec(), bias: true, gap: 0 }
+}
+
+/// A layer with random weights.
 pub struct RandomLayer<W> {
     pub shape: Shape,
     pub weight: Buffer<W>,

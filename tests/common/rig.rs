@@ -44,6 +44,11 @@ impl std::fmt::Display for Failure {
     }
 }
 
+/// Threads in three orders, and CTAs one, three or all at a time: one at a time, whoever waits for a CTA that has not
+/// started waits for ever.
+pub const SCHEDULES: [(Schedule, u32); 3] =
+    [(Schedule::FirstIn, 64), (Schedule::LastIn, 1), (Schedule::Random(0x5EED), 3)];
+
 /// The shape of a launch.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
@@ -52,6 +57,13 @@ pub struct Call<'a> {
     pub threads: u32,
     pub shared_bytes: u32,
     pub cluster: u32,
+}
+
+impl<'a> Call<'a> {
+    /// Without clusters.
+    pub fn new(kernel: &'a str, grid: [u32; 3], threads: u32, shared_bytes: u32) -> Self {
+        Self { kernel, grid, threads, shared_bytes, cluster: 1 }
+    }
 }
 
 /// Whether tests run on a GPU.
@@ -203,6 +215,30 @@ impl Rig {
                 Ok(Counters::default())
             }
         }
+    }
+}
+
+/// What was uploaded to a rig, freed when this is dropped.
+pub struct Uploads<'m> {
+    rig: &'m Rig,
+    addresses: Vec<u64>,
+}
+
+impl<'m> Uploads<'m> {
+    pub fn new(rig: &'m Rig) -> Self {
+        Self { rig, addresses: vec![] }
+    }
+
+    pub fn add<T: NoUninit>(&mut self, data: &[T]) -> u64 {
+        let address = self.rig.upload(data);
+        self.addresses.push(address);
+        address
+    }
+}
+
+impl Drop for Uploads<'_> {
+    fn drop(&mut self) {
+        self.addresses.iter().for_each(|&address| self.rig.free(address));
     }
 }
 

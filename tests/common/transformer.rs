@@ -5,8 +5,7 @@ use fused_lora::abi::{LoraEmbedding, LoraLayerNorm};
 use fused_lora::norm::RowPlan;
 use fused_lora::{DType, Element};
 
-use super::decode::upload;
-use super::rig::{Call, Failure, Rig};
+use super::rig::{Call, Failure, Rig, Uploads};
 use super::{Buffer, Rng};
 
 /// LayerNorm's parameters, behind `shift` elements that are none.
@@ -88,8 +87,8 @@ impl Norm {
         Ok(())
     }
 
-    fn addresses(&self, rig: &Rig, keep: &mut Vec<u64>) -> [*const f32; 2] {
-        [&self.weight, &self.bias].map(|vector| (upload(rig, vector, keep) + 4 * self.shift as u64) as *const f32)
+    fn addresses(&self, uploads: &mut Uploads<'_>) -> [*const f32; 2] {
+        [&self.weight, &self.bias].map(|vector| (uploads.add(vector) + 4 * self.shift as u64) as *const f32)
     }
 }
 
@@ -98,13 +97,10 @@ fn launch<T: Element, P: fused_lora::device::KernelParams>(
     plan: &RowPlan,
     params: &P,
     outputs: &mut [(u64, &mut Buffer<T>)],
-    keep: &[u64],
 ) -> Result<(), Failure> {
-    let RowPlan { kernel, grid, threads, shared_bytes, .. } = plan;
-    let call = Call { kernel, grid: *grid, threads: *threads, shared_bytes: *shared_bytes, cluster: 1 };
+    let call = Call::new(&plan.kernel, plan.grid, plan.threads, plan.shared_bytes);
     let ended = rig.launch(&call, params);
     outputs.iter_mut().for_each(|(address, output)| rig.read(*address, &mut output.data));
-    keep.iter().for_each(|&address| rig.free(address));
     ended.map(drop)
 }
 
@@ -117,12 +113,12 @@ pub fn layer_norm<T: Element>(
     gap: usize,
 ) -> Result<Buffer<T>, Failure> {
     let plan = RowPlan::layer_norm(x.rows, x.cols, T::DTYPE, multiprocessors).unwrap();
-    let mut keep = vec![];
+    let mut uploads = Uploads::new(rig);
     let mut y = Buffer::<T>::poisoned(x.rows, x.cols, gap);
-    let [weight, bias] = norm.addresses(rig, &mut keep);
-    let at = upload(rig, &y.data, &mut keep);
+    let [weight, bias] = norm.addresses(&mut uploads);
+    let at = uploads.add(&y.data);
     let params = LoraLayerNorm {
-        x: upload(rig, &x.data, &mut keep) as *const _,
+        x: uploads.add(&x.data) as *const _,
         weight,
         bias,
         y: at as *mut _,
@@ -133,7 +129,7 @@ pub fn layer_norm<T: Element>(
         row_threads_log2: plan.row_threads.ilog2(),
         epsilon: norm.epsilon,
     };
-    launch(rig, &plan, &params, &mut [(at, &mut y)], &keep)?;
+    launch(rig, &plan, &params, &mut [(at, &mut y)])?;
     Ok(y)
 }
 
@@ -203,18 +199,15 @@ pub fn embed<T: Element>(
 ) -> Result<(Buffer<T>, Buffer<T>), Failure> {
     let (rows, width) = (input.ids.len(), input.tokens.cols);
     let plan = RowPlan::embedding(rows, width, T::DTYPE, multiprocessors).unwrap();
-    let mut keep = vec![];
+    let mut uploads = Uploads::new(rig);
     let [mut x, mut y] = [(); 2].map(|()| Buffer::<T>::poisoned(rows, width, gap));
-    let [x_at, y_at] = [&x, &y].map(|buffer| upload(rig, &buffer.data, &mut keep));
-    let [weight, bias] = norm.map_or([std::ptr::null(); 2], |norm| norm.addresses(rig, &mut keep));
-    let [ids, places] = [&input.ids, &input.places].map(|vector| {
-        keep.push(rig.upload(vector));
-        keep[keep.len() - 1]
-    });
+    let [x_at, y_at] = [&x, &y].map(|buffer| uploads.add(&buffer.data));
+    let [weight, bias] = norm.map_or([std::ptr::null(); 2], |norm| norm.addresses(&mut uploads));
+    let [ids, places] = [&input.ids, &input.places].map(|vector| uploads.add(vector));
     let params = LoraEmbedding {
-        tokens: upload(rig, &input.tokens.data, &mut keep) as *const _,
-        extra: input.extra.as_ref().map_or(0, |extra| upload(rig, &extra.data, &mut keep)) as *const _,
-        positions: upload(rig, &input.positions.data, &mut keep) as *const _,
+        tokens: uploads.add(&input.tokens.data) as *const _,
+        extra: input.extra.as_ref().map_or(0, |extra| uploads.add(&extra.data)) as *const _,
+        positions: uploads.add(&input.positions.data) as *const _,
         ids: ids as *const _,
         places: places as *const _,
         x: x_at as *mut _,
@@ -234,6 +227,6 @@ pub fn embed<T: Element>(
         row_threads_log2: plan.row_threads.ilog2(),
         epsilon: norm.map_or(0.0, |norm| norm.epsilon),
     };
-    launch(rig, &plan, &params, &mut [(x_at, &mut x), (y_at, &mut y)], &keep)?;
+    launch(rig, &plan, &params, &mut [(x_at, &mut x), (y_at, &mut y)])?;
     Ok((x, y))
 }

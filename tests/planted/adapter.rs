@@ -6,8 +6,8 @@ use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{self, By, WrongResult};
 use super::harness::Scenario::{AdapterCores, AdapterMma};
-use super::harness::{Bug, bug, first_of};
-use super::transformer::{bits, judge};
+use super::harness::{Bug, bug, first_of, judge};
+use super::transformer::bits;
 use crate::common::Rng;
 use crate::common::adapter::{OnRig, RandomAdapter, Residual, Shape};
 use crate::common::rig::Rig;
@@ -18,7 +18,7 @@ fn adapted<T: Element>(rig: &Rig, shape: Shape) -> Caught {
     let random = RandomAdapter::<T>::new(&mut Rng(71), shape);
     let expected = random.expected();
     let on_rig = OnRig::new(rig, &random, ComputePath::Auto);
-    judge(rig, &|| {
+    judge(rig, || {
         let y = on_rig.run()?;
         let near = |(i, value): (usize, &f64)| {
             let got = f64::from(y.view().row(i / shape.d)[i % shape.d].to_f32());

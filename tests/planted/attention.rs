@@ -1,13 +1,13 @@
 //! Bugs in the attention kernels.
 
 use fused_lora::Element;
-use fused_lora_emulator::{Build, Completion, Fault};
+use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{self, By, DependsOnSchedule, WrongResult};
 use super::harness::Scenario::{AttentionCores, AttentionDecode, AttentionMma};
-use super::harness::{Bug, SCHEDULES, UNORDERED, bug};
+use super::harness::{Bug, UNORDERED, bug, first_of, judge};
 use crate::common::attention::{Attention, Case, Operands};
-use crate::common::rig::{Failure, Rig};
+use crate::common::rig::Rig;
 
 const SHARED: &str = "transformer/attention.h";
 const PREFILL: &str = "transformer/attention_prefill.h";
@@ -20,8 +20,7 @@ pub(crate) fn prefill<T: Element>(rig: &Rig) -> Caught {
     let narrow = Case { multiprocessors: 64, ..Case::new(3, 20, 1, 64).with_cache(130, &[90, 111, 5]) };
     let wide = Case { multiprocessors: 1, ..Case::new(1, 70, 1, 24).with_prefix(70) };
     let crooked = Case { gap: 1, multiprocessors: 64, ..Case::new(2, 18, 1, 33) };
-    let runs = [narrow, wide, crooked];
-    runs.iter().map(|case| judge::<T>(rig, case)).find(|&c| c != Caught::Nothing).unwrap_or(Caught::Nothing)
+    first_of([&|| attended::<T>(rig, &narrow), &|| attended::<T>(rig, &wide), &|| attended::<T>(rig, &crooked)])
 }
 
 /// Keys of several splits, each of which goes round several times, in caches of which two have no room.
@@ -30,31 +29,18 @@ pub(crate) fn decode(rig: &Rig) -> Caught {
     let case = Case { multiprocessors: 4, ..Case::new(6, 1, 1, 40).with_cache(256, &lengths) };
     let plan = case.plan::<f32>((9, 0));
     assert!(plan.splits == 3 && plan.split_keys == 96, "{plan}");
-    judge::<f32>(rig, &case)
+    attended::<f32>(rig, &case)
 }
 
 /// What ends a launch under some schedule.
-fn judge<T: Element>(rig: &Rig, case: &Case) -> Caught {
+fn attended<T: Element>(rig: &Rig, case: &Case) -> Caught {
     let operands = Operands::<T>::random(7, case);
     let attention = Attention::new(rig, &operands);
     let expected = operands.expected(&attention.plan);
-    let mut first = None;
-    let mut depends = false;
-    for (schedule, resident) in SCHEDULES {
-        rig.set_schedule(schedule, Completion::Late, resident);
-        let outputs = match attention.run() {
-            Err(Failure::Fault(fault, _)) => return By(fault),
-            Err(other) => panic!("{other}"),
-            Ok(outputs) => outputs,
-        };
-        if operands.fault(&expected, &outputs).is_some() {
-            return WrongResult;
-        }
-        let bits = outputs.bits();
-        depends |= first.as_ref().is_some_and(|first| *first != bits);
-        first.get_or_insert(bits);
-    }
-    if depends { DependsOnSchedule } else { Caught::Nothing }
+    judge(rig, || {
+        let outputs = attention.run()?;
+        Ok((operands.fault(&expected, &outputs).is_none(), outputs.bits()))
+    })
 }
 
 pub(crate) const BUGS: &[Bug] = &[

@@ -1,14 +1,16 @@
 //! Bugs in the gradient kernels and in the parts that only these use.
 
 use fused_lora::dropout::Dropout;
+use fused_lora::reference::Judged;
 use fused_lora::{ComputePath, DType, Element};
-use fused_lora_emulator::{Build, Completion, Fault};
+use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{self, By, DependsOnSchedule, WrongResult};
 use super::harness::Scenario::{GradientsCores, GradientsMma};
-use super::harness::{Bug, SCHEDULES, UNORDERED, bug};
+use super::harness::{Bug, UNORDERED, bug, first_of, judge};
+use crate::common::Buffer;
 use crate::common::gradients::{Case, Gradients, Operands};
-use crate::common::rig::{Failure, Rig};
+use crate::common::rig::Rig;
 
 const GRADIENTS: &str = "lora/gradients.h";
 const PANEL: &str = "tile/panel.h";
@@ -22,38 +24,23 @@ pub(crate) fn scenario<T: Element>(rig: &Rig) -> Caught {
     let dropout = Dropout::new(0.4, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(3).at(5);
     let splits = Case { bias: true, multiprocessors: 24, path, ..Case::new(450, 40, 24, &[(0, 24, 40), (2, 20, 30)]) };
     let masked = Case { dropout: Some(dropout), multiprocessors: 24, path, ..Case::new(300, 40, 24, &[(3, 17, 3)]) };
-    let caught = judge::<T>(rig, &splits);
-    if caught == Caught::Nothing { judge::<T>(rig, &masked) } else { caught }
+    first_of([&|| made::<T>(rig, &splits), &|| made::<T>(rig, &masked)])
 }
 
 /// What ends a launch under some schedule.
-fn judge<T: Element>(rig: &Rig, case: &Case) -> Caught {
+fn made<T: Element>(rig: &Rig, case: &Case) -> Caught {
     let operands = Operands::<T>::random(7, case);
     let expected = operands.expected();
     let gradients = Gradients::new(rig, &operands);
     assert!(gradients.plan.splits > 1, "{}", gradients.plan);
-    let mut first = None;
-    let mut depends = false;
-    for (schedule, resident) in SCHEDULES {
-        rig.set_schedule(schedule, Completion::Late, resident);
-        let outputs = match gradients.run() {
-            Err(Failure::Fault(fault, _)) => return By(fault),
-            Err(other) => panic!("{other}"),
-            Ok(outputs) => outputs,
+    judge(rig, || {
+        let outputs = gradients.run()?;
+        let near = |(got, expected): (&Buffer<f32>, &Judged)| {
+            let off = |i: usize| (f64::from(got.data[i]) - expected.value.data[i]).abs();
+            (0..got.data.len()).all(|i| off(i) <= expected.bound(i, DType::F32, operands.steps()))
         };
-        for (got, expected) in outputs.gradients.iter().zip(&expected) {
-            let near = |(i, got): (usize, &f32)| {
-                (f64::from(*got) - expected.value.data[i]).abs() <= expected.bound(i, DType::F32, operands.steps())
-            };
-            if !got.data.iter().enumerate().all(near) {
-                return WrongResult;
-            }
-        }
-        let bits = outputs.bits();
-        depends |= first.as_ref().is_some_and(|first| *first != bits);
-        first.get_or_insert(bits);
-    }
-    if depends { DependsOnSchedule } else { Caught::Nothing }
+        Ok((outputs.gradients.iter().zip(&expected).all(near), outputs.bits()))
+    })
 }
 
 pub(crate) const BUGS: &[Bug] = &[

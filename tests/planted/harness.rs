@@ -13,7 +13,7 @@ use half::f16;
 use crate::common::decode::{Decode, Options};
 use crate::common::forward::Forward;
 use crate::common::rig::{Failure, Rig};
-use crate::common::{Buffer, RandomLayer, Rng, Shape, merge, steps};
+use crate::common::{Buffer, RandomLayer, Rng, Shape, merge, shape, steps};
 use crate::gradients;
 
 /// How a bug shows.
@@ -275,10 +275,6 @@ pub(crate) fn first_of<const N: usize>(runs: [&dyn Fn() -> Caught; N]) -> Caught
     runs.iter().map(|run| run()).find(|&caught| caught != Caught::Nothing).unwrap_or(Caught::Nothing)
 }
 
-fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)]) -> Shape {
-    Shape { tokens, d_in, d_out, layout, segments: segments.to_vec(), bias: true, gap: 0 }
-}
-
 fn on_cuda_cores(rig: &Rig, layout: Layout) -> Caught {
     first_of([&|| decode::<f32>(rig, &shape(2, 64, 44, layout, &[(0, 44, 5), (0, 44, 9)]), 3), &|| {
         decode::<f32>(rig, &shape(1, 2048 + 256, 64, layout, &[(0, 64, 12)]), 3)
@@ -294,7 +290,7 @@ fn decode_with<T: Element>(rig: &Rig, shape: &Shape, options: &Options<'_, T>) -
     let segments = random.segments();
     let expected = reference::forward(&random.layer(&segments), x.view());
     let decode = Decode::new(rig, &random, &x, options);
-    judge(rig, shape, &expected, &|| decode.run().map(|(y, _)| y.data))
+    hold(rig, shape, &expected, || decode.run().map(|(y, _)| y.data))
 }
 
 fn random_layer<T: Element>(shape: &Shape) -> (RandomLayer<T>, Buffer<T>) {
@@ -324,7 +320,7 @@ fn slot_of(rig: &Rig, shape: &Shape, capability: (u32, u32)) -> Caught {
     let compute_capability = Some(capability);
     let options = Options { slot: Some(20), multiprocessors: 1, compute_capability, ..Options::default() };
     let forward = Forward::new(rig, &random, &x, &options);
-    judge(rig, shape, &expected, &|| forward.run().map(|outputs| outputs.y.data))
+    hold(rig, shape, &expected, || forward.run().map(|outputs| outputs.y.data))
 }
 
 fn tf32(rig: &Rig, shape: &Shape) -> Caught {
@@ -342,7 +338,7 @@ fn forward_with<T: Element>(rig: &Rig, shape: &Shape, options: &Options<'_, T>) 
         _ => reference::forward_through(&layer, x.view(), dropout, T::DTYPE),
     };
     let forward = Forward::new(rig, &random, &x, &Options { t_out: true, ..*options });
-    let caught = judge(rig, shape, &expected, &|| forward.run().map(|outputs| outputs.y.data));
+    let caught = hold(rig, shape, &expected, || forward.run().map(|outputs| outputs.y.data));
     if caught != Caught::Nothing {
         return caught;
     }
@@ -367,29 +363,34 @@ fn dx<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize, capability: 
     let compute_capability = Some(capability);
     let options = Options { multiprocessors, compute_capability, dropout, ..Options::default() };
     let launch = Forward::input_gradient(rig, &random, &dy, &options, true);
-    judge(rig, shape, &expected, &|| launch.run().map(|outputs| outputs.y.data))
+    hold(rig, shape, &expected, || launch.run().map(|outputs| outputs.y.data))
 }
 
-/// What ends a launch under some schedule.
-fn judge<T: Element>(rig: &Rig, shape: &Shape, expected: &Judged, run: &dyn Fn() -> Result<Vec<T>, Failure>) -> Caught {
-    let mut first: Option<Vec<T>> = None;
+/// Holds what a launch leaves against the reference.
+fn hold<T: Element>(rig: &Rig, shape: &Shape, expected: &Judged, run: impl Fn() -> Result<Vec<T>, Failure>) -> Caught {
+    judge(rig, || {
+        let y = run()?;
+        let near = |(i, got): (usize, &T)| {
+            (f64::from(got.to_f32()) - expected.value.data[i]).abs() <= expected.bound(i, T::DTYPE, steps(shape))
+        };
+        Ok((y.iter().enumerate().all(near), y))
+    })
+}
+
+/// What ends `run` under some schedule: it says whether what it left is right, and the bits of it.
+pub(crate) fn judge<B: PartialEq>(rig: &Rig, run: impl Fn() -> Result<(bool, B), Failure>) -> Caught {
+    let mut first = None;
     let mut depends = false;
     for (schedule, resident) in SCHEDULES {
         rig.set_schedule(schedule, Completion::Late, resident);
-        match run() {
+        let bits = match run() {
             Err(Failure::Fault(fault, _)) => return Caught::By(fault),
             Err(other) => panic!("{other}"),
-            Ok(y) => {
-                for (i, got) in y.iter().enumerate() {
-                    let error = (f64::from(got.to_f32()) - expected.value.data[i]).abs();
-                    if error.is_nan() || error > expected.bound(i, T::DTYPE, steps(shape)) {
-                        return Caught::WrongResult;
-                    }
-                }
-                depends |= first.as_ref().is_some_and(|first| *first != y);
-                first.get_or_insert(y);
-            }
-        }
+            Ok((false, _)) => return Caught::WrongResult,
+            Ok((true, bits)) => bits,
+        };
+        depends |= first.as_ref().is_some_and(|first| *first != bits);
+        first.get_or_insert(bits);
     }
     if depends { Caught::DependsOnSchedule } else { Caught::Nothing }
 }
@@ -406,29 +407,19 @@ fn merge_one(rig: &Rig, shape: &Shape) -> Caught {
     random.weight.data.iter_mut().step_by(5).for_each(|w| *w = -0.0);
     let segments = random.segments();
     let expected = reference::merged_weight(&random.layer(&segments));
-    for (schedule, resident) in SCHEDULES {
-        rig.set_schedule(schedule, Completion::Late, resident);
-        let merged = match merge::run(rig, &random, &random.weight, 1.0, true, true) {
-            Err(Failure::Fault(fault, _)) => return Caught::By(fault),
-            Err(other) => panic!("{other}"),
-            Ok(merged) => merged,
-        };
-        let near = |got: f32, exact: f64| (f64::from(got) - exact).abs() <= 1e-4;
-        if !merged.weight.data.iter().zip(&expected.data).all(|(&got, &exact)| near(got, exact)) {
-            return Caught::WrongResult;
-        }
+    judge(rig, || {
+        let merged = merge::run(rig, &random, &random.weight, 1.0, true, true)?.weight;
+        let near = |(&got, exact): (&f32, &f64)| (f64::from(got) - exact).abs() <= 1e-4;
         // What lies in no segment keeps its bits, of a zero its sign.
-        for row in 0..merged.weight.rows {
-            for (column, got) in merged.weight.view().row(row).iter().enumerate() {
-                let output = if shape.layout == Layout::OutIn { row } else { column };
-                let inside = shape.segments.iter().any(|&(begin, end, _)| (begin..end).contains(&output));
-                if !inside && got.to_bits() != random.weight.view().row(row)[column].to_bits() {
-                    return Caught::WrongResult;
-                }
-            }
-        }
-    }
-    Caught::Nothing
+        let keeps = |i: usize| {
+            let output = if shape.layout == Layout::OutIn { i / merged.stride } else { i % merged.stride };
+            let inside = shape.segments.iter().any(|&(begin, end, _)| (begin..end).contains(&output));
+            inside || merged.data[i].to_bits() == random.weight.data[i].to_bits()
+        };
+        let right = merged.data.iter().zip(&expected.data).all(near) && (0..merged.data.len()).all(keeps);
+        // Each within its bounds is enough.
+        Ok((right, ()))
+    })
 }
 
 /// Compiles the bug into its scenario's kernels and runs them.

@@ -1,35 +1,19 @@
 //! Bugs in LayerNorm and the embedding, and the rows that show them.
 
 use fused_lora::Element;
-use fused_lora_emulator::{Build, Completion, Fault};
+use fused_lora_emulator::{Build, Fault};
 use half::f16;
 
-use super::harness::Caught::{self, By, DependsOnSchedule, WrongResult};
+use super::harness::Caught::{self, By, WrongResult};
 use super::harness::Scenario::{Embedding, LayerNorm};
-use super::harness::{Bug, SCHEDULES, UNORDERED, bug, first_of};
-use crate::common::rig::{Failure, Rig};
+use super::harness::{Bug, UNORDERED, bug, first_of, judge};
+use crate::common::rig::Rig;
 use crate::common::transformer::{Embedded, Norm, embed, layer_norm};
 use crate::common::{Buffer, Rng};
 
 const ROW: &str = "transformer/row.h";
 const NORM: &str = "transformer/layer_norm.h";
 const EMBEDDING: &str = "transformer/embedding.h";
-
-/// What ends `run` under some schedule: it says whether what it left is right, and the bits of it.
-pub(crate) fn judge(rig: &Rig, run: &dyn Fn() -> Result<(bool, Vec<u32>), Failure>) -> Caught {
-    let mut first = None;
-    let mut depends = false;
-    for (schedule, resident) in SCHEDULES {
-        rig.set_schedule(schedule, Completion::Late, resident);
-        match run() {
-            Err(Failure::Fault(fault, _)) => return By(fault),
-            Err(other) => panic!("{other}"),
-            Ok((false, _)) => return WrongResult,
-            Ok((true, bits)) => depends |= *first.get_or_insert_with(|| bits.clone()) != bits,
-        }
-    }
-    if depends { DependsOnSchedule } else { Caught::Nothing }
-}
 
 pub(crate) fn bits<T: Element>(buffer: &Buffer<T>) -> Vec<u32> {
     buffer.data.iter().map(|value| value.to_f32().to_bits()).collect()
@@ -49,7 +33,7 @@ fn normalized<T: Element>(
     x.data[..stride].iter_mut().for_each(|value| *value = T::from_f64(1e-3 * f64::from(value.to_f32())));
     x.data[stride..].iter_mut().for_each(|value| *value = T::from_f64(8.0 + f64::from(value.to_f32())));
     let norm = Norm::random(&mut rng, width, shift);
-    judge(rig, &|| {
+    judge(rig, || {
         let y = layer_norm(rig, &x, &norm, multiprocessors, gap)?;
         Ok((norm.agrees(&x, &y).is_ok(), bits(&y)))
     })
@@ -70,7 +54,7 @@ fn embedded<T: Element>(rig: &Rig, rows: usize, width: usize, has_extra: bool) -
     let mut rng = Rng(62);
     let input = Embedded::<T>::random(&mut rng, rows, width, 0, has_extra);
     let norm = Norm::random(&mut rng, width, 0);
-    judge(rig, &|| {
+    judge(rig, || {
         let (x, y) = embed(rig, &input, Some(&norm), 1, 0)?;
         Ok((input.agrees(&x).and_then(|()| norm.agrees(&x, &y)).is_ok(), bits(&y)))
     })

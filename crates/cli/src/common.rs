@@ -6,6 +6,9 @@ use anyhow::{Context, Result, bail};
 use fused_lora::device::Device;
 use fused_lora::{DType, Element};
 use fused_lora_gpt2::{Config, Model};
+use serde::Serialize;
+
+use crate::output::{write_csv, write_json};
 
 /// Where and in which type to compute.
 #[derive(Debug, Clone, clap::Args)]
@@ -140,6 +143,17 @@ impl ResultFiles {
     pub(crate) fn check(&self, others: &[Option<&PathBuf>]) -> Result<()> {
         for path in [self.json.as_ref(), self.csv.as_ref()].into_iter().chain(others.iter().copied()).flatten() {
             check_writable(path)?;
+        }
+        Ok(())
+    }
+
+    /// Writes those that were asked for; `report` is what goes to the JSON file.
+    pub(crate) fn write<J: Serialize, R: Serialize>(&self, report: impl FnOnce() -> J, rows: &[R]) -> Result<()> {
+        if let Some(path) = &self.json {
+            write_json(path, &report())?;
+        }
+        if let Some(path) = &self.csv {
+            write_csv(path, rows)?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::common::{Compute, ModelArgs, On, ResultFiles, parse_budget, parse_size, with_dtype};
 use crate::environment::{Run, peak_memory};
 use crate::method::{Kind, Method, Prepared, Sizes};
-use crate::output::{emit, grouped, milliseconds, progress, table, write_csv, write_json};
+use crate::output::{emit, grouped, milliseconds, progress, table};
 use crate::passes::{Contest, Engine, Mode, Setting, clocks};
 use crate::stats::{Excess, deviation, mean, median};
 use crate::trial::{Trials, interleave_timed};
@@ -282,16 +282,11 @@ fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
 }
 
 fn save(args: &Args, run: &Run, model_parameters: usize, gpu: Option<&Gpu>, rows: &[Row]) -> Result<()> {
-    if let Some(path) = &args.files.json {
+    let report = || {
         let run = Run { peak_memory_bytes: peak_memory(), ..run.clone() };
-        let model = &args.model.model;
-        let (lm_head, gpu) = (args.lm_head, gpu.cloned());
-        write_json(path, &Report { run, model, model_parameters, lm_head, gpu, rows })?;
-    }
-    if let Some(path) = &args.files.csv {
-        write_csv(path, rows)?;
-    }
-    Ok(())
+        Report { run, model: &args.model.model, model_parameters, lm_head: args.lm_head, gpu: gpu.cloned(), rows }
+    };
+    args.files.write(report, rows)
 }
 
 fn measure_column<W: Element>(

@@ -17,10 +17,11 @@ pub(crate) struct Args {
 }
 
 /// The tests that run on a GPU as well as on the emulator.
-const TESTS: [&str; 17] = [
+const TESTS: [&str; 18] = [
     "instructions",
     "decode",
     "forward",
+    "forward_tf32",
     "dx",
     "gradients",
     "merge",

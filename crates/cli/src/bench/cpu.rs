@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::Args;
 use crate::environment::Run;
-use crate::output::{emit, progress, table, write_csv, write_json};
+use crate::output::{emit, progress, table};
 use crate::stats::{Excess, median};
 use crate::trial::{Trials, interleave};
 
@@ -138,14 +138,8 @@ pub(super) fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
         return Ok(());
     }
     emit(&print(&rows))?;
-    if let Some(path) = &args.files.json {
-        let layout = format!("{:?}", args.layout);
-        write_json(path, &Report { run, layout, weight_copies_bytes: COLD_BYTES, rows: &rows })?;
-    }
-    if let Some(path) = &args.files.csv {
-        write_csv(path, &rows)?;
-    }
-    Ok(())
+    let layout = format!("{:?}", args.layout);
+    args.files.write(|| Report { run, layout, weight_copies_bytes: COLD_BYTES, rows: &rows }, &rows)
 }
 
 fn random_copy<W: Element>(case: &Case, random: &mut Random) -> Result<Copy<W>> {

@@ -14,7 +14,7 @@ use super::backward::{Buffers, Plans};
 use super::device::{Case, Copy};
 use super::row::{BACKWARD, FORWARD, GRADIENTS, INPUT};
 use crate::environment::Run;
-use crate::output::{emit, grouped, table, write_csv, write_json};
+use crate::output::{emit, grouped, table};
 
 /// SMs of the device that launches are planned for: an H100 or H200.
 const MULTIPROCESSORS: u32 = 132;
@@ -92,14 +92,8 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
         }
     }
     emit(&print(&rows))?;
-    if let Some(path) = &args.files.json {
-        let layout = format!("{:?}", args.layout);
-        write_json(path, &Report { run, multiprocessors: MULTIPROCESSORS, layout, rows: &rows })?;
-    }
-    if let Some(path) = &args.files.csv {
-        write_csv(path, &rows)?;
-    }
-    Ok(())
+    let layout = format!("{:?}", args.layout);
+    args.files.write(|| Report { run, multiprocessors: MULTIPROCESSORS, layout, rows: &rows }, &rows)
 }
 
 fn count<T: Element>(

@@ -10,9 +10,9 @@ use serde::Serialize;
 
 use super::Args;
 use super::row::{BACKWARD, FORWARD, GRADIENTS, INPUT};
-use crate::output::{emit, grouped, table, write_csv, write_json};
+use crate::output::{emit, grouped, table};
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Row {
     tokens: usize,
     d_in: usize,
@@ -80,15 +80,9 @@ pub(super) fn explain(args: &Args) -> Result<()> {
         emit(&print(&rows))?;
     }
     refused.iter().try_for_each(|line| emit(line))?;
-    if let Some(path) = &args.files.json {
-        let compute_capability = format!("{major}.{minor}");
-        let multiprocessors = args.multiprocessors;
-        write_json(path, &Report { compute_capability, multiprocessors, dtype: arithmetic, layout, rows: &rows })?;
-    }
-    if let Some(path) = &args.files.csv {
-        write_csv(path, &rows)?;
-    }
-    Ok(())
+    let (compute_capability, multiprocessors) = (format!("{major}.{minor}"), args.multiprocessors);
+    let report = || Report { compute_capability, multiprocessors, dtype: arithmetic, layout, rows: &rows };
+    args.files.write(report, &rows)
 }
 
 /// The plan for packed matrices, as the benchmark has them.
@@ -168,11 +162,6 @@ impl Row {
     fn of(plan: &Plan) -> Self {
         let ([rows, columns], [splits, depth]) = (plan.tile(), plan.splits());
         Self {
-            tokens: 0,
-            d_in: 0,
-            d_out: 0,
-            rank: 0,
-            variant: "",
             kernel: plan.kernel().to_owned(),
             tile: format!("{rows} x {columns}"),
             stages: plan.stages().map_or("-".to_owned(), |[stages, depth]| format!("{stages} of {depth}")),
@@ -184,16 +173,12 @@ impl Row {
             workspace_bytes: plan.workspace().bytes(),
             bytes: plan.moved_bytes(),
             floor_bytes: plan.floor_bytes(),
+            ..Self::default()
         }
     }
 
     fn of_gradients(plan: &GradientsPlan) -> Self {
         Self {
-            tokens: 0,
-            d_in: 0,
-            d_out: 0,
-            rank: 0,
-            variant: "",
             kernel: plan.kernel.clone(),
             tile: format!("{LORA_GRADIENTS_COLUMNS} x {LORA_GRADIENTS_RANKS}"),
             stages: format!("{} of {}", plan.stages, plan.stage_tokens),
@@ -205,6 +190,7 @@ impl Row {
             workspace_bytes: plan.workspace.bytes(),
             bytes: plan.moved_bytes,
             floor_bytes: plan.floor_bytes,
+            ..Self::default()
         }
     }
 }

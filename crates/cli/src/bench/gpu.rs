@@ -17,7 +17,7 @@ use super::rotation::{COLD, copies};
 use super::row::{Row, print};
 use super::summary::{self, Verdict, verdicts};
 use crate::environment::Run;
-use crate::output::{emit, write_csv, write_json};
+use crate::output::emit;
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -133,31 +133,26 @@ fn cold_copies<T>(device: &Device, &Case { tokens, d_in, d_out, .. }: &Case) -> 
 }
 
 fn save(args: &Args, rows: &[Row], run: &Run, properties: &Properties, cublaslt: &str) -> Result<()> {
-    if let Some(path) = &args.files.json {
-        let (major, minor) = properties.compute_capability;
-        let report = Report {
-            run: run.clone(),
-            gpu: properties.name.clone(),
-            compute_capability: format!("{major}.{minor}"),
-            multiprocessors: properties.multiprocessors,
-            l2_bytes: properties.l2_bytes,
-            driver_cuda: match properties.kind {
-                DeviceKind::Cuda { driver_version: (major, minor), .. } => format!("{major}.{minor}"),
-                _ => String::new(),
-            },
-            cublaslt: cublaslt.to_owned(),
-            kernels: format!("{:?}", fused_lora::device::built_in()),
-            layout: format!("{:?}", args.layout),
-            preset: args.preset,
-            backward: args.is_backward(),
-            times_l2: COLD,
-            goals: &verdicts(rows, args.is_backward()),
-            rows,
-        };
-        write_json(path, &report)?;
-    }
-    if let Some(path) = &args.files.csv {
-        write_csv(path, rows)?;
-    }
-    Ok(())
+    let (major, minor) = properties.compute_capability;
+    let goals = verdicts(rows, args.is_backward());
+    let report = || Report {
+        run: run.clone(),
+        gpu: properties.name.clone(),
+        compute_capability: format!("{major}.{minor}"),
+        multiprocessors: properties.multiprocessors,
+        l2_bytes: properties.l2_bytes,
+        driver_cuda: match properties.kind {
+            DeviceKind::Cuda { driver_version: (major, minor), .. } => format!("{major}.{minor}"),
+            _ => String::new(),
+        },
+        cublaslt: cublaslt.to_owned(),
+        kernels: format!("{:?}", fused_lora::device::built_in()),
+        layout: format!("{:?}", args.layout),
+        preset: args.preset,
+        backward: args.is_backward(),
+        times_l2: COLD,
+        goals: &goals,
+        rows,
+    };
+    args.files.write(report, rows)
 }
