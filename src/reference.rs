@@ -219,6 +219,29 @@ pub fn forward_through<W: Element, X: Element>(
     judged
 }
 
+/// The same without dropout where T is summed up in parts of the depth, `split_depth` of it each, and each part of s·T is
+/// rounded.
+pub fn forward_in_parts<W: Element, X: Element>(
+    layer: &LoraLinear<'_, W>,
+    x: MatrixRef<'_, X>,
+    dtype: DType,
+    split_depth: usize,
+) -> Judged {
+    let mut judged = forward(layer, x);
+    for segment in layer.segments {
+        let u = dtype.unit_roundoff() * f64::from(segment.scale).abs();
+        let b = Matrix64::from_view(segment.b).abs().t();
+        for begin in (0..x.cols()).step_by(split_depth) {
+            let part = begin..(begin + split_depth).min(x.cols());
+            let [x, a] = [Matrix64::from_view(x.columns(part.clone())), Matrix64::from_view(segment.a.columns(part))];
+            let mut rounding = x.matmul(&a.t()).abs();
+            rounding.data.iter_mut().for_each(|t| *t = u * *t + dtype.smallest_step());
+            judged.slack.add_at(segment.columns.start, 1.0, &rounding.matmul(&b));
+        }
+    }
+    judged
+}
+
 /// The unit roundoff of TF32: half the distance from 1 to the next larger number of 10 fraction bits.
 pub const TF32_ROUNDOFF: f64 = 1.0 / (1u64 << 11) as f64;
 

@@ -194,6 +194,46 @@ fn factors_in_a_slot() {
     }
 }
 
+/// In every tile that carries A, with ranks of one product and of two, segments that end within products, tiles without
+/// an adapter, rings that go round, and factors in a slot.
+#[test]
+fn low_ranks_ride_along() {
+    let mut seen = BTreeSet::new();
+    for build in builds() {
+        let rig = Rig::new(build);
+        if rig.compute_capability() < (9, 0) {
+            return;
+        }
+        for layout in LAYOUTS {
+            for (tokens, d_in, d_out, segments, multiprocessors) in [
+                (17, 64, 96, &[(0, 32, 4), (60, 96, 8)][..], 6),
+                (20, 1000, 200, &[(3, 77, 3), (60, 140, 16)], 4),
+                (62, 512, 40, &[(3, 30, 32)], 8),
+                (100, 1000, 72, &[(9, 70, 20)], 2),
+                (33, 520, 136, &[(0, 136, 1), (0, 136, 9)], 1),
+            ] {
+                let shape = shape(tokens, d_in, d_out, layout, segments);
+                let options = Options { serving: true, ..options(multiprocessors, (9, 0)) };
+                seen.insert(check::<f16>(&rig, 81, &shape, &options, true).kernel);
+                let options = Options { serving: true, slot: Some(0), ..self::options(multiprocessors, (9, 0)) };
+                check::<bf16>(&rig, 82, &shape, &options, false);
+            }
+            let lower = shape(40, 136, 72, layout, &[(0, 40, 7), (32, 72, 1)]);
+            check::<f16>(&rig, 83, &lower, &Options { serving: true, slot: Some(9), ..options(2, (9, 0)) }, false);
+            let alone = shape(40, 136, 200, layout, &[(70, 141, 5)]);
+            let options = Options { serving: true, ..options(2, (9, 0)) };
+            // So large a scale that T overflows.
+            columns_without_an_adapter_are_the_base_products::<f16>(&rig, &alone, 1e4, &options);
+        }
+    }
+    for kernel in ["m64n64r", "m64n128r", "m128n128r"] {
+        for layout in ["rows", "columns"] {
+            let found = seen.iter().any(|name| name.contains(layout) && name.ends_with(kernel));
+            assert!(found, "{layout} of {kernel} were not run: {seen:?}");
+        }
+    }
+}
+
 #[test]
 fn adapters_drop_out_and_the_base_does_not() {
     let dropout = Dropout::new(0.3, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(5).at(77);

@@ -34,6 +34,12 @@ GPU_DEVICE void tma_load_2d(u32 dst, const TensorMap* map, u32 bar, i32 x, i32 y
       : "memory");
 }
 
+/// Of a tensor that nobody writes while kernels use it, such as a weight: it may be asked for before the wait for the launch
+/// ahead.
+GPU_DEVICE void tma_load_2d_constant(u32 dst, const TensorMap* map, u32 bar, i32 x, i32 y) {
+  tma_load_2d(dst, map, bar, x, y);
+}
+
 GPU_DEVICE void tma_load_3d(u32 dst, const TensorMap* map, u32 bar, i32 x, i32 y, i32 z) {
   asm volatile(
       "cp.async.bulk.tensor.3d" GPU_DESTINATION ".global.tile.mbarrier::complete_tx::bytes "

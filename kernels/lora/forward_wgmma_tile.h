@@ -20,16 +20,18 @@
 
 namespace lora {
 
-/// GROUPS warpgroups multiply, the next one copies. A stage is 64 of the depth of 64·GROUPS rows and of COLUMNS columns.
+/// GROUPS warpgroups multiply, the next one copies. A stage is 64 of the depth of 64·GROUPS rows and of COLUMNS columns, and of
+/// RIDE rows of A where these ride along (lora/forward_wgmma_ride.h): then it is full when both who fetch say so.
 ///
 /// With CTAS = 2 the CTAs of a cluster fetch half of W0's part each, for both. They take the same steps at the same stages,
 /// and a stage is empty when the warpgroups of both have released it.
-template <class E, Along WEIGHT, Along FACTORS, u32 GROUPS, u32 COLUMNS, u32 STAGES, u32 CTAS = 1>
+template <class E, Along WEIGHT, Along FACTORS, u32 GROUPS, u32 COLUMNS, u32 STAGES, u32 CTAS = 1, u32 RIDE = 0>
 class ForwardWgmmaTile {
  public:
   static constexpr u32 rows = 64 * GROUPS, depth = 64, stages = STAGES, multiplying = 128 * GROUPS;
   static constexpr u32 row_chunks = depth / 8, row_bytes = 2 * depth;
-  static constexpr u32 left_chunks = rows * row_chunks, stage_chunks = left_chunks + COLUMNS * row_chunks;
+  static constexpr u32 left_chunks = rows * row_chunks, base_chunks = left_chunks + COLUMNS * row_chunks;
+  static constexpr u32 stage_chunks = base_chunks + RIDE * row_chunks, fetchers = RIDE == 0 ? 1 : 2;
   static constexpr u32 t_columns = LORA_FORWARD_T_COLUMNS, parts = COLUMNS / 64;
   static_assert(COLUMNS % 64 == 0 && t_columns == 64, "columns come 64 at a time");
 
@@ -48,7 +50,7 @@ class ForwardWgmmaTile {
   /// By one thread, before anybody uses the ring: a fence and a barrier follow.
   GPU_DEVICE void init_ring() const {
     for (u32 i = 0; i < stages; i++) {
-      mbarrier_init(full + 8 * i, 1);
+      mbarrier_init(full + 8 * i, fetchers);
       mbarrier_init(empty + 8 * i, GROUPS * CTAS);
     }
   }
@@ -86,19 +88,30 @@ class ForwardWgmmaTile {
 
   GPU_DEVICE void await_empty(u32 step) const { wait(empty + 8 * (step % stages), step / stages % 2 ^ 1); }
 
-  /// By one thread: x and W0 from depth `k` on.
-  GPU_DEVICE void base_operands(u32 first_row, u32 first_column, u32 k, u32 steps, u32 step) const {
+  /// By one thread: x and W0 from depth `k` on. Of the first `ahead` steps W0 is on its way already.
+  GPU_DEVICE void base_operands(u32 first_row, u32 first_column, u32 k, u32 steps, u32 step, u32 ahead = 0) const {
 #pragma unroll 1
     for (u32 i = 0; i < steps; i++, step++, k += depth) {
-      const u32 stage = step % stages, barrier = full + 8 * stage;
-      await_empty(step);
-      mbarrier_arrive_expect(barrier, stage_chunks * sizeof(Chunk));
+      const u32 stage = step % stages;
+      if (i >= ahead) {
+        await_empty(step);
+        fetch_weight(stage, k, first_column);
+      }
       fetch_x(stage, k, first_row);
-      fetch_weight(stage, k, first_column);
     }
   }
 
+  /// By one thread: W0 of the first steps, as many as the ring takes, which no launch ahead writes. Returns how many.
+  GPU_DEVICE u32 weight_ahead(u32 first_column, u32 k, u32 steps) const {
+    const u32 ahead = gpu::min(steps, stages);
+#pragma unroll 1
+    for (u32 i = 0; i < ahead; i++) fetch_weight(i, k + i * depth, first_column);
+    return ahead;
+  }
+
+  /// With what the stage's barrier waits for: all of x and W0.
   GPU_DEVICE void fetch_weight(u32 stage, u32 k, u32 first_column) const {
+    mbarrier_arrive_expect(full + 8 * stage, base_chunks * sizeof(Chunk));
     constexpr u32 share = COLUMNS / CTAS;
     const u32 mine = CTAS > 1 ? cluster_rank() * share : 0;
     if constexpr (WEIGHT == Along::Depth) {
@@ -117,7 +130,7 @@ class ForwardWgmmaTile {
     if constexpr (CTAS > 1) {
       tma_load_2d_multicast(place, &maps.weight, barrier, i32(x), i32(y), (1 << CTAS) - 1);
     } else {
-      tma_load_2d(place, &maps.weight, barrier, i32(x), i32(y));
+      tma_load_2d_constant(place, &maps.weight, barrier, i32(x), i32(y));
     }
   }
 

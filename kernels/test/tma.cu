@@ -34,7 +34,7 @@ GPU_KERNEL(test_tma_load, LoraTest, 32, 1) {
     const i32 x = coordinate(params, 0), y = coordinate(params, 1), z = coordinate(params, 2);
     if (params.n[0] == 2) {
       mbarrier_arrive_expect(barrier, bytes);
-      tma_load_2d(shared_address(box), &params.maps[0], barrier, x, y);
+      tma_load_2d_constant(shared_address(box), &params.maps[0], barrier, x, y);
     } else {
       mbarrier_expect(barrier, bytes);
       tma_load_3d(shared_address(box), &params.maps[0], barrier, x, y, z);

@@ -22,12 +22,15 @@ impl Plan {
     /// so few tokens wait for W0's bytes.
     ///
     /// # Errors
-    /// As [`DecodePlan::new`] up to [`decode::MAX_TOKENS`] tokens without T, else as [`ForwardPlan::new`].
+    /// As [`DecodePlan::new`] up to [`decode::MAX_TOKENS`] tokens without T, else as [`ForwardPlan::new`] or, without T,
+    /// [`ForwardPlan::serving`].
     pub fn new(problem: &LayerProblem<'_>, saves_t: bool) -> Result<Self> {
-        if problem.tokens <= decode::MAX_TOKENS && !saves_t {
+        if saves_t {
+            ForwardPlan::new(problem).map(Self::Forward)
+        } else if problem.tokens <= decode::MAX_TOKENS {
             DecodePlan::new(problem).map(Self::Decode)
         } else {
-            ForwardPlan::new(problem).map(Self::Forward)
+            ForwardPlan::serving(problem).map(Self::Forward)
         }
     }
 

@@ -87,6 +87,7 @@ const T128: Tile = Tile {
     depth: 32,
     stages: 3,
     threads: 256,
+    ride: 0,
     rate: 1024,
     max_splits: 16,
     extra_bytes: 128,
@@ -116,6 +117,7 @@ const N256: Tile = Tile {
     depth: 64,
     stages: 4,
     threads: abi::LORA_FORWARD_WGMMA_THREADS as usize,
+    ride: 0,
     rate: 2000,
     max_splits: 1,
     // The sums on their way out, barriers, drawn tickets.
@@ -129,6 +131,11 @@ const M128N128: Tile =
     Tile { name: "m128n128", rate: 1500, max_splits: 8, extra_bytes: 128, ctas: Ctas::Cluster, ..N128 };
 const M64N128: Tile = Tile { name: "m64n128", rows: 64, stages: 4, threads: 256, ..M128N128 };
 const M64N64: Tile = Tile { name: "m64n64", columns: 64, stages: 6, rate: 1100, ..M64N128 };
+/// The same with A's rows along.
+const RIDE: usize = abi::LORA_FORWARD_RIDE as usize;
+const M128N128R: Tile = Tile { name: "m128n128r", ride: RIDE, ..M128N128 };
+const M64N128R: Tile = Tile { name: "m64n128r", ride: RIDE, ..M64N128 };
+const M64N64R: Tile = Tile { name: "m64n64r", stages: 5, ride: RIDE, ..M64N64 };
 
 /// Rounds a rank up to what T has columns for.
 fn padded(rank: usize) -> usize {
@@ -144,9 +151,31 @@ impl ForwardPlan {
         Self::of(Product::Output, problem)
     }
 
+    /// A plan for launches that keep T to themselves and drop nothing out. Where tiles are a cluster's, and the ranks, each
+    /// rounded up, are at most 32 together, A's rows ride along with W0 and nobody waits for T; y outside the segments has the
+    /// same bits.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn serving(problem: &LayerProblem<'_>) -> Result<Self> {
+        problem.validate()?;
+        let mut cut = tiling::cut(problem, Self::tiles(problem)?);
+        let total: usize = problem.ranks.iter().map(|&rank| padded(rank)).sum();
+        if (1..=RIDE).contains(&total)
+            && let Some(tile) = [M128N128R, M64N128R, M64N64R].into_iter().find(|tile| tile.carries(&cut.tile))
+        {
+            cut.tile = tile;
+        }
+        Self::with_cut(Product::Output, problem, &cut)
+    }
+
     /// Of a valid problem whose inputs and layout are the product's, not the layer's.
     fn of(product: Product, problem: &LayerProblem<'_>) -> Result<Self> {
-        let tiles: &[Tile] = match (problem.path, problem.matrix_obstacle()) {
+        Self::with_cut(product, problem, &tiling::cut(problem, Self::tiles(problem)?))
+    }
+
+    fn tiles(problem: &LayerProblem<'_>) -> Result<&'static [Tile]> {
+        Ok(match (problem.path, problem.matrix_obstacle()) {
             (ComputePath::Auto | ComputePath::Matrix, None) => Self::matrix_tiles(problem),
             (ComputePath::Tf32, None) if problem.aligned => &[TF32_T128, TF32_T64],
             (ComputePath::Tf32, None) => &[TF32_ANY],
@@ -159,8 +188,7 @@ impl ForwardPlan {
                 (_, true) => &[CORES16_T64],
                 (_, false) => &[CORES16_ANY],
             },
-        };
-        Self::with_cut(product, problem, &tiling::cut(problem, tiles))
+        })
     }
 
     fn matrix_tiles(problem: &LayerProblem<'_>) -> &'static [Tile] {
@@ -186,8 +214,11 @@ impl ForwardPlan {
         let row_tiles = tile.row_tiles(tokens);
         let column_tiles = if product == Product::LowRankGradient { 0 } else { d_out.div_ceil(tile.columns) };
         let t_stride: usize = ranks.iter().map(|&rank| padded(rank)).sum();
-        let t_tiles = t_stride.div_ceil(abi::LORA_FORWARD_T_COLUMNS as usize);
-        let (t_splits, t_split_depth) = tiling::t_splits(problem, cut, row_tiles * t_tiles);
+        // Where A rides along, T never leaves the registers.
+        let stored_t = if tile.ride == 0 { t_stride } else { 0 };
+        let t_tiles = stored_t.div_ceil(abi::LORA_FORWARD_T_COLUMNS as usize);
+        let (t_splits, t_split_depth) =
+            if tile.ride == 0 { tiling::t_splits(problem, cut, row_tiles * t_tiles) } else { (1, 0) };
         let tasks = row_tiles * (t_tiles * t_splits + column_tiles * splits);
         if tasks > i32::MAX as usize {
             return Err(Error::TooLarge { operand: "y", value: tasks });
@@ -197,7 +228,7 @@ impl ForwardPlan {
             Ctas::Pairs => tasks.min(problem.multiprocessors.max(2) / 2 * 2),
             Ctas::One | Ctas::Cluster => tasks,
         };
-        let ring = tile.stages * (tile.rows + tile.columns) * tile.depth * dtype.size();
+        let ring = tile.stages * (tile.rows + tile.columns + tile.ride) * tile.depth * dtype.size();
         let shared = tile.extra_bytes + ring + FACTOR_BYTES;
         let shared_tiles = |tiles, splits, columns| {
             if splits == 1 { (0, 0) } else { (tiles, tiles * splits * tile.rows * columns) }
@@ -231,7 +262,7 @@ impl ForwardPlan {
                 flags: row_tiles * t_tiles,
                 arrivals: y_arrivals + t_arrivals,
                 partial: y_partial + t_partial,
-                t_bytes: tokens * t_stride * dtype.size(),
+                t_bytes: tokens * stored_t * dtype.size(),
                 ..WorkspaceLayout::default()
             },
             floor_bytes,
@@ -320,6 +351,28 @@ mod tests {
         assert!(few.kernel.ends_with("t64") && few.splits > 1 && few.cluster == 1, "{few}");
         let ctas = few.column_tiles * few.splits;
         assert!(ctas >= 128, "{few}");
+    }
+
+    #[test]
+    fn low_ranks_ride_along_where_tiles_are_a_clusters() {
+        let serving = |problem: &LayerProblem<'_>| ForwardPlan::serving(problem).expect("a plan");
+        for tokens in [17, 64, 128] {
+            let problem = LayerProblem { tokens, d_in: 1024, d_out: 3072, ranks: &[4, 16], ..H100 };
+            let (riding, base) = (serving(&problem), plan(&LayerProblem { ranks: &[], ..problem.clone() }));
+            assert_eq!(riding.kernel, format!("{}r", base.kernel));
+            assert_eq!((riding.grid, riding.splits, riding.split_depth), (base.grid, base.splits, base.split_depth));
+            assert_eq!((riding.t_tiles, riding.workspace), (0, base.workspace), "{riding}");
+            assert_eq!(riding.t_stride, 32, "a place for each segment's columns in the registers");
+            // Two CTAs an SM of 228 KiB, of which each takes 1 KiB more, or one.
+            let ctas = if riding.tile_rows == 64 { 2 } else { 1 };
+            assert!(ctas * (riding.shared_bytes + 1024) <= 228 << 10, "{riding}");
+            let three = serving(&LayerProblem { ranks: &[4, 4, 4], ..problem.clone() });
+            assert_eq!(three, plan(&LayerProblem { ranks: &[4, 4, 4], ..problem.clone() }), "48 columns are too many");
+            assert_eq!(serving(&LayerProblem { ranks: &[], ..problem.clone() }), base);
+        }
+        assert_eq!(serving(&H100), plan(&H100), "many tokens have tiles of T");
+        let sm_80 = LayerProblem { tokens: 64, compute_capability: (8, 0), ..H100 };
+        assert_eq!(serving(&sm_80), plan(&sm_80));
     }
 
     #[test]

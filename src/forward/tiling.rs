@@ -15,6 +15,8 @@ pub(super) struct Tile {
     pub(super) depth: usize,
     pub(super) stages: usize,
     pub(super) threads: usize,
+    /// Rows of A that ride along in a stage.
+    pub(super) ride: usize,
     /// Products a cycle that an SM makes with it, for the model.
     pub(super) rate: usize,
     /// CTAs that may share a tile's depth.
@@ -46,6 +48,11 @@ pub(super) struct Cut {
 }
 
 impl Tile {
+    /// Whether this is that tile with rows of A along.
+    pub(super) fn carries(&self, tile: &Tile) -> bool {
+        self.name.strip_suffix('r') == Some(tile.name)
+    }
+
     /// Tiles from top to bottom, of which some may lie below the last token.
     pub(super) fn row_tiles(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.rows).next_multiple_of(if self.ctas == Ctas::Pairs { 2 } else { 1 })

@@ -23,6 +23,8 @@ pub struct Options<'a, T> {
     pub compute_capability: Option<(u32, u32)>,
     /// Reads A and B through a slot, as of an adapter whose ranks are so much lower than what the launch is planned for.
     pub slot: Option<usize>,
+    /// Forward: keeps T to itself, so that low ranks may ride along.
+    pub serving: bool,
     /// Forward: asks for T.
     pub t_out: bool,
     /// Forward: of x on its way into T.
@@ -39,6 +41,7 @@ impl<T> Default for Options<'_, T> {
             base_only: false,
             compute_capability: None,
             slot: None,
+            serving: false,
             t_out: false,
             dropout: None,
         }

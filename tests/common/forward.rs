@@ -30,6 +30,19 @@ pub fn expected<T: Element>(
     on_the_way_out(expected, random, activation, added)
 }
 
+/// The same where A rides along: a part of T in each of so much depth.
+pub fn expected_in_parts<T: Element>(
+    random: &RandomLayer<T>,
+    x: &Buffer<T>,
+    activation: Activation,
+    added: Option<&Buffer<T>>,
+    split_depth: u32,
+) -> Judged {
+    let segments = random.segments();
+    let expected = reference::forward_in_parts(&random.layer(&segments), x.view(), T::DTYPE, split_depth as usize);
+    on_the_way_out(expected, random, activation, added)
+}
+
 /// The same where the operands of every product are rounded to TF32.
 pub fn expected_in_tf32<T: Element>(
     random: &RandomLayer<T>,
@@ -121,7 +134,7 @@ impl<'m, T: Element> Forward<'m, T> {
         let factors_aligned = options.base_only || random.factors.iter().all(|(a, ..)| aligned(a));
         let ranks = ranks(random, options);
         let problem = problem(rig, random, options, &ranks, aligned(x) && aligned(&random.weight) && factors_aligned);
-        let plan = ForwardPlan::new(&problem).unwrap();
+        let plan = if options.serving { ForwardPlan::serving(&problem) } else { ForwardPlan::new(&problem) }.unwrap();
         let y = Buffer::poisoned(shape.tokens, shape.d_out, shape.gap);
         Self::with_plan(rig, plan, random, x, y, options)
     }

@@ -7,7 +7,7 @@ use fused_lora::{ComputePath, DType, Element};
 use fused_lora_emulator::Completion;
 
 use super::decode::Options;
-use super::forward::{Forward, Outputs, expected, expected_in_tf32};
+use super::forward::{Forward, Outputs, expected, expected_in_parts, expected_in_tf32};
 use super::rig::{Rig, SCHEDULES};
 use super::{Buffer, RandomLayer, Rng, Shape, steps};
 
@@ -26,11 +26,16 @@ pub fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<
     let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
     let added = residual.then(|| Buffer::<T>::random(&mut rng, shape.tokens, shape.d_out, shape.gap));
     let in_tf32 = options.path == ComputePath::Tf32;
-    let expected = if in_tf32 { expected_in_tf32::<T> } else { expected::<T> };
-    let expected = expected(&random, &x, options.activation, added.as_ref(), options.dropout.as_ref());
     // Through a slot T has more columns than the adapter.
-    let options = Options { residual: added.as_ref(), t_out: options.slot.is_none(), ..*options };
+    let t_out = options.slot.is_none() && !options.serving;
+    let options = Options { residual: added.as_ref(), t_out, ..*options };
     let forward = Forward::new(rig, &random, &x, &options);
+    let expected = if options.serving {
+        expected_in_parts(&random, &x, options.activation, added.as_ref(), forward.plan.split_depth)
+    } else {
+        let expected = if in_tf32 { expected_in_tf32::<T> } else { expected::<T> };
+        expected(&random, &x, options.activation, added.as_ref(), options.dropout.as_ref())
+    };
     let mut first: Option<Outputs<T>> = None;
     for (schedule, resident) in SCHEDULES {
         let what = format!("{}, seed {seed}, {shape:?}, {schedule:?}, {}", T::DTYPE, forward.plan);

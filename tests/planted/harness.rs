@@ -84,13 +84,14 @@ pub(crate) enum Scenario {
     DecodeSlot,
     ForwardSlot,
     ForwardWgmmaSlot,
+    ForwardWgmmaRide,
 }
 
 pub(crate) const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 28] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -119,6 +120,7 @@ impl Scenario {
         Self::DecodeSlot,
         Self::ForwardSlot,
         Self::ForwardWgmmaSlot,
+        Self::ForwardWgmmaRide,
     ];
 
     fn source(self) -> &'static str {
@@ -131,6 +133,7 @@ impl Scenario {
             Self::ForwardMma128 => "lora/forward_mma_f16_t128.cu",
             Self::ForwardWgmma | Self::ForwardWgmmaSlot => "lora/forward_wgmma_f16.cu",
             Self::ForwardWgmmaSplit => "lora/forward_wgmma_split_f16.cu",
+            Self::ForwardWgmmaRide => "lora/forward_wgmma_ride_f16.cu",
             Self::ForwardCores => "lora/forward_cores.cu",
             Self::GradientsMma => "lora/gradients_mma_f16.cu",
             Self::GradientsCores => "lora/gradients_cores.cu",
@@ -247,6 +250,13 @@ impl Scenario {
             Self::ForwardWgmmaSlot => {
                 slot_of(rig, &shape(128, 72, 120, Layout::OutIn, &[(0, 44, 40), (60, 104, 3)]), (9, 0))
             }
+            // Clusters of CTAs with a ring that goes round and one that does not; a rank of two products; both warpgroups; tiles
+            // without an adapter.
+            Self::ForwardWgmmaRide => first_of([
+                &|| serving(rig, &shape(20, 1000, 200, Layout::OutIn, &[(3, 77, 4), (60, 140, 16)]), 4),
+                &|| serving(rig, &shape(62, 512, 40, Layout::InOut, &[(3, 30, 20)]), 8),
+                &|| serving(rig, &shape(100, 1000, 72, Layout::OutIn, &[(9, 70, 7)]), 2),
+            ]),
             // Segments of which one begins within a step of the depth, another far behind and a third across tiles of Q,
             // so that steps are left out; two tiles of dx either way; factors with rows of any alignment; dropout.
             Self::DxMma => first_of([
@@ -323,6 +333,23 @@ fn slot_of(rig: &Rig, shape: &Shape, capability: (u32, u32)) -> Caught {
     hold(rig, shape, &expected, || forward.run().map(|outputs| outputs.y.data))
 }
 
+/// A layer whose A rides along.
+fn serving(rig: &Rig, shape: &Shape, multiprocessors: usize) -> Caught {
+    let (random, x) = random_layer::<f16>(shape);
+    let compute_capability = Some((9, 0));
+    let options = Options { serving: true, multiprocessors, compute_capability, ..Options::default() };
+    let forward = Forward::new(rig, &random, &x, &options);
+    assert!(forward.plan.kernel.ends_with('r'), "{}", forward.plan);
+    let segments = random.segments();
+    let split_depth = forward.plan.split_depth as usize;
+    let expected = reference::forward_in_parts(&random.layer(&segments), x.view(), f16::DTYPE, split_depth);
+    let caught = hold(rig, shape, &expected, || forward.run().map(|outputs| outputs.y.data));
+    if caught != Caught::Nothing {
+        return caught;
+    }
+    outside_of_segments(rig, shape, &random, &x, &forward, &options)
+}
+
 fn tf32(rig: &Rig, shape: &Shape) -> Caught {
     let options = Options { path: ComputePath::Tf32, multiprocessors: 1, ..Options::default() };
     forward_with::<f32>(rig, shape, &options)
@@ -342,7 +369,19 @@ fn forward_with<T: Element>(rig: &Rig, shape: &Shape, options: &Options<'_, T>) 
     if caught != Caught::Nothing {
         return caught;
     }
-    let base = Forward::new(rig, &random, &x, &Options { base_only: true, ..*options });
+    outside_of_segments(rig, shape, &random, &x, &forward, options)
+}
+
+/// Whether columns without an adapter are the base product's.
+fn outside_of_segments<T: Element>(
+    rig: &Rig,
+    shape: &Shape,
+    random: &RandomLayer<T>,
+    x: &Buffer<T>,
+    forward: &Forward<'_, T>,
+    options: &Options<'_, T>,
+) -> Caught {
+    let base = Forward::new(rig, random, x, &Options { base_only: true, ..*options });
     let (Ok(fused), Ok(base)) = (forward.run(), base.run()) else { return Caught::WrongResult };
     let outside = |column: &usize| !shape.segments.iter().any(|&(begin, end, _)| (begin..end).contains(column));
     let same = (0..shape.tokens).all(|row| {

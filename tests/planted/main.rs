@@ -16,6 +16,7 @@ mod dx;
 mod forward;
 mod forward_tf32;
 mod forward_wgmma;
+mod forward_wgmma_ride;
 mod forward_wgmma_split;
 mod gradients;
 mod harness;
@@ -46,6 +47,7 @@ const TABLES: &[&[Bug]] = &[
     transformer::BUGS,
     adapter::BUGS,
     slot::BUGS,
+    forward_wgmma_ride::BUGS,
 ];
 
 /// Set in the processes that do the work: the first bug, and the distance to the next. A process has room for the

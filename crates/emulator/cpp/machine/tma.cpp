@@ -78,9 +78,9 @@ ThreadStores& stores() {
 void tma_prefetch(const void* map) { tensor_map(map, 0, "tma_prefetch"); }
 
 void tma_load(uint32_t to, const void* map, uint32_t barrier, const int32_t* at, uint32_t rank, uint32_t ctas,
-              const char* name) {
+              const char* name, bool constant) {
   machine->jitter();
-  if (!self->touched) self->touched = name;
+  if (!self->touched && !constant) self->touched = name;
   auto load = std::make_shared<Load>();
   load->box = Box(tensor_map(map, rank, name), at);
   load->name = name;

@@ -16,6 +16,11 @@ GPU_DEVICE void tma_load_2d(u32 dst, const TensorMap* map, u32 bar, i32 x, i32 y
   emu::tma_load(dst, map, bar, at, 2, 0, "tma_load_2d");
 }
 
+GPU_DEVICE void tma_load_2d_constant(u32 dst, const TensorMap* map, u32 bar, i32 x, i32 y) {
+  const i32 at[] = {x, y};
+  emu::tma_load(dst, map, bar, at, 2, 0, "tma_load_2d_constant", true);
+}
+
 GPU_DEVICE void tma_load_3d(u32 dst, const TensorMap* map, u32 bar, i32 x, i32 y, i32 z) {
   const i32 at[] = {x, y, z};
   emu::tma_load(dst, map, bar, at, 3, 0, "tma_load_3d");
