@@ -37,6 +37,7 @@ GPU_DEVICE void layer_norm(const LoraLayerNorm& p) {
 template <class E>
 GPU_DEVICE void layer_norm(const LoraLayerNorm& p) {
   grid_dependency_launch();
+  ask_for_norm(p.weight, p.bias, p.width);
   grid_dependency_wait();
   const bool aligned = rows_are_chunks<E>(p.x, p.x_stride, p.width) && rows_are_chunks<E>(p.y, p.y_stride, p.width) &&
                        tile::rows_are_aligned<float>(p.weight, 0) && tile::rows_are_aligned<float>(p.bias, 0);

@@ -197,6 +197,15 @@ GPU_DEVICE bool rows_are_chunks(const void* base, u32 stride, u32 width) {
   return tile::rows_are_aligned<E>(base, stride) && width % chunk_elements<E> == 0;
 }
 
+/// Asks for a norm's parameters while the launch ahead still runs.
+GPU_DEVICE void ask_for_norm(const float* weight, const float* bias, u32 width) {
+  constexpr u32 line = 128 / sizeof(float);
+  for (u32 i = line * threadIdx.x; i < width; i += line * blockDim.x) {
+    prefetch_l2(weight + i);
+    prefetch_l2(bias + i);
+  }
+}
+
 /// 1/√(variance + ε).
 GPU_DEVICE float factor_of(const Moments& row, float epsilon) { return gpu::rsqrt(row.squares / row.count + epsilon); }
 

@@ -185,7 +185,7 @@ impl<T: Element> Forward<T> {
 
     /// Lets its launches begin before the one ahead of them in the stream has ended
     /// ([`LaunchConfig::dependent_launch`](super::LaunchConfig::dependent_launch)): what comes before the first wait overlaps
-    /// with that one's end.
+    /// with that one's end. W0 is asked for before it, so no launch that may still be under way must write that.
     #[must_use]
     pub fn with_dependent_launch(self) -> Self {
         Self { kernel: self.kernel.with_dependent_launch(), ..self }

@@ -100,7 +100,7 @@ impl<W: Element> PlannedProjection<W> {
         Ok(Self { layer, beside, activation })
     }
 
-    /// Merging has no such launch: what follows it does, and then starts when the merge has ended.
+    /// But for those of a dense ΔW: its product asks for its weight before it waits, which the merge ahead is still writing.
     pub(super) fn with_dependent_launches(self) -> Self {
         let beside = match self.beside {
             Beside::Nothing => Beside::Nothing,
@@ -112,10 +112,7 @@ impl<W: Element> PlannedProjection<W> {
                 };
                 Beside::Products(products.into_iter().map(dependent).collect())
             }
-            Beside::DenseDelta(mut dense) => {
-                dense.product = dense.product.clone().with_dependent_launch();
-                Beside::DenseDelta(dense)
-            }
+            Beside::DenseDelta(dense) => Beside::DenseDelta(dense),
         };
         let activation = self.activation.map(|(pointwise, code)| (pointwise.with_dependent_launch(), code));
         Self { layer: self.layer.with_dependent_launch(), beside, activation }
