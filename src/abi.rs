@@ -9,6 +9,7 @@ pub const LORA_DECODE_COLUMN_MMA_THREADS: _bindgen_ty_1 = 256;
 pub const LORA_SHRINK_ROWS: _bindgen_ty_1 = 4;
 pub const LORA_FORWARD_RANK_STEP: _bindgen_ty_1 = 16;
 pub const LORA_FORWARD_T_COLUMNS: _bindgen_ty_1 = 64;
+pub const LORA_FORWARD_RIDE: _bindgen_ty_1 = 32;
 pub const LORA_FORWARD_WGMMA_THREADS: _bindgen_ty_1 = 384;
 pub type _bindgen_ty_1 = ::core::ffi::c_uint;
 pub const LORA_IDENTITY: _bindgen_ty_2 = 0;
