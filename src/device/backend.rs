@@ -86,6 +86,8 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
         vec![]
     }
     #[cfg(feature = "emulator")]
+    fn lose_after(&self, _launches: u32) {}
+    #[cfg(feature = "emulator")]
     fn machine(&self) -> Option<&fused_lora_emulator::Machine> {
         None
     }

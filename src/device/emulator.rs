@@ -31,6 +31,8 @@ pub(super) struct Emulator {
     streams: Mutex<Streams>,
     /// Of the latest launches that nobody has asked about yet, oldest first.
     counters: Mutex<VecDeque<Counters>>,
+    /// Launches that are left until the device is lost.
+    left: Mutex<Option<u32>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -72,7 +74,14 @@ impl Emulator {
             memory_clock_khz: 0,
             memory_bus_bits: 0,
         };
-        Ok(Self { machine, properties, streams: Mutex::default(), counters: Mutex::default() })
+        Ok(Self { machine, properties, streams: Mutex::default(), counters: Mutex::default(), left: Mutex::default() })
+    }
+
+    fn expect_alive(&self) -> Result<()> {
+        match *lock(&self.left) {
+            Some(0) => Err(Error::DeviceLost { reason: "as was asked of the emulator".to_owned() }),
+            _ => Ok(()),
+        }
     }
 
     /// Does it, or leaves it to the graph that is being captured.
@@ -80,6 +89,7 @@ impl Emulator {
     /// # Safety
     /// As the backend's methods.
     unsafe fn issue(&self, stream: Handle, operation: Operation) -> Result<()> {
+        self.expect_alive()?;
         let captured = lock(&self.streams).capture(stream, operation)?;
         match captured {
             None => Ok(()),
@@ -97,6 +107,9 @@ impl Emulator {
             // SAFETY: the caller's promise.
             Operation::Copy { from, to, bytes } => unsafe { self.machine.copy(*from, *to, *bytes) },
             Operation::Launch { kernel, config, params } => {
+                if let Some(left) = &mut *lock(&self.left) {
+                    *left -= 1;
+                }
                 let LaunchConfig { grid, block, shared_bytes, cluster, .. } = *config;
                 let name = &self.machine.kernels()[kernel.0].name;
                 let launch = emulator::Launch { kernel: name, grid, block, shared_bytes, cluster, params };
@@ -127,6 +140,7 @@ impl Backend for Emulator {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.expect_alive()?;
         Ok(self.machine.allocate(bytes)?)
     }
 
@@ -146,18 +160,21 @@ impl Backend for Emulator {
     }
 
     unsafe fn upload(&self, _: Handle, from: &[u8], to: u64) -> Result<()> {
+        self.expect_alive()?;
         // SAFETY: the caller's promise.
         unsafe { self.machine.write(to, from) };
         Ok(())
     }
 
     unsafe fn download(&self, _: Handle, from: u64, to: &mut [u8]) -> Result<()> {
+        self.expect_alive()?;
         // SAFETY: the caller's promise.
         unsafe { self.machine.read(from, to) };
         Ok(())
     }
 
     fn create_stream(&self) -> Result<Handle> {
+        self.expect_alive()?;
         Ok(lock(&self.streams).new_handle())
     }
 
@@ -166,14 +183,16 @@ impl Backend for Emulator {
     }
 
     unsafe fn synchronize(&self, _: Handle) -> Result<()> {
-        Ok(())
+        self.expect_alive()
     }
 
     unsafe fn is_capturing(&self, stream: Handle) -> Result<bool> {
+        self.expect_alive()?;
         Ok(lock(&self.streams).is_capturing(stream))
     }
 
     fn create_event(&self) -> Result<Handle> {
+        self.expect_alive()?;
         Ok(lock(&self.streams).new_handle())
     }
 
@@ -182,6 +201,7 @@ impl Backend for Emulator {
     }
 
     unsafe fn record(&self, event: Handle, stream: Handle) -> Result<()> {
+        self.expect_alive()?;
         lock(&self.streams).record(event, stream);
         Ok(())
     }
@@ -191,6 +211,7 @@ impl Backend for Emulator {
     }
 
     unsafe fn elapsed(&self, start: Handle, end: Handle) -> Result<f32> {
+        self.expect_alive()?;
         lock(&self.streams).elapsed(start, end)
     }
 
@@ -200,6 +221,7 @@ impl Backend for Emulator {
     }
 
     unsafe fn end_capture(&self, stream: Handle) -> Result<Handle> {
+        self.expect_alive()?;
         lock(&self.streams).end(stream)
     }
 
@@ -261,6 +283,10 @@ impl Backend for Emulator {
 
     fn take_counters(&self) -> Vec<Counters> {
         lock(&self.counters).drain(..).collect()
+    }
+
+    fn lose_after(&self, launches: u32) {
+        *lock(&self.left) = Some(launches);
     }
 
     fn machine(&self) -> Option<&Machine> {

@@ -183,6 +183,13 @@ impl Device {
         self.0.backend.take_counters()
     }
 
+    /// Lets an emulated GPU be lost after so many launches more: whatever is asked of it then answers
+    /// [`Error::DeviceLost`], as it does on a GPU after a kernel has failed. For tests of what a program does in that case; no effect on a GPU.
+    #[cfg(feature = "emulator")]
+    pub fn lose_after(&self, launches: u32) {
+        self.0.backend.lose_after(launches);
+    }
+
     /// The emulated machine, to change the schedule of its launches. `None` on a GPU.
     #[cfg(feature = "emulator")]
     pub fn machine(&self) -> Option<&Machine> {

@@ -343,6 +343,41 @@ fn a_block_is_seven_launches_and_a_fused_lora_adds_none() {
     assert_eq!(launches(&bottleneck(Kind::Pfeiffer, "pfeiffer", &config, 0)), 7 + 1);
 }
 
+/// Lost in the middle of a pass, of a capture and of a replay: the same typed error from then on, and only that device is gone.
+#[test]
+fn a_lost_device_is_a_typed_error_and_another_one_runs() {
+    let model = model::<f32>();
+    let adapters = lora("lora-attn", &model.config, LoraMode::Fused);
+    let tokens = tokens();
+    let exact = OnDevice::new(&model, &adapters).logits(&tokens);
+    for when in ["eager", "capture", "replay"] {
+        let OnDevice { stream, model: uploaded, adapters: own } = &OnDevice::new(&model, &adapters);
+        if stream.device().machine().is_none() {
+            return; // a GPU is not lost that easily
+        }
+        let shape = PassShape::whole(tokens.len(), tokens[0].len());
+        let mut forward = DeviceForward::new(stream, uploaded, own, shape).unwrap();
+        forward.set_tokens(stream, uploaded, own, &slices(&tokens), None).unwrap();
+        if when == "replay" {
+            forward.capture(stream, uploaded, own, None).unwrap();
+        }
+        stream.device().lose_after(if when == "capture" { 0 } else { 5 });
+        let is_lost = |result: Result<(), Error>| {
+            let lost = matches!(&result, Err(Error::Layer { source: fused_lora::Error::DeviceLost { .. }, .. }));
+            assert!(lost, "{when}: {result:?}");
+        };
+        is_lost(match when {
+            "eager" => forward.run(stream, uploaded, own, None),
+            "capture" => forward.capture(stream, uploaded, own, None),
+            _ => forward.replay(stream, None),
+        });
+        is_lost(forward.run(stream, uploaded, own, None));
+        is_lost(forward.logits(stream, uploaded).map(|_| ()));
+        is_lost(DeviceForward::new(stream, uploaded, own, PassShape::whole(1, 3)).map(|_| ()));
+        assert_eq!(OnDevice::new(&model, &adapters).logits(&tokens), exact, "another device");
+    }
+}
+
 /// What a GPU has no rows of 16 bytes for: odd widths and vocabularies.
 #[test]
 fn odd_shapes() {
