@@ -108,13 +108,20 @@ pub(super) fn t_splits(problem: &LayerProblem<'_>, cut: &Cut, t_tiles: usize) ->
 /// The last of a tile's CTAs adds up as many parts.
 const MAX_T_SPLITS: usize = 32;
 
+/// SMs that clusters of this size find places on: all, if two CTAs are the SMs of one TPC; else not all, since a cluster lives
+/// within a GPC and those have any number of SMs. On an H100 it is 116 to 128 of 132 for four CTAs, 112 to 120 for eight
+/// (`cuOccupancyMaxActiveClusters` knows it for a device).
+fn within_reach(cut: &Cut, multiprocessors: usize) -> usize {
+    if cut.cluster() > 2 { (multiprocessors * 7 / 8).max(1) } else { multiprocessors }
+}
+
 /// Cycles of the busiest SM. A model, not a measurement: products at the tile's rate or operands at 40 bytes a cycle from
 /// L2, whatever takes longer; 3000 cycles to fill and drain; 16 bytes a cycle for what a split leaves and the last one
 /// gathers, or, within a cluster, 32 bytes a cycle for the sums of others, and 1000 cycles for its barriers.
 fn cost(cut: &Cut, problem: &LayerProblem<'_>) -> usize {
     let Tile { rows, columns, rate, .. } = cut.tile;
     let tiles = cut.tile.row_tiles(problem.tokens) * problem.d_out.div_ceil(columns);
-    let ctas_per_sm = (tiles * cut.splits).div_ceil(problem.multiprocessors.max(1));
+    let ctas_per_sm = (tiles * cut.splits).div_ceil(within_reach(cut, problem.multiprocessors.max(1)));
     let products = rows * columns * cut.split_depth / rate;
     let fetched = rows + if cut.tile.ctas == Ctas::Pairs { columns / 2 } else { columns };
     let operands = fetched * cut.split_depth * problem.dtype.size() / 40;

@@ -7,20 +7,21 @@ use super::harness::Scenario::ForwardWgmmaSplit;
 use super::harness::{Bug, UNORDERED, WAITS, bug};
 
 const SPLIT: &str = "lora/forward_wgmma_split.h";
+const SHARE: &str = "lora/forward_wgmma_share.h";
 
 pub(crate) const BUGS: &[Bug] = &[
     bug(
         "sums are read before their CTA has left them",
-        SPLIT,
+        SHARE,
         ForwardWgmmaSplit,
-        "    cluster_sync();\n    finish(task);",
-        "    finish(task);",
+        "    cluster_sync();\n    finish_share(task);",
+        "    finish_share(task);",
         Build::Race,
         &[By(Fault::Race), By(Fault::Uninitialised), By(Fault::InFlight)],
     ),
     bug(
         "a CTA leaves while others read its sums",
-        SPLIT,
+        SHARE,
         ForwardWgmmaSplit,
         "    cluster_sync();  // nobody leaves while others read its sums\n",
         "",
@@ -56,7 +57,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "sums are left where the other warpgroup's products still read",
-        SPLIT,
+        SHARE,
         ForwardWgmmaSplit,
         "    sync_named(2, Tile::multiplying);\n    float* mine",
         "    float* mine",
@@ -83,7 +84,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "the last CTA's rows are nobody's",
-        SPLIT,
+        SHARE,
         ForwardWgmmaSplit,
         "const u32 row = task.split * (rows / SPLITS)",
         "const u32 row = task.split * (rows / (SPLITS + 1))",
@@ -92,7 +93,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "sums of a CTA are left out",
-        SPLIT,
+        SHARE,
         ForwardWgmmaSplit,
         "for (u32 rank = 1; rank < SPLITS; rank++) total",
         "for (u32 rank = 2; rank < SPLITS; rank++) total",

@@ -204,9 +204,9 @@ impl Scenario {
             ]),
             Self::ForwardWgmmaSplit => first_of([
                 // T in more splits than its depth has steps; more steps of T than CTAs; both warpgroups; no split.
-                &|| forward::<f16>(rig, &shape(17, 456, 40, Layout::OutIn, &[(0, 40, 20)]), 2, (9, 0)),
-                &|| forward::<f16>(rig, &shape(62, 512, 40, Layout::InOut, &[(3, 30, 130), (20, 40, 90)]), 8, (9, 0)),
-                &|| forward::<f16>(rig, &shape(100, 1000, 72, Layout::OutIn, &[(9, 70, 70)]), 2, (9, 0)),
+                &|| forward::<f16>(rig, &shape(17, 456, 40, Layout::OutIn, &[(0, 40, 20)]), 3, (9, 0)),
+                &|| forward::<f16>(rig, &shape(62, 512, 40, Layout::InOut, &[(3, 30, 130), (20, 40, 90)]), 10, (9, 0)),
+                &|| forward::<f16>(rig, &shape(100, 1000, 72, Layout::OutIn, &[(9, 70, 70)]), 3, (9, 0)),
                 &|| forward::<f16>(rig, &shape(33, 520, 72, Layout::OutIn, &[(0, 72, 20)]), 1, (9, 0)),
             ]),
             Self::GradientsMma => gradients::scenario::<f16>(rig),
@@ -253,9 +253,9 @@ impl Scenario {
             // Clusters of CTAs with a ring that goes round and one that does not; a rank of two products; both warpgroups; tiles
             // without an adapter.
             Self::ForwardWgmmaRide => first_of([
-                &|| serving(rig, &shape(20, 1000, 200, Layout::OutIn, &[(3, 77, 4), (60, 140, 16)]), 4),
-                &|| serving(rig, &shape(62, 512, 40, Layout::InOut, &[(3, 30, 20)]), 8),
-                &|| serving(rig, &shape(100, 1000, 72, Layout::OutIn, &[(9, 70, 7)]), 2),
+                &|| serving(rig, &shape(20, 1000, 200, Layout::OutIn, &[(3, 77, 4), (60, 140, 16)]), 5),
+                &|| serving(rig, &shape(62, 512, 40, Layout::InOut, &[(3, 30, 20)]), 10),
+                &|| serving(rig, &shape(100, 1000, 72, Layout::OutIn, &[(9, 70, 7)]), 3),
             ]),
             // Segments of which one begins within a step of the depth, another far behind and a third across tiles of Q,
             // so that steps are left out; two tiles of dx either way; factors with rows of any alignment; dropout.
