@@ -133,6 +133,9 @@ const M64N128: Tile = Tile { name: "m64n128", rows: 64, stages: 4, threads: 256,
 const M64N64: Tile = Tile { name: "m64n64", columns: 64, stages: 6, rate: 1100, ..M64N128 };
 /// The same with A's rows along.
 const RIDE: usize = abi::LORA_FORWARD_RIDE as usize;
+/// The deepest part of a tile that A rides along with. Beyond it tiles of T, which take some 5000 cycles from the start to the
+/// flag's arrival, are ready before those of y ask for them, and A would only cost L2's bandwidth. A model, not a measurement.
+const RIDE_DEPTH: usize = 1024;
 const M128N128R: Tile = Tile { name: "m128n128r", ride: RIDE, ..M128N128 };
 const M64N128R: Tile = Tile { name: "m64n128r", ride: RIDE, ..M64N128 };
 const M64N64R: Tile = Tile { name: "m64n64r", stages: 5, ride: RIDE, ..M64N64 };
@@ -151,9 +154,9 @@ impl ForwardPlan {
         Self::of(Product::Output, problem)
     }
 
-    /// A plan for launches that keep T to themselves and drop nothing out. Where tiles are a cluster's, and the ranks, each
-    /// rounded up, are at most 32 together, A's rows ride along with W0 and nobody waits for T; y outside the segments has the
-    /// same bits.
+    /// A plan for launches that keep T to themselves and drop nothing out. Where tiles are a cluster's with at
+    /// most 1024 of the depth a CTA, and the ranks, each rounded up, are at most 32 together, A's rows ride along with W0 and
+    /// nobody waits for T; y outside the segments has the same bits.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -162,6 +165,7 @@ impl ForwardPlan {
         let mut cut = tiling::cut(problem, Self::tiles(problem)?);
         let total: usize = problem.ranks.iter().map(|&rank| padded(rank)).sum();
         if (1..=RIDE).contains(&total)
+            && cut.split_depth <= RIDE_DEPTH
             && let Some(tile) = [M128N128R, M64N128R, M64N64R].into_iter().find(|tile| tile.carries(&cut.tile))
         {
             cut.tile = tile;
@@ -374,6 +378,8 @@ mod tests {
             assert_eq!(serving(&LayerProblem { ranks: &[], ..problem.clone() }), base);
         }
         assert_eq!(serving(&H100), plan(&H100), "many tokens have tiles of T");
+        let deep = LayerProblem { tokens: 64, ..H100 };
+        assert_eq!(serving(&deep), plan(&deep), "so has a long depth");
         let sm_80 = LayerProblem { tokens: 64, compute_capability: (8, 0), ..H100 };
         assert_eq!(serving(&sm_80), plan(&sm_80));
     }
