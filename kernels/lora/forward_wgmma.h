@@ -1,7 +1,7 @@
 // lora_forward on wgmma (sm_90a) for many tokens.
 //
 // Who does what. As many CTAs as the device has SMs draw tasks until none is left. In each, two warpgroups multiply 64 rows
-// of a tile of 128 × COLUMNS each; a third fills the ring (lora/forward_wgmma_tile.h) ahead of them, across the borders of
+// of a tile of 128 × COLUMNS each; a third fills the ring (lora/forward_wgmma_ring.h) ahead of them, across the borders of
 // tasks.
 //
 // With CTAS = 2, clusters of two draw tasks: two tiles, one above the other, which have W0 in common. Each CTA fetches half

@@ -22,7 +22,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "wgmma does not see what was dropped",
-        "lora/forward_wgmma_tile.h",
+        "lora/forward_wgmma_shrink.h",
         ForwardWgmma,
         "        fence_proxy_async_shared();\n        sync_named(3 + group(), 128);",
         "        sync_named(3 + group(), 128);",
@@ -31,7 +31,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "a warp of wgmma does not wait for the others' masks",
-        "lora/forward_wgmma_tile.h",
+        "lora/forward_wgmma_shrink.h",
         ForwardWgmma,
         "        sync_named(3 + group(), 128);\n",
         "",
@@ -40,7 +40,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "both warpgroups take the mask of the first one's rows",
-        "lora/forward_wgmma_tile.h",
+        "lora/forward_wgmma_shrink.h",
         ForwardWgmma,
         "group_row = task.row_tile * rows + 64 * group();",
         "group_row = task.row_tile * rows;",

@@ -10,6 +10,7 @@ const DX: &str = "lora/dx.h";
 const FORWARD: &str = "lora/forward.h";
 const TILE: &str = "lora/forward_tile.h";
 const WGMMA: &str = "lora/forward_wgmma_tile.h";
+const SHRINK_TILE: &str = "lora/forward_wgmma_shrink.h";
 const WARP: &str = "tile/warp_mma.h";
 const THREADS: &str = "tile/thread_tile.h";
 const DROPOUT: &str = "tile/dropout.h";
@@ -170,7 +171,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "the copying warpgroup waits for a stage that nobody fills",
-        WGMMA,
+        SHRINK_TILE,
         DxWgmma,
         "      if (has_rows<depth>(p, task.column_tile, k)) {",
         "      if (true) {",
@@ -179,7 +180,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "B is one step late",
-        WGMMA,
+        SHRINK_TILE,
         DxWgmma,
         "if (loads_ahead) load_b(k + depth);",
         "if (loads_ahead) load_b(k);",
@@ -197,7 +198,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "the last stage of Q is not released",
-        WGMMA,
+        SHRINK_TILE,
         DxWgmma,
         "    if (reads) release(step - 1);\n  }\n",
         "  }\n",
@@ -206,7 +207,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "a stage of B is released while products read it",
-        WGMMA,
+        SHRINK_TILE,
         DxWgmma,
         "      wgmma_wait<1>();\n      if (reads) release(step - 1);\n      reads = true;\n",
         "      release(step);\n      reads = false;\n",

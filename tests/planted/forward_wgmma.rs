@@ -8,6 +8,8 @@ use super::harness::{Bug, UNORDERED, WAITS, bug};
 
 const WGMMA: &str = "lora/forward_wgmma.h";
 const TILE: &str = "lora/forward_wgmma_tile.h";
+const SHRINK_TILE: &str = "lora/forward_wgmma_shrink.h";
+const RING: &str = "lora/forward_wgmma_ring.h";
 
 pub(crate) const BUGS: &[Bug] = &[
     bug(
@@ -57,7 +59,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "a stage is filled before it is free",
-        TILE,
+        RING,
         ForwardWgmma,
         "step / stages % 2 ^ 1); }",
         "1); }",
@@ -66,7 +68,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "a stage is read before it is full",
-        TILE,
+        RING,
         ForwardWgmma,
         "step / stages % 2); }",
         "1); }",
@@ -75,7 +77,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "fewer bytes are expected than come",
-        TILE,
+        RING,
         ForwardWgmma,
         "mbarrier_arrive_expect(full + 8 * stage, base_chunks * sizeof(Chunk));",
         "mbarrier_arrive_expect(full + 8 * stage, left_chunks * sizeof(Chunk));",
@@ -84,7 +86,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "gathered operands lack the proxy fence",
-        TILE,
+        RING,
         ForwardWgmma,
         "    fence_proxy_async_shared();\n    together();",
         "    together();",
@@ -93,7 +95,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "a stage is handed over before all have stored",
-        TILE,
+        RING,
         ForwardWgmma,
         "    fence_proxy_async_shared();\n    together();",
         "    fence_proxy_async_shared();",
@@ -102,7 +104,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "a stage is released while products read it",
-        TILE,
+        RING,
         ForwardWgmma,
         "        wgmma_m64k16<E, COLUMNS, Major::K, major>(d, a, b, i != 0 || k != 0);\n      }\n      wgmma_commit();\n      wgmma_wait<1>();\n      if (i != 0) release(step - 1);",
         "        wgmma_m64k16<E, COLUMNS, Major::K, major>(d, a, b, i != 0 || k != 0);\n      }\n      wgmma_commit();\n      release(step);",
@@ -129,7 +131,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "both warpgroups take the same rows",
-        TILE,
+        RING,
         ForwardWgmma,
         "shared_address(left(stage)) + group() * 64 * row_bytes;",
         "shared_address(left(stage));",
@@ -138,7 +140,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "the right operand's step is that of the other layout",
-        TILE,
+        RING,
         ForwardWgmma,
         "+ k * (16 * row_bytes / 16);",
         "+ 2 * k;",
@@ -147,7 +149,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "panels of columns are taken for closer than they are",
-        TILE,
+        RING,
         ForwardWgmma,
         "wgmma_descriptor(address, 64 * row_bytes, 8 * row_bytes) + k",
         "wgmma_descriptor(address, 32 * row_bytes, 8 * row_bytes) + k",
@@ -156,7 +158,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "T is published by half of the rows' threads",
-        TILE,
+        SHRINK_TILE,
         ForwardWgmma,
         "    sync_named(2, multiplying);\n    if (threadIdx.x == 0) store_release",
         "    sync_named(2 + group(), 128);\n    if (threadIdx.x == 0) store_release",
@@ -165,7 +167,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "a split of T stops where the depth does",
-        TILE,
+        RING,
         ForwardWgmma,
         "(gpu::min(split_depth, p.depth - begin) + depth - 1) / depth : 0;",
         "(p.depth - begin + depth - 1) / depth : 0;",
@@ -174,7 +176,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "sums of T are counted in before all have left them",
-        TILE,
+        SHRINK_TILE,
         ForwardWgmma,
         "    sync_named(2, multiplying);\n    if (threadIdx.x == 0) *word",
         "    if (threadIdx.x == 0) *word",
@@ -201,7 +203,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "A is one step late",
-        TILE,
+        SHRINK_TILE,
         ForwardWgmma,
         "      load_a(begin + (j + 1) * depth + 8 * chunk);",
         "      load_a(begin + j * depth + 8 * chunk);",
@@ -219,7 +221,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "the first product adds to what was there",
-        TILE,
+        RING,
         ForwardWgmma,
         "wgmma_m64k16<E, COLUMNS, Major::K, major>(d, a, b, i != 0 || k != 0);",
         "wgmma_m64k16<E, COLUMNS, Major::K, major>(d, a, b, 1);",
@@ -228,7 +230,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "a stage is free when one CTA of two has done with it",
-        TILE,
+        RING,
         ForwardWgmma,
         "mbarrier_init(empty + 8 * i, GROUPS * CTAS);",
         "mbarrier_init(empty + 8 * i, GROUPS);",
@@ -237,7 +239,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "the other CTA does not hear that a stage is free",
-        TILE,
+        RING,
         ForwardWgmma,
         "rank < CTAS; rank++) arrive(",
         "rank < 1; rank++) arrive(",
@@ -246,7 +248,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "half of W0 goes to one CTA only",
-        TILE,
+        RING,
         ForwardWgmma,
         "(1 << CTAS) - 1)",
         "1)",
@@ -255,7 +257,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "both CTAs fetch the same half of W0",
-        TILE,
+        RING,
         ForwardWgmma,
         "CTAS > 1 ? cluster_rank() * share : 0;",
         "0;",

@@ -100,7 +100,7 @@ pub(crate) const BUGS: &[Bug] = &[
     ),
     bug(
         "the weight's first stages are asked for twice",
-        "lora/forward_wgmma_tile.h",
+        "lora/forward_wgmma_ring.h",
         ForwardWgmmaSplit,
         "if (i >= ahead) {",
         "if (i + 1 >= ahead) {",
