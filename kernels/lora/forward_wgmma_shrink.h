@@ -199,7 +199,7 @@ class ForwardWgmmaShrink : public ForwardWgmmaRing<E, WEIGHT, FACTORS, GROUPS, C
   /// is that one. Sums of rows and columns that nobody will store stay out.
   GPU_DEVICE bool add_splits(float (&d)[t_columns / 2], const ForwardTask& task, u32 first_row, u32 columns) const {
     constexpr u32 fours = t_columns / 8;
-    const auto shared_tile = SharedTile::of_t(p, task, fours * multiplying);
+    const SharedTile shared_tile = SharedTile::of_t(p, task, fours * multiplying);
     const auto four_of = [&](u32 i) -> float* { return &d[4 * i]; };
     const auto wanted = [&](u32 i) { return first_row < p.tokens && 8 * i < columns; };
     shared_tile.leave<fours>(multiplying, four_of, wanted);

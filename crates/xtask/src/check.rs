@@ -1,7 +1,6 @@
 //! Holding a kernel's machine code to the rules.
 
-use std::collections::BTreeSet;
-
+use crate::disassembly::Code;
 use crate::report::Usage;
 use crate::rules::Rule;
 
@@ -10,10 +9,16 @@ pub(crate) fn violations(
     kernel: &str,
     target: &str,
     usage: &Usage,
-    instructions: &BTreeSet<String>,
+    code: &Code,
     rules: &[Rule],
 ) -> Vec<String> {
     let mut found = vec![];
+    // The compiler may move a load of constant memory up across the wait, where the launch ahead may still be writing.
+    let reads = |name: &&String| ["LD.", "LDG.", "LDGSTS.", "ATOMG.", "RED."].iter().any(|read| name.starts_with(read));
+    if let Some(early) = code.before_wait.iter().flatten().find(reads) {
+        found.push(format!("has {early} before it waits for the launch ahead"));
+    }
+    let instructions = &code.instructions;
     if usage.spills > 0 {
         found.push(format!("{} bytes of spills", usage.spills));
     }
@@ -43,9 +48,13 @@ mod tests {
     use super::*;
     use crate::rules::Rules;
 
+    fn code(before_wait: Option<&[&str]>) -> Code {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        Code { instructions: names(&["EXIT", "HMMA.16816.F32", "LDG.E.128"]), before_wait: before_wait.map(names) }
+    }
+
     fn check(rules: &str, usage: &Usage) -> Vec<String> {
-        let instructions = ["EXIT", "HMMA.16816.F32", "LDG.E.128"].map(str::to_owned).into();
-        violations("kernel", "sm_80", usage, &instructions, &Rules::parse(rules).unwrap().rules)
+        violations("kernel", "sm_80", usage, &code(None), &Rules::parse(rules).unwrap().rules)
     }
 
     const USAGE: Usage = Usage { registers: 64, shared: 0, stack: 0, spills: 0 };
@@ -67,6 +76,13 @@ mod tests {
     fn spills_and_stack_frames_need_no_rule_to_fail() {
         assert_eq!(check("", &Usage { spills: 4, ..USAGE }), ["4 bytes of spills"]);
         assert_eq!(check("", &Usage { stack: 8, ..USAGE }), ["a stack frame of 8 bytes"]);
+    }
+
+    #[test]
+    fn nothing_is_read_before_the_wait_for_the_launch_ahead() {
+        let check = |early: &[&str]| violations("kernel", "sm_90a", &USAGE, &code(Some(early)), &[]);
+        assert!(check(&["LDC", "CCTL.E.PF2", "UTMALDG.2D", "LDS.128"]).is_empty());
+        assert_eq!(check(&["LDC", "LDG.E.CONSTANT"]), ["has LDG.E.CONSTANT before it waits for the launch ahead"]);
     }
 
     #[test]

@@ -6,8 +6,19 @@ use std::fmt;
 use anyhow::Result;
 use regex::Regex;
 
-/// The instruction names of each kernel, such as `LDG.E.128.CONSTANT`.
-pub(crate) type Kernels = BTreeMap<String, BTreeSet<String>>;
+/// The machine code of each kernel.
+pub(crate) type Kernels = BTreeMap<String, Code>;
+
+/// Which instructions a kernel has, by their names, such as `LDG.E.128.CONSTANT`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Code {
+    pub(crate) instructions: BTreeSet<String>,
+    /// Where the kernel waits for the launch ahead, those that stand before the first such wait.
+    pub(crate) before_wait: Option<BTreeSet<String>>,
+}
+
+/// What `griddepcontrol.wait` becomes.
+const WAIT: &str = "ACQBULK";
 
 /// Reads what `cuobjdump -sass` printed.
 pub(crate) fn parse(text: &str) -> Result<Kernels> {
@@ -19,8 +30,12 @@ pub(crate) fn parse(text: &str) -> Result<Kernels> {
     for line in text.lines() {
         if let Some(found) = function.captures(line) {
             current = Some(kernels.entry(found[1].to_owned()).or_default());
-        } else if let (Some(names), Some(found)) = (&mut current, instruction.captures(line)) {
-            names.insert(found[1].to_owned());
+        } else if let (Some(code), Some(found)) = (&mut current, instruction.captures(line)) {
+            let name = &found[1];
+            if name == WAIT && code.before_wait.is_none() {
+                code.before_wait = Some(code.instructions.clone());
+            }
+            code.instructions.insert(name.to_owned());
         }
     }
     Ok(kernels)
@@ -74,8 +89,16 @@ mod tests {
     fn each_kernel_gets_its_instructions() {
         let kernels = parse(LISTING).unwrap();
         assert_eq!(kernels.keys().collect::<Vec<_>>(), ["first", "second"]);
-        let first: Vec<_> = kernels["first"].iter().map(String::as_str).collect();
+        let first: Vec<_> = kernels["first"].instructions.iter().map(String::as_str).collect();
         assert_eq!(first, ["HGMMA.64x64x16.F32", "LDC", "LDG.E.128.CONSTANT", "UIADD3"]);
+        assert_eq!(kernels["first"].before_wait, None);
+    }
+
+    #[test]
+    fn what_stands_before_the_wait_for_the_launch_ahead_is_told_apart() {
+        let waits = LISTING.replace("@!UPT UIADD3 URZ, URZ, URZ, URZ ;", "ACQBULK ;");
+        let early = parse(&waits).unwrap()["first"].before_wait.clone().unwrap();
+        assert_eq!(early.iter().map(String::as_str).collect::<Vec<_>>(), ["LDC", "LDG.E.128.CONSTANT"]);
     }
 
     #[test]

@@ -137,9 +137,9 @@ fn compile<'a>(root: &Path, toolchain: &Toolchain, job: Job<'a>, cubin: &Path) -
         let machine_code = disassembly::parse(&toolchain.disassemble(cubin)?)?;
         let mut warnings = report.warnings.clone();
         let mut kernels = vec![];
-        for (name, instructions) in &machine_code {
+        for (name, code) in &machine_code {
             let usage = report.usage(name)?.clone();
-            let mut violations = violations(name, job.target, &usage, instructions, &job.source.rules.rules);
+            let mut violations = violations(name, job.target, &usage, code, &job.source.rules.rules);
             let quoted = format!("'{name}'");
             violations.extend(warnings.extract_if(.., |warning| warning.contains(&quoted)));
             kernels.push(Kernel { name: name.clone(), usage, violations });
