@@ -1,5 +1,6 @@
 //! Slots: which adapter's factors a launch runs with is read from device memory, as it runs.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -35,9 +36,11 @@ pub struct FactorSlot<T> {
     word: DeviceBuffer<u64>,
     /// The table of an adapter without ranks.
     none: Arc<DeviceBuffer<u64>>,
-    like: DeviceFactors<T>,
+    /// Segments that its own take.
+    takes: Vec<Place>,
     /// Puts happen in the order in which they are called, whatever their streams.
     last_put: Event,
+    dtype: PhantomData<T>,
 }
 
 /// The segments of one layer, with whatever factors are in a slot: what
@@ -65,14 +68,15 @@ impl<T: Element> FactorSlot<T> {
     /// [`Error::OutOfDeviceMemory`], [`Error::WrongDevice`]; [`Error::CaptureRefused`] inside a capture.
     pub fn new(stream: &Stream, factors: &DeviceFactors<T>) -> Result<Self> {
         stream.device().expect_same("factors", factors.device())?;
+        let word = DeviceBuffer::zeros(stream, 1)?;
         // Without ranks nothing is read; the addresses are some that could be.
-        let anywhere = factors.table().address();
-        let none = upload_table(stream, factors.places().iter().map(|_| [anywhere, anywhere, 0, 0]))?;
+        let none = upload_table(stream, factors.places().iter().map(|_| [word.address(), word.address(), 0, 0]))?;
         let mut slot = Self {
-            word: DeviceBuffer::zeros(stream, 1)?,
+            word,
             none: Arc::new(none),
-            like: factors.clone(),
+            takes: factors.places().to_vec(),
             last_put: Event::new(stream.device())?,
+            dtype: PhantomData,
         };
         slot.last_put.record(stream)?;
         slot.put(stream, factors)?;
@@ -88,11 +92,11 @@ impl<T: Element> FactorSlot<T> {
     /// other columns, another input, or too high a rank; [`Error::CaptureRefused`] inside a capture; what the driver refuses.
     pub fn put(&mut self, stream: &Stream, factors: &DeviceFactors<T>) -> Result<()> {
         self.device().expect_same("factors", factors.device())?;
-        let (expected, actual) = (self.like.len(), factors.len());
+        let (expected, actual) = (self.len(), factors.len());
         if expected != actual {
             return Err(Error::LengthMismatch { operand: "the factors' segments", expected, actual });
         }
-        for (i, (own, other)) in self.like.places().iter().zip(factors.places()).enumerate() {
+        for (i, (own, other)) in self.takes.iter().zip(factors.places()).enumerate() {
             if !own.takes(other) {
                 return Err(own.mismatch(i, other));
             }
@@ -128,12 +132,12 @@ impl<T: Element> FactorSlot<T> {
 
     /// Segments of the adapters that it takes.
     pub fn len(&self) -> usize {
-        self.like.len()
+        self.takes.len()
     }
 
     /// Whether they have none.
     pub fn is_empty(&self) -> bool {
-        self.like.is_empty()
+        self.takes.is_empty()
     }
 
     /// The segments of one layer. Panics if there are not so many.
@@ -154,7 +158,7 @@ impl<T: Element> SlotSegments<'_, T> {
                 actual: self.len,
             });
         }
-        let places = &self.slot.like.places()[self.first..self.first + self.len];
+        let places = &self.slot.takes[self.first..self.first + self.len];
         for (i, (segment, place)) in segments.iter().zip(places).enumerate() {
             let own = Place::of(segment);
             if !own.takes(place) {

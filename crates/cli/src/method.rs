@@ -12,6 +12,7 @@ pub(crate) const NAMES: &[(&str, Kind)] = &[
     ("none", Kind::None),
     ("lora-merged", Kind::LoraMerged),
     ("lora-fused", Kind::Lora(LoraMode::Fused)),
+    ("lora-slot", Kind::LoraSlot),
     ("lora-sequential", Kind::Lora(LoraMode::Sequential)),
     ("lora-dense-delta", Kind::Lora(LoraMode::DenseDelta)),
     ("adapter-h", Kind::Bottleneck(bottleneck::Kind::Houlsby)),
@@ -30,6 +31,8 @@ pub(crate) enum Kind {
     None,
     LoraMerged,
     Lora(LoraMode),
+    /// Fused, with factors that launches find in a slot, so that another adapter can take their place under a graph.
+    LoraSlot,
     Bottleneck(bottleneck::Kind),
     PrefixLayer,
     PrefixEmbedding,
@@ -129,7 +132,7 @@ impl Method {
         let mut adapters = Adapters::default();
         match self.kind {
             Kind::None => {}
-            Kind::LoraMerged => adapters.lora = Some(lora()?),
+            Kind::LoraMerged | Kind::LoraSlot => adapters.lora = Some(lora()?),
             Kind::Lora(mode) => (adapters.lora, adapters.mode) = (Some(lora()?), mode),
             Kind::Bottleneck(kind) => {
                 let width = self.size.unwrap_or_else(|| sizes.width(config, kind));

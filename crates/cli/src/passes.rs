@@ -85,6 +85,9 @@ impl<W: Element> Engine<W> {
         let ids = random_tokens(seed, Column { tokens: if decode { 1 } else { column.tokens }, ..column }, vocabulary)?;
         match self {
             Self::Cpu(_) if decode => bail!("--decode keeps keys and values on a device: --device cuda or emulator"),
+            Self::Cpu(_) if prepared.iter().any(|p| p.method.kind == Kind::LoraSlot) => {
+                bail!("lora-slot finds its factors in a device's memory: --device cuda or emulator")
+            }
             Self::Cpu(forward) => Ok(Contest::Cpu { forward, prepared, ids, batch: column.batch, logits }),
             Self::Device { stream, base } => {
                 let contestant = |p: &Prepared<W>| {
@@ -174,7 +177,10 @@ impl<W: Element> Contestant<W> {
             Kind::LoraMerged => Rc::new(DeviceModel::upload(stream, &prepared.model)?),
             _ => base.clone(),
         };
-        let adapters = DeviceAdapters::upload(stream, &prepared.adapters, model.config())?;
+        let mut adapters = DeviceAdapters::upload(stream, &prepared.adapters, model.config())?;
+        if prepared.method.kind == Kind::LoraSlot {
+            adapters = adapters.swappable(stream)?;
+        }
         let prefix = prepared.adapters.prefix.as_ref().map_or(0, |prefix| prefix.length());
         let before = prefix + column.tokens - 1;
         let mut cache = match decode {

@@ -45,8 +45,8 @@ pub(crate) struct Args {
     /// Columns, as batch x tokens; the paper has 1x128, 16x256 and 32x512
     #[arg(long, value_delimiter = ',', default_value = "1x128")]
     columns: Vec<Column>,
-    /// Methods, as NAME[-dropN][:SIZE]: none, lora-merged, lora-fused, lora-sequential, lora-dense-delta, adapter-h,
-    /// adapter-l, adapter-p, prefix-layer, prefix-embedding, lora-prefix. -dropN leaves out the adapters of the lowest N
+    /// Methods, as NAME[-dropN][:SIZE]: none, lora-merged, lora-fused, lora-slot (exchangeable under a graph, on a
+    /// device), lora-sequential, lora-dense-delta, adapter-h, adapter-l, adapter-p, prefix-layer, prefix-embedding, lora-prefix. -dropN leaves out the adapters of the lowest N
     /// layers; SIZE is a rank, a bottleneck width or a prefix length
     #[arg(long, value_delimiter = ',', value_name = "METHOD,…", default_values_t = default_methods())]
     methods: Vec<Method>,
@@ -86,7 +86,8 @@ pub(crate) struct Args {
 }
 
 fn default_methods() -> Vec<Method> {
-    method::NAMES.iter().map(|&(_, kind)| Method { kind, drop: 0, size: None }).collect()
+    let kinds = method::NAMES.iter().map(|&(_, kind)| kind).filter(|&kind| kind != Kind::LoraSlot);
+    kinds.map(|kind| Method { kind, drop: 0, size: None }).collect()
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

@@ -64,7 +64,7 @@ fn table1_counts_launches_on_the_emulator() {
     let place = tempfile::tempdir().unwrap();
     let json_path = place.path().join("t.json");
     let model = golden("model");
-    let methods = "none,lora-merged,lora-fused,lora-sequential,adapter-h,adapter-l,prefix-layer:3";
+    let methods = "none,lora-merged,lora-fused,lora-slot,lora-sequential,adapter-h,adapter-l,prefix-layer:3";
     let fixed = ["table1", "--model", &model, "--device", "emulator", "--dtype", "bf16", "--params", "5k"];
     let fixed = [&fixed[..], &["--methods", methods, "--lm-head", "--dependent", "--json", text(&json_path)]].concat();
     for decode in [&["--columns", "2x5"][..], &["--columns", "2x9", "--decode", "--graph"]] {
@@ -73,7 +73,7 @@ fn table1_counts_launches_on_the_emulator() {
         let report = json(&json_path);
         let modes: &[&str] = if decode.len() == 2 { &["eager", "graph"] } else { &["graph"] };
         let rows = report["rows"].as_array().unwrap();
-        assert_eq!(rows.len(), 7 * modes.len());
+        assert_eq!(rows.len(), 8 * modes.len());
         for (i, row) in rows.iter().enumerate() {
             assert_eq!(row["issued"], modes[i % modes.len()]);
             assert_eq!(row["decode"], decode.len() > 2);
@@ -90,6 +90,9 @@ fn table1_counts_launches_on_the_emulator() {
         }
         assert_eq!(report["gpu"]["multiprocessors"], 132);
     }
+    let on_cpu =
+        fail(&["table1", "--model", &model, "--columns", "1x2", "--methods", "lora-slot", "--device", "cpu"], 1);
+    assert!(on_cpu.contains("lora-slot finds its factors in a device's memory"), "{on_cpu}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ pub(crate) struct Args {
 }
 
 /// The tests that run on a GPU as well as on the emulator.
-const TESTS: [&str; 18] = [
+const TESTS: [&str; 19] = [
     "instructions",
     "decode",
     "forward",
@@ -31,6 +31,7 @@ const TESTS: [&str; 18] = [
     "device_forward",
     "device_backward",
     "device_options",
+    "device_slot",
     "device_adamw",
     "attention",
     "device_attention",

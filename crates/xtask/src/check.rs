@@ -5,13 +5,7 @@ use crate::report::Usage;
 use crate::rules::Rule;
 
 /// What a kernel on one target violates, a phrase each; empty if it is as it should be.
-pub(crate) fn violations(
-    kernel: &str,
-    target: &str,
-    usage: &Usage,
-    code: &Code,
-    rules: &[Rule],
-) -> Vec<String> {
+pub(crate) fn violations(kernel: &str, target: &str, usage: &Usage, code: &Code, rules: &[Rule]) -> Vec<String> {
     let mut found = vec![];
     // The compiler may move a load of constant memory up across the wait, where the launch ahead may still be writing.
     let reads = |name: &&String| ["LD.", "LDG.", "LDGSTS.", "ATOMG.", "RED."].iter().any(|read| name.starts_with(read));
