@@ -117,9 +117,13 @@ fn events_order_and_time() -> Result<()> {
     let (start, end) = (Event::new(here.device())?, Event::new(here.device())?);
     assert_eq!(start.milliseconds_to(&end).unwrap_err(), Error::EventNotRecorded);
     assert_eq!(here.wait(&start).unwrap_err(), Error::EventNotRecorded);
+    assert_eq!(start.has_happened().unwrap_err(), Error::EventNotRecorded);
+    assert_eq!(start.synchronize().unwrap_err(), Error::EventNotRecorded);
     start.record(&here)?;
     std::thread::sleep(std::time::Duration::from_millis(2));
     end.record(&here)?;
+    end.synchronize()?;
+    assert!(start.has_happened()? && end.has_happened()?);
     let passed = start.milliseconds_to(&end)?;
     assert!((2.0..1000.0).contains(&passed), "{passed} ms");
     let second = Stream::new(here.device())?;

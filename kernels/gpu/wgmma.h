@@ -48,6 +48,13 @@ GPU_DEVICE void wgmma_hold(float (&d)[N]) {
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+/// The same for A registers.
+template <int N>
+GPU_DEVICE void wgmma_hold(u32 (&a)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+r"(a[i])::"memory");
+}
+
 // One product. The predicate is false where the accumulators are to be overwritten. The two ones: nothing is negated.
 #define GPU_WGMMA(N, R, TYPE, PREDICATE, OPERANDS, ...)                                                \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #PREDICATE ", 0;\n"                                \

@@ -25,7 +25,7 @@ GPU_DEVICE void decode_columns(const LoraDecode& p) {
   const E* weight = static_cast<const E*>(p.weight);
   const u32 tokens = gpu::min(TOKENS, p.tokens - tile.first_token);
 
-  if (p.total_rank != 0 && column < p.columns) {
+  if (column < p.columns) {
     for (u32 k = first; k < gpu::min(first + UNROLL, p.depth); k++) prefetch_l2(weight + u64(k) * p.weight_stride + column);
   }
   tile.low_rank_input();

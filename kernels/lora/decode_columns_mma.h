@@ -26,7 +26,7 @@ GPU_DEVICE void decode_columns_mma(const LoraDecode& p) {
   const u32 begin = blockIdx.y * p.split_depth, end = gpu::min(begin + p.split_depth, p.depth);
   const u32 first = begin + warp_id() * mma_depth;
 
-  if (p.total_rank != 0 && column < p.columns) {
+  if (column < p.columns) {
     for (u32 k = first + 8 * q; k < gpu::min(first + 8 * q + 8, end); k++) {
       prefetch_l2(weight + u64(k) * p.weight_stride + column);
     }

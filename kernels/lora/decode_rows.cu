@@ -30,11 +30,9 @@ GPU_DEVICE void decode_rows(const LoraDecode& p) {
   const E* x = static_cast<const E*>(p.x);
   const E* weight = static_cast<const E*>(p.weight) + u64(tile.first_column) * p.weight_stride;
 
-  if (p.total_rank != 0) {
-    // While the tickets and T are on their way, so are the first rows.
-    for (u32 r = first_row; r < gpu::min(first_row + ROWS, end_row); r++) {
-      prefetch_l2(weight + u64(r) * p.weight_stride + gpu::min(lane_in_row * elements, p.depth - 1));
-    }
+  // While the launch ahead ends, and tickets and T are on their way, so are the first rows.
+  for (u32 r = first_row; r < gpu::min(first_row + ROWS, end_row); r++) {
+    prefetch_l2(weight + u64(r) * p.weight_stride + gpu::min(lane_in_row * elements, p.depth - 1));
   }
   tile.low_rank_input();
 

@@ -22,8 +22,8 @@ GPU_DEVICE void decode_rows_mma(const LoraDecode& p) {
   const u32 begin = blockIdx.y * p.split_depth, end = gpu::min(begin + p.split_depth, p.depth);
   const u32 first = begin + warp_id() * run;
 
-  if (p.total_rank != 0 && q == 0 && first < end) {
-    // While the tickets and T are on their way, so are the first rows.
+  if (q == 0 && first < end) {
+    // While the launch ahead ends, and tickets and T are on their way, so are the first rows.
     for (u32 n = g; n < tile.columns; n += 8) prefetch_l2(weight + u64(n) * p.weight_stride + first);
   }
   tile.low_rank_input();

@@ -4,8 +4,8 @@
 // A slot is one word in device memory, the address of an adapter's table of factors. It changes in one store, so another
 // adapter takes its place under a captured graph, for every layer at once, and no launch sees a table half written.
 //
-// The CTA's second warp copies the factors into shared memory while its first draws a ticket: the slot's two loads, one
-// after the other, take about as long as that atomic.
+// The CTA's second warp copies the factors into shared memory. The slot's two loads, one after the other, take about as long as
+// the ticket that the first warp draws meanwhile, or as the first operands that are under way.
 //
 // The plan holds the segments' own ranks; those in a slot may be lower, down to none. Rows of A that are not there count as
 // zeros, and so does what lies beyond the last of B's.

@@ -14,7 +14,7 @@
 // The way out. Sums leave 64 columns at a time: rounded in registers, written to a swizzled panel of shared memory, sent on
 // by the copy engine while the next panel is made, or, where the engine does not take y's rows, by the threads.
 //
-// Shared memory: 192 KiB of stages, 32 KiB for the sums on their way out, the barriers.
+// Shared memory: 192 KiB of stages, 32 KiB for the sums on their way out, the barriers, the factors.
 #pragma once
 
 #include <gpu/cluster.h>
@@ -158,7 +158,7 @@ class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, FACTORS, 2, COLUMNS, (COLUMNS =
       const auto adapters = this->low_rank(first_column);
       const u32 more = adapters.count();
       // A barrier's parity tells a thread only whether it is one phase ahead: nobody may be two.
-      if (more != 0) this->together();
+      if (more != 0) Tile::together();
       for (u32 i = 0; i < more; i++, step++) this->low_rank_operands(task, adapters.at(i), copies, step);
     }
   }

@@ -6,12 +6,13 @@
 // are so many more columns of every tile. A CTA's part of T stays in the registers of the warps that summed it up, is
 // rounded there, and is the left operand of one last product with B. So T is no tile that others wait for: there are no
 // tickets, no flags and no workspace, and what a tile takes longer than without adapters is RIDE / COLUMNS more products, which
-// hide behind the weight's bytes, and those with B. That T is summed up again for every tile of columns costs A from L2.
+// hide behind the weight's bytes, and in its segments' columns those with B at the end. That T is summed up again for every tile of columns costs A from L2.
 //
 // Of the copying warpgroup one warp has x and W0 fetched, two gather A and then B. The weight's first stages are on their way
 // before the launch ahead has ended.
 //
-// s·T is rounded to the operands' type in each CTA's part: what that is off by is u·Σ|s·T_part||B|.
+// s·T is rounded to the operands' type in each CTA's part: what that is off by is u·Σ|s·T_part||B|. In f16 a part may be beyond
+// the largest number where their sum is not.
 // Bytes: those of lora/forward_wgmma_split.h, less T's, and A once a tile of columns. Determinism: as there.
 #pragma once
 
@@ -43,14 +44,17 @@ class ForwardWgmmaRide : ForwardWgmmaShare<E, WEIGHT, Along::Depth, GROUPS, COLU
     if (fetches) ahead = this->weight_ahead(first_column, begin, steps);
     sync_warp();
     grid_dependency_wait();
-    this->factors.fetch(p);
-    sync_block();
-    if (warp_id() < 4 * GROUPS) {
-      multiply(task, steps);
-    } else if (warp_id() < fetching_warp) {
-      gather(task, begin, steps);
-    } else if (fetches) {
-      this->base_operands(task.row_tile * rows, first_column, begin, steps, 0, ahead);
+    // Who fetches x and W0 waits for nobody: a slot's loads are hidden behind theirs.
+    if (warp_id() >= fetching_warp) {
+      if (fetches) this->base_operands(task.row_tile * rows, first_column, begin, steps, 0, ahead);
+    } else {
+      this->factors.fetch(p);
+      sync_named(3, Tile::multiplying + gatherers);
+      if (warp_id() < 4 * GROUPS) {
+        multiply(task, steps);
+      } else {
+        gather(task, begin, steps);
+      }
     }
     this->finish(task);
   }
@@ -218,6 +222,7 @@ class ForwardWgmmaRide : ForwardWgmmaShare<E, WEIGHT, Along::Depth, GROUPS, COLU
 #pragma unroll
       for (u32 i = 0; i < width / 2; i++) sum[i] = d[first / 2 + i];
       wgmma_hold(sum);
+      wgmma_hold(left);
       wgmma_fence();
       wgmma_m64k16_registers<E, width, Major::K>(sum, left, this->right_descriptor(stage, first, INDEX), 1);
       wgmma_commit();

@@ -59,6 +59,10 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     unsafe fn record(&self, event: Handle, stream: Handle) -> Result<()>;
     /// Lets the stream's later work wait for the event.
     unsafe fn wait(&self, stream: Handle, event: Handle) -> Result<()>;
+    /// Whether the work before a recorded event has been done.
+    unsafe fn has_happened(&self, event: Handle) -> Result<bool>;
+    /// Waits until it has.
+    unsafe fn await_event(&self, event: Handle) -> Result<()>;
     /// Waits for the second of two recorded events and gives the milliseconds between them.
     unsafe fn elapsed(&self, start: Handle, end: Handle) -> Result<f32>;
 

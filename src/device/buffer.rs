@@ -52,11 +52,11 @@ impl<T: Pod> DeviceBuffer<T> {
         Ok(Self { storage: Storage::Owned(Allocation::new(device, bytes)?), len, elements: PhantomData })
     }
 
-    /// Keeps something alive as long as this memory may be read, by a graph if there is one, because the memory points to it. What
-    /// was kept before no longer is.
-    pub(super) fn keep(&mut self, kept: Kept) {
+    /// Keeps something alive as long as this memory may be read, by a graph if there is one, because the memory points to it. Gives
+    /// back what was kept before.
+    pub(super) fn keep(&mut self, kept: Kept) -> Option<Kept> {
         match &mut self.storage {
-            Storage::Owned(allocation) => drop(allocation.kept.replace(kept)),
+            Storage::Owned(allocation) => allocation.kept.replace(kept),
             Storage::Foreign { .. } => unreachable!("memory of others lives as long as they say"),
         }
     }

@@ -210,6 +210,14 @@ impl Backend for Emulator {
         lock(&self.streams).wait(stream, event)
     }
 
+    unsafe fn has_happened(&self, _: Handle) -> Result<bool> {
+        self.expect_alive().map(|()| true)
+    }
+
+    unsafe fn await_event(&self, _: Handle) -> Result<()> {
+        self.expect_alive()
+    }
+
     unsafe fn elapsed(&self, start: Handle, end: Handle) -> Result<f32> {
         self.expect_alive()?;
         lock(&self.streams).elapsed(start, end)

@@ -22,6 +22,9 @@ use crate::error::{Error, Result};
 ///
 /// A launch pays two dependent loads for it before it can ask for A and B. Segments that are given alone spare it those.
 ///
+/// What was in the slot is let go when the exchange has happened, at the next one or when the slot is dropped. Its memory is given
+/// back with its last owner then, unless it was there when a living [`Graph`](super::Graph) was captured: that may still use it.
+///
 /// ```
 /// use fused_lora::device::{DeviceFactors, FactorSlot, Graph, Stream};
 /// use half::f16;
@@ -38,8 +41,10 @@ pub struct FactorSlot<T> {
     none: Arc<DeviceBuffer<u64>>,
     /// Segments that its own take.
     takes: Vec<Place>,
-    /// Puts happen in the order in which they are called, whatever their streams.
-    last_put: Event,
+    /// Exchanges happen in the order in which they are called, whatever their streams.
+    last: Arc<Event>,
+    /// What the word named before an exchange, until that has happened.
+    retired: Vec<(Arc<Event>, Option<Kept>)>,
     dtype: PhantomData<T>,
 }
 
@@ -68,24 +73,19 @@ impl<T: Element> FactorSlot<T> {
     /// [`Error::OutOfDeviceMemory`], [`Error::WrongDevice`]; [`Error::CaptureRefused`] inside a capture.
     pub fn new(stream: &Stream, factors: &DeviceFactors<T>) -> Result<Self> {
         stream.device().expect_same("factors", factors.device())?;
-        let word = DeviceBuffer::zeros(stream, 1)?;
+        // There when this returns, for any stream.
+        let mut word = DeviceBuffer::from_slice(stream, &[factors.table().address()])?;
+        word.keep(factors.keep());
         // Without ranks nothing is read; the addresses are some that could be.
         let none = upload_table(stream, factors.places().iter().map(|_| [word.address(), word.address(), 0, 0]))?;
-        let mut slot = Self {
-            word,
-            none: Arc::new(none),
-            takes: factors.places().to_vec(),
-            last_put: Event::new(stream.device())?,
-            dtype: PhantomData,
-        };
-        slot.last_put.record(stream)?;
-        slot.put(stream, factors)?;
-        Ok(slot)
+        let (takes, last) = (factors.places().to_vec(), Event::new(stream.device())?);
+        last.record(stream)?;
+        Ok(Self { word, none: Arc::new(none), takes, last: Arc::new(last), retired: vec![], dtype: PhantomData })
     }
 
     /// Issues the exchange of whatever is in the slot for these factors, which are kept alive while they are in it. What was
-    /// issued to the stream before still runs with what was there; work of other streams must be ordered by the caller, or it
-    /// runs with either.
+    /// issued to the stream before still runs with what was there; work of other streams is the caller's to order, by events,
+    /// or it runs with either.
     ///
     /// # Errors
     /// [`Error::WrongDevice`]; [`Error::LengthMismatch`] for another number of segments, [`Error::SlotMismatch`] for one with
@@ -117,12 +117,25 @@ impl<T: Element> FactorSlot<T> {
     fn exchange(&mut self, stream: &Stream, table: DeviceSlice<'_, u64>, keep: Kept) -> Result<()> {
         self.device().expect_same("stream", stream.device())?;
         // Replayed later, it would put in what nobody keeps any more.
-        stream.refuse_in_capture("putting factors into a slot")?;
-        stream.wait(&self.last_put)?;
+        let operation = "putting factors into a slot";
+        stream.refuse_in_capture(operation)?;
+        let happened = Arc::new(Event::new(stream.device())?);
+        stream.wait(&self.last)?;
         self.word.as_mut_slice().copy_from(stream, table.slice(table.len() - 1..table.len()))?;
-        // Once the copy is issued: what was in the slot is given back when all that reads it is done.
-        self.word.keep(keep);
-        self.last_put.record(stream)
+        // The word names either from now on, until the copy has happened: both are kept.
+        let before = self.word.keep(keep.clone());
+        if stream.refuse_in_capture(operation).is_err() {
+            // Another thread has begun a capture meanwhile, and the copy is the graph's.
+            self.word.keep(Arc::new((before, keep)));
+            return stream.refuse_in_capture(operation);
+        }
+        let recorded = happened.record(stream);
+        self.retired.push((Arc::clone(&happened), before));
+        recorded?;
+        self.last = happened;
+        // An event that was not recorded, on a device that is lost, keeps what it is for until the end.
+        self.retired.retain(|(happened, _)| !happened.has_happened().unwrap_or(false));
+        Ok(())
     }
 
     /// The device that it is on.
@@ -144,6 +157,13 @@ impl<T: Element> FactorSlot<T> {
     pub fn segments(&self, range: Range<usize>) -> SlotSegments<'_, T> {
         assert!(range.start <= range.end && range.end <= self.len(), "segments {range:?} of {}", self.len());
         SlotSegments { slot: self, first: range.start, len: range.len() }
+    }
+}
+
+impl<T> Drop for FactorSlot<T> {
+    fn drop(&mut self) {
+        // A graph may read the word after this: then it names what the word keeps.
+        let _ = self.last.synchronize();
     }
 }
 

@@ -129,6 +129,26 @@ impl Event {
         Ok(())
     }
 
+    /// Whether the work before it has been done.
+    ///
+    /// # Errors
+    /// [`Error::EventNotRecorded`], [`Error::DeviceLost`] if a kernel failed.
+    pub fn has_happened(&self) -> Result<bool> {
+        self.expect_recorded()?;
+        // SAFETY: the event lives.
+        unsafe { self.device.backend().has_happened(self.handle) }
+    }
+
+    /// Waits on the host until the work before it has been done.
+    ///
+    /// # Errors
+    /// As [`has_happened`](Self::has_happened).
+    pub fn synchronize(&self) -> Result<()> {
+        self.expect_recorded()?;
+        // SAFETY: the event lives.
+        unsafe { self.device.backend().await_event(self.handle) }
+    }
+
     /// Waits for `end` and gives the milliseconds from this event to it, to about half a microsecond.
     ///
     /// # Errors

@@ -43,7 +43,7 @@ pub(crate) const BUGS: &[Bug] = &[
         "threads run two phases ahead",
         WGMMA,
         ForwardWgmma,
-        "if (more != 0) this->together();",
+        "if (more != 0) Tile::together();",
         "",
         Build::Race,
         &[By(Fault::Race), By(Fault::Deadlock)],

@@ -14,10 +14,18 @@ use fused_lora_gpt2::device::{Cache, DeviceAdapters, DeviceForward, DeviceModel,
 use fused_lora_gpt2::{Adapters, Config, Error, Forward, LoraMode, Model, merge_folder, peft};
 use half::{bf16, f16};
 
+fn on_gpu() -> bool {
+    std::env::var("FUSED_LORA_TEST_DEVICE").is_ok_and(|device| device == "cuda")
+}
+
+/// A new emulated GPU.
+fn emulated(compute_capability: (u32, u32)) -> Stream {
+    let config = EmulatorConfig { multiprocessors: 6, compute_capability, ..EmulatorConfig::default() };
+    Stream::new(&Device::emulator(config).unwrap()).unwrap()
+}
+
 fn stream() -> Stream {
-    let on_gpu = std::env::var("FUSED_LORA_TEST_DEVICE").is_ok_and(|device| device == "cuda");
-    let config = EmulatorConfig { multiprocessors: 6, ..EmulatorConfig::default() };
-    Stream::new(&if on_gpu { Device::cuda(0) } else { Device::emulator(config) }.unwrap()).unwrap()
+    if on_gpu() { Stream::new(&Device::cuda(0).unwrap()).unwrap() } else { emulated((9, 0)) }
 }
 
 fn slices(tokens: &[Vec<u32>]) -> Vec<&[u32]> {
@@ -52,7 +60,10 @@ struct OnDevice<W> {
 
 impl<W: Element> OnDevice<W> {
     fn new(model: &Model<W>, adapters: &Adapters<W>) -> Self {
-        let stream = stream();
+        Self::on(stream(), model, adapters)
+    }
+
+    fn on(stream: Stream, model: &Model<W>, adapters: &Adapters<W>) -> Self {
         let adapters = DeviceAdapters::upload(&stream, adapters, &model.config).unwrap();
         Self { model: DeviceModel::upload(&stream, model).unwrap(), stream, adapters }
     }
@@ -134,6 +145,43 @@ fn every_method_in_f16() {
 #[test]
 fn every_method_in_bf16() {
     every_method::<bf16>();
+}
+
+/// On kernels of every generation: those without bf16 in their matrix instructions, those with mma.sync alone, those with wgmma.
+#[test]
+fn every_generation_of_gpus() {
+    fn check<W: Element>() {
+        let model = model::<W>();
+        for compute_capability in [(7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)] {
+            for name in ["lora-attn", "lora-all"] {
+                let adapters = lora(name, &model.config, LoraMode::Fused);
+                let got = OnDevice::on(emulated(compute_capability), &model, &adapters).logits(&tokens());
+                let what = format!("{name} on {compute_capability:?}");
+                assert_close::<W>(&got, &expected(&format!("{name}.logits")), &what);
+            }
+        }
+    }
+    if !on_gpu() {
+        check::<f16>();
+        check::<bf16>();
+    }
+}
+
+#[test]
+fn a_gpu_that_no_kernel_is_written_for_is_refused() {
+    if on_gpu() {
+        return;
+    }
+    let model = model::<f32>();
+    let stream = emulated((7, 0));
+    let adapters = DeviceAdapters::upload(&stream, &Adapters::default(), &model.config).unwrap();
+    let uploaded = DeviceModel::upload(&stream, &model).unwrap();
+    let refused = DeviceForward::new(&stream, &uploaded, &adapters, PassShape::whole(1, 3)).unwrap_err();
+    let Error::Layer { what, source: fused_lora::Error::Unsupported { capability, .. } } = &refused else {
+        panic!("{refused}");
+    };
+    assert_eq!(*capability, (7, 0));
+    assert!(what.starts_with("h.0."), "{refused}");
 }
 
 #[test]
@@ -223,6 +271,17 @@ fn a_captured_pass_runs_with_the_adapter_that_takes_the_others_place() {
 
     let refused = adapters.put(&stream, &upload(&random(5, [5, 3], 8.0)));
     assert!(matches!(refused, Err(Error::Layer { source: fused_lora::Error::SlotMismatch { segment: 0, .. }, .. })));
+    // Of the same shapes in the same order, but for other projections, or on another layer.
+    let of = |target: Target, layer: usize| {
+        let mut lora = Lora::random(&model.config, &[(target, 4)], 8.0, 6).unwrap();
+        lora.layers.iter_mut().enumerate().filter(|(i, _)| *i != layer).for_each(|(_, all)| *all = Default::default());
+        Adapters { lora: Some(lora), ..Adapters::default() }
+    };
+    let mut on_q = upload(&of(Target::Q, 0)).swappable(&stream).unwrap();
+    on_q.put(&stream, &upload(&of(Target::Q, 0))).unwrap();
+    for other in [of(Target::Whole(Projection::AttnOut), 0), of(Target::Q, 1)] {
+        assert!(matches!(on_q.put(&stream, &upload(&other)), Err(Error::OtherAdapters { .. })));
+    }
     let sequential = Adapters { mode: LoraMode::Sequential, ..first.clone() };
     assert!(matches!(adapters.put(&stream, &upload(&sequential)), Err(Error::OtherAdapters { .. })), "not fused");
     assert!(matches!(upload(&sequential).swappable(&stream), Err(Error::OtherAdapters { .. })), "not fused");
@@ -352,8 +411,8 @@ fn a_lost_device_is_a_typed_error_and_another_one_runs() {
     let exact = OnDevice::new(&model, &adapters).logits(&tokens);
     for when in ["eager", "capture", "replay"] {
         let OnDevice { stream, model: uploaded, adapters: own } = &OnDevice::new(&model, &adapters);
-        if stream.device().machine().is_none() {
-            return; // a GPU is not lost that easily
+        if on_gpu() {
+            return; // one is not lost that easily
         }
         let shape = PassShape::whole(tokens.len(), tokens[0].len());
         let mut forward = DeviceForward::new(stream, uploaded, own, shape).unwrap();

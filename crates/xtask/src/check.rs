@@ -8,7 +8,9 @@ use crate::rules::Rule;
 pub(crate) fn violations(kernel: &str, target: &str, usage: &Usage, code: &Code, rules: &[Rule]) -> Vec<String> {
     let mut found = vec![];
     // The compiler may move a load of constant memory up across the wait, where the launch ahead may still be writing.
-    let reads = |name: &&String| ["LD.", "LDG.", "LDGSTS.", "ATOMG.", "RED."].iter().any(|read| name.starts_with(read));
+    let reads = |name: &&String| {
+        ["LD.", "LDG.", "LDGSTS.", "ATOM.", "ATOMG.", "RED.", "REDG."].iter().any(|read| name.starts_with(read))
+    };
     if let Some(early) = code.before_wait.iter().flatten().find(reads) {
         found.push(format!("has {early} before it waits for the launch ahead"));
     }

@@ -167,6 +167,7 @@ driver_functions! {
     cuEventCreate(event: *mut CUevent, flags: c_uint);
     cuEventDestroy_v2(event: CUevent);
     cuEventRecord(event: CUevent, stream: CUstream);
+    cuEventQuery(event: CUevent);
     cuEventSynchronize(event: CUevent);
     cuGraphInstantiateWithFlags(executable: *mut CUgraphExec, graph: CUgraph, flags: u64);
     cuGraphUpload(executable: CUgraphExec, stream: CUstream);

@@ -24,6 +24,8 @@ pub(super) use context::{device_count, properties};
 const NON_BLOCKING: u32 = 1;
 /// `CUDA_ERROR_OUT_OF_MEMORY`.
 const OUT_OF_MEMORY: u32 = 2;
+/// `CUDA_ERROR_NOT_READY`.
+const NOT_READY: u32 = 600;
 
 /// A GPU of this process.
 #[derive(Debug)]
@@ -168,6 +170,21 @@ impl Backend for Cuda {
         let _entered = self.enter()?;
         // SAFETY: the caller's promise.
         Ok(unsafe { driver::cuStreamWaitEvent(stream(waiting), event(what), 0) }?)
+    }
+
+    unsafe fn has_happened(&self, what: Handle) -> Result<bool> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        match unsafe { driver::cuEventQuery(event(what)) } {
+            Err(failure) if failure.code() == NOT_READY => Ok(false),
+            queried => Ok(queried.map(|()| true)?),
+        }
+    }
+
+    unsafe fn await_event(&self, what: Handle) -> Result<()> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { driver::cuEventSynchronize(event(what)) }?)
     }
 
     unsafe fn elapsed(&self, start: Handle, end: Handle) -> Result<f32> {

@@ -106,12 +106,16 @@ impl<W: Element> DeviceAdapters<W> {
     /// scale: passes issued or replayed on the stream afterwards run with those. They stay in memory while they are used.
     ///
     /// # Errors
-    /// [`Error::OtherAdapters`] unless this one is [swappable](Self::swappable) and the other one a fused LoRA alone;
-    /// [`Error::Layer`] for other columns or higher ranks.
+    /// [`Error::OtherAdapters`] unless this one is [swappable](Self::swappable) and the other one a fused LoRA alone, of the same
+    /// projections in every layer; [`Error::Layer`] for other columns or higher ranks.
     pub fn put(&mut self, stream: &Stream, other: &Self) -> Result<()> {
         other.expect_fused()?;
         if other.bottleneck.is_some() || other.prefix.is_some() {
             return Err(other_adapters("a LoRA alone", "one with other adapters"));
+        }
+        // Factors of one shape may be of another projection or another layer.
+        if self.segments != other.segments {
+            return Err(other_adapters("a LoRA of the same projections in every layer", "one of others"));
         }
         self.expect_slot()?.put(stream, &other.factors).map_err(of_slot)
     }

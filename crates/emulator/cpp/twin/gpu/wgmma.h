@@ -27,6 +27,9 @@ GPU_DEVICE void wgmma_hold(float (&d)[N]) {
   emu::wgmma_hold(d);
 }
 
+template <int N>
+GPU_DEVICE void wgmma_hold(u32 (&)[N]) {}
+
 template <class E, int N>
 constexpr void check_wgmma() {
   static_assert(same_type<E, f16> || same_type<E, bf16>, "f16 or bf16");
