@@ -41,7 +41,7 @@ check() {
 }
 
 export FUSED_LORA_TEST_DEVICE=cuda FUSED_LORA_TEST_GOLDEN=$here/golden
-for test in instructions decode merge adamw forward forward_tf32 dx gradients device device_decode device_forward device_backward device_options device_slot device_adamw attention device_attention transformer adapter on_device; do
+for test in instructions decode merge adamw forward forward_tf32 dx gradients device device_decode device_forward device_backward device_options device_slot device_adamw attention device_attention transformer adapter on_device on_device_serving; do
   check "$test" 240 "$here/bin/$test" --test-threads=1
 done
 

@@ -39,7 +39,7 @@ const TESTS: [&str; 19] = [
     "adapter",
 ];
 /// The same of fused-lora-gpt2.
-const MODEL_TESTS: [&str; 1] = ["on_device"];
+const MODEL_TESTS: [&str; 2] = ["on_device", "on_device_serving"];
 
 /// Small enough to be sent along with a job.
 const MOST_BYTES: u64 = 40 << 20;

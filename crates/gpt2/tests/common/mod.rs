@@ -1,6 +1,8 @@
 //! Damaged copies of the golden model and adapters, and what an error must say about them.
 #![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
 
+pub mod device;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
