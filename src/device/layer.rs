@@ -8,7 +8,6 @@ use super::slice::DeviceSlice;
 use crate::abi::{self, LoraFactors, LoraSegment};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::forward::NO_SEGMENT;
 use crate::lora::{Activation, Layout, MAX_RANK};
 
 /// One low-rank product added to some output columns of a layer, in device memory.
@@ -155,7 +154,7 @@ pub(super) fn segment_table<T: Element>(
     segments: &[DeviceSegment<'_, T>],
     sign: f32,
 ) -> ([LoraSegment; abi::LORA_MAX_SEGMENTS as usize], u32) {
-    let mut table = [NO_SEGMENT; abi::LORA_MAX_SEGMENTS as usize];
+    let mut table = [LoraSegment::NONE; abi::LORA_MAX_SEGMENTS as usize];
     let mut t_begin = 0;
     for (place, segment) in table.iter_mut().zip(segments) {
         *place = LoraSegment {

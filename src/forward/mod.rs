@@ -13,7 +13,6 @@ mod tiling;
 pub use adapter::AdapterProblem;
 pub use choice::Plan;
 pub use gradient::Product;
-pub(crate) use params::NO_SEGMENT;
 
 use crate::abi;
 use crate::dtype::DType;

@@ -11,21 +11,23 @@ const BOX_COLUMNS: u32 = 64;
 /// Rows of a box of y: a warpgroup's.
 const BOX_ROWS: u32 = 64;
 
-/// What stands in a table behind the last segment: never read, and NaN if it is.
-pub(crate) const NO_SEGMENT: LoraSegment = LoraSegment {
-    factors: LoraFactors {
-        a: std::ptr::null(),
-        b: std::ptr::null(),
-        a_stride: 0,
-        b_stride: 0,
-        rank: 0,
-        scale: f32::NAN,
-    },
-    begin: 0,
-    end: 0,
-    t_begin: 0,
-    packed_begin: 0,
-};
+impl LoraSegment {
+    /// What stands in a table behind the last segment: never read, and NaN if it is.
+    pub const NONE: Self = Self {
+        factors: LoraFactors {
+            a: std::ptr::null(),
+            b: std::ptr::null(),
+            a_stride: 0,
+            b_stride: 0,
+            rank: 0,
+            scale: f32::NAN,
+        },
+        begin: 0,
+        end: 0,
+        t_begin: 0,
+        packed_begin: 0,
+    };
+}
 
 impl ForwardPlan {
     /// Of a plan with [`tensor_maps`](Self::tensor_maps), the boxes of x, of W0 and of y that the copy engine moves:
@@ -46,7 +48,7 @@ impl ForwardPlan {
     /// `workspace` is the address of a workspace of the layout `room`, which [serves](WorkspaceLayout::serves) the plan.
     #[expect(clippy::cast_possible_truncation, reason = "at most 16 segments of rank 512 at most")]
     pub fn params(&self, segments: &[LoraSegment], workspace: u64, room: &WorkspaceLayout) -> LoraForward {
-        let mut table = [NO_SEGMENT; abi::LORA_MAX_SEGMENTS as usize];
+        let mut table = [LoraSegment::NONE; abi::LORA_MAX_SEGMENTS as usize];
         let (mut t_begin, mut packed_begin) = (0, 0);
         for (place, segment) in table.iter_mut().zip(segments) {
             *place = LoraSegment { t_begin, packed_begin, ..*segment };
@@ -117,9 +119,13 @@ mod tests {
             path: ComputePath::Auto,
         })
         .expect("a plan");
-        let factors = |rank| LoraFactors { rank, ..NO_SEGMENT.factors };
-        let segments =
-            [3, 17, 16].map(|rank| LoraSegment { factors: factors(rank), t_begin: 99, packed_begin: 99, ..NO_SEGMENT });
+        let factors = |rank| LoraFactors { rank, ..LoraSegment::NONE.factors };
+        let segments = [3, 17, 16].map(|rank| LoraSegment {
+            factors: factors(rank),
+            t_begin: 99,
+            packed_begin: 99,
+            ..LoraSegment::NONE
+        });
         let room = WorkspaceLayout { t_words: 5, ..plan.workspace };
         let params = plan.params(&segments, 0x1000, &room);
         let places = params.segments.map(|segment| (segment.t_begin, segment.packed_begin));

@@ -87,21 +87,7 @@ pub fn segment_table<T: Element>(
     slot: Option<usize>,
     uploads: &mut Uploads<'_>,
 ) -> SegmentTable {
-    let none = LoraSegment {
-        factors: LoraFactors {
-            a: std::ptr::null(),
-            b: std::ptr::null(),
-            a_stride: 0,
-            b_stride: 0,
-            rank: 0,
-            scale: f32::NAN,
-        },
-        begin: 0,
-        end: 0,
-        t_begin: 0,
-        packed_begin: 0,
-    };
-    let mut table = [none; abi::LORA_MAX_SEGMENTS as usize];
+    let mut table = [LoraSegment::NONE; abi::LORA_MAX_SEGMENTS as usize];
     let mut t_begin = 0;
     // Another layer's come first, which nobody is to read.
     let mut in_slot = vec![[0u64; 4]; 2];
@@ -124,7 +110,7 @@ pub fn segment_table<T: Element>(
             let LoraFactors { a, b, a_stride, b_stride, rank, scale } = place.factors;
             let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
             in_slot.push([a as u64, b as u64, pair(a_stride, b_stride), pair(rank, scale.to_bits())]);
-            place.factors = LoraFactors { rank: rank + spare as u32, ..none.factors };
+            place.factors = LoraFactors { rank: rank + spare as u32, ..LoraSegment::NONE.factors };
         }
         t_begin += place.factors.rank;
     }
