@@ -1,6 +1,9 @@
-//! The `gemm` crate behind a bounds check.
+//! The kernels of the `gemm` crates behind a bounds check.
+//!
+//! Those for `f32` and `f64` are called by themselves: the crate `gemm` would also compile those for complex numbers, half
+//! of the time that this library's dependencies take to build.
 
-use gemm::Parallelism;
+use gemm_common::Parallelism;
 
 use super::operand::Operand;
 
@@ -13,23 +16,57 @@ pub enum Scale<T> {
     Add(T),
 }
 
-/// A float the `gemm` crate multiplies.
-pub trait Float: num::Float {}
+/// A float that the `gemm` crates multiply.
+pub trait Float: sealed::Float {}
 impl Float for f32 {}
 impl Float for f64 {}
 
-mod num {
+/// The `gemm` crates' kernel for a type: m, n, k; dst, its strides from column to column and from row to row, and whether it
+/// is read; lhs and rhs likewise; what dst and the product are multiplied by; three conjugations, which reals do not have.
+type Kernel<T> = unsafe fn(
+    usize,
+    usize,
+    usize,
+    *mut T,
+    isize,
+    isize,
+    bool,
+    *const T,
+    isize,
+    isize,
+    *const T,
+    isize,
+    isize,
+    T,
+    T,
+    bool,
+    bool,
+    bool,
+    Parallelism,
+);
+
+mod sealed {
+    use super::Kernel;
+
     pub trait Float: Copy + 'static {
         const ZERO: Self;
         const ONE: Self;
+        /// The fastest kernel for this processor.
+        fn kernel() -> Kernel<Self>;
     }
     impl Float for f32 {
         const ZERO: f32 = 0.0;
         const ONE: f32 = 1.0;
+        fn kernel() -> Kernel<f32> {
+            gemm_f32::gemm::f32::get_gemm_fn()
+        }
     }
     impl Float for f64 {
         const ZERO: f64 = 0.0;
         const ONE: f64 = 1.0;
+        fn kernel() -> Kernel<f64> {
+            gemm_f64::gemm::f64::get_gemm_fn()
+        }
     }
 }
 
@@ -52,16 +89,22 @@ pub fn gemm_into<T: Float>(
         Scale::Overwrite(factor) => (false, factor),
         Scale::Add(factor) => (true, factor),
     };
+    // The kernels are made for destinations whose columns are contiguous. A row-major product is that of the transposes.
+    let (m, n, dst_col, dst_row, lhs, rhs) = if dst_stride > 1 {
+        (n, m, dst_stride, 1, rhs.t(), lhs.t())
+    } else {
+        (m, n, 1, dst_stride, lhs, rhs)
+    };
     // SAFETY: the assertions above and the invariant of `Operand` keep every access inside the three slices; `dst` is
-    // borrowed mutably, so it overlaps neither operand; T is f32 or f64, which `gemm` supports.
+    // borrowed mutably, so it overlaps neither operand.
     unsafe {
-        gemm::gemm(
+        T::kernel()(
             m,
             n,
             k,
             dst.as_mut_ptr(),
-            1,
-            dst_stride as isize,
+            dst_col as isize,
+            dst_row as isize,
             read_dst,
             lhs.data().as_ptr(),
             lhs.col_stride() as isize,
