@@ -37,6 +37,17 @@ pub fn built_in() -> BuiltIn {
     BuiltIn { files: SOURCES.len(), compiled: SOURCES.iter().filter(|s| s.fatbin.is_some()).count(), nvcc: NVCC }
 }
 
+/// The kernels as texts, for a machine of the emulator: all that this library was built from.
+#[cfg(feature = "emulator")]
+pub fn emulator_kernels() -> fused_lora_emulator::Kernels {
+    static KERNELS: std::sync::LazyLock<fused_lora_emulator::Kernels> = std::sync::LazyLock::new(|| {
+        let sources = SOURCES.iter().map(|source| (source.path, source.text));
+        let source_of = |kernel: &str| source_of(kernel).map(|source| source.path.to_owned());
+        fused_lora_emulator::Kernels::new(sources.chain(HEADERS.iter().copied()), source_of)
+    });
+    KERNELS.clone()
+}
+
 /// The file that a kernel is in: the one that names most of the kernel's name.
 pub(super) fn source_of(kernel: &str) -> Option<&'static Source> {
     let best = |source: &Source| source.kernels.iter().filter_map(|pattern| matched(pattern, kernel)).max();

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use bytemuck::{AnyBitPattern, NoUninit};
 use fused_lora::abi::TensorMap;
-use fused_lora::device::{Device, DeviceBuffer, KernelParams, LaunchConfig, Stream, Tensor};
+use fused_lora::device::{Device, DeviceBuffer, KernelParams, LaunchConfig, Stream, Tensor, emulator_kernels};
 use fused_lora_emulator::{Build, Completion, Config, Counters, Error, Fault, Launch, Machine, Schedule};
 
 /// Set in the process that the sanitizers' test starts.
@@ -91,7 +91,7 @@ impl Rig {
             let stream = Stream::new(&device).unwrap();
             return Self(Cuda { device, stream, buffers: RefCell::default() });
         }
-        Self::emulator(Machine::new(config).unwrap())
+        Self::emulator(Machine::new(config, &emulator_kernels()).unwrap())
     }
 
     pub fn emulator(machine: Machine) -> Self {
