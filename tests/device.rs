@@ -1,12 +1,10 @@
 //! The device layer: buffers, streams, events, graphs, and everything that can be refused without a GPU.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::ffi::c_void;
 
-use common::device::{device, stream};
-use common::rig::on_gpu;
+use crate::common::device::{device, stream};
+use crate::common::rig::on_gpu;
 use fused_lora::device::{
     Device, DeviceBuffer, DeviceKind, DeviceMatrix, DeviceMatrixMut, DeviceSlice, EmulatorConfig, Event, Graph,
     LaunchConfig, Stream, emulator_kernels,

@@ -8,11 +8,11 @@ use fused_lora::{ComputePath, Element};
 use fused_lora_emulator::{Build, Completion, Config, Fault, Machine, Schedule};
 use half::f16;
 
+use super::gradients;
 use crate::common::decode::{Decode, Options};
 use crate::common::forward::Forward;
 use crate::common::rig::{Failure, Rig};
 use crate::common::{Buffer, RandomLayer, Rng, Shape, merge, shape, steps};
-use crate::gradients;
 
 /// How a bug shows.
 #[derive(Debug, Clone, Copy, PartialEq)]

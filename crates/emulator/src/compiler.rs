@@ -92,7 +92,9 @@ impl Compiler {
     pub(crate) fn machine(&self, build: Build) -> Result<PathBuf, Error> {
         let flags = build.machine_flags();
         let mut hash = Hash::default();
-        [RECIPE, &self.version, &flags.join(" "), &further_flags().join(" ")].into_iter().for_each(|word| hash.add(word));
+        [RECIPE, &self.version, &flags.join(" "), &further_flags().join(" ")]
+            .into_iter()
+            .for_each(|word| hash.add(word));
         MACHINE.iter().filter(|(path, _)| path.starts_with("machine/")).for_each(|(path, text)| {
             hash.add(path);
             hash.add(text);
