@@ -69,9 +69,9 @@ impl On {
                 ..fused_lora::device::EmulatorConfig::default()
             }),
             #[cfg(not(feature = "emulator"))]
-            On::Emulator => {
-                Err(fused_lora::Error::NoEmulator { reason: "build with the feature `emulator`".to_owned() })
-            }
+            On::Emulator => Err(fused_lora::Error::NoEmulator {
+                reason: "this build has none: build it with `--features emulator`".to_owned(),
+            }),
         }
     }
 }

@@ -160,7 +160,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         #[cfg(feature = "emulator")]
         On::Emulator => with_dtype!(dtype, emulator_measure(args)),
         #[cfg(not(feature = "emulator"))]
-        On::Emulator => bail!("this build has no emulator: build with the feature `emulator`"),
+        On::Emulator => bail!("no emulator: this build has none: build it with `--features emulator`"),
     }
 }
 

@@ -8,7 +8,7 @@ use assert_cmd::Command;
 use serde_json::Value;
 
 pub fn golden(name: &str) -> String {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name).display().to_string()
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).display().to_string()
 }
 
 pub fn run(args: &[&str]) -> Output {
@@ -31,6 +31,18 @@ pub fn fail(args: &[&str], code: i32) -> String {
         assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
     }
     stderr
+}
+
+/// Whether there is no device to run on. What is left out for that is said once, on the process's own error stream: the test
+/// harness keeps what tests print.
+pub fn left_out() -> bool {
+    static SAY: std::sync::Once = std::sync::Once::new();
+    let Err(error) = fused_lora::device::Device::expect_emulator() else { return false };
+    SAY.call_once(|| {
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "left out: all tests on the emulator of a GPU ({error})");
+    });
+    true
 }
 
 pub fn json(path: &Path) -> Value {
