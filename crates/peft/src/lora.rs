@@ -64,6 +64,7 @@ impl Adapter {
         let start = initialisation(fields)?;
         let scaling = Scaling::read(fields, max_rank)?;
         let (adapted, mut warnings) = targeted(fields, model)?;
+        warnings.extend(scaling.warnings(&adapted, fields)?);
 
         let mut modules = vec![];
         let mut missing = vec![];
@@ -187,7 +188,10 @@ fn initialisation(fields: &Fields) -> Result<Start> {
             }
             "corda" => return changes_weights("it takes singular values chosen by data off them", initial),
             "loftq" => {
-                return changes_weights("it quantizes them", "PEFT's replace_lora_weights_loftq, or merge it with PEFT");
+                return changes_weights(
+                    "it quantizes them",
+                    "PEFT's replace_lora_weights_loftq, or merge it with PEFT",
+                );
             }
             "lora_ga" => {
                 return changes_weights(

@@ -23,9 +23,14 @@ impl Pattern {
         Self::compile(pattern, &format!(r"\A(?:(.*\.)?({pattern})$)"))
     }
 
-    /// `re.match(rf".*?\.{pattern}\.(\d+)\.", text)`: group 1 is a layer's number.
+    /// `re.match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", text)`: a layer's number behind the name of the list of layers.
     pub(crate) fn layer(pattern: &str) -> Result<Self, String> {
-        Self::compile(pattern, &format!(r"\A(?:.*?\.{pattern}\.(\d+)\.)"))
+        Self::compile(pattern, &format!(r"\A(?:(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.)"))
+    }
+
+    /// `re.match(r".*?\.[^.]*\.(?P<idx>\d+)\.", text)`: the first number between dots, behind two names.
+    pub(crate) fn any_layer() -> Result<Self, String> {
+        Self::compile("", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")
     }
 
     fn compile(pattern: &str, whole: &str) -> Result<Self, String> {
@@ -45,10 +50,10 @@ impl Pattern {
         self.0.is_match(text).map_err(|_| "takes too many steps to match".into())
     }
 
-    /// Group 1 of a match.
-    pub(crate) fn first_group(&self, text: &str) -> Result<Option<String>, String> {
+    /// Whether it matches, and the group `idx` if that took part.
+    pub(crate) fn index(&self, text: &str) -> Result<Option<Option<String>>, String> {
         let captures = self.0.captures(text).map_err(|_| String::from("takes too many steps to match"))?;
-        Ok(captures.map(|c| c.get(1).map_or(String::new(), |group| group.as_str().into())))
+        Ok(captures.map(|c| c.name("idx").map(|group| group.as_str().to_owned())))
     }
 }
 
@@ -179,8 +184,14 @@ mod tests {
         assert!(!Pattern::tail("attn").unwrap().is_match("h.0.c_attn").unwrap());
         // The bar ends at the parenthesis that PEFT puts around a key.
         assert!(!Pattern::tail("a|b").unwrap().is_match("a.c").unwrap());
-        assert_eq!(Pattern::layer("h").unwrap().first_group("transformer.h.11.attn.c_attn"), Ok(Some("11".into())));
-        assert_eq!(Pattern::layer("h").unwrap().first_group("h.11.attn.c_attn"), Ok(None));
+        let number = |n: &str| Ok(Some(Some(n.to_owned())));
+        assert_eq!(Pattern::layer("h").unwrap().index("transformer.h.11.attn.c_attn"), number("11"));
+        assert_eq!(Pattern::layer("h").unwrap().index("h.11.attn.c_attn"), number("11"));
+        assert_eq!(Pattern::layer("h").unwrap().index("transformer.gh.11.attn"), Ok(None));
+        // The bar ends at nothing here: the first half of it has no number.
+        assert_eq!(Pattern::layer("h|x").unwrap().index("h.1.attn"), Ok(Some(None)));
+        assert_eq!(Pattern::any_layer().unwrap().index("transformer.h.11.attn.c_attn"), number("11"));
+        assert_eq!(Pattern::any_layer().unwrap().index("h.11.attn.c_attn"), Ok(None));
     }
 
     #[test]

@@ -2,17 +2,25 @@
 
 use serde_json::Value;
 
-use crate::error::{Result, one_line};
+use crate::error::{Result, Warning, few, one_line};
 use crate::fields::Fields;
 use crate::pattern::Pattern;
+use crate::targets::Module;
 
 /// The ranks and scales of all modules.
 pub(crate) struct Scaling {
     rank: usize,
     alpha: f64,
     rank_stabilized: bool,
-    ranks: Vec<(Pattern, usize)>,
-    alphas: Vec<(Pattern, f64)>,
+    ranks: Vec<Special<usize>>,
+    alphas: Vec<Special<f64>>,
+}
+
+/// The rank or numerator of the modules that a pattern matches.
+struct Special<T> {
+    key: String,
+    pattern: Pattern,
+    value: T,
 }
 
 impl Scaling {
@@ -47,15 +55,44 @@ impl Scaling {
         let divisor = if self.rank_stabilized { (rank as f64).sqrt() } else { rank as f64 };
         Ok((rank, (alpha / divisor) as f32))
     }
+
+    /// What PEFT warns of once the modules are known.
+    pub(crate) fn warnings(&self, modules: &[&Module], fields: &Fields) -> Result<Vec<Warning>> {
+        let ranks = unused(&self.ranks, modules, fields, "rank_pattern")?;
+        let alphas = unused(&self.alphas, modules, fields, "alpha_pattern")?;
+        Ok(ranks.into_iter().chain(alphas).collect())
+    }
 }
 
-fn first<T: Copy>(patterns: &[(Pattern, T)], module: &str, fields: &Fields, field: &str) -> Result<Option<T>> {
-    for (pattern, value) in patterns {
-        if pattern.is_match(module).map_err(|what| fields.refuse(field, &format!("which {what}")))? {
-            return Ok(Some(*value));
+fn first<T: Copy>(specials: &[Special<T>], module: &str, fields: &Fields, field: &str) -> Result<Option<T>> {
+    for special in specials {
+        if special.matches(module, fields, field)? {
+            return Ok(Some(special.value));
         }
     }
     Ok(None)
+}
+
+impl<T> Special<T> {
+    fn matches(&self, module: &str, fields: &Fields, field: &str) -> Result<bool> {
+        self.pattern.is_match(module).map_err(|what| fields.refuse(field, &format!("which {what}")))
+    }
+}
+
+/// Warns of keys that match none of the modules.
+fn unused<T>(specials: &[Special<T>], modules: &[&Module], fields: &Fields, field: &str) -> Result<Option<Warning>> {
+    let mut unused = vec![];
+    for special in specials {
+        let mut used = false;
+        for module in modules {
+            used |= special.matches(&module.name, fields, field)?;
+        }
+        if !used {
+            unused.push(&special.key);
+        }
+    }
+    let message = || format!("{field} names {}, which matches no adapted module", few(&unused));
+    Ok((!unused.is_empty()).then(|| Warning::new(fields.path(), message())))
 }
 
 fn patterns<T>(
@@ -63,7 +100,7 @@ fn patterns<T>(
     field: &str,
     kind: &str,
     read: impl Fn(&Value) -> Option<T>,
-) -> Result<Vec<(Pattern, T)>> {
+) -> Result<Vec<Special<T>>> {
     let map = match fields.get(field) {
         None | Some(Value::Null) => return Ok(vec![]),
         Some(Value::Object(map)) => map,
@@ -74,7 +111,7 @@ fn patterns<T>(
             let pattern = Pattern::tail(key).map_err(|what| fields.refuse(field, &format!("but {what}")))?;
             let value = read(value)
                 .ok_or_else(|| fields.refuse(field, &format!("but '{}' maps to no {kind} number", one_line(key))))?;
-            Ok((pattern, value))
+            Ok(Special { key: key.clone(), pattern, value })
         })
         .collect()
 }

@@ -148,9 +148,10 @@ impl Targets {
         let Some(layers) = &self.layers else { return Ok(true) };
         let bad = |what: String| fields.refuse("layers_pattern", &format!("which {what}"));
         for pattern in &layers.patterns {
-            if let Some(number) = pattern.first_group(&module.name).map_err(bad)? {
-                let number = number.parse::<i64>().map_err(|_| bad("finds a layer that has no number".into()))?;
-                return Ok(layers.numbers.contains(&number));
+            // The first pattern that matches decides, even if it finds no number.
+            if let Some(number) = pattern.index(&module.name).map_err(bad)? {
+                let number = number.and_then(|n| n.parse::<i64>().ok());
+                return Ok(number.is_some_and(|number| layers.numbers.contains(&number)));
             }
         }
         Ok(false)
@@ -212,8 +213,8 @@ impl Layers {
         if numbers.is_empty() {
             return Ok(None);
         }
-        // Without a pattern, the first number between two dots is the layer's.
-        let patterns = if patterns.is_empty() { vec![pattern("[^.]*")?] } else { patterns };
+        let any = || Pattern::any_layer().map_err(|what| fields.refuse("layers_pattern", &what));
+        let patterns = if patterns.is_empty() { vec![any()?] } else { patterns };
         Ok(Some(Self { numbers, patterns }))
     }
 }
