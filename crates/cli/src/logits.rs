@@ -9,7 +9,7 @@ use fused_lora::device::Stream;
 use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
 use fused_lora_gpt2::device::{DeviceAdapters, DeviceForward, DeviceModel, PassShape};
 use fused_lora_gpt2::{Adapters, Checkpoint, Forward, LoraMode, Model, Warning, peft, write_tensors};
-use fused_lora_peft::few;
+use fused_lora_peft::{few, one_line};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -97,7 +97,7 @@ fn compute<W: Element>(args: &Args, on: On) -> Result<()> {
         On::Cpu => Forward::new().logits(&model, &adapters, &sequences).map(<[f32]>::to_vec),
         _ => on_device(on, &model, &adapters, &sequences),
     };
-    let logits = logits.with_context(|| format!("--tokens {}", args.tokens))?;
+    let logits = logits.with_context(|| format!("--tokens {}", one_line(&args.tokens)))?;
     if !fused_lora::cpu::vector::all_finite(&logits) {
         bail!("{}: the logits are not all finite; nothing was written", args.model.display());
     }
@@ -135,7 +135,9 @@ fn read_tokens(text: &str) -> Result<Vec<Vec<u32>>> {
     }
     let id = |id: &str| {
         let expected = "expected token ids such as \"1,2,3;4,5,6\", or a safetensors file";
-        id.trim().parse::<u32>().with_context(|| format!("--tokens: '{}' is not a token id, {expected}", id.trim()))
+        id.trim()
+            .parse::<u32>()
+            .with_context(|| format!("--tokens: '{}' is not a token id, {expected}", one_line(id.trim())))
     };
     text.split(';').map(|sequence| sequence.split(',').map(id).collect()).collect()
 }

@@ -5,7 +5,11 @@
 //!
 //! # fn main() -> Result<(), fused_lora_gpt2::Error> {
 //! let model = Model::<f32>::load("gpt2-medium".as_ref())?;
-//! let adapters = Adapters { lora: Some(peft::load_lora("my-adapter".as_ref(), &model.config)?), ..Adapters::default() };
+//! let lora = peft::load_lora("my-adapter".as_ref(), &model.config)?;
+//! for warning in model.warnings().iter().chain(lora.warnings()) {
+//!     eprintln!("{warning}");
+//! }
+//! let adapters = Adapters { lora: Some(lora), ..Adapters::default() };
 //! let mut forward = Forward::new();
 //! let logits = forward.logits(&model, &adapters, &[&[15496, 995]])?;
 //! # let _ = logits; Ok(()) }

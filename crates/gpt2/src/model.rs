@@ -101,6 +101,12 @@ impl<W: Element> Model<W> {
         let prefix = key_prefix(&file);
         check_keys(&file, prefix, &config)?;
         let mut warnings: Vec<Warning> = config_fields::warnings(&fields).into_iter().collect();
+        let adapter = folder.join("adapter_config.json");
+        if adapter.exists() {
+            let message = "not read: the folder is loaded as a model, where transformers would load the adapter and the \
+                           model that this file names";
+            warnings.push(Warning::new(adapter, message));
+        }
         let floats = |key: String, shape: &[usize]| file.floats::<W>(&format!("{prefix}{key}"), shape);
         let norm = |key: String| -> Result<Norm> {
             let wide = |what| {
