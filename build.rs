@@ -15,6 +15,11 @@ use sha2::{Digest, Sha256};
 /// Every machine the kernels are compiled for, as `cargo xtask sass` checks them.
 const TARGETS: [&str; 7] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
 
+/// Of these, the ones to make machine code for, if not all: names with spaces between.
+const ONLY: &str = "FUSED_LORA_TARGETS";
+/// A folder to put the machine code into, a file for each source, instead of building it in: several programs can share it.
+const IMAGES: &str = "FUSED_LORA_IMAGES";
+
 /// Compressed, a fatbin is a third as large; the driver unpacks what it needs.
 const FLAGS: [&str; 5] = ["-std=c++17", "-O3", "--Werror", "all-warnings", "-Xfatbin=-compress-all"];
 
@@ -24,25 +29,38 @@ fn main() {
     let kernels = root.join("kernels");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed={}", kernels.display());
-    for name in ["FUSED_LORA_NVCC", "CUDA_HOME", "CUDA_PATH", "DOCS_RS"] {
+    for name in [ONLY, IMAGES, "FUSED_LORA_NVCC", "CUDA_HOME", "CUDA_PATH", "DOCS_RS"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
 
     println!("cargo:rerun-if-env-changed=FUSED_LORA_TEST_KERNELS");
-    let texts = read_sources(&kernels, env::var_os("FUSED_LORA_TEST_KERNELS").is_some());
+    // The emulator runs the test kernels as well, from their texts; machine code of them is for tests on a GPU.
+    let compile_tests = env::var_os("FUSED_LORA_TEST_KERNELS").is_some();
+    let texts = read_sources(&kernels, compile_tests || env::var_os("CARGO_FEATURE_EMULATOR").is_some());
     let nvcc = Nvcc::find();
+    let images = env::var_os(IMAGES).map(PathBuf::from);
     let mut table = String::from("pub(super) static SOURCES: &[Source] = &[\n");
     for (path, text) in texts.iter().filter(|(path, _)| path.ends_with(".cu")) {
         let targets = targets(path, text);
-        let fatbin = nvcc.as_ref().and_then(|nvcc| nvcc.fatbin(&kernels, &out, path, &targets, &texts));
-        let fatbin = fatbin.map(|file| format!("include_bytes!({file:?})"));
+        let compiler = nvcc.as_ref().filter(|_| compile_tests || !path.starts_with("test/"));
+        let compiled: Vec<&str> = targets.iter().copied().filter(|target| is_wanted(target)).collect();
+        // Where it is shared it is also kept, so that a second build of this package finds it.
+        let kept = images.as_ref().unwrap_or(&out);
+        let fatbin = compiler.and_then(|nvcc| nvcc.fatbin(&kernels, kept, path, &compiled, &texts));
+        let image = match (fatbin, &images) {
+            (None, _) => "Image::None".to_owned(),
+            (Some(file), None) => format!("Image::BuiltIn(include_bytes!({file:?}))"),
+            (Some(file), Some(_)) => {
+                let name = file.file_name().expect("it is a file").to_string_lossy().into_owned();
+                format!("Image::Beside({name:?})")
+            }
+        };
         let names = kernel_names(text);
         let _ = writeln!(
             table,
             "    Source {{ path: {path:?}, text: include_str!({:?}), kernels: &{names:?}, targets: &{targets:?}, \
-             fatbin: {} }},",
+             image: {image} }},",
             kernels.join(path),
-            fatbin.map_or("None".to_owned(), |bytes| format!("Some({bytes})")),
         );
     }
     table.push_str("];\n\npub(super) static HEADERS: &[(&str, &str)] = &[\n");
@@ -54,7 +72,7 @@ fn main() {
     fs::write(out.join("images.rs"), table).expect("OUT_DIR can be written to");
 }
 
-/// Everything below kernels/ that a library needs, by its path there; the test kernels only for tests on a GPU.
+/// Everything below kernels/ that a library needs, by its path there; the test kernels only where tests run.
 fn read_sources(kernels: &Path, with_tests: bool) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![kernels.to_path_buf()];
@@ -71,6 +89,13 @@ fn read_sources(kernels: &Path, with_tests: bool) -> BTreeMap<String, String> {
         }
     }
     found
+}
+
+fn is_wanted(target: &str) -> bool {
+    let Ok(only) = env::var(ONLY) else { return true };
+    let unknown = only.split_whitespace().find(|name| !TARGETS.contains(name));
+    assert!(unknown.is_none(), "${ONLY} names {unknown:?}, expected some of {TARGETS:?}");
+    only.split_whitespace().any(|name| name == target)
 }
 
 /// The targets that a source names in a line `// targets: ...`, else all.

@@ -323,6 +323,17 @@ pub enum Error {
         /// What became of looking for NVRTC.
         reason: String,
     },
+    /// This build keeps its machine code in files, and one of them cannot be read.
+    #[error(
+        "cannot read {} ({reason}): this build's kernels lie in files, in a folder 'images' beside the program or named in \
+         $FUSED_LORA_IMAGES", path.display()
+    )]
+    NoImage {
+        /// Where the file was looked for.
+        path: std::path::PathBuf,
+        /// Why it cannot be read.
+        reason: String,
+    },
     /// NVRTC could not compile a kernel.
     #[error("NVRTC cannot compile {file} for {target}: {log}")]
     CompilationFailed {

@@ -1,13 +1,11 @@
 //! The optimizer's safe calls: against the CPU's steps, replayed from graphs, and each way in which they can be refused.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
+use crate::common::Rng;
+use crate::common::adamw::{State, Tensor, draw};
+use crate::common::device::{device, stream};
+use crate::common::rig::on_gpu;
 use bytemuck::Pod;
-use common::Rng;
-use common::adamw::{State, Tensor, draw};
-use common::device::{device, stream};
-use common::rig::on_gpu;
 use fused_lora::device::{
     Device, DeviceBuffer, DeviceParameter, DeviceSlice, DeviceSliceMut, EmulatorConfig, Graph, Optimizer, Stream,
 };

@@ -1,12 +1,10 @@
 //! The safe attention call: against the reference, with a cache in a replayed graph, and each way in which it can be refused.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::attention::{Case, Memory, Operands, Outputs};
-use common::device::device;
-use common::rig::on_gpu;
-use common::{Buffer, Rng};
+use crate::common::attention::{Case, Memory, Operands, Outputs};
+use crate::common::device::device;
+use crate::common::rig::on_gpu;
+use crate::common::{Buffer, Rng};
 use fused_lora::attention::AttentionShape;
 use fused_lora::device::{
     Attention, AttentionMemory, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSlice, DeviceSliceMut, Graph,

@@ -2,14 +2,12 @@
 //! shared workspaces, and each way in which it can be refused.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::backward::{Asked, Given, factors, input, random, run};
-use common::decode::LAYOUTS;
-use common::device::stream;
-use common::golden::Golden;
-use common::rig::on_gpu;
-use common::{Buffer, RandomLayer, Shape, steps};
+use crate::common::backward::{Asked, Given, factors, input, random, run};
+use crate::common::decode::LAYOUTS;
+use crate::common::device::stream;
+use crate::common::golden::Golden;
+use crate::common::rig::on_gpu;
+use crate::common::{Buffer, RandomLayer, Shape, steps};
 use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
     Backward, BackwardInput, BackwardOptions, BackwardOutput, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut,
@@ -294,7 +292,7 @@ const RANK: usize = 4;
 /// A 16 to 8 layer of rank 4 whose pass is made wrong in one way at a time.
 #[test]
 fn each_wrong_pass_has_its_error_and_launches_nothing() -> Result<()> {
-    if common::rig::on_gpu() {
+    if crate::common::rig::on_gpu() {
         return Ok(()); // it takes two devices
     }
     let (stream, other) = (stream(), stream());

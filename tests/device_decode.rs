@@ -1,13 +1,11 @@
 //! The safe decode call: against the reference, in graphs, and each way in which it can be refused.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::device::{OnDevice, device, shape, stream};
-use common::forward::on_the_way_out;
-use common::rig::on_gpu;
-use common::small::{D_IN, D_OUT, RANK, Small};
-use common::{Buffer, RandomLayer, Rng, Shape, steps};
+use crate::common::device::{OnDevice, device, shape, stream};
+use crate::common::forward::on_the_way_out;
+use crate::common::rig::on_gpu;
+use crate::common::small::{D_IN, D_OUT, RANK, Small};
+use crate::common::{Buffer, RandomLayer, Rng, Shape, steps};
 use fused_lora::WorkspaceLayout;
 use fused_lora::decode::MAX_TOKENS;
 use fused_lora::device::{

@@ -2,14 +2,12 @@
 //! which it can be refused.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::decode::LAYOUTS;
-use common::device::{OnDevice, TRAINING, shape, stream};
-use common::forward::expected;
-use common::rig::on_gpu;
-use common::small::{D_IN, D_OUT, RANK, Small};
-use common::{Buffer, RandomLayer, Rng, Shape, steps};
+use crate::common::decode::LAYOUTS;
+use crate::common::device::{OnDevice, TRAINING, shape, stream};
+use crate::common::forward::expected;
+use crate::common::rig::on_gpu;
+use crate::common::small::{D_IN, D_OUT, RANK, Small};
+use crate::common::{Buffer, RandomLayer, Rng, Shape, steps};
 use fused_lora::decode::MAX_TOKENS;
 use fused_lora::device::{
     Decode, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceOutput, DeviceResidual, DeviceSegment,

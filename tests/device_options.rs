@@ -1,11 +1,9 @@
 //! The safe forward call with options: the path, dropout with an offset on the host and on the device.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::device::{OnDevice, TRAINING, shape, stream};
-use common::forward::{expected, expected_in_tf32};
-use common::{Buffer, RandomLayer, Rng, steps};
+use crate::common::device::{OnDevice, TRAINING, shape, stream};
+use crate::common::forward::{expected, expected_in_tf32};
+use crate::common::{Buffer, RandomLayer, Rng, steps};
 use fused_lora::decode::MAX_TOKENS;
 use fused_lora::device::{
     DeviceBuffer, DeviceDropout, DeviceInput, DeviceSlice, Forward, ForwardOptions, Graph, Workspace,

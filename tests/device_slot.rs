@@ -2,12 +2,10 @@
 //! which factors can be refused.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::device::{OnDevice, device};
-use common::forward::expected;
-use common::rig::on_gpu;
-use common::{Buffer, RandomLayer, Rng, Shape, steps};
+use crate::common::device::{OnDevice, device};
+use crate::common::forward::expected;
+use crate::common::rig::on_gpu;
+use crate::common::{Buffer, RandomLayer, Rng, Shape, steps};
 use fused_lora::device::{
     Device, DeviceBuffer, DeviceFactors, DeviceInput, Event, FactorSlot, Forward, Graph, Stream, Workspace,
 };

@@ -2,11 +2,9 @@
 //! of threads, and the mask that the kernels make.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::decode::LAYOUTS;
-use common::device::{OnDevice, device};
-use common::{Buffer, RandomLayer, Rng, Shape, steps};
+use crate::common::decode::LAYOUTS;
+use crate::common::device::{OnDevice, device};
+use crate::common::{Buffer, RandomLayer, Rng, Shape, steps};
 use fused_lora::cpu::{self, Accumulate, Input, SegmentGradient};
 use fused_lora::device::{DeviceInput, Forward, ForwardOptions, Stream, Workspace};
 use fused_lora::dropout::Dropout;

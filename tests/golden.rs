@@ -2,10 +2,8 @@
 //! (tests/golden/README.md).
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::Buffer;
-use common::golden::Golden;
+use crate::common::Buffer;
+use crate::common::golden::Golden;
 use fused_lora::cpu::{self, Accumulate, SegmentGradient, SequentialBuffers};
 use fused_lora::lora::{Epilogue, LoraLinear, Segment, Weight};
 use fused_lora::{MatrixRef, reference};

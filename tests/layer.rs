@@ -1,9 +1,7 @@
 //! The layer against the float64 reference, element by element: every layout, type, shape and stride.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{Buffer, RandomLayer, Rng, Shape, shape, steps};
+use crate::common::{Buffer, RandomLayer, Rng, Shape, shape, steps};
 use fused_lora::cpu::{self, Accumulate, SegmentGradient, SequentialBuffers};
 use fused_lora::lora::{Activation, Epilogue, Layout, Residual};
 use fused_lora::{Element, Error, reference};

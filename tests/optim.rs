@@ -1,10 +1,8 @@
 //! AdamW against the float64 reference, and what a step must leave alone.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::Rng;
-use common::adamw::{State, draw, exact, step_exactly};
+use crate::common::Rng;
+use crate::common::adamw::{State, draw, exact, step_exactly};
 use fused_lora::optim::{AdamW, Factor, Skip, Step};
 use fused_lora::{Element, Error};
 use half::{bf16, f16};

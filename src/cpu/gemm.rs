@@ -90,11 +90,8 @@ pub fn gemm_into<T: Float>(
         Scale::Add(factor) => (true, factor),
     };
     // The kernels are made for destinations whose columns are contiguous. A row-major product is that of the transposes.
-    let (m, n, dst_col, dst_row, lhs, rhs) = if dst_stride > 1 {
-        (n, m, dst_stride, 1, rhs.t(), lhs.t())
-    } else {
-        (m, n, 1, dst_stride, lhs, rhs)
-    };
+    let (m, n, dst_col, dst_row, lhs, rhs) =
+        if dst_stride > 1 { (n, m, dst_stride, 1, rhs.t(), lhs.t()) } else { (m, n, 1, dst_stride, lhs, rhs) };
     // SAFETY: the assertions above and the invariant of `Operand` keep every access inside the three slices; `dst` is
     // borrowed mutably, so it overlaps neither operand.
     unsafe {

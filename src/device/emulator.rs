@@ -29,6 +29,8 @@ pub(super) struct Emulator {
     machine: Machine,
     properties: Properties,
     streams: Mutex<Streams>,
+    /// Names of the kernels that were asked for; a handle is a place in it.
+    kernels: Mutex<Vec<String>>,
     /// Of the latest launches that nobody has asked about yet, oldest first.
     counters: Mutex<VecDeque<Counters>>,
     /// Launches that are left until the device is lost.
@@ -44,6 +46,7 @@ impl From<emulator::Error> for Error {
     fn from(error: emulator::Error) -> Self {
         match error {
             emulator::Error::OutOfMemory { bytes } => Error::OutOfDeviceMemory { bytes },
+            emulator::Error::Unavailable { reason } => Error::NoEmulator { reason },
             emulator::Error::NoSuchKernel(kernel) => Error::NoSuchKernel { kernel },
             emulator::Error::WrongParameters { kernel, expected, actual } => {
                 Error::WrongParameters { kernel, expected, actual }
@@ -59,7 +62,7 @@ impl From<emulator::Error> for Error {
 impl Emulator {
     pub(super) fn new(config: Config) -> Result<Self> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let machine = Machine::new(config)?;
+        let machine = Machine::new(config, &super::image::emulator_kernels())?;
         let properties = Properties {
             name: format!("emulator:{}", COUNT.fetch_add(1, Ordering::Relaxed)),
             kind: DeviceKind::Emulator,
@@ -74,7 +77,14 @@ impl Emulator {
             memory_clock_khz: 0,
             memory_bus_bits: 0,
         };
-        Ok(Self { machine, properties, streams: Mutex::default(), counters: Mutex::default(), left: Mutex::default() })
+        Ok(Self {
+            machine,
+            properties,
+            streams: Mutex::default(),
+            kernels: Mutex::default(),
+            counters: Mutex::default(),
+            left: Mutex::default(),
+        })
     }
 
     fn expect_alive(&self) -> Result<()> {
@@ -111,8 +121,8 @@ impl Emulator {
                     *left -= 1;
                 }
                 let LaunchConfig { grid, block, shared_bytes, cluster, .. } = *config;
-                let name = &self.machine.kernels()[kernel.0].name;
-                let launch = emulator::Launch { kernel: name, grid, block, shared_bytes, cluster, params };
+                let name = lock(&self.kernels)[kernel.0].clone();
+                let launch = emulator::Launch { kernel: &name, grid, block, shared_bytes, cluster, params };
                 // SAFETY: the caller's promise.
                 let counters = unsafe { self.machine.launch(&launch) }?;
                 let threads = grid.iter().map(|&ctas| u64::from(ctas)).product::<u64>() * u64::from(block);
@@ -252,9 +262,12 @@ impl Backend for Emulator {
     }
 
     fn kernel(&self, name: &str) -> Result<Found> {
-        let index = self.machine.kernels().iter().position(|kernel| kernel.name == name);
-        let index = index.ok_or_else(|| Error::NoSuchKernel { kernel: name.to_owned() })?;
-        let kernel = &self.machine.kernels()[index];
+        let kernel = self.machine.kernel(name)?;
+        let mut kernels = lock(&self.kernels);
+        let index = kernels.iter().position(|known| known == name).unwrap_or(kernels.len());
+        if index == kernels.len() {
+            kernels.push(name.to_owned());
+        }
         let attributes = KernelAttributes {
             max_threads: kernel.max_threads,
             registers: 0,

@@ -1,5 +1,9 @@
 //! The kernels as they are built into this library, and which of them a device can run.
 
+use std::borrow::Cow;
+use std::env;
+use std::path::PathBuf;
+
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
@@ -15,7 +19,19 @@ pub(super) struct Source {
     /// What it is written for, as nvcc calls it: `sm_80`, `sm_90a`.
     pub(super) targets: &'static [&'static str],
     /// Machine code for the targets that nvcc knew, and PTX.
-    pub(super) fatbin: Option<&'static [u8]>,
+    pub(super) image: Image,
+}
+
+/// Where the machine code of a file of kernels is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code)] // a build uses two of them at most
+pub(super) enum Image {
+    /// Nowhere: NVRTC compiles it.
+    None,
+    /// In this library.
+    BuiltIn(&'static [u8]),
+    /// In a file of this name, which several programs share.
+    Beside(&'static str),
 }
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
@@ -34,7 +50,18 @@ pub struct BuiltIn {
 
 /// What of the kernels is built into this library.
 pub fn built_in() -> BuiltIn {
-    BuiltIn { files: SOURCES.len(), compiled: SOURCES.iter().filter(|s| s.fatbin.is_some()).count(), nvcc: NVCC }
+    BuiltIn { files: SOURCES.len(), compiled: SOURCES.iter().filter(|s| s.image != Image::None).count(), nvcc: NVCC }
+}
+
+/// The kernels as texts, for a machine of the emulator: all that this library was built from.
+#[cfg(feature = "emulator")]
+pub fn emulator_kernels() -> fused_lora_emulator::Kernels {
+    static KERNELS: std::sync::LazyLock<fused_lora_emulator::Kernels> = std::sync::LazyLock::new(|| {
+        let sources = SOURCES.iter().map(|source| (source.path, source.text));
+        let source_of = |kernel: &str| source_of(kernel).map(|source| source.path.to_owned());
+        fused_lora_emulator::Kernels::new(sources.chain(HEADERS.iter().copied()), source_of)
+    });
+    KERNELS.clone()
 }
 
 /// The file that a kernel is in: the one that names most of the kernel's name.
@@ -72,7 +99,31 @@ fn parse(target: &str) -> Option<((u32, u32), bool)> {
     Some(((number / 10, number % 10), digits != name))
 }
 
+/// Where images that are not built in lie: `$FUSED_LORA_IMAGES`, else `images` beside the program or beside its folder.
+fn image_folder() -> Option<PathBuf> {
+    if let Some(folder) = env::var_os("FUSED_LORA_IMAGES") {
+        return Some(folder.into());
+    }
+    let program = env::current_exe().ok()?;
+    program.ancestors().skip(1).take(2).map(|folder| folder.join("images")).find(|folder| folder.is_dir())
+}
+
 impl Source {
+    /// Its machine code, if a compiler has made it.
+    ///
+    /// # Errors
+    /// [`Error::NoImage`] if the file that this build keeps it in cannot be read.
+    pub(super) fn machine_code(&self) -> Result<Option<Cow<'static, [u8]>>> {
+        let name = match self.image {
+            Image::None => return Ok(None),
+            Image::BuiltIn(bytes) => return Ok(Some(bytes.into())),
+            Image::Beside(name) => name,
+        };
+        let path = image_folder().unwrap_or_else(|| "images".into()).join(name);
+        let failed = |error: std::io::Error| Error::NoImage { path: path.clone(), reason: error.to_string() };
+        std::fs::read(&path).map(|bytes| Some(bytes.into())).map_err(failed)
+    }
+
     /// Whether it is written for a device of this compute capability.
     pub(super) fn supports(&self, capability: (u32, u32)) -> bool {
         let runs = |(target, alone): ((u32, u32), bool)| target == capability || (!alone && target <= capability);
@@ -113,7 +164,7 @@ mod tests {
     use super::*;
 
     const BOTH: Source =
-        Source { path: "a.cu", text: "", kernels: &[], targets: &["sm_80", "sm_90a", "sm_100"], fatbin: None };
+        Source { path: "a.cu", text: "", kernels: &[], targets: &["sm_80", "sm_90a", "sm_100"], image: Image::None };
     const HOPPER: Source = Source { targets: &["sm_90a"], ..BOTH };
 
     #[test]

@@ -72,6 +72,8 @@ pub use factors::DeviceFactors;
 #[cfg(feature = "emulator")]
 pub use fused_lora_emulator::{Config as EmulatorConfig, Counters as LaunchCounters, Machine};
 pub use graph::Graph;
+#[cfg(feature = "emulator")]
+pub use image::emulator_kernels;
 pub use image::{BuiltIn, built_in};
 pub use kernel::{Kernel, KernelParams, LaunchConfig};
 pub use layer::{DeviceLora, DeviceResidual, DeviceSegment};
@@ -134,10 +136,10 @@ impl Device {
         cuda::properties(ordinal)
     }
 
-    /// A new emulated GPU with memory of its own.
+    /// A new emulated GPU with memory of its own. A C++ compiler, g++ or clang++, compiles a kernel when it is first asked for.
     ///
     /// # Errors
-    /// [`Error::NoEmulator`].
+    /// [`Error::NoEmulator`] without a C++ compiler.
     #[cfg(feature = "emulator")]
     pub fn emulator(config: EmulatorConfig) -> Result<Self> {
         Ok(Self::new(emulator::Emulator::new(config)?))

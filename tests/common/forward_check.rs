@@ -8,7 +8,7 @@ use fused_lora_emulator::Completion;
 
 use super::decode::Options;
 use super::forward::{Forward, Outputs, expected, expected_in_parts, expected_in_tf32};
-use super::rig::{Rig, SCHEDULES};
+use super::rig::{Rig, SCHEDULES, schedules};
 use super::{Buffer, RandomLayer, Rng, Shape, steps};
 
 /// What the kernels on mma.sync are planned for, and those on wgmma.
@@ -37,7 +37,7 @@ pub fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<
         expected(&random, &x, options.activation, added.as_ref(), options.dropout.as_ref())
     };
     let mut first: Option<Outputs<T>> = None;
-    for (schedule, resident) in SCHEDULES {
+    for &(schedule, resident) in schedules(&SCHEDULES) {
         let what = format!("{}, seed {seed}, {shape:?}, {schedule:?}, {}", T::DTYPE, forward.plan);
         rig.set_schedule(schedule, Completion::Late, resident);
         let outputs = forward.run().unwrap_or_else(|error| panic!("{what}: {error}"));

@@ -5,11 +5,13 @@ use std::collections::HashMap;
 
 use bytemuck::{AnyBitPattern, NoUninit};
 use fused_lora::abi::TensorMap;
-use fused_lora::device::{Device, DeviceBuffer, KernelParams, LaunchConfig, Stream, Tensor};
+use fused_lora::device::{Device, DeviceBuffer, KernelParams, LaunchConfig, Stream, Tensor, emulator_kernels};
 use fused_lora_emulator::{Build, Completion, Config, Counters, Error, Fault, Launch, Machine, Schedule};
 
 /// Set in the process that the sanitizers' test starts.
 pub const SANITIZED: &str = "FUSED_LORA_TEST_SANITIZED";
+/// `proof`, or not set.
+const DEPTH: &str = "FUSED_LORA_TEST_DEPTH";
 /// `cuda`, or not set.
 const DEVICE: &str = "FUSED_LORA_TEST_DEVICE";
 
@@ -71,13 +73,35 @@ pub fn on_gpu() -> bool {
     std::env::var(DEVICE).is_ok_and(|device| device == "cuda")
 }
 
-/// The builds of the kernels that this process can run: the sanitizers' needs a process of its own, a GPU has one.
+/// Whether everything is run that can show a fault: every schedule, every moment of completion, every build. Otherwise a
+/// test runs once, in the race build and under a random schedule, which find nearly all of what the others do.
+pub fn proving() -> bool {
+    std::env::var(DEPTH).is_ok_and(|depth| depth == "proof")
+}
+
+/// The builds of the kernels that a test runs in: the sanitizers' needs a process of its own, a GPU has one.
 pub fn builds() -> Vec<Build> {
     match () {
         () if on_gpu() => vec![Build::Plain],
-        () if std::env::var_os(SANITIZED).is_some() => vec![Build::Sanitize],
-        () => vec![Build::Plain, Build::Race],
+        () if is_sanitized() => vec![Build::Sanitize],
+        () if proving() => vec![Build::Plain, Build::Race],
+        () => vec![Build::Race],
     }
+}
+
+/// The build for what takes long.
+pub fn fastest() -> Build {
+    if is_sanitized() { Build::Sanitize } else { Build::Plain }
+}
+
+/// Whether this process was started for the sanitizers' build.
+pub fn is_sanitized() -> bool {
+    std::env::var_os(SANITIZED).is_some()
+}
+
+/// Of the orders that a test can run under, those that it does: the last one is random.
+pub fn schedules(all: &[(Schedule, u32)]) -> &[(Schedule, u32)] {
+    if proving() || on_gpu() { all } else { &all[all.len() - 1..] }
 }
 
 impl Rig {
@@ -91,7 +115,7 @@ impl Rig {
             let stream = Stream::new(&device).unwrap();
             return Self(Cuda { device, stream, buffers: RefCell::default() });
         }
-        Self::emulator(Machine::new(config).unwrap())
+        Self::emulator(Machine::new(config, &emulator_kernels()).unwrap())
     }
 
     pub fn emulator(machine: Machine) -> Self {

@@ -2,11 +2,11 @@
 
 use std::process::Command;
 
-use super::rig::{SANITIZED, on_gpu};
+use super::rig::{SANITIZED, is_sanitized, on_gpu};
 
-/// Runs this test binary again, without the tests named, under AddressSanitizer and UndefinedBehaviorSanitizer.
-pub fn rerun_under_sanitizers(skip: &[&str]) {
-    if std::env::var_os(SANITIZED).is_some() || on_gpu() {
+/// Runs a module's tests again, without those named, under AddressSanitizer and UndefinedBehaviorSanitizer.
+pub fn rerun_under_sanitizers(module: &str, skip: &[&str]) {
+    if is_sanitized() || on_gpu() {
         return; // this is the second process, or compute-sanitizer's work
     }
     let preload = fused_lora_emulator::sanitizer_preload().unwrap();
@@ -14,6 +14,7 @@ pub fn rerun_under_sanitizers(skip: &[&str]) {
         .env(SANITIZED, "1")
         .env("LD_PRELOAD", preload)
         .env("ASAN_OPTIONS", "detect_leaks=0:abort_on_error=0")
+        .arg(format!("{}::", module.trim_start_matches("it::")))
         .args(skip.iter().flat_map(|name| ["--skip", name]))
         .output()
         .unwrap();

@@ -1,7 +1,7 @@
 //! gpu/atomic.h.
 
-use crate::Rng;
-use crate::rig::{Call, everywhere};
+use super::Rng;
+use super::rig::{Call, everywhere};
 
 const CTAS: usize = 6;
 const THREADS: usize = CTAS * 32;
@@ -49,7 +49,7 @@ fn plain_writes_are_seen_by_who_acquires() {
     everywhere(|rig| {
         for wide in [false, true] {
             let words = rig.upload(&[0u64; 2]);
-            let values = rig.upload(&crate::counted(32));
+            let values = rig.upload(&super::counted(32));
             let kernel = if wide { "test_atomic_hand_on_u64" } else { "test_atomic_hand_on_u32" };
             let outputs = [words.at(), values.at()];
             rig.launch(kernel, &Call { grid: CTAS as u32, shared_bytes: 4, outputs: &outputs, ..Call::default() });

@@ -1,7 +1,7 @@
 //! gpu/block.h.
 
-use crate::Rng;
-use crate::rig::{Call, everywhere};
+use super::Rng;
+use super::rig::{Call, everywhere};
 
 #[test]
 fn values_move_from_thread_to_thread() {

@@ -1,7 +1,7 @@
 //! gpu/cluster.h, gpu/registers.h, and copies to several CTAs.
 
-use crate::Rng;
-use crate::rig::{Call, Tensor, everywhere};
+use super::Rng;
+use super::rig::{Call, Tensor, everywhere};
 
 #[test]
 pub fn words_of_other_ctas() {

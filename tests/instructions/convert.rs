@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-use crate::Rng;
-use crate::rig::{Call, once};
+use super::Rng;
+use super::rig::{Call, once};
 
 fn same(got: f32, expected: f32) -> bool {
     got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan()

@@ -1,7 +1,7 @@
 //! gpu/copy_async.h.
 
-use crate::Rng;
-use crate::rig::{Call, everywhere};
+use super::Rng;
+use super::rig::{Call, everywhere};
 
 #[test]
 pub fn parts_of_chunks_and_words() {

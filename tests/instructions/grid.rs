@@ -1,11 +1,11 @@
 //! gpu/grid.h.
 
-use crate::rig::{Call, everywhere};
+use super::rig::{Call, everywhere};
 
 #[test]
 fn a_launch_sees_what_the_one_before_wrote() {
     everywhere(|rig| {
-        let output = rig.upload(&crate::counted(96));
+        let output = rig.upload(&super::counted(96));
         for n in [10, 100] {
             let call = Call { grid: 3, outputs: &[output.at()], n: &[n], ..Call::default() };
             rig.launch("test_grid_dependent", &call);

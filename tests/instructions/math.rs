@@ -1,7 +1,7 @@
 //! gpu/math.h, and the conversions of f64.
 
-use crate::Rng;
-use crate::rig::{Call, once};
+use super::Rng;
+use super::rig::{Call, once};
 
 /// Distance in units of the last place of the exact result.
 fn ulps(got: f32, exact: f64) -> f64 {

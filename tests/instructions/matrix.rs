@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-use crate::Rng;
-use crate::rig::{Call, everywhere};
+use super::Rng;
+use super::rig::{Call, everywhere};
 
 /// The row among 96 that a lane points to, as matrix.cu has it.
 fn row_of_lane(lane: usize) -> usize {

@@ -1,6 +1,6 @@
 //! gpu/mbarrier.h within a CTA.
 
-use crate::rig::{Call, everywhere};
+use super::rig::{Call, everywhere};
 
 #[test]
 pub fn writers_and_readers_over_a_ring() {

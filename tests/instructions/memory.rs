@@ -1,7 +1,7 @@
 //! gpu/memory.h, gpu/shared.h.
 
-use crate::rig::{Call, everywhere};
-use crate::{Rng, counted};
+use super::rig::{Call, everywhere};
+use super::{Rng, counted};
 
 #[test]
 fn accesses_of_every_width() {

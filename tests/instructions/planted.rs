@@ -1,10 +1,8 @@
 //! Bugs planted in the test kernels that use several functions together: each must make its test fail, by the check that is meant
 //! for it.
 
-use std::process::Command;
-
-use crate::rig::{can_plant, failure_with};
-use crate::{cluster, copy_async, mbarrier, tma, wgmma};
+use super::rig::{can_plant, failure_with};
+use super::{cluster, copy_async, mbarrier, tma, wgmma};
 
 /// File, what stands there, what is planted, the test that must fail, and the check that must find it.
 type Bug = (&'static str, &'static str, &'static str, fn(), &'static str);
@@ -139,18 +137,8 @@ const BARRIERS: &[Bug] = &[
     ),
 ];
 
-/// Set in the processes that do the work: one has room for the thread-local data of a few dozen libraries only.
-const WORKER: &str = "FUSED_LORA_TEST_PLANTED";
-
-fn all_found(test: &str, bugs: &[Bug]) {
+fn all_found(bugs: &[Bug]) {
     if !can_plant() {
-        return;
-    }
-    if std::env::var_os(WORKER).is_none() {
-        let worker = Command::new(std::env::current_exe().unwrap()).env(WORKER, "1").args(["--exact", test]).output();
-        let output = worker.unwrap();
-        let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && text.contains("1 passed"), "{text}");
         return;
     }
     for (file, original, planted, test, check) in bugs {
@@ -160,16 +148,19 @@ fn all_found(test: &str, bugs: &[Bug]) {
 }
 
 #[test]
+#[ignore = "part of the proof: cargo xtask prove"]
 fn bugs_in_a_product_are_found() {
-    all_found("planted::bugs_in_a_product_are_found", WGMMA);
+    all_found(WGMMA);
 }
 
 #[test]
+#[ignore = "part of the proof: cargo xtask prove"]
 fn bugs_in_copies_are_found() {
-    all_found("planted::bugs_in_copies_are_found", COPIES);
+    all_found(COPIES);
 }
 
 #[test]
+#[ignore = "part of the proof: cargo xtask prove"]
 fn bugs_in_barriers_are_found() {
-    all_found("planted::bugs_in_barriers_are_found", BARRIERS);
+    all_found(BARRIERS);
 }

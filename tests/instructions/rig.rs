@@ -1,16 +1,15 @@
 //! Where a test's kernels run: the emulator in every build and order, or a GPU (tests/common/rig.rs).
 
 use std::cell::RefCell;
-use std::fs;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::{Path, PathBuf};
 
 use bytemuck::{AnyBitPattern, NoUninit};
 use fused_lora::abi::{self, LoraTest};
-use fused_lora_emulator::{Build, Completion, Config, Machine, Schedule, compile_variant};
+use fused_lora::device::emulator_kernels;
+use fused_lora_emulator::{Build, Completion, Config, Machine, Schedule};
 
-use crate::common::rig::{self, Failure, builds, on_gpu};
+use crate::common::rig::{self, Failure, builds, on_gpu, proving, schedules};
 
 /// Threads in three orders, and CTAs two, four or many at a time: a cluster's have to run side by side.
 const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 64), (Schedule::LastIn, 2), (Schedule::Random(0xBEEF), 4)];
@@ -69,28 +68,22 @@ struct Missing;
 
 thread_local! {
     /// A source of kernels/test and the version of it that this thread's tests run.
-    static PLANTED: RefCell<Option<(PathBuf, String)>> = const { RefCell::new(None) };
+    static PLANTED: RefCell<Option<(String, String)>> = const { RefCell::new(None) };
 }
 
 fn device(build: Build) -> rig::Rig {
     let Some((source, text)) = PLANTED.with_borrow(Clone::clone) else {
         return rig::Rig::new(build);
     };
-    // A library that is loaded stays so under its name: each gets a folder of its own.
-    let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("test")).unwrap();
-    fs::write(folder.path().join(&source), text).unwrap();
-    let library = compile_variant(build, &source, folder.path()).unwrap();
-    // SAFETY: made a line above from the machine and the project's kernels.
-    let machine = unsafe { Machine::from_library(&library, Config { build, ..Config::default() }) };
-    rig::Rig::emulator(machine.unwrap())
+    let kernels = emulator_kernels().with_file(&source, text);
+    rig::Rig::emulator(Machine::new(Config { build, ..Config::default() }, &kernels).unwrap())
 }
 
 /// What `test` fails with when one place of kernels/test/`file` is changed.
 pub fn failure_with(file: &str, original: &str, planted: &str, test: fn()) -> Option<String> {
-    let source = Path::new("test").join(file);
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-    let text = fs::read_to_string(kernels.join(&source)).unwrap();
+    let source = format!("test/{file}");
+    let kernels = emulator_kernels();
+    let text = kernels.text(&source).unwrap();
     assert_eq!(text.matches(original).count(), 1, "'{original}' is in {file} once no more");
     PLANTED.set(Some((source, text.replace(original, planted))));
     let failed = catch_unwind(test);
@@ -117,8 +110,8 @@ fn each_build(test: impl Fn(&Rig)) {
 /// Runs a test wherever and in whatever order its kernels may run.
 pub fn everywhere(test: impl Fn(&Rig)) {
     each_build(|rig| {
-        for (schedule, resident) in SCHEDULES {
-            for completion in COMPLETIONS {
+        for &(schedule, resident) in schedules(&SCHEDULES) {
+            for &completion in if proving() { &COMPLETIONS[..] } else { &COMPLETIONS[2..] } {
                 println!("  {schedule:?}, {resident} CTAs at a time, {completion:?}");
                 rig.device.set_schedule(schedule, completion, resident);
                 test(rig);
@@ -214,6 +207,7 @@ impl<T> Array<T> {
 }
 
 #[test]
+#[ignore = "part of the proof: cargo xtask prove"]
 fn everything_again_under_the_sanitizers() {
-    crate::common::sanitize::rerun_under_sanitizers(&[]);
+    crate::common::sanitize::rerun_under_sanitizers("instructions", &[]);
 }

@@ -1,7 +1,7 @@
 //! gpu/tma.h.
 
-use crate::Rng;
-use crate::rig::{Call, Rig, Tensor, everywhere};
+use super::Rng;
+use super::rig::{Call, Rig, Tensor, everywhere};
 
 /// A tensor of random bytes, and boxes of it.
 struct Case {

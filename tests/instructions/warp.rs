@@ -2,8 +2,8 @@
 
 use std::fmt::Debug;
 
-use crate::Rng;
-use crate::rig::{Array, Call, Rig, everywhere};
+use super::Rng;
+use super::rig::{Array, Call, Rig, everywhere};
 use bytemuck::{AnyBitPattern, NoUninit};
 
 /// What lane `lane` gets from each of the eight shuffles of warp.cu.

@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-use crate::Rng;
-use crate::rig::{Array, Call, Rig, Tensor, everywhere};
+use super::Rng;
+use super::rig::{Array, Call, Rig, Tensor, everywhere};
 
 const ROWS: usize = 64;
 const DEPTH: usize = 64;

@@ -1,20 +1,18 @@
 //! How a planted bug is compiled, run and judged.
 
-use std::fs;
-use std::path::Path;
-
+use fused_lora::device::emulator_kernels;
 use fused_lora::dropout::Dropout;
 use fused_lora::lora::Layout;
 use fused_lora::reference::{self, Judged};
 use fused_lora::{ComputePath, Element};
-use fused_lora_emulator::{Build, Completion, Config, Fault, Machine, Schedule, compile_variant, kernel_sources};
+use fused_lora_emulator::{Build, Completion, Config, Fault, Machine, Schedule};
 use half::f16;
 
+use super::gradients;
 use crate::common::decode::{Decode, Options};
 use crate::common::forward::Forward;
 use crate::common::rig::{Failure, Rig};
 use crate::common::{Buffer, RandomLayer, Rng, Shape, merge, shape, steps};
-use crate::gradients;
 
 /// How a bug shows.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -463,16 +461,13 @@ fn merge_one(rig: &Rig, shape: &Shape) -> Caught {
 
 /// Compiles the bug into its scenario's kernels and runs them.
 pub(crate) fn run_variant(bug: &Bug) -> Caught {
-    let folder = tempfile::tempdir().unwrap();
-    let kernels = kernel_sources().unwrap();
-    let text = fs::read_to_string(kernels.join(bug.file)).unwrap();
+    let kernels = emulator_kernels();
+    let text = kernels.text(bug.file).unwrap();
     assert_eq!(text.matches(bug.original).count(), 1, "'{}' is not in {} once", bug.original, bug.file);
-    let place = folder.path().join(bug.file);
-    fs::create_dir_all(place.parent().unwrap()).unwrap();
-    fs::write(&place, text.replace(bug.original, bug.planted)).unwrap();
-    let library = compile_variant(bug.build, Path::new(bug.scenario.source()), folder.path())
-        .unwrap_or_else(|error| panic!("{}: {error}", bug.name));
-    // SAFETY: made a line above from the machine and the project's kernels.
-    let machine = unsafe { Machine::from_library(&library, Config { build: bug.build, ..Config::default() }) };
-    bug.scenario.run(&Rig::emulator(machine.unwrap()))
+    let kernels = kernels.with_file(bug.file, text.replace(bug.original, bug.planted));
+    let machine = Machine::new(Config { build: bug.build, ..Config::default() }, &kernels).unwrap();
+    if let Err(error) = machine.kernels_of(bug.scenario.source()) {
+        panic!("{}: {error}", bug.name);
+    }
+    bug.scenario.run(&Rig::emulator(machine))
 }

@@ -62,18 +62,24 @@ impl Fault {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There was no C++ compiler when this crate was built.
-    #[error("the emulator was built without a C++ compiler; install g++ or clang++ and build again")]
-    Unavailable,
+    /// This machine has not what the emulator needs.
+    #[error("there is no emulator: {reason}")]
+    Unavailable {
+        /// What is missing.
+        reason: String,
+    },
     /// AddressSanitizer must be in the process from its start.
     #[error("the sanitize build runs only in a process started with LD_PRELOAD={preload}")]
     SanitizerNotPreloaded {
         /// The library to preload.
         preload: String,
     },
-    /// The shared library with the machine and the kernels could not be loaded.
-    #[error("cannot load the emulator: {0}")]
-    Load(String),
+    /// The machine or a kernel could not be compiled or loaded.
+    #[error("cannot load the emulator: {reason}")]
+    Load {
+        /// What the compiler, the loader or the file system says.
+        reason: String,
+    },
     /// The emulated device memory is full.
     #[error("no room for {bytes} bytes of emulated device memory")]
     OutOfMemory {
@@ -86,7 +92,7 @@ pub enum Error {
         /// What it would object to.
         reason: String,
     },
-    /// No kernel of this name was compiled in.
+    /// No kernel of this name is among the machine's.
     #[error("there is no kernel '{0}'")]
     NoSuchKernel(String),
     /// The parameter struct has another size than the kernel's.

@@ -10,25 +10,33 @@
 //! reports those that nothing orders; it also counts shared-memory bank conflicts. `Sanitize` adds AddressSanitizer and
 //! UndefinedBehaviorSanitizer, and needs [`sanitizer_preload`] to be loaded before the process starts.
 //!
-//! ```
-//! use fused_lora_emulator::{Build, Config, Machine};
+//! Nothing of this is compiled with the crate. A machine is given [`Kernels`] as texts, and a source is compiled by g++ or
+//! clang++ when one of its kernels is first asked for. The libraries are kept in `$FUSED_LORA_CACHE`, else in cargo's target
+//! folder if the program lies in one, else in `~/.cache/fused-lora`, under names that change with every text, flag and
+//! compiler they are made from.
 //!
-//! let machine = Machine::new(Config { build: Build::Plain, ..Config::default() })?;
+//! ```no_run
+//! use fused_lora_emulator::{Config, Kernels, Machine};
+//!
+//! let text = "#include <gpu/block.h>\nstruct Params { int* at; };\nGPU_KERNEL(one, Params, 32, 1) { *params.at = 1; }";
+//! let kernels = Kernels::new([("one.cu", text)], |_| Some("one.cu".to_owned()));
+//! let machine = Machine::new(Config::default(), &kernels)?;
 //! let address = machine.allocate(1024)?;
 //! // SAFETY: the bytes lie in the allocation made above.
 //! unsafe { machine.write(address, &[1, 2, 3]) };
 //! # Ok::<(), fused_lora_emulator::Error>(())
 //! ```
 
+mod compiler;
 mod config;
 mod error;
+mod kernels;
 mod library;
 mod machine;
 mod symbols;
-mod variant;
 
 pub use config::{Build, Completion, Config, Counters, Schedule};
 pub use error::{Error, Fault};
-pub use library::{compiler, kernel_sources, sanitizer_preload};
+pub use kernels::Kernels;
+pub use library::{expect_available, sanitizer_preload};
 pub use machine::{KernelInfo, Launch, Machine, TensorMap};
-pub use variant::compile_variant;

@@ -1,13 +1,17 @@
-//! The three shared libraries that build.rs made, loaded once each.
+//! The libraries that the compiler made, loaded once each and for as long as the process runs.
 
-use std::ffi::{c_char, c_int, c_void};
-use std::path::Path;
-use std::sync::OnceLock;
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libloading::Library;
 
+use crate::compiler::Compiler;
 use crate::config::{Build, Counters, RawConfig};
 use crate::error::Error;
+use crate::kernels::Kernels;
+use crate::machine::KernelInfo;
 
 /// The machine as the C++ side knows it.
 #[repr(C)]
@@ -17,9 +21,9 @@ pub(crate) struct RawMachine {
 
 #[repr(C)]
 pub(crate) struct RawKernel {
-    pub(crate) name: *const c_char,
-    pub(crate) params_bytes: u32,
-    pub(crate) max_threads: u32,
+    name: *const c_char,
+    params_bytes: u32,
+    max_threads: u32,
 }
 
 #[repr(C)]
@@ -55,45 +59,48 @@ type EncodeTensorMapFn = unsafe extern "C" fn(
     usize,
 ) -> c_int;
 
-/// The entry points of one build.
+/// The entry points of one build's machine.
 pub(crate) struct Functions {
     pub(crate) create: unsafe extern "C" fn() -> *mut RawMachine,
     pub(crate) destroy: unsafe extern "C" fn(*mut RawMachine),
-    pub(crate) allocate: unsafe extern "C" fn(*mut RawMachine, usize) -> *mut c_void,
+    pub(crate) allocate: unsafe extern "C" fn(*mut RawMachine, usize) -> *mut c_char,
     pub(crate) release: unsafe extern "C" fn(*mut RawMachine, *mut c_void) -> c_int,
     pub(crate) accessible: unsafe extern "C" fn(*const RawMachine, *const c_void, usize) -> c_int,
-    pub(crate) kernel_count: unsafe extern "C" fn() -> u32,
-    pub(crate) kernel: unsafe extern "C" fn(u32) -> RawKernel,
+    kernel_count: unsafe extern "C" fn() -> u32,
+    kernel: unsafe extern "C" fn(u32) -> RawKernel,
+    site: unsafe extern "C" fn(u32, *mut c_char, usize) -> u64,
     pub(crate) launch: LaunchFn,
     pub(crate) encode_tensor_map: EncodeTensorMapFn,
-    pub(crate) path: &'static str,
+    build: Build,
+    /// The kernels of each library that was loaded.
+    loaded: Mutex<HashMap<PathBuf, Vec<KernelInfo>>>,
+}
+
+fn failed(error: &libloading::Error) -> Error {
+    // The loader's own words are the cause.
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    Error::Load { reason: format!("{error}{cause}") }
 }
 
 impl Functions {
-    /// The entry points of `build`, loading its library at the first call.
+    /// The machine of `build`, compiled if need be and loaded at the first call.
     pub(crate) fn of(build: Build) -> Result<&'static Self, Error> {
         static LOADED: [OnceLock<Result<Functions, Error>>; 3] = [const { OnceLock::new() }; 3];
         LOADED[build as usize].get_or_init(|| Self::load(build)).as_ref().map_err(Clone::clone)
     }
 
     fn load(build: Build) -> Result<Self, Error> {
-        let path = file(build).ok_or(Error::Unavailable)?;
+        let compiler = Compiler::get()?;
         if build == Build::Sanitize && !std::env::var("LD_PRELOAD").is_ok_and(|list| list.contains("asan")) {
-            return Err(Error::SanitizerNotPreloaded { preload: env!("EMULATOR_PRELOAD").to_owned() });
+            let preload = compiler.sanitizer_preload().unwrap_or_default();
+            return Err(Error::SanitizerNotPreloaded { preload: preload.to_string_lossy().into_owned() });
         }
-        Self::open(path)
-    }
-
-    /// Loads a library that was built like ours: a variant of the kernels.
-    pub(crate) fn open(path: &'static str) -> Result<Self, Error> {
-        let failed = |error: libloading::Error| Error::Load(error.to_string());
-        // SAFETY: the library is the one that build.rs made, or a test made the same way; its initialisers only fill the
-        // table of kernels.
-        let library = Box::leak(Box::new(unsafe { Library::new(path) }.map_err(failed)?));
+        let library = open(&compiler.machine(build)?)?;
         macro_rules! entry {
             ($name:literal) => {
                 // SAFETY: the types are those of capi.cpp.
-                *unsafe { library.get(concat!("fused_lora_emulator_", $name, "\0").as_bytes()) }.map_err(failed)?
+                *unsafe { library.get(concat!("fused_lora_emulator_", $name, "\0").as_bytes()) }
+                    .map_err(|error| failed(&error))?
             };
         }
         Ok(Self {
@@ -104,38 +111,71 @@ impl Functions {
             accessible: entry!("accessible"),
             kernel_count: entry!("kernel_count"),
             kernel: entry!("kernel"),
+            site: entry!("site"),
             launch: entry!("launch"),
             encode_tensor_map: entry!("encode_tensor_map"),
-            path,
+            build,
+            loaded: Mutex::default(),
         })
+    }
+
+    /// The kernels of a source, compiled if need be and loaded at the first call.
+    pub(crate) fn kernels_of(&self, kernels: &Kernels, source: &str) -> Result<Vec<KernelInfo>, Error> {
+        // Outside the lock: two threads may compile two sources.
+        let path = Compiler::get()?.kernels(self.build, kernels, source)?;
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(infos) = loaded.get(&path) {
+            return Ok(infos.clone());
+        }
+        // SAFETY: an entry point of the loaded machine.
+        let first = unsafe { (self.kernel_count)() };
+        open(&path)?;
+        // SAFETY: as above. Kernels are registered under the lock only, so these are the library's.
+        let infos: Vec<KernelInfo> = (first..unsafe { (self.kernel_count)() }).map(|index| self.info(index)).collect();
+        loaded.insert(path, infos.clone());
+        Ok(infos)
+    }
+
+    fn info(&self, index: u32) -> KernelInfo {
+        // SAFETY: the index is below the count; the name is a literal in a library that stays loaded.
+        let (name, kernel) = unsafe {
+            let kernel = (self.kernel)(index);
+            (CStr::from_ptr(kernel.name), kernel)
+        };
+        let name = name.to_string_lossy().into_owned();
+        KernelInfo { name, params_bytes: kernel.params_bytes as usize, max_threads: kernel.max_threads, index }
+    }
+
+    /// The library that a site's number in a report means, and the address in it.
+    pub(crate) fn site(&self, number: u32) -> Option<(String, u64)> {
+        let mut path = [0u8; 4096];
+        // SAFETY: the buffer is as long as it says, and a text with a final zero comes back.
+        let offset = unsafe { (self.site)(number, path.as_mut_ptr().cast(), path.len()) };
+        let path = CStr::from_bytes_until_nul(&path).ok()?.to_str().ok()?;
+        (!path.is_empty()).then(|| (path.to_owned(), offset))
     }
 }
 
-fn file(build: Build) -> Option<&'static str> {
-    let path = match build {
-        Build::Plain => env!("EMULATOR_PLAIN"),
-        Build::Race => env!("EMULATOR_RACE"),
-        Build::Sanitize => env!("EMULATOR_SANITIZE"),
-    };
-    Some(path).filter(|path| !path.is_empty())
-}
-
-/// The shared library of a build.
-pub(crate) fn path(build: Build) -> Option<&'static Path> {
-    file(build).map(Path::new)
+fn open(path: &Path) -> Result<&'static Library, Error> {
+    // SAFETY: the compiler made it from this crate's machine and a set of kernels, whose initialisers only fill the table of
+    // kernels.
+    let library = unsafe { Library::new(path) }.map_err(|error| failed(&error))?;
+    Ok(Box::leak(Box::new(library)))
 }
 
 /// The library that must be named in `LD_PRELOAD` of a process that uses [`Build::Sanitize`].
-pub fn sanitizer_preload() -> Option<&'static Path> {
-    Some(env!("EMULATOR_PRELOAD")).filter(|path| !path.is_empty()).map(Path::new)
+///
+/// # Errors
+/// [`Error::Unavailable`] without a C++ compiler, [`Error::Load`] if the compiler has no such library.
+pub fn sanitizer_preload() -> Result<PathBuf, Error> {
+    let found = Compiler::get()?.sanitizer_preload();
+    found.ok_or_else(|| Error::Load { reason: "the C++ compiler has no AddressSanitizer".to_owned() })
 }
 
-/// The C++ compiler that the kernels were compiled with.
-pub fn compiler() -> Option<&'static str> {
-    Some(env!("EMULATOR_COMPILER")).filter(|name| !name.is_empty())
-}
-
-/// The folder with the kernels' sources.
-pub fn kernel_sources() -> Option<&'static Path> {
-    Some(env!("EMULATOR_KERNELS")).filter(|path| !path.is_empty()).map(Path::new)
+/// Whether there is what the emulator needs: Linux and a C++ compiler.
+///
+/// # Errors
+/// [`Error::Unavailable`], which says what is missing.
+pub fn expect_available() -> Result<(), Error> {
+    Compiler::get().map(|_| ())
 }

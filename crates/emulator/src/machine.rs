@@ -1,11 +1,12 @@
 //! One emulated GPU.
 
+use std::collections::HashMap;
 use std::ffi::{CStr, c_char};
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use crate::config::{Completion, Config, Counters, RawConfig, Schedule};
 use crate::error::{Error, Fault};
+use crate::kernels::Kernels;
 use crate::library::{Functions, RawLaunch, RawMachine};
 use crate::symbols;
 
@@ -18,6 +19,8 @@ pub struct KernelInfo {
     pub params_bytes: usize,
     /// Threads of a CTA at most.
     pub max_threads: u32,
+    /// Its place in the machine's table.
+    pub(crate) index: u32,
 }
 
 /// What to launch, and how.
@@ -60,7 +63,9 @@ pub struct Machine {
     functions: &'static Functions,
     raw: Mutex<Raw>,
     config: Mutex<Config>,
-    kernels: Vec<KernelInfo>,
+    kernels: Kernels,
+    /// Those that were asked for, and what else is in their sources.
+    found: Mutex<HashMap<String, KernelInfo>>,
 }
 
 struct Raw(*mut RawMachine);
@@ -72,45 +77,21 @@ unsafe impl Send for Raw {}
 const REPORT_BYTES: usize = 16 << 10;
 
 impl Machine {
-    /// A machine with empty memory.
+    /// A machine with empty memory that can launch `kernels`.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where the crate was built without a C++ compiler, [`Error::SanitizerNotPreloaded`],
-    /// [`Error::Load`].
-    pub fn new(config: Config) -> Result<Self, Error> {
-        Ok(Self::with(Functions::of(config.build)?, config))
-    }
-
-    /// A machine with the kernels of another library, linked like this crate's own: variants under test. The library
-    /// stays loaded until the process ends.
-    ///
-    /// # Errors
-    /// [`Error::Load`].
-    ///
-    /// # Safety
-    /// Loading a library runs its initialisers: it must be one made from this crate's machine and a set of kernels.
-    pub unsafe fn from_library(path: &Path, config: Config) -> Result<Self, Error> {
-        let path = Box::leak(path.to_string_lossy().into_owned().into_boxed_str());
-        let functions = Box::leak(Box::new(Functions::open(path)?));
-        Ok(Self::with(functions, config))
-    }
-
-    fn with(functions: &'static Functions, config: Config) -> Self {
-        // SAFETY: the entry points are those of a loaded library; names are string literals in it.
-        let kernels = unsafe {
-            let describe = |index| {
-                let kernel = (functions.kernel)(index);
-                KernelInfo {
-                    name: CStr::from_ptr(kernel.name).to_string_lossy().into_owned(),
-                    params_bytes: kernel.params_bytes as usize,
-                    max_threads: kernel.max_threads,
-                }
-            };
-            (0..(functions.kernel_count)()).map(describe).collect()
-        };
-        // SAFETY: as above.
+    /// [`Error::Unavailable`] without a C++ compiler, [`Error::SanitizerNotPreloaded`], [`Error::Load`].
+    pub fn new(config: Config, kernels: &Kernels) -> Result<Self, Error> {
+        let functions = Functions::of(config.build)?;
+        // SAFETY: an entry point of the loaded machine.
         let raw = Raw(unsafe { (functions.create)() });
-        Self { functions, raw: Mutex::new(raw), config: Mutex::new(config), kernels }
+        Ok(Self {
+            functions,
+            raw: Mutex::new(raw),
+            config: Mutex::new(config),
+            kernels: kernels.clone(),
+            found: Mutex::default(),
+        })
     }
 
     /// How the next launch will run.
@@ -130,9 +111,28 @@ impl Machine {
         self.config.lock().unwrap_or_else(PoisonError::into_inner).resident_ctas = resident_ctas;
     }
 
-    /// All kernels that were compiled in.
-    pub fn kernels(&self) -> &[KernelInfo] {
-        &self.kernels
+    /// A kernel, whose source is compiled if need be.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchKernel`]; [`Error::Load`] with the compiler's words if it refuses the source.
+    pub fn kernel(&self, name: &str) -> Result<KernelInfo, Error> {
+        if let Some(info) = self.found.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
+            return Ok(info.clone());
+        }
+        let missing = || Error::NoSuchKernel(name.to_owned());
+        let source = self.kernels.source_of(name).ok_or_else(missing)?;
+        let infos = self.functions.kernels_of(&self.kernels, &source)?;
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.extend(infos.into_iter().map(|info| (info.name.clone(), info)));
+        found.get(name).cloned().ok_or_else(missing)
+    }
+
+    /// All kernels of a source, which is compiled if need be.
+    ///
+    /// # Errors
+    /// As [`kernel`](Self::kernel).
+    pub fn kernels_of(&self, source: &str) -> Result<Vec<KernelInfo>, Error> {
+        self.functions.kernels_of(&self.kernels, source)
     }
 
     fn with_raw<R>(&self, use_it: impl FnOnce(*mut RawMachine) -> R) -> R {
@@ -256,21 +256,18 @@ impl Machine {
     /// ones end in an error where a check sees them, but a kernel's plain pointers are plain pointers.
     pub unsafe fn launch(&self, launch: &Launch<'_>) -> Result<Counters, Error> {
         let kernel = || launch.kernel.to_owned();
-        let Some(index) = self.kernels.iter().position(|k| k.name == launch.kernel) else {
-            return Err(Error::NoSuchKernel(kernel()));
-        };
-        let info = &self.kernels[index];
+        let info = self.kernel(launch.kernel)?;
         if info.params_bytes != launch.params.len() {
             let (expected, actual) = (info.params_bytes, launch.params.len());
             return Err(Error::WrongParameters { kernel: kernel(), expected, actual });
         }
         let config = self.config();
         let raw_config = RawConfig::from(&config);
-        if let Some(reason) = refusal(launch, info, &raw_config) {
+        if let Some(reason) = refusal(launch, &info, &raw_config) {
             return Err(Error::BadLaunch { kernel: kernel(), reason });
         }
         let request = RawLaunch {
-            kernel: index as u32,
+            kernel: info.index,
             grid: launch.grid,
             threads: launch.block,
             shared_bytes: launch.shared_bytes,
@@ -292,7 +289,7 @@ impl Machine {
         Err(Error::Fault {
             kernel: kernel(),
             fault: Fault::from_code(code),
-            report: symbols::resolve(&text, self.functions.path),
+            report: symbols::resolve(&text, self.functions),
         })
     }
 }

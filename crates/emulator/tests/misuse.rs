@@ -6,9 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use fused_lora::abi::{self, LoraTest};
-use fused_lora_emulator::{
-    Build, Completion, Config, Error, Fault, Launch, Machine, Schedule, TensorMap, compile_variant,
-};
+use fused_lora::device::emulator_kernels;
+use fused_lora_emulator::{Build, Completion, Config, Error, Fault, Launch, Machine, Schedule, TensorMap};
 
 /// A kernel of misuse/*.cu and what ends it.
 struct Case {
@@ -201,14 +200,16 @@ const CLUSTERS: &[Case] = &[
 const UNREACHED: [&str; 1] = ["the race detector's clock of a thread is full"];
 
 fn machine(build: Build, source: &str) -> Machine {
-    let folder = tempfile::tempdir().unwrap();
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/misuse");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/misuse");
+    let mut kernels = emulator_kernels();
     for file in [source, "misuse.h"] {
-        fs::copy(sources.join(file), folder.path().join(file)).unwrap();
+        kernels = kernels.with_file(file, fs::read_to_string(folder.join(file)).unwrap());
     }
-    let library = compile_variant(build, Path::new(source), folder.path()).unwrap();
-    // SAFETY: made a line above from the machine and kernels.
-    unsafe { Machine::from_library(&library, Config { build, ..Config::default() }) }.unwrap()
+    let kernels = kernels.with_source_of({
+        let source = source.to_owned();
+        move |_| Some(source.clone())
+    });
+    Machine::new(Config { build, ..Config::default() }, &kernels).unwrap()
 }
 
 /// Runs a kernel with the parameters that misuse.h describes; what it left in `out[0]`, or the error.

@@ -14,94 +14,105 @@ pub(crate) struct Args {
     /// Folder to write; what is in it is replaced
     #[arg(long, default_value = "target/bundle")]
     out: PathBuf,
+    /// Make machine code for this target only, sm_90a for an H100 or H200; may be repeated
+    #[arg(long)]
+    target: Vec<String>,
 }
-
-/// The tests that run on a GPU as well as on the emulator.
-const TESTS: [&str; 19] = [
-    "instructions",
-    "decode",
-    "forward",
-    "forward_tf32",
-    "dx",
-    "gradients",
-    "merge",
-    "adamw",
-    "device",
-    "device_decode",
-    "device_forward",
-    "device_backward",
-    "device_options",
-    "device_slot",
-    "device_adamw",
-    "attention",
-    "device_attention",
-    "transformer",
-    "adapter",
-];
-/// The same of fused-lora-gpt2.
-const MODEL_TESTS: [&str; 2] = ["on_device", "on_device_serving"];
 
 /// Small enough to be sent along with a job.
 const MOST_BYTES: u64 = 40 << 20;
 
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
-    let toolchain = Toolchain::find(root)?;
     let out = root.join(&args.out);
     if out.exists() {
         fs::remove_dir_all(&out).with_context(|| format!("cannot replace {}", out.display()))?;
     }
-    fs::create_dir_all(out.join("bin")).with_context(|| format!("cannot make {}", out.display()))?;
-
-    let features = ["--release", "--package", "fused-lora-cli", "--no-default-features"];
-    let mut programs = built(root, &toolchain, "build", &features)?;
-    for (package, tests) in [("fused-lora", &TESTS[..]), ("fused-lora-gpt2", &MODEL_TESTS)] {
-        let tests = tests.iter().flat_map(|test| ["--test", test]);
-        let flags: Vec<&str> = ["--release", "--package", package, "--no-run"].into_iter().chain(tests).collect();
-        programs.extend(built(root, &toolchain, "test", &flags)?);
+    for folder in ["bin", "images"] {
+        fs::create_dir_all(out.join(folder)).with_context(|| format!("cannot make {}", out.display()))?;
     }
-    for name in ["fused-lora"].iter().chain(&TESTS).chain(&MODEL_TESTS) {
+    let build = Build::new(root, args)?;
+    let command = build.programs("build", &["--package", "fused-lora-cli"])?;
+    let library = build.programs("test", &["--no-run", "--package", "fused-lora", "--test", "it"])?;
+    let model = build.programs("test", &["--no-run", "--package", "fused-lora-gpt2", "--test", "it"])?;
+    for (programs, name, to) in
+        [(command, "fused-lora", "fused-lora"), (library, "it", "tests"), (model, "it", "gpt2-tests")]
+    {
         let found = programs.iter().find(|(target, _)| target == name);
         let (_, program) = found.with_context(|| format!("cargo built no {name}"))?;
-        fs::copy(program, out.join("bin").join(name)).with_context(|| format!("cannot copy {}", program.display()))?;
+        fs::copy(program, out.join("bin").join(to)).with_context(|| format!("cannot copy {}", program.display()))?;
     }
+    let images = copy_images(&build.images, &out.join("images"))?;
     fs::copy(root.join("scripts/gpu.sh"), out.join("run.sh")).context("cannot copy scripts/gpu.sh")?;
     copy_folder(&root.join("tests/golden"), &out.join("golden"))?;
     fs::write(out.join("COMMIT"), commit(root)).context("cannot write COMMIT")?;
 
     let bytes = size(&out)?;
-    println!("{}: {:.1} MiB, started by run.sh", out.display(), bytes as f64 / f64::from(1 << 20));
+    let mebibytes = bytes as f64 / f64::from(1 << 20);
+    println!("{}: {mebibytes:.1} MiB, machine code in {images} files, started by run.sh", out.display());
     ensure!(bytes <= MOST_BYTES, "larger than {} MiB", MOST_BYTES >> 20);
     Ok(())
 }
 
-/// Runs cargo with the kernels' machine code and their tests built in, and gives the programs it made, by name.
-fn built(root: &Path, toolchain: &Toolchain, command: &str, flags: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // A folder of its own: other builds go without the machine code.
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("for-bundle");
-    let output = Command::new(cargo)
-        .current_dir(root)
-        .arg(command)
-        .args(flags)
-        .arg("--message-format=json-render-diagnostics")
-        .env("CARGO_TARGET_DIR", target)
-        .env("FUSED_LORA_NVCC", toolchain.nvcc())
-        .env("FUSED_LORA_TEST_KERNELS", "1")
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
-        .env("CARGO_PROFILE_RELEASE_STRIP", "true")
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    ensure!(output.status.success(), "cargo {command} failed");
-    let messages = output.stdout.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
-    let mut programs = vec![];
-    for message in messages {
-        let message: Value = serde_json::from_slice(message).context("cannot read what cargo says")?;
-        if let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str()) {
-            programs.push((name.to_owned(), PathBuf::from(path)));
+/// How cargo is run: with the kernels' machine code and their tests, which all programs find in one folder of files.
+struct Build<'a> {
+    root: &'a Path,
+    nvcc: PathBuf,
+    targets: String,
+    folder: PathBuf,
+    images: PathBuf,
+}
+
+impl<'a> Build<'a> {
+    fn new(root: &'a Path, args: &Args) -> Result<Self> {
+        // A folder of its own: other builds go without the machine code.
+        let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let folder = target.join("for-bundle");
+        let targets = args.target.join(" ");
+        // Of each choice of targets, so that no image of another is taken along.
+        let images =
+            folder.join("images").join(if targets.is_empty() { "all".to_owned() } else { args.target.join("-") });
+        fs::create_dir_all(&images).with_context(|| format!("cannot make {}", images.display()))?;
+        Ok(Self { root, nvcc: Toolchain::find(root)?.nvcc().to_path_buf(), targets, folder, images })
+    }
+
+    /// The programs that a command of cargo makes, by name.
+    fn programs(&self, command: &str, flags: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(self.root).arg(command).arg("--release").args(flags);
+        cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+        cargo.env("CARGO_TARGET_DIR", &self.folder).env("CARGO_PROFILE_RELEASE_STRIP", "true");
+        cargo.env("FUSED_LORA_NVCC", &self.nvcc).env("FUSED_LORA_TEST_KERNELS", "1");
+        cargo.env("FUSED_LORA_IMAGES", &self.images);
+        match self.targets.as_str() {
+            "" => cargo.env_remove("FUSED_LORA_TARGETS"),
+            targets => cargo.env("FUSED_LORA_TARGETS", targets),
+        };
+        let output = cargo.output().context("cannot run cargo")?;
+        ensure!(output.status.success(), "cargo {command} failed");
+        let messages = output.stdout.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+        let mut programs = vec![];
+        for message in messages {
+            let message: Value = serde_json::from_slice(message).context("cannot read what cargo says")?;
+            if let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str()) {
+                programs.push((name.to_owned(), PathBuf::from(path)));
+            }
+        }
+        Ok(programs)
+    }
+}
+
+/// Copies machine code, not what the build notes beside it; how many files there are.
+fn copy_images(from: &Path, to: &Path) -> Result<usize> {
+    let mut count = 0;
+    for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "fatbin") {
+            let name = path.file_name().unwrap_or_default();
+            fs::copy(&path, to.join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
+            count += 1;
         }
     }
-    Ok(programs)
+    Ok(count)
 }
 
 /// The commit, with a `+` where the tree differs from it.

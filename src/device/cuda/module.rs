@@ -22,8 +22,8 @@ fn does_not_fit(failure: Failure) -> bool {
 
 /// Loads a file of kernels. A context must be current.
 pub(super) fn load(source: &Source, kernel: &str, capability: (u32, u32)) -> Result<sys::CUmodule> {
-    if let Some(fatbin) = source.fatbin {
-        match load_image(fatbin) {
+    if let Some(code) = source.machine_code()? {
+        match load_image(&code) {
             Err(failure) if does_not_fit(failure) => {}
             loaded => return Ok(loaded?),
         }

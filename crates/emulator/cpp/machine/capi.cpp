@@ -4,6 +4,7 @@
 #include "counters.h"
 #include "machine.h"
 #include "race.h"
+#include "site.h"
 #include "tensor_map.h"
 
 using emu::Machine;
@@ -36,10 +37,20 @@ EXPORT int fused_lora_emulator_accessible(const Machine* machine, const void* p,
   return machine->memory.is_global(p) && machine->memory.accessible(p, bytes);
 }
 
-EXPORT uint32_t fused_lora_emulator_kernel_count() { return static_cast<uint32_t>(emu::kernels().size()); }
+EXPORT uint32_t fused_lora_emulator_kernel_count() { return emu::kernel_count(); }
 EXPORT KernelDescription fused_lora_emulator_kernel(uint32_t index) {
-  const emu::KernelInfo& kernel = emu::kernels()[index];
+  const emu::KernelInfo& kernel = emu::kernel_at(index);
   return {kernel.name, kernel.params_bytes, kernel.max_threads};
+}
+
+/// The address within its library of a site that a report gives as `@0x...`; `library` holds the library's path, cut to
+/// `bytes` with the final zero, and is empty for a number of none.
+EXPORT uint64_t fused_lora_emulator_site(uint32_t number, char* library, size_t bytes) {
+  uint64_t address = 0;
+  std::string path = emu::site_library(number, address);
+  strncpy(library, path.c_str(), bytes - 1);
+  library[bytes - 1] = 0;
+  return address;
 }
 
 /// 0, or 1 with the reason in `report`. `map` is 128 bytes at a multiple of 64.
@@ -64,7 +75,7 @@ EXPORT int fused_lora_emulator_launch(Machine* machine, const LaunchRequest* req
   // A copy, aligned as the GPU's constant bank is: kernels hold addresses of tensor maps in it.
   alignas(128) char params[4096];
   memcpy(params, request->params, request->params_bytes);
-  bool passed = machine->launch(emu::kernels()[request->kernel], shape, params, *config);
+  bool passed = machine->launch(emu::kernel_at(request->kernel), shape, params, *config);
   *counters = machine->counters->totals;
   if (passed) return 0;
   strncpy(report, machine->report.c_str(), report_bytes - 1);

@@ -10,8 +10,8 @@ namespace emu {
 
 namespace {
 
-constexpr size_t granule = 4;
-constexpr size_t map_bytes = Memory::global_bytes / granule * sizeof(uint16_t);
+constexpr size_t counted_granule = 4;
+constexpr size_t map_bytes = Memory::global_bytes / counted_granule * sizeof(uint16_t);
 constexpr uintptr_t sector_bytes = 32;
 // A lane that left a loop early never comes back to it: groups older than this are counted as they are.
 constexpr size_t most_open = 4096;
@@ -58,10 +58,10 @@ void CounterState::finish_cta(Cta& cta) {
 }
 
 void CounterState::distinct(uint16_t* seen, const void* p, uint32_t bytes, uint64_t& total) {
-  for (size_t at = memory_.offset(p) / granule, end = (memory_.offset(p) + bytes - 1) / granule; at <= end; at++) {
+  for (size_t at = memory_.offset(p) / counted_granule, end = (memory_.offset(p) + bytes - 1) / counted_granule; at <= end; at++) {
     if (seen[at] != launch_) {
       seen[at] = launch_;
-      total += granule;
+      total += counted_granule;
     }
   }
 }

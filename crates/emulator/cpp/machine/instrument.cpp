@@ -8,6 +8,7 @@
 #include "machine.h"
 #include "race.h"
 #include "shadow.h"
+#include "site.h"
 
 namespace {
 
@@ -18,7 +19,7 @@ inline void seen(const void* p, size_t n, bool write, const void* site) {
   if (!self || machine->memory.offset(p) >= emu::Memory::arena_bytes) return;
   if (!machine->memory.accessible(p, n)) {
     emu::fail(emu::Fault::out_of_bounds, "%s of %zu bytes outside every allocation, at @0x%x", write ? "write" : "read",
-              n, emu::site_offset(site));
+              n, emu::site_number(site));
   }
   if (machine->memory.is_shared(p)) {
     machine->shadow->expect_landed(p, n, write ? "a write" : "a read");

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 #include <map>
+#include <mutex>
 
 #include "async.h"
 #include "counters.h"
@@ -19,9 +20,24 @@ namespace emu {
 thread_local Machine* machine = nullptr;
 thread_local Thread* self = nullptr;
 
-std::vector<KernelInfo>& kernels() {
-  static std::vector<KernelInfo> list;
-  return list;
+namespace {
+std::mutex kernels_lock;
+std::deque<KernelInfo> kernel_table;
+}  // namespace
+
+uint32_t kernel_count() {
+  std::lock_guard<std::mutex> hold(kernels_lock);
+  return static_cast<uint32_t>(kernel_table.size());
+}
+
+const KernelInfo& kernel_at(uint32_t index) {
+  std::lock_guard<std::mutex> hold(kernels_lock);
+  return kernel_table[index];
+}
+
+void add_kernel(const KernelInfo& kernel) {
+  std::lock_guard<std::mutex> hold(kernels_lock);
+  kernel_table.push_back(kernel);
 }
 
 const char* fault_name(Fault fault) {

@@ -132,8 +132,10 @@ struct KernelInfo {
   uint32_t max_threads;
 };
 
-/// The kernels that were linked in register themselves here.
-std::vector<KernelInfo>& kernels();
+/// The kernels of all libraries that were loaded, in the order in which they came. A reference stays valid.
+uint32_t kernel_count();
+const KernelInfo& kernel_at(uint32_t index);
+void add_kernel(const KernelInfo& kernel);
 
 struct LaunchShape {
   Index3 grid;

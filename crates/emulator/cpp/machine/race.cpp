@@ -1,22 +1,14 @@
 #include "race.h"
 
-#include <dlfcn.h>
 #include <sys/mman.h>
 
 #include <cstdio>
 
 #include "fault.h"
 #include "machine.h"
+#include "site.h"
 
 namespace emu {
-
-uint32_t site_offset(const void* site) {
-  static const char* base = [] {
-    Dl_info info;
-    return dladdr(reinterpret_cast<const void*>(&site_offset), &info) ? static_cast<const char*>(info.dli_fbase) : nullptr;
-  }();
-  return site ? static_cast<uint32_t>(static_cast<const char*>(site) - base) : 0;
-}
 
 #ifdef EMU_RACE
 
@@ -103,7 +95,7 @@ void Race::report(const char* what, const Actor& actor, uint32_t epoch, const vo
   bool shared = memory_.is_shared(p);
   size_t at = shared ? (memory_.offset(p) - Memory::global_bytes) % Memory::slot_bytes : memory_.offset(p);
   fail(Fault::race, "%s: %s memory at 0x%zx, %s at @0x%x, earlier %s at @0x%x", what, shared ? "shared" : "global", at,
-       name(who(actor.epoch), mine, sizeof mine), site_offset(site), name(who(epoch), theirs, sizeof theirs), other_site);
+       name(who(actor.epoch), mine, sizeof mine), site_number(site), name(who(epoch), theirs, sizeof theirs), other_site);
 }
 
 void Race::access(uint32_t clock, const void* p, size_t n, Kind kind, const void* site) {
@@ -125,7 +117,7 @@ void Race::access(const Actor& actor, const void* p, size_t n, Kind kind, const 
     const void* address = static_cast<const char*>(p) + (at - place(p)) * granule;
     if (kind == Kind::read && at->writer == 0 && memory_.is_shared(p)) {
       fail(Fault::uninitialised, "shared memory at 0x%zx is read before anything wrote it, at @0x%x",
-           (memory_.offset(address) - Memory::global_bytes) % Memory::slot_bytes, site_offset(site));
+           (memory_.offset(address) - Memory::global_bytes) % Memory::slot_bytes, site_number(site));
     }
     if (at->writer != me && at->writer && !(atomic && at->writer_atomic) && !knows(actor, at->writer)) {
       report(kind == Kind::read ? "read after an unordered write" : "write after an unordered write", actor, at->writer,
@@ -139,7 +131,7 @@ void Race::access(const Actor& actor, const void* p, size_t n, Kind kind, const 
       }
       if (slot < 0) slot = static_cast<int>(me % 3);
       at->reader[slot] = me;
-      at->reader_site[slot] = site_offset(site);
+      at->reader_site[slot] = site_number(site);
       continue;
     }
     for (int i = 0; i < 3; i++) {
@@ -150,7 +142,7 @@ void Race::access(const Actor& actor, const void* p, size_t n, Kind kind, const 
     }
     at->writer = me;
     at->writer_atomic = atomic;
-    at->writer_site = site_offset(site);
+    at->writer_site = site_number(site);
   }
 }
 

@@ -126,7 +126,4 @@ class Race {
   std::shared_ptr<const Vector> merged_from_, merged_with_, merged_;
 };
 
-/// `site` as an offset that a symboliser can read.
-uint32_t site_offset(const void* site);
-
 }  // namespace emu

@@ -33,7 +33,7 @@ Registers& registers() {
 
 uint32_t warp_index() { return self->rank / 32; }
 
-void converge(const char* name) {
+void converge_group(const char* name) {
   if (self->cta->threads.size() % 128) fail(Fault::collective, "%s in a CTA that is not made of warpgroups", name);
   warp_instruction(0xffffffff, name, [](const Rendezvous&) {}, nullptr);
 }
@@ -41,7 +41,7 @@ void converge(const char* name) {
 }  // namespace
 
 void decrease_registers(uint32_t to) {
-  converge("decrease_registers");
+  converge_group("decrease_registers");
   Registers& all = registers();
   uint32_t& mine = all.of_warp[warp_index()];
   if (self->lane != 0) return;
@@ -54,7 +54,7 @@ void decrease_registers(uint32_t to) {
 }
 
 void increase_registers(uint32_t to) {
-  converge("increase_registers");
+  converge_group("increase_registers");
   Registers& all = registers();
   if (self->lane == 0) {
     uint32_t& mine = all.of_warp[warp_index()];
@@ -67,7 +67,7 @@ void increase_registers(uint32_t to) {
     all.free -= to - mine;
     mine = to;
   }
-  converge("increase_registers");
+  converge_group("increase_registers");
 }
 
 }  // namespace emu

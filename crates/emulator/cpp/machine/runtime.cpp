@@ -266,7 +266,7 @@ uint32_t ballot(bool vote, uint32_t members, const char* name) {
 }
 
 RegisterKernel::RegisterKernel(const char* name, KernelFunction run, uint32_t params_bytes, uint32_t max_threads) {
-  kernels().push_back({name, run, params_bytes, max_threads});
+  add_kernel({name, run, params_bytes, max_threads});
 }
 
 }  // namespace emu

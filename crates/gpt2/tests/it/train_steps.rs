@@ -1,9 +1,6 @@
 //! Whole training steps: what they reach, what they leave alone, and what is refused.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{config, golden, model};
+use crate::common::{config, golden, model};
 use fused_lora::Element;
 use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
 use fused_lora_gpt2::adapter::lora::{Lora, Projection, Target};

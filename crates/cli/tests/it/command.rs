@@ -1,11 +1,8 @@
 //! The command as a user runs it: results, files, exit codes.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::path::Path;
 
-use common::{fail, golden, json, succeed, text};
+use crate::common::{fail, golden, json, succeed, text};
 use fused_lora_gpt2::Checkpoint;
 
 #[test]

@@ -1,5 +1,5 @@
 //! Damaged copies of the golden model and adapters, and what an error must say about them.
-#![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 pub mod device;
 

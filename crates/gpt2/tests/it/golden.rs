@@ -1,29 +1,9 @@
 //! Every golden vector of a whole model: made in float64 by transformers, PEFT and torch (tests/golden/README.md).
-#![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
-
-use fused_lora::reference::Matrix64;
+use crate::common::{expected, golden, model, tokens};
 use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
 use fused_lora_gpt2::{Adapters, Checkpoint, Forward, LoraMode, MergedTensor, Model, merge_folder, peft};
 use half::{bf16, f16};
-
-fn golden(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
-}
-
-fn expected(key: &str) -> Matrix64 {
-    let file = Checkpoint::open(&golden("expected.safetensors")).unwrap();
-    let (dtype, shape, bytes) = file.raw(key).unwrap();
-    assert_eq!(dtype, safetensors::Dtype::F64);
-    let data = bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
-    let cols = shape[shape.len() - 1];
-    Matrix64 { rows: shape.iter().product::<usize>() / cols, cols, data }
-}
-
-fn tokens() -> Vec<Vec<u32>> {
-    Checkpoint::open(&golden("expected.safetensors")).unwrap().token_ids("tokens").unwrap()
-}
 
 fn logits<W: fused_lora::Element>(model: &Model<W>, adapters: &Adapters<W>) -> Vec<f32> {
     let tokens = tokens();
@@ -33,16 +13,12 @@ fn logits<W: fused_lora::Element>(model: &Model<W>, adapters: &Adapters<W>) -> V
 
 fn assert_close(got: &[f32], key: &str, tolerance: f64, what: &str) {
     let expected = expected(key);
-    assert_eq!(got.len(), expected.data.len());
-    let worst = got.iter().zip(&expected.data).map(|(&g, e)| (f64::from(g) - e).abs()).fold(0.0, |worst, error| {
+    assert_eq!(got.len(), expected.len());
+    let worst = got.iter().zip(&expected).map(|(&g, e)| (f64::from(g) - e).abs()).fold(0.0, |worst, error| {
         // A NaN is worse than everything.
         if error <= worst { worst } else { error }
     });
     assert!(worst <= tolerance, "{key}, {what}: off by {worst:e} > {tolerance:e}");
-}
-
-fn model() -> Model<f32> {
-    Model::load(&golden("model")).unwrap()
 }
 
 #[test]
@@ -73,7 +49,7 @@ fn lora_in_every_mode_and_merged() {
         // The adapter does something, so an ignored one would fail above.
         let base = expected("base.logits");
         let adapted = expected(&key);
-        assert!(base.data.iter().zip(&adapted.data).any(|(b, a)| (b - a).abs() > 0.1));
+        assert!(base.iter().zip(&adapted).any(|(b, a)| (b - a).abs() > 0.1));
     }
 }
 
@@ -129,7 +105,7 @@ fn merged_weight_is_pefts() {
     let lora = peft::load_lora(&golden("lora-attn"), &model.config).unwrap();
     let merged = model.merged(&lora).unwrap();
     let expected = expected("lora-attn.merged.h.0.attn.c_attn.weight");
-    for (got, exact) in merged.layers[0].projections[0].weight.iter().zip(&expected.data) {
+    for (got, exact) in merged.layers[0].projections[0].weight.iter().zip(&expected) {
         assert!((f64::from(*got) - exact).abs() <= exact.abs() * 2f64.powi(-24) + 1e-15, "{got} {exact}");
     }
 }

@@ -1,12 +1,9 @@
 //! An adapter that is damaged, unsupported or made for another model ends in one sentence that names the file, the key
 //! and what was expected; one that PEFT reads gets the scales PEFT gives it.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::path::Path;
 
-use common::{Fault, Folder, Stored, Tensors, assert_refused, bottleneck, config, golden, model, spelled};
+use crate::common::{Fault, Folder, Stored, Tensors, assert_refused, bottleneck, config, golden, model, spelled};
 use fused_lora_gpt2::adapter::bottleneck::Kind;
 use fused_lora_gpt2::adapter::lora::{Lora, Projection};
 use fused_lora_gpt2::{Adapters, Result, peft};

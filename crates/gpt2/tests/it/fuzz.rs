@@ -1,8 +1,5 @@
 //! Files damaged at random: loading ends in a model that runs or in one sentence, never in a panic or in an allocation
 //! that the file does not account for.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -10,7 +7,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Folder, bottleneck, config, golden, model};
+use crate::common::{Folder, bottleneck, config, golden, model};
 use fused_lora_gpt2::adapter::bottleneck::Kind;
 use fused_lora_gpt2::adapter::lora::Projection;
 use fused_lora_gpt2::{Adapters, Error, Forward, Model, Result, merge_folder, peft};
@@ -22,27 +19,56 @@ use serde_json::{Map, Value, json};
 /// Far above what the largest golden file needs, far below what a damaged size could ask for.
 const ALLOCATION_LIMIT: usize = 64 << 20;
 
-/// Remembers the largest allocation.
+/// Remembers the largest allocation of the threads that are watched: other tests of this program allocate what they like.
 struct Watched;
 
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
 
+thread_local! {
+    static IS_WATCHED: Cell<bool> = const { Cell::new(false) };
+}
+
+fn record(size: usize) {
+    if IS_WATCHED.get() {
+        LARGEST.fetch_max(size, Ordering::Relaxed);
+    }
+}
+
 // SAFETY: every call is passed on to the system's allocator as it came.
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+        record(layout.size());
         // SAFETY: the caller's promises about `layout` are those that `System` asks for.
         unsafe { System.alloc(layout) }
     }
 
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        record(layout.size());
+        // SAFETY: the caller's promises about `layout` are those that `System` asks for.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        record(new_size);
+        // SAFETY: `pointer` came from `System` with this layout, and the caller's promises about `new_size` are those that
+        // `System` asks for.
+        unsafe { System.realloc(pointer, layout, new_size) }
+    }
+
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: `pointer` came from `System.alloc` with this layout.
+        // SAFETY: `pointer` came from `System` with this layout.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
 
 #[global_allocator]
 static ALLOCATOR: Watched = Watched;
+
+/// Runs a test, and whatever it does in parallel, on threads that are watched.
+fn watched(test: impl FnOnce() + Send) {
+    let pool = rayon::ThreadPoolBuilder::new().start_handler(|_| IS_WATCHED.set(true)).build().unwrap();
+    pool.install(test);
+}
 
 static MODEL: LazyLock<Model<f32>> = LazyLock::new(model);
 
@@ -178,26 +204,30 @@ fn explore<S: Strategy>(name: &str, cases: u32, strategy: &S, case: impl Fn(S::V
 
 #[test]
 fn damaged_tensor_files() {
-    for (name, subject) in SUBJECTS {
-        let whole = std::fs::read(Folder::of(name).weights()).unwrap();
-        explore(name, 192, &damage(), |damage| {
-            let folder = Folder::of(name);
-            std::fs::write(folder.weights(), damage.inflict(whole.clone())).unwrap();
-            subject(folder.path())
-        });
-    }
+    watched(|| {
+        for (name, subject) in SUBJECTS {
+            let whole = std::fs::read(Folder::of(name).weights()).unwrap();
+            explore(name, 192, &damage(), |damage| {
+                let folder = Folder::of(name);
+                std::fs::write(folder.weights(), damage.inflict(whole.clone())).unwrap();
+                subject(folder.path())
+            });
+        }
+    });
 }
 
 #[test]
 fn damaged_json_files() {
-    for (name, subject) in SUBJECTS.into_iter().filter(|(name, _)| !name.starts_with("adapter-")) {
-        let whole = std::fs::read(Folder::of(name).json()).unwrap();
-        explore(name, 192, &damage(), |damage| {
-            let folder = Folder::of(name);
-            std::fs::write(folder.json(), damage.inflict(whole.clone())).unwrap();
-            subject(folder.path())
-        });
-    }
+    watched(|| {
+        for (name, subject) in SUBJECTS.into_iter().filter(|(name, _)| !name.starts_with("adapter-")) {
+            let whole = std::fs::read(Folder::of(name).json()).unwrap();
+            explore(name, 192, &damage(), |damage| {
+                let folder = Folder::of(name);
+                std::fs::write(folder.json(), damage.inflict(whole.clone())).unwrap();
+                subject(folder.path())
+            });
+        }
+    });
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
@@ -227,16 +257,18 @@ fn any_json() -> impl Strategy<Value = Value> {
 
 #[test]
 fn fields_that_hold_anything() {
-    for (name, subject) in SUBJECTS.into_iter().filter(|(name, _)| !name.starts_with("adapter-")) {
-        let whole: Map<String, Value> =
-            serde_json::from_slice(&std::fs::read(Folder::of(name).json()).unwrap()).unwrap();
-        let mut names: Vec<String> = whole.keys().cloned().collect();
-        names.extend(["something_new", "two\nlines", "n_ctx", "dtype"].map(String::from));
-        let changes = prop::collection::vec((select(names), any_json()), 1..3);
-        explore(name, 384, &changes, |changes| {
-            let folder = Folder::of(name);
-            changes.into_iter().for_each(|(field, value)| folder.set(&field, Some(value)));
-            subject(folder.path())
-        });
-    }
+    watched(|| {
+        for (name, subject) in SUBJECTS.into_iter().filter(|(name, _)| !name.starts_with("adapter-")) {
+            let whole: Map<String, Value> =
+                serde_json::from_slice(&std::fs::read(Folder::of(name).json()).unwrap()).unwrap();
+            let mut names: Vec<String> = whole.keys().cloned().collect();
+            names.extend(["something_new", "two\nlines", "n_ctx", "dtype"].map(String::from));
+            let changes = prop::collection::vec((select(names), any_json()), 1..3);
+            explore(name, 384, &changes, |changes| {
+                let folder = Folder::of(name);
+                changes.into_iter().for_each(|(field, value)| folder.set(&field, Some(value)));
+                subject(folder.path())
+            });
+        }
+    });
 }

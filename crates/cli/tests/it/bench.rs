@@ -1,9 +1,6 @@
 //! `bench` as a user runs it: timed on the CPU, counted on the emulator, explained without either.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{fail, json, succeed, text};
+use crate::common::{fail, json, succeed, text};
 use serde_json::Value;
 
 #[test]

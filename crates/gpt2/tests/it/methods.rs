@@ -1,5 +1,4 @@
 //! Small random models with random adapters: ways of computing the same thing that must agree.
-#![allow(clippy::unwrap_used)]
 
 use fused_lora::lora::Activation;
 use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};

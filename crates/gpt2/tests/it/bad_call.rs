@@ -1,13 +1,10 @@
 //! Calls that cannot be carried out: tokens, combinations of adapters, merges and writes. Each ends in one sentence that
 //! says what was wrong and what was expected, and leaves nothing behind.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{Folder, assert_refused, bottleneck, config, contents, golden, model, spelled};
+use crate::common::{Folder, assert_refused, bottleneck, config, contents, golden, model, spelled};
 use fused_lora::DType;
 use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
 use fused_lora_gpt2::adapter::lora::{Lora, Projection, Target};

@@ -1,9 +1,6 @@
 //! A model folder that is not what it should be ends in one sentence that names the file, the key and what was expected.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{Fault, Folder, Stored, assert_refused, contents, golden, model, spelled};
+use crate::common::{Fault, Folder, Stored, assert_refused, contents, golden, model, spelled};
 use fused_lora_gpt2::{Adapters, Forward, Model, Result, merge_folder};
 use half::{bf16, f16};
 use safetensors::Dtype;

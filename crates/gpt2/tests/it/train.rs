@@ -1,5 +1,4 @@
 //! Training on shapes that no golden vector has: against finite differences, against itself, and what it refuses.
-#![allow(clippy::unwrap_used)]
 
 use fused_lora::Element;
 use fused_lora::dropout::Dropout;

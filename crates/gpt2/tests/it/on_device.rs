@@ -1,11 +1,8 @@
 //! GPT-2 on the emulator of a GPU: every method against logits made in float64 (tests/golden/README.md), on every generation of
 //! GPUs, in graphs, with launches counted.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::device::{OnDevice, assert_close, bottleneck, emulated, lora, model, on_gpu, slices};
-use common::{expected, golden, tokens};
+use crate::common::device::{OnDevice, assert_close, bottleneck, emulated, lora, model, on_gpu, slices};
+use crate::common::{expected, golden, tokens};
 use fused_lora::Element;
 use fused_lora_gpt2::adapter::bottleneck::Kind;
 use fused_lora_gpt2::adapter::lora::{Lora, Projection, Target};

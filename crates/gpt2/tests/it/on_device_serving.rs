@@ -1,11 +1,8 @@
 //! GPT-2 on the emulator of a GPU, as it is served: decoding with a cache, adapters that take each other's place under a graph, and
 //! what is refused or lost.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::device::{OnDevice, assert_close, emulated, lora, model, on_gpu, slices};
-use common::{golden, tokens};
+use crate::common::device::{OnDevice, assert_close, emulated, lora, model, on_gpu, slices};
+use crate::common::{golden, tokens};
 use fused_lora::Element;
 use fused_lora_gpt2::adapter::lora::{Lora, Projection, Target};
 use fused_lora_gpt2::adapter::prefix::Prefix;

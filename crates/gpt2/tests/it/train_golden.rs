@@ -1,10 +1,7 @@
 //! Losses, gradients and AdamW steps against those that transformers, PEFT and torch make in float64
 //! (tests/golden/README.md).
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{expected, golden, model, tokens};
+use crate::common::{expected, golden, model, tokens};
 use fused_lora::device::{self, Device, DeviceBuffer, DeviceParameter, EmulatorConfig, Stream};
 use fused_lora::optim::Factor;
 use fused_lora_gpt2::adapter::lora::Projection;

@@ -4,8 +4,6 @@
 mod atomic;
 mod block;
 mod cluster;
-#[path = "../common/mod.rs"]
-mod common;
 mod convert;
 mod copy_async;
 mod coverage;
@@ -20,7 +18,7 @@ mod tma;
 mod warp;
 mod wgmma;
 
-pub use common::Rng;
+pub use crate::common::Rng;
 
 /// 0, 1, 2, ...
 pub fn counted(len: usize) -> Vec<u32> {
