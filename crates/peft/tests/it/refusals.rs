@@ -1,11 +1,8 @@
 //! Files that are something else are named as what they are, in one sentence of bounded length that says its cause once.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::error::Error as _;
 
-use common::{Folder, load};
+use crate::common::{Folder, load};
 use fused_lora_peft::{Checkpoint, Error};
 use serde_json::{Value, json};
 

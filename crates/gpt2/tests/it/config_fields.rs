@@ -1,9 +1,6 @@
 //! No field of GPT-2's config.json is passed over in silence unless a table says why it may be.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{Folder, assert_refused, config};
+use crate::common::{Folder, assert_refused, config};
 use fused_lora_gpt2::Model;
 use fused_lora_gpt2::config_fields::FIELDS;
 use fused_lora_peft::{Rule, is_false};

@@ -1,5 +1,5 @@
 //! Small adapters for a model of one MLP, to be changed and damaged.
-#![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
+#![allow(missing_docs, unreachable_pub)]
 
 use std::path::{Path, PathBuf};
 

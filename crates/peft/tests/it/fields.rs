@@ -1,9 +1,6 @@
 //! Every field of PEFT's configurations is in a table, and none is passed over in silence that is not.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{Folder, load, model, prefix_model};
+use crate::common::{Folder, load, model, prefix_model};
 use fused_lora_peft::{Adapter, Lora, Rule, is_false, tables};
 use proptest::prelude::*;
 use proptest::sample::select;

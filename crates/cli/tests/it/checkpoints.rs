@@ -1,11 +1,8 @@
 //! What the command says about folders that are not quite what their configuration says.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::path::Path;
 
-use common::{fail, golden, run, succeed, text};
+use crate::common::{fail, golden, run, succeed, text};
 
 /// A copy of a golden folder.
 fn copy(name: &str, place: &Path) {

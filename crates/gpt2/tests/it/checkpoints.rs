@@ -1,13 +1,10 @@
 //! Folders as people have them compute what PEFT and transformers compute when they load them
 //! (tests/golden/checkpoints.py), and say what was passed over.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{Folder, Stored, Tensors, assert_refused, config, contents, golden, model, spelled};
+use crate::common::{Folder, Stored, Tensors, assert_refused, config, contents, golden, model, spelled};
 use fused_lora::DType;
 use fused_lora_gpt2::adapter::lora::Lora;
 use fused_lora_gpt2::{Adapters, Checkpoint, Forward, Model, Warning, merge_folder, peft};
@@ -111,12 +108,15 @@ fn settings_that_adapt_other_modules() {
 #[test]
 fn settings_that_peft_refuses_or_that_leave_something_to_chance() {
     let cases = [
-        (json!({"target_modules": "c_attn"}), "adapts no projection"),
+        (json!({"layers_to_transform": null, "target_modules": "c_attn"}), "adapts no projection"),
         (json!({"target_modules": []}), "adapts no projection"),
         (json!({"target_modules": ["c_attn", 3]}), "expected a list of names"),
         (json!({"target_modules": true}), "expected a list of names"),
-        (json!({"target_modules": r".*attn"}), "adapts 'transformer.h.0.attn', and that is no layer"),
-        (json!({"target_modules": ["ln_1"]}), "adapts 'transformer.h.0.ln_1'"),
+        (
+            json!({"layers_to_transform": null, "target_modules": r".*attn"}),
+            "adapts 'transformer.h.0.attn', and that is no layer",
+        ),
+        (json!({"layers_to_transform": null, "target_modules": ["ln_1"]}), "adapts 'transformer.h.0.ln_1'"),
         (json!({"target_modules": r".*c_(attn"}), "is not a regular expression"),
         (json!({"target_modules": r"\h+c_attn"}), r"is not a regular expression of Python's: it has \h"),
         (json!({"target_modules": "all-linear", "layers_to_transform": [0]}), "only where target_modules is a list"),
