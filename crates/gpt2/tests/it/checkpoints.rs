@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::common::device::{OnDevice, assert_close, slices};
 use crate::common::{Folder, Stored, Tensors, assert_refused, config, contents, golden, model, spelled};
 use fused_lora::DType;
 use fused_lora_gpt2::adapter::lora::Lora;
@@ -15,16 +16,19 @@ fn expectations() -> Checkpoint {
     Checkpoint::open(&golden("checkpoints/expected.safetensors")).unwrap()
 }
 
-#[track_caller]
-fn assert_computes(model: &Model<f32>, adapters: &Adapters<f32>, name: &str) {
+fn exact(name: &str) -> Vec<f64> {
     let file = expectations();
-    let tokens = file.token_ids("tokens").unwrap();
     let (dtype, _, bytes) = file.raw(&format!("{name}.logits")).unwrap();
     assert_eq!(dtype, Dtype::F64);
-    let exact = bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b));
-    let tokens: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
+    bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()
+}
+
+#[track_caller]
+fn assert_computes(model: &Model<f32>, adapters: &Adapters<f32>, name: &str) {
+    let tokens = expectations().token_ids("tokens").unwrap();
     let mut forward = Forward::new();
-    let got = forward.logits(model, adapters, &tokens).unwrap();
+    let got = forward.logits(model, adapters, &slices(&tokens)).unwrap();
+    let exact = exact(name);
     assert_eq!(got.len(), exact.len());
     for (got, exact) in got.iter().zip(exact) {
         assert!((f64::from(*got) - exact).abs() <= 1e-4, "{name}: {got} {exact}");
@@ -266,11 +270,25 @@ fn edit_index(folder: &Folder, edit: impl FnOnce(&mut Value)) {
     write_index(folder, &value);
 }
 
+/// The lm_head of tests/golden/checkpoints.py.
+fn own_head() -> Stored {
+    let values = (0..131).flat_map(|row| (0..64).map(move |column| ((row * 7 + column * 13) % 17 - 8) as f32 / 16.0));
+    Stored { dtype: Dtype::F32, shape: vec![131, 64], data: values.flat_map(f32::to_le_bytes).collect() }
+}
+
+#[test]
+fn an_lm_head_of_its_own_on_a_device() {
+    let folder = Folder::of("model");
+    folder.edit(|tensors| drop(tensors.insert("lm_head.weight".into(), own_head())));
+    let model = Model::<f32>::load(folder.path()).unwrap();
+    let tokens = expectations().token_ids("tokens").unwrap();
+    let got = OnDevice::new(&model, &Adapters::default()).logits(&tokens);
+    assert_close::<f32>(&got, &exact("own-head"), "own-head");
+}
+
 #[test]
 fn an_lm_head_of_its_own() {
-    let values = (0..131).flat_map(|row| (0..64).map(move |column| ((row * 7 + column * 13) % 17 - 8) as f32 / 16.0));
-    let data = values.flat_map(f32::to_le_bytes).collect();
-    let head = Stored { dtype: Dtype::F32, shape: vec![131, 64], data };
+    let head = own_head();
     for tied in [json!(true), json!(false)] {
         let folder = Folder::of("model");
         folder.edit(|tensors| drop(tensors.insert("lm_head.weight".into(), head.clone())));
