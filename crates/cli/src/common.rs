@@ -8,7 +8,7 @@ use fused_lora::{DType, Element};
 use fused_lora_gpt2::{Config, Model};
 use serde::Serialize;
 
-use crate::output::{write_csv, write_json};
+use crate::output::{warn, write_csv, write_json};
 
 /// Where and in which type to compute.
 #[derive(Debug, Clone, clap::Args)]
@@ -118,7 +118,9 @@ impl ModelArgs {
     pub(crate) fn load<W: Element>(&self) -> Result<Model<W>> {
         let folder = Path::new(&self.model);
         if folder.is_dir() {
-            return Ok(Model::load(folder)?);
+            let model = Model::load(folder)?;
+            warn(model.warnings());
+            return Ok(model);
         }
         match Config::named(&self.model) {
             Some(config) => Ok(Model::random(&config, self.seed)?),

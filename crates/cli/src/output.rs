@@ -17,6 +17,13 @@ pub(crate) fn emit(text: &str) -> Result<()> {
     }
 }
 
+/// Prints what was passed over to stderr, one line each.
+pub(crate) fn warn<'a>(warnings: impl IntoIterator<Item = &'a fused_lora_gpt2::Warning>) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+}
+
 /// A Markdown table, the first column to the left, numbers to the right.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();

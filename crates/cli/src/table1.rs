@@ -255,7 +255,7 @@ fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
     emit(&format!(
         "{}: {} parameters, {pass} to the {what}\n{}\n",
         args.model.model,
-        grouped(base.config.parameters()),
+        grouped(base.parameters()),
         run.summary()
     ))?;
     let mut engine = Engine::start(on, &base)?;
@@ -274,7 +274,7 @@ fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
         if let Some(gpu) = &mut gpu {
             gpu.clocks_after = clocks();
         }
-        save(args, &run, base.config.parameters(), gpu.as_ref(), &rows)?;
+        save(args, &run, base.parameters(), gpu.as_ref(), &rows)?;
     }
     if let Some(path) = &args.plot {
         plot::bars(path, &rows)?;

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use fused_lora::Element;
+use fused_lora_peft::Error as FileError;
 
 use super::expect_same;
 use crate::checkpoint::Checkpoint;
@@ -90,7 +91,7 @@ impl<W: Element> Bottleneck<W> {
     /// A layer with no keys has no adapter.
     ///
     /// # Errors
-    /// As [`Checkpoint::floats`]; [`Error::UnknownTensor`] for a key of another kind or model.
+    /// As [`Checkpoint::floats`]; [`Error::Checkpoint`] for a key of another kind or model.
     pub fn load(path: &Path, kind: Kind, config: &Config) -> Result<Self> {
         let file = Checkpoint::open(path)?;
         let d = config.d_model;
@@ -141,11 +142,11 @@ impl<W: Element> Bottleneck<W> {
         let expected = format!("{kind:?} adapters of a GPT-2 of {} layers", config.layers);
         let stranger = keys.iter().find(|key| !read.borrow().contains(*key)).cloned();
         if let Some(key) = stranger {
-            return Err(Error::UnknownTensor { path: path.into(), key, expected });
+            return Err(FileError::UnknownTensor { path: path.into(), key, expected }.into());
         }
         if keys.is_empty() {
             let key = format!("h.0.{}.down.weight", kind.names()[0]);
-            return Err(Error::MissingTensor { path: path.into(), key, expected });
+            return Err(FileError::MissingTensor { path: path.into(), key, expected }.into());
         }
         Ok(Self { kind, layers })
     }
