@@ -79,8 +79,9 @@ pub(crate) struct Cell {
     pub(crate) median_ms: f64,
     pub(crate) none_median_ms: f64,
     pub(crate) slow_down_percent: f64,
-    pub(crate) percent_low: f64,
-    pub(crate) percent_high: f64,
+    /// The 95 % interval; absent of a single trial.
+    pub(crate) percent_low: Option<f64>,
+    pub(crate) percent_high: Option<f64>,
 }
 
 /// What must be the same for cells of an earlier run to count.
@@ -247,8 +248,8 @@ fn measure_group<W: Element>(
             median_ms: median(own),
             none_median_ms: median(none),
             slow_down_percent: excess.percent,
-            percent_low: excess.interval.0,
-            percent_high: excess.interval.1,
+            percent_low: excess.low(),
+            percent_high: excess.high(),
         }
     };
     Ok(args.methods.iter().enumerate().map(cell).collect())
@@ -257,8 +258,7 @@ fn measure_group<W: Element>(
 fn print(cells: &[Cell]) -> String {
     let header = ["method", "batch", "tokens", "r", "|Θ|", "median ms", "none ms", "slower", "95 % interval"];
     let row = |c: &Cell| {
-        let excess = Excess { percent: c.slow_down_percent, interval: (c.percent_low, c.percent_high) };
-        let slower = if excess.is_noise() { "no difference".into() } else { format!("{:+.1} %", c.slow_down_percent) };
+        let [slower, interval] = Excess::from_row(c.slow_down_percent, c.percent_low, c.percent_high).cells();
         vec![
             c.method.clone(),
             c.batch.to_string(),
@@ -268,7 +268,7 @@ fn print(cells: &[Cell]) -> String {
             milliseconds(c.median_ms),
             milliseconds(c.none_median_ms),
             slower,
-            format!("{:+.1} to {:+.1}", c.percent_low, c.percent_high),
+            interval,
         ]
     };
     table(&header, cells.iter().map(row))

@@ -356,7 +356,7 @@ fn rows_of<W: Element>(
         // Against the base model that was issued in the same way.
         let base = (0..times.len()).find(|&k| Some(contest.of(k).0) == none && contest.of(k).1 == issued);
         let excess = base.map(|base| match i == base {
-            true => Excess { percent: 0.0, interval: (0.0, 0.0) },
+            true => Excess { percent: 0.0, interval: Some((0.0, 0.0)) },
             false => Excess::of(times_of, &times[base]),
         });
         let figure = paper.and_then(|paper| paper.figure(&p.method));
@@ -377,8 +377,8 @@ fn rows_of<W: Element>(
             launches_per_layer: facts.map(|facts| facts.launches_per_layer),
             device_bytes: facts.map(|facts| facts.device_bytes),
             percent_over_none: excess.map(|e| e.percent),
-            percent_low: excess.map(|e| e.interval.0),
-            percent_high: excess.map(|e| e.interval.1),
+            percent_low: excess.and_then(|e| e.low()),
+            percent_high: excess.and_then(|e| e.high()),
             paper_mean_ms: figure.map(|f| f.0),
             paper_std_ms: figure.map(|f| f.1),
             paper_percent_over_none: figure.zip(paper).map(|(f, paper)| 100.0 * (f.0 / paper.base.0 - 1.0)),
@@ -431,14 +431,9 @@ fn dash() -> String {
 }
 
 fn cells(row: &Row) -> Vec<String> {
-    let (over, interval) = match (row.percent_over_none, row.percent_low, row.percent_high) {
-        (Some(_), Some(low), Some(high)) if row.method == "none" && low == high => (dash(), dash()),
-        (Some(percent), Some(low), Some(high)) => {
-            let noise = Excess { percent, interval: (low, high) }.is_noise();
-            let over = if noise { "no difference".into() } else { format!("{percent:+.1} %") };
-            (over, format!("{low:+.1} to {high:+.1}"))
-        }
-        _ => (dash(), dash()),
+    let [over, interval] = match row.percent_over_none {
+        Some(percent) if row.method != "none" => Excess::from_row(percent, row.percent_low, row.percent_high).cells(),
+        _ => [dash(), dash()],
     };
     vec![
         row.method.clone(),
