@@ -14,6 +14,22 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// A result cannot be written where it was asked for.
+    #[error("{}: cannot be written: {reason}", path.display())]
+    Unwritable {
+        /// The file that was named.
+        path: PathBuf,
+        /// What is there, or what the operating system said.
+        reason: String,
+    },
+    /// A result would be written to, or into, what it is made from.
+    #[error("{}: cannot be written: it belongs to an input, {}; name another place", path.display(), input.display())]
+    OutputIsInput {
+        /// The place that was named.
+        path: PathBuf,
+        /// The file or the folder that is read.
+        input: PathBuf,
+    },
     /// A file is not the JSON it should be.
     #[error("{}: not the JSON expected: {source}", path.display())]
     Json {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
 use std::path::Path;
 
 use fused_lora::lora::{Layout, Segment};
@@ -11,10 +12,11 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 
 use crate::adapter::lora::{Lora, Projection};
-use crate::checkpoint::{Checkpoint, write_atomically, write_tensors};
+use crate::checkpoint::{Checkpoint, serialize};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::{Model, key_prefix};
+use crate::output::{StagedFolder, refuse_inside};
 use crate::peft;
 
 /// What a merge did to one tensor.
@@ -32,19 +34,27 @@ pub struct MergedTensor {
 
 /// Merges the LoRA in `adapters` (one folder each) into the model in `model` and writes the result to `out`, a folder
 /// that must not exist yet. Tensors that no adapter touches are copied bit for bit unless `dtype` asks for another
-/// type. Whatever else the folder holds beside weights (tokenizer, generation settings) is copied.
+/// type. Whatever else the folder holds beside weights (tokenizer, generation settings) is copied. All of it grows in a
+/// temporary folder beside `out`, on the list of [`crate::remove_staged`], and modes follow the umask.
 ///
 /// # Errors
-/// As [`crate::Model::load`] and [`peft::load_lora`]; [`Error::Layer`] if a result is not finite; [`Error::Io`] if
-/// `out` exists or cannot be written. Nothing is left at `out` then.
+/// As [`crate::Model::load`] and [`peft::load_lora`]; [`Error::Layer`] if a result is not finite; [`Error::OutputIsInput`]
+/// if `out` lies in one of the folders that are read; [`Error::Io`] if it exists or cannot be written. Nothing is left at
+/// `out` then.
 pub fn merge_folder(model: &Path, adapters: &[&Path], out: &Path, dtype: Option<DType>) -> Result<Vec<MergedTensor>> {
     let io = |path: &Path| {
         let path = path.to_path_buf();
         move |source| Error::Io { path, source }
     };
-    if out.exists() {
+    if out.symlink_metadata().is_ok() {
         return Err(io(out)(std::io::Error::new(std::io::ErrorKind::AlreadyExists, "it exists already")));
     }
+    for input in std::iter::once(&model).chain(adapters).filter(|input| input.exists()) {
+        refuse_inside(out, input)?;
+    }
+    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = StagedFolder::new_in(parent).map_err(io(out))?;
+    let create = |name: &Path| folder.create(name).map_err(io(out));
     let config_path = model.join("config.json");
     // What cannot be run is not merged either: this checks every key, shape and value.
     let config = Model::<f32>::load(model)?.config;
@@ -55,10 +65,11 @@ pub fn merge_folder(model: &Path, adapters: &[&Path], out: &Path, dtype: Option<
         lora.add(peft::load_lora(folder, &config)?)?;
     }
 
-    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder = tempfile::Builder::new().prefix(".fused-lora-").tempdir_in(parent).map_err(io(out))?;
-    let report = write_model(&file, &config, &lora, dtype, &folder.path().join("model.safetensors"))?;
-    write_config(&config_path, dtype, &folder.path().join("config.json"))?;
+    let (bytes, report) = merged_file(&file, &config, &lora, dtype, out)?;
+    create("model.safetensors".as_ref())?.write_all(&bytes).map_err(io(out))?;
+    drop(bytes);
+    let text = config_text(&config_path, dtype)?;
+    create("config.json".as_ref())?.write_all(&text).map_err(io(out))?;
     for entry in std::fs::read_dir(model).map_err(io(model))? {
         let entry = entry.map_err(io(model))?;
         let name = entry.file_name();
@@ -67,29 +78,24 @@ pub fn merge_folder(model: &Path, adapters: &[&Path], out: &Path, dtype: Option<
         if text == "config.json" || weights.iter().any(|end| text.ends_with(end)) || !entry.path().is_file() {
             continue;
         }
-        std::fs::copy(entry.path(), folder.path().join(&name)).map_err(io(&entry.path()))?;
+        let mut from = std::fs::File::open(entry.path()).map_err(io(&entry.path()))?;
+        std::io::copy(&mut from, &mut create(name.as_ref())?).map_err(io(&entry.path()))?;
     }
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).map_err(io(out))?;
-    }
-    std::fs::rename(folder.path(), out).map_err(io(out))?;
-    // The folder has its own name now; there is nothing left for the guard to remove.
-    let _ = folder.keep();
+    folder.persist(out).map_err(io(out))?;
     Ok(report)
 }
 
 /// A tensor as it will be written: type, shape, bytes.
 type Stored<'a> = (Dtype, Vec<usize>, Cow<'a, [u8]>);
 
-fn write_model(
+/// The bytes of the merged model's file, and what became of its tensors; `out` is for errors.
+fn merged_file(
     file: &Checkpoint,
     config: &Config,
     lora: &Lora<f32>,
     dtype: Option<DType>,
-    path: &Path,
-) -> Result<Vec<MergedTensor>> {
+    out: &Path,
+) -> Result<(Vec<u8>, Vec<MergedTensor>)> {
     let prefix = key_prefix(file);
     let mut report = vec![];
     let mut tensors: BTreeMap<String, Stored<'_>> = BTreeMap::new();
@@ -142,13 +148,12 @@ fn write_model(
     }
     let views = tensors.iter().map(|(key, (dtype, shape, bytes))| {
         let view = TensorView::new(*dtype, shape.clone(), bytes);
-        let bad = |e: safetensors::SafeTensorError| Error::NotSafetensors { path: path.into(), reason: e.to_string() };
+        let bad = |e: safetensors::SafeTensorError| Error::NotSafetensors { path: out.into(), reason: e.to_string() };
         Ok((key.clone(), view.map_err(bad)?))
     });
     // transformers reads the framework from this entry.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    write_tensors(path, &views.collect::<Result<_>>()?, Some(metadata))?;
-    Ok(report)
+    Ok((serialize(out, &views.collect::<Result<_>>()?, Some(metadata))?, report))
 }
 
 fn safetensors_dtype(dtype: DType) -> Dtype {
@@ -181,7 +186,7 @@ fn rewrite<T: Element>(
 }
 
 /// The configuration, with the type it names brought up to date.
-fn write_config(from: &Path, dtype: Option<DType>, to: &Path) -> Result<()> {
+fn config_text(from: &Path, dtype: Option<DType>) -> Result<Vec<u8>> {
     let text = std::fs::read(from).map_err(|source| Error::Io { path: from.into(), source })?;
     let bad = |source| Error::Json { path: from.into(), source };
     let mut config: serde_json::Map<String, Value> = serde_json::from_slice(&text).map_err(bad)?;
@@ -195,6 +200,5 @@ fn write_config(from: &Path, dtype: Option<DType>, to: &Path) -> Result<()> {
         let field = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
         config.insert(field.into(), Value::String(name.into()));
     }
-    let text = serde_json::to_vec_pretty(&config).map_err(bad)?;
-    write_atomically(to, |file| file.write_all(&text))
+    serde_json::to_vec_pretty(&config).map_err(bad)
 }
