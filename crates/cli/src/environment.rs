@@ -40,6 +40,11 @@ impl Run {
         }
     }
 
+    /// The date without the time.
+    pub(crate) fn day(&self) -> &str {
+        self.date.split('T').next().unwrap_or_default()
+    }
+
     /// A line for the head of a table.
     pub(crate) fn summary(&self) -> String {
         let plural = if self.threads == 1 { "" } else { "s" };

@@ -2,19 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use fused_lora::Element;
 use fused_lora::device::Device;
-use fused_lora_gpt2::Model;
 use fused_lora_gpt2::adapter::lora::Target;
+use fused_lora_gpt2::{Model, Output};
 use serde::{Deserialize, Serialize};
 
 use crate::common::{Compute, ModelArgs, On, ResultFiles, parse_size, with_dtype};
 use crate::environment::Run;
 use crate::method::{Kind, Method, Sizes};
-use crate::output::{emit, milliseconds, progress, table, write_csv, write_json};
+use crate::output::{emit, milliseconds, progress, table};
 use crate::passes::{Engine, Mode, Setting as Pass};
 use crate::plot;
+use crate::setting::Setting;
 use crate::stats::{Excess, median};
 use crate::table1::Column;
 use crate::trial::{Trials, interleave_timed};
@@ -24,7 +25,8 @@ Examples:
   fused-lora sweep
       128 tokens, batch 1, 2 and 4, ranks 10, 100 and 250, a few minutes
   fused-lora sweep --sequences 128,256,512 --batches 1,2,4,8,16,32 --json figure5.json --plot figure5.svg
-      All of Figure 5. Hours on a CPU: stop it at any time, the same command goes on where it was";
+      All of Figure 5. Hours on a CPU: stop it at any time, the same command goes on where it was. Cells of another
+      model, build, machine or setting are never put into the same file";
 
 /// Arguments of `sweep`.
 #[derive(Debug, clap::Args)]
@@ -62,6 +64,9 @@ pub(crate) struct Args {
     /// Timed passes a cell
     #[arg(long, default_value_t = 5, value_parser = parse_size)]
     trials: usize,
+    /// Measure cells again that the --json file holds from an earlier run, and replace them
+    #[arg(long)]
+    restart: bool,
     /// Draw heat maps, one a method and sequence length
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
@@ -84,30 +89,11 @@ pub(crate) struct Cell {
     pub(crate) percent_high: Option<f64>,
 }
 
-/// What must be the same for cells of an earlier run to count.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
-struct Setting {
-    model: String,
-    seed: u64,
-    dtype: String,
-    device: String,
-    threads: usize,
-    targets: String,
-    trials: usize,
-    processor: String,
-}
-
 #[derive(Serialize)]
 struct Report<'a> {
     run: Run,
     setting: &'a Setting,
     rows: &'a [Cell],
-}
-
-#[derive(Deserialize)]
-struct Earlier {
-    setting: Setting,
-    rows: Vec<Cell>,
 }
 
 impl Args {
@@ -127,25 +113,20 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    args.files.check(&[args.plot.as_ref()])?;
+    args.files.check(args.plot.as_ref(), &[Path::new(&args.model.model)])?;
     let on = args.compute.start(&[On::Cpu, On::Cuda])?;
     with_dtype!(args.compute.dtype, measure(args, on))
 }
 
 fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
     let run = Run::new(on.name(), W::DTYPE);
-    let setting = Setting {
-        model: args.model.model.clone(),
-        seed: args.model.seed,
-        dtype: run.dtype.clone(),
-        device: args.device_setting(on)?,
-        threads: run.threads,
-        targets: format!("{:?}", args.targets),
-        trials: args.trials,
-        processor: run.processor.clone(),
-    };
+    let targets = format!("{:?}", args.targets);
+    let model = (&*args.model.model, args.model.seed);
+    let setting = Setting::new(&run, args.device_setting(on)?, model, targets, args.trials)?;
     let mut cells = match &args.files.json {
-        Some(path) if path.exists() => earlier_cells(path, &setting)?,
+        Some(path) if !args.restart && path.exists() && Output::at(path)?.is_replaced() => {
+            setting.earlier_cells(path)?
+        }
         _ => vec![],
     };
     emit(&format!("{}, {}\n", args.model.model, run.summary()))?;
@@ -166,38 +147,21 @@ fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
         if !args.methods.iter().all(done) {
             cells.retain(|c| !args.methods.iter().any(|m| same_cell(c, &m.to_string(), column, rank)));
             cells.extend(measure_group(args, &base, column, rank, &mut engine)?);
-            if let Some(path) = &args.files.json {
-                write_json(path, &Report { run: run.clone(), setting: &setting, rows: &cells })?;
-            }
+            args.files.write_so_far(|| Report { run: run.clone(), setting: &setting, rows: &cells }, &cells)?;
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
     emit(&print(&cells))?;
-    if let Some(path) = &args.files.csv {
-        write_csv(path, &cells)?;
-    }
+    args.files.write(|| Report { run: run.clone(), setting: &setting, rows: &cells }, &cells)?;
     if let Some(path) = &args.plot {
-        plot::heat_map(path, &cells)?;
+        plot::heat_maps(path, &args.model.model, &run, &cells)?;
     }
     Ok(())
 }
 
 fn same_cell(cell: &Cell, method: &str, column: Column, rank: usize) -> bool {
     cell.method == method && cell.batch == column.batch && cell.tokens == column.tokens && cell.rank == rank
-}
-
-/// Cells that a stopped run left behind; a run of something else is not continued.
-fn earlier_cells(path: &Path, setting: &Setting) -> Result<Vec<Cell>> {
-    let name = path.display();
-    let text = std::fs::read(path).with_context(|| format!("{name}: cannot be read"))?;
-    let earlier: Earlier = serde_json::from_slice(&text).with_context(|| {
-        format!("{name}: exists and is not the result of a sweep, expected a file to continue or none")
-    })?;
-    if earlier.setting != *setting {
-        bail!("{name}: holds a sweep of {:?}, expected {setting:?}; choose another file or remove it", earlier.setting);
-    }
-    Ok(earlier.rows)
 }
 
 fn measure_group<W: Element>(

@@ -1,6 +1,6 @@
 //! `table1`: a forward pass with every method, beside the paper's figures.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -242,7 +242,7 @@ impl Gpu {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    args.files.check(&[args.plot.as_ref()])?;
+    args.files.check(args.plot.as_ref(), &[Path::new(&args.model.model)])?;
     let on = args.compute.start(&[On::Cpu, On::Cuda, On::Emulator])?;
     with_dtype!(args.compute.dtype, measure(args, on))
 }
@@ -274,20 +274,28 @@ fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
         if let Some(gpu) = &mut gpu {
             gpu.clocks_after = clocks();
         }
-        save(args, &run, base.parameters(), gpu.as_ref(), &rows)?;
+        let report = report(args, &run, base.parameters(), gpu.as_ref(), &rows);
+        args.files.write_so_far(report, &rows)?;
     }
+    args.files.write(report(args, &run, base.parameters(), gpu.as_ref(), &rows), &rows)?;
     if let Some(path) = &args.plot {
-        plot::bars(path, &rows)?;
+        plot::bars(path, &args.model.model, what, &run, &rows)?;
     }
     Ok(())
 }
 
-fn save(args: &Args, run: &Run, model_parameters: usize, gpu: Option<&Gpu>, rows: &[Row]) -> Result<()> {
-    let report = || {
+/// What goes to the JSON file, made when it is written.
+fn report<'a>(
+    args: &'a Args,
+    run: &'a Run,
+    model_parameters: usize,
+    gpu: Option<&'a Gpu>,
+    rows: &'a [Row],
+) -> impl FnOnce() -> Report<'a> {
+    move || {
         let run = Run { peak_memory_bytes: peak_memory(), ..run.clone() };
         Report { run, model: &args.model.model, model_parameters, lm_head: args.lm_head, gpu: gpu.cloned(), rows }
-    };
-    args.files.write(report, rows)
+    }
 }
 
 fn measure_column<W: Element>(

@@ -69,9 +69,10 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
         }
         // What was measured so far outlives a job that is ended halfway.
         emit(&format!("{}\n", print(&rows[from..])))?;
-        save(args, &rows, &run, properties, &library)?;
+        save(args, &rows, &run, properties, &library, false)?;
     }
     emit(&overhead::print(&rows.iter().map(Row::cell).collect::<Vec<_>>()))?;
+    save(args, &rows, &run, properties, &library, true)?;
     emit(&summary::print(&verdicts(&rows, args.is_backward())))
 }
 
@@ -153,7 +154,8 @@ fn cold_copies<T>(device: &Device, case: &Case, footprint: &Footprint) -> Result
     copies(COLD * properties.l2_bytes, walked, footprint, properties.memory_bytes).with_context(|| case.to_string())
 }
 
-fn save(args: &Args, rows: &[Row], run: &Run, properties: &Properties, cublaslt: &str) -> Result<()> {
+/// Writes what was measured; before it `is_last`, only to files, which the next call replaces.
+fn save(args: &Args, rows: &[Row], run: &Run, properties: &Properties, cublaslt: &str, is_last: bool) -> Result<()> {
     let (major, minor) = properties.compute_capability;
     let goals = verdicts(rows, args.is_backward());
     let report = || Report {
@@ -175,5 +177,5 @@ fn save(args: &Args, rows: &[Row], run: &Run, properties: &Properties, cublaslt:
         goals: &goals,
         rows,
     };
-    args.files.write(report, rows)
+    if is_last { args.files.write(report, rows) } else { args.files.write_so_far(report, rows) }
 }

@@ -160,7 +160,7 @@ fn shape(text: &str) -> Result<(usize, usize), String> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    args.files.check(&[])?;
+    args.files.check(None, &[])?;
     let dtype = args.compute.dtype;
     ensure!(!args.tf32 || dtype == DType::F32, "--tf32 is a way to multiply f32, not {dtype}");
     if args.explain && !args.compute.asks_for_cpu() {

@@ -52,3 +52,28 @@ pub fn json(path: &Path) -> Value {
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
+
+/// A copy of a golden folder's files.
+pub fn copy_of(name: &str, to: &Path) -> PathBuf {
+    let folder = to.join(name);
+    std::fs::create_dir(&folder).unwrap();
+    for entry in std::fs::read_dir(golden(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+/// A new FIFO.
+pub fn fifo(path: &Path) {
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+}
+
+/// Sorted names of what is in a folder.
+pub fn contents(folder: &Path) -> Vec<String> {
+    let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    let mut names: Vec<_> = std::fs::read_dir(folder).unwrap().map(name).collect();
+    names.sort();
+    names
+}
