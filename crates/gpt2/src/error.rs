@@ -223,8 +223,34 @@ impl From<fused_lora::Error> for Error {
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Names that come from a file may hold line breaks and terminal codes: those are shown escaped.
+/// The most characters of a name or value from a file that an error shows.
+const LONGEST: usize = 1000;
+
+/// Names that come from a file may hold line breaks and terminal codes: those are shown escaped. What is too long to read
+/// is cut.
 fn one_line(text: &str) -> String {
     let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    text.chars().map(shown).collect()
+    let begin: String = text.chars().take(LONGEST).map(shown).collect();
+    match text.chars().count().saturating_sub(LONGEST) {
+        0 => begin,
+        more => format!("{begin}… ({more} characters more)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_from_a_file_is_short_and_on_one_line() {
+        assert_eq!(one_line("a\nb\u{1b}"), "a\\nb\\u{1b}");
+        let error = Error::Field {
+            path: "config.json".into(),
+            field: "n_layer".into(),
+            value: "9".repeat(1 << 20),
+            expected: "expected a whole number".into(),
+        };
+        let text = error.to_string();
+        assert!(text.len() < 1200 && text.ends_with("characters more), expected a whole number"), "{text}");
+    }
 }

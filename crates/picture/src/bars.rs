@@ -8,8 +8,8 @@ use crate::{Result, interval_text, is_noise};
 const WIDTH: i32 = 860;
 /// The columns of a panel: methods, bars, figures.
 const LABEL: i32 = 150;
-const PLOT_END: i32 = 590;
-const FIGURES: i32 = 606;
+const PLOT_END: i32 = 572;
+const FIGURES: i32 = 602;
 const BAR: i32 = 24;
 /// Title, subtitle, what the axis says, its numbers.
 const HEAD: i32 = 78;
@@ -84,7 +84,7 @@ fn draw_panel(canvas: &Canvas<'_>, panel: &Panel, top: i32) -> Result<()> {
     let heads = if panel.is_relative { ["over none", "95 % interval"] } else { ["", ""] };
     let heads = [
         (heads[0], FIGURES, Anchor::Left),
-        (heads[1], FIGURES + 86, Anchor::Left),
+        (heads[1], FIGURES + 92, Anchor::Left),
         ("median", WIDTH - 12, Anchor::Right),
     ];
     for (head, x, anchor) in heads {
@@ -131,7 +131,7 @@ fn draw_figures(canvas: &Canvas<'_>, panel: &Panel, bar: &Bar, is_noise: bool, m
     };
     let color = if is_noise { GREY_TEXT } else { BLACK };
     canvas.text(&difference, (FIGURES, middle), 12, Anchor::Left, color)?;
-    canvas.text(&interval_text(bar.interval), (FIGURES + 86, middle), 11, Anchor::Left, GREY_TEXT)?;
+    canvas.text(&interval_text(bar.interval), (FIGURES + 92, middle), 11, Anchor::Left, GREY_TEXT)?;
     canvas.text(&bar.time, (WIDTH - 12, middle), 12, Anchor::Right, BLACK)
 }
 
