@@ -2,17 +2,18 @@
 
 use plotters::prelude::{BLACK, RGBColor};
 
-use crate::canvas::{Anchor, Canvas, GREY_TEXT, GRID, NO_DIFFERENCE, ticks};
+use crate::canvas::{Anchor, Canvas, GREY_TEXT, GRID, NO_DIFFERENCE, tick_text, ticks};
 use crate::{Result, interval_text, is_noise};
 
 const WIDTH: i32 = 860;
 /// The columns of a panel: methods, bars, figures.
 const LABEL: i32 = 150;
-const PLOT_END: i32 = 590;
-const FIGURES: i32 = 606;
+const PLOT_END: i32 = 572;
+const FIGURES: i32 = 602;
 const BAR: i32 = 24;
 /// Title, subtitle, what the axis says, its numbers.
 const HEAD: i32 = 78;
+const LEGEND: i32 = 80;
 const LORA: RGBColor = RGBColor(107, 174, 214);
 const OTHERS: RGBColor = RGBColor(189, 189, 189);
 const REFERENCE: RGBColor = RGBColor(200, 0, 0);
@@ -52,16 +53,14 @@ pub struct Panel {
 /// # Errors
 /// If the picture cannot be drawn.
 pub fn bars(panels: &[Panel]) -> Result<String> {
-    let has_paper = panels.iter().flat_map(|panel| &panel.bars).any(|bar| bar.paper.is_some());
     let height = |panel: &Panel| HEAD + BAR * panel.bars.len() as i32 + 22;
-    let legend = 62;
-    Canvas::svg(WIDTH, panels.iter().map(height).sum::<i32>() + legend, |canvas| {
+    Canvas::svg(WIDTH, panels.iter().map(height).sum::<i32>() + LEGEND, |canvas| {
         let mut top = 0;
         for panel in panels {
             draw_panel(canvas, panel, top)?;
             top += height(panel);
         }
-        draw_legend(canvas, top + 8, has_paper)
+        draw_legend(canvas, panels, top + 4)
     })
 }
 
@@ -84,7 +83,7 @@ fn draw_panel(canvas: &Canvas<'_>, panel: &Panel, top: i32) -> Result<()> {
     let heads = if panel.is_relative { ["over none", "95 % interval"] } else { ["", ""] };
     let heads = [
         (heads[0], FIGURES, Anchor::Left),
-        (heads[1], FIGURES + 86, Anchor::Left),
+        (heads[1], FIGURES + 92, Anchor::Left),
         ("median", WIDTH - 12, Anchor::Right),
     ];
     for (head, x, anchor) in heads {
@@ -94,7 +93,7 @@ fn draw_panel(canvas: &Canvas<'_>, panel: &Panel, top: i32) -> Result<()> {
     canvas.text(&panel.axis, (LABEL, top + 57), 11, Anchor::Left, BLACK)?;
     for tick in ticks(low, high, 7) {
         canvas.line((x(tick), first - 2), (x(tick), bottom), 1, GRID)?;
-        canvas.text(&format!("{tick}{unit}"), (x(tick), first - 9), 10, Anchor::Center, GREY_TEXT)?;
+        canvas.text(&format!("{}{unit}", tick_text(tick)), (x(tick), first - 9), 10, Anchor::Center, GREY_TEXT)?;
     }
     for (i, bar) in panel.bars.iter().enumerate() {
         let (y, middle) = (first + BAR * i as i32, first + BAR * i as i32 + BAR / 2);
@@ -131,31 +130,35 @@ fn draw_figures(canvas: &Canvas<'_>, panel: &Panel, bar: &Bar, is_noise: bool, m
     };
     let color = if is_noise { GREY_TEXT } else { BLACK };
     canvas.text(&difference, (FIGURES, middle), 12, Anchor::Left, color)?;
-    canvas.text(&interval_text(bar.interval), (FIGURES + 86, middle), 11, Anchor::Left, GREY_TEXT)?;
+    canvas.text(&interval_text(bar.interval), (FIGURES + 92, middle), 11, Anchor::Left, GREY_TEXT)?;
     canvas.text(&bar.time, (WIDTH - 12, middle), 12, Anchor::Right, BLACK)
 }
 
-fn draw_legend(canvas: &Canvas<'_>, top: i32, has_paper: bool) -> Result<()> {
+/// What colours and marks mean, as far as a panel has them.
+fn draw_legend(canvas: &Canvas<'_>, panels: &[Panel], top: i32) -> Result<()> {
     canvas.line((12, top), (WIDTH - 12, top), 1, GRID)?;
-    let middle = top + 18;
-    let sample = |x: i32, color: RGBColor| canvas.fill([(x, middle - 7), (x + 22, middle + 7)], color);
-    let text = |x: i32, text: &str| canvas.text(text, (x, middle), 11, Anchor::Left, BLACK);
+    let (first, second, third) = (top + 18, top + 40, top + LEGEND - 18);
+    let sample = |x: i32, color: RGBColor| canvas.fill([(x, first - 7), (x + 22, first + 7)], color);
+    let text = |at: (i32, i32), text: &str| canvas.text(text, at, 11, Anchor::Left, BLACK);
     sample(12, LORA)?;
-    text(40, "LoRA")?;
+    text((40, first), "LoRA")?;
     sample(88, OTHERS)?;
-    text(116, "other methods")?;
-    sample(214, NO_DIFFERENCE)?;
-    canvas.outline([(214, middle - 7), (236, middle + 7)], GREY_TEXT)?;
-    text(242, "no difference: the interval has zero in it")?;
-    canvas.whisker((482, 508), middle)?;
-    text(514, "95 % interval")?;
-    if has_paper {
-        canvas.line((608, middle - 8), (608, middle + 8), 3, REFERENCE)?;
-        text(616, "the paper's Table 1, on a Quadro RTX 8000")?;
+    text((116, first), "other methods")?;
+    if panels.iter().all(|panel| !panel.is_relative) {
+        return canvas.text("Medians of interleaved trials.", (12, second), 11, Anchor::Left, GREY_TEXT);
     }
-    let words =
-        "Medians of interleaved trials against the base model without an adapter; intervals are the bootstrap's.";
-    canvas.text(words, (12, top + 40), 11, Anchor::Left, GREY_TEXT)
+    sample(214, NO_DIFFERENCE)?;
+    canvas.outline([(214, first - 7), (236, first + 7)], GREY_TEXT)?;
+    text((242, first), "no difference: the interval has zero in it")?;
+    canvas.whisker((490, 516), first)?;
+    text((524, first), "95 % interval (bootstrap)")?;
+    let has_paper = panels.iter().flat_map(|panel| &panel.bars).any(|bar| bar.paper.is_some());
+    if has_paper {
+        canvas.line((23, second - 8), (23, second + 8), 3, REFERENCE)?;
+        text((40, second), "the paper's Table 1: GPT-2 medium on a Quadro RTX 8000, mean of 100 trials")?;
+    }
+    let words = "Differences are of medians of interleaved trials, against the base model without an adapter (none).";
+    canvas.text(words, (12, if has_paper { third } else { second }), 11, Anchor::Left, GREY_TEXT)
 }
 
 #[cfg(test)]
@@ -184,6 +187,13 @@ mod tests {
         assert_eq!(svg.matches("no difference\n").count(), 1, "one bar is no difference: {svg}");
         let without = bars(&[panel(all[..1].to_vec())]).unwrap();
         assert!(!without.contains("Quadro"), "no paper's figure, no word of it");
+    }
+
+    #[test]
+    fn times_without_a_base_have_no_differences() {
+        let times = Panel { is_relative: false, ..panel(vec![bar("lora-fused", 0.17, None, None)]) };
+        let svg = bars(&[times]).unwrap();
+        assert!(svg.contains("\n0.15\n") && !svg.contains("no difference") && !svg.contains("(none)"), "{svg}");
     }
 
     #[test]

@@ -123,6 +123,12 @@ pub(crate) fn ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
     (first..).map(|i| i as f64 * step).take_while(|tick| *tick <= high + 1e-9 * span).collect()
 }
 
+/// A tick's number without the dust of its sum.
+pub(crate) fn tick_text(tick: f64) -> String {
+    let rounded = (tick * 1e6).round() / 1e6;
+    format!("{}", rounded + 0.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +147,10 @@ mod tests {
         assert_eq!(ticks(0.0, 35.0, 7), [0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0]);
         assert_eq!(ticks(-3.0, 7.0, 6), [-2.0, 0.0, 2.0, 4.0, 6.0]);
         assert!(ticks(0.0, 1e-12, 6).contains(&0.0));
+        assert_eq!(
+            ticks(-0.1, 0.3, 7).into_iter().map(tick_text).collect::<Vec<_>>(),
+            ["-0.1", "0", "0.1", "0.2", "0.3"]
+        );
         assert!(ticks(-1e6, 3e7, 8).len() <= 9);
     }
 }
