@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -64,9 +65,16 @@ fn waiting_model(place: &Path) -> (PathBuf, Vec<u8>) {
     (model, text)
 }
 
+/// Opens a FIFO as soon as someone reads it.
+fn writer(fifo: &Path) -> File {
+    // Without this flag it would wait for ever for a command that has died.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    wait_for(|| File::options().write(true).custom_flags(flags).open(fifo).ok())
+}
+
 /// Writes to a FIFO as soon as someone reads it.
 fn feed(fifo: &Path, bytes: &[u8]) {
-    File::create(fifo).unwrap().write_all(bytes).unwrap();
+    writer(fifo).write_all(bytes).unwrap();
 }
 
 #[test]
@@ -123,7 +131,7 @@ fn logits_that_wait_for_their_model_leave_the_file_as_it_was() {
     for signal in SIGNALS {
         let child = start(&["logits", "--model", text(&model), "--tokens", "1", "--out", text(&out)]);
         // Open as soon as the command reads it.
-        let _config = File::create(model.join("config.json")).unwrap();
+        let _config = writer(&model.join("config.json"));
         send(&child, signal);
         assert_dies_by(child, signal);
         assert_eq!(contents(place.path()), ["logits", "model"]);

@@ -88,7 +88,10 @@ fn a_fifo_gets_the_whole_result_once() {
             let pipe = pipe.clone();
             move || std::fs::read(pipe).unwrap()
         });
-        succeed(&strs(&on_model(args, &[option, text(&pipe)])));
+        // Who writes a second time waits for a second reader: that is a failure, not a test without an end.
+        let mut command = assert_cmd::Command::cargo_bin("fused-lora").unwrap();
+        let limit = std::time::Duration::from_secs(120);
+        command.args(on_model(args, &[option, text(&pipe)])).timeout(limit).assert().success();
         assert!(pipe.symlink_metadata().unwrap().file_type().is_fifo());
         reader.join().unwrap()
     };
