@@ -1,11 +1,30 @@
 //! Puts the commit into the binary, so that every result says what made it.
 
+use std::path::Path;
 use std::process::Command;
+use std::{env, fs};
 
 fn main() {
-    println!("cargo:rerun-if-changed=../../.git/logs/HEAD");
+    let folder = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
+    let folder = Path::new(&folder);
     println!("cargo:rerun-if-changed=build.rs");
-    let output = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
-    let commit = output.ok().filter(|o| o.status.success()).and_then(|o| String::from_utf8(o.stdout).ok());
-    println!("cargo:rustc-env=FUSED_LORA_COMMIT={}", commit.as_deref().map_or("unknown", str::trim));
+    // Naming a file that is not there would run this at every build.
+    let log = git(folder, &["rev-parse", "--git-path", "logs/HEAD"]).map(|path| folder.join(path));
+    if let Some(log) = log.filter(|log| log.exists()) {
+        println!("cargo:rerun-if-changed={}", log.display());
+    }
+    let commit = packaged(folder).or_else(|| git(folder, &["rev-parse", "--short=12", "HEAD"]));
+    println!("cargo:rustc-env=FUSED_LORA_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
+}
+
+/// What cargo wrote into an archive: the commit that it was made from.
+fn packaged(folder: &Path) -> Option<String> {
+    let text = fs::read_to_string(folder.join(".cargo_vcs_info.json")).ok()?;
+    let digits = text.split("\"sha1\"").nth(1)?.split('"').nth(1)?;
+    digits.get(..12).map(str::to_owned)
+}
+
+fn git(folder: &Path, arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").current_dir(folder).args(arguments).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
