@@ -1,5 +1,7 @@
 //! The command as a user runs it.
+#![allow(clippy::unwrap_used)]
 
 mod bench;
 mod command;
 mod common;
+mod fit;
