@@ -10,6 +10,7 @@ mod rules;
 mod sass;
 mod table1;
 mod toolchain;
+mod unused;
 
 use std::path::PathBuf;
 
@@ -33,6 +34,8 @@ enum Command {
     Report(table1::Args),
     /// Compile every kernel for every target and hold its machine code to the rules in its source.
     Sass(sass::Args),
+    /// Look for dependencies that are declared and not used.
+    Unused,
 }
 
 /// The repository root: of the checkout that cargo was called in, whichever built this program.
@@ -48,6 +51,7 @@ fn main() -> std::process::ExitCode {
         Command::Bundle(args) => bundle::run(&root(), &args),
         Command::Report(args) => table1::run(&root(), &args),
         Command::Sass(args) => sass::run(&root(), &args),
+        Command::Unused => unused::run(&root()),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
