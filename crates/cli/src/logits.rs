@@ -8,12 +8,14 @@ use fused_lora::Element;
 use fused_lora::device::Stream;
 use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
 use fused_lora_gpt2::device::{DeviceAdapters, DeviceForward, DeviceModel, PassShape};
-use fused_lora_gpt2::{Adapters, Checkpoint, Forward, LoraMode, Model, peft, write_tensors};
+use fused_lora_gpt2::{Adapters, Checkpoint, Forward, LoraMode, Model, Warning, peft, write_tensors};
+use fused_lora_peft::{few, one_line};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use crate::common::{Compute, On, check_writable, with_dtype};
-use crate::output::emit;
+use crate::common::{Compute, On, with_dtype};
+use crate::output::{emit, warn};
+use crate::results::check_outputs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,7 +32,7 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     compute: Compute,
-    /// Model folder: config.json and model.safetensors
+    /// Model folder: config.json and model.safetensors, or its shards and model.safetensors.index.json
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// PEFT folder with a LoRA or a prefix; may be given twice
@@ -60,7 +62,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    check_writable(&args.out)?;
+    let files = [args.bottleneck.as_deref(), Some(Path::new(&args.tokens)).filter(|path| path.is_file())];
+    let folders = std::iter::once(&args.model).chain(&args.adapter).map(PathBuf::as_path);
+    let inputs: Vec<&Path> = files.into_iter().flatten().chain(folders).collect();
+    check_outputs(&[("--out", &args.out)], &inputs)?;
     let on = args.compute.start(&[On::Cpu, On::Cuda, On::Emulator])?;
     with_dtype!(args.compute.dtype, compute(args, on))
 }
@@ -68,10 +73,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn compute<W: Element>(args: &Args, on: On) -> Result<()> {
     let tokens = read_tokens(&args.tokens)?;
     let mut model = Model::<W>::load(&args.model)?;
+    warn(model.warnings());
     let mut adapters = Adapters::default();
     for folder in &args.adapter {
         adapters.combine(peft::load(folder, &model.config)?).with_context(|| folder.display().to_string())?;
     }
+    warn(adapters.lora.iter().flat_map(|lora| lora.warnings()));
     if let (Some(path), Some(kind)) = (&args.bottleneck, args.kind) {
         let mut bottleneck = Bottleneck::load(path, kind, &model.config)?;
         if args.drop_adapters > model.config.layers {
@@ -94,7 +101,7 @@ fn compute<W: Element>(args: &Args, on: On) -> Result<()> {
         On::Cpu => Forward::new().logits(&model, &adapters, &sequences).map(<[f32]>::to_vec),
         _ => on_device(on, &model, &adapters, &sequences),
     };
-    let logits = logits.with_context(|| format!("--tokens {}", args.tokens))?;
+    let logits = logits.with_context(|| format!("--tokens {}", one_line(&args.tokens)))?;
     if !fused_lora::cpu::vector::all_finite(&logits) {
         bail!("{}: the logits are not all finite; nothing was written", args.model.display());
     }
@@ -123,11 +130,18 @@ fn on_device<W: Element>(
 
 fn read_tokens(text: &str) -> Result<Vec<Vec<u32>>> {
     if Path::new(text).is_file() {
-        return Ok(Checkpoint::open(Path::new(text))?.token_ids("tokens")?);
+        let file = Checkpoint::open(Path::new(text))?;
+        let others: Vec<String> = file.keys().into_iter().filter(|key| key != "tokens").collect();
+        if !others.is_empty() {
+            warn([&Warning::new(text, format!("not read beside 'tokens': {}", few(&others)))]);
+        }
+        return Ok(file.token_ids("tokens")?);
     }
     let id = |id: &str| {
         let expected = "expected token ids such as \"1,2,3;4,5,6\", or a safetensors file";
-        id.trim().parse::<u32>().with_context(|| format!("--tokens: '{}' is not a token id, {expected}", id.trim()))
+        id.trim()
+            .parse::<u32>()
+            .with_context(|| format!("--tokens: '{}' is not a token id, {expected}", one_line(id.trim())))
     };
     text.split(';').map(|sequence| sequence.split(',').map(id).collect()).collect()
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use fused_lora::DType;
 use fused_lora_gpt2::merge_folder;
 
-use crate::output::{emit, table};
+use crate::output::{emit, table, warn};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,7 +18,7 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Model folder: config.json and model.safetensors
+    /// Model folder: config.json and model.safetensors, or its shards and model.safetensors.index.json
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// PEFT LoRA folder; may be given several times
@@ -36,9 +36,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let adapters: Vec<&Path> = args.adapter.iter().map(PathBuf::as_path).collect();
     let merged = merge_folder(&args.model, &adapters, &args.out, args.dtype)?;
     let header = ["tensor", "stored as", "largest change", "largest rounding"];
-    let rows = merged.iter().map(|t| {
+    warn(&merged.warnings);
+    let rows = merged.tensors.iter().map(|t| {
         let number = |v: f64| format!("{v:.3e}");
         vec![t.key.clone(), t.dtype.to_string(), number(t.largest_change), number(t.largest_rounding)]
     });
-    emit(&format!("{}{}: {} tensors merged\n", table(&header, rows), args.out.display(), merged.len()))
+    let left_out: String =
+        merged.left_out.iter().map(|file| format!("left out {:?}: {}\n", file.name, file.reason)).collect();
+    let table = table(&header, rows);
+    emit(&format!("{table}{left_out}{}: {} tensors merged\n", args.out.display(), merged.tensors.len()))
 }

@@ -1,182 +1,146 @@
-//! safetensors files: memory-mapped to read, written to a temporary file and renamed.
+//! safetensors files: read as elements of a type, written whole or not at all.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 use fused_lora::cpu::vector::all_finite;
 use fused_lora::{DType, Element};
+use fused_lora_peft::Error as FileError;
 use half::{bf16, f16};
-use memmap2::Mmap;
 use rayon::prelude::*;
-use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
+use safetensors::tensor::{Dtype, TensorView};
 
 use crate::error::{Error, Result};
+use crate::output::write_atomically;
 use crate::tensor::Tensor;
 
 /// Elements converted or checked by one task.
 const CHUNK: usize = 1 << 16;
-const FLOATS: &str = "F32, F16, BF16 or F64";
 
-/// An open safetensors file.
+/// An open checkpoint: one safetensors file, or the shards of a model.
 #[derive(Debug)]
 pub struct Checkpoint {
-    path: PathBuf,
-    map: Arc<Mmap>,
-    header: Metadata,
-    data_start: usize,
+    file: fused_lora_peft::Checkpoint,
 }
 
 impl Checkpoint {
     /// Maps a file and checks its header against its length.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::NotSafetensors`] if it is truncated or damaged.
+    /// [`Error::Io`]; [`Error::Checkpoint`] if it is truncated, damaged or something else.
     pub fn open(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io { path: path.into(), source };
-        let file = std::fs::File::open(path).map_err(io)?;
-        if file.metadata().map_err(io)?.len() == 0 {
-            return Err(Error::NotSafetensors { path: path.into(), reason: "it is empty".into() });
-        }
-        // SAFETY: the mapping is only read. As with every mapped file, nobody may shorten or rewrite it meanwhile.
-        let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);
-        let damaged = |e: &dyn std::fmt::Display| Error::NotSafetensors { path: path.into(), reason: e.to_string() };
-        let (header_len, header) = safetensors::SafeTensors::read_metadata(&map).map_err(|e| damaged(&e))?;
-        let data_start = 8 + header_len;
-        if data_start + header.data_len() != map.len() {
-            return Err(damaged(&"its header and its length disagree"));
-        }
-        Ok(Self { path: path.into(), map, header, data_start })
+        Ok(Self { file: fused_lora_peft::Checkpoint::open(path)? })
     }
 
-    /// The file.
+    /// Opens a model's weights: `model.safetensors`, else the shards that `model.safetensors.index.json` lists.
+    ///
+    /// # Errors
+    /// As [`fused_lora_peft::Checkpoint::of_model`].
+    pub fn of_model(folder: &Path) -> Result<Self> {
+        Ok(Self { file: fused_lora_peft::Checkpoint::of_model(folder)? })
+    }
+
+    /// The file, or the index of its shards.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
+    }
+
+    /// The file that a tensor is in.
+    pub fn path_of(&self, key: &str) -> &Path {
+        self.file.path_of(key)
     }
 
     /// All keys, sorted.
     pub fn keys(&self) -> Vec<String> {
-        let mut keys = self.header.offset_keys();
-        keys.sort();
-        keys
+        self.file.keys().map(String::from).collect()
     }
 
     /// The shape of a tensor, if it is there.
     pub fn shape(&self, key: &str) -> Option<&[usize]> {
-        self.header.info(key).map(|info| &info.shape[..])
-    }
-
-    fn info(&self, key: &str, expected: &dyn Fn() -> String) -> Result<&TensorInfo> {
-        self.header.info(key).ok_or_else(|| Error::MissingTensor {
-            path: self.path.clone(),
-            key: key.into(),
-            expected: expected(),
-        })
-    }
-
-    fn bytes(&self, info: &TensorInfo) -> std::ops::Range<usize> {
-        self.data_start + info.data_offsets.0..self.data_start + info.data_offsets.1
+        self.file.shape(key)
     }
 
     /// A tensor's stored type, shape and bytes.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`].
+    /// [`Error::Checkpoint`] if it is missing.
     pub fn raw(&self, key: &str) -> Result<(Dtype, &[usize], &[u8])> {
-        let info = self.info(key, &|| "a tensor".into())?;
-        Ok((info.dtype, &info.shape, &self.map[self.bytes(info)]))
+        let (path, key) = (self.path().to_path_buf(), key.to_owned());
+        let missing = |key| FileError::MissingTensor { path, key, expected: "a tensor".into() }.into();
+        self.file.raw(&key).ok_or_else(|| missing(key))
     }
 
     /// A tensor of floats as `T`: in place where it is stored so and aligned, converted otherwise. All finite.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::Shape`], [`Error::Dtype`], [`Error::NonFinite`]; [`Error::Io`] if there is
-    /// no memory to convert into.
+    /// [`Error::Checkpoint`] if it is missing or of another shape or type; [`Error::NonFinite`]; [`Error::Io`] if there
+    /// is no memory to convert into.
     pub fn floats<T: Element>(&self, key: &str, shape: &[usize]) -> Result<Tensor<T>> {
-        let info = self.info(key, &|| format!("shape {shape:?}"))?;
-        if info.shape != shape {
-            return Err(Error::Shape {
-                path: self.path.clone(),
-                key: key.into(),
-                expected: shape.to_vec(),
-                actual: info.shape.clone(),
-            });
-        }
-        let bytes = self.bytes(info);
-        let stored = match info.dtype {
-            Dtype::F32 => Some(DType::F32),
-            Dtype::F16 => Some(DType::F16),
-            Dtype::BF16 => Some(DType::Bf16),
-            Dtype::F64 => None,
-            _ => {
-                return Err(Error::Dtype {
-                    path: self.path.clone(),
-                    key: key.into(),
-                    expected: FLOATS,
-                    actual: format!("{:?}", info.dtype),
-                });
-            }
-        };
-        let in_place = (stored == Some(T::DTYPE)).then(|| Tensor::mapped(&self.map, bytes.clone())).flatten();
-        let tensor = match in_place {
-            Some(tensor) => tensor,
-            None => {
-                let source = &self.map[bytes];
-                let convert = |out: &mut [T]| match info.dtype {
-                    Dtype::F32 => convert(source, out, f32::from_le_bytes, |v| T::from_f64(f64::from(v))),
-                    Dtype::F16 => convert(source, out, f16::from_le_bytes, |v| T::from_f64(f64::from(v))),
-                    Dtype::BF16 => convert(source, out, bf16::from_le_bytes, |v| T::from_f64(f64::from(v))),
-                    _ => convert(source, out, f64::from_le_bytes, T::from_f64),
-                };
-                Tensor::filled(shape.iter().product(), convert)
-                    .map_err(|source| Error::Io { path: self.path.clone(), source })?
-            }
-        };
-        if !tensor.par_chunks(CHUNK).all(all_finite) {
-            return Err(Error::NonFinite { path: self.path.clone(), key: key.into(), dtype: T::DTYPE });
-        }
-        Ok(tensor)
+        floats(&self.file.floats(key, shape)?)
     }
 
     /// A `[batch, tokens]` tensor of token ids.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`]; [`Error::Shape`] if it has not two dimensions; [`Error::Dtype`] unless I32, I64, U32;
-    /// [`Error::Field`] for a negative or huge id.
+    /// [`Error::Checkpoint`] if it is missing, has not two dimensions, is not stored as I32, I64 or U32, or holds a
+    /// negative or huge id.
     pub fn token_ids(&self, key: &str) -> Result<Vec<Vec<u32>>> {
         let (dtype, shape, bytes) = self.raw(key)?;
+        let (path, key) = (self.path().to_path_buf(), key.to_owned());
         let &[_, tokens] = shape else {
-            return Err(Error::Shape {
-                path: self.path.clone(),
-                key: key.into(),
-                expected: vec![1, shape.iter().product()],
-                actual: shape.to_vec(),
-            });
+            let expected = vec![1, shape.iter().product()];
+            return Err(FileError::Shape { path, key, expected, actual: shape.to_vec() }.into());
         };
         let ids: Vec<i64> = match dtype {
             Dtype::I64 => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
             Dtype::I32 => bytes.as_chunks().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect(),
             Dtype::U32 => bytes.as_chunks().0.iter().map(|b| i64::from(u32::from_le_bytes(*b))).collect(),
             _ => {
-                return Err(Error::Dtype {
-                    path: self.path.clone(),
-                    key: key.into(),
-                    expected: "I64, I32 or U32",
-                    actual: format!("{dtype:?}"),
-                });
+                let (expected, actual) = ("I64, I32 or U32", format!("{dtype:?}"));
+                return Err(FileError::Dtype { path, key, expected, actual }.into());
             }
         };
         let id = |&id: &i64| {
-            u32::try_from(id).map_err(|_| Error::Field {
-                path: self.path.clone(),
-                field: key.into(),
-                value: id.to_string(),
-                expected: "expected token ids of at least 0".into(),
+            u32::try_from(id).map_err(|_| {
+                let (path, field) = (path.clone(), key.clone());
+                let expected = "expected token ids of at least 0".into();
+                FileError::Field { path, field, value: id.to_string(), expected }.into()
             })
         };
         ids.chunks(tokens.max(1)).map(|row| row.iter().map(id).collect()).collect()
     }
+}
+
+/// A stored tensor of floats as `T`, as [`Checkpoint::floats`] reads it.
+///
+/// # Errors
+/// [`Error::Checkpoint`] unless it holds floats; [`Error::NonFinite`]; [`Error::Io`] without memory.
+pub(crate) fn floats<T: Element>(stored: &fused_lora_peft::Tensor) -> Result<Tensor<T>> {
+    stored.expect_floats()?;
+    let in_place = match stored.dtype {
+        Dtype::F32 => T::DTYPE == DType::F32,
+        Dtype::F16 => T::DTYPE == DType::F16,
+        Dtype::BF16 => T::DTYPE == DType::Bf16,
+        _ => false,
+    };
+    let tensor = match in_place.then(|| Tensor::mapped(&stored.bytes)).flatten() {
+        Some(tensor) => tensor,
+        None => {
+            let source = &stored.bytes[..];
+            let convert = |out: &mut [T]| match stored.dtype {
+                Dtype::F32 => convert(source, out, f32::from_le_bytes, |v| T::from_f64(f64::from(v))),
+                Dtype::F16 => convert(source, out, f16::from_le_bytes, |v| T::from_f64(f64::from(v))),
+                Dtype::BF16 => convert(source, out, bf16::from_le_bytes, |v| T::from_f64(f64::from(v))),
+                _ => convert(source, out, f64::from_le_bytes, T::from_f64),
+            };
+            Tensor::filled(stored.shape.iter().product(), convert)
+                .map_err(|source| Error::Io { path: stored.path.clone(), source })?
+        }
+    };
+    if !tensor.par_chunks(CHUNK).all(all_finite) {
+        return Err(Error::NonFinite { path: stored.path.clone(), key: stored.key.clone(), dtype: T::DTYPE });
+    }
+    Ok(tensor)
 }
 
 fn convert<const N: usize, S, T: Element>(
@@ -192,38 +156,25 @@ fn convert<const N: usize, S, T: Element>(
     });
 }
 
-/// Writes a file whole or not at all: to a temporary file beside it, which is then renamed.
+/// Writes a safetensors file as [`write_atomically`] does.
 ///
 /// # Errors
-/// [`Error::Io`].
-pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-    let io = |source| Error::Io { path: path.into(), source };
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".fused-lora-").tempfile_in(folder).map_err(io)?;
-    {
-        let mut buffered = std::io::BufWriter::with_capacity(1 << 20, file.as_file_mut());
-        write(&mut buffered).and_then(|()| buffered.flush()).map_err(io)?;
-    }
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // A temporary file is private; a result is a file like any other.
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io)?;
-    }
-    file.persist(path).map_err(|e| io(e.error))?;
-    Ok(())
-}
-
-/// Writes a safetensors file atomically.
-///
-/// # Errors
-/// [`Error::Io`]; [`Error::NotSafetensors`] if a tensor's shape does not fit its bytes.
+/// [`Error::Unwritable`], [`Error::Io`]; [`Error::Checkpoint`] if a tensor's shape does not fit its bytes.
 pub fn write_tensors(
     path: &Path,
     tensors: &BTreeMap<String, TensorView<'_>>,
     metadata: Option<std::collections::HashMap<String, String>>,
 ) -> Result<()> {
-    let bad = |e: safetensors::SafeTensorError| Error::NotSafetensors { path: path.into(), reason: e.to_string() };
-    let bytes = safetensors::serialize(tensors, metadata).map_err(bad)?;
+    let bytes = serialize(path, tensors, metadata)?;
     write_atomically(path, |file| file.write_all(&bytes))
+}
+
+/// The bytes of a safetensors file; `path` is for errors.
+pub(crate) fn serialize(
+    path: &Path,
+    tensors: &BTreeMap<String, TensorView<'_>>,
+    metadata: Option<std::collections::HashMap<String, String>>,
+) -> Result<Vec<u8>> {
+    let bad = |e: safetensors::SafeTensorError| FileError::NotSafetensors { path: path.into(), reason: e.to_string() };
+    Ok(safetensors::serialize(tensors, metadata).map_err(bad)?)
 }

@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use fused_lora::lora::Activation;
+use fused_lora_peft::Fields;
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::config_fields;
+use crate::error::Result;
 
 /// Hyperparameters, as in Hugging Face's `GPT2Config`.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,10 +61,14 @@ impl Config {
     /// Reads `config.json`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Json`]; [`Error::Field`] for a field that is missing, out of range, or changes the
-    /// mathematics in a way that is not supported.
+    /// [`Error::Io`](crate::Error::Io); [`Error::Checkpoint`](crate::Error::Checkpoint) for a file that is no JSON
+    /// object, and for a field that is missing, out of range, or changes the mathematics in a way that is not supported.
     pub fn read(path: &Path) -> Result<Self> {
-        let fields = Fields::read(path)?;
+        Self::from_fields(&Fields::read(path)?)
+    }
+
+    pub(crate) fn from_fields(fields: &Fields) -> Result<Self> {
+        config_fields::check(fields)?;
         let config = Self {
             layers: fields.size("n_layer")?,
             d_model: fields.size("n_embd")?,
@@ -73,26 +79,21 @@ impl Config {
             },
             vocabulary: fields.size("vocab_size")?,
             positions: fields.size("n_positions")?,
-            layer_norm_epsilon: fields.epsilon("layer_norm_epsilon")?,
+            layer_norm_epsilon: epsilon(fields, "layer_norm_epsilon")?,
             activation: match fields.get("activation_function").map_or(Some("gelu_new"), Value::as_str) {
                 Some("gelu_new" | "gelu_pytorch_tanh") => Activation::GeluNew,
                 Some("relu") => Activation::Relu,
-                _ => return Err(fields.refuse("activation_function", "expected gelu_new, gelu_pytorch_tanh or relu")),
+                _ => {
+                    let expected = "expected gelu_new, gelu_pytorch_tanh or relu";
+                    return Err(fields.refuse("activation_function", expected).into());
+                }
             },
             scale_attention: fields.flag("scale_attn_weights", true)?,
             scale_attention_by_layer: fields.flag("scale_attn_by_inverse_layer_idx", false)?,
         };
-        if fields.get("model_type").is_some_and(|t| t != "gpt2") {
-            return Err(fields.refuse("model_type", "expected gpt2"));
-        }
-        if fields.flag("add_cross_attention", false)? {
-            return Err(fields.refuse("add_cross_attention", "which is not supported"));
-        }
-        if !fields.flag("tie_word_embeddings", true)? {
-            return Err(fields.refuse("tie_word_embeddings", "and an lm_head of its own is not supported"));
-        }
         if !config.d_model.is_multiple_of(config.heads) {
-            return Err(fields.refuse("n_head", &format!("which does not divide n_embd = {}", config.d_model)));
+            let what = format!("which does not divide n_embd = {}", config.d_model);
+            return Err(fields.refuse("n_head", &what).into());
         }
         Ok(config)
     }
@@ -117,56 +118,14 @@ impl Config {
     }
 }
 
-/// A JSON object whose complaints name the file and the field.
-pub(crate) struct Fields {
-    path: std::path::PathBuf,
-    map: serde_json::Map<String, Value>,
-}
-
-impl Fields {
-    pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
-        let map = serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.into(), source })?;
-        Ok(Self { path: path.into(), map })
-    }
-
-    pub(crate) fn get(&self, field: &str) -> Option<&Value> {
-        self.map.get(field)
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Value)> {
-        self.map.iter()
-    }
-
-    pub(crate) fn refuse(&self, field: &str, expected: &str) -> Error {
-        let value = self.map.get(field).map_or("missing".into(), Value::to_string);
-        Error::Field { path: self.path.clone(), field: field.into(), value, expected: expected.into() }
-    }
-
-    /// A whole number from 1 to 2³¹.
-    pub(crate) fn size(&self, field: &str) -> Result<usize> {
-        let value = self.get(field).and_then(Value::as_u64).filter(|v| (1..=1 << 31).contains(v));
-        value
-            .map(|v| v as usize)
-            .ok_or_else(|| self.refuse(field, "expected a whole number of at least 1 and at most 2147483648"))
-    }
-
-    pub(crate) fn flag(&self, field: &str, default: bool) -> Result<bool> {
-        match self.get(field) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| self.refuse(field, "expected true or false")),
-        }
-    }
-
-    fn epsilon(&self, field: &str) -> Result<f32> {
-        match self.get(field) {
-            None => Ok(1e-5),
-            Some(value) => value
-                .as_f64()
-                .map(|v| v as f32)
-                .filter(|v| *v > 0.0 && *v < 1.0)
-                .ok_or_else(|| self.refuse(field, "expected a number between 0 and 1")),
-        }
+fn epsilon(fields: &Fields, field: &str) -> Result<f32> {
+    match fields.get(field) {
+        None => Ok(1e-5),
+        Some(value) => value
+            .as_f64()
+            .map(|v| v as f32)
+            .filter(|v| *v > 0.0 && *v < 1.0)
+            .ok_or_else(|| fields.refuse(field, "expected a number between 0 and 1").into()),
     }
 }
 

@@ -1,93 +1,41 @@
 //! The error type: one sentence that names the file, the key and what was expected.
 
+use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
+use fused_lora_peft::one_line;
+
 /// Why a model, an adapter or an input was refused.
-#[derive(Debug, thiserror::Error)]
+///
+/// Each is shown as one sentence that ends with its cause, if it has one; `source` is `None`, so that a report that
+/// follows the chain of causes says nothing twice.
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// A file is not the JSON it should be.
-    #[error("{}: not the JSON expected: {source}", path.display())]
-    Json {
-        /// The file.
+    /// A checkpoint or a configuration is damaged, unsupported, or for another model.
+    Checkpoint(fused_lora_peft::Error),
+    /// A result cannot be written where it was asked for.
+    Unwritable {
+        /// The file that was named.
         path: PathBuf,
-        /// Where and why.
-        source: serde_json::Error,
-    },
-    /// A file is not valid safetensors: truncated, or its header is damaged.
-    #[error("{}: not a whole safetensors file ({})", path.display(), one_line(reason))]
-    NotSafetensors {
-        /// The file.
-        path: PathBuf,
-        /// What the parser said.
+        /// What is there, or what the operating system said.
         reason: String,
     },
-    /// A configuration field has a value that is not supported.
-    #[error("{}: field '{}' is {}, {}", path.display(), one_line(field), one_line(value), one_line(expected))]
-    Field {
-        /// The file.
+    /// A result would be written to, or into, what it is made from.
+    OutputIsInput {
+        /// The place that was named.
         path: PathBuf,
-        /// The field.
-        field: String,
-        /// What it holds.
-        value: String,
-        /// What would be accepted.
-        expected: String,
-    },
-    /// A tensor is missing.
-    #[error("{}: tensor '{key}' is missing, expected {expected}", path.display())]
-    MissingTensor {
-        /// The file.
-        path: PathBuf,
-        /// The tensor's key.
-        key: String,
-        /// Its shape or role.
-        expected: String,
-    },
-    /// A tensor that the model has no place for.
-    #[error("{}: tensor '{}' has no place in this model, expected {expected}", path.display(), one_line(key))]
-    UnknownTensor {
-        /// The file.
-        path: PathBuf,
-        /// The tensor's key.
-        key: String,
-        /// What there are places for.
-        expected: String,
-    },
-    /// A tensor has another shape than the model.
-    #[error("{}: tensor '{key}' has shape {actual:?}, expected {expected:?}", path.display())]
-    Shape {
-        /// The file.
-        path: PathBuf,
-        /// The tensor's key.
-        key: String,
-        /// The shape that fits.
-        expected: Vec<usize>,
-        /// The shape found.
-        actual: Vec<usize>,
-    },
-    /// A tensor is stored in a type that is not supported.
-    #[error("{}: tensor '{key}' is stored as {actual}, expected {expected}", path.display())]
-    Dtype {
-        /// The file.
-        path: PathBuf,
-        /// The tensor's key.
-        key: String,
-        /// Types that are read.
-        expected: &'static str,
-        /// The type found.
-        actual: String,
+        /// The file or the folder that is read.
+        input: PathBuf,
     },
     /// A tensor holds an infinity or a NaN, perhaps only after conversion.
-    #[error("{}: tensor '{key}' holds a value that is not finite in {dtype}", path.display())]
     NonFinite {
         /// The file.
         path: PathBuf,
@@ -97,7 +45,6 @@ pub enum Error {
         dtype: fused_lora::DType,
     },
     /// A token id is outside the vocabulary.
-    #[error("token {token} at [{row}, {position}] is outside the vocabulary of {vocabulary}")]
     Token {
         /// The token id.
         token: u32,
@@ -109,7 +56,6 @@ pub enum Error {
         vocabulary: usize,
     },
     /// Sequences of different lengths in one batch, or no tokens at all.
-    #[error("sequence {row} has {actual} tokens, expected {expected} (all sequences of a batch alike, at least 1)")]
     Batch {
         /// Which sequence.
         row: usize,
@@ -119,7 +65,6 @@ pub enum Error {
         expected: usize,
     },
     /// More positions than the model was built for.
-    #[error("{tokens} tokens after a prefix of {prefix} need more than the model's {positions} positions")]
     TooManyPositions {
         /// Tokens of a sequence.
         tokens: usize,
@@ -129,13 +74,11 @@ pub enum Error {
         positions: usize,
     },
     /// A sequence without a next token to learn from.
-    #[error("a sequence of {tokens} tokens has no next token to predict, expected at least 2")]
     TooShort {
         /// Tokens of a sequence.
         tokens: usize,
     },
     /// Another number of sequences than training or a pass was set up for, or than a cache has.
-    #[error("{actual} sequences, expected {expected}")]
     BatchSize {
         /// Sequences given.
         actual: usize,
@@ -143,16 +86,13 @@ pub enum Error {
         expected: usize,
     },
     /// An adapter that training has no gradients for.
-    #[error("only a LoRA can be trained, and {what} cannot be active meanwhile")]
     NotTrainable {
         /// The kind of adapter.
         what: &'static str,
     },
     /// Training without a LoRA.
-    #[error("there is no LoRA to train")]
     NothingToTrain,
     /// A LoRA of other shapes than training or a pass was set up for.
-    #[error("{what} is adapted by {actual}, expected {expected}")]
     OtherAdapters {
         /// Which projection.
         what: String,
@@ -162,7 +102,6 @@ pub enum Error {
         actual: String,
     },
     /// A cache of another size than a pass was planned for.
-    #[error("the cache has room for {actual} keys a sequence, the pass was planned for {expected}")]
     OtherCache {
         /// Keys that the pass was planned for; 0 for none.
         expected: usize,
@@ -170,16 +109,12 @@ pub enum Error {
         actual: usize,
     },
     /// A pass was to be replayed that was never captured.
-    #[error("the pass has not been captured")]
     NotCaptured,
     /// Logits of a pass that was planned without.
-    #[error("the pass was planned without logits")]
     NoLogits,
     /// Two adapters that cannot be active together.
-    #[error("{0}")]
     Combination(String),
     /// An adapter does not fit the model it is used with.
-    #[error("the adapter has {actual} {what}, the model {expected}")]
     OtherModel {
         /// What was counted.
         what: &'static str,
@@ -189,13 +124,71 @@ pub enum Error {
         actual: usize,
     },
     /// A layer refused its operands.
-    #[error("{what}: {source}")]
     Layer {
         /// Which layer.
         what: String,
         /// Why.
         source: fused_lora::Error,
     },
+}
+
+impl Display for Error {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
+            Error::Checkpoint(error) => error.fmt(f),
+            Error::Unwritable { path, reason } => write!(f, "{}: cannot be written: {reason}", path.display()),
+            Error::OutputIsInput { path, input } => {
+                let [path, input] = [path, input].map(|path| path.display());
+                write!(f, "{path}: cannot be written: it belongs to an input, {input}; name another place")
+            }
+            Error::NonFinite { path, key, dtype } => {
+                write!(f, "{}: tensor '{}' holds a value that is not finite in {dtype}", path.display(), one_line(key))
+            }
+            Error::Token { token, row, position, vocabulary } => {
+                write!(f, "token {token} at [{row}, {position}] is outside the vocabulary of {vocabulary}")
+            }
+            Error::Batch { row, actual, expected } => {
+                let alike = "(all sequences of a batch alike, at least 1)";
+                write!(f, "sequence {row} has {actual} tokens, expected {expected} {alike}")
+            }
+            Error::TooManyPositions { tokens, prefix, positions } => {
+                write!(f, "{tokens} tokens after a prefix of {prefix} need more than the model's {positions} positions")
+            }
+            Error::TooShort { tokens } => {
+                write!(f, "a sequence of {tokens} tokens has no next token to predict, expected at least 2")
+            }
+            Error::BatchSize { actual, expected } => write!(f, "{actual} sequences, expected {expected}"),
+            Error::NotTrainable { what } => {
+                write!(f, "only a LoRA can be trained, and {what} cannot be active meanwhile")
+            }
+            Error::NothingToTrain => f.write_str("there is no LoRA to train"),
+            Error::OtherAdapters { what, expected, actual } => {
+                write!(f, "{what} is adapted by {actual}, expected {expected}")
+            }
+            Error::OtherCache { expected, actual } => {
+                write!(f, "the cache has room for {actual} keys a sequence, the pass was planned for {expected}")
+            }
+            Error::NotCaptured => f.write_str("the pass has not been captured"),
+            Error::NoLogits => f.write_str("the pass was planned without logits"),
+            Error::Combination(what) => f.write_str(what),
+            Error::OtherModel { what, expected, actual } => {
+                write!(f, "the adapter has {actual} {what}, the model {expected}")
+            }
+            Error::Layer { what, source } => write!(f, "{what}: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<fused_lora_peft::Error> for Error {
+    fn from(error: fused_lora_peft::Error) -> Self {
+        match error {
+            fused_lora_peft::Error::Io { path, cause } => Error::Io { path, source: cause },
+            other => Error::Checkpoint(other),
+        }
+    }
 }
 
 impl From<fused_lora::Error> for Error {
@@ -206,9 +199,3 @@ impl From<fused_lora::Error> for Error {
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// Names that come from a file may hold line breaks and terminal codes: those are shown escaped.
-fn one_line(text: &str) -> String {
-    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    text.chars().map(shown).collect()
-}

@@ -58,7 +58,7 @@ impl<W: Element> Forward<W> {
         }
         let rows = batch * tokens[0].len();
         self.normed.resize(rows * d, 0.0);
-        layer_norm(&self.arena.x[..rows * d], &model.ln_f, config.layer_norm_epsilon, &mut self.normed);
+        layer_norm(&self.arena.x[..rows * d], &model.ln_f, config.layer_norm_epsilon, &mut self.normed)?;
         Ok(&self.normed)
     }
 
@@ -70,7 +70,7 @@ impl<W: Element> Forward<W> {
         self.hidden(model, adapters, tokens)?;
         let (d, vocabulary) = (model.config.d_model, model.config.vocabulary);
         let rows = self.normed.len() / d;
-        let lm_head = LoraLinear::base(Weight::out_in(MatrixRef::new(&model.wte, vocabulary, d)?), None);
+        let lm_head = LoraLinear::base(Weight::out_in(MatrixRef::new(model.output_weight(), vocabulary, d)?), None);
         self.workspace.resize(lm_head.plan_forward::<f32>(rows)?.workspace_len(), 0.0);
         self.logits.resize(rows * vocabulary, 0.0);
         let mut logits = MatrixMut::new(&mut self.logits, rows, vocabulary)?;

@@ -5,7 +5,11 @@
 //!
 //! # fn main() -> Result<(), fused_lora_gpt2::Error> {
 //! let model = Model::<f32>::load("gpt2-medium".as_ref())?;
-//! let adapters = Adapters { lora: Some(peft::load_lora("my-adapter".as_ref(), &model.config)?), ..Adapters::default() };
+//! let lora = peft::load_lora("my-adapter".as_ref(), &model.config)?;
+//! for warning in model.warnings().iter().chain(lora.warnings()) {
+//!     eprintln!("{warning}");
+//! }
+//! let adapters = Adapters { lora: Some(lora), ..Adapters::default() };
 //! let mut forward = Forward::new();
 //! let logits = forward.logits(&model, &adapters, &[&[15496, 995]])?;
 //! # let _ = logits; Ok(()) }
@@ -16,6 +20,7 @@ mod attention;
 mod block;
 mod checkpoint;
 mod config;
+pub mod config_fields;
 pub mod device;
 mod error;
 mod folder;
@@ -23,17 +28,20 @@ mod forward;
 mod lanes;
 mod model;
 mod norm;
+mod output;
 pub mod peft;
 mod random;
 mod tensor;
 pub mod train;
 
 pub use adapter::{Adapters, LoraMode};
-pub use checkpoint::{Checkpoint, write_atomically, write_tensors};
+pub use checkpoint::{Checkpoint, write_tensors};
 pub use config::Config;
 pub use error::{Error, Result};
-pub use folder::{MergedTensor, merge_folder};
+pub use folder::{LeftOut, Merged, MergedTensor, merge_folder};
 pub use forward::Forward;
+pub use fused_lora_peft::Warning;
 pub use model::{Layer, Linear, Model, Norm};
+pub use output::{Output, StagedRemoved, remove_staged, write_atomically};
 pub use random::Random;
 pub use tensor::Tensor;

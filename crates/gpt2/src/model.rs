@@ -3,11 +3,14 @@
 use std::path::Path;
 
 use fused_lora::Element;
+use fused_lora::bottleneck::LayerNorm;
 use fused_lora::lora::{LoraLinear, Segment, Weight};
+use fused_lora_peft::{Error as FileError, Fields, Warning};
 
 use crate::adapter::lora::{Lora, Projection};
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
+use crate::config_fields;
 use crate::error::{Error, Result};
 use crate::random::Random;
 use crate::tensor::Tensor;
@@ -54,6 +57,10 @@ impl Norm {
     pub(crate) fn identity(d: usize) -> Self {
         Self { weight: vec![1.0; d], bias: vec![0.0; d] }
     }
+
+    pub(crate) fn view(&self, epsilon: f32) -> LayerNorm<'_> {
+        LayerNorm { weight: &self.weight, bias: &self.bias, epsilon }
+    }
 }
 
 /// One transformer block.
@@ -72,26 +79,39 @@ pub struct Layer<W> {
 pub struct Model<W> {
     /// Its shape.
     pub config: Config,
-    /// Token embedding and lm_head, `[vocabulary, d_model]`.
+    /// Token embedding, `[vocabulary, d_model]`.
     pub wte: Tensor<W>,
+    /// The output layer, `[vocabulary, d_model]`, where it is not the token embedding.
+    pub lm_head: Option<Tensor<W>>,
     /// Position embedding, `[positions, d_model]`.
     pub wpe: Tensor<W>,
     /// The blocks.
     pub layers: Vec<Layer<W>>,
     /// After the last block.
     pub ln_f: Norm,
+    pub(crate) warnings: Vec<Warning>,
 }
 
 impl<W: Element> Model<W> {
-    /// Loads `config.json` and `model.safetensors` from `folder`. Weights stored as `W` stay in the mapped file.
+    /// Loads `config.json` and `model.safetensors`, or its shards, from `folder`. Weights stored as `W` stay in the
+    /// mapped file.
     ///
     /// # Errors
-    /// As [`Config::read`], [`Checkpoint::open`], [`Checkpoint::floats`]; [`Error::UnknownTensor`].
+    /// As [`Config::read`], [`Checkpoint::of_model`], [`Checkpoint::floats`]; [`Error::Checkpoint`] for a tensor that
+    /// the model has no place for.
     pub fn load(folder: &Path) -> Result<Self> {
-        let config = Config::read(&folder.join("config.json"))?;
-        let file = Checkpoint::open(&folder.join("model.safetensors"))?;
+        let fields = Fields::read(&folder.join("config.json"))?;
+        let config = Config::from_fields(&fields)?;
+        let file = Checkpoint::of_model(folder)?;
         let prefix = key_prefix(&file);
         check_keys(&file, prefix, &config)?;
+        let mut warnings: Vec<Warning> = config_fields::warnings(&fields).into_iter().collect();
+        let adapter = folder.join("adapter_config.json");
+        if adapter.exists() {
+            let message = "not read: the folder is loaded as a model, where transformers would load the adapter and the \
+                           model that this file names";
+            warnings.push(Warning::new(adapter, message));
+        }
         let floats = |key: String, shape: &[usize]| file.floats::<W>(&format!("{prefix}{key}"), shape);
         let norm = |key: String| -> Result<Norm> {
             let wide = |what| {
@@ -114,12 +134,15 @@ impl<W: Element> Model<W> {
                 projections: [linear(qkv)?, linear(attn_out)?, linear(fc)?, linear(mlp_out)?],
             })
         };
+        let wte = floats("wte.weight".into(), &[config.vocabulary, config.d_model])?;
         Ok(Self {
-            wte: floats("wte.weight".into(), &[config.vocabulary, config.d_model])?,
+            lm_head: lm_head(&file, &fields, prefix, &config, &mut warnings)?,
+            wte,
             wpe: floats("wpe.weight".into(), &[config.positions, config.d_model])?,
             layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
             ln_f: norm("ln_f".into())?,
             config,
+            warnings,
         })
     }
 
@@ -152,10 +175,27 @@ impl<W: Element> Model<W> {
         Ok(Self {
             layers: layers.collect::<Result<_>>()?,
             wte: random.normal(config.vocabulary * d, DEVIATION)?,
+            lm_head: None,
             wpe: random.normal(config.positions * d, DEVIATION)?,
             ln_f: Norm::identity(d),
             config: config.clone(),
+            warnings: vec![],
         })
+    }
+
+    /// What transformers passes over in the folder that this was loaded from, and whoever uses it should know of.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    /// What the last hidden state is multiplied by, `[vocabulary, d_model]`.
+    pub fn output_weight(&self) -> &Tensor<W> {
+        self.lm_head.as_ref().unwrap_or(&self.wte)
+    }
+
+    /// Parameters, the lm_head counted once if it is the token embedding.
+    pub fn parameters(&self) -> usize {
+        self.config.parameters() + self.lm_head.as_ref().map_or(0, |head| head.len())
     }
 
     /// The model with `lora` folded into copies of the weights it touches; all others stay shared.
@@ -189,6 +229,33 @@ impl<W: Element> Model<W> {
     }
 }
 
+const LM_HEAD: &str = "lm_head.weight";
+
+/// The output layer if it is not the token embedding, by the rules of transformers 5: the configuration ties the two,
+/// unless the checkpoint holds both and they differ.
+fn lm_head<W: Element>(
+    file: &Checkpoint,
+    fields: &Fields,
+    prefix: &str,
+    config: &Config,
+    warnings: &mut Vec<Warning>,
+) -> Result<Option<Tensor<W>>> {
+    let tied = fields.flag("tie_word_embeddings", true)?;
+    if tied && file.shape(LM_HEAD).is_none() {
+        return Ok(None);
+    }
+    let head = file.floats::<W>(LM_HEAD, &[config.vocabulary, config.d_model])?;
+    if file.raw(LM_HEAD)? == file.raw(&format!("{prefix}wte.weight"))? {
+        return Ok(None);
+    }
+    if tied {
+        let message = "tie_word_embeddings is true, but lm_head.weight differs from wte.weight: it is used, as in \
+                       transformers 5 (transformers 4 ignores it)";
+        warnings.push(Warning::new(fields.path(), message));
+    }
+    Ok(Some(head))
+}
+
 /// Published checkpoints name their tensors with or without the module they were saved from.
 pub(crate) fn key_prefix(file: &Checkpoint) -> &'static str {
     let has_transformer = file.keys().iter().any(|key| key.starts_with("transformer."));
@@ -200,8 +267,8 @@ fn check_keys(file: &Checkpoint, prefix: &str, config: &Config) -> Result<()> {
     for key in file.keys() {
         // A key without the prefix that the others have is never read.
         let name = key.strip_prefix(prefix).unwrap_or_default();
-        // Causal masks that old checkpoints carry, and the tied copy of wte.
-        if name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || key == "lm_head.weight" {
+        // Causal masks that old checkpoints carry, and lm_head, which is read on its own.
+        if name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || key == LM_HEAD {
             continue;
         }
         let known = match name.strip_prefix("h.").and_then(|rest| rest.split_once('.')) {
@@ -213,11 +280,8 @@ fn check_keys(file: &Checkpoint, prefix: &str, config: &Config) -> Result<()> {
             None => ["wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"].contains(&name),
         };
         if !known {
-            return Err(Error::UnknownTensor {
-                path: file.path().into(),
-                key,
-                expected: format!("a GPT-2 of {} layers", config.layers),
-            });
+            let expected = format!("a GPT-2 of {} layers", config.layers);
+            return Err(FileError::UnknownTensor { path: file.path_of(&key).into(), key, expected }.into());
         }
     }
     Ok(())

@@ -1,30 +1,34 @@
 //! Weights that are shared: owned, or part of a memory-mapped file.
 
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use fused_lora::Element;
-use memmap2::{Mmap, MmapMut};
+use fused_lora_peft::Bytes;
+use memmap2::MmapMut;
 
 /// A read-only run of elements. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Tensor<T> {
     storage: Storage,
-    bytes: Range<usize>,
     element: std::marker::PhantomData<T>,
 }
 
 #[derive(Debug, Clone)]
 enum Storage {
-    File(Arc<Mmap>),
-    Owned(Arc<MmapMut>),
+    File(Bytes),
+    /// The memory, of which the elements are the first `bytes`.
+    Owned {
+        map: Arc<MmapMut>,
+        bytes: usize,
+    },
 }
 
 impl<T: Element> Tensor<T> {
-    /// `bytes` of a mapped file, where they are aligned for `T`.
-    pub(crate) fn mapped(file: &Arc<Mmap>, bytes: Range<usize>) -> Option<Self> {
-        bytemuck::try_cast_slice::<u8, T>(file.get(bytes.clone())?).ok()?;
-        Some(Self { storage: Storage::File(file.clone()), bytes, element: std::marker::PhantomData })
+    /// Part of a mapped file, where it is aligned for `T`.
+    pub(crate) fn mapped(bytes: &Bytes) -> Option<Self> {
+        bytemuck::try_cast_slice::<u8, T>(bytes).ok()?;
+        Some(Self { storage: Storage::File(bytes.clone()), element: std::marker::PhantomData })
     }
 
     /// `len` elements that `fill` writes; it starts from zeros.
@@ -43,7 +47,7 @@ impl<T: Element> Tensor<T> {
             let _ = map.advise(memmap2::Advice::HugePage);
         }
         fill(bytemuck::cast_slice_mut(&mut map[..bytes]));
-        Ok(Self { storage: Storage::Owned(Arc::new(map)), bytes: 0..bytes, element: std::marker::PhantomData })
+        Ok(Self { storage: Storage::Owned { map: Arc::new(map), bytes }, element: std::marker::PhantomData })
     }
 
     /// The elements, to write: copied first if they are shared or part of a file, so that whoever shares them keeps
@@ -53,15 +57,15 @@ impl<T: Element> Tensor<T> {
     /// If the memory for the copy cannot be had.
     pub fn make_mut(&mut self) -> std::io::Result<&mut [T]> {
         let shared = match &mut self.storage {
-            Storage::Owned(map) => Arc::get_mut(map).is_none(),
+            Storage::Owned { map, .. } => Arc::get_mut(map).is_none(),
             Storage::File(_) => true,
         };
         if shared {
             *self = Self::from_slice(self)?;
         }
         match &mut self.storage {
-            Storage::Owned(map) => match Arc::get_mut(map) {
-                Some(map) => Ok(bytemuck::cast_slice_mut(&mut map[self.bytes.clone()])),
+            Storage::Owned { map, bytes } => match Arc::get_mut(map) {
+                Some(map) => Ok(bytemuck::cast_slice_mut(&mut map[..*bytes])),
                 None => unreachable!("the copy just made is not shared"),
             },
             Storage::File(_) => unreachable!("the copy just made is no file"),
@@ -81,10 +85,9 @@ impl<T: Element> Deref for Tensor<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        let bytes: &[u8] = match &self.storage {
-            Storage::File(map) => map,
-            Storage::Owned(map) => map,
-        };
-        bytemuck::cast_slice(&bytes[self.bytes.clone()])
+        bytemuck::cast_slice(match &self.storage {
+            Storage::File(bytes) => bytes,
+            Storage::Owned { map, bytes } => &map[..*bytes],
+        })
     }
 }

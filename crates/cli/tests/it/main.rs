@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
+mod checkpoints;
 mod command;
 mod common;
 mod fit;
+mod interrupted;
+mod outputs;

@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::Path;
 
-use fused_lora::Element;
+use fused_lora::lora::{Activation, Weight};
+use fused_lora::{Element, MatrixRef, bottleneck};
+use fused_lora_peft::Error as FileError;
 
 use super::expect_same;
 use crate::checkpoint::Checkpoint;
@@ -68,6 +70,23 @@ pub struct Bottleneck<W> {
     pub layers: Vec<Vec<Adapter<W>>>,
 }
 
+impl<W: Element> Adapter<W> {
+    /// What the library's products take of it: both projections. Its LayerNorm has the model's ε and is run by the block.
+    pub(crate) fn view(&self) -> fused_lora::Result<fused_lora::bottleneck::Bottleneck<'_, W>> {
+        fn weight<W: Element>(linear: &Linear<W>) -> fused_lora::Result<Weight<'_, W>> {
+            Ok(Weight::in_out(MatrixRef::new(&linear.weight, linear.d_in, linear.d_out)?))
+        }
+        Ok(fused_lora::bottleneck::Bottleneck {
+            norm: None,
+            down: weight(&self.down)?,
+            down_bias: Some(&self.down.bias),
+            up: weight(&self.up)?,
+            up_bias: Some(&self.up.bias),
+            activation: Activation::Relu,
+        })
+    }
+}
+
 impl<W: Element> Bottleneck<W> {
     /// Random adapters of bottleneck width `width`, close to the identity as they start training.
     ///
@@ -90,7 +109,7 @@ impl<W: Element> Bottleneck<W> {
     /// A layer with no keys has no adapter.
     ///
     /// # Errors
-    /// As [`Checkpoint::floats`]; [`Error::UnknownTensor`] for a key of another kind or model.
+    /// As [`Checkpoint::floats`]; [`Error::Checkpoint`] for a key of another kind or model.
     pub fn load(path: &Path, kind: Kind, config: &Config) -> Result<Self> {
         let file = Checkpoint::open(path)?;
         let d = config.d_model;
@@ -141,11 +160,11 @@ impl<W: Element> Bottleneck<W> {
         let expected = format!("{kind:?} adapters of a GPT-2 of {} layers", config.layers);
         let stranger = keys.iter().find(|key| !read.borrow().contains(*key)).cloned();
         if let Some(key) = stranger {
-            return Err(Error::UnknownTensor { path: path.into(), key, expected });
+            return Err(FileError::UnknownTensor { path: path.into(), key, expected }.into());
         }
         if keys.is_empty() {
             let key = format!("h.0.{}.down.weight", kind.names()[0]);
-            return Err(Error::MissingTensor { path: path.into(), key, expected });
+            return Err(FileError::MissingTensor { path: path.into(), key, expected }.into());
         }
         Ok(Self { kind, layers })
     }
@@ -187,7 +206,5 @@ pub fn parameters_for(config: &Config, kind: Kind, width: usize) -> usize {
 /// The bottleneck width, at least 1, whose parameter count comes closest to `parameters`.
 pub fn width_for(config: &Config, kind: Kind, parameters: usize) -> usize {
     let adapters = (config.layers * kind.names().len()) as f64;
-    let fixed = config.d_model + if kind == Kind::Lin { 2 * config.d_model } else { 0 };
-    let width = (parameters as f64 / adapters - fixed as f64) / (2 * config.d_model + 1) as f64;
-    width.round().max(1.0) as usize
+    bottleneck::width_for(config.d_model, kind == Kind::Lin, parameters as f64 / adapters)
 }

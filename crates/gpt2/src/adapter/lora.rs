@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use fused_lora::lora::Segment;
 use fused_lora::{Element, MatrixRef};
+use fused_lora_peft::Warning;
 
 use super::expect_same;
 use crate::config::Config;
@@ -128,13 +129,23 @@ pub struct Lora<W> {
     pub layers: Vec<[Vec<Factors<W>>; 4]>,
     d_model: usize,
     d_ff: usize,
+    warnings: Vec<Warning>,
 }
 
 impl<W: Element> Lora<W> {
     /// No factors yet, for a model of this shape.
     pub fn new(config: &Config) -> Self {
         let layers = (0..config.layers).map(|_| Default::default()).collect();
-        Self { layers, d_model: config.d_model, d_ff: config.d_ff }
+        Self { layers, d_model: config.d_model, d_ff: config.d_ff, warnings: vec![] }
+    }
+
+    /// What PEFT passes over in the folders that this was loaded from, and whoever uses it should know of.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    pub(crate) fn warn(&mut self, warnings: Vec<Warning>) {
+        self.warnings.extend(warnings);
     }
 
     /// Random factors on every target of every layer, each with its rank; both factors are non-zero, so that the
@@ -204,6 +215,7 @@ impl<W: Element> Lora<W> {
                 mine.append(&mut theirs);
             }
         }
+        self.warnings.extend(other.warnings);
         Ok(())
     }
 

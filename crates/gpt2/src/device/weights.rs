@@ -14,6 +14,8 @@ use crate::model::{Linear, Model, Norm};
 pub struct DeviceModel<W> {
     pub(super) config: Config,
     pub(super) wte: DeviceBuffer<W>,
+    /// The output layer, where it is not the token embedding.
+    lm_head: Option<DeviceBuffer<W>>,
     pub(super) wpe: DeviceBuffer<W>,
     pub(super) layers: Vec<DeviceLayer<W>>,
     pub(super) ln_f: NormWeights,
@@ -61,6 +63,7 @@ impl<W: Element> DeviceModel<W> {
         Ok(Self {
             config: model.config.clone(),
             wte: DeviceBuffer::from_slice(stream, &model.wte)?,
+            lm_head: model.lm_head.as_ref().map(|head| DeviceBuffer::from_slice(stream, head)).transpose()?,
             wpe: DeviceBuffer::from_slice(stream, &model.wpe)?,
             layers: model.layers.iter().map(layer).collect::<Result<_>>()?,
             ln_f: NormWeights::upload(stream, &model.ln_f)?,
@@ -82,15 +85,20 @@ impl<W: Element> DeviceModel<W> {
         let linear = |l: &DeviceLinear<W>| (l.weight.len() + l.bias.len()) * size_of::<W>();
         let layer =
             |l: &DeviceLayer<W>| l.ln_1.bytes() + l.ln_2.bytes() + l.projections.iter().map(linear).sum::<usize>();
-        (self.wte.len() + self.wpe.len()) * size_of::<W>()
+        let lm_head = self.lm_head.as_ref().map_or(0, DeviceBuffer::len);
+        (self.wte.len() + self.wpe.len() + lm_head) * size_of::<W>()
             + self.ln_f.bytes()
             + self.layers.iter().map(layer).sum::<usize>()
     }
 
-    /// The token embedding as a layer: `[vocabulary, d_model]`, no bias.
+    /// The output layer, which is the token embedding as a rule: `[vocabulary, d_model]`, no bias.
     pub(super) fn lm_head(&self) -> fused_lora::Result<DeviceLora<'_, W>> {
         Ok(DeviceLora {
-            weight: DeviceMatrix::new(self.wte.as_slice(), self.config.vocabulary, self.config.d_model)?,
+            weight: DeviceMatrix::new(
+                self.lm_head.as_ref().unwrap_or(&self.wte).as_slice(),
+                self.config.vocabulary,
+                self.config.d_model,
+            )?,
             layout: Layout::OutIn,
             bias: None,
             segments: &[],

@@ -44,7 +44,7 @@ impl Loss {
         let rows = self.targets.len();
         let weight = 1.0 / (rows - tokens.len()) as f32;
         self.losses.resize(rows, 0.0);
-        let lm_head = LoraLinear::base(Weight::out_in(MatrixRef::new(&model.wte, vocabulary, d)?), None);
+        let lm_head = LoraLinear::base(Weight::out_in(MatrixRef::new(model.output_weight(), vocabulary, d)?), None);
         let name = |source| Error::Layer { what: "lm_head".into(), source };
 
         let parts = rows.div_ceil(ROWS);

@@ -106,7 +106,6 @@ fn settings_that_are_not_supported() {
         ("activation_function", json!(3), "expected gelu_new"),
         ("add_cross_attention", json!(true), "not supported"),
         ("add_cross_attention", json!("yes"), "expected true or false"),
-        ("tie_word_embeddings", json!(false), "not supported"),
         ("tie_word_embeddings", json!(0), "expected true or false"),
         ("scale_attn_weights", json!("true"), "expected true or false"),
         ("scale_attn_by_inverse_layer_idx", json!(1), "expected true or false"),

@@ -4,7 +4,9 @@
 mod bad_adapter;
 mod bad_call;
 mod bad_model;
+mod checkpoints;
 mod common;
+mod config_fields;
 mod fuzz;
 mod golden;
 mod methods;

@@ -1,0 +1,162 @@
+//! Errors and warnings: one sentence that names the file, the key and what was expected.
+
+use std::path::PathBuf;
+
+/// Why a file was refused.
+///
+/// The sentence of [`Error::Io`] ends with what the operating system said, so that `source` has nothing to add.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read.
+    #[error("{}: {cause}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: std::io::Error,
+    },
+    /// A file is not the JSON it should be.
+    #[error("{}: not the JSON expected: {}", path.display(), sentence(reason))]
+    NotJson {
+        /// The file.
+        path: PathBuf,
+        /// Where and why, or what the file is instead.
+        reason: String,
+    },
+    /// A file is not valid safetensors: truncated, damaged, or something else altogether.
+    #[error("{}: not a whole safetensors file ({})", path.display(), sentence(reason))]
+    NotSafetensors {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said, or what the file is instead.
+        reason: String,
+    },
+    /// The weights are there, but in a format that is not read.
+    #[error("{}: weights in the format {} are not read: {remedy}", path.display(), one_line(format))]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Its extension.
+        format: String,
+        /// How to convert it.
+        remedy: &'static str,
+    },
+    /// A configuration field has a value that is not supported.
+    #[error("{}: field '{}' is {}, {}", path.display(), one_line(field), one_line(value), sentence(expected))]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// What it holds.
+        value: String,
+        /// What would be accepted.
+        expected: String,
+    },
+    /// A tensor is missing.
+    #[error("{}: tensor '{}' is missing, expected {}", path.display(), one_line(key), sentence(expected))]
+    MissingTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// Its shape or role.
+        expected: String,
+    },
+    /// A tensor that the model has no place for.
+    #[error("{}: tensor '{}' has no place in this model, expected {}", path.display(), one_line(key), sentence(expected))]
+    UnknownTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// What there are places for.
+        expected: String,
+    },
+    /// A tensor has another shape than the model.
+    #[error("{}: tensor '{}' has shape {}, expected {}", path.display(), one_line(key), shape(actual), shape(expected))]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// The shape that fits.
+        expected: Vec<usize>,
+        /// The shape found.
+        actual: Vec<usize>,
+    },
+    /// A tensor is stored in a type that is not supported.
+    #[error("{}: tensor '{}' is stored as {actual}, expected {expected}", path.display(), one_line(key))]
+    Dtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// Types that are read.
+        expected: &'static str,
+        /// The type found.
+        actual: String,
+    },
+}
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Something that PEFT or transformers passes over, too, and that its user should know of: what was loaded computes
+/// the same as there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// The file.
+    pub path: PathBuf,
+    /// One sentence about it, as it came: [`Display`](std::fmt::Display) escapes control characters.
+    pub message: String,
+}
+
+impl Warning {
+    /// A warning about `path`.
+    pub fn new(path: impl Into<PathBuf>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into() }
+    }
+}
+
+impl std::fmt::Display for Warning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.path.display(), sentence(&self.message))
+    }
+}
+
+/// A name or value from a file on one line and of bounded length. Names that come from a file may hold line breaks
+/// and terminal codes: those are shown escaped.
+pub fn one_line(text: &str) -> String {
+    shortened(text, 120)
+}
+
+/// Part of a sentence that may quote a name or two.
+fn sentence(text: &str) -> String {
+    shortened(text, 400)
+}
+
+fn shortened(text: &str, limit: usize) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let cut: String = text.chars().take(limit).map(shown).collect();
+    match text.chars().count() {
+        count if count > limit => format!("{cut}… ({count} characters)"),
+        _ => cut,
+    }
+}
+
+fn shape(shape: &[usize]) -> String {
+    one_line(&format!("{shape:?}"))
+}
+
+/// The first few of many names: `a, b, c and 5 more`.
+pub fn few<S: AsRef<str>>(names: &[S]) -> String {
+    const SHOWN: usize = 3;
+    let mut text =
+        names.iter().take(SHOWN).map(|name| format!("'{}'", one_line(name.as_ref()))).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text += &format!(" and {} more", names.len() - SHOWN);
+    }
+    text
+}

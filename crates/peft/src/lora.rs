@@ -1,0 +1,207 @@
+//! LoRA: the factors, rank and scale of every module that PEFT would adapt.
+
+use std::collections::HashSet;
+
+use serde_json::Value;
+
+use crate::adapter::Adapter;
+use crate::checkpoint::Tensor;
+use crate::error::{Error, Result, Warning, few};
+use crate::fields::Fields;
+use crate::scaling::Scaling;
+use crate::tables;
+use crate::targets::{Kind, Model, Module, targeted};
+
+/// A LoRA: W becomes W + scale·B·A for each of its modules.
+#[derive(Debug, Clone)]
+pub struct Lora {
+    /// The adapted modules, in the model's order.
+    pub modules: Vec<AdaptedModule>,
+    /// What PEFT passes over, too.
+    pub warnings: Vec<Warning>,
+}
+
+/// One module's factors.
+#[derive(Debug, Clone)]
+pub struct AdaptedModule {
+    /// The module's name.
+    pub name: String,
+    /// A, `[rank, d_in]`.
+    pub a: Tensor,
+    /// B, `[d_out, rank]`.
+    pub b: Tensor,
+    /// r.
+    pub rank: usize,
+    /// What B·A is multiplied by: α/r, or α/√r for rank-stabilised LoRA.
+    pub scale: f32,
+}
+
+/// What a module starts from where the file has nothing for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// B is zero, so that the module stays as it is.
+    Zero,
+    /// A and B are random: PEFT computes something else every time.
+    Random,
+}
+
+impl Adapter {
+    /// The LoRA, for a model of these modules. Ranks above `max_rank` are refused.
+    ///
+    /// A module that the configuration adapts and the file has no tensors for stays as it is, tensors of a module that
+    /// the configuration does not adapt are not used, and both are warned of: so it is in PEFT.
+    ///
+    /// # Errors
+    /// [`Error::Field`] for a field that is wrong, unsupported or at odds with the tensors; [`Error::MissingTensor`],
+    /// [`Error::UnknownTensor`], [`Error::Shape`], [`Error::Dtype`].
+    pub fn lora(&self, model: &Model, max_rank: usize) -> Result<Lora> {
+        let fields = self.fields();
+        if fields.get("peft_type").and_then(Value::as_str) != Some("LORA") {
+            return Err(fields.refuse("peft_type", "expected LORA"));
+        }
+        fields.check(tables::LORA)?;
+        check_values(fields)?;
+        let start = initialisation(fields)?;
+        let scaling = Scaling::read(fields, max_rank)?;
+        let (adapted, mut warnings) = targeted(fields, model)?;
+        warnings.extend(scaling.warnings(&adapted, fields)?);
+
+        let mut modules = vec![];
+        let mut missing = vec![];
+        let mut read = HashSet::new();
+        for module in &adapted {
+            let (rank, scale) = scaling.of(&module.name, fields, max_rank)?;
+            match self.factors(module, rank, &mut read)? {
+                Some((a, b)) => modules.push(AdaptedModule { name: module.name.clone(), a, b, rank, scale }),
+                None => missing.push(&module.name[..]),
+            }
+        }
+        warnings.extend(self.check_rest(model, &read)?);
+        if modules.is_empty() {
+            let key = key(&adapted[0].name, "A");
+            return Err(Error::MissingTensor { path: self.weights().path().into(), key, expected: expected(model) });
+        }
+        if !missing.is_empty() {
+            if start == Start::Random {
+                let what = format!("and the file has no tensors for {}, which PEFT fills at random", few(&missing));
+                return Err(fields.refuse("init_lora_weights", &what));
+            }
+            let message = format!("no tensors for {}, which stay as they are, as in PEFT", few(&missing));
+            warnings.push(Warning::new(self.weights().path(), message));
+        }
+        Ok(Lora { modules, warnings })
+    }
+
+    /// A and B of a module; none if neither is there.
+    fn factors(&self, module: &Module, rank: usize, read: &mut HashSet<String>) -> Result<Option<(Tensor, Tensor)>> {
+        let Kind::Linear { d_in, d_out } = module.kind else { return Ok(None) };
+        let (key_a, key_b) = (key(&module.name, "A"), key(&module.name, "B"));
+        let file = self.weights();
+        if !file.contains(&key_a) && !file.contains(&key_b) {
+            return Ok(None);
+        }
+        let a = file.floats(&key_a, &[rank, d_in])?;
+        let b = file.floats(&key_b, &[d_out, rank])?;
+        read.extend([key_a, key_b]);
+        Ok(Some((a, b)))
+    }
+
+    /// The file's other tensors. PEFT ignores factors of a module that it does not adapt; any other tensor may be a
+    /// base weight that PEFT would load, or belong to another model.
+    fn check_rest(&self, model: &Model, read: &HashSet<String>) -> Result<Option<Warning>> {
+        let path = self.weights().path();
+        let mut ignored = vec![];
+        for name in self.weights().keys().filter(|name| !read.contains(*name)) {
+            let linear = |module: &&Module| matches!(module.kind, Kind::Linear { .. });
+            let mut modules = model.modules.iter().filter(linear);
+            if !modules.any(|module| name == key(&module.name, "A") || name == key(&module.name, "B")) {
+                return Err(Error::UnknownTensor { path: path.into(), key: name.into(), expected: expected(model) });
+            }
+            ignored.push(name);
+        }
+        if ignored.is_empty() {
+            return Ok(None);
+        }
+        let message =
+            format!("{} of modules that adapter_config.json does not adapt: not used, as in PEFT", few(&ignored));
+        Ok(Some(Warning::new(path, message)))
+    }
+}
+
+fn key(module: &str, factor: &str) -> String {
+    format!("base_model.model.{module}.lora_{factor}.weight")
+}
+
+fn expected(model: &Model) -> String {
+    format!("lora_A and lora_B of {}", model.description)
+}
+
+fn check_values(fields: &Fields) -> Result<()> {
+    if fields.get("bias").is_some_and(|v| v != "none") {
+        return Err(fields.refuse("bias", "expected none: trained biases are not supported"));
+    }
+    let dropout =
+        fields.get("lora_dropout").is_none_or(|v| v.is_null() || v.as_f64().is_some_and(|p| (0.0..=1.0).contains(&p)));
+    if !dropout {
+        return Err(fields.refuse("lora_dropout", "expected a number from 0 to 1"));
+    }
+    check_task(fields, &["CAUSAL_LM", "FEATURE_EXTRACTION", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"])
+}
+
+/// `task_type` must be one of PEFT's names for a model without an encoder, or missing.
+pub(crate) fn check_task(fields: &Fields, known: &[&str]) -> Result<()> {
+    match fields.get("task_type") {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::String(task)) if known.contains(&task.as_str()) => Ok(()),
+        Some(_) => Err(fields.refuse("task_type", &format!("expected {}", known.join(", ")))),
+    }
+}
+
+/// Every value of `init_lora_weights` that PEFT takes. Some change W0 when PEFT *loads* an adapter: the stored factors
+/// belong to that other W0, which takes an SVD or QR of each weight to make. PEFT converts such an adapter into one
+/// for the model as it is, and that one loads here.
+fn initialisation(fields: &Fields) -> Result<Start> {
+    let field = "init_lora_weights";
+    let changes_weights = |how: &str, convert: &str| {
+        let what = format!(
+            "which changes the base weights ({how}) whenever PEFT loads the adapter: convert it with {convert}"
+        );
+        Err(fields.refuse(field, &what))
+    };
+    let initial = "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)";
+    match fields.get(field) {
+        // B starts from zero, and A does not matter then.
+        None | Some(Value::Bool(true)) => return Ok(Start::Zero),
+        // Python counts null as false.
+        Some(Value::Bool(false) | Value::Null) => return Ok(Start::Random),
+        Some(Value::String(text)) => match text.to_lowercase().as_str() {
+            "gaussian" => return Ok(Start::Zero),
+            // PEFT compares these two as they are spelled. EVA chooses A by data, B starts from zero.
+            "eva" if text == "eva" => return Ok(Start::Zero),
+            "orthogonal" if text == "orthogonal" => return Ok(Start::Random),
+            // B starts from the weight's smallest singular vectors and A from zero; W0 stays.
+            "mica" => return Ok(Start::Zero),
+            "olora" => return changes_weights("it takes the first columns of their QR off them", initial),
+            "pissa" => return changes_weights("it takes their largest singular values off them", initial),
+            other if other.starts_with("pissa_niter_") => {
+                return changes_weights("it takes about their largest singular values off them", initial);
+            }
+            "corda" => return changes_weights("it takes singular values chosen by data off them", initial),
+            "loftq" => {
+                return changes_weights(
+                    "it quantizes them",
+                    "PEFT's replace_lora_weights_loftq, or merge it with PEFT",
+                );
+            }
+            "lora_ga" => {
+                return changes_weights(
+                    "it takes gradients of the first steps off them",
+                    "PEFT's save_mutated_as_lora, or merge it with PEFT",
+                );
+            }
+            _ => {}
+        },
+        Some(_) => {}
+    }
+    Err(fields.refuse(field, "expected true, false, gaussian, eva, orthogonal or mica"))
+}

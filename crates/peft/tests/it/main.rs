@@ -1,0 +1,5 @@
+//! PEFT's folders, seen from outside.
+
+mod common;
+mod fields;
+mod refusals;
