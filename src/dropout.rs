@@ -157,6 +157,8 @@ fn philox<const N: usize>(counters: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; 
 
 #[cfg(test)]
 mod tests {
+    use approx::{assert_abs_diff_eq, assert_ulps_eq};
+
     use super::*;
 
     /// The known answers that Random123 publishes.
@@ -192,14 +194,15 @@ mod tests {
     fn as_many_are_dropped_as_asked() {
         for p in [0.0, 0.05, 0.1, 0.5, 0.9] {
             let dropout = Dropout::new(p, 7).unwrap();
-            assert!((dropout.p() - p).abs() <= 1.0 / 131_072.0);
+            assert_abs_diff_eq!(dropout.p(), p, epsilon = 1.0 / 131_072.0);
             let (rows, columns) = (128, 1000);
             let mask = kept(&dropout, rows, columns);
             let n = mask.len() as f64;
             let dropped = mask.iter().filter(|&&kept| !kept).count() as f64;
             let deviation = (n * p * (1.0 - p)).sqrt();
             assert!((dropped - n * dropout.p()).abs() <= 5.0 * deviation, "p = {p}: {dropped} of {n}");
-            assert!((f64::from(dropout.keep_scale()) * (1.0 - dropout.p()) - 1.0).abs() < 1e-6);
+            let exact = 1.0 / (1.0 - dropout.p());
+            assert_ulps_eq!(dropout.keep_scale(), exact as f32, epsilon = 0.0, max_ulps = 1);
             // Neighbours in a row and in a column know nothing of each other.
             for distance in [1, 2, 8, 16, 32, columns] {
                 let pairs = mask.iter().zip(&mask[distance..]);

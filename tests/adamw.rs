@@ -6,6 +6,7 @@ use crate::common::Rng;
 use crate::common::adamw::{OnRig, Options, State, Tensor, draw, exact, step_exactly};
 use crate::common::rig::{Rig, builds, fastest, is_sanitized, on_gpu, schedules};
 use crate::common::sanitize::rerun_under_sanitizers;
+use approx::assert_relative_eq;
 use fused_lora::Element;
 use fused_lora::optim::Factor::{A, B};
 use fused_lora::optim::{AdamW, Skip, Step};
@@ -35,13 +36,10 @@ fn check<W: Element>(rig: &Rig, tensors: &[Tensor], config: AdamW, sizes: &[f64]
         on_rig.set_gradients(&gradients);
         let (steps, step, _) = on_rig.step(&config).unwrap_or_else(|e| panic!("{what}: {e}"));
         let norm = step_exactly(&config, i + 1, &mut reference, &gradients);
-        assert!((step.norm - norm).abs() <= 1e-12 * norm, "{what}: norm {} {norm}", step.norm);
+        assert_relative_eq!(step.norm, norm, max_relative = 1e-12);
         let expected = on_cpu.step_on_cpu(&config, i as u64 + 1, tensors, &gradients).unwrap();
         assert_eq!((steps, step.skipped), (i as u64 + 1, None), "{what}");
-        assert!(
-            (step.clipped_by - expected.clipped_by).abs() <= 1e-12 * expected.clipped_by,
-            "{what}: {step:?} {expected:?}"
-        );
+        assert_relative_eq!(step.clipped_by, expected.clipped_by, max_relative = 1e-12);
         largest = largest.max(size * expected.clipped_by);
         let got = on_rig.read();
         got.agrees(&reference, &config, i + 1, largest, options.stored)
@@ -227,7 +225,8 @@ fn clipping_takes_the_norm_of_all_gradients() {
     assert_eq!((step.norm, step.clipped_by), (5.0, 0.5 / (5.0 + 1e-6)));
     // m = 0.1·g after one step.
     let first = on_rig.read().first;
-    assert!((first[0][3] - 0.03).abs() < 1e-7 && (first[2][4099] + 0.04).abs() < 1e-7);
+    assert_relative_eq!(first[0][3], 0.03, max_relative = 1e-6);
+    assert_relative_eq!(first[2][4099], -0.04, max_relative = 1e-6);
     let (_, below, _) = on_rig.step(&AdamW { max_norm: Some(5.1), ..PLAIN }).unwrap();
     assert_eq!(below, Step { norm: 5.0, clipped_by: 1.0, skipped: None });
 }

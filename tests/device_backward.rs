@@ -8,6 +8,7 @@ use crate::common::device::stream;
 use crate::common::golden::Golden;
 use crate::common::rig::on_gpu;
 use crate::common::{Buffer, RandomLayer, Shape, steps};
+use approx::{assert_abs_diff_eq, assert_relative_eq};
 use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
     Backward, BackwardInput, BackwardOptions, BackwardOutput, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut,
@@ -135,10 +136,8 @@ fn forward_and_backward_drop_the_same() {
                 given.y.iter().zip(&base).zip(&dy.data).map(|((y, b), dy)| (f64::from(*y) - b) * f64::from(*dy)).sum();
             let [da, db] =
                 [along(&given.factors[0][0], &random.factors[0].0), along(&given.factors[0][1], &random.factors[0].1)];
-            assert!(
-                (da - out).abs() <= 2e-4 * out.abs().max(1.0) && (db - out).abs() <= 2e-4 * out.abs().max(1.0),
-                "{out}, {da}, {db}"
-            );
+            assert_relative_eq!(da, out, epsilon = 2e-4, max_relative = 2e-4);
+            assert_relative_eq!(db, out, epsilon = 2e-4, max_relative = 2e-4);
         }
     }
 }
@@ -204,14 +203,13 @@ fn gradients_are_the_slopes_of_the_loss() {
         });
         (up - down) / (2.0 * f64::from(h))
     };
-    let close =
-        |slope: f64, got: f32, what: &str| assert!((slope - f64::from(got)).abs() <= 2e-3, "{what}: {slope}, {got}");
+    let close = |slope: f64, got: f32| assert_abs_diff_eq!(slope, f64::from(got), epsilon = 2e-3);
     for i in [0, 7, 35] {
-        close(slope(&|layer, _, h| layer.factors[0].0.data[i] += h), given.factors[0][0][i], "dA");
-        close(slope(&|_, x, h| x.data[i] += h), given.dx[i], "dx");
+        close(slope(&|layer, _, h| layer.factors[0].0.data[i] += h), given.factors[0][0][i]);
+        close(slope(&|_, x, h| x.data[i] += h), given.dx[i]);
     }
     for i in [0, 13, 23] {
-        close(slope(&|layer, _, h| layer.factors[0].1.data[i] += h), given.factors[0][1][i], "dB");
+        close(slope(&|layer, _, h| layer.factors[0].1.data[i] += h), given.factors[0][1][i]);
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::common::{Buffer, RandomLayer, Rng, Shape, shape, steps};
+use approx::assert_abs_diff_eq;
 use fused_lora::cpu::{self, Accumulate, SegmentGradient, SequentialBuffers};
 use fused_lora::lora::{Activation, Epilogue, Layout, Residual};
 use fused_lora::{Element, Error, reference};
@@ -192,7 +193,7 @@ fn check_merge<W: Element>(seed: u64, shape: &Shape) {
             worst = worst.max((got - exact).abs());
         }
     }
-    assert!((report.largest_rounding - worst).abs() <= 1e-12, "{report:?} {worst}: {what}");
+    assert_abs_diff_eq!(report.largest_rounding, worst, epsilon = 1e-12);
     weight.assert_gaps_untouched();
 
     let kept = original.view();

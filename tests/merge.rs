@@ -7,6 +7,7 @@ use crate::common::merge::{Merged, run, stored};
 use crate::common::rig::{Rig, builds, fastest, schedules};
 use crate::common::sanitize::rerun_under_sanitizers;
 use crate::common::{Buffer, RandomLayer, Rng, Shape};
+use approx::assert_abs_diff_eq;
 use fused_lora::lora::Layout;
 use fused_lora::{DType, Element, reference};
 use fused_lora_emulator::{Build, Completion, Schedule};
@@ -173,7 +174,7 @@ fn the_oracle_agrees_with_the_layer_s() {
         let merged = run(&Rig::new(fastest()), &layer, &layer.weight, 1.0, true, true).unwrap();
         for row in 0..merged.weight.rows {
             for (column, got) in merged.weight.view().row(row).iter().enumerate() {
-                assert!((f64::from(*got) - expected.at(row, column)).abs() < 1e-5);
+                assert_abs_diff_eq!(f64::from(*got), expected.at(row, column), epsilon = 1e-5);
             }
         }
     }

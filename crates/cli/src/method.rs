@@ -1,11 +1,15 @@
 //! The methods of Table 1 by name, and how each is put on a model.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, ensure};
 use fused_lora::Element;
+use fused_lora::lora::MAX_RANK;
 use fused_lora_gpt2::adapter::bottleneck::{self, Bottleneck};
 use fused_lora_gpt2::adapter::lora::{Lora, Target};
 use fused_lora_gpt2::adapter::prefix::Prefix;
-use fused_lora_gpt2::{Adapters, Config, LoraMode, Model};
+use fused_lora_gpt2::{Adapters, Config, Error, LoraMode, Model};
+
+use crate::common::On;
+use crate::output::grouped;
 
 /// Every name `--methods` accepts, with what it stands for.
 pub(crate) const NAMES: &[(&str, Kind)] = &[
@@ -113,40 +117,106 @@ pub(crate) struct Prepared<W> {
 }
 
 impl Method {
+    /// Checks that the method can be put on a model of this shape and run behind it: before any memory is taken for it.
+    ///
+    /// # Errors
+    /// One sentence that says why not.
+    pub(crate) fn check(&self, config: &Config, sizes: &Sizes, tokens: usize, on: On) -> Result<()> {
+        ensure!(self.drop <= config.layers, "the model has only {} layers", config.layers);
+        if let Some(rank) = self.rank(sizes) {
+            ensure!((1..=MAX_RANK).contains(&rank), "rank {rank} is not supported, expected 1 to {MAX_RANK}");
+        }
+        if let Kind::Bottleneck(kind) = self.kind {
+            self.check_width(config, sizes, kind, on)?;
+        }
+        let prefix = self.prefix_tokens(config, sizes)?;
+        if tokens + prefix > config.positions {
+            return Err(Error::TooManyPositions { tokens, prefix, positions: config.positions }.into());
+        }
+        Ok(())
+    }
+
+    fn check_width(&self, config: &Config, sizes: &Sizes, kind: bottleneck::Kind, on: On) -> Result<()> {
+        let width = self.width(config, sizes, kind);
+        // A width that was given is taken as it is; one that follows from a budget must still be a bottleneck.
+        if self.size.or(sizes.paper_width(kind)).is_none() {
+            let [least, budget] = [bottleneck::parameters_for(config, kind, 1), sizes.parameters].map(grouped);
+            ensure!(
+                bottleneck::parameters_for(config, kind, 1) <= sizes.parameters,
+                "the narrowest adapters on this model have {least} parameters, more than the {budget} of --params"
+            );
+            ensure!(
+                width <= config.d_ff,
+                "adapters of {budget} parameters are {} wide on this model, wider than its MLP of {} features; --params \
+                 sets another number",
+                grouped(width),
+                grouped(config.d_ff)
+            );
+        }
+        ensure!(
+            on == On::Cpu || width <= MAX_RANK,
+            "adapters {width} wide have no kernel, expected at most {MAX_RANK} on a device"
+        );
+        Ok(())
+    }
+
+    /// LoRA's rank, if the method has a LoRA.
+    fn rank(&self, sizes: &Sizes) -> Option<usize> {
+        let has_lora = matches!(self.kind, Kind::LoraMerged | Kind::Lora(_) | Kind::LoraSlot | Kind::LoraPrefix);
+        has_lora.then(|| self.size.unwrap_or(sizes.rank))
+    }
+
+    fn width(&self, config: &Config, sizes: &Sizes, kind: bottleneck::Kind) -> usize {
+        let given = self.size.or(sizes.paper_width(kind));
+        given.unwrap_or_else(|| bottleneck::width_for(config, kind, sizes.parameters))
+    }
+
+    /// Tokens in front of the input; 0 without a prefix.
+    fn prefix_tokens(&self, config: &Config, sizes: &Sizes) -> Result<usize> {
+        let own = match self.kind {
+            Kind::PrefixEmbedding => return Ok(self.size.unwrap_or(EMBEDDING_TOKENS)),
+            Kind::PrefixLayer => self.size,
+            // Its size is the LoRA's rank.
+            Kind::LoraPrefix => None,
+            _ => return Ok(0),
+        };
+        let a_token = 2 * config.layers * config.d_model;
+        if let Some(tokens) = own {
+            return Ok(tokens);
+        }
+        ensure!(
+            a_token <= sizes.parameters,
+            "a single prefix token on this model has {} parameters, more than the {} of --params",
+            grouped(a_token),
+            grouped(sizes.parameters)
+        );
+        Ok((sizes.parameters as f64 / a_token as f64).round() as usize)
+    }
+
     /// Makes the adapters, random, and merges them if the method asks for it.
     pub(crate) fn prepare<W: Element>(&self, base: &Model<W>, sizes: &Sizes) -> Result<Prepared<W>> {
         let config = &base.config;
-        if self.drop > config.layers {
-            bail!("{self}: the model has only {} layers", config.layers);
-        }
-        let lora = || -> Result<Lora<W>> {
-            let rank = self.size.unwrap_or(sizes.rank);
-            let targets: Vec<_> = sizes.targets.iter().map(|&t| (t, rank)).collect();
-            Ok(Lora::random(config, &targets, sizes.alpha, sizes.seed)?)
-        };
-        let prefix_layer = |size: Option<usize>| -> Result<Prefix> {
-            let per_token = 2 * config.layers * config.d_model;
-            let length = size.unwrap_or((sizes.parameters as f64 / per_token as f64).round().max(1.0) as usize);
-            Ok(Prefix::random_layer(config, length, sizes.seed)?)
-        };
         let mut adapters = Adapters::default();
+        if let Some(rank) = self.rank(sizes) {
+            let targets: Vec<_> = sizes.targets.iter().map(|&t| (t, rank)).collect();
+            adapters.lora = Some(Lora::random(config, &targets, sizes.alpha, sizes.seed)?);
+        }
         match self.kind {
-            Kind::None => {}
-            Kind::LoraMerged | Kind::LoraSlot => adapters.lora = Some(lora()?),
-            Kind::Lora(mode) => (adapters.lora, adapters.mode) = (Some(lora()?), mode),
+            Kind::None | Kind::LoraMerged | Kind::LoraSlot => {}
+            Kind::Lora(mode) => adapters.mode = mode,
             Kind::Bottleneck(kind) => {
-                let width = self.size.unwrap_or_else(|| sizes.width(config, kind));
+                let width = self.width(config, sizes, kind);
                 let mut bottleneck = Bottleneck::random(config, kind, width, sizes.seed)?;
                 bottleneck.drop_lowest(self.drop);
                 adapters.bottleneck = Some(bottleneck);
             }
-            Kind::PrefixLayer => adapters.prefix = Some(prefix_layer(self.size)?),
-            Kind::PrefixEmbedding => {
-                let length = self.size.unwrap_or(EMBEDDING_TOKENS);
-                adapters.prefix = Some(Prefix::random_embedding(config, length, sizes.seed)?);
+            Kind::PrefixLayer | Kind::LoraPrefix => {
+                let length = self.prefix_tokens(config, sizes)?;
+                adapters.prefix = Some(Prefix::random_layer(config, length, sizes.seed)?);
             }
-            Kind::LoraPrefix => {
-                (adapters.lora, adapters.prefix) = (Some(lora()?), Some(prefix_layer(None)?));
+            Kind::PrefixEmbedding => {
+                let length = self.prefix_tokens(config, sizes)?;
+                adapters.prefix = Some(Prefix::random_embedding(config, length, sizes.seed)?);
             }
         }
         let parameters = adapters.parameters();
@@ -161,14 +231,44 @@ impl Method {
     }
 }
 
+/// The methods to measure, and those left out, with the reason why each does not fit.
+pub(crate) struct Choice {
+    pub(crate) methods: Vec<Method>,
+    pub(crate) left_out: Vec<(Method, String)>,
+}
+
+impl Choice {
+    /// `asked`, all of which must fit, or if that is empty those of `usual` that do.
+    ///
+    /// # Errors
+    /// Why a method that was asked for, or the base model itself, does not fit.
+    pub(crate) fn of(
+        asked: &[Method],
+        usual: impl IntoIterator<Item = Method>,
+        fits: impl Fn(&Method) -> Result<()>,
+    ) -> Result<Self> {
+        let mut choice = Self { methods: asked.to_vec(), left_out: vec![] };
+        for method in asked {
+            fits(method).with_context(|| method.to_string())?;
+        }
+        for method in usual.into_iter().filter(|_| asked.is_empty()) {
+            match fits(&method) {
+                Ok(()) => choice.methods.push(method),
+                Err(error) if method.kind == Kind::None => return Err(error.context("none")),
+                Err(error) => choice.left_out.push((method, format!("{error:#}"))),
+            }
+        }
+        Ok(choice)
+    }
+}
+
 impl Sizes {
-    fn width(&self, config: &Config, kind: bottleneck::Kind) -> usize {
-        let paper = match kind {
+    fn paper_width(&self, kind: bottleneck::Kind) -> Option<usize> {
+        match kind {
             bottleneck::Kind::Houlsby => self.houlsby_width,
             bottleneck::Kind::Lin => self.lin_width,
             bottleneck::Kind::Pfeiffer => None,
-        };
-        paper.unwrap_or_else(|| bottleneck::width_for(config, kind, self.parameters))
+        }
     }
 }
 
@@ -185,5 +285,47 @@ mod tests {
         for text in ["", "lora", "adapter-h-drop", "adapter-h:0", "lora-fused-drop1", "none:3", "adapter-h-dropx:1"] {
             assert!(text.parse::<Method>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn adapters_that_no_kernel_takes_do_not_fit_a_device() {
+        let config = Config::named("gpt2").unwrap();
+        let sizes = Sizes {
+            targets: vec![Target::Q],
+            rank: 4,
+            alpha: 32.0,
+            parameters: 11_000_000,
+            houlsby_width: None,
+            lin_width: None,
+            seed: 0,
+        };
+        let check = |text: &str, on| {
+            let method: Method = text.parse().unwrap();
+            method.check(&config, &sizes, 128, on).map_err(|error| error.to_string())
+        };
+        assert_eq!(check("adapter-h", On::Cuda), Ok(()));
+        assert_eq!(check("adapter-l", On::Cpu), Ok(()));
+        let wide = check("adapter-l", On::Cuda).unwrap_err();
+        assert_eq!(wide, "adapters 595 wide have no kernel, expected at most 512 on a device");
+        assert!(check("adapter-h:513", On::Emulator).is_err());
+        assert_eq!(check("adapter-h-drop13", On::Cpu), Err("the model has only 12 layers".to_owned()));
+    }
+
+    #[test]
+    fn only_what_was_not_asked_for_is_left_out() {
+        let methods = |text: &str| text.split(',').map(|m| m.parse().unwrap()).collect::<Vec<Method>>();
+        let fits = |method: &Method| if method.size == Some(9) { Err(anyhow::anyhow!("too large")) } else { Ok(()) };
+        let usual = || methods("none,lora-fused:9,adapter-h");
+        let choice = Choice::of(&[], usual(), fits).unwrap();
+        assert_eq!(choice.methods, methods("none,adapter-h"));
+        assert_eq!(choice.left_out, [(methods("lora-fused:9").remove(0), "too large".to_owned())]);
+        let choice = Choice::of(&methods("adapter-l"), usual(), fits).unwrap();
+        assert_eq!((choice.methods, choice.left_out), (methods("adapter-l"), vec![]));
+        let error = |asked: &[Method], fits: fn(&Method) -> Result<()>| {
+            Choice::of(asked, usual(), fits).err().map(|error| format!("{error:#}"))
+        };
+        let never = |_: &Method| Err(anyhow::anyhow!("too large"));
+        assert_eq!(error(&methods("lora-fused:9"), never).as_deref(), Some("lora-fused:9: too large"));
+        assert_eq!(error(&[], never).as_deref(), Some("none: too large"));
     }
 }

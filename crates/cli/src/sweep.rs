@@ -6,12 +6,12 @@ use anyhow::Result;
 use fused_lora::Element;
 use fused_lora::device::Device;
 use fused_lora_gpt2::adapter::lora::Target;
-use fused_lora_gpt2::{Model, Output};
+use fused_lora_gpt2::{Config, Model, Output};
 use serde::{Deserialize, Serialize};
 
 use crate::common::{Compute, ModelArgs, On, ResultFiles, parse_size, with_dtype};
 use crate::environment::Run;
-use crate::method::{Kind, Method, Sizes};
+use crate::method::{Choice, Kind, Method, Sizes};
 use crate::output::{emit, milliseconds, progress, table};
 use crate::passes::{Engine, Mode, Setting as Pass};
 use crate::plot;
@@ -47,13 +47,9 @@ pub(crate) struct Args {
     /// Bottleneck widths and LoRA ranks; 0 measures the base model against itself, which shows the noise
     #[arg(long, value_delimiter = ',', default_value = "0,10,100,250")]
     ranks: Vec<usize>,
-    /// Methods to compare with the base model
-    #[arg(
-        long,
-        value_delimiter = ',',
-        value_name = "METHOD,…",
-        default_value = "adapter-h,adapter-l,lora-fused,lora-sequential"
-    )]
+    /// Methods to compare with the base model [default: adapter-h,adapter-l,lora-fused,lora-sequential; what does not fit
+    /// the model is left out]
+    #[arg(long, value_delimiter = ',', value_name = "METHOD,…")]
     methods: Vec<Method>,
     /// What LoRA is put on
     #[arg(long, value_delimiter = ',', default_value = "q,v")]
@@ -96,7 +92,54 @@ struct Report<'a> {
     rows: &'a [Cell],
 }
 
+/// Cells that are measured together.
+struct Group {
+    column: Column,
+    rank: usize,
+    methods: Vec<Method>,
+}
+
+const NONE: Method = Method { kind: Kind::None, drop: 0, size: None };
+
+/// The method as it is measured at a rank: at 0, the base model against itself.
+fn sized(method: &Method, rank: usize) -> Method {
+    if rank == 0 { NONE } else { Method { size: Some(rank), ..method.clone() } }
+}
+
 impl Args {
+    /// All groups, and a line for each method that is left out somewhere because it does not fit.
+    fn groups(&self, config: &Config, on: On) -> Result<(Vec<Group>, String)> {
+        let (mut groups, mut left_out) = (vec![], String::new());
+        for (&tokens, &batch) in self.sequences.iter().flat_map(|t| self.batches.iter().map(move |b| (t, b))) {
+            for &rank in &self.ranks {
+                let sizes = self.sizes(config, rank);
+                NONE.check(config, &sizes, tokens, on)?;
+                let fits = |method: &Method| sized(method, rank).check(config, &sizes, tokens, on);
+                let choice = Choice::of(&self.methods, default_methods(), fits)?;
+                for (method, reason) in choice.left_out {
+                    let line = format!("{method} is left out at {tokens} tokens and r {rank}: {reason}\n");
+                    // Once for all batch sizes.
+                    left_out += if left_out.contains(&line) { "" } else { &line };
+                }
+                groups.push(Group { column: Column { batch, tokens }, rank, methods: choice.methods });
+            }
+        }
+        Ok((groups, left_out))
+    }
+
+    fn sizes(&self, config: &Config, rank: usize) -> Sizes {
+        Sizes {
+            targets: self.targets.clone(),
+            rank,
+            alpha: 32.0,
+            // Every method has its size from the rank; the prefix beside a LoRA is a single token.
+            parameters: 2 * config.layers * config.d_model,
+            houlsby_width: None,
+            lin_width: None,
+            seed: self.model.seed,
+        }
+    }
+
     fn mode(&self) -> Mode {
         if self.eager { Mode::Eager } else { Mode::Graph }
     }
@@ -135,18 +178,14 @@ fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
     }
     let base = args.model.load::<W>()?;
     let mut engine = Engine::start(on, &base)?;
-    let groups: Vec<(Column, usize)> = args
-        .sequences
-        .iter()
-        .flat_map(|&tokens| args.batches.iter().map(move |&batch| Column { batch, tokens }))
-        .flat_map(|column| args.ranks.iter().map(move |&rank| (column, rank)))
-        .collect();
+    let (groups, left_out) = args.groups(&base.config, on)?;
+    emit(&left_out)?;
     let bar = progress(groups.len() as u64, "sweep");
-    for (column, rank) in groups {
+    for Group { column, rank, methods } in groups {
         let done = |method: &Method| cells.iter().any(|c| same_cell(c, &method.to_string(), column, rank));
-        if !args.methods.iter().all(done) {
-            cells.retain(|c| !args.methods.iter().any(|m| same_cell(c, &m.to_string(), column, rank)));
-            cells.extend(measure_group(args, &base, column, rank, &mut engine)?);
+        if !methods.iter().all(done) {
+            cells.retain(|c| !methods.iter().any(|m| same_cell(c, &m.to_string(), column, rank)));
+            cells.extend(measure_group(args, &base, column, rank, &methods, &mut engine)?);
             args.files.write_so_far(|| Report { run: run.clone(), setting: &setting, rows: &cells }, &cells)?;
         }
         bar.inc(1);
@@ -160,6 +199,13 @@ fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
     Ok(())
 }
 
+fn default_methods() -> Vec<Method> {
+    use fused_lora_gpt2::{LoraMode, adapter::bottleneck::Kind as Bottleneck};
+    let kinds = [Bottleneck::Houlsby, Bottleneck::Lin].map(Kind::Bottleneck);
+    let kinds = kinds.into_iter().chain([LoraMode::Fused, LoraMode::Sequential].map(Kind::Lora));
+    kinds.map(|kind| Method { kind, drop: 0, size: None }).collect()
+}
+
 fn same_cell(cell: &Cell, method: &str, column: Column, rank: usize) -> bool {
     cell.method == method && cell.batch == column.batch && cell.tokens == column.tokens && cell.rank == rank
 }
@@ -169,23 +215,11 @@ fn measure_group<W: Element>(
     base: &Model<W>,
     column: Column,
     rank: usize,
+    methods: &[Method],
     engine: &mut Engine<W>,
 ) -> Result<Vec<Cell>> {
-    let none = Method { kind: Kind::None, drop: 0, size: None };
-    let sizes = Sizes {
-        targets: args.targets.clone(),
-        rank,
-        alpha: 32.0,
-        parameters: 1,
-        houlsby_width: None,
-        lin_width: None,
-        seed: args.model.seed,
-    };
-    let sized = |method: &Method| match rank {
-        0 => none.clone(),
-        _ => Method { size: Some(rank), ..method.clone() },
-    };
-    let contestants: Vec<_> = std::iter::once(none.clone()).chain(args.methods.iter().map(sized)).collect();
+    let sizes = args.sizes(&base.config, rank);
+    let contestants: Vec<_> = std::iter::once(NONE).chain(methods.iter().map(|m| sized(m, rank))).collect();
     let prepared: Vec<_> = contestants.iter().map(|m| m.prepare(base, &sizes)).collect::<Result<_>>()?;
     let bar = progress(1, &format!("{}x{} r {rank}", column.batch, column.tokens));
     let pass = Pass {
@@ -216,7 +250,7 @@ fn measure_group<W: Element>(
             percent_high: excess.high(),
         }
     };
-    Ok(args.methods.iter().enumerate().map(cell).collect())
+    Ok(methods.iter().enumerate().map(cell).collect())
 }
 
 fn print(cells: &[Cell]) -> String {

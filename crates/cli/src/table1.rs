@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::common::{Compute, ModelArgs, On, ResultFiles, parse_budget, parse_size, with_dtype};
 use crate::environment::{Run, peak_memory};
-use crate::method::{Kind, Method, Prepared, Sizes};
+use crate::method::{Choice, Kind, Method, Prepared, Sizes};
 use crate::output::{emit, grouped, milliseconds, progress, table};
 use crate::passes::{Contest, Engine, Mode, Setting, clocks};
 use crate::stats::{Excess, deviation, mean, median};
@@ -47,8 +47,9 @@ pub(crate) struct Args {
     columns: Vec<Column>,
     /// Methods, as NAME[-dropN][:SIZE]: none, lora-merged, lora-fused, lora-slot (exchangeable under a graph, on a
     /// device), lora-sequential, lora-dense-delta, adapter-h, adapter-l, adapter-p, prefix-layer, prefix-embedding, lora-prefix. -dropN leaves out the adapters of the lowest N
-    /// layers; SIZE is a rank, a bottleneck width or a prefix length
-    #[arg(long, value_delimiter = ',', value_name = "METHOD,…", default_values_t = default_methods())]
+    /// layers; SIZE is a rank, a bottleneck width or a prefix length [default: all but lora-slot; what does not fit the
+    /// model or the column is left out]
+    #[arg(long, value_delimiter = ',', value_name = "METHOD,…")]
     methods: Vec<Method>,
     /// Timed passes a method and column [default: as many as fit into --time]
     #[arg(long, value_parser = parse_size)]
@@ -317,7 +318,12 @@ fn measure_column<W: Element>(
         lin_width: paper.or(Some(&PAPER[0])).filter(|_| own_widths).map(|p| p.lin_width),
         seed: args.model.seed,
     };
-    let prepared: Vec<_> = args.methods.iter().map(|m| m.prepare(base, &sizes)).collect::<Result<_>>()?;
+    let fits = |method: &Method| method.check(&base.config, &sizes, column.tokens, on);
+    let Choice { methods, left_out } = Choice::of(&args.methods, default_methods(), fits)?;
+    for (method, reason) in left_out {
+        emit(&format!("{} x {}: {method} is left out: {reason}\n", column.batch, column.tokens))?;
+    }
+    let prepared: Vec<_> = methods.iter().map(|m| m.prepare(base, &sizes)).collect::<Result<_>>()?;
     let modes = match (args.eager, args.graph) {
         (true, false) => vec![Mode::Eager],
         (false, true) => vec![Mode::Graph],

@@ -84,19 +84,21 @@ fn mix64(x: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     #[test]
     fn moments_are_those_of_the_normal_distribution() {
         let values = Random::new(1).normal::<f32>(1 << 20, 0.02).unwrap();
         let moment = |p: i32| values.iter().map(|&v| f64::from(v / 0.02).powi(p)).sum::<f64>() / values.len() as f64;
-        assert!(moment(1).abs() < 5e-3, "{}", moment(1));
-        assert!((moment(2) - 1.0).abs() < 5e-3, "{}", moment(2));
-        assert!(moment(3).abs() < 2e-2, "{}", moment(3));
+        assert_abs_diff_eq!(moment(1), 0.0, epsilon = 5e-3);
+        assert_abs_diff_eq!(moment(2), 1.0, epsilon = 5e-3);
+        assert_abs_diff_eq!(moment(3), 0.0, epsilon = 2e-2);
         // A sum of four uniform numbers has kurtosis 2.7.
-        assert!((moment(4) - 2.7).abs() < 2e-2, "{}", moment(4));
+        assert_abs_diff_eq!(moment(4), 2.7, epsilon = 2e-2);
         let neighbours = values.windows(2).map(|w| f64::from(w[0]) * f64::from(w[1])).sum::<f64>() / (0.02 * 0.02);
-        assert!((neighbours / values.len() as f64).abs() < 5e-3);
+        assert_abs_diff_eq!(neighbours / values.len() as f64, 0.0, epsilon = 5e-3);
     }
 
     #[test]

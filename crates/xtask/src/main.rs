@@ -12,6 +12,7 @@ mod rules;
 mod sass;
 mod table1;
 mod toolchain;
+mod unused;
 
 use std::path::PathBuf;
 
@@ -39,6 +40,8 @@ enum Command {
     Report(table1::Args),
     /// Compile every kernel for every target and hold its machine code to the rules in its source.
     Sass(sass::Args),
+    /// Look for dependencies that are declared and not used.
+    Unused,
 }
 
 /// The repository root: of the checkout that cargo was called in, whichever built this program.
@@ -56,6 +59,7 @@ fn main() -> std::process::ExitCode {
         Command::Prove(args) => prove::run(&root(), &args),
         Command::Report(args) => table1::run(&root(), &args),
         Command::Sass(args) => sass::run(&root(), &args),
+        Command::Unused => unused::run(&root()),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use approx::assert_abs_diff_eq;
+
 use crate::common::{fail, golden, json, succeed, text};
 use fused_lora_gpt2::Checkpoint;
 
@@ -155,9 +157,10 @@ fn logits(extra: &[&str], out: &Path) -> Vec<f32> {
     Checkpoint::open(out).unwrap().floats::<f32>("logits", &[2, 24, 131]).unwrap().to_vec()
 }
 
-fn expected(key: &str) -> Vec<f64> {
+/// A golden tensor, made in float64.
+fn expected(key: &str) -> Vec<f32> {
     let file = Checkpoint::open(golden("expected.safetensors").as_ref()).unwrap();
-    file.raw(key).unwrap().2.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()
+    file.raw(key).unwrap().2.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()
 }
 
 #[test]
@@ -186,23 +189,21 @@ fn logits_are_pytorchs_for_every_adapter() {
     for (args, name) in cases {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let got = logits(&args, &out);
-        let expected = expected(&format!("{name}.logits"));
-        let close = |(got, exact): (&f32, &f64)| (f64::from(*got) - exact).abs() <= 1e-4;
-        assert!(got.iter().zip(&expected).all(close), "{name} with {args:?}");
+        println!("{name} with {args:?}");
+        assert_abs_diff_eq!(got[..], expected(&format!("{name}.logits"))[..], epsilon = 1e-4);
     }
     // On the kernels, in the emulator of a GPU.
     let emulated = [(adapter("lora-all"), "lora-all"), (bottleneck("houlsby", "1"), "adapter-houlsby.drop1")];
     for (args, name) in emulated.into_iter().filter(|_| !crate::common::left_out()) {
         let args: Vec<&str> = args.iter().map(String::as_str).chain(["--device", "emulator"]).collect();
-        let expected = expected(&format!("{name}.logits"));
-        let close = |(got, exact): (&f32, &f64)| (f64::from(*got) - exact).abs() <= 1e-4;
-        assert!(logits(&args, &out).iter().zip(&expected).all(close), "{name} with {args:?}");
+        println!("{name} with {args:?}");
+        assert_abs_diff_eq!(logits(&args, &out)[..], expected(&format!("{name}.logits"))[..], epsilon = 1e-4);
     }
     // A prefix and a LoRA together, the LoRA merged or not, are the same model.
     let both = [adapter("prefix"), adapter("lora-all")].concat();
     let both: Vec<&str> = both.iter().map(String::as_str).collect();
     let (fused, merged) = (logits(&both, &out), logits(&[&both[..], &["--merged"]].concat(), &out));
-    assert!(fused.iter().zip(&merged).all(|(a, b)| (a - b).abs() <= 1e-4));
+    assert_abs_diff_eq!(fused[..], merged[..], epsilon = 1e-4);
 }
 
 #[test]
@@ -217,7 +218,7 @@ fn a_merged_folder_gives_the_adapters_logits() {
     let tokens = golden("expected.safetensors");
     succeed(&["logits", "--model", text(&merged), "--tokens", &tokens, "--out", text(&out)]);
     let got = Checkpoint::open(&out).unwrap().floats::<f32>("logits", &[2, 24, 131]).unwrap();
-    assert!(got.iter().zip(expected("lora-all.logits")).all(|(g, e)| (f64::from(*g) - e).abs() <= 1e-4));
+    assert_abs_diff_eq!(got[..], expected("lora-all.logits")[..], epsilon = 1e-4);
     assert!(fail(&merge, 1).contains("exists already"));
 }
 

@@ -1,8 +1,10 @@
 //! The command as a user runs it.
+#![allow(clippy::unwrap_used)]
 
 mod bench;
 mod checkpoints;
 mod command;
 mod common;
+mod fit;
 mod interrupted;
 mod outputs;

@@ -196,6 +196,13 @@ impl<W: Element> Bottleneck<W> {
     }
 }
 
+/// Trainable parameters of `width` wide adapters in every block, as [`Bottleneck::parameters`] counts them.
+pub fn parameters_for(config: &Config, kind: Kind, width: usize) -> usize {
+    let d = config.d_model;
+    let norm = if kind == Kind::Lin { 2 * d } else { 0 };
+    config.layers * kind.names().len() * (2 * d * width + width + d + norm)
+}
+
 /// The bottleneck width, at least 1, whose parameter count comes closest to `parameters`.
 pub fn width_for(config: &Config, kind: Kind, parameters: usize) -> usize {
     let adapters = (config.layers * kind.names().len()) as f64;

@@ -1,7 +1,7 @@
 //! Small random models with random adapters: ways of computing the same thing that must agree.
 
 use fused_lora::lora::Activation;
-use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
+use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind, parameters_for, width_for};
 use fused_lora_gpt2::adapter::lora::{Lora, Projection, Target};
 use fused_lora_gpt2::adapter::prefix::Prefix;
 use fused_lora_gpt2::{Adapters, Config, Forward, Linear, LoraMode, Model, Norm, Random};
@@ -270,6 +270,19 @@ proptest! {
             } else {
                 prop_assert!(distance(&got, &base) > 1e-3);
             }
+        }
+    }
+}
+
+#[test]
+fn parameters_are_counted_before_adapters_are_made() {
+    let config = Config::named("gpt2").unwrap();
+    let config = Config { layers: 3, d_model: 24, heads: 3, d_ff: 40, ..config };
+    for kind in [Kind::Houlsby, Kind::Lin, Kind::Pfeiffer] {
+        for width in [1, 7] {
+            let made = Bottleneck::<f32>::random(&config, kind, width, 0).unwrap().parameters();
+            assert_eq!(parameters_for(&config, kind, width), made, "{kind:?} of width {width}");
+            assert_eq!(width_for(&config, kind, made), width);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Training on shapes that no golden vector has: against finite differences, against itself, and what it refuses.
 
+use approx::assert_abs_diff_eq;
 use fused_lora::Element;
 use fused_lora::dropout::Dropout;
 use fused_lora::lora::Activation;
@@ -244,11 +245,11 @@ fn a_batch_is_the_mean_of_its_sequences() {
             mean.b.iter_mut().zip(&one.b).for_each(|(m, g)| *m += g / 4.0);
         }
     }
-    assert!((loss - losses).abs() < 1e-6, "{loss} {losses}");
+    assert_abs_diff_eq!(loss, losses, epsilon = 1e-6);
     for (batch, mean) in batch.iter().zip(mean.iter()) {
         for (batch, mean) in [(&batch.a, &mean.a), (&batch.b, &mean.b)] {
             let largest = mean.iter().fold(0.0f32, |m, g| m.max(g.abs()));
-            assert!(batch.iter().zip(mean).all(|(b, m)| (b - m).abs() <= 1e-5 * largest));
+            assert_abs_diff_eq!(batch[..], mean[..], epsilon = 1e-5 * largest);
         }
     }
 }
@@ -309,11 +310,11 @@ fn weights_stored_in_16_bits() {
     }
     let (loss, got) = gradients(&narrow, &adapters, 2, 30);
     let (expected_loss, expected) = gradients(&model, &same, 2, 30);
-    assert!((loss - expected_loss).abs() < 1e-6);
+    assert_abs_diff_eq!(loss, expected_loss, epsilon = 1e-6);
     for (got, expected) in got.iter().zip(expected.iter()) {
         for (got, expected) in [(&got.a, &expected.a), (&got.b, &expected.b)] {
             let largest = expected.iter().fold(0.0f32, |m, g| m.max(g.abs()));
-            assert!(got.iter().zip(expected).all(|(g, e)| (g - e).abs() <= 2e-5 * largest));
+            assert_abs_diff_eq!(got[..], expected[..], epsilon = 2e-5 * largest);
         }
     }
 }

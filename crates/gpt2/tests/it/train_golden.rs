@@ -2,6 +2,7 @@
 //! (tests/golden/README.md).
 
 use crate::common::{expected, golden, model, tokens};
+use approx::{assert_abs_diff_eq, assert_relative_eq};
 use fused_lora::device::{self, Device, DeviceBuffer, DeviceParameter, EmulatorConfig, Stream};
 use fused_lora::optim::Factor;
 use fused_lora_gpt2::adapter::lora::Projection;
@@ -63,7 +64,7 @@ fn losses_and_gradients() {
         // Twice: nothing of the first call may be left in the second.
         for _ in 0..2 {
             let loss = training.loss_and_gradients(&adapters, &tokens).unwrap();
-            assert!((loss - exact).abs() <= 4e-6, "{name}: {loss} {exact}");
+            assert_abs_diff_eq!(loss, exact, epsilon = 4e-6);
             assert_eq!(loss, training.loss(&adapters, &tokens).unwrap());
         }
         let gradients = named(&training.gradients().layers);
@@ -105,7 +106,7 @@ fn eight_steps_of_adamw() {
     for (i, exact) in losses.into_iter().enumerate() {
         let loss = training.loss_and_gradients(&adapters, &tokens).unwrap();
         println!("step {i}: loss off by {:.1e}", (loss - exact).abs());
-        assert!((loss - exact).abs() <= 1e-5, "step {i}: {loss} {exact}");
+        assert_abs_diff_eq!(loss, exact, epsilon = 1e-5);
         let step = optimizer.step(&mut adapters, training.gradients()).unwrap();
         assert_eq!((step.skipped, step.clipped_by), (None, 1.0));
     }
@@ -181,7 +182,8 @@ fn eight_steps_of_adamw_on_a_device() {
         on_device.step(&stream, &mut views).unwrap();
         let step = on_host.step(&mut adapters, training.gradients()).unwrap();
         let told = on_device.last_step(&stream).unwrap().unwrap();
-        assert!((told.norm - step.norm).abs() <= 1e-12 * step.norm && told.skipped.is_none(), "{told:?} {step:?}");
+        assert_relative_eq!(told.norm, step.norm, max_relative = 1e-12);
+        assert_eq!(told.skipped, None);
     }
     assert_eq!(on_device.steps(&stream).unwrap(), 8);
     for (i, factors) in tensors.chunks(2).enumerate() {

@@ -1,6 +1,7 @@
 //! Whole training steps: what they reach, what they leave alone, and what is refused.
 
 use crate::common::{config, golden, model};
+use approx::assert_abs_diff_eq;
 use fused_lora::Element;
 use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
 use fused_lora_gpt2::adapter::lora::{Lora, Projection, Target};
@@ -79,7 +80,7 @@ fn the_loss_is_that_of_the_logits() {
         }
     }
     let loss = Training::new(&model, &adapters, 3, 20).unwrap().loss(&adapters, &slices(&tokens)).unwrap();
-    assert!((loss - expected).abs() < 2e-6, "{loss} {expected}");
+    assert_abs_diff_eq!(loss, expected, epsilon = 2e-6);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! The command, run as a user runs it.
-#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(unreachable_pub)]
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

@@ -1,0 +1,288 @@
+//! `cargo xtask unused`: every declared dependency is used, and those that the project promises are declared.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail, ensure};
+use regex::Regex;
+use serde::Deserialize;
+
+/// Dependencies that the project is known by.
+const PROMISED: [&str; 5] = ["cudarc", "bindgen", "half", "criterion", "approx"];
+
+pub(crate) fn run(root: &Path) -> Result<()> {
+    let complaints = check(root, &PROMISED)?;
+    if complaints.is_empty() {
+        println!("every dependency is used");
+        return Ok(());
+    }
+    let lines: Vec<String> = complaints.iter().map(|complaint| format!("\n  {complaint}")).collect();
+    bail!("{} in the manifests:{}", lines.len(), lines.concat())
+}
+
+/// What is wrong with one dependency.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Complaint {
+    /// A crate declares it and names it in none of the sources that this kind of dependency is for.
+    Unused { package: String, kind: Kind, name: String },
+    /// The workspace's table has it and no crate declares it.
+    Undeclared { name: String },
+    /// It is promised and no crate declares it.
+    Missing { name: String },
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unused { package, kind, name } => {
+                write!(
+                    f,
+                    "{package} declares '{name}' under [{}] and does not use it in {}",
+                    kind.table(),
+                    kind.place()
+                )
+            }
+            Self::Undeclared { name } => write!(f, "[workspace.dependencies] has '{name}', which no crate declares"),
+            Self::Missing { name } => write!(f, "no crate declares '{name}', expected at least one"),
+        }
+    }
+}
+
+/// The kinds of dependencies, as cargo's metadata spells them; a normal one has none there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    #[default]
+    Normal,
+    Dev,
+    Build,
+}
+
+impl Kind {
+    fn table(self) -> &'static str {
+        match self {
+            Self::Normal => "dependencies",
+            Self::Dev => "dev-dependencies",
+            Self::Build => "build-dependencies",
+        }
+    }
+
+    fn place(self) -> &'static str {
+        match self {
+            Self::Normal => "its library or programs",
+            Self::Dev => "its tests, benchmarks or examples",
+            Self::Build => "its build script",
+        }
+    }
+
+    /// Whether a target of this kind, such as `lib` or `test`, is compiled with such a dependency and is meant to use it.
+    fn is_for(self, target: &str) -> bool {
+        match self {
+            Self::Normal => !["test", "bench", "example", "custom-build"].contains(&target),
+            // A library's unit tests are in its own sources.
+            Self::Dev => target != "custom-build",
+            Self::Build => target == "custom-build",
+        }
+    }
+}
+
+/// The part of `cargo metadata` that is read.
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    dependencies: Vec<Dependency>,
+    targets: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    name: String,
+    rename: Option<String>,
+    kind: Option<Kind>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    kind: Vec<String>,
+    src_path: PathBuf,
+}
+
+/// The part of the root's manifest that `cargo metadata` does not tell.
+#[derive(Deserialize)]
+struct Manifest {
+    workspace: Workspace,
+}
+
+#[derive(Deserialize)]
+struct Workspace {
+    #[serde(default)]
+    dependencies: toml::Table,
+}
+
+/// Everything wrong with the manifests of the workspace at `root`, sorted.
+fn check(root: &Path, promised: &[&str]) -> Result<BTreeSet<Complaint>> {
+    let packages = metadata(root)?.packages;
+    let mut complaints = BTreeSet::new();
+    for package in &packages {
+        for dependency in &package.dependencies {
+            let kind = dependency.kind.unwrap_or_default();
+            let name = dependency.rename.as_ref().unwrap_or(&dependency.name);
+            if !package.uses(name, kind)? {
+                complaints.insert(Complaint::Unused { package: package.name.clone(), kind, name: name.clone() });
+            }
+        }
+    }
+    let declared: BTreeSet<&str> = packages
+        .iter()
+        .flat_map(|package| &package.dependencies)
+        .flat_map(|dependency| [Some(dependency.name.as_str()), dependency.rename.as_deref()])
+        .flatten()
+        .collect();
+    let path = root.join("Cargo.toml");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let manifest: Manifest = toml::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
+    let table = manifest.workspace.dependencies.into_iter().map(|(name, _)| name);
+    complaints
+        .extend(table.filter(|name| !declared.contains(name.as_str())).map(|name| Complaint::Undeclared { name }));
+    let missing = promised.iter().filter(|name| !declared.contains(**name));
+    complaints.extend(missing.map(|name| Complaint::Missing { name: (*name).to_owned() }));
+    Ok(complaints)
+}
+
+fn metadata(root: &Path) -> Result<Metadata> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .current_dir(root)
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .output()
+        .context("cannot run cargo")?;
+    ensure!(output.status.success(), "cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    serde_json::from_slice(&output.stdout).context("cannot read what cargo metadata says")
+}
+
+impl Package {
+    /// Whether a source that this kind of dependency is for names the crate `dependency`.
+    fn uses(&self, dependency: &str, kind: Kind) -> Result<bool> {
+        let mention = mention(&dependency.replace('-', "_"))?;
+        for target in self.targets.iter().filter(|target| target.kind.iter().any(|of| kind.is_for(of))) {
+            // Modules lie beside or below the file that a target begins with, but a build script lies beside everything.
+            let is_script = target.kind.iter().any(|kind| kind == "custom-build");
+            let place = if is_script { None } else { target.src_path.parent() };
+            if mentioned(place.unwrap_or(&target.src_path), &mention)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// A crate's name where a path begins with it, or where it is imported as a whole.
+fn mention(name: &str) -> Result<Regex> {
+    let pattern = format!(r"(?:^|[^\w:]){name}\s*::|\b(?:use|extern\s+crate)\s+{name}\b");
+    Regex::new(&pattern).with_context(|| format!("cannot search for '{name}'"))
+}
+
+/// Whether a Rust source, or one anywhere in a folder, has a match outside its comments.
+fn mentioned(place: &Path, mention: &Regex) -> Result<bool> {
+    let unreadable = || format!("cannot read {}", place.display());
+    if place.is_dir() {
+        for entry in fs::read_dir(place).with_context(unreadable)? {
+            if mentioned(&entry.with_context(unreadable)?.path(), mention)? {
+                return Ok(true);
+            }
+        }
+        return Ok(false);
+    }
+    if place.extension().is_none_or(|extension| extension != "rs") {
+        return Ok(false);
+    }
+    let text = fs::read_to_string(place).with_context(unreadable)?;
+    Ok(text.lines().any(|line| mention.is_match(line.split("//").next().unwrap_or(line))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A workspace whose root is a package, with one more crate; `cargo metadata` does not look for the dependencies.
+    fn workspace(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    fn complaints(files: &[(&str, &str)], promised: &[&str]) -> Vec<String> {
+        let root = workspace(files);
+        check(root.path(), promised).unwrap().iter().map(Complaint::to_string).collect()
+    }
+
+    const ROOT: &str = r#"
+        [workspace]
+        members = ["inner"]
+        [workspace.dependencies]
+        plain = "1"
+        left-over = "1"
+        [package]
+        name = "outer"
+        [dependencies]
+        plain.workspace = true
+        other = { package = "renamed", version = "1" }
+        [dev-dependencies]
+        for-tests = "1"
+        [build-dependencies]
+        for-build = "1"
+    "#;
+    const INNER: &str = "[package]\nname = \"inner\"\n[dependencies]\nsome-thing = \"1\"\n";
+
+    #[test]
+    fn what_is_used_is_not_reported() {
+        let files = [
+            ("Cargo.toml", &*ROOT.replace("left-over = \"1\"", "")),
+            ("build.rs", "fn main() { for_build::run(); }"),
+            ("src/lib.rs", "mod deep;\nuse other as renamed;"),
+            ("src/deep/mod.rs", "type A = std::option::Option<plain::B>;"),
+            ("tests/common/mod.rs", "use for_tests :: {Case};"),
+            ("tests/all.rs", "mod common;"),
+            ("inner/Cargo.toml", INNER),
+            ("inner/src/main.rs", "use some_thing::Thing;"),
+        ];
+        assert_eq!(complaints(&files, &["plain", "renamed"]), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_not_used_is_reported() {
+        let files = [
+            ("Cargo.toml", ROOT),
+            // Used elsewhere than its kind is for, in a comment, as a part of another name or of a longer path.
+            ("build.rs", "fn main() { plain::run(); }"),
+            ("src/lib.rs", "// for_build::run()\nuse crate::other::A;\nfn f() { not_plain::run() }"),
+            ("tests/all.rs", "use plain::A; use for_tests_too::B;"),
+            ("inner/Cargo.toml", INNER),
+            ("inner/src/main.rs", "const NAME: &str = \"some_thing\";"),
+        ];
+        assert_eq!(
+            complaints(&files, &["plain", "absent"]),
+            [
+                "inner declares 'some-thing' under [dependencies] and does not use it in its library or programs",
+                "outer declares 'other' under [dependencies] and does not use it in its library or programs",
+                "outer declares 'plain' under [dependencies] and does not use it in its library or programs",
+                "outer declares 'for-tests' under [dev-dependencies] and does not use it in its tests, benchmarks or examples",
+                "outer declares 'for-build' under [build-dependencies] and does not use it in its build script",
+                "[workspace.dependencies] has 'left-over', which no crate declares",
+                "no crate declares 'absent', expected at least one",
+            ]
+        );
+    }
+}
