@@ -1,16 +1,25 @@
 #!/usr/bin/env bash
-# Runs on a GPU host that has an NVIDIA driver and nothing else of ours but this folder (`cargo xtask bundle`): the tests on
-# the hardware, compute-sanitizer where it is installed, then the benchmarks.
+# Runs on a GPU host that has an NVIDIA driver and nothing else of ours but this folder (`cargo xtask bundle`).
 #
-#   run.sh [FOLDER]    results go to FOLDER (default: results), all of them together to FOLDER/report.json
+#   run.sh [FOLDER]    results go to FOLDER (default: results)
 #
-# $QUICK=1 leaves out compute-sanitizer and all but a few shapes. Fails if a test failed.
+# What says most comes first: a few checks of every family of kernels, the quick benchmarks, then all checks, compute-sanitizer
+# where it is installed, and the long benchmarks. Every step has a time limit of its own, and its output is on disk while it
+# runs. After each step FOLDER/summary.txt and FOLDER/report.json tell of all steps so far, so the script may be
+# stopped at any moment.
+#
+#   $BUDGET  seconds for everything (default: no limit): a step that may not end in time is left out
+#   $QUICK   1: ends after the quick benchmarks
+#
+# Fails if a check failed.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${1:-results}
-mkdir -p "$out"
+budget=${BUDGET:-0}
 quick=${QUICK:-0}
+mkdir -p "$out"
+export FUSED_LORA_IMAGES=$here/images
 
 # cuBLASLt often comes with PyTorch only, where the loader does not look.
 for folder in $(python3 -c 'import site; print("\n".join(site.getsitepackages()))' 2>/dev/null); do
@@ -19,94 +28,141 @@ for folder in $(python3 -c 'import site; print("\n".join(site.getsitepackages())
   done
 done
 
-gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1)
-driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -1)
+ask() { nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null | head -1; }
+gpu=$(ask name)
+driver=$(ask driver_version)
 commit=$(<"$here/COMMIT")
-echo "$gpu, driver $driver, commit $commit"
-"$here/bin/fused-lora" info | tee "$out/info.txt"
+date=$(date -u +%FT%TZ)
+head="${gpu:-no GPU that nvidia-smi knows}, driver ${driver:-unknown}, commit $commit, $date"
 
+lines=()  # of the summary
+steps=()  # of the report, as JSON
 failed=0
-checks=()
-# check NAME SECONDS COMMAND...: runs it, keeps its output, notes how it ended.
-check() {
-  local name=$1 limit=$2 start=$SECONDS status=0 passed
+
+# Writes both files anew, each in one movement, so that a reader never finds half of one.
+report() {
+  {
+    echo "$head"
+    printf '%s\n' "${lines[@]}"
+  } >"$out/.summary" && mv "$out/.summary" "$out/summary.txt"
+  {
+    printf '{\n"gpu": "%s",\n"driver": "%s",\n"commit": "%s",\n"date": "%s",\n"steps": [\n' "$gpu" "$driver" "$commit" "$date"
+    local i
+    for i in "${!steps[@]}"; do printf '%s%s\n' "${steps[$i]}" "$([[ $i -lt $((${#steps[@]} - 1)) ]] && echo ,)"; done
+    printf ']\n}\n'
+  } >"$out/.report" && mv "$out/.report" "$out/report.json"
+}
+
+note() {
+  lines+=("$1")
+  echo "$1"
+}
+
+# step NAME SECONDS COMMAND...: runs it within a limit, with its output in NAME.log; returns how it ended.
+step() {
+  local name=$1 limit=$2 start=$SECONDS status=0
   shift 2
-  timeout "$limit" "$@" >"$out/$name.log" 2>&1 || status=$?
+  if [[ $budget -gt 0 && $((SECONDS + limit)) -gt $budget ]]; then
+    note "$name: left out, no time for its $limit s"
+    steps+=("{\"name\": \"$name\", \"left_out\": true}")
+    report
+    return 0
+  fi
+  timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1 || status=$?
+  last_seconds=$((SECONDS - start))
+  return $status
+}
+
+# check NAME SECONDS COMMAND...: a step of tests.
+check() {
+  local name=$1 status=0 passed
+  last_seconds=-1
+  step "$@" || status=$?
+  [[ $last_seconds -lt 0 ]] && return
   passed=$(grep -c '^test .* ok$' "$out/$name.log")
-  echo "$name: exit $status, $passed tests passed, $((SECONDS - start)) s"
+  note "$name: exit $status, $passed tests passed, $last_seconds s"
   # What these two say of asynchronous copies and barriers in shared memory is to be read before it is believed.
   [[ $status -eq 0 || $name == racecheck-* || $name == synccheck-* ]] || failed=1
-  [[ $status -eq 0 ]] || { grep -m5 -E 'panicked|FAILED|ERROR SUMMARY|Error|error:' "$out/$name.log"; }
-  checks+=("{\"name\": \"$name\", \"exit\": $status, \"passed\": $passed, \"seconds\": $((SECONDS - start))}")
+  [[ $status -eq 0 ]] || while IFS= read -r line; do note "    ${line:0:200}"; done \
+    < <(grep -m3 -E 'panicked|Err\(|No driver|no NVIDIA|ERROR SUMMARY|error:' "$out/$name.log")
+  steps+=("{\"name\": \"$name\", \"exit\": $status, \"passed\": $passed, \"seconds\": $last_seconds}")
+  report
 }
+
+# measure NAME SECONDS ARGUMENTS...: a step of the command, whose figures go to NAME.json.
+measure() {
+  local name=$1 limit=$2 status=0
+  shift 2
+  last_seconds=-1
+  step "$name" "$limit" "$here/bin/fused-lora" "$@" --json "$out/$name.json" || status=$?
+  [[ $last_seconds -lt 0 ]] && return
+  note "$name: exit $status, $last_seconds s"
+  [[ $status -eq 0 ]] || note "    $(grep -m1 -E 'error|panicked' "$out/$name.log" | cut -c1-200)"
+  steps+=("{\"name\": \"$name\", \"exit\": $status, \"json\": $([[ -s $out/$name.json ]] && echo true || echo false), \"seconds\": $last_seconds}")
+  report
+}
+
+bench() { measure "bench-$1" "$2" bench --device cuda --dtype bf16 --trials 15 "${@:3}"; }
+table1() { measure "table1-$1" "$2" table1 --device cuda "${@:3}"; }
+tests() { check "$1" "$2" "$here/bin/tests" --test-threads=1 "${@:3}"; }
+model_tests() { check "$1" "$2" "$here/bin/gpt2-tests" --test-threads=1 "${@:3}"; }
 
 export FUSED_LORA_TEST_DEVICE=cuda FUSED_LORA_TEST_GOLDEN=$here/golden
-for test in instructions decode merge adamw forward forward_tf32 dx gradients device device_decode device_forward device_backward device_options device_slot device_adamw attention device_attention transformer adapter on_device on_device_serving; do
-  check "$test" 240 "$here/bin/$test" --test-threads=1
-done
+note "$("$here/bin/fused-lora" info 2>&1 | head -20)"
+report
 
-sanitizer=$(command -v compute-sanitizer || true)
-if [[ -n $sanitizer && $quick != 1 ]]; then
-  check memcheck-decode 120 "$sanitizer" --tool memcheck --report-api-errors no --error-exitcode 9 "$here/bin/decode" --test-threads=1 every_token segments matrix
-  check memcheck-merge 60 "$sanitizer" --tool memcheck --report-api-errors no --error-exitcode 9 "$here/bin/merge" --test-threads=1
-  check memcheck-instructions 90 "$sanitizer" --tool memcheck --report-api-errors no --error-exitcode 9 "$here/bin/instructions" --test-threads=1
-  check racecheck-decode 120 "$sanitizer" --tool racecheck --error-exitcode 9 "$here/bin/decode" --test-threads=1 segments matrix
-  check memcheck-forward 180 "$sanitizer" --tool memcheck --report-api-errors no --error-exitcode 9 "$here/bin/forward" --test-threads=1 segments drop
-  check racecheck-forward 180 "$sanitizer" --tool racecheck --error-exitcode 9 "$here/bin/forward" --test-threads=1 segments drop
-  check synccheck-decode 60 "$sanitizer" --tool synccheck --error-exitcode 9 "$here/bin/decode" --test-threads=1 segments matrix
-fi
+# A minute over every family of kernels.
+tests quick-instructions 15 instructions::warp instructions::memory instructions::matrix instructions::wgmma instructions::tma
+tests quick-decode 10 decode::odd_shapes decode::matrix_instructions
+tests quick-forward 15 forward::odd_shapes forward::clusters_share forward::every_tile
+tests quick-backward 10 dx::every_tile dx::odd gradients::every_rank gradients::segments
+tests quick-others 10 merge:: adamw::steps adapter:: attention::queries_before attention::rows_start transformer::
+model_tests quick-model 15 on_device::every
 
-benches=()
-# bench NAME ARGUMENTS...
-bench() {
-  local name=$1
-  shift
-  echo "bench $name"
-  "$here/bin/fused-lora" bench --device cuda --dtype bf16 --trials 15 --json "$out/bench-$name.json" "$@" | tee "$out/bench-$name.txt" ||
-    echo "bench $name did not finish" | tee -a "$out/bench-$name.txt"
-  [[ -s $out/bench-$name.json ]] && benches+=("$name")
-}
-# table1 NAME ARGUMENTS...: the paper's table and what it leaves open.
-table1() {
-  local name=table1-$1
-  shift
-  echo "$name"
-  "$here/bin/fused-lora" table1 --device cuda --json "$out/$name.json" "$@" | tee "$out/$name.txt" ||
-    echo "$name did not finish" | tee -a "$out/$name.txt"
-}
-main_methods=none,lora-merged,lora-fused,lora-slot,lora-sequential,adapter-h,adapter-l,prefix-layer
-if [[ $quick == 1 ]]; then
-  table1 bf16 --dtype bf16 --trials 100 --methods $main_methods
-  table1 bf16-dependent --dtype bf16 --trials 100 --methods none,lora-fused,lora-slot --dependent
-else
-  table1 bf16 --dtype bf16 --trials 100 --columns 1x128,16x256,32x512 --methods $main_methods
-  table1 bf16-dependent --dtype bf16 --trials 100 --columns 1x128 --methods $main_methods --dependent
-  table1 f32 --dtype f32 --trials 100 --columns 1x128,16x256 --methods $main_methods
-  table1 f32-32x512 --dtype f32 --trials 30 --columns 32x512 --methods none,lora-fused,adapter-h,adapter-l
-  table1 bf16-decode --dtype bf16 --trials 100 --decode --columns 1x128,1x1024,16x128,16x1024 --methods none,lora-fused,lora-sequential,adapter-h,adapter-l --lm-head
-fi
+methods=none,lora-merged,lora-fused,lora-slot,lora-sequential,adapter-h,adapter-l,prefix-layer
+bench quick-decode 60 --layout out-in --tokens 1,4,16 --shapes 4096x4096 --ranks 16
+bench quick-forward 60 --layout out-in --preset forward --tokens 512,4096 --shapes 1024x3072,4096x4096 --ranks 16
+table1 quick 90 --dtype bf16 --trials 100 --methods $methods
+table1 quick-dependent 60 --dtype bf16 --trials 100 --methods none,lora-fused,lora-slot --dependent
 
-if [[ $quick == 1 ]]; then
-  bench out-in --layout out-in --tokens 1,16 --shapes 4096x4096 --ranks 16
-  bench forward --layout out-in --preset forward --tokens 512,4096 --shapes 1024x3072,4096x4096 --ranks 16
-else
-  bench out-in --layout out-in --preset decode
-  bench in-out --layout in-out --tokens 1,4,16 --shapes 1024x1024,1024x3072,1024x4096,4096x1024,4096x4096 --ranks 4,16
-  bench forward --layout out-in --preset forward
-  bench backward --layout out-in --preset backward
-fi
-
-{
-  printf '{\n"gpu": "%s",\n"driver": "%s",\n"commit": "%s",\n"date": "%s",\n"checks": [\n' \
-    "$gpu" "$driver" "$commit" "$(date -u +%FT%TZ)"
-  for i in "${!checks[@]}"; do printf '%s%s\n' "${checks[$i]}" "$([[ $i -lt $((${#checks[@]} - 1)) ]] && echo ,)"; done
-  printf '],\n"benchmarks": {\n'
-  for i in "${!benches[@]}"; do
-    printf '"%s": ' "${benches[$i]}"
-    cat "$out/bench-${benches[$i]}.json"
-    [[ $i -lt $((${#benches[@]} - 1)) ]] && echo ,
+if [[ $quick != 1 ]]; then
+  for suite in instructions decode forward forward_tf32 dx gradients merge adamw attention transformer adapter; do
+    tests "$suite" 120 "$suite::"
   done
-  printf '}\n}\n'
-} >"$out/report.json"
-echo "all of it: $out/report.json"
+  for suite in device device_decode device_forward device_backward device_options device_slot device_adamw device_attention; do
+    tests "$suite" 60 "$suite::"
+  done
+  for suite in on_device on_device_serving; do
+    model_tests "$suite" 120 "$suite::"
+  done
+
+  sanitizer=$(command -v compute-sanitizer || true)
+  if [[ -n $sanitizer ]]; then
+    sanitize() {
+      local tool=$1 name=$2 limit=$3
+      shift 3
+      check "$tool-$name" "$limit" "$sanitizer" --tool "$tool" --report-api-errors no --error-exitcode 9 "$here/bin/tests" --test-threads=1 "$@"
+    }
+    sanitize memcheck decode 120 decode::every_token decode::segments decode::matrix
+    sanitize memcheck forward 180 forward::segments forward::drop
+    sanitize memcheck merge 60 merge::
+    sanitize memcheck instructions 90 instructions::
+    sanitize racecheck decode 120 decode::segments decode::matrix
+    sanitize racecheck forward 180 forward::segments forward::drop
+    sanitize synccheck decode 60 decode::segments decode::matrix
+  fi
+
+  bench out-in 300 --layout out-in --preset decode
+  bench forward 300 --layout out-in --preset forward
+  bench backward 300 --layout out-in --preset backward
+  table1 bf16 300 --dtype bf16 --trials 100 --columns 1x128,16x256,32x512 --methods $methods
+  table1 bf16-dependent 120 --dtype bf16 --trials 100 --columns 1x128 --methods $methods --dependent
+  table1 bf16-decode 300 --dtype bf16 --trials 100 --decode --columns 1x128,1x1024,16x128,16x1024 \
+    --methods none,lora-fused,lora-sequential,adapter-h,adapter-l --lm-head
+  table1 f32 300 --dtype f32 --trials 100 --columns 1x128,16x256 --methods $methods
+  table1 f32-32x512 300 --dtype f32 --trials 30 --columns 32x512 --methods none,lora-fused,adapter-h,adapter-l
+  bench in-out 300 --layout in-out --tokens 1,4,16 --shapes 1024x1024,1024x3072,1024x4096,4096x1024,4096x4096 --ranks 4,16
+fi
+
+echo "summary: $out/summary.txt, all of it: $out/report.json"
 exit $failed

@@ -16,6 +16,7 @@
 //! - [`forward`] says how a GPU runs it, [`decode`] how for 1 to 16 tokens; [`abi`] is what its kernels take.
 //! - [`backward`] says how a GPU makes the gradients.
 //! - [`attention`] says how a GPU computes causal attention, with a prefix or a cache of keys and values.
+//! - [`bottleneck`] says what a bottleneck adapter is, which LoRA is measured against.
 //! - [`dropout`] says which elements of an adapter's input are dropped in training.
 //! - [`merge`] says how a GPU folds adapters into a weight.
 //! - [`norm`] says how a GPU runs LayerNorm and the embedding.
@@ -48,6 +49,7 @@
 pub mod abi;
 pub mod attention;
 pub mod backward;
+pub mod bottleneck;
 pub mod cpu;
 pub mod decode;
 pub mod device;

@@ -24,11 +24,22 @@ pub(crate) struct Problem {
     pub(crate) threads: usize,
 }
 
+impl Problem {
+    /// Microseconds that one thread takes, roughly.
+    fn single_thread_us(&self) -> usize {
+        let &Self { tokens, depth, columns, total_rank, .. } = self;
+        let elements = depth.saturating_mul(columns).saturating_add(total_rank.saturating_mul(depth + columns));
+        let bytes = elements.saturating_mul(self.weight.size());
+        (bytes / BYTES_PER_US).saturating_add(elements.saturating_mul(tokens) / MULTIPLY_ADDS_PER_US)
+    }
+}
+
 /// How the CPU backend runs one product.
 ///
 /// Work is handed out in tickets. The first [`shrink_tiles`](Self::shrink_tiles) compute rows of T = x·Aᵀ, the others
 /// one tile of the output each. A tile needs T only after its own base product, so whoever waits holds a later ticket
-/// than whoever is waited for.
+/// than whoever is waited for. A small product runs on the calling thread alone, without tickets, cut into the same tiles: its
+/// bits are the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub(crate) problem: Problem,
@@ -44,6 +55,8 @@ pub struct Plan {
     pub(crate) direct: bool,
     /// Whether a panel turns the weight so that neighbouring output columns are neighbours.
     pub(crate) transpose: bool,
+    /// Whether the calling thread computes everything, because waking others would take longer than they save.
+    pub(crate) single_threaded: bool,
 }
 
 /// Steps of the reduction in one panel: a panel of 512 x 128 `f32` is 256 KiB, which stays in a core's L2 cache.
@@ -52,6 +65,14 @@ const PANEL_DEPTH: usize = 512;
 const TRANSPOSE_FROM_TOKENS: usize = 12;
 /// Rows of T per ticket; small enough that two threads share the 128 tokens of the paper's smallest column.
 const SHRINK_TOKENS: usize = 64;
+
+/// A product that one thread finishes within so many microseconds is not shared: waking the pool's threads and waiting for
+/// them takes about 20 µs, and two threads save half of the product's time at best.
+const SINGLE_THREADED_US: usize = 25;
+/// What one thread reads of weights that no cache holds, and what it multiplies: fitted to layers of 64 x 64 to 512 x 512 with
+/// 1 to 64 tokens.
+const BYTES_PER_US: usize = 4_000;
+const MULTIPLY_ADDS_PER_US: usize = 40_000;
 
 impl Plan {
     pub(crate) fn new(problem: &Problem) -> Self {
@@ -73,12 +94,18 @@ impl Plan {
             panel_depth: PANEL_DEPTH,
             direct,
             transpose,
+            single_threaded: threads <= 1 || problem.single_thread_us() <= SINGLE_THREADED_US,
         }
+    }
+
+    /// Threads that a call runs on at most.
+    pub(crate) fn workers(&self) -> usize {
+        if self.single_threaded { 1 } else { self.problem.threads }
     }
 
     /// `f32` elements of workspace that the call needs.
     pub fn workspace_len(&self) -> usize {
-        self.widened_len() + self.t_len() + self.problem.threads * self.scratch_len()
+        self.widened_len() + self.t_len() + self.workers() * self.scratch_len()
     }
 
     /// Tickets that compute rows of T (and widen x where it is not stored as `f32`).
@@ -134,7 +161,7 @@ impl std::fmt::Display for Plan {
         write!(
             f,
             "cpu: {}x{}x{} (tokens x depth x columns), rank {}, weight {} read {}, x {}, {} tiles of {}x{} after {} \
-             shrink tiles of {} tokens, {} threads, workspace {} KiB",
+             shrink tiles of {} tokens, {}, workspace {} KiB",
             p.tokens,
             p.depth,
             p.columns,
@@ -151,7 +178,10 @@ impl std::fmt::Display for Plan {
             self.tile_columns,
             self.shrink_tiles(),
             self.shrink_tokens,
-            p.threads,
+            match self.single_threaded {
+                true => "the calling thread alone".to_owned(),
+                false => format!("{} threads", p.threads),
+            },
             self.workspace_len() * size_of::<f32>() / 1024,
         )
     }
@@ -186,6 +216,25 @@ mod tests {
                 assert!(plan.shrink_tiles() * plan.shrink_tokens >= tokens, "{plan}");
             }
         }
+    }
+
+    #[test]
+    fn small_products_run_on_the_calling_thread() {
+        let square = |tokens, d| Plan::new(&Problem { depth: d, widest_shrink: d, ..problem(tokens, d) });
+        for (tokens, d) in [(0, 8), (1, 1), (1, 16), (1, 64), (16, 64), (64, 64), (1, 128), (4, 128)] {
+            let plan = square(tokens, d);
+            assert!(plan.single_threaded && plan.workspace_len() == plan.t_len() + plan.scratch_len(), "{plan}");
+            assert!(plan.to_string().contains("the calling thread alone"), "{plan}");
+        }
+        for (tokens, d) in [(1, 256), (16, 256), (128, 128), (1, 1024), (4096, 64), (usize::MAX, 1)] {
+            let plan = Problem { depth: d, widest_shrink: d, ..problem(tokens, d) };
+            assert!(plan.single_thread_us() > SINGLE_THREADED_US, "{plan:?}");
+        }
+        assert!(!square(1, 256).single_threaded && square(1, 256).to_string().contains("2 threads"));
+        // One thread has nobody to wake, and the tiles are those of the pool.
+        let alone = Plan::new(&Problem { threads: 1, ..problem(128, 1024) });
+        assert!(alone.single_threaded);
+        assert_eq!(square(1, 64).tile_columns, 64);
     }
 
     #[test]

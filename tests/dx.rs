@@ -15,7 +15,7 @@ use fused_lora::forward::ForwardPlan;
 use fused_lora::lora::Layout;
 use fused_lora::reference::{self, Matrix64};
 use fused_lora::{ComputePath, DType, Element};
-use fused_lora_emulator::{Build, Completion};
+use fused_lora_emulator::Completion;
 use half::{bf16, f16};
 
 /// What becomes of dx.

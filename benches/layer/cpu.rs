@@ -1,8 +1,9 @@
-//! One layer on the CPU: fused, sequential and base, forward and backward.
+//! One layer on the CPU: fused, sequential, base and bottleneck adapters behind it, forward; fused and base, backward.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use fused_lora::cpu::{self, Accumulate, SegmentGradient, SequentialBuffers};
-use fused_lora::lora::{Epilogue, LoraLinear, Segment, Weight};
+use fused_lora::bottleneck::{Bottleneck, LayerNorm};
+use fused_lora::cpu::{self, Accumulate, BottleneckBuffers, SegmentGradient, SequentialBuffers};
+use fused_lora::lora::{Activation, Epilogue, LoraLinear, Segment, Weight};
 use fused_lora::{MatrixMut, MatrixRef};
 
 const CASES: [(usize, usize, usize, usize); 4] =
@@ -32,6 +33,33 @@ impl Operands {
     }
 }
 
+/// The base layer and a bottleneck adapter behind it.
+struct Adapted {
+    width: usize,
+    down: Vec<f32>,
+    up: Vec<f32>,
+    vector: Vec<f32>,
+}
+
+impl Adapted {
+    fn new(d: usize, width: usize) -> Self {
+        let [down, up, vector] = [d * width, width * d, d.max(width)].map(numbers);
+        Self { width, down, up, vector }
+    }
+
+    fn view(&self, d: usize, has_norm: bool) -> fused_lora::Result<Bottleneck<'_, f32>> {
+        let vector = &self.vector[..d];
+        Ok(Bottleneck {
+            norm: has_norm.then_some(LayerNorm { weight: vector, bias: vector, epsilon: 1e-5 }),
+            down: Weight::in_out(MatrixRef::new(&self.down, d, self.width)?),
+            down_bias: Some(&self.vector[..self.width]),
+            up: Weight::in_out(MatrixRef::new(&self.up, self.width, d)?),
+            up_bias: Some(vector),
+            activation: Activation::Relu,
+        })
+    }
+}
+
 pub(crate) fn forward(c: &mut Criterion) {
     let mut group = c.benchmark_group("forward");
     for (tokens, d_in, d_out, rank) in CASES {
@@ -54,6 +82,17 @@ pub(crate) fn forward(c: &mut Criterion) {
             group.bench_function(id("sequential"), |b| {
                 b.iter(|| cpu::forward_sequential(&layer, x, &mut y, &plain, &mut buffers));
             });
+            for (variant, has_norm, width) in crate::adapters((d_in, d_out), rank) {
+                let adapted = Adapted::new(d_out, width);
+                let adapter = adapted.view(d_out, has_norm)?;
+                let mut buffers = BottleneckBuffers::new();
+                group.bench_function(id(variant), |b| {
+                    b.iter(|| {
+                        cpu::forward(&base, x, &mut y, &mut workspace)?;
+                        cpu::bottleneck(&adapter, &mut y, &mut buffers)
+                    });
+                });
+            }
             Ok(())
         };
         let mut run = run;

@@ -1,12 +1,12 @@
-//! One layer on a device in bf16, few tokens and many: fused and base, weights cold.
+//! One layer on a device in bf16, few tokens and many: fused, base, and bottleneck adapters behind it, weights cold.
 
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use fused_lora::Result;
 use fused_lora::device::{
-    Device, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSegment, Event, Forward,
-    Stream, Workspace,
+    Adapter, Device, DeviceAdapter, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceNorm,
+    DeviceResidual, DeviceSegment, Event, Forward, LayerNorm, Stream, Workspace,
 };
 use fused_lora::lora::{Activation, Layout};
 use half::bf16;
@@ -88,6 +88,72 @@ impl Case {
     }
 }
 
+/// A bottleneck adapter behind the base layer, planned, with as many copies of its weights as the layer has.
+struct Behind {
+    norm: Option<LayerNorm<bf16>>,
+    adapter: Adapter<bf16>,
+    width: usize,
+    /// Down, up, both biases.
+    copies: Vec<[DeviceBuffer<bf16>; 4]>,
+    vector: DeviceBuffer<f32>,
+    beside: DeviceBuffer<bf16>,
+}
+
+impl Behind {
+    fn new(device: &Device, case: &Case, has_norm: bool, width: usize) -> Result<Self> {
+        let (tokens, _, d, _) = case.shape;
+        let upload = |n| DeviceBuffer::from_slice(&case.stream, &numbers(n));
+        let copy = |_| Ok([upload(width * d)?, upload(d * width)?, upload(width)?, upload(d)?]);
+        let copies = (0..case.copies.len()).map(copy).collect::<Result<Vec<_>>>()?;
+        let adapter = Adapter::new(device, &view(&copies[0], d, width)?, tokens)?;
+        let norm = has_norm.then(|| LayerNorm::new(device, tokens, d)).transpose()?;
+        let vector = DeviceBuffer::from_slice(&case.stream, &vec![0.5; d])?;
+        Ok(Self { norm, adapter, width, copies, vector, beside: upload(tokens * d)? })
+    }
+
+    /// Issues so many calls of the layer and the adapter, one copy after the other.
+    fn launch(&mut self, case: &mut Case, base: &Forward<bf16>, workspace: &mut Workspace, calls: u64) -> Result<()> {
+        let (tokens, d_in, d, _) = case.shape;
+        let mut y = std::mem::replace(&mut case.y, DeviceBuffer::zeros(&case.stream, 0)?);
+        for call in 0..calls {
+            let copy = (call % case.copies.len() as u64) as usize;
+            let Self { norm, adapter, width, copies, vector, beside } = self;
+            // An adapter cannot overwrite its own input; LayerNorm's output is another.
+            let layer_output = if norm.is_some() { &mut y } else { &mut *beside };
+            case.with_layer(copy, false, |layer| {
+                let x = DeviceMatrix::new(case.x.as_slice(), tokens, d_in)?;
+                let out = DeviceMatrixMut::new(layer_output.as_mut_slice(), tokens, d)?;
+                base.launch(&case.stream, layer, x, DeviceResidual::None, out, workspace)
+            })??;
+            let (mut adds_input, mut residual) = (true, DeviceResidual::None);
+            if let Some(norm) = norm {
+                let vector = vector.as_slice();
+                let parameters = DeviceNorm { weight: vector, bias: vector, epsilon: 1e-5 };
+                let x = DeviceMatrix::new(y.as_slice(), tokens, d)?;
+                norm.launch(&case.stream, x, &parameters, DeviceMatrixMut::new(beside.as_mut_slice(), tokens, d)?)?;
+                (adds_input, residual) = (false, DeviceResidual::InPlace);
+            }
+            let x = DeviceMatrix::new(beside.as_slice(), tokens, d)?;
+            let out = DeviceMatrixMut::new(y.as_mut_slice(), tokens, d)?;
+            let view = view(&copies[copy], d, *width)?;
+            adapter.launch(&case.stream, &view, x, adds_input, residual, out, workspace)?;
+        }
+        case.y = y;
+        Ok(())
+    }
+}
+
+fn view(copy: &[DeviceBuffer<bf16>; 4], d: usize, width: usize) -> Result<DeviceAdapter<'_, bf16>> {
+    let [down, up, down_bias, up_bias] = copy;
+    Ok(DeviceAdapter {
+        down: DeviceMatrix::new(down.as_slice(), width, d)?,
+        down_bias: Some(down_bias.as_slice()),
+        up: DeviceMatrix::new(up.as_slice(), d, width)?,
+        up_bias: Some(up_bias.as_slice()),
+        activation: Activation::Relu,
+    })
+}
+
 /// Times launches by the device's own clock.
 pub(crate) fn time(c: &mut Criterion, device: &Device) -> Result<()> {
     group(c, device, "decode", &DECODE)?;
@@ -114,23 +180,46 @@ fn group(c: &mut Criterion, device: &Device, name: &str, shapes: &[Shape]) -> Re
                 "decode" => Throughput::Bytes(plan.plan().floor_bytes() as u64),
                 _ => Throughput::Elements(flops(shape, adapted)),
             });
-            group.bench_function(BenchmarkId::new(variant, format!("{tokens}x{d_in}->{d_out} r{rank}")), |b| {
+            group.bench_function(id(shape, variant), |b| {
                 b.iter_custom(|launches| {
-                    let mut timed = || {
-                        let (start, end) = (Event::new(device)?, Event::new(device)?);
-                        start.record(&case.stream)?;
-                        case.launch(&plan, adapted, &mut workspace, launches)?;
-                        end.record(&case.stream)?;
-                        start.milliseconds_to(&end)
-                    };
-                    let milliseconds: f32 = timed().expect("the operands fit each other");
-                    Duration::from_secs_f64(f64::from(milliseconds) * 1e-3)
+                    timed(device, &mut case, |case| case.launch(&plan, adapted, &mut workspace, launches))
+                });
+            });
+        }
+        let base = case.plan(device, false)?;
+        for (variant, has_norm, width) in crate::adapters((d_in, d_out), rank) {
+            let mut behind = Behind::new(device, &case, has_norm, width)?;
+            let mut workspace = Workspace::new(&case.stream, base.workspace().union(&behind.adapter.workspace()))?;
+            group.throughput(match name {
+                "decode" => Throughput::Bytes((base.plan().floor_bytes() + behind.adapter.plan().floor_bytes) as u64),
+                _ => Throughput::Elements(flops(shape, false) + (4 * tokens * d_out * width) as u64),
+            });
+            group.bench_function(id(shape, variant), |b| {
+                b.iter_custom(|calls| {
+                    timed(device, &mut case, |case| behind.launch(case, &base, &mut workspace, calls))
                 });
             });
         }
     }
     group.finish();
     Ok(())
+}
+
+fn id((tokens, d_in, d_out, rank): Shape, variant: &str) -> BenchmarkId {
+    BenchmarkId::new(variant, format!("{tokens}x{d_in}->{d_out} r{rank}"))
+}
+
+/// What `work` takes by the device's clock.
+fn timed(device: &Device, case: &mut Case, work: impl FnOnce(&mut Case) -> Result<()>) -> Duration {
+    let timed = || {
+        let (start, end) = (Event::new(device)?, Event::new(device)?);
+        start.record(&case.stream)?;
+        work(case)?;
+        end.record(&case.stream)?;
+        start.milliseconds_to(&end)
+    };
+    let milliseconds: f32 = timed().expect("the operands fit each other");
+    Duration::from_secs_f64(f64::from(milliseconds) * 1e-3)
 }
 
 /// Prints what one launch asks of memory.
@@ -148,6 +237,22 @@ pub(crate) fn count(device: &Device) -> Result<()> {
             println!(
                 "{group}/{variant}/{tokens}x{d_in}->{d_out} r{rank}: {requested} bytes requested, {:.4} of the floor",
                 requested as f64 / floor as f64
+            );
+        }
+        let base = case.plan(device, false)?;
+        for (variant, has_norm, width) in crate::adapters((d_in, d_out), rank) {
+            let mut behind = Behind::new(device, &case, has_norm, width)?;
+            let mut workspace = Workspace::new(&case.stream, base.workspace().union(&behind.adapter.workspace()))?;
+            behind.launch(&mut case, &base, &mut workspace, 1)?;
+            let counted = device.take_all_counters();
+            let requested = counted.iter().map(|counters| counters.requested_bytes()).sum::<u64>();
+            let norm = behind.norm.as_ref().map_or(0, |norm| norm.plan().floor_bytes);
+            let floor = base.plan().floor_bytes() + norm + behind.adapter.plan().floor_bytes;
+            println!(
+                "{group}/{variant}/{tokens}x{d_in}->{d_out} r{rank}: {requested} bytes requested, {:.4} of the floor, {} \
+                 launches",
+                requested as f64 / floor as f64,
+                counted.len()
             );
         }
     }

@@ -1,4 +1,4 @@
-//! One layer, fused against base (and on a CPU against sequential): `cargo bench`, or
+//! One layer, fused against base (on a CPU against sequential, too) and against a bottleneck adapter behind it: `cargo bench`, or
 //! `cargo bench --bench layer -- --device cuda` for a GPU, `--device emulator` for what its kernels ask of memory.
 //!
 //! Criterion prints times; `fused-lora bench` prints ratios within one process.
@@ -15,6 +15,18 @@ use fused_lora::device::{Device, EmulatorConfig};
 
 /// Where to run, for the process that Criterion's own arguments are left to.
 const DEVICE: &str = "FUSED_LORA_BENCH_DEVICE";
+
+/// The bottleneck adapters beside a LoRA of `rank`: name, whether it has a LayerNorm, width. Those of as many parameters, and
+/// those of the widths that have the paper's 11M parameters on GPT-2 medium.
+fn adapters((d_in, d_out): (usize, usize), rank: usize) -> [(&'static str, bool, usize); 4] {
+    let as_many = |has_norm| fused_lora::bottleneck::width_for(d_out, has_norm, (rank * (d_in + d_out)) as f64);
+    [
+        ("adapter-h", false, as_many(false)),
+        ("adapter-l", true, as_many(true)),
+        ("adapter-h (paper)", false, 112),
+        ("adapter-l (paper)", true, 224),
+    ]
+}
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -144,8 +144,9 @@ pub fn backward<'x, W: Element, X: Element>(
             Accumulate::Overwrite => Scale::Overwrite(segment.scale),
             Accumulate::Add => Scale::Add(segment.scale),
         };
-        input_gradient(&mut gradient.da, q, Operand::from_matrix(x), dropout.as_ref(), scale);
-        output_gradient(&mut gradient.db, Operand::from_matrix(dy.columns(segment.columns.clone())), t, scale);
+        let alone = plan.single_threaded;
+        input_gradient(&mut gradient.da, q, Operand::from_matrix(x), dropout.as_ref(), scale, alone);
+        output_gradient(&mut gradient.db, Operand::from_matrix(dy.columns(segment.columns.clone())), t, scale, alone);
         column += rank;
     }
     Ok(())
@@ -156,6 +157,11 @@ const FEATURES: usize = 64;
 /// Tokens whose activations are widened at a time.
 const TOKENS: usize = 256;
 
+/// Runs every task, each once: on the calling thread, in order, or shared among the pool's.
+fn for_each_task(tasks: usize, alone: bool, run: impl Fn(usize) + Send + Sync) {
+    if alone { (0..tasks).for_each(run) } else { (0..tasks).into_par_iter().for_each(run) }
+}
+
 /// dA `[rank, d_in]` from Q `[tokens, rank]` and x `[tokens, d_in]`: each task owns a block of columns.
 fn input_gradient<X: Element>(
     da: &mut MatrixMut<'_, f32>,
@@ -163,6 +169,7 @@ fn input_gradient<X: Element>(
     x: Operand<'_, X>,
     dropout: Option<&Dropout>,
     scale: Scale<f32>,
+    alone: bool,
 ) {
     let (rank, d_in, stride) = (da.rows(), da.cols(), da.row_stride());
     let scale = match (scale, dropout.map(Dropout::keep_scale)) {
@@ -171,7 +178,7 @@ fn input_gradient<X: Element>(
         (Scale::Add(s), Some(factor)) => Scale::Add(s * factor),
     };
     let shared = SharedSlice::new(da.data_mut());
-    (0..d_in.div_ceil(FEATURES)).into_par_iter().for_each(|block| {
+    for_each_task(d_in.div_ceil(FEATURES), alone, |block| {
         let cols = block * FEATURES..((block + 1) * FEATURES).min(d_in);
         let mut sum = vec![0.0; rank * cols.len()];
         let load = |tokens: Range<usize>, panel: &mut [f32]| {
@@ -199,9 +206,11 @@ fn output_gradient<X: Element>(
     dy: Operand<'_, X>,
     t: Operand<'_, f32>,
     scale: Scale<f32>,
+    alone: bool,
 ) {
     let (width, rank, stride) = (db.rows(), db.cols(), db.row_stride());
-    db.data_mut().par_chunks_mut(FEATURES * stride).enumerate().for_each(|(block, out)| {
+    let shared = SharedSlice::new(db.data_mut());
+    for_each_task(width.div_ceil(FEATURES), alone, |block| {
         let rows = block * FEATURES..((block + 1) * FEATURES).min(width);
         let mut sum = vec![0.0; rows.len() * rank];
         let load = |tokens: Range<usize>, panel: &mut [f32]| {
@@ -210,8 +219,10 @@ fn output_gradient<X: Element>(
         reduce_over_tokens([dy.rows(), rows.len()], load, |tokens, dy, step| {
             gemm_into(&mut sum, rank, dy.t(), t.block(tokens, 0..rank), step);
         });
-        for (out, sum) in out.chunks_mut(stride).zip(sum.chunks_exact(rank)) {
-            store(&mut out[..rank], sum, scale);
+        for (row, sum) in rows.zip(sum.chunks_exact(rank)) {
+            // SAFETY: blocks of rows are disjoint and each belongs to one task.
+            let out = unsafe { shared.get_mut(row * stride..row * stride + rank) };
+            store(out, sum, scale);
         }
     });
 }

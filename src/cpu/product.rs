@@ -6,16 +6,19 @@
 //!
 //! A tile waits for T only after its base product. Whoever computes T holds a lower ticket, so it has started and
 //! waits for nobody: any schedule ends.
+//!
+//! A small product is not shared: the calling thread computes T, then tile after tile, with no ticket drawn and nobody woken.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::epilogue::Output;
 use super::gemm::{Scale, gemm_into};
+use super::low_rank::{SHORT_RANK, in_place, rank_update, shrink};
 use super::operand::Operand;
 use super::panel::{load_as_stored, load_dropped, load_rows};
 use super::shared::SharedSlice;
-use super::vector::{self, vectorized};
+use super::vector;
 use crate::dropout::Dropout;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
@@ -55,11 +58,6 @@ pub(crate) enum Dropped {
     Update(Dropout),
 }
 
-/// The gemm crate's kernel for short rows of long columns works on results of up to this many elements.
-const SHORT_PRODUCT: usize = 256;
-/// Above this rank its general kernel, which pads and packs its operands, wastes little.
-const SHORT_RANK: usize = 16;
-
 struct Run<'a, W, X> {
     product: &'a Product<'a, W, X>,
     plan: &'a Plan,
@@ -94,7 +92,7 @@ pub(crate) fn run<W: Element, X: Element>(
     }
     let (widened, rest) = workspace.split_at_mut(plan.widened_len());
     let (own_t, rest) = rest.split_at_mut(plan.t_len());
-    let scratch = &mut rest[..plan.problem.threads * plan.scratch_len()];
+    let scratch = &mut rest[..plan.workers() * plan.scratch_len()];
     let mut t_columns = Vec::with_capacity(product.terms.len());
     let mut column = 0;
     for term in product.terms {
@@ -113,9 +111,9 @@ pub(crate) fn run<W: Element, X: Element>(
         aborted: AtomicBool::new(false),
     };
     let tickets = run.plan.shrink_tiles() + run.output_tiles();
-    let workers = plan.problem.threads.min(tickets).max(1);
+    let workers = plan.workers().min(tickets).max(1);
     if workers == 1 {
-        run.work(&mut scratch[..plan.scratch_len()]);
+        run.work_alone(&mut scratch[..plan.scratch_len()]);
     } else {
         rayon::scope(|scope| {
             for scratch in scratch.chunks_exact_mut(plan.scratch_len().max(1)).take(workers) {
@@ -139,6 +137,16 @@ impl<W: Element, X: Element> Run<'_, W, X> {
             Dropped::Input(_) => self.plan.shrink_tokens * self.plan.panel_depth.min(self.product.x.cols()),
             Dropped::Update(_) => self.plan.tile_len(),
         }
+    }
+
+    /// Computes everything on the calling thread: T first, so that no tile waits for it.
+    fn work_alone(&self, scratch: &mut [f32]) {
+        let mut masked = vec![0.0; self.masked_len()];
+        let shrink_tiles = self.plan.shrink_tiles();
+        (0..shrink_tiles).for_each(|tile| self.shrink_tile(tile, scratch, &mut masked));
+        // No other thread reads the count.
+        self.shrink_tiles_done.store(shrink_tiles, Ordering::Relaxed);
+        (0..self.output_tiles()).for_each(|tile| self.output_tile(tile, scratch, &mut masked));
     }
 
     fn work(&self, scratch: &mut [f32]) {
@@ -338,76 +346,72 @@ impl<W: Element, X: Element> Run<'_, W, X> {
     }
 }
 
-/// `dst[rows, n] += scale · t[rows, rank] · expand[rank, n]` for a small rank: four rows of `expand` at a time stay in
-/// the first-level cache while each row of `dst` passes once. The gemm crate would spend longer packing `expand`.
-fn rank_update(dst: &mut [f32], dst_stride: usize, t: Operand<'_, f32>, expand: Operand<'_, f32>, scale: f32) {
-    let (rank, n) = (expand.rows(), expand.cols());
-    let expand = &expand.data()[..rank * n];
-    vectorized(
-        #[inline(always)]
-        || {
-            for i in 0..t.rows() {
-                let row = &mut dst[i * dst_stride..][..n];
-                let t = &t.data()[i * t.row_stride()..][..rank];
-                for (t, expand) in t.chunks(4).zip(expand.chunks(4 * n)) {
-                    match (t, expand) {
-                        ([t0, t1, t2, t3], expand) => {
-                            let [t0, t1, t2, t3] = [t0, t1, t2, t3].map(|t| scale * t);
-                            let (e0, rest) = expand.split_at(n);
-                            let (e1, rest) = rest.split_at(n);
-                            let (e2, e3) = rest.split_at(n);
-                            for ((((d, e0), e1), e2), e3) in row.iter_mut().zip(e0).zip(e1).zip(e2).zip(e3) {
-                                *d += t0 * e0 + t1 * e1 + (t2 * e2 + t3 * e3);
-                            }
-                        }
-                        (t, expand) => {
-                            for (t, expand) in t.iter().zip(expand.chunks_exact(n)) {
-                                let t = scale * t;
-                                row.iter_mut().zip(expand).for_each(|(d, e)| *d += t * e);
-                            }
-                        }
-                    }
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::MatrixMut;
+    use crate::cpu::layer::forward_terms;
+    use crate::lora::{Epilogue, Layout, LoraLinear, Segment, Weight};
+
+    /// y and T of one layer, shared among two threads or not, whatever its plan says.
+    fn outputs<W: Element>(
+        layer: &LoraLinear<'_, W>,
+        x: MatrixRef<'_, W>,
+        single_threaded: bool,
+    ) -> (Vec<W>, Vec<f32>) {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        pool.install(|| {
+            let plan = Plan { single_threaded, ..layer.plan_forward::<W>(x.rows()).unwrap() };
+            let (mut y, mut t) = (vec![W::from_f64(f64::NAN); x.rows() * layer.d_out()], vec![f32::NAN; plan.t_len()]);
+            let mut out = MatrixMut::new(&mut y, x.rows(), layer.d_out()).unwrap();
+            let output = Output {
+                row_stride: layer.d_out(),
+                data: SharedSlice::new(out.data_mut()),
+                epilogue: Epilogue::default(),
+            };
+            let (terms, weight) = (forward_terms(layer), Operand::from_weight(&layer.weight));
+            let product = Product { x, weight, terms: &terms, bias: layer.bias, dropped: Dropped::Nothing };
+            run(&product, &plan, Some(output), Some(&mut t), &mut vec![f32::NAN; plan.workspace_len()]).unwrap();
+            (y, t)
+        })
+    }
+
+    fn check<W: Element>(layout: Layout, tokens: usize, (d_in, d_out): (usize, usize), rank: usize) {
+        let numbers = |n: usize, seed: u32| -> Vec<W> {
+            let number =
+                |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 - 0.5;
+            (0..n as u32).map(|i| W::from_f64(f64::from(number(i)))).collect()
+        };
+        let (x, w, bias) = (numbers(tokens * d_in, 1), numbers(d_in * d_out, 2), numbers(d_out, 3));
+        let (a, b) = (numbers(rank * d_in, 4), numbers(d_out * rank, 5));
+        let [rows, cols] = if layout == Layout::InOut { [d_in, d_out] } else { [d_out, d_in] };
+        let segments = [Segment {
+            columns: 0..d_out,
+            a: MatrixRef::new(&a, rank, d_in).unwrap(),
+            b: MatrixRef::new(&b, d_out, rank).unwrap(),
+            scale: 2.0,
+        }];
+        let weight = Weight::new(MatrixRef::new(&w, rows, cols).unwrap(), layout);
+        let layer = LoraLinear { weight, bias: Some(&bias), segments: &segments };
+        let x = MatrixRef::new(&x, tokens, d_in).unwrap();
+        let [shared, alone] = [false, true].map(|single_threaded| outputs(&layer, x, single_threaded));
+        let bits = |values: &[W]| -> Vec<u32> { values.iter().map(|v| v.to_f32().to_bits()).collect() };
+        let what = format!("{} {layout:?}, {tokens} x {d_in} -> {d_out}, r {rank}", W::DTYPE);
+        assert_eq!(bits(&alone.0), bits(&shared.0), "y, {what}");
+        assert_eq!(alone.1, shared.1, "T, {what}");
+        assert!(alone.1.iter().all(|t| t.is_finite()), "{what}");
+    }
+
+    #[test]
+    fn one_thread_and_several_make_the_same_bits() {
+        for layout in [Layout::OutIn, Layout::InOut] {
+            for tokens in [1, 3, 16, 70] {
+                for (shape, rank) in [((16, 16), 4), ((64, 64), 16), ((65, 130), 3), ((1, 1), 1), ((40, 300), 20)] {
+                    check::<f32>(layout, tokens, shape, rank);
+                    check::<bf16>(layout, tokens, shape, rank);
                 }
-            }
-        },
-    );
-}
-
-/// The operand itself where it is stored as `f32`.
-fn in_place<'a, T: Element>(operand: Operand<'a, T>) -> Option<Operand<'a, f32>> {
-    let data = T::as_f32(operand.data())?;
-    Some(Operand::new(data, operand.rows(), operand.cols(), operand.row_stride(), operand.col_stride()))
-}
-
-/// `t[rows, rank] (=|+=) factor · x · weight` for a few tokens and a small rank, with the reduction running along both
-/// rows.
-pub(super) fn shrink<W: Element>(
-    x: Operand<'_, f32>,
-    weight: Operand<'_, W>,
-    t: &mut [f32],
-    t_stride: usize,
-    scale: Scale<f32>,
-    scratch: &mut [f32],
-    panel_depth: usize,
-) {
-    let (depth, rank) = (weight.rows(), weight.cols());
-    let mut product = |steps: Range<usize>, weight: Operand<'_, f32>, scale| {
-        // The gemm crate has a kernel for long reductions with few results, which needs both operands contiguous
-        // along the reduction. Handing it a few tokens at a time avoids padding a rank of 4 to a whole register tile.
-        let step = if rank <= SHORT_RANK { SHORT_PRODUCT / rank } else { x.rows() };
-        for start in (0..x.rows()).step_by(step.max(1)) {
-            let rows = start..(start + step).min(x.rows());
-            gemm_into(&mut t[start * t_stride..], t_stride, x.block(rows, steps.clone()), weight, scale);
-        }
-    };
-    match in_place(weight) {
-        Some(weight) if weight.row_stride() == 1 => product(0..depth, weight, scale),
-        _ => {
-            let (Scale::Overwrite(factor) | Scale::Add(factor)) = scale;
-            for start in (0..depth).step_by(panel_depth) {
-                let steps = start..(start + panel_depth).min(depth);
-                let panel = load_rows(weight.block(steps.clone(), 0..rank).t(), scratch).t();
-                product(steps, panel, if start == 0 { scale } else { Scale::Add(factor) });
             }
         }
     }

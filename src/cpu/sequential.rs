@@ -10,6 +10,7 @@ use super::gemm::{Scale, gemm_into};
 use super::layer::{forward_terms, forward_with};
 use super::operand::Operand;
 use super::product::{self, Dropped, Product};
+use super::shared::{SMALL, grow};
 use super::{activation, vector};
 use crate::dtype::Element;
 use crate::error::Result;
@@ -44,12 +45,6 @@ impl<W: Element, X: Element> SequentialBuffers<W, X> {
     ) -> Result<()> {
         grow(workspace, layer.plan_forward::<X>(x.rows())?.workspace_len());
         forward_with(layer, x, y, &Epilogue::default(), None, workspace)
-    }
-}
-
-fn grow<T: Default + Clone>(buffer: &mut Vec<T>, len: usize) {
-    if buffer.len() < len {
-        buffer.resize(len, T::default());
     }
 }
 
@@ -188,7 +183,8 @@ fn finish<X: Element>(y: &mut MatrixMut<'_, X>, epilogue: &Epilogue<'_, X>, kept
 }
 
 fn scale_rows<X: Element>(values: &mut [X], factor: f32) {
-    values.par_chunks_mut(1 << 14).for_each(|chunk| update_row(chunk, |wide| vector::scale(wide, factor)));
+    let scale = |chunk: &mut [X]| update_row(chunk, |wide| vector::scale(wide, factor));
+    if values.len() <= SMALL { scale(values) } else { values.par_chunks_mut(SMALL).for_each(scale) }
 }
 
 fn add_columns<X: Element>(y: &mut MatrixMut<'_, X>, columns: std::ops::Range<usize>, update: &[X]) {
@@ -197,8 +193,10 @@ fn add_columns<X: Element>(y: &mut MatrixMut<'_, X>, columns: std::ops::Range<us
 }
 
 fn each_row<X: Element>(y: &mut MatrixMut<'_, X>, f: impl Fn(usize, &mut [X]) + Sync) {
-    let (cols, stride) = (y.cols(), y.row_stride());
-    if cols > 0 {
+    let (rows, cols, stride) = (y.rows(), y.cols(), y.row_stride());
+    if rows * cols <= SMALL {
+        (0..rows).for_each(|i| f(i, y.row_mut(i)));
+    } else {
         y.data_mut().par_chunks_mut(stride).enumerate().for_each(|(i, row)| f(i, &mut row[..cols]));
     }
 }

@@ -1,7 +1,18 @@
-//! A slice that several threads write disjoint parts of.
+//! What the CPU backend's passes share: a slice that several threads write disjoint parts of, buffers that grow.
 
 use std::marker::PhantomData;
 use std::ops::Range;
+
+/// Elements of an element-wise pass that one task takes. A pass over as many stays on the calling thread: it takes a few
+/// microseconds, and waking another thread takes longer.
+pub(crate) const SMALL: usize = 1 << 14;
+
+/// Makes room for `len` elements.
+pub(crate) fn grow<T: Default + Clone>(buffer: &mut Vec<T>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, T::default());
+    }
+}
 
 /// A mutable slice handed to several threads. Who may touch what, and when, is the caller's protocol.
 pub(crate) struct SharedSlice<'a, T> {

@@ -42,6 +42,25 @@ pub fn exp(x: f32) -> f32 {
     p * two_to_n
 }
 
+/// Lanes of a sum: the compiler keeps them in vector registers.
+const LANES: usize = 16;
+
+/// Σ f(v), in 16 lanes whatever the machine has, so that the bits of a sum depend on its length alone.
+#[inline(always)]
+pub fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (blocks, rest) = values.as_chunks::<LANES>();
+    for block in blocks {
+        for (lane, &v) in lanes.iter_mut().zip(block) {
+            *lane += f(v);
+        }
+    }
+    for (lane, &v) in lanes.iter_mut().zip(rest) {
+        *lane += f(v);
+    }
+    lanes.into_iter().sum()
+}
+
 /// `dst[i] += src[i]`. Panics if the lengths differ.
 pub fn add(dst: &mut [f32], src: &[f32]) {
     assert_eq!(dst.len(), src.len());

@@ -145,6 +145,15 @@ impl Device {
         Ok(Self::new(emulator::Emulator::new(config)?))
     }
 
+    /// Whether this machine has what the emulator needs, a C++ compiler on Linux. Compiles nothing.
+    ///
+    /// # Errors
+    /// [`Error::NoEmulator`], which says what is missing.
+    #[cfg(feature = "emulator")]
+    pub fn expect_emulator() -> Result<()> {
+        Ok(fused_lora_emulator::expect_available()?)
+    }
+
     fn new(backend: impl Backend + 'static) -> Self {
         Self(Arc::new(Inner { backend: Box::new(backend), ledger: Ledger::default(), kernels: Mutex::default() }))
     }

@@ -1,14 +1,14 @@
 //! What subcommands share: where to compute, on what model, in which type.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use fused_lora::device::Device;
 use fused_lora::{DType, Element};
 use fused_lora_gpt2::{Config, Model};
-use serde::Serialize;
 
-use crate::output::{warn, write_csv, write_json};
+use crate::output::warn;
+pub(crate) use crate::results::ResultFiles;
 
 /// Where and in which type to compute.
 #[derive(Debug, Clone, clap::Args)]
@@ -69,9 +69,9 @@ impl On {
                 ..fused_lora::device::EmulatorConfig::default()
             }),
             #[cfg(not(feature = "emulator"))]
-            On::Emulator => {
-                Err(fused_lora::Error::NoEmulator { reason: "build with the feature `emulator`".to_owned() })
-            }
+            On::Emulator => Err(fused_lora::Error::NoEmulator {
+                reason: "this build has none: build it with `--features emulator`".to_owned(),
+            }),
         }
     }
 }
@@ -127,50 +127,6 @@ impl ModelArgs {
             None => bail!("{}: not a folder, and not one of gpt2, gpt2-medium, gpt2-large, gpt2-xl", self.model),
         }
     }
-}
-
-/// Files that results are written to, besides the table on the terminal.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct ResultFiles {
-    /// Write all results and how they were made to a JSON file
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
-    /// Write the table to a CSV file
-    #[arg(long, value_name = "FILE")]
-    pub(crate) csv: Option<PathBuf>,
-}
-
-impl ResultFiles {
-    /// Fails now rather than after an hour if a file cannot be written.
-    pub(crate) fn check(&self, others: &[Option<&PathBuf>]) -> Result<()> {
-        for path in [self.json.as_ref(), self.csv.as_ref()].into_iter().chain(others.iter().copied()).flatten() {
-            check_writable(path)?;
-        }
-        Ok(())
-    }
-
-    /// Writes those that were asked for; `report` is what goes to the JSON file.
-    pub(crate) fn write<J: Serialize, R: Serialize>(&self, report: impl FnOnce() -> J, rows: &[R]) -> Result<()> {
-        if let Some(path) = &self.json {
-            write_json(path, &report())?;
-        }
-        if let Some(path) = &self.csv {
-            write_csv(path, rows)?;
-        }
-        Ok(())
-    }
-}
-
-/// Fails if no file can be made at `path`.
-pub(crate) fn check_writable(path: &Path) -> Result<()> {
-    let unwritable = |reason: String| anyhow::anyhow!("{}: cannot be written: {reason}", path.display());
-    if path.is_dir() {
-        return Err(unwritable("it is a folder".into()));
-    }
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let probe = folder.join(format!(".fused-lora-probe-{}", std::process::id()));
-    std::fs::File::create(&probe).map_err(|e| unwritable(e.to_string()))?;
-    std::fs::remove_file(&probe).map_err(|e| unwritable(e.to_string()))
 }
 
 /// Calls a function that is generic over the weights' type with the type a [`DType`] names.

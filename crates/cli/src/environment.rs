@@ -40,6 +40,11 @@ impl Run {
         }
     }
 
+    /// The date without the time.
+    pub(crate) fn day(&self) -> &str {
+        self.date.split('T').next().unwrap_or_default()
+    }
+
     /// A line for the head of a table.
     pub(crate) fn summary(&self) -> String {
         let plural = if self.threads == 1 { "" } else { "s" };
@@ -76,14 +81,27 @@ pub(crate) fn cpu_features() -> Vec<&'static str> {
 
 /// The process's largest resident set in bytes.
 pub(crate) fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+    kibibytes("/proc/self/status", "VmHWM:")
+}
+
+/// Bytes of memory that a process can still have, where the system tells: the machine's, within the control group's limit.
+pub(crate) fn available_memory() -> Option<u64> {
+    let machine = kibibytes("/proc/meminfo", "MemAvailable:")?;
+    let group = |file: &str| -> Option<u64> {
+        std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse().ok()
+    };
+    let left = group("memory.max").zip(group("memory.current")).map(|(most, used)| most.saturating_sub(used));
+    Some(left.map_or(machine, |left| left.min(machine)))
 }
 
 /// The machine's memory in bytes.
 pub(crate) fn total_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+    kibibytes("/proc/meminfo", "MemTotal:")
+}
+
+/// A line `KEY N kB` of a system file, in bytes.
+fn kibibytes(path: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix(key))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }

@@ -24,8 +24,22 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     let _ = writeln!(text, "           runs f32, f16 and bf16 weights, f32 arithmetic");
     describe_cuda(&mut text);
     describe_kernels(&mut text);
+    let _ = match expect_emulator() {
+        Ok(()) => writeln!(text, "emulator   a C++ compiler is there, and compiles a kernel when it is first launched"),
+        Err(reason) => writeln!(text, "emulator   not available: {reason}"),
+    };
     let _ = writeln!(text, "\n--device auto takes: cpu");
     emit(&text)
+}
+
+#[cfg(feature = "emulator")]
+fn expect_emulator() -> fused_lora::Result<()> {
+    Device::expect_emulator()
+}
+
+#[cfg(not(feature = "emulator"))]
+fn expect_emulator() -> fused_lora::Result<()> {
+    crate::common::On::Emulator.open().map(drop)
 }
 
 /// The GPUs and what the driver says of them, or why there are none.

@@ -13,8 +13,9 @@ use fused_lora_peft::{few, one_line};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use crate::common::{Compute, On, check_writable, with_dtype};
+use crate::common::{Compute, On, with_dtype};
 use crate::output::{emit, warn};
+use crate::results::check_outputs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -61,7 +62,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    check_writable(&args.out)?;
+    let files = [args.bottleneck.as_deref(), Some(Path::new(&args.tokens)).filter(|path| path.is_file())];
+    let folders = std::iter::once(&args.model).chain(&args.adapter).map(PathBuf::as_path);
+    let inputs: Vec<&Path> = files.into_iter().flatten().chain(folders).collect();
+    check_outputs(&[("--out", &args.out)], &inputs)?;
     let on = args.compute.start(&[On::Cpu, On::Cuda, On::Emulator])?;
     with_dtype!(args.compute.dtype, compute(args, on))
 }

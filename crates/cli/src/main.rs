@@ -2,12 +2,16 @@
 
 mod common;
 mod environment;
+mod interrupt;
 mod method;
 mod output;
 mod passes;
 mod plot;
+mod results;
+mod setting;
 mod stats;
 mod trial;
+mod words;
 
 mod bench;
 mod info;
@@ -20,7 +24,10 @@ use clap::{Parser, Subcommand};
 
 /// Fused LoRA kernels: the paper's Table 1, benchmarks, logits and merges.
 ///
-/// Exit codes: 0 for success, 1 for a failure at run time, 2 for bad usage.
+/// A result file appears whole or not at all, behind symbolic links too; a device or a FIFO is written through. Where a
+/// result goes to /dev/stdout, everything else is printed to stderr.
+///
+/// Exit codes: 0 for success, 1 for a failure at run time, 2 for bad usage, 128 + N when ended by signal N (Ctrl-C: 130).
 #[derive(Debug, Parser)]
 #[command(name = "fused-lora", version, max_term_width = 110)]
 struct Cli {
@@ -45,20 +52,30 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
-    let result = match Cli::parse().command {
+    let cli = Cli::try_parse().unwrap_or_else(|error| match words::usage(&error) {
+        Some(text) => {
+            eprint!("{text}");
+            std::process::exit(error.exit_code())
+        }
+        None => error.exit(),
+    });
+    match interrupt::remove_temporary_files_when_ended().and_then(|()| run(cli.command)) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", words::sentence(&error));
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Table1(args) => table1::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Info(args) => info::run(&args),
-    };
-    match result {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            std::process::ExitCode::FAILURE
-        }
     }
 }
 

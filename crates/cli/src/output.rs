@@ -1,19 +1,29 @@
-//! Tables on the terminal, JSON and CSV files, progress on stderr.
+//! Tables on the terminal, progress on stderr.
 
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::Serialize;
 
-/// Prints to stdout. A reader that went away is not an error.
+/// Whether a result is written to standard output, so that tables have to go elsewhere.
+static STDOUT_IS_TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// From now on [`emit`] prints to stderr: standard output belongs to a result.
+pub(crate) fn leave_stdout() {
+    STDOUT_IS_TAKEN.store(true, Ordering::Relaxed);
+}
+
+/// Prints to stdout, or to stderr where standard output belongs to a result. A reader that went away is not an error.
 pub(crate) fn emit(text: &str) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    let print = |to: &mut dyn Write, name: &'static str| match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("cannot write to stdout"),
+        other => other.with_context(|| format!("cannot write to {name}")),
+    };
+    match STDOUT_IS_TAKEN.load(Ordering::Relaxed) {
+        true => print(&mut std::io::stderr().lock(), "stderr"),
+        false => print(&mut std::io::stdout().lock(), "stdout"),
     }
 }
 
@@ -33,22 +43,6 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
         column.set_cell_alignment(CellAlignment::Right);
     }
     format!("{table}\n")
-}
-
-/// Writes pretty JSON, whole or not at all.
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).context("cannot write the results as JSON")?;
-    Ok(fused_lora_gpt2::write_atomically(path, |file| writeln!(file, "{text}"))?)
-}
-
-/// Writes one line a row, whole or not at all.
-pub(crate) fn write_csv<R: Serialize>(path: &Path, rows: &[R]) -> Result<()> {
-    let mut writer = csv::Writer::from_writer(vec![]);
-    for row in rows {
-        writer.serialize(row).context("cannot write the results as CSV")?;
-    }
-    let bytes = writer.into_inner().map_err(|e| anyhow::anyhow!("cannot write the results as CSV: {e}"))?;
-    Ok(fused_lora_gpt2::write_atomically(path, |file| file.write_all(&bytes))?)
 }
 
 /// A bar with the time left, on stderr, where that is a terminal.

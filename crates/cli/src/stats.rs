@@ -32,8 +32,8 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 pub(crate) struct Excess {
     /// Of the medians.
     pub(crate) percent: f64,
-    /// 95 % confidence interval.
-    pub(crate) interval: (f64, f64),
+    /// 95 % confidence interval; none of a single trial, which says nothing about the next.
+    pub(crate) interval: Option<(f64, f64)>,
 }
 
 impl Excess {
@@ -43,6 +43,9 @@ impl Excess {
     pub(crate) fn of(method: &[f64], base: &[f64]) -> Self {
         let percent = |m: &[f64], b: &[f64]| 100.0 * (median(m) / median(b) - 1.0);
         let n = method.len().min(base.len());
+        if n < 2 {
+            return Self { percent: percent(method, base), interval: None };
+        }
         let mut uniform = Uniform::new(n);
         let mut resampled: Vec<f64> = (0..RESAMPLES)
             .map(|_| {
@@ -53,12 +56,33 @@ impl Excess {
             .collect();
         resampled.sort_by(f64::total_cmp);
         let at = |q: f64| resampled[((RESAMPLES - 1) as f64 * q).round() as usize];
-        Self { percent: percent(method, base), interval: (at(0.025), at(0.975)) }
+        Self { percent: percent(method, base), interval: Some((at(0.025), at(0.975))) }
     }
 
-    /// Whether zero lies inside the interval.
+    /// What a row of results holds: the per cent and both ends of the interval.
+    pub(crate) fn from_row(percent: f64, low: Option<f64>, high: Option<f64>) -> Self {
+        Self { percent, interval: low.zip(high) }
+    }
+
+    /// The lower end of the interval.
+    pub(crate) fn low(&self) -> Option<f64> {
+        self.interval.map(|(low, _)| low)
+    }
+
+    /// The upper end of the interval.
+    pub(crate) fn high(&self) -> Option<f64> {
+        self.interval.map(|(_, high)| high)
+    }
+
+    /// Whether zero lies inside the interval. Without an interval nobody knows.
     pub(crate) fn is_noise(&self) -> bool {
-        self.interval.0 <= 0.0 && self.interval.1 >= 0.0
+        self.interval.is_some_and(|(low, high)| low <= 0.0 && high >= 0.0)
+    }
+
+    /// The two cells of a table: the difference, or that there is none, and the interval.
+    pub(crate) fn cells(&self) -> [String; 2] {
+        let over = if self.is_noise() { "no difference".to_owned() } else { format!("{:+.1} %", self.percent) };
+        [over, self.interval.map_or("-".to_owned(), |(low, high)| format!("{low:+.1} to {high:+.1}"))]
     }
 }
 
@@ -107,7 +131,18 @@ mod tests {
         let excess = Excess::of(&slower, &base);
         assert!(!excess.is_noise());
         assert!((excess.percent - 3.0).abs() < 0.5, "{excess:?}");
-        assert!(excess.interval.0 <= excess.percent && excess.percent <= excess.interval.1);
+        let (low, high) = excess.interval.unwrap();
+        assert!(low <= excess.percent && excess.percent <= high);
+        assert_eq!(excess.cells(), [format!("{:+.1} %", excess.percent), format!("{low:+.1} to {high:+.1}")]);
+        assert_eq!(Excess::from_row(excess.percent, excess.low(), excess.high()), excess);
+    }
+
+    #[test]
+    fn one_trial_has_no_interval() {
+        let excess = Excess::of(&[103.0], &[100.0]);
+        assert!((excess.percent - 3.0).abs() < 1e-9 && excess.interval.is_none() && !excess.is_noise(), "{excess:?}");
+        assert_eq!(excess.cells(), ["+3.0 %", "-"]);
+        assert!(Excess::of(&[103.0, 103.0], &[100.0, 100.0]).interval.is_some());
     }
 
     #[test]

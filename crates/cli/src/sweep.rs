@@ -2,19 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use fused_lora::Element;
 use fused_lora::device::Device;
-use fused_lora_gpt2::Model;
 use fused_lora_gpt2::adapter::lora::Target;
+use fused_lora_gpt2::{Model, Output};
 use serde::{Deserialize, Serialize};
 
 use crate::common::{Compute, ModelArgs, On, ResultFiles, parse_size, with_dtype};
 use crate::environment::Run;
 use crate::method::{Kind, Method, Sizes};
-use crate::output::{emit, milliseconds, progress, table, write_csv, write_json};
+use crate::output::{emit, milliseconds, progress, table};
 use crate::passes::{Engine, Mode, Setting as Pass};
 use crate::plot;
+use crate::setting::Setting;
 use crate::stats::{Excess, median};
 use crate::table1::Column;
 use crate::trial::{Trials, interleave_timed};
@@ -24,7 +25,8 @@ Examples:
   fused-lora sweep
       128 tokens, batch 1, 2 and 4, ranks 10, 100 and 250, a few minutes
   fused-lora sweep --sequences 128,256,512 --batches 1,2,4,8,16,32 --json figure5.json --plot figure5.svg
-      All of Figure 5. Hours on a CPU: stop it at any time, the same command goes on where it was";
+      All of Figure 5. Hours on a CPU: stop it at any time, the same command goes on where it was. Cells of another
+      model, build, machine or setting are never put into the same file";
 
 /// Arguments of `sweep`.
 #[derive(Debug, clap::Args)]
@@ -62,6 +64,9 @@ pub(crate) struct Args {
     /// Timed passes a cell
     #[arg(long, default_value_t = 5, value_parser = parse_size)]
     trials: usize,
+    /// Measure cells again that the --json file holds from an earlier run, and replace them
+    #[arg(long)]
+    restart: bool,
     /// Draw heat maps, one a method and sequence length
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
@@ -79,21 +84,9 @@ pub(crate) struct Cell {
     pub(crate) median_ms: f64,
     pub(crate) none_median_ms: f64,
     pub(crate) slow_down_percent: f64,
-    pub(crate) percent_low: f64,
-    pub(crate) percent_high: f64,
-}
-
-/// What must be the same for cells of an earlier run to count.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
-struct Setting {
-    model: String,
-    seed: u64,
-    dtype: String,
-    device: String,
-    threads: usize,
-    targets: String,
-    trials: usize,
-    processor: String,
+    /// The 95 % interval; absent of a single trial.
+    pub(crate) percent_low: Option<f64>,
+    pub(crate) percent_high: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -101,12 +94,6 @@ struct Report<'a> {
     run: Run,
     setting: &'a Setting,
     rows: &'a [Cell],
-}
-
-#[derive(Deserialize)]
-struct Earlier {
-    setting: Setting,
-    rows: Vec<Cell>,
 }
 
 impl Args {
@@ -126,25 +113,20 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    args.files.check(&[args.plot.as_ref()])?;
+    args.files.check(args.plot.as_ref(), &[Path::new(&args.model.model)])?;
     let on = args.compute.start(&[On::Cpu, On::Cuda])?;
     with_dtype!(args.compute.dtype, measure(args, on))
 }
 
 fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
     let run = Run::new(on.name(), W::DTYPE);
-    let setting = Setting {
-        model: args.model.model.clone(),
-        seed: args.model.seed,
-        dtype: run.dtype.clone(),
-        device: args.device_setting(on)?,
-        threads: run.threads,
-        targets: format!("{:?}", args.targets),
-        trials: args.trials,
-        processor: run.processor.clone(),
-    };
+    let targets = format!("{:?}", args.targets);
+    let model = (&*args.model.model, args.model.seed);
+    let setting = Setting::new(&run, args.device_setting(on)?, model, targets, args.trials)?;
     let mut cells = match &args.files.json {
-        Some(path) if path.exists() => earlier_cells(path, &setting)?,
+        Some(path) if !args.restart && path.exists() && Output::at(path)?.is_replaced() => {
+            setting.earlier_cells(path)?
+        }
         _ => vec![],
     };
     emit(&format!("{}, {}\n", args.model.model, run.summary()))?;
@@ -165,38 +147,21 @@ fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
         if !args.methods.iter().all(done) {
             cells.retain(|c| !args.methods.iter().any(|m| same_cell(c, &m.to_string(), column, rank)));
             cells.extend(measure_group(args, &base, column, rank, &mut engine)?);
-            if let Some(path) = &args.files.json {
-                write_json(path, &Report { run: run.clone(), setting: &setting, rows: &cells })?;
-            }
+            args.files.write_so_far(|| Report { run: run.clone(), setting: &setting, rows: &cells }, &cells)?;
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
     emit(&print(&cells))?;
-    if let Some(path) = &args.files.csv {
-        write_csv(path, &cells)?;
-    }
+    args.files.write(|| Report { run: run.clone(), setting: &setting, rows: &cells }, &cells)?;
     if let Some(path) = &args.plot {
-        plot::heat_map(path, &cells)?;
+        plot::heat_maps(path, &args.model.model, &run, &cells)?;
     }
     Ok(())
 }
 
 fn same_cell(cell: &Cell, method: &str, column: Column, rank: usize) -> bool {
     cell.method == method && cell.batch == column.batch && cell.tokens == column.tokens && cell.rank == rank
-}
-
-/// Cells that a stopped run left behind; a run of something else is not continued.
-fn earlier_cells(path: &Path, setting: &Setting) -> Result<Vec<Cell>> {
-    let name = path.display();
-    let text = std::fs::read(path).with_context(|| format!("{name}: cannot be read"))?;
-    let earlier: Earlier = serde_json::from_slice(&text).with_context(|| {
-        format!("{name}: exists and is not the result of a sweep, expected a file to continue or none")
-    })?;
-    if earlier.setting != *setting {
-        bail!("{name}: holds a sweep of {:?}, expected {setting:?}; choose another file or remove it", earlier.setting);
-    }
-    Ok(earlier.rows)
 }
 
 fn measure_group<W: Element>(
@@ -247,8 +212,8 @@ fn measure_group<W: Element>(
             median_ms: median(own),
             none_median_ms: median(none),
             slow_down_percent: excess.percent,
-            percent_low: excess.interval.0,
-            percent_high: excess.interval.1,
+            percent_low: excess.low(),
+            percent_high: excess.high(),
         }
     };
     Ok(args.methods.iter().enumerate().map(cell).collect())
@@ -257,8 +222,7 @@ fn measure_group<W: Element>(
 fn print(cells: &[Cell]) -> String {
     let header = ["method", "batch", "tokens", "r", "|Θ|", "median ms", "none ms", "slower", "95 % interval"];
     let row = |c: &Cell| {
-        let excess = Excess { percent: c.slow_down_percent, interval: (c.percent_low, c.percent_high) };
-        let slower = if excess.is_noise() { "no difference".into() } else { format!("{:+.1} %", c.slow_down_percent) };
+        let [slower, interval] = Excess::from_row(c.slow_down_percent, c.percent_low, c.percent_high).cells();
         vec![
             c.method.clone(),
             c.batch.to_string(),
@@ -268,7 +232,7 @@ fn print(cells: &[Cell]) -> String {
             milliseconds(c.median_ms),
             milliseconds(c.none_median_ms),
             slower,
-            format!("{:+.1} to {:+.1}", c.percent_low, c.percent_high),
+            interval,
         ]
     };
     table(&header, cells.iter().map(row))

@@ -1,6 +1,6 @@
 //! `table1`: a forward pass with every method, beside the paper's figures.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -242,7 +242,7 @@ impl Gpu {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    args.files.check(&[args.plot.as_ref()])?;
+    args.files.check(args.plot.as_ref(), &[Path::new(&args.model.model)])?;
     let on = args.compute.start(&[On::Cpu, On::Cuda, On::Emulator])?;
     with_dtype!(args.compute.dtype, measure(args, on))
 }
@@ -274,20 +274,28 @@ fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
         if let Some(gpu) = &mut gpu {
             gpu.clocks_after = clocks();
         }
-        save(args, &run, base.parameters(), gpu.as_ref(), &rows)?;
+        let report = report(args, &run, base.parameters(), gpu.as_ref(), &rows);
+        args.files.write_so_far(report, &rows)?;
     }
+    args.files.write(report(args, &run, base.parameters(), gpu.as_ref(), &rows), &rows)?;
     if let Some(path) = &args.plot {
-        plot::bars(path, &rows)?;
+        plot::bars(path, &args.model.model, what, &run, &rows)?;
     }
     Ok(())
 }
 
-fn save(args: &Args, run: &Run, model_parameters: usize, gpu: Option<&Gpu>, rows: &[Row]) -> Result<()> {
-    let report = || {
+/// What goes to the JSON file, made when it is written.
+fn report<'a>(
+    args: &'a Args,
+    run: &'a Run,
+    model_parameters: usize,
+    gpu: Option<&'a Gpu>,
+    rows: &'a [Row],
+) -> impl FnOnce() -> Report<'a> {
+    move || {
         let run = Run { peak_memory_bytes: peak_memory(), ..run.clone() };
         Report { run, model: &args.model.model, model_parameters, lm_head: args.lm_head, gpu: gpu.cloned(), rows }
-    };
-    args.files.write(report, rows)
+    }
 }
 
 fn measure_column<W: Element>(
@@ -356,7 +364,7 @@ fn rows_of<W: Element>(
         // Against the base model that was issued in the same way.
         let base = (0..times.len()).find(|&k| Some(contest.of(k).0) == none && contest.of(k).1 == issued);
         let excess = base.map(|base| match i == base {
-            true => Excess { percent: 0.0, interval: (0.0, 0.0) },
+            true => Excess { percent: 0.0, interval: Some((0.0, 0.0)) },
             false => Excess::of(times_of, &times[base]),
         });
         let figure = paper.and_then(|paper| paper.figure(&p.method));
@@ -377,8 +385,8 @@ fn rows_of<W: Element>(
             launches_per_layer: facts.map(|facts| facts.launches_per_layer),
             device_bytes: facts.map(|facts| facts.device_bytes),
             percent_over_none: excess.map(|e| e.percent),
-            percent_low: excess.map(|e| e.interval.0),
-            percent_high: excess.map(|e| e.interval.1),
+            percent_low: excess.and_then(|e| e.low()),
+            percent_high: excess.and_then(|e| e.high()),
             paper_mean_ms: figure.map(|f| f.0),
             paper_std_ms: figure.map(|f| f.1),
             paper_percent_over_none: figure.zip(paper).map(|(f, paper)| 100.0 * (f.0 / paper.base.0 - 1.0)),
@@ -431,14 +439,9 @@ fn dash() -> String {
 }
 
 fn cells(row: &Row) -> Vec<String> {
-    let (over, interval) = match (row.percent_over_none, row.percent_low, row.percent_high) {
-        (Some(_), Some(low), Some(high)) if row.method == "none" && low == high => (dash(), dash()),
-        (Some(percent), Some(low), Some(high)) => {
-            let noise = Excess { percent, interval: (low, high) }.is_noise();
-            let over = if noise { "no difference".into() } else { format!("{percent:+.1} %") };
-            (over, format!("{low:+.1} to {high:+.1}"))
-        }
-        _ => (dash(), dash()),
+    let [over, interval] = match row.percent_over_none {
+        Some(percent) if row.method != "none" => Excess::from_row(percent, row.percent_low, row.percent_high).cells(),
+        _ => [dash(), dash()],
     };
     vec![
         row.method.clone(),

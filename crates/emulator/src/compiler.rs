@@ -81,7 +81,7 @@ impl Compiler {
             output.status.success().then_some((program, version))
         };
         let (program, version) = candidates.into_iter().find_map(ask).ok_or_else(|| Error::Unavailable {
-            reason: "it needs a C++ compiler, and neither $CXX nor g++ nor clang++ runs".to_owned(),
+            reason: "it needs a C++ compiler: install g++ or clang++, or name one in $CXX".to_owned(),
         })?;
         let is_clang = version.contains("clang");
         let folder = cache_folder().join("emulator");

@@ -63,7 +63,7 @@ impl Fault {
 #[non_exhaustive]
 pub enum Error {
     /// This machine has not what the emulator needs.
-    #[error("there is no emulator: {reason}")]
+    #[error("no emulator: {reason}")]
     Unavailable {
         /// What is missing.
         reason: String,

@@ -1,7 +1,7 @@
 //! One transformer block with whatever adapters are on it.
 
 use fused_lora::cpu::vector;
-use fused_lora::cpu::{self, SequentialBuffers};
+use fused_lora::cpu::{self, BottleneckBuffers, SequentialBuffers};
 use fused_lora::lora::{Activation, Epilogue, Residual};
 use fused_lora::{Element, MatrixMut, MatrixRef};
 use rayon::prelude::*;
@@ -27,7 +27,7 @@ pub(crate) struct Arena<W> {
     hidden: Vec<f32>,
     /// What a sublayer adds to x, where something comes between.
     update: Vec<f32>,
-    bottleneck: Vec<f32>,
+    bottleneck: BottleneckBuffers<f32>,
     workspace: Vec<f32>,
     sequential: SequentialBuffers<W, f32>,
 }
@@ -42,7 +42,7 @@ impl<W: Element> Arena<W> {
             attended: vec![],
             hidden: vec![],
             update: vec![],
-            bottleneck: vec![],
+            bottleneck: BottleneckBuffers::new(),
             workspace: vec![],
             sequential: SequentialBuffers::new(),
         }
@@ -59,9 +59,6 @@ impl<W: Element> Arena<W> {
         self.hidden.resize(rows * config.d_ff, 0.0);
         if adapters.bottleneck.is_some() || adapters.mode != LoraMode::Fused {
             self.update.resize(rows * d, 0.0);
-        }
-        if let Some(bottleneck) = &adapters.bottleneck {
-            self.bottleneck.resize(rows * bottleneck.width(), 0.0);
         }
     }
 }
@@ -93,9 +90,10 @@ pub(crate) fn run<W: Element>(layer: &Layer<W>, context: Context<'_, W>, arena: 
         workspace: &mut a.workspace,
         sequential: &mut a.sequential,
         update: &mut a.update,
+        bottleneck: &mut a.bottleneck,
     };
 
-    layer_norm(&a.x, &layer.ln_1, eps, &mut a.normed);
+    layer_norm(&a.x, &layer.ln_1, eps, &mut a.normed)?;
     products.projection(Projection::Qkv, &a.normed, &mut a.qkv, plain)?;
     let shape = attention::Shape {
         tokens,
@@ -105,17 +103,17 @@ pub(crate) fn run<W: Element>(layer: &Layer<W>, context: Context<'_, W>, arena: 
     };
     let prefix = adapters.prefix.as_ref().and_then(|p| p.keys_values(index));
     attention::causal(&a.qkv, prefix, shape, &mut a.attended);
-    products.sublayer(Projection::AttnOut, &a.attended, &mut a.x, houlsby(0), &mut a.bottleneck)?;
+    products.sublayer(Projection::AttnOut, &a.attended, &mut a.x, houlsby(0))?;
 
-    layer_norm(&a.x, &layer.ln_2, eps, &mut a.normed);
+    layer_norm(&a.x, &layer.ln_2, eps, &mut a.normed)?;
     let activated = Step { activation: config.activation, onto: Onto::Nothing };
     products.projection(Projection::Fc, &a.normed, &mut a.hidden, activated)?;
-    products.sublayer(Projection::MlpOut, &a.hidden, &mut a.x, houlsby(1), &mut a.bottleneck)?;
+    products.sublayer(Projection::MlpOut, &a.hidden, &mut a.x, houlsby(1))?;
 
     if let Some((Kind::Lin | Kind::Pfeiffer, [adapter])) = bottleneck {
         let input = match &adapter.norm {
             Some(norm) => {
-                layer_norm(&a.x, norm, eps, &mut a.normed);
+                layer_norm(&a.x, norm, eps, &mut a.normed)?;
                 &a.normed[..]
             }
             None => {
@@ -123,7 +121,7 @@ pub(crate) fn run<W: Element>(layer: &Layer<W>, context: Context<'_, W>, arena: 
                 &a.normed[..]
             }
         };
-        products.bottleneck(adapter, input, &mut a.x, &mut a.bottleneck)?;
+        products.bottleneck(adapter, input, &mut a.x)?;
     }
     Ok(())
 }
@@ -156,6 +154,7 @@ struct Products<'a, W> {
     workspace: &'a mut Vec<f32>,
     sequential: &'a mut SequentialBuffers<W, f32>,
     update: &'a mut [f32],
+    bottleneck: &'a mut BottleneckBuffers<f32>,
 }
 
 impl<W: Element> Products<'_, W> {
@@ -196,7 +195,6 @@ impl<W: Element> Products<'_, W> {
         input: &[f32],
         x: &mut [f32],
         adapter: Option<&Adapter<W>>,
-        bottleneck: &mut [f32],
     ) -> Result<()> {
         let Some(adapter) = adapter else {
             let onto_x = Step { activation: Activation::Identity, onto: Onto::Itself };
@@ -207,19 +205,19 @@ impl<W: Element> Products<'_, W> {
         let plain = Step { activation: Activation::Identity, onto: Onto::Nothing };
         self.projection(which, input, s, plain)?;
         add(x, s);
-        self.bottleneck(adapter, s, x, bottleneck)?;
+        self.bottleneck(adapter, s, x)?;
         std::mem::swap(&mut self.update, &mut s);
         Ok(())
     }
 
     /// `x += Up(ReLU(Down input))`.
-    fn bottleneck(&mut self, adapter: &Adapter<W>, input: &[f32], x: &mut [f32], hidden: &mut [f32]) -> Result<()> {
-        let hidden = &mut hidden[..self.rows * adapter.down.d_out];
-        let relu = Step { activation: Activation::Relu, onto: Onto::Nothing };
-        let onto_x = Step { activation: Activation::Identity, onto: Onto::Itself };
-        let name = |source| Error::Layer { what: format!("h.{}.adapter", self.context.index), source };
-        fused(&adapter.down, &[], self.rows, input, hidden, relu, self.workspace).map_err(name)?;
-        fused(&adapter.up, &[], self.rows, hidden, x, onto_x, self.workspace).map_err(name)
+    fn bottleneck(&mut self, adapter: &Adapter<W>, input: &[f32], x: &mut [f32]) -> Result<()> {
+        let (rows, d) = (self.rows, adapter.down.d_in);
+        let mut onto_x = || {
+            let (input, mut x) = (MatrixRef::new(input, rows, d)?, MatrixMut::new(x, rows, d)?);
+            cpu::bottleneck_onto(&adapter.view()?, input, &mut x, self.bottleneck)
+        };
+        onto_x().map_err(|source| Error::Layer { what: format!("h.{}.adapter", self.context.index), source })
     }
 }
 

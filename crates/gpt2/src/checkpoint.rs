@@ -1,7 +1,6 @@
-//! safetensors files: read as elements of a type, written to a temporary file and renamed.
+//! safetensors files: read as elements of a type, written whole or not at all.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 
 use fused_lora::cpu::vector::all_finite;
@@ -12,6 +11,7 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::error::{Error, Result};
+use crate::output::write_atomically;
 use crate::tensor::Tensor;
 
 /// Elements converted or checked by one task.
@@ -156,38 +156,25 @@ fn convert<const N: usize, S, T: Element>(
     });
 }
 
-/// Writes a file whole or not at all: to a temporary file beside it, which is then renamed.
+/// Writes a safetensors file as [`write_atomically`] does.
 ///
 /// # Errors
-/// [`Error::Io`].
-pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-    let io = |source| Error::Io { path: path.into(), source };
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".fused-lora-").tempfile_in(folder).map_err(io)?;
-    {
-        let mut buffered = std::io::BufWriter::with_capacity(1 << 20, file.as_file_mut());
-        write(&mut buffered).and_then(|()| buffered.flush()).map_err(io)?;
-    }
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // A temporary file is private; a result is a file like any other.
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io)?;
-    }
-    file.persist(path).map_err(|e| io(e.error))?;
-    Ok(())
-}
-
-/// Writes a safetensors file atomically.
-///
-/// # Errors
-/// [`Error::Io`]; [`Error::Checkpoint`] if a tensor's shape does not fit its bytes.
+/// [`Error::Unwritable`], [`Error::Io`]; [`Error::Checkpoint`] if a tensor's shape does not fit its bytes.
 pub fn write_tensors(
     path: &Path,
     tensors: &BTreeMap<String, TensorView<'_>>,
     metadata: Option<std::collections::HashMap<String, String>>,
 ) -> Result<()> {
-    let bad = |e: safetensors::SafeTensorError| FileError::NotSafetensors { path: path.into(), reason: e.to_string() };
-    let bytes = safetensors::serialize(tensors, metadata).map_err(bad)?;
+    let bytes = serialize(path, tensors, metadata)?;
     write_atomically(path, |file| file.write_all(&bytes))
+}
+
+/// The bytes of a safetensors file; `path` is for errors.
+pub(crate) fn serialize(
+    path: &Path,
+    tensors: &BTreeMap<String, TensorView<'_>>,
+    metadata: Option<std::collections::HashMap<String, String>>,
+) -> Result<Vec<u8>> {
+    let bad = |e: safetensors::SafeTensorError| FileError::NotSafetensors { path: path.into(), reason: e.to_string() };
+    Ok(safetensors::serialize(tensors, metadata).map_err(bad)?)
 }

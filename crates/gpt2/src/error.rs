@@ -21,6 +21,20 @@ pub enum Error {
     },
     /// A checkpoint or a configuration is damaged, unsupported, or for another model.
     Checkpoint(fused_lora_peft::Error),
+    /// A result cannot be written where it was asked for.
+    Unwritable {
+        /// The file that was named.
+        path: PathBuf,
+        /// What is there, or what the operating system said.
+        reason: String,
+    },
+    /// A result would be written to, or into, what it is made from.
+    OutputIsInput {
+        /// The place that was named.
+        path: PathBuf,
+        /// The file or the folder that is read.
+        input: PathBuf,
+    },
     /// A tensor holds an infinity or a NaN, perhaps only after conversion.
     NonFinite {
         /// The file.
@@ -123,6 +137,11 @@ impl Display for Error {
         match self {
             Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
             Error::Checkpoint(error) => error.fmt(f),
+            Error::Unwritable { path, reason } => write!(f, "{}: cannot be written: {reason}", path.display()),
+            Error::OutputIsInput { path, input } => {
+                let [path, input] = [path, input].map(|path| path.display());
+                write!(f, "{path}: cannot be written: it belongs to an input, {input}; name another place")
+            }
             Error::NonFinite { path, key, dtype } => {
                 write!(f, "{}: tensor '{}' holds a value that is not finite in {dtype}", path.display(), one_line(key))
             }

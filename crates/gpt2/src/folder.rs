@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
 use std::path::Path;
 
 use fused_lora::lora::{Layout, Segment};
@@ -12,10 +13,11 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 
 use crate::adapter::lora::{Lora, Projection};
-use crate::checkpoint::{Checkpoint, write_atomically, write_tensors};
+use crate::checkpoint::{Checkpoint, serialize};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::{Model, key_prefix};
+use crate::output::{StagedFolder, refuse_inside};
 use crate::peft;
 
 const CONFIG: &str = "config.json";
@@ -57,19 +59,27 @@ pub struct Merged {
 /// Merges the LoRA in `adapters` (one folder each) into the model in `model` and writes the result to `out`, a folder
 /// that must not exist yet. Tensors that no adapter touches are copied bit for bit unless `dtype` asks for another
 /// type; F64 is stored as F32, with a warning. Shards become one file. Whatever else the folder holds (tokenizer,
-/// generation settings) is copied, except for what would be wrong beside merged weights: see [`Merged::left_out`].
+/// generation settings) is copied, except for what would be wrong beside merged weights: see [`Merged::left_out`]. All of
+/// it grows in a temporary folder beside `out`, on the list of [`crate::remove_staged`], and modes follow the umask.
 ///
 /// # Errors
-/// As [`crate::Model::load`] and [`peft::load_lora`]; [`Error::Layer`] if a result is not finite; [`Error::Io`] if
-/// `out` exists or cannot be written. Nothing is left at `out` then.
+/// As [`crate::Model::load`] and [`peft::load_lora`]; [`Error::Layer`] if a result is not finite; [`Error::OutputIsInput`]
+/// if `out` lies in one of the folders that are read; [`Error::Io`] if it exists or cannot be written. Nothing is left at
+/// `out` then.
 pub fn merge_folder(model: &Path, adapters: &[&Path], out: &Path, dtype: Option<DType>) -> Result<Merged> {
     let io = |path: &Path| {
         let path = path.to_path_buf();
         move |source| Error::Io { path, source }
     };
-    if out.exists() {
+    if out.symlink_metadata().is_ok() {
         return Err(io(out)(std::io::Error::new(std::io::ErrorKind::AlreadyExists, "it exists already")));
     }
+    for input in std::iter::once(&model).chain(adapters).filter(|input| input.exists()) {
+        refuse_inside(out, input)?;
+    }
+    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = StagedFolder::new_in(parent).map_err(io(out))?;
+    let create = |name: &Path| folder.create(name).map_err(io(out));
     // What cannot be run is not merged either: this checks every key, shape and value.
     let checked = Model::<f32>::load(model)?;
     let (config, mut warnings) = (checked.config, checked.warnings);
@@ -81,15 +91,16 @@ pub fn merge_folder(model: &Path, adapters: &[&Path], out: &Path, dtype: Option<
     }
     warnings.extend_from_slice(lora.warnings());
 
-    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder = tempfile::Builder::new().prefix(".fused-lora-").tempdir_in(parent).map_err(io(out))?;
-    let tensors = write_model(&file, &config, &lora, dtype, &folder.path().join(WEIGHTS))?;
+    let (bytes, tensors) = merged_file(&file, &config, &lora, dtype, out)?;
+    create(WEIGHTS.as_ref())?.write_all(&bytes).map_err(io(out))?;
+    drop(bytes);
     let narrowed = dtype.is_none() && file.keys().iter().any(|key| file.raw(key).is_ok_and(|raw| raw.0 == Dtype::F64));
     if narrowed {
         warnings.push(Warning::new(file.path(), "tensors stored as F64 are stored as F32 in the result"));
     }
     let stored_as = dtype.or(narrowed.then_some(DType::F32));
-    write_config(&model.join(CONFIG), stored_as, &folder.path().join(CONFIG))?;
+    let text = config_text(&model.join(CONFIG), stored_as)?;
+    create(CONFIG.as_ref())?.write_all(&text).map_err(io(out))?;
     let mut left_out = vec![];
     for entry in std::fs::read_dir(model).map_err(io(model))? {
         let entry = entry.map_err(io(model))?;
@@ -98,20 +109,15 @@ pub fn merge_folder(model: &Path, adapters: &[&Path], out: &Path, dtype: Option<
         if text == CONFIG || text == WEIGHTS {
             continue;
         }
-        match reason_to_leave_out(&text, entry.path().is_file()) {
-            Some(reason) => left_out.push(LeftOut { name: text.into_owned(), reason }),
-            None => std::fs::copy(entry.path(), folder.path().join(&name)).map(drop).map_err(io(&entry.path()))?,
+        if let Some(reason) = reason_to_leave_out(&text, entry.path().is_file()) {
+            left_out.push(LeftOut { name: text.into_owned(), reason });
+            continue;
         }
+        let mut from = std::fs::File::open(entry.path()).map_err(io(&entry.path()))?;
+        std::io::copy(&mut from, &mut create(name.as_ref())?).map_err(io(&entry.path()))?;
     }
     left_out.sort_by(|a, b| a.name.cmp(&b.name));
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).map_err(io(out))?;
-    }
-    std::fs::rename(folder.path(), out).map_err(io(out))?;
-    // The folder has its own name now; there is nothing left for the guard to remove.
-    let _ = folder.keep();
+    folder.persist(out).map_err(io(out))?;
     Ok(Merged { tensors, left_out, warnings })
 }
 
@@ -153,13 +159,14 @@ fn reason_to_leave_out(name: &str, is_file: bool) -> Option<&'static str> {
 /// A tensor as it will be written: type, shape, bytes.
 type Stored<'a> = (Dtype, Vec<usize>, Cow<'a, [u8]>);
 
-fn write_model(
+/// The bytes of the merged model's file, and what became of its tensors; `out` is for errors.
+fn merged_file(
     file: &Checkpoint,
     config: &Config,
     lora: &Lora<f32>,
     dtype: Option<DType>,
-    path: &Path,
-) -> Result<Vec<MergedTensor>> {
+    out: &Path,
+) -> Result<(Vec<u8>, Vec<MergedTensor>)> {
     let prefix = key_prefix(file);
     let mut report = vec![];
     let mut tensors: BTreeMap<String, Stored<'_>> = BTreeMap::new();
@@ -213,13 +220,12 @@ fn write_model(
     let views = tensors.iter().map(|(key, (dtype, shape, bytes))| {
         let view = TensorView::new(*dtype, shape.clone(), bytes);
         let bad =
-            |e: safetensors::SafeTensorError| FileError::NotSafetensors { path: path.into(), reason: e.to_string() };
+            |e: safetensors::SafeTensorError| FileError::NotSafetensors { path: out.into(), reason: e.to_string() };
         Ok((key.clone(), view.map_err(bad)?))
     });
     // transformers reads the framework from this entry.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    write_tensors(path, &views.collect::<Result<_>>()?, Some(metadata))?;
-    Ok(report)
+    Ok((serialize(out, &views.collect::<Result<_>>()?, Some(metadata))?, report))
 }
 
 fn safetensors_dtype(dtype: DType) -> Dtype {
@@ -252,7 +258,7 @@ fn rewrite<T: Element>(
 }
 
 /// The configuration, with the type it names brought up to date.
-fn write_config(from: &Path, dtype: Option<DType>, to: &Path) -> Result<()> {
+fn config_text(from: &Path, dtype: Option<DType>) -> Result<Vec<u8>> {
     let fields = Fields::read(from)?;
     let mut config: serde_json::Map<String, Value> = fields.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
     if let Some(dtype) = dtype {
@@ -265,6 +271,5 @@ fn write_config(from: &Path, dtype: Option<DType>, to: &Path) -> Result<()> {
         let field = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
         config.insert(field.into(), Value::String(name.into()));
     }
-    let text = format!("{:#}\n", Value::Object(config)).into_bytes();
-    write_atomically(to, |file| file.write_all(&text))
+    Ok(format!("{:#}\n", Value::Object(config)).into_bytes())
 }

@@ -58,7 +58,7 @@ impl<W: Element> Forward<W> {
         }
         let rows = batch * tokens[0].len();
         self.normed.resize(rows * d, 0.0);
-        layer_norm(&self.arena.x[..rows * d], &model.ln_f, config.layer_norm_epsilon, &mut self.normed);
+        layer_norm(&self.arena.x[..rows * d], &model.ln_f, config.layer_norm_epsilon, &mut self.normed)?;
         Ok(&self.normed)
     }
 

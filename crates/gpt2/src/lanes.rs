@@ -1,23 +1,9 @@
 //! Reductions in 16 lanes, which the compiler keeps in vector registers. The lanes, and so the bits of a sum, depend on
 //! nothing but the length.
 
-const LANES: usize = 16;
+pub(crate) use fused_lora::cpu::vector::sum;
 
-/// Σ f(v).
-#[inline(always)]
-pub(crate) fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let (blocks, rest) = values.as_chunks::<LANES>();
-    for block in blocks {
-        for (lane, &v) in lanes.iter_mut().zip(block) {
-            *lane += f(v);
-        }
-    }
-    for (lane, &v) in lanes.iter_mut().zip(rest) {
-        *lane += f(v);
-    }
-    lanes.into_iter().sum()
-}
+const LANES: usize = 16;
 
 /// Σ f(v, w) over two slices of one length.
 #[inline(always)]

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use fused_lora::Element;
+use fused_lora::bottleneck::LayerNorm;
 use fused_lora::lora::{LoraLinear, Segment, Weight};
 use fused_lora_peft::{Error as FileError, Fields, Warning};
 
@@ -55,6 +56,10 @@ pub struct Norm {
 impl Norm {
     pub(crate) fn identity(d: usize) -> Self {
         Self { weight: vec![1.0; d], bias: vec![0.0; d] }
+    }
+
+    pub(crate) fn view(&self, epsilon: f32) -> LayerNorm<'_> {
+        LayerNorm { weight: &self.weight, bias: &self.bias, epsilon }
     }
 }
 

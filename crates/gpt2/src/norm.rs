@@ -1,6 +1,7 @@
 //! LayerNorm over rows: ε inside the root, biased variance, two passes over a row that stays in cache.
 
-use fused_lora::cpu::vector::vectorized;
+use fused_lora::cpu::{self, vector::vectorized};
+use fused_lora::{MatrixMut, MatrixRef};
 use rayon::prelude::*;
 
 use crate::lanes::{sum, sum_pairs};
@@ -10,22 +11,13 @@ use crate::model::Norm;
 const CHUNK: usize = 1 << 14;
 
 /// `out = (x − mean) / √(variance + ε) · weight + bias` for every row of `x`, `[rows, d_model]`.
-pub(crate) fn layer_norm(x: &[f32], norm: &Norm, epsilon: f32, out: &mut [f32]) {
+///
+/// # Errors
+/// As [`cpu::layer_norm`]; never for rows and parameters of one model.
+pub(crate) fn layer_norm(x: &[f32], norm: &Norm, epsilon: f32, out: &mut [f32]) -> fused_lora::Result<()> {
     let d = norm.weight.len();
-    let chunk = (CHUNK / d).max(1) * d;
-    out.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(out, x)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-                    let (mean, inverse) = statistics(x, epsilon);
-                    for (((out, x), w), b) in out.iter_mut().zip(x).zip(&norm.weight).zip(&norm.bias) {
-                        *out = (x - mean) * inverse * w + b;
-                    }
-                }
-            },
-        );
-    });
+    let (x, mut out) = (MatrixRef::new(x, x.len() / d, d)?, MatrixMut::new(out, x.len() / d, d)?);
+    cpu::layer_norm(x, &norm.view(epsilon), &mut out)
 }
 
 /// `dx += (g − mean(g) − x̂·mean(g·x̂)) / √(variance + ε)` with g = dy·weight and x̂ the normalised row. `dy` is lost.

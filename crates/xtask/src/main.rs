@@ -4,7 +4,9 @@ mod bindings;
 mod bundle;
 mod check;
 mod disassembly;
+mod package;
 mod picture;
+mod prove;
 mod report;
 mod rules;
 mod sass;
@@ -29,6 +31,10 @@ enum Command {
     Bindings(bindings::Args),
     /// Put what a GPU host without Rust needs to test and time the kernels into one folder.
     Bundle(bundle::Args),
+    /// Build and test every crate from its own archive.
+    Package(package::Args),
+    /// Run the tests at full depth: every schedule, completion and build, and the planted bugs.
+    Prove(prove::Args),
     /// Write docs/table1.md and its picture from the results that are committed.
     Report(table1::Args),
     /// Compile every kernel for every target and hold its machine code to the rules in its source.
@@ -46,6 +52,8 @@ fn main() -> std::process::ExitCode {
     let result = match Cli::parse().command {
         Command::Bindings(args) => bindings::run(&root(), &args),
         Command::Bundle(args) => bundle::run(&root(), &args),
+        Command::Package(args) => package::run(&root(), &args),
+        Command::Prove(args) => prove::run(&root(), &args),
         Command::Report(args) => table1::run(&root(), &args),
         Command::Sass(args) => sass::run(&root(), &args),
     };

@@ -45,12 +45,12 @@ pub(crate) struct Results {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Run {
     command: String,
-    commit: String,
-    date: String,
+    pub(crate) commit: String,
+    pub(crate) date: String,
     device: String,
     processor: String,
     pub(crate) dtype: String,
-    threads: usize,
+    pub(crate) threads: usize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -72,10 +72,10 @@ pub(crate) struct Row {
     pub(crate) batch: usize,
     pub(crate) tokens: usize,
     parameters: usize,
-    trials: usize,
+    pub(crate) trials: usize,
     mean_ms: f64,
     std_ms: f64,
-    median_ms: f64,
+    pub(crate) median_ms: f64,
     #[serde(default)]
     host_median_ms: Option<f64>,
     #[serde(default)]
@@ -85,8 +85,8 @@ pub(crate) struct Row {
     #[serde(default)]
     device_bytes: Option<usize>,
     pub(crate) percent_over_none: Option<f64>,
-    percent_low: Option<f64>,
-    percent_high: Option<f64>,
+    pub(crate) percent_low: Option<f64>,
+    pub(crate) percent_high: Option<f64>,
     pub(crate) paper_percent_over_none: Option<f64>,
 }
 

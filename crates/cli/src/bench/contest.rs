@@ -5,18 +5,19 @@ use std::cell::RefCell;
 use anyhow::Result;
 use fused_lora::abi::{LORA_READ_THREADS, LoraRead};
 use fused_lora::device::{
-    Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSliceMut, Forward, LaunchConfig, Stream,
-    Workspace,
+    Device, DeviceBuffer, DeviceMatrix, DeviceResidual, Forward, LaunchConfig, Stream, Workspace,
 };
 use fused_lora::lora::Layout;
-use fused_lora::{ComputePath, Element};
+use fused_lora::{ComputePath, Element, Error};
 use fused_lora_gpt2::Random;
 
+use super::adapter_plan::AdapterPlan;
+use super::case::{Case, SCALE};
 use super::cublaslt::{CublasLt, Form, Product, fastest};
-use super::device::{Case, Copy, SCALE};
+use super::device::{AdapterCopy, Copy, place};
 use super::rotation::{Issue, Rotation};
 use super::row::{BASE, CUBLASLT, Entry, FUSED, MODES, READ, Row, SEQUENTIAL, rows};
-use crate::output::progress;
+use crate::output::{emit, progress};
 use crate::trial::{Trials, interleave_timed};
 
 /// Products and sums a byte from which a product's time is arithmetic on every GPU there is (an H100 does 295 in 16 bits):
@@ -55,6 +56,8 @@ struct Contest<'a, T> {
     activations: &'a Activations<T>,
     /// T of sequential.
     t: &'a DeviceBuffer<T>,
+    /// What lies between the layer and an adapter, `[tokens, d_out]`.
+    between: &'a DeviceBuffer<T>,
     sink: &'a DeviceBuffer<u32>,
 }
 
@@ -71,22 +74,38 @@ struct Products<'a> {
 }
 
 impl Bench<'_> {
-    /// Times everyone on one case; `plans` are those of the base layer and of the adapted one.
+    /// Times everyone on one case; `plans` are those of the base layer and of the adapted one, `adapters` the bottleneck
+    /// adapters beside it, `[adapter][copy]`, as many copies of each as of the layer.
     pub(super) fn case<T: Element>(
         &self,
         case: &Case,
         copies: &[Copy<T>],
+        adapters: &[Vec<AdapterCopy<T>>],
         activations: &Activations<T>,
         plans: &[Forward<T>; 2],
     ) -> Result<Vec<Row>> {
         let t = DeviceBuffer::<T>::zeros(self.stream, case.tokens * case.rank)?;
+        let between = DeviceBuffer::<T>::zeros(self.stream, case.tokens * case.d_out)?;
         let sink = DeviceBuffer::<u32>::zeros(self.stream, 1)?;
-        let contest = Contest { bench: self, case, copies, activations, t: &t, sink: &sink };
+        let contest = Contest { bench: self, case, copies, activations, t: &t, between: &between, sink: &sink };
+        let mut planned = vec![];
+        for copies in adapters {
+            match AdapterPlan::new(self.device, &copies[0], case.tokens) {
+                Ok(plan) => planned.push((plan, &copies[..])),
+                Err(error @ (Error::RankOutOfRange { .. } | Error::NoMatrixInstructions { .. })) => {
+                    emit(&format!("{case}, {}: {error}\n", copies[0].adapter.name))?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
         let products = self.cublaslt.map(|library| contest.products(library)).transpose()?;
         let [base, fused] = plans;
         let mut contestants = vec![contest.ours(BASE, false, base)?, contest.ours(FUSED, true, fused)?];
         if let Some(products) = &products {
             contestants.extend([contest.base(products), contest.sequential(products)]);
+        }
+        for (plan, copies) in &planned {
+            contestants.push(contest.adapter(base, plan, copies)?);
         }
         if case.flops(false) < ARITHMETIC * case.bytes::<T>(false) {
             contestants.push(contest.read()?);
@@ -113,7 +132,8 @@ impl<'a, T: Element> Contest<'a, T> {
     fn contestant(&self, name: &'static str, adapted: bool, launch: String, issue: Issue<'a>) -> Contestant<'a> {
         let (bytes, flops) = (self.case.bytes::<T>(adapted), self.case.flops(adapted));
         let rotation = Rotation::new(self.copies.len(), issue);
-        Contestant { entry: Entry { name, bytes, flops, launches: 0, launch }, rotation }
+        let parameters = if adapted { self.case.parameters() } else { 0 };
+        Contestant { entry: Entry { name, width: None, parameters, bytes, flops, launches: 0, launch }, rotation }
     }
 
     /// Device addresses of a copy's W0, A and B.
@@ -133,17 +153,43 @@ impl<'a, T: Element> Contest<'a, T> {
         let workspace = RefCell::new(Workspace::new(self.bench.stream, plan.workspace())?);
         let issue = move |stream: &Stream, copy: usize| {
             let Contest { case, activations, .. } = self;
-            let (x_len, y_len) = (case.tokens * case.d_in, case.tokens * case.d_out);
+            let x_len = case.tokens * case.d_in;
             self.copies[copy].with_layer(case, adapted, |layer| {
                 let x = DeviceMatrix::new(activations.x.slice(0..x_len), case.tokens, case.d_in)?;
-                let y = activations.y.slice(0..y_len).address();
-                // SAFETY: the buffer lives and is this long, and launches on one stream are ordered.
-                let y = unsafe { DeviceSliceMut::from_raw(self.bench.device, y, y_len) };
-                let y = DeviceMatrixMut::new(y, case.tokens, case.d_out)?;
+                let y = place(&activations.y, case.tokens, case.d_out)?;
                 plan.launch(stream, layer, x, DeviceResidual::None, y, &mut workspace.borrow_mut())
             })
         };
         Ok(self.contestant(name, adapted, plan.plan().to_string(), Box::new(issue)))
+    }
+
+    /// Our base product and a bottleneck adapter behind it: two launches, three with its LayerNorm.
+    fn adapter(
+        self,
+        base: &'a Forward<T>,
+        plan: &'a AdapterPlan<T>,
+        copies: &'a [AdapterCopy<T>],
+    ) -> Result<Contestant<'a>> {
+        let adapter = copies[0].adapter;
+        let workspace = base.workspace().union(&plan.workspace());
+        let workspace = RefCell::new(Workspace::new(self.bench.stream, workspace)?);
+        let issue = move |stream: &Stream, copy: usize| {
+            let Contest { case, activations, .. } = self;
+            let mut workspace = workspace.borrow_mut();
+            let x = DeviceMatrix::new(activations.x.slice(0..case.tokens * case.d_in), case.tokens, case.d_in)?;
+            let at = plan.written_by_the_layer(&activations.y, self.between);
+            self.copies[copy].with_layer(case, false, |layer| {
+                let y = place(at, case.tokens, case.d_out)?;
+                base.launch(stream, layer, x, DeviceResidual::None, y, &mut workspace)
+            })?;
+            plan.launch(stream, &copies[copy], case.tokens, &activations.y, self.between, &mut workspace)
+        };
+        let mut contestant = self.contestant(adapter.name, false, format!("{}; {plan}", base.plan()), Box::new(issue));
+        let entry = &mut contestant.entry;
+        (entry.width, entry.parameters) = (Some(adapter.width), adapter.parameters());
+        entry.bytes += adapter.bytes(size_of::<T>());
+        entry.flops += adapter.flops(self.case.tokens);
+        Ok(contestant)
     }
 
     fn products(self, library: &'a CublasLt) -> Result<Products<'a>> {
@@ -212,6 +258,7 @@ mod tests {
     use half::bf16;
 
     use super::*;
+    use crate::bench::adapter::NAMES;
 
     /// Runs our contestants, plain and replayed, where no GPU is: the emulator's clock says little, the rest is the same.
     #[test]
@@ -222,15 +269,19 @@ mod tests {
         let bench = Bench { device: &device, stream: &stream, cublaslt: None, path, trials: 3 };
         let case = |tokens| Case { tokens, d_in: 64, d_out: 64, rank: 4, layout: Layout::OutIn };
         let copies = Copy::<bf16>::several(&case(1), 2, &stream, &mut Random::new(0)).unwrap();
+        let adapters = AdapterCopy::<bf16>::several(&case(1), 2, &stream, &mut Random::new(1)).unwrap();
         let activations = Activations::new(&stream, 40, (64, 64)).unwrap();
         for tokens in [1, 40] {
             let case = case(tokens);
             let plan =
                 |adapted| copies[0].with_layer(&case, adapted, |layer| Forward::new(&device, layer, tokens)).unwrap();
-            let rows = bench.case(&case, &copies, &activations, &[plan(false), plan(true)]).unwrap();
+            let rows = bench.case(&case, &copies, &adapters, &activations, &[plan(false), plan(true)]).unwrap();
             let ran: Vec<_> = rows.iter().map(|row| (row.variant, row.mode)).collect();
             let both = |name| MODES.map(|mode| (name, mode));
-            assert_eq!(ran, [both(BASE), both(FUSED), both(READ)].concat());
+            let adapters = NAMES.map(both).concat();
+            assert_eq!(ran, [&both(BASE), &both(FUSED), &adapters[..], &both(READ)].concat());
+            let widths: Vec<_> = rows.iter().step_by(2).filter_map(|row| row.width).collect();
+            assert_eq!(widths, case.adapters().map(|adapter| adapter.width));
             assert!(rows.iter().all(|row| row.tokens == tokens && row.launches >= 2 && row.over_cublaslt.is_none()));
         }
     }

@@ -1,56 +1,18 @@
-//! A layer and its copies in device memory.
+//! A layer, the bottleneck adapters beside its LoRA, and their copies in device memory.
 
 use anyhow::Result;
+use bytemuck::Pod;
 use fused_lora::Element;
-use fused_lora::device::{DeviceBuffer, DeviceLora, DeviceMatrix, DeviceSegment, Stream};
-use fused_lora::lora::{Activation, Layout};
+use fused_lora::device::{
+    DeviceAdapter, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceNorm, DeviceSegment, DeviceSliceMut,
+    Stream,
+};
+use fused_lora::lora::Activation;
 use fused_lora_gpt2::Random;
 
-/// α/r of every adapter.
-pub(super) const SCALE: f32 = 2.0;
-
-/// What is measured.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Case {
-    pub(super) tokens: usize,
-    pub(super) d_in: usize,
-    pub(super) d_out: usize,
-    pub(super) rank: usize,
-    pub(super) layout: Layout,
-}
-
-impl Case {
-    /// Bytes that must move: every operand once.
-    pub(super) fn bytes<T>(&self, adapted: bool) -> usize {
-        let low_rank = if adapted { self.rank * (self.d_in + self.d_out) } else { 0 };
-        (self.d_in * self.d_out + self.tokens * (self.d_in + self.d_out) + low_rank) * size_of::<T>()
-    }
-
-    /// Products and sums, an adapter's only where it is computed.
-    pub(super) fn flops(&self, adapted: bool) -> usize {
-        let low_rank = if adapted { self.rank * (self.d_in + self.d_out) } else { 0 };
-        2 * self.tokens * (self.d_in * self.d_out + low_rank)
-    }
-
-    /// Bytes of T, where it is kept for the backward pass.
-    pub(super) fn kept_bytes<T>(&self) -> usize {
-        self.tokens * self.rank * size_of::<T>()
-    }
-
-    /// Products and sums of a training pass: y, dx and, of an adapter, dA and dB.
-    pub(super) fn pass_flops(&self, adapted: bool) -> usize {
-        let factors = if adapted { 2 * self.tokens * self.rank * (self.d_in + self.d_out) } else { 0 };
-        2 * self.flops(adapted) + factors
-    }
-
-    /// Rows and columns of the weight as stored.
-    pub(super) fn stored(&self) -> [usize; 2] {
-        match self.layout {
-            Layout::InOut => [self.d_in, self.d_out],
-            Layout::OutIn => [self.d_out, self.d_in],
-        }
-    }
-}
+use super::adapter::{Adapter, EPSILON};
+use super::case::{Case, SCALE};
+use super::copies::{Footprint, bytes_of};
 
 /// One copy of a layer's weights.
 pub(super) struct Copy<T> {
@@ -91,4 +53,85 @@ impl<T: Element> Copy<T> {
             activation: Activation::Identity,
         })
     }
+}
+
+/// One copy of a bottleneck adapter's weights.
+pub(super) struct AdapterCopy<T> {
+    pub(super) adapter: Adapter,
+    down: DeviceBuffer<T>,
+    down_bias: DeviceBuffer<T>,
+    up: DeviceBuffer<T>,
+    up_bias: DeviceBuffer<T>,
+    norm: [DeviceBuffer<f32>; 2],
+}
+
+impl<T: Element> AdapterCopy<T> {
+    /// So many copies of each adapter that stands beside a case's LoRA: `[adapter][copy]`.
+    pub(super) fn several(case: &Case, copies: usize, stream: &Stream, random: &mut Random) -> Result<Vec<Vec<Self>>> {
+        let one = |adapter: Adapter| {
+            let lens = adapter.operands(size_of::<T>()).map(|(len, _)| len);
+            let mut values = |len| random.normal::<T>(len, 0.02);
+            let [down, down_bias, up, up_bias] =
+                [values(lens[0])?, values(lens[1])?, values(lens[2])?, values(lens[3])?];
+            let norm = [random.normal::<f32>(lens[4], 0.02)?, random.normal::<f32>(lens[5], 0.02)?];
+            let upload = |data: &[T]| DeviceBuffer::from_slice(stream, data);
+            let vector = |data: &[f32]| DeviceBuffer::from_slice(stream, data);
+            let copy = |_| {
+                Ok(Self {
+                    adapter,
+                    down: upload(&down)?,
+                    down_bias: upload(&down_bias)?,
+                    up: upload(&up)?,
+                    up_bias: upload(&up_bias)?,
+                    norm: [vector(&norm[0])?, vector(&norm[1])?],
+                })
+            };
+            (0..copies).map(copy).collect::<Result<Vec<_>>>()
+        };
+        case.adapters().into_iter().map(one).collect()
+    }
+
+    pub(super) fn view(&self) -> fused_lora::Result<DeviceAdapter<'_, T>> {
+        let Adapter { d, width, .. } = self.adapter;
+        Ok(DeviceAdapter {
+            down: DeviceMatrix::new(self.down.as_slice(), width, d)?,
+            down_bias: Some(self.down_bias.as_slice()),
+            up: DeviceMatrix::new(self.up.as_slice(), d, width)?,
+            up_bias: Some(self.up_bias.as_slice()),
+            activation: Activation::Relu,
+        })
+    }
+
+    /// Adapter^L's LayerNorm.
+    pub(super) fn norm(&self) -> Option<DeviceNorm<'_>> {
+        let [weight, bias] = self.norm.each_ref().map(DeviceBuffer::as_slice);
+        self.adapter.has_norm.then_some(DeviceNorm { weight, bias, epsilon: EPSILON })
+    }
+}
+
+/// Device memory comes in pieces of so many bytes.
+const PIECE: usize = 512;
+
+/// What a copy of a layer takes in device memory, with the adapters beside its LoRA or without, and `once` for all copies.
+pub(super) fn footprint<T>(case: &Case, with_adapters: bool, once: usize) -> Footprint {
+    let size = size_of::<T>();
+    let pieces = |operands: &[(usize, usize)]| -> usize {
+        operands.iter().map(|&operand| bytes_of(&[operand]).saturating_add(PIECE - 1) / PIECE * PIECE).sum()
+    };
+    let [weight, a, b] = case.operands();
+    let adapters = case.adapters().iter().map(|adapter| pieces(&adapter.operands(size))).sum::<usize>();
+    let copy = pieces(&[(weight, size), (a, size), (b, size)]) + if with_adapters { adapters } else { 0 };
+    Footprint { weight: weight.saturating_mul(size), copy, once }
+}
+
+/// The first elements of a buffer, to be written to by one launch at a time.
+pub(super) fn place<U: Pod>(
+    buffer: &DeviceBuffer<U>,
+    rows: usize,
+    cols: usize,
+) -> fused_lora::Result<DeviceMatrixMut<'_, U>> {
+    let slice = buffer.slice(0..rows * cols);
+    // SAFETY: the buffer lives and is this long, and launches on one stream are ordered.
+    let slice = unsafe { DeviceSliceMut::from_raw(slice.device(), slice.address(), slice.len()) };
+    DeviceMatrixMut::new(slice, rows, cols)
 }

@@ -10,8 +10,10 @@ use fused_lora_gpt2::Random;
 use serde::Serialize;
 
 use super::Args;
+use super::adapter_plan::AdapterPlan;
 use super::backward::{Buffers, Plans};
-use super::device::{Case, Copy};
+use super::case::Case;
+use super::device::{AdapterCopy, Copy};
 use super::row::{BACKWARD, FORWARD, GRADIENTS, INPUT};
 use crate::environment::Run;
 use crate::output::{emit, grouped, table};
@@ -28,6 +30,10 @@ struct Row {
     d_out: usize,
     rank: usize,
     variant: &'static str,
+    /// Hidden features of a bottleneck adapter.
+    width: Option<usize>,
+    /// Trainable parameters, |Θ|.
+    parameters: usize,
     floor_bytes: usize,
     requested_bytes: u64,
     requested_over_floor: f64,
@@ -63,7 +69,9 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
     for &(d_in, d_out) in &args.shapes {
         for &rank in &args.ranks {
             let case = Case { tokens: 1, d_in, d_out, rank, layout: args.layout.into() };
-            let copy = Copy::<T>::several(&case, 1, &stream, &mut Random::new(0))?.remove(0);
+            let mut random = Random::new(0);
+            let copy = Copy::<T>::several(&case, 1, &stream, &mut random)?.remove(0);
+            let adapters = AdapterCopy::<T>::several(&case, 1, &stream, &mut random)?;
             for &tokens in &args.tokens {
                 if args.is_backward() {
                     let case = Case { tokens, ..case };
@@ -84,6 +92,16 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
                         Ok(forward) => rows.push(count(&stream, &case, &copy, variant, &forward)?),
                         Err(error @ Error::NoMatrixInstructions { .. }) => {
                             emit(&format!("{tokens} x {d_in} -> {d_out}, r {rank}, {variant}: {error}\n"))?
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                for adapter in adapters.iter().flatten() {
+                    let case = Case { tokens, ..case };
+                    match AdapterPlan::new(&device, adapter, tokens) {
+                        Ok(plan) => rows.extend(count_adapter(&stream, &case, adapter, &plan)?),
+                        Err(error @ (Error::NoMatrixInstructions { .. } | Error::RankOutOfRange { .. })) => {
+                            emit(&format!("{case}, {}: {error}\n", adapter.adapter.name))?;
                         }
                         Err(error) => return Err(error.into()),
                     }
@@ -115,6 +133,28 @@ fn count<T: Element>(
     let counters = stream.device().take_counters().unwrap_or_default();
     let plan = forward.plan();
     Ok(Row::of(case, variant, plan.floor_bytes(), &counters, plan.to_string()))
+}
+
+/// What an adapter launches behind the layer, whose own launch is the base's.
+fn count_adapter<T: Element>(
+    stream: &Stream,
+    case: &Case,
+    copy: &AdapterCopy<T>,
+    plan: &AdapterPlan<T>,
+) -> Result<Vec<Row>> {
+    let len = case.tokens * case.d_out;
+    let values = Random::new(2).normal::<T>(len, 1.0)?;
+    let (y, between) = (DeviceBuffer::from_slice(stream, &values)?, DeviceBuffer::from_slice(stream, &values)?);
+    let mut workspace = Workspace::new(stream, plan.workspace())?;
+    plan.launch(stream, copy, case.tokens, &y, &between, &mut workspace)?;
+    let counted = stream.device().take_all_counters();
+    let rows = plan.launches(&copy.adapter).into_iter().zip(&counted);
+    Ok(rows
+        .map(|((variant, floor, launch), counters)| {
+            let (width, parameters) = (Some(copy.adapter.width), copy.adapter.parameters());
+            Row { width, parameters, ..Row::of(case, variant, floor, counters, launch) }
+        })
+        .collect())
 }
 
 /// A training pass, launch by launch, and both launches of the backward pass together.
@@ -153,6 +193,8 @@ impl Row {
             d_out,
             rank,
             variant,
+            width: None,
+            parameters: if variant == "base" { 0 } else { case.parameters() },
             floor_bytes,
             requested_bytes: counters.requested_bytes(),
             requested_over_floor: counters.requested_bytes() as f64 / floor_bytes as f64,
@@ -172,6 +214,7 @@ fn print(rows: &[Row]) -> String {
         "tokens",
         "r",
         "variant",
+        "|Θ|",
         "floor B",
         "requested B",
         "over floor",
@@ -188,6 +231,7 @@ fn print(rows: &[Row]) -> String {
             r.tokens.to_string(),
             r.rank.to_string(),
             r.variant.into(),
+            grouped(r.parameters),
             grouped(r.floor_bytes),
             grouped(usize::try_from(r.requested_bytes).unwrap_or(usize::MAX)),
             format!("{:.4}", r.requested_over_floor),

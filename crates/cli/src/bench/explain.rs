@@ -3,12 +3,14 @@
 use anyhow::Result;
 use fused_lora::abi::{LORA_GRADIENTS_COLUMNS, LORA_GRADIENTS_RANKS};
 use fused_lora::backward::{BackwardPlan, BackwardProblem, GradientsPlan, GradientsSegment};
-use fused_lora::forward::Plan;
+use fused_lora::forward::{AdapterProblem, ForwardPlan, Plan};
 use fused_lora::lora::Layout;
-use fused_lora::{DType, LayerProblem};
+use fused_lora::norm::RowPlan;
+use fused_lora::{ComputePath, DType, LayerProblem};
 use serde::Serialize;
 
 use super::Args;
+use super::adapter::Adapter;
 use super::row::{BACKWARD, FORWARD, GRADIENTS, INPUT};
 use crate::output::{emit, grouped, table};
 
@@ -19,6 +21,8 @@ struct Row {
     d_out: usize,
     rank: usize,
     variant: &'static str,
+    /// Hidden features of a bottleneck adapter.
+    width: Option<usize>,
     kernel: String,
     /// Of y or dx, in tokens x columns; of dA and dB, in columns of x or dy x ranks.
     tile: String,
@@ -63,7 +67,11 @@ pub(super) fn explain(args: &Args) -> Result<()> {
                     pass(args, dtype, tokens, shape, rank)
                 } else {
                     let of = |ranks| plan(args, dtype, tokens, shape, ranks, false).map(|plan| Row::of(&plan));
-                    vec![("base", of(&[])), ("fused", of(&[rank]))]
+                    let mut planned = vec![("base", of(&[])), ("fused", of(&[rank]))];
+                    for adapter in Adapter::beside(shape, rank) {
+                        planned.extend(behind(args, dtype, tokens, &adapter));
+                    }
+                    planned
                 };
                 for (variant, row) in planned {
                     match row {
@@ -108,6 +116,28 @@ fn plan(
         path: args.path(),
     };
     Plan::new(&problem, saves_t)
+}
+
+/// What a bottleneck adapter launches behind the layer, whose own launch is the base's.
+fn behind(args: &Args, dtype: DType, tokens: usize, adapter: &Adapter) -> Vec<(&'static str, fused_lora::Result<Row>)> {
+    let &Adapter { d, width, .. } = adapter;
+    let of_adapter = |row| Row { width: Some(width), ..row };
+    let norm = adapter.has_norm.then(|| {
+        let plan = RowPlan::layer_norm(tokens, d, dtype, args.multiprocessors);
+        (adapter.norm_name(), plan.map(|plan| of_adapter(Row::of_norm(&plan))))
+    });
+    let plan = ForwardPlan::adapter(&AdapterProblem {
+        tokens,
+        d,
+        width,
+        dtype,
+        aligned: (d * dtype.size()).is_multiple_of(16),
+        multiprocessors: args.multiprocessors,
+        compute_capability: args.capability,
+        path: ComputePath::Auto,
+    });
+    let own = plan.map(|plan| of_adapter(Row::of(&Plan::Forward(plan))));
+    norm.into_iter().chain([(adapter.name, own)]).collect()
 }
 
 /// Whether rows of W0 and of so many columns start at multiples of 16 bytes.
@@ -177,6 +207,22 @@ impl Row {
         }
     }
 
+    fn of_norm(plan: &RowPlan) -> Self {
+        Self {
+            kernel: plan.kernel.clone(),
+            tile: "-".to_owned(),
+            stages: "-".to_owned(),
+            grid: plan.grid.map(|n| n.to_string()).join(" x "),
+            threads: plan.threads,
+            shared_bytes: plan.shared_bytes,
+            splits: "-".to_owned(),
+            launches: 1,
+            bytes: plan.floor_bytes,
+            floor_bytes: plan.floor_bytes,
+            ..Self::default()
+        }
+    }
+
     fn of_gradients(plan: &GradientsPlan) -> Self {
         Self {
             kernel: plan.kernel.clone(),
@@ -201,6 +247,7 @@ fn print(rows: &[Row]) -> String {
         "tokens",
         "r",
         "variant",
+        "width",
         "kernel",
         "tile",
         "stages",
@@ -219,6 +266,7 @@ fn print(rows: &[Row]) -> String {
             r.tokens.to_string(),
             r.rank.to_string(),
             r.variant.into(),
+            r.width.map_or("-".into(), |width| width.to_string()),
             r.kernel.clone(),
             r.tile.clone(),
             r.stages.clone(),

@@ -1,7 +1,7 @@
 //! On a GPU: fused against base, ours and cuBLASLt's, against sequential, against a plain read of the weight; calls or
 //! training passes.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use fused_lora::device::{Device, DeviceKind, Forward, ForwardOptions, Properties, Stream};
 use fused_lora::{Element, Error};
 use fused_lora_gpt2::Random;
@@ -9,11 +9,14 @@ use serde::Serialize;
 
 use super::Args;
 use super::backward::{Buffers, Plans};
+use super::case::Case;
 use super::contest::{Activations, Bench};
+use super::copies::{Footprint, copies};
 use super::cublaslt::CublasLt;
-use super::device::{Case, Copy};
+use super::device::{AdapterCopy, Copy, footprint};
+use super::overhead;
 use super::preset::Preset;
-use super::rotation::{COLD, copies};
+use super::rotation::COLD;
 use super::row::{Row, print};
 use super::summary::{self, Verdict, verdicts};
 use crate::environment::Run;
@@ -66,8 +69,10 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
         }
         // What was measured so far outlives a job that is ended halfway.
         emit(&format!("{}\n", print(&rows[from..])))?;
-        save(args, &rows, &run, properties, &library)?;
+        save(args, &rows, &run, properties, &library, false)?;
     }
+    emit(&overhead::print(&rows.iter().map(Row::cell).collect::<Vec<_>>()))?;
+    save(args, &rows, &run, properties, &library, true)?;
     emit(&summary::print(&verdicts(&rows, args.is_backward())))
 }
 
@@ -77,18 +82,26 @@ fn layer<T: Element>(args: &Args, bench: &Bench<'_>, shape: (usize, usize), rows
     let options = ForwardOptions { path, ..ForwardOptions::default() };
     let (d_in, d_out) = shape;
     let case = |tokens, rank| Case { tokens, d_in, d_out, rank, layout: args.layout.into() };
-    let wanted = |tokens| cold_copies::<T>(device, &case(tokens, 1));
-    let most = |of: &dyn Fn(usize) -> usize| args.tokens.iter().map(|&tokens| of(tokens)).max().unwrap_or(1);
-    let activations = Activations::<T>::new(stream, most(&|tokens| tokens), shape)?;
+    let most_tokens = args.tokens.iter().copied().max().unwrap_or(1);
+    // x, y and what lies between a layer and an adapter; workspaces are smaller than the half that stays free.
+    let once = most_tokens * (d_in + 2 * d_out) * size_of::<T>();
+    let activations = Activations::<T>::new(stream, most_tokens, shape)?;
     for &rank in &args.ranks {
-        let copies = Copy::<T>::several(&case(1, rank), most(&wanted), stream, &mut Random::new(0))?;
-        for &tokens in &args.tokens {
+        let wanted = |tokens| {
             let case = case(tokens, rank);
+            cold_copies::<T>(device, &case, &footprint::<T>(&case, true, once))
+        };
+        let most = args.tokens.iter().try_fold(0, |most, &tokens| anyhow::Ok(most.max(wanted(tokens)?)))?;
+        let mut random = Random::new(0);
+        let copies = Copy::<T>::several(&case(1, rank), most, stream, &mut random)?;
+        let adapters = AdapterCopy::<T>::several(&case(1, rank), most, stream, &mut random)?;
+        for &tokens in &args.tokens {
+            let (wanted, case) = (wanted(tokens)?, case(tokens, rank));
             let plan = |adapted| {
                 copies[0].with_layer(&case, adapted, |layer| Forward::with_options(device, layer, tokens, options))
             };
             match plan(false).and_then(|base| Ok([base, plan(true)?])) {
-                Ok(plans) => rows.extend(bench.case(&case, &copies[..wanted(tokens)], &activations, &plans)?),
+                Ok(plans) => rows.extend(bench.case(&case, &copies[..wanted], &adapters, &activations, &plans)?),
                 Err(error @ Error::NoMatrixInstructions { .. }) => {
                     emit(&format!("{tokens} x {d_in} -> {d_out}, r {rank}: {error}\n"))?;
                 }
@@ -104,18 +117,25 @@ fn passes<T: Element>(args: &Args, bench: &Bench<'_>, shape: (usize, usize), row
     let &Bench { device, stream, path, .. } = bench;
     let (d_in, d_out) = shape;
     let case = |tokens, rank| Case { tokens, d_in, d_out, rank, layout: args.layout.into() };
-    // A pass reads its two weights half a round apart.
-    let wanted = |tokens| 2 * cold_copies::<T>(device, &case(tokens, 1));
-    let most = |of: &dyn Fn(usize) -> usize| args.tokens.iter().map(|&tokens| of(tokens)).max().unwrap_or(1);
+    let most_tokens = args.tokens.iter().copied().max().unwrap_or(1);
     let rank = args.ranks.iter().copied().max().unwrap_or(1);
-    let buffers = Buffers::<T>::new(stream, most(&|tokens| tokens), shape, rank)?;
+    let buffers = Buffers::<T>::new(stream, most_tokens, shape, rank)?;
+    // x, y, dy and dx.
+    let once = 2 * most_tokens * (d_in + d_out) * size_of::<T>();
     for &rank in &args.ranks {
-        let copies = Copy::<T>::several(&case(1, rank), most(&wanted), stream, &mut Random::new(0))?;
+        // A pass reads its two weights half a round apart.
+        let wanted = |tokens| {
+            let (case, one) = (case(tokens, rank), footprint::<T>(&case(tokens, rank), false, once));
+            let pair = Footprint { copy: 2 * one.copy, ..one };
+            anyhow::Ok(2 * cold_copies::<T>(device, &case, &pair)?)
+        };
+        let most = args.tokens.iter().try_fold(0, |most, &tokens| anyhow::Ok(most.max(wanted(tokens)?)))?;
+        let copies = Copy::<T>::several(&case(1, rank), most, stream, &mut Random::new(0))?;
         for &tokens in &args.tokens {
-            let case = case(tokens, rank);
+            let (wanted, case) = (wanted(tokens)?, case(tokens, rank));
             let plans = |adapted| Plans::new(device, &case, &copies[0], adapted, path);
             match plans(false).and_then(|frozen| Ok([frozen, plans(true)?])) {
-                Ok(plans) => rows.extend(bench.passes(&case, &copies[..wanted(tokens)], &buffers, &plans)?),
+                Ok(plans) => rows.extend(bench.passes(&case, &copies[..wanted], &buffers, &plans)?),
                 Err(error @ Error::NoMatrixInstructions { .. }) => {
                     emit(&format!("{tokens} x {d_in} -> {d_out}, r {rank}: {error}\n"))?;
                 }
@@ -126,13 +146,16 @@ fn passes<T: Element>(args: &Args, bench: &Bench<'_>, shape: (usize, usize), row
     Ok(())
 }
 
-/// Copies of a weight to walk through.
-fn cold_copies<T>(device: &Device, &Case { tokens, d_in, d_out, .. }: &Case) -> usize {
-    let [weight, walked] = [d_in * d_out, tokens * (d_in + d_out)].map(|elements| elements * size_of::<T>());
-    copies(device.properties().l2_bytes, weight, walked)
+/// Copies of a layer to walk through. x and y are the same in every launch and push a weight
+/// out of the cache as well as other weights do.
+fn cold_copies<T>(device: &Device, case: &Case, footprint: &Footprint) -> Result<usize> {
+    let properties = device.properties();
+    let walked = case.tokens * (case.d_in + case.d_out) * size_of::<T>();
+    copies(COLD * properties.l2_bytes, walked, footprint, properties.memory_bytes).with_context(|| case.to_string())
 }
 
-fn save(args: &Args, rows: &[Row], run: &Run, properties: &Properties, cublaslt: &str) -> Result<()> {
+/// Writes what was measured; before it `is_last`, only to files, which the next call replaces.
+fn save(args: &Args, rows: &[Row], run: &Run, properties: &Properties, cublaslt: &str, is_last: bool) -> Result<()> {
     let (major, minor) = properties.compute_capability;
     let goals = verdicts(rows, args.is_backward());
     let report = || Report {
@@ -154,5 +177,5 @@ fn save(args: &Args, rows: &[Row], run: &Run, properties: &Properties, cublaslt:
         goals: &goals,
         rows,
     };
-    args.files.write(report, rows)
+    if is_last { args.files.write(report, rows) } else { args.files.write_so_far(report, rows) }
 }

@@ -1,14 +1,22 @@
-//! `bench`: one adapted layer, fused against sequential against the base layer alone, forward or in training.
+//! `bench`: one adapted layer, fused against sequential, against bottleneck adapters and against the base layer alone, forward
+//! or in training.
 
+mod adapter;
+mod adapter_plan;
 mod backward;
+mod case;
 mod contest;
+mod copies;
 mod cpu;
+mod cpu_layers;
+mod cpu_row;
 mod cublaslt;
 mod device;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod explain;
 mod gpu;
+mod overhead;
 mod preset;
 mod rotation;
 mod row;
@@ -25,6 +33,11 @@ const EXAMPLES: &str = "\
 Examples:
   fused-lora bench
       The projections of GPT-2 medium at 1, 16 and 128 tokens, rank 4 and 16
+  fused-lora bench --tokens 1 --shapes 1024x1024 --ranks 4,16 --trials 25
+      Batch size 1: fused LoRA against sequential adapter layers. adapter-h is Adapter^H (Houlsby) behind the layer,
+      y + up(relu(down y)), adapter-l is Adapter^L (Lin), y + up(relu(down(LayerNorm y))): each with as many parameters as the
+      LoRA beside it, and of the paper's size (112 and 224 hidden features, narrower where the layer has less than 1024
+      outputs). The end says what each costs over the base layer
   fused-lora bench --tokens 1 --shapes 4096x4096,4096x11008 --ranks 4,16,64 --dtype bf16 --layout out-in
       Decoding with a 7B model's projections, weights stored as torch stores them
   fused-lora bench --device cuda --dtype bf16 --layout out-in --tokens 1,4,16 --shapes 4096x4096
@@ -80,7 +93,7 @@ pub(crate) struct Args {
     /// A training pass instead of a forward call: forward with T kept, then dx, dA and dB; --preset backward implies it
     #[arg(long)]
     backward: bool,
-    /// Rounds; each walks through all copies of the weight
+    /// Rounds; each walks through all copies of the weight. A single one has no interval
     #[arg(long, default_value_t = 7, value_parser = parse_size)]
     trials: usize,
     /// Print how a GPU would run each call, or with --device cpu how the CPU would, and run nothing
@@ -147,7 +160,7 @@ fn shape(text: &str) -> Result<(usize, usize), String> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    args.files.check(&[])?;
+    args.files.check(None, &[])?;
     let dtype = args.compute.dtype;
     ensure!(!args.tf32 || dtype == DType::F32, "--tf32 is a way to multiply f32, not {dtype}");
     if args.explain && !args.compute.asks_for_cpu() {
@@ -160,7 +173,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         #[cfg(feature = "emulator")]
         On::Emulator => with_dtype!(dtype, emulator_measure(args)),
         #[cfg(not(feature = "emulator"))]
-        On::Emulator => bail!("this build has no emulator: build with the feature `emulator`"),
+        On::Emulator => bail!("no emulator: this build has none: build it with `--features emulator`"),
     }
 }
 

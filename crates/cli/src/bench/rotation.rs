@@ -14,12 +14,6 @@ const LAUNCHES: usize = 96;
 /// Fewer launches do where they take so long together.
 const ROUND_US: f64 = 10_000.0;
 
-/// Copies of a weight to walk through, at least two. `walked` are the bytes of x and y: they are the same in every launch
-/// and push a weight out of the cache as well as other weights do.
-pub(super) fn copies(l2_bytes: usize, weight: usize, walked: usize) -> usize {
-    (COLD * l2_bytes).saturating_sub(walked).div_ceil(weight).max(2)
-}
-
 /// Launches of `us` microseconds each that fill a round: all copies equally often.
 pub(super) fn launches(copies: usize, us: f64, round_us: f64) -> usize {
     let wanted = (round_us / us).ceil().clamp(1.0, LAUNCHES as f64) as usize;
@@ -93,18 +87,6 @@ impl<'a> Rotation<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const L2: usize = 50 << 20;
-
-    #[test]
-    fn weights_are_copied_until_they_do_not_fit_the_cache() {
-        // 4096 x 4096 in 2 bytes, one token; then tokens whose x and y alone push it out.
-        assert_eq!(copies(L2, 32 << 20, 16 << 10), 5);
-        assert_eq!(copies(L2, 2 << 20, 0), 75);
-        assert_eq!(copies(L2, 6 << 20, 128 << 20), 4);
-        // 16384 tokens of 8192 x 8192.
-        assert_eq!(copies(L2, 128 << 20, 512 << 20), 2);
-    }
 
     #[test]
     fn a_round_is_bounded_by_launches_and_by_time() {

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
-use super::device::Case;
-use crate::output::table;
+use super::case::Case;
+use super::overhead::Cell;
+use crate::output::{grouped, table};
 use crate::stats::{Excess, median};
 
 /// The two base products, ours and the vendor's.
@@ -33,16 +34,21 @@ pub(super) struct Row {
     pub(super) d_out: usize,
     pub(super) rank: usize,
     pub(super) variant: &'static str,
+    /// Hidden features of a bottleneck adapter.
+    pub(super) width: Option<usize>,
+    /// Trainable parameters, |Θ|.
+    pub(super) parameters: usize,
     pub(super) mode: &'static str,
     pub(super) median_us: f64,
     pub(super) fastest_us: f64,
     pub(super) slowest_us: f64,
     /// Over the faster of the two base products, or of the two frozen passes, in the same mode.
     pub(super) percent_over_base: f64,
-    pub(super) percent_low: f64,
-    pub(super) percent_high: f64,
+    /// Its 95 % interval; absent of a single trial.
+    pub(super) percent_low: Option<f64>,
+    pub(super) percent_high: Option<f64>,
     /// Time over that of cuBLASLt's base product, or its frozen pass, in the same mode, where there is one, and the 95 %
-    /// interval.
+    /// interval, absent of a single trial.
     pub(super) over_cublaslt: Option<f64>,
     pub(super) over_cublaslt_low: Option<f64>,
     pub(super) over_cublaslt_high: Option<f64>,
@@ -59,11 +65,13 @@ pub(super) struct Row {
     pub(super) launch: String,
 }
 
-/// What takes part: the bytes that it must move, the products and sums that it must compute, launches of a trial, and how
-/// it is launched.
-#[derive(Debug, Clone)]
+/// What takes part: its adapter's size, the bytes that it must move, the products and sums that it must compute, launches of
+/// a trial, and how it is launched.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Entry {
     pub(super) name: &'static str,
+    pub(super) width: Option<usize>,
+    pub(super) parameters: usize,
     pub(super) bytes: usize,
     pub(super) flops: usize,
     pub(super) launches: usize,
@@ -74,40 +82,57 @@ pub(super) struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Ratio {
     pub(super) value: f64,
-    /// 95 % interval.
-    pub(super) low: f64,
-    pub(super) high: f64,
+    /// 95 % interval; none of a single trial.
+    pub(super) interval: Option<(f64, f64)>,
 }
 
 impl Ratio {
     fn of(excess: Excess) -> Self {
-        let [value, low, high] = [excess.percent, excess.interval.0, excess.interval.1].map(|p| 1.0 + p / 100.0);
-        Self { value, low, high }
+        let ratio = |percent: f64| 1.0 + percent / 100.0;
+        Self { value: ratio(excess.percent), interval: excess.interval.map(|(low, high)| (ratio(low), ratio(high))) }
+    }
+
+    fn from_row(value: Option<f64>, low: Option<f64>, high: Option<f64>) -> Option<Self> {
+        Some(Self { value: value?, interval: low.zip(high) })
+    }
+
+    fn low(&self) -> Option<f64> {
+        self.interval.map(|(low, _)| low)
+    }
+
+    fn high(&self) -> Option<f64> {
+        self.interval.map(|(_, high)| high)
     }
 
     /// Whether the interval leaves it open which one takes longer.
     pub(super) fn is_noise(&self) -> bool {
-        self.low <= 1.0 && self.high >= 1.0
+        self.interval.is_some_and(|(low, high)| low <= 1.0 && high >= 1.0)
     }
 }
 
 impl std::fmt::Display for Ratio {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { value, low, high } = self;
-        match self.is_noise() {
-            true => write!(f, "no difference ({low:.3} to {high:.3})"),
-            false => write!(f, "{value:.3} ({low:.3} to {high:.3})"),
+        match self.interval {
+            Some((low, high)) if self.is_noise() => write!(f, "no difference ({low:.3} to {high:.3})"),
+            Some((low, high)) => write!(f, "{:.3} ({low:.3} to {high:.3})", self.value),
+            None => write!(f, "{:.3}", self.value),
         }
     }
 }
 
 impl Row {
+    /// What the summary at the end is made of.
+    pub(super) fn cell(&self) -> Cell {
+        let &Self { tokens, mode, variant, percent_over_base, .. } = self;
+        Cell { tokens, mode: Some(mode), variant, percent_over_base }
+    }
+
     pub(super) fn against_cublaslt(&self) -> Option<Ratio> {
-        Some(Ratio { value: self.over_cublaslt?, low: self.over_cublaslt_low?, high: self.over_cublaslt_high? })
+        Ratio::from_row(self.over_cublaslt, self.over_cublaslt_low, self.over_cublaslt_high)
     }
 
     pub(super) fn against_sequential(&self) -> Option<Ratio> {
-        Some(Ratio { value: self.over_sequential?, low: self.over_sequential_low?, high: self.over_sequential_high? })
+        Ratio::from_row(self.over_sequential, self.over_sequential_low, self.over_sequential_high)
     }
 }
 
@@ -121,7 +146,7 @@ pub(super) fn rows(case: &Case, entries: &[Entry], times: &[Vec<f64>]) -> Vec<Ro
         let (entry, mode) = (&entries[i / MODES.len()], i % MODES.len());
         let bases = [BASE, CUBLASLT, FROZEN_OURS, FROZEN].iter().filter_map(|name| of(name, mode));
         let faster_base = bases.min_by(|a, b| median(a).total_cmp(&median(b)));
-        let base = faster_base.map_or(Excess { percent: 0.0, interval: (0.0, 0.0) }, |base| Excess::of(us, base));
+        let base = faster_base.map_or(Excess { percent: 0.0, interval: None }, |base| Excess::of(us, base));
         let over = |name| of(name, mode).map(|other| Ratio::of(Excess::of(us, other)));
         let (cublaslt, sequential) = (over(CUBLASLT).or_else(|| over(FROZEN)), over(SEQUENTIAL));
         Row {
@@ -130,19 +155,21 @@ pub(super) fn rows(case: &Case, entries: &[Entry], times: &[Vec<f64>]) -> Vec<Ro
             d_out: case.d_out,
             rank: case.rank,
             variant: entry.name,
+            width: entry.width,
+            parameters: entry.parameters,
             mode: MODES[mode],
             median_us: median(us),
             fastest_us: us.iter().copied().fold(f64::INFINITY, f64::min),
             slowest_us: us.iter().copied().fold(0.0, f64::max),
             percent_over_base: base.percent,
-            percent_low: base.interval.0,
-            percent_high: base.interval.1,
+            percent_low: base.low(),
+            percent_high: base.high(),
             over_cublaslt: cublaslt.map(|ratio| ratio.value),
-            over_cublaslt_low: cublaslt.map(|ratio| ratio.low),
-            over_cublaslt_high: cublaslt.map(|ratio| ratio.high),
+            over_cublaslt_low: cublaslt.and_then(|ratio| ratio.low()),
+            over_cublaslt_high: cublaslt.and_then(|ratio| ratio.high()),
             over_sequential: sequential.map(|ratio| ratio.value),
-            over_sequential_low: sequential.map(|ratio| ratio.low),
-            over_sequential_high: sequential.map(|ratio| ratio.high),
+            over_sequential_low: sequential.and_then(|ratio| ratio.low()),
+            over_sequential_high: sequential.and_then(|ratio| ratio.high()),
             bytes: entry.bytes,
             gigabytes_per_second: entry.bytes as f64 / median(us) / 1e3,
             flops: entry.flops,
@@ -160,6 +187,7 @@ pub(super) fn print(rows: &[Row]) -> String {
         "tokens",
         "r",
         "variant",
+        "|Θ|",
         "mode",
         "median µs",
         "over base",
@@ -175,17 +203,17 @@ pub(super) fn print(rows: &[Row]) -> String {
         _ => "-".into(),
     };
     let cells = rows.iter().map(|r| {
-        let excess = Excess { percent: r.percent_over_base, interval: (r.percent_low, r.percent_high) };
-        let over = if excess.is_noise() { "no difference".into() } else { format!("{:+.1} %", r.percent_over_base) };
+        let [over, interval] = Excess::from_row(r.percent_over_base, r.percent_low, r.percent_high).cells();
         vec![
             format!("{} -> {}", r.d_in, r.d_out),
             r.tokens.to_string(),
             r.rank.to_string(),
             r.variant.into(),
+            grouped(r.parameters),
             r.mode.into(),
             format!("{:.2}", r.median_us),
             over,
-            format!("{:+.1} to {:+.1}", r.percent_low, r.percent_high),
+            interval,
             ratio(r.against_cublaslt(), [CUBLASLT, FROZEN].contains(&r.variant)),
             ratio(r.against_sequential(), r.variant == SEQUENTIAL),
             format!("{:.2}", r.bytes as f64 / 1e6),
@@ -206,7 +234,7 @@ mod tests {
 
     fn entry(name: &'static str, adapted: bool) -> Entry {
         let (bytes, flops) = (CASE.bytes::<half::bf16>(adapted), CASE.flops(adapted));
-        Entry { name, bytes, flops, launches: 96, launch: String::new() }
+        Entry { name, bytes, flops, launches: 96, ..Entry::default() }
     }
 
     /// Nine trials within one per cent.
@@ -227,8 +255,9 @@ mod tests {
         assert!((fused.teraflops_per_second - fused.flops as f64 / fused.median_us * 1e-6).abs() < 1e-9);
         let close = |ratio: Option<Ratio>, value: f64| {
             let ratio = ratio.unwrap();
-            assert!((ratio.value - value).abs() < 1e-9 && ratio.low <= ratio.value, "{ratio:?}");
-            assert!(ratio.value <= ratio.high && !ratio.is_noise(), "{ratio:?}");
+            let (low, high) = ratio.interval.unwrap();
+            assert!((ratio.value - value).abs() < 1e-9 && low <= ratio.value, "{ratio:?}");
+            assert!(ratio.value <= high && !ratio.is_noise(), "{ratio:?}");
         };
         close(fused.against_cublaslt(), 1.1);
         close(fused.against_sequential(), 22.0 / 26.0);
@@ -245,5 +274,16 @@ mod tests {
         assert!(rows.iter().all(|row| row.against_cublaslt().is_none() && row.against_sequential().is_none()));
         assert!(rows[2].percent_over_base > 4.0);
         assert!(print(&rows).contains(" - "));
+    }
+
+    #[test]
+    fn one_trial_has_ratios_without_an_interval() {
+        let entries = [entry(BASE, false), entry(FUSED, true), entry(CUBLASLT, false), entry(SEQUENTIAL, true)];
+        let times: Vec<_> = [21.0, 21.0, 22.0, 22.0, 20.0, 20.0, 26.0, 26.0].map(|us| vec![us]).into();
+        let rows = rows(&CASE, &entries, &times);
+        let fused = &rows[3];
+        assert_eq!((fused.percent_low, fused.percent_high), (None, None));
+        assert_eq!(fused.against_cublaslt().unwrap().to_string(), "1.100");
+        assert!(!print(&rows).contains(" to ") && !print(&rows).contains("no difference"), "{}", print(&rows));
     }
 }

@@ -68,7 +68,7 @@ pub(super) enum Outcome {
     /// No cell is beyond the limit by more than its spread.
     Met,
     NotMet,
-    /// No cell was measured that tells.
+    /// No cell was measured that tells; those of a single trial do not.
     NotMeasured,
 }
 
@@ -112,9 +112,15 @@ pub(super) fn verdicts(rows: &[Row], backward: bool) -> Vec<Verdict> {
 impl Goal {
     fn verdict(&self, rows: &[Row]) -> Verdict {
         let about = rows.iter().filter(|row| row.variant == self.variant && (self.applies)(row));
-        let cells: Vec<_> = about.filter_map(|row| Some((row, (self.ratio)(row)?))).collect();
-        let count = |holds: &dyn Fn(&Ratio) -> bool| cells.iter().filter(|(_, ratio)| holds(ratio)).count();
-        let missed: Vec<_> = cells.iter().filter(|(_, ratio)| ratio.low > self.limit).collect();
+        let cells: Vec<_> = about
+            .filter_map(|row| {
+                let ratio = (self.ratio)(row)?;
+                Some((row, ratio.value, ratio.interval?))
+            })
+            .collect();
+        let count =
+            |holds: &dyn Fn(f64, f64) -> bool| cells.iter().filter(|(.., (low, high))| holds(*low, *high)).count();
+        let missed: Vec<_> = cells.iter().filter(|(.., (low, _))| *low > self.limit).collect();
         Verdict {
             goal: self.says,
             outcome: match (cells.is_empty(), missed.is_empty()) {
@@ -124,19 +130,22 @@ impl Goal {
             },
             limit: self.limit,
             cells: cells.len(),
-            within: count(&|ratio| ratio.high < self.limit),
-            no_difference: count(&|ratio| ratio.low <= self.limit && ratio.high >= self.limit),
-            worst: cells.iter().map(|(_, ratio)| ratio.value).max_by(f64::total_cmp),
-            missed: missed.into_iter().map(|&(row, ratio)| Miss::new(row, ratio, self.products)).collect(),
+            within: count(&|_, high| high < self.limit),
+            no_difference: count(&|low, high| low <= self.limit && high >= self.limit),
+            worst: cells.iter().map(|(_, ratio, _)| *ratio).max_by(f64::total_cmp),
+            missed: missed
+                .into_iter()
+                .map(|&(row, ratio, interval)| Miss::new(row, ratio, interval, self.products))
+                .collect(),
         }
     }
 }
 
 impl Miss {
-    fn new(row: &Row, Ratio { value, low, high }: Ratio, products: usize) -> Self {
+    fn new(row: &Row, ratio: f64, (low, high): (f64, f64), products: usize) -> Self {
         let &Row { tokens, d_in, d_out, rank, mode, flops, .. } = row;
         let flops_over_base = flops as f64 / (2 * products * tokens * d_in * d_out) as f64;
-        Self { tokens, d_in, d_out, rank, mode, ratio: value, low, high, flops_over_base }
+        Self { tokens, d_in, d_out, rank, mode, ratio, low, high, flops_over_base }
     }
 }
 
@@ -251,6 +260,14 @@ mod tests {
         assert!(text.contains(&format!("{cell}1.200 x (1.180 to 1.220), with 1.083 x the arithmetic of the base\n")));
         assert!(text.contains(&format!("{cell}1.050 x")) && !text.contains("512 tokens"), "{text}");
         assert!(text.contains("4096 -> 4096, 4096 tokens, r 64, graph: 1.100 x (1.080 to 1.120)\n"), "{text}");
+    }
+
+    #[test]
+    fn a_single_trial_meets_and_misses_no_goal() {
+        let mut once = row(FUSED, [4096; 3], Some([1.2, 1.2, 1.2]), Some([1.1, 1.1, 1.1]));
+        (once.over_cublaslt_low, once.over_cublaslt_high) = (None, None);
+        (once.over_sequential_low, once.over_sequential_high) = (None, None);
+        assert_eq!(outcomes(&[once]), [Outcome::NotMeasured; 3]);
     }
 
     #[test]

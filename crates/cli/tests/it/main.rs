@@ -4,3 +4,5 @@ mod bench;
 mod checkpoints;
 mod command;
 mod common;
+mod interrupted;
+mod outputs;

@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::Path;
 
-use fused_lora::Element;
+use fused_lora::lora::{Activation, Weight};
+use fused_lora::{Element, MatrixRef, bottleneck};
 use fused_lora_peft::Error as FileError;
 
 use super::expect_same;
@@ -67,6 +68,23 @@ pub struct Bottleneck<W> {
     pub kind: Kind,
     /// For each layer, its adapters; none where dropped.
     pub layers: Vec<Vec<Adapter<W>>>,
+}
+
+impl<W: Element> Adapter<W> {
+    /// What the library's products take of it: both projections. Its LayerNorm has the model's ε and is run by the block.
+    pub(crate) fn view(&self) -> fused_lora::Result<fused_lora::bottleneck::Bottleneck<'_, W>> {
+        fn weight<W: Element>(linear: &Linear<W>) -> fused_lora::Result<Weight<'_, W>> {
+            Ok(Weight::in_out(MatrixRef::new(&linear.weight, linear.d_in, linear.d_out)?))
+        }
+        Ok(fused_lora::bottleneck::Bottleneck {
+            norm: None,
+            down: weight(&self.down)?,
+            down_bias: Some(&self.down.bias),
+            up: weight(&self.up)?,
+            up_bias: Some(&self.up.bias),
+            activation: Activation::Relu,
+        })
+    }
 }
 
 impl<W: Element> Bottleneck<W> {
@@ -181,7 +199,5 @@ impl<W: Element> Bottleneck<W> {
 /// The bottleneck width, at least 1, whose parameter count comes closest to `parameters`.
 pub fn width_for(config: &Config, kind: Kind, parameters: usize) -> usize {
     let adapters = (config.layers * kind.names().len()) as f64;
-    let fixed = config.d_model + if kind == Kind::Lin { 2 * config.d_model } else { 0 };
-    let width = (parameters as f64 / adapters - fixed as f64) / (2 * config.d_model + 1) as f64;
-    width.round().max(1.0) as usize
+    bottleneck::width_for(config.d_model, kind == Kind::Lin, parameters as f64 / adapters)
 }

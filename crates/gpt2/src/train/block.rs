@@ -95,13 +95,13 @@ pub(super) fn forward<W: Element>(
     let [t_qkv, t_attn_out, t_fc, t_mlp_out] = &mut saved.t;
 
     saved.before_attention.copy_from_slice(x);
-    layer_norm(x, &site.layer.ln_1, eps, normed);
+    layer_norm(x, &site.layer.ln_1, eps, normed)?;
     site.forward(Projection::Qkv, normed, &mut saved.qkv, Residual::None, t_qkv, workspace)?;
     attention::causal(&saved.qkv, None, shape(&site), &mut saved.attended);
     site.forward(Projection::AttnOut, &saved.attended, x, Residual::InPlace, t_attn_out, workspace)?;
 
     saved.before_mlp.copy_from_slice(x);
-    layer_norm(x, &site.layer.ln_2, eps, normed);
+    layer_norm(x, &site.layer.ln_2, eps, normed)?;
     site.forward(Projection::Fc, normed, &mut saved.hidden, Residual::None, t_fc, workspace)?;
     cpu::activate(site.config.activation, &saved.hidden, activated)?;
     site.forward(Projection::MlpOut, activated, x, Residual::InPlace, t_mlp_out, workspace)
@@ -130,7 +130,7 @@ pub(super) fn backward<W: Element>(
         return Ok(());
     }
     cpu::activate_backward(site.config.activation, &saved.hidden, d_activated)?;
-    layer_norm(&saved.before_mlp, &site.layer.ln_2, eps, normed);
+    layer_norm(&saved.before_mlp, &site.layer.ln_2, eps, normed)?;
     let below = goes_on(Projection::Fc).then_some(&mut d_narrow[..]);
     site.backward(Projection::Fc, normed, d_activated, t_fc, below, g_fc, workspace)?;
     if !goes_on(Projection::Fc) {
@@ -144,7 +144,7 @@ pub(super) fn backward<W: Element>(
         return Ok(());
     }
     attention_backward::backward(&saved.qkv, d_narrow, shape(&site), attention, d_qkv);
-    layer_norm(&saved.before_attention, &site.layer.ln_1, eps, normed);
+    layer_norm(&saved.before_attention, &site.layer.ln_1, eps, normed)?;
     let below = goes_on(Projection::Qkv).then_some(&mut d_narrow[..]);
     site.backward(Projection::Qkv, normed, d_qkv, t_qkv, below, g_qkv, workspace)?;
     if goes_on(Projection::Qkv) {

@@ -192,7 +192,7 @@ impl<'m, W: Element> Training<'m, W> {
             let site = Site { dropout, ..site(model, lora, index, rows, self.sequence) };
             block::forward(site, saved, &mut self.scratch, &mut self.x)?;
         }
-        layer_norm(&self.x, &model.ln_f, config.layer_norm_epsilon, &mut self.normed);
+        layer_norm(&self.x, &model.ln_f, config.layer_norm_epsilon, &mut self.normed)?;
         Ok(lora)
     }
 }

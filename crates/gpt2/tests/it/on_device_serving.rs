@@ -1,7 +1,7 @@
 //! GPT-2 on the emulator of a GPU, as it is served: decoding with a cache, adapters that take each other's place under a graph, and
 //! what is refused or lost.
 
-use crate::common::device::{OnDevice, assert_close, emulated, lora, model, on_gpu, slices};
+use crate::common::device::{OnDevice, assert_close, emulated, left_out, lora, model, on_gpu, slices};
 use crate::common::{golden, tokens};
 use fused_lora::Element;
 use fused_lora_gpt2::adapter::lora::{Lora, Projection, Target};
@@ -52,6 +52,9 @@ fn decode<W: Element>(model: &Model<W>, adapters: &Adapters<W>, prompt: usize, f
 
 #[test]
 fn decoding_with_a_cache_is_the_whole_pass() {
+    if left_out() {
+        return;
+    }
     let model = model::<f32>();
     decode(&model, &lora("lora-all", &model.config, LoraMode::Fused), 1, 0);
     let model = self::model::<bf16>();
@@ -60,6 +63,9 @@ fn decoding_with_a_cache_is_the_whole_pass() {
 
 #[test]
 fn decoding_behind_prefixes() {
+    if left_out() {
+        return;
+    }
     let model = model::<f32>();
     decode(&model, &peft::load(&golden("prefix"), &model.config).unwrap(), 3, 1);
     let prefix = Some(Prefix::random_embedding(&model.config, 3, 3).unwrap());
@@ -68,6 +74,9 @@ fn decoding_behind_prefixes() {
 
 #[test]
 fn sequences_of_one_batch_may_be_of_different_lengths() {
+    if left_out() {
+        return;
+    }
     let model = model::<f32>();
     let on_device = OnDevice::new(&model, &Adapters::default());
     let OnDevice { stream, model, adapters } = &on_device;
@@ -96,6 +105,9 @@ fn sequences_of_one_batch_may_be_of_different_lengths() {
 
 #[test]
 fn a_captured_pass_runs_with_the_adapter_that_takes_the_others_place() {
+    if left_out() {
+        return;
+    }
     let model = model::<f16>();
     let random = |seed, ranks: [usize; 2], alpha| {
         let targets = [(Target::Q, ranks[0]), (Target::V, ranks[1])];
@@ -151,6 +163,9 @@ fn a_captured_pass_runs_with_the_adapter_that_takes_the_others_place() {
 
 #[test]
 fn a_gpu_that_no_kernel_is_written_for_is_refused() {
+    if left_out() {
+        return;
+    }
     if on_gpu() {
         return;
     }
@@ -169,6 +184,9 @@ fn a_gpu_that_no_kernel_is_written_for_is_refused() {
 /// Lost in the middle of a pass, of a capture and of a replay: the same typed error from then on, and only that device is gone.
 #[test]
 fn a_lost_device_is_a_typed_error_and_another_one_runs() {
+    if left_out() {
+        return;
+    }
     let model = model::<f32>();
     let adapters = lora("lora-attn", &model.config, LoraMode::Fused);
     let tokens = tokens();
@@ -203,6 +221,9 @@ fn a_lost_device_is_a_typed_error_and_another_one_runs() {
 
 #[test]
 fn what_cannot_be_run_is_refused_and_the_next_pass_runs() {
+    if left_out() {
+        return;
+    }
     let model = model::<f32>();
     let on_device = OnDevice::new(&model, &Adapters::default());
     let OnDevice { stream, model, adapters } = &on_device;

@@ -8,8 +8,9 @@ use fused_lora::device::{Stream, Workspace};
 
 use super::products::{FROZEN as FROZEN_STEPS, Products, SEQUENTIAL as SEQUENTIAL_STEPS, Step};
 use super::{Buffers, Plans};
+use crate::bench::case::Case;
 use crate::bench::contest::{Bench, Contestant};
-use crate::bench::device::{Case, Copy};
+use crate::bench::device::Copy;
 use crate::bench::rotation::{Issue, Rotation};
 use crate::bench::row::{Entry, FROZEN, FROZEN_OURS, FUSED, Row, SEQUENTIAL};
 
@@ -27,7 +28,9 @@ impl Bench<'_> {
             let is_frozen = [FROZEN, FROZEN_OURS].contains(&name);
             // Sequential must move what fused must.
             let bytes = if is_frozen { frozen } else { fused }.floor_bytes(case);
-            let entry = Entry { name, bytes, flops: case.pass_flops(!is_frozen), launches: 0, launch };
+            let parameters = if is_frozen { 0 } else { case.parameters() };
+            let flops = case.pass_flops(!is_frozen);
+            let entry = Entry { name, width: None, parameters, bytes, flops, launches: 0, launch };
             Contestant { entry, rotation: Rotation::new(copies.len(), issue) }
         };
         let ours = |name, plans| {

@@ -4,16 +4,16 @@ mod contest;
 mod products;
 
 use anyhow::Result;
-use bytemuck::Pod;
 use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
-    Backward, BackwardInput, BackwardOptions, BackwardOutput, Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut,
-    DeviceOutput, DeviceResidual, DeviceSliceMut, FactorGradient, Forward, ForwardOptions, Stream, Workspace,
+    Backward, BackwardInput, BackwardOptions, BackwardOutput, Device, DeviceBuffer, DeviceMatrix, DeviceOutput,
+    DeviceResidual, FactorGradient, Forward, ForwardOptions, Stream, Workspace,
 };
 use fused_lora::{ComputePath, Element, WorkspaceLayout};
 use fused_lora_gpt2::Random;
 
-use super::device::{Case, Copy};
+use super::case::Case;
+use super::device::{Copy, place};
 
 /// What a pass reads and writes beside the weights, shared by all copies of them, with room for so many tokens and ranks.
 pub(super) struct Buffers<T> {
@@ -128,12 +128,4 @@ impl<T: Element> std::fmt::Display for Plans<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}; {}", self.forward.plan(), self.backward.plan())
     }
-}
-
-/// The first elements of a buffer, to be written to by one launch at a time.
-fn place<U: Pod>(buffer: &DeviceBuffer<U>, rows: usize, cols: usize) -> fused_lora::Result<DeviceMatrixMut<'_, U>> {
-    let slice = buffer.slice(0..rows * cols);
-    // SAFETY: the buffer lives and is this long, and launches on one stream are ordered.
-    let slice = unsafe { DeviceSliceMut::from_raw(slice.device(), slice.address(), slice.len()) };
-    DeviceMatrixMut::new(slice, rows, cols)
 }

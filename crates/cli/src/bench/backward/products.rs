@@ -9,9 +9,10 @@ use fused_lora::device::Stream;
 use fused_lora::lora::Layout;
 
 use super::Buffers;
+use crate::bench::case::{Case, SCALE};
 use crate::bench::contest::Bench;
 use crate::bench::cublaslt::{CublasLt, Form, Product, fastest};
-use crate::bench::device::{Case, Copy, SCALE};
+use crate::bench::device::Copy;
 
 /// One product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use assert_cmd::Command;
 use serde_json::Value;
 
 pub fn golden(name: &str) -> String {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name).display().to_string()
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).display().to_string()
 }
 
 pub fn run(args: &[&str]) -> Output {
@@ -33,10 +33,47 @@ pub fn fail(args: &[&str], code: i32) -> String {
     stderr
 }
 
+/// Whether there is no device to run on. What is left out for that is said once, on the process's own error stream: the test
+/// harness keeps what tests print.
+pub fn left_out() -> bool {
+    static SAY: std::sync::Once = std::sync::Once::new();
+    let Err(error) = fused_lora::device::Device::expect_emulator() else { return false };
+    SAY.call_once(|| {
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "left out: all tests on the emulator of a GPU ({error})");
+    });
+    true
+}
+
 pub fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// A copy of a golden folder's files.
+pub fn copy_of(name: &str, to: &Path) -> PathBuf {
+    let folder = to.join(name);
+    std::fs::create_dir(&folder).unwrap();
+    for entry in std::fs::read_dir(golden(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+/// A new FIFO.
+pub fn fifo(path: &Path) {
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+}
+
+/// Sorted names of what is in a folder.
+pub fn contents(folder: &Path) -> Vec<String> {
+    let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    let mut names: Vec<_> = std::fs::read_dir(folder).unwrap().map(name).collect();
+    names.sort();
+    names
 }

@@ -12,6 +12,21 @@ pub fn on_gpu() -> bool {
     std::env::var("FUSED_LORA_TEST_DEVICE").is_ok_and(|device| device == "cuda")
 }
 
+/// Whether there is no device to run on. What is left out for that is said once, on the process's own error stream: the test
+/// harness keeps what tests print.
+pub fn left_out() -> bool {
+    static SAY: std::sync::Once = std::sync::Once::new();
+    if on_gpu() {
+        return false;
+    }
+    let Err(error) = fused_lora::device::Device::expect_emulator() else { return false };
+    SAY.call_once(|| {
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "left out: all tests on the emulator of a GPU ({error})");
+    });
+    true
+}
+
 /// A new emulated GPU.
 pub fn emulated(compute_capability: (u32, u32)) -> Stream {
     let config = EmulatorConfig { multiprocessors: 6, compute_capability, ..EmulatorConfig::default() };

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 pub fn golden(name: &str) -> PathBuf {
     // Where tests run that were built elsewhere, the script says where the vectors are.
-    let here = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden");
+    let here = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
     std::env::var_os("FUSED_LORA_TEST_GOLDEN").map_or_else(|| here.into(), PathBuf::from).join(name)
 }
 

@@ -1,0 +1,67 @@
+//! Error messages: every cause once, and never longer than a reader can take in.
+
+use std::fmt::Write;
+
+/// The most characters of a message, and of one line of the command line's own messages.
+const LONGEST: usize = 1000;
+
+/// An error and its causes in one line. A cause that the sentence before it already tells is not repeated.
+pub(crate) fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            let _ = write!(text, ": {cause}");
+        }
+    }
+    shortened(&text.replace('\n', " "), LONGEST)
+}
+
+/// What clap says about wrong usage, with huge values cut; no colours then.
+pub(crate) fn usage(error: &clap::Error) -> Option<String> {
+    let text = error.to_string();
+    let is_long = text.lines().any(|line| line.chars().count() > LONGEST);
+    (error.use_stderr() && is_long).then(|| {
+        let lines = text.lines().map(|line| shortened(line, LONGEST));
+        lines.fold(String::new(), |all, line| all + &line + "\n")
+    })
+}
+
+/// The beginning and the end of a text that is longer than `longest` characters, and how much is missing between them.
+fn shortened(text: &str, longest: usize) -> String {
+    let length = text.chars().count();
+    if length <= longest {
+        return text.to_owned();
+    }
+    let (first, last) = (longest * 2 / 3, longest / 4);
+    let begin: String = text.chars().take(first).collect();
+    let end: String = text.chars().skip(length - last).collect();
+    format!("{begin} … ({} characters) … {end}", length - first - last)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let io = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let doubled = fused_lora_gpt2::Error::Io { path: "config.json".into(), source: io() };
+        assert_eq!(sentence(&doubled.into()), format!("config.json: {}", io()));
+        let added = Err::<(), _>(io()).context("model").unwrap_err();
+        assert_eq!(sentence(&added), format!("model: {}", io()));
+    }
+
+    #[test]
+    fn a_message_is_one_short_line() {
+        let name = "ä".repeat(50_000);
+        let text = sentence(&anyhow!("{name}: cannot be read\nat all"));
+        assert!(text.chars().count() < 1100, "{}", text.len());
+        assert!(text.starts_with("ää") && text.ends_with("cannot be read at all"), "{text}");
+        assert!(text.contains("characters) …"), "{text}");
+        assert_eq!(shortened("short", 5), "short");
+    }
+}

@@ -1,0 +1,227 @@
+//! A command that is ended by a signal leaves nothing temporary and nothing half-written, and dies by that signal.
+//!
+//! A FIFO in the place of an input holds the command at a known moment: it waits there until the test writes.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::common::{contents, copy_of, fifo, golden, json, succeed, text};
+use fused_lora_gpt2::write_tensors;
+use rustix::process::{Pid, Signal, kill_process};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
+
+fn start(args: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fused-lora"));
+    command.args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+/// Waits for the command to die by the signal, without a word.
+fn assert_dies_by(child: Child, signal: Signal) {
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.signal(), Some(signal.as_raw()), "{output:?}");
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Looks until something is there; a minute is a failure.
+fn wait_for<T>(look: impl Fn() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "it does not appear");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Something temporary in a folder.
+fn temporary(folder: &Path) -> Option<PathBuf> {
+    let name = contents(folder).into_iter().find(|name| name.starts_with(".fused-lora-"))?;
+    Some(folder.join(name))
+}
+
+/// A model whose configuration comes from a FIFO, and that configuration.
+fn waiting_model(place: &Path) -> (PathBuf, Vec<u8>) {
+    let model = copy_of("model", place);
+    let config = model.join("config.json");
+    let text = std::fs::read(&config).unwrap();
+    std::fs::remove_file(&config).unwrap();
+    fifo(&config);
+    (model, text)
+}
+
+/// Writes to a FIFO as soon as someone reads it.
+fn feed(fifo: &Path, bytes: &[u8]) {
+    File::create(fifo).unwrap().write_all(bytes).unwrap();
+}
+
+#[test]
+fn a_merge_leaves_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let (model, config) = waiting_model(place.path());
+    let results = place.path().join("results");
+    std::fs::create_dir(&results).unwrap();
+    let (out, adapter) = (results.join("merged"), golden("lora-all"));
+    let merge = ["merge", "--model", text(&model), "--adapter", &adapter, "--out", text(&out)];
+    for signal in SIGNALS {
+        // Before anything is computed: the temporary folder is there, empty.
+        let child = start(&merge);
+        wait_for(|| temporary(&results));
+        send(&child, signal);
+        assert_dies_by(child, signal);
+        assert!(contents(&results).is_empty(), "{signal:?}: {:?}", contents(&results));
+
+        // The weights are written, the configuration is not.
+        let child = start(&merge);
+        feed(&model.join("config.json"), &config);
+        wait_for(|| temporary(&results).filter(|folder| folder.join("model.safetensors").exists()));
+        send(&child, signal);
+        assert_dies_by(child, signal);
+        assert!(contents(&results).is_empty(), "{signal:?}: {:?}", contents(&results));
+    }
+}
+
+#[test]
+fn a_signal_that_is_ignored_stays_ignored() {
+    let place = tempfile::tempdir().unwrap();
+    let (model, config) = waiting_model(place.path());
+    let (out, adapter) = (place.path().join("merged"), golden("lora-all"));
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_fused-lora"), "merge"]);
+    command.args(["--model", text(&model), "--adapter", &adapter, "--out", text(&out)]);
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    wait_for(|| temporary(place.path()));
+    send(&child, Signal::HUP);
+    // It goes on where it waited, twice: once before the weights are written and once after.
+    feed(&model.join("config.json"), &config);
+    wait_for(|| temporary(place.path()).filter(|folder| folder.join("model.safetensors").exists()));
+    feed(&model.join("config.json"), &config);
+    assert!(child.wait().unwrap().success());
+    assert_eq!(contents(place.path()), ["merged", "model"]);
+}
+
+#[test]
+fn logits_that_wait_for_their_model_leave_the_file_as_it_was() {
+    let place = tempfile::tempdir().unwrap();
+    let (model, _) = waiting_model(place.path());
+    let out = place.path().join("logits");
+    std::fs::write(&out, "old").unwrap();
+    for signal in SIGNALS {
+        let child = start(&["logits", "--model", text(&model), "--tokens", "1", "--out", text(&out)]);
+        // Open as soon as the command reads it.
+        let _config = File::create(model.join("config.json")).unwrap();
+        send(&child, signal);
+        assert_dies_by(child, signal);
+        assert_eq!(contents(place.path()), ["logits", "model"]);
+        assert_eq!(std::fs::read(&out).unwrap(), b"old");
+    }
+}
+
+/// A model of one narrow layer with a large vocabulary: little to compute, much to write.
+fn wide_model(folder: &Path, vocabulary: usize) {
+    let (d, positions) = (4, 1024);
+    let config = serde_json::json!({
+        "model_type": "gpt2", "n_layer": 1, "n_embd": d, "n_head": 1, "vocab_size": vocabulary, "n_positions": positions,
+        "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new",
+    });
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let mut shapes = HashMap::from([("wte.weight".to_owned(), vec![vocabulary, d])]);
+    shapes.insert("wpe.weight".into(), vec![positions, d]);
+    for (name, d_in, d_out) in
+        [("attn.c_attn", d, 3 * d), ("attn.c_proj", d, d), ("mlp.c_fc", d, 4 * d), ("mlp.c_proj", 4 * d, d)]
+    {
+        shapes.insert(format!("h.0.{name}.weight"), vec![d_in, d_out]);
+        shapes.insert(format!("h.0.{name}.bias"), vec![d_out]);
+    }
+    for norm in ["h.0.ln_1", "h.0.ln_2", "ln_f"] {
+        shapes.insert(format!("{norm}.weight"), vec![d]);
+        shapes.insert(format!("{norm}.bias"), vec![d]);
+    }
+    let zeros = vec![0; 4 * vocabulary.max(positions) * d];
+    let view = |shape: &Vec<usize>| {
+        let bytes = &zeros[..4 * shape.iter().product::<usize>()];
+        TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()
+    };
+    let tensors: BTreeMap<_, _> = shapes.iter().map(|(key, shape)| (key.clone(), view(shape))).collect();
+    write_tensors(&folder.join("model.safetensors"), &tensors, None).unwrap();
+}
+
+#[test]
+fn logits_that_are_being_written_leave_nothing() {
+    let (vocabulary, tokens) = (50_000, 600);
+    let place = tempfile::tempdir().unwrap();
+    let [model, results] = ["model", "results"].map(|name| place.path().join(name));
+    std::fs::create_dir(&model).unwrap();
+    std::fs::create_dir(&results).unwrap();
+    wide_model(&model, vocabulary);
+    let ids = vec!["1"; tokens].join(",");
+    let out = results.join("logits");
+    for signal in SIGNALS {
+        // The signal may come when all is written: then the result must be whole, and the next try may be earlier.
+        let was_caught = (0..20).any(|_| {
+            let mut child = start(&["logits", "--model", text(&model), "--tokens", &ids, "--out", text(&out)]);
+            let is_growing = || temporary(&results).is_some_and(|file| file.metadata().is_ok_and(|m| m.len() > 0));
+            wait_for(|| (is_growing() || out.exists() || child_is_done(&child)).then_some(()));
+            // A process that has ended, but was not waited for, can still be sent a signal.
+            send(&child, signal);
+            let status = child.wait().unwrap();
+            let left = contents(&results);
+            if status.signal() == Some(signal.as_raw()) && left.is_empty() {
+                return true;
+            }
+            assert_eq!(left, ["logits"], "{status:?}");
+            assert!(std::fs::metadata(&out).unwrap().len() > 4 * (vocabulary * tokens) as u64, "half-written");
+            std::fs::remove_file(&out).unwrap();
+            false
+        });
+        assert!(was_caught, "{signal:?} never came while the file was written");
+    }
+}
+
+/// Whether a child has ended and waits to be waited for.
+fn child_is_done(child: &Child) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    status.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+}
+
+#[test]
+fn a_sweep_leaves_whole_cells_and_goes_on() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("sweep.json");
+    let model = golden("model");
+    let ranks = (1..=40).map(|rank| rank.to_string()).collect::<Vec<_>>().join(",");
+    let sweep = |ranks: &str| -> Vec<String> {
+        let fixed =
+            ["sweep", "--model", &model, "--sequences", "8", "--batches", "1", "--threads", "1", "--trials", "300"];
+        let rest = ["--methods", "lora-fused", "--ranks", ranks, "--json", text(&path)];
+        fixed.iter().chain(&rest).map(|arg| (*arg).to_owned()).collect()
+    };
+    let mut measured = 0;
+    for signal in SIGNALS {
+        let all = sweep(&ranks);
+        let child = start(&all.iter().map(String::as_str).collect::<Vec<_>>());
+        wait_for(|| path.exists().then(|| json(&path)["rows"].as_array().unwrap().len()).filter(|n| *n > measured));
+        send(&child, signal);
+        assert_dies_by(child, signal);
+        assert_eq!(contents(place.path()), ["sweep.json"]);
+        measured = json(&path)["rows"].as_array().unwrap().len();
+        assert!(measured < 40, "it was ended before the end");
+    }
+    let some = sweep("1,2");
+    let out = succeed(&some.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(out.contains(&format!("going on after {measured} cells")), "{out}");
+}

@@ -1,0 +1,90 @@
+//! `cargo xtask package`: the crates as their users get them, built and tested from their archives.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fmt, fs};
+
+use anyhow::{Context, Result, ensure};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Package what is not committed, too
+    #[arg(long)]
+    allow_dirty: bool,
+}
+
+/// Makes the archive of every crate that is meant to be published, unpacks them side by side, where nothing of this checkout
+/// is in reach, and runs the tests that are in them.
+pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let archives = target.join("package");
+    if archives.exists() {
+        fs::remove_dir_all(&archives).with_context(|| format!("cannot empty {}", archives.display()))?;
+    }
+    let mut package = cargo(root);
+    package.args(["package", "--workspace", "--exclude", "xtask", "--no-verify"]);
+    succeed(package.args(args.allow_dirty.then_some("--allow-dirty")))?;
+
+    let unpacked = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let mut names = vec![];
+    for entry in fs::read_dir(&archives).with_context(|| format!("cannot read {}", archives.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "crate") {
+            succeed(Command::new("tar").arg("-xzf").arg(&path).arg("-C").arg(unpacked.path()))?;
+            names.push(path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+        }
+    }
+    ensure!(!names.is_empty(), "cargo made no archive");
+    names.sort();
+    fs::write(unpacked.path().join("Cargo.toml"), workspace(root, &names)?).context("cannot write the workspace")?;
+    // The versions that this checkout is tested with.
+    fs::copy(root.join("Cargo.lock"), unpacked.path().join("Cargo.lock")).context("cannot copy Cargo.lock")?;
+    println!("from their archives: {}", names.join(", "));
+    let mut test = cargo(unpacked.path());
+    // What others wrote is built already.
+    test.args(["test", "--workspace", "--all-features"]).env("CARGO_TARGET_DIR", &target);
+    succeed(&mut test)
+}
+
+/// A workspace of the unpacked crates, which find each other in place of crates.io, with this workspace's profiles.
+fn workspace(root: &Path, names: &[String]) -> Result<String> {
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).context("cannot read Cargo.toml")?;
+    let mut text = String::from("[workspace]\nresolver = \"3\"\nmembers = [");
+    names.iter().for_each(|name| text += &format!("{name:?}, "));
+    text += "]\n\n[patch.crates-io]\n";
+    for name in names {
+        let (crate_name, _) = name.rsplit_once('-').with_context(|| format!("{name} has no version"))?;
+        text += &format!("{crate_name} = {{ path = {name:?} }}\n");
+    }
+    let mut in_profile = false;
+    for line in manifest.lines() {
+        in_profile = if line.starts_with('[') { line.starts_with("[profile.") } else { in_profile };
+        if in_profile {
+            text += line;
+            text.push('\n');
+        }
+    }
+    Ok(text)
+}
+
+fn cargo(folder: &Path) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What cargo set for this program would mislead the one that it starts.
+    command.current_dir(folder).env_remove("CARGO_MANIFEST_DIR");
+    command
+}
+
+fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot run {}", Shown(command)))?;
+    ensure!(status.success(), "{} failed", Shown(command));
+    Ok(())
+}
+
+struct Shown<'a>(&'a Command);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.get_program().display())?;
+        self.0.get_args().try_for_each(|argument| write!(f, " {}", argument.display()))
+    }
+}

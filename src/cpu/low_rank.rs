@@ -1,0 +1,95 @@
+//! Products with a low-rank factor, whose short side the gemm crate's kernels are not made for.
+
+use std::ops::Range;
+
+use super::gemm::{Scale, gemm_into};
+use super::operand::Operand;
+use super::panel::load_rows;
+use super::vector::vectorized;
+use crate::dtype::Element;
+
+/// The gemm crate's kernel for short rows of long columns works on results of up to this many elements.
+const SHORT_PRODUCT: usize = 256;
+/// Above this rank its general kernel, which pads and packs its operands, wastes little.
+pub(super) const SHORT_RANK: usize = 16;
+
+/// `dst[rows, n] += scale · t[rows, rank] · expand[rank, n]` for a small rank: four rows of `expand` at a time stay in
+/// the first-level cache while each row of `dst` passes once. The gemm crate would spend longer packing `expand`.
+pub(super) fn rank_update(
+    dst: &mut [f32],
+    dst_stride: usize,
+    t: Operand<'_, f32>,
+    expand: Operand<'_, f32>,
+    scale: f32,
+) {
+    let (rank, n) = (expand.rows(), expand.cols());
+    let expand = &expand.data()[..rank * n];
+    vectorized(
+        #[inline(always)]
+        || {
+            for i in 0..t.rows() {
+                let row = &mut dst[i * dst_stride..][..n];
+                let t = &t.data()[i * t.row_stride()..][..rank];
+                for (t, expand) in t.chunks(4).zip(expand.chunks(4 * n)) {
+                    match (t, expand) {
+                        ([t0, t1, t2, t3], expand) => {
+                            let [t0, t1, t2, t3] = [t0, t1, t2, t3].map(|t| scale * t);
+                            let (e0, rest) = expand.split_at(n);
+                            let (e1, rest) = rest.split_at(n);
+                            let (e2, e3) = rest.split_at(n);
+                            for ((((d, e0), e1), e2), e3) in row.iter_mut().zip(e0).zip(e1).zip(e2).zip(e3) {
+                                *d += t0 * e0 + t1 * e1 + (t2 * e2 + t3 * e3);
+                            }
+                        }
+                        (t, expand) => {
+                            for (t, expand) in t.iter().zip(expand.chunks_exact(n)) {
+                                let t = scale * t;
+                                row.iter_mut().zip(expand).for_each(|(d, e)| *d += t * e);
+                            }
+                        }
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// The operand itself where it is stored as `f32`.
+pub(super) fn in_place<'a, T: Element>(operand: Operand<'a, T>) -> Option<Operand<'a, f32>> {
+    let data = T::as_f32(operand.data())?;
+    Some(Operand::new(data, operand.rows(), operand.cols(), operand.row_stride(), operand.col_stride()))
+}
+
+/// `t[rows, rank] (=|+=) factor · x · weight` for a few tokens and a small rank, with the reduction running along both
+/// rows.
+pub(super) fn shrink<W: Element>(
+    x: Operand<'_, f32>,
+    weight: Operand<'_, W>,
+    t: &mut [f32],
+    t_stride: usize,
+    scale: Scale<f32>,
+    scratch: &mut [f32],
+    panel_depth: usize,
+) {
+    let (depth, rank) = (weight.rows(), weight.cols());
+    let mut product = |steps: Range<usize>, weight: Operand<'_, f32>, scale| {
+        // The gemm crate has a kernel for long reductions with few results, which needs both operands contiguous
+        // along the reduction. Handing it a few tokens at a time avoids padding a rank of 4 to a whole register tile.
+        let step = if rank <= SHORT_RANK { SHORT_PRODUCT / rank } else { x.rows() };
+        for start in (0..x.rows()).step_by(step.max(1)) {
+            let rows = start..(start + step).min(x.rows());
+            gemm_into(&mut t[start * t_stride..], t_stride, x.block(rows, steps.clone()), weight, scale);
+        }
+    };
+    match in_place(weight) {
+        Some(weight) if weight.row_stride() == 1 => product(0..depth, weight, scale),
+        _ => {
+            let (Scale::Overwrite(factor) | Scale::Add(factor)) = scale;
+            for start in (0..depth).step_by(panel_depth) {
+                let steps = start..(start + panel_depth).min(depth);
+                let panel = load_rows(weight.block(steps.clone(), 0..rank).t(), scratch).t();
+                product(steps, panel, if start == 0 { scale } else { Scale::Add(factor) });
+            }
+        }
+    }
+}
