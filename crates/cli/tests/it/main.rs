@@ -1,4 +1,5 @@
 //! The command as a user runs it.
+#![allow(clippy::unwrap_used)]
 
 mod bench;
 mod checkpoints;

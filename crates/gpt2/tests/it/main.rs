@@ -1,4 +1,5 @@
 //! GPT-2, its adapters, its files and its training, seen from outside. One program: linking is most of what tests take to build.
+#![allow(clippy::unwrap_used)]
 
 mod bad_adapter;
 mod bad_call;
