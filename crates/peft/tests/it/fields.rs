@@ -126,8 +126,10 @@ fn any_value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// What an adapter computes: its modules, ranks, scales and values.
-fn computed(lora: &Lora) -> Vec<(String, usize, f32, Vec<f32>, Vec<f32>)> {
+/// What a module computes with: its name, rank, scale, A and B.
+type Computed = (String, usize, f32, Vec<f32>, Vec<f32>);
+
+fn computed(lora: &Lora) -> Vec<Computed> {
     let module = |m: &fused_lora_peft::AdaptedModule| {
         (m.name.clone(), m.rank, m.scale, m.a.to_f32().unwrap(), m.b.to_f32().unwrap())
     };
