@@ -14,8 +14,10 @@ pub struct Kernels {
     files: Arc<BTreeMap<String, Arc<str>>>,
     /// Of these, the ones that stand in for others.
     changed: BTreeMap<String, Arc<str>>,
-    source_of: Arc<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    source_of: Arc<SourceOf>,
 }
+
+type SourceOf = dyn Fn(&str) -> Option<String> + Send + Sync;
 
 impl Kernels {
     /// A set of files, by their paths below the folder that `#include <...>` starts from. `source_of` names the file (`.cu`)
