@@ -5,8 +5,8 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use fused_lora::Result;
 use fused_lora::device::{
-    Adapter, Device, DeviceAdapter, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceNorm, DeviceResidual,
-    DeviceSegment, Event, Forward, LayerNorm, Stream, Workspace,
+    Adapter, Device, DeviceAdapter, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceNorm,
+    DeviceResidual, DeviceSegment, Event, Forward, LayerNorm, Stream, Workspace,
 };
 use fused_lora::lora::{Activation, Layout};
 use half::bf16;
