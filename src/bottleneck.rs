@@ -99,8 +99,9 @@ pub fn parameters(d: usize, width: usize, has_norm: bool) -> usize {
 
 /// The width, at least 1, of which an adapter for `d` features has as nearly as possible this many [`parameters`].
 pub fn width_for(d: usize, has_norm: bool, parameters: f64) -> usize {
-    let without_width = self::parameters(d, 0, has_norm) as f64;
-    ((parameters - without_width) / (2 * d + 1) as f64).round().max(1.0) as usize
+    let d = d as f64;
+    let without_width = if has_norm { 3.0 * d } else { d };
+    ((parameters - without_width) / (2.0 * d + 1.0)).round().max(1.0) as usize
 }
 
 #[cfg(test)]

@@ -18,6 +18,12 @@ fn shapes() -> Vec<Shape> {
         for rank in [1, 2, 4, 8, 16, 17, 40, 64, 130, 512] {
             shapes.push(shape(33, 70, 90, layout, &[(0, 90, rank)]));
         }
+        // Small layers, which run on the calling thread; one and two tokens meet B as it is stored.
+        for rank in [1, 2, 4, 8, 9, 15, 16, 17] {
+            shapes.push(shape(1, 64, 64, layout, &[(0, 64, rank)]));
+            shapes.push(shape(2, 16, 33, layout, &[(3, 30, rank), (0, 33, 1)]));
+            shapes.push(shape(4, 5, 1, layout, &[(0, 1, rank)]));
+        }
         shapes.push(shape(40, 600, 1100, layout, &[]));
         shapes.push(shape(130, 1030, 384, layout, &[(0, 128, 4), (256, 384, 7)]));
         shapes.push(shape(7, 96, 300, layout, &[(0, 300, 5), (0, 300, 2), (17, 18, 1)]));

@@ -54,6 +54,42 @@ pub(super) fn rank_update(
     );
 }
 
+/// Rows of an output up to which [`rank_dots`] takes less time than [`rank_update`], which wants its operand turned first.
+pub(super) const FEW_ROWS: usize = 2;
+
+/// [`rank_update`] with the columns of `expand` contiguous, as B is stored: every output element is a product of two short
+/// rows. Nothing is turned.
+pub(super) fn rank_dots(dst: &mut [f32], dst_stride: usize, t: Operand<'_, f32>, expand: Operand<'_, f32>, scale: f32) {
+    let (rank, n, stride) = (expand.rows(), expand.cols(), expand.col_stride());
+    vectorized(
+        #[inline(always)]
+        || {
+            for i in 0..t.rows() {
+                let t = &t.data()[i * t.row_stride()..][..rank];
+                for (j, d) in dst[i * dst_stride..][..n].iter_mut().enumerate() {
+                    *d += scale * dot(t, &expand.data()[j * stride..][..rank]);
+                }
+            }
+        },
+    );
+}
+
+/// Σ t·e, in eight lanes, which are added up in pairs, then what is left over.
+#[inline(always)]
+fn dot(t: &[f32], e: &[f32]) -> f32 {
+    let ((t, t_rest), (e, e_rest)) = (t.as_chunks::<8>(), e.as_chunks::<8>());
+    let mut lanes = [0.0f32; 8];
+    for (t, e) in t.iter().zip(e) {
+        for ((lane, t), e) in lanes.iter_mut().zip(t).zip(e) {
+            *lane += t * e;
+        }
+    }
+    for half in [4, 2, 1] {
+        (0..half).for_each(|lane| lanes[lane] += lanes[lane + half]);
+    }
+    t_rest.iter().zip(e_rest).fold(lanes[0], |sum, (t, e)| sum + t * e)
+}
+
 /// The operand itself where it is stored as `f32`.
 pub(super) fn in_place<'a, T: Element>(operand: Operand<'a, T>) -> Option<Operand<'a, f32>> {
     let data = T::as_f32(operand.data())?;

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::epilogue::Output;
 use super::gemm::{Scale, gemm_into};
-use super::low_rank::{SHORT_RANK, in_place, rank_update, shrink};
+use super::low_rank::{FEW_ROWS, SHORT_RANK, in_place, rank_dots, rank_update, shrink};
 use super::operand::Operand;
 use super::panel::{load_as_stored, load_dropped, load_rows};
 use super::shared::SharedSlice;
@@ -286,6 +286,11 @@ impl<W: Element, X: Element> Run<'_, W, X> {
                 let t = t.block(0..rows.len(), column..column + rank);
                 let update = apart.as_mut().map_or(&mut *tile, |(_, update)| update);
                 let update = &mut update[touched.start - cols.start..];
+                if rank <= SHORT_RANK && rows.len() <= FEW_ROWS && expand.row_stride() == 1 {
+                    let expand = in_place(expand).unwrap_or_else(|| load_as_stored(expand, operand));
+                    rank_dots(update, cols.len(), t, expand, term.scale);
+                    continue;
+                }
                 if rank <= SHORT_RANK {
                     rank_update(update, cols.len(), t, load_rows(expand, operand), term.scale);
                     continue;

@@ -12,7 +12,7 @@ use super::Args;
 use super::adapter::ADAPTERS;
 use super::case::Case;
 use super::copies::copies;
-use super::cpu_layers::{Layers, adapter_plans};
+use super::cpu_layers::{Layers, adapter_plans, weights};
 use super::cpu_row::{Entry, Row, print, rows};
 use super::overhead;
 use crate::environment::{Run, available_memory, peak_memory};
@@ -50,8 +50,10 @@ pub(super) fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
     let available = usize::try_from(available_memory().unwrap_or(UNKNOWN_MEMORY)).unwrap_or(usize::MAX);
     let fitting = |&(shape, rank): &((usize, usize), usize)| {
         let case = case(most, shape, rank);
-        let footprint = Layers::<W>::new(&case, 1, None)?.footprint(most, args.is_backward())?;
-        copies(COLD_BYTES, 0, &footprint, available).with_context(|| format!("{case}"))
+        let copies = |footprint| copies(COLD_BYTES, 0, &footprint, available).with_context(|| case.to_string());
+        // Plans are made from a layer: first of all there must be room for one.
+        copies(weights::<W>(&case))?;
+        copies(Layers::<W>::new(&case, 1, None)?.footprint(most, args.is_backward())?)
     };
     let copies = layers.iter().map(fitting).collect::<Result<Vec<_>>>()?;
     let mut measured = vec![];

@@ -141,11 +141,7 @@ impl<W: Element> Layers<W> {
     /// What a copy takes, and what calls of so many tokens take beside.
     pub(super) fn footprint(&self, tokens: usize, backward: bool) -> fused_lora::Result<Footprint> {
         let (size, Case { d_in, d_out, rank, .. }) = (size_of::<W>(), self.case);
-        let weight = bytes_of(&[(self.weight.len, size)]);
-        let adapters: Vec<_> = self.adapters.iter().map(|copies| copies.adapter).collect();
-        let of_adapters = adapters.iter().map(|adapter| bytes_of(&adapter.operands(size))).sum::<usize>();
-        let copy = weight + bytes_of(&[(self.a.len, size), (self.b.len, size)]) + of_adapters;
-        let widest = adapters.iter().map(|adapter| adapter.width).max().unwrap_or(0);
+        let widest = self.adapters.iter().map(|copies| copies.adapter.width).max().unwrap_or(0);
         let [layer, adapter] = self.workspaces(tokens, backward)?;
         let [x, y] = [d_in, d_out].map(|columns| (tokens.saturating_mul(columns), size));
         let once = match backward {
@@ -164,8 +160,17 @@ impl<W: Element> Layers<W> {
                 (adapter, 4),
             ]),
         };
-        Ok(Footprint { weight, copy, once })
+        Ok(Footprint { once, ..weights::<W>(&self.case) })
     }
+}
+
+/// What the weights of a copy take alone.
+pub(super) fn weights<W>(case: &Case) -> Footprint {
+    let size = size_of::<W>();
+    let [weight, a, b] = case.operands().map(|len| bytes_of(&[(len, size)]));
+    let adapters = case.adapters().map(|adapter| bytes_of(&adapter.operands(size)));
+    let copy = [weight, a, b].into_iter().chain(adapters).fold(0, usize::saturating_add);
+    Footprint { weight, copy, once: 0 }
 }
 
 /// How an adapter's two layers run.
