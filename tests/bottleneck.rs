@@ -1,11 +1,9 @@
 //! Bottleneck adapters and LayerNorm on the CPU against float64, element by element.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::adapter::{RandomAdapter, Residual, Shape};
-use common::transformer::Norm;
-use common::{Buffer, Rng};
+use crate::common::adapter::{RandomAdapter, Residual, Shape};
+use crate::common::transformer::Norm;
+use crate::common::{Buffer, Rng};
 use fused_lora::bottleneck::{Bottleneck, LayerNorm};
 use fused_lora::cpu::{self, BottleneckBuffers};
 use fused_lora::lora::{Activation, Layout, Weight};

@@ -8,6 +8,7 @@ mod common;
 mod adamw;
 mod adapter;
 mod attention;
+mod bottleneck;
 mod decode;
 mod device;
 mod device_adamw;

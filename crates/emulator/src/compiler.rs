@@ -49,7 +49,8 @@ impl Build {
 
     fn kernel_flags(self, is_clang: bool) -> Vec<&'static str> {
         match self {
-            Build::Plain => vec!["-O2"],
+            // More optimisation costs the compiler longer than the kernels of all tests run.
+            Build::Plain => vec!["-O1"],
             // Calls at every function's entry and exit would say nothing that the race detector asks.
             Build::Race if is_clang => {
                 vec!["-O1", "-DEMU_RACE", "-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0"]
