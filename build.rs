@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs, thread};
 
 use sha2::{Digest, Sha256};
 
@@ -40,13 +41,15 @@ fn main() {
     let nvcc = Nvcc::find();
     let images = env::var_os(IMAGES).map(PathBuf::from);
     let mut table = String::from("pub(super) static SOURCES: &[Source] = &[\n");
-    for (path, text) in texts.iter().filter(|(path, _)| path.ends_with(".cu")) {
+    // Where machine code is shared it is also kept, so that a second build of this package finds it.
+    let kept = images.as_ref().unwrap_or(&out);
+    let fatbin = |path: &str, text: &str| {
+        let nvcc = nvcc.as_ref().filter(|_| compile_tests || !path.starts_with("test/"))?;
+        let wanted: Vec<&str> = targets(path, text).into_iter().filter(|target| is_wanted(target)).collect();
+        nvcc.fatbin(&kernels, kept, path, &wanted, &texts)
+    };
+    for (path, text, fatbin) in all_sources(&texts, fatbin) {
         let targets = targets(path, text);
-        let compiler = nvcc.as_ref().filter(|_| compile_tests || !path.starts_with("test/"));
-        let compiled: Vec<&str> = targets.iter().copied().filter(|target| is_wanted(target)).collect();
-        // Where it is shared it is also kept, so that a second build of this package finds it.
-        let kept = images.as_ref().unwrap_or(&out);
-        let fatbin = compiler.and_then(|nvcc| nvcc.fatbin(&kernels, kept, path, &compiled, &texts));
         let image = match (fatbin, &images) {
             (None, _) => "Image::None".to_owned(),
             (Some(file), None) => format!("Image::BuiltIn(include_bytes!({file:?}))"),
@@ -70,6 +73,33 @@ fn main() {
     let version = nvcc.as_ref().map(|nvcc| &nvcc.version);
     let _ = write!(table, "];\n\npub(super) const NVCC: Option<&str> = {version:?};\n");
     fs::write(out.join("images.rs"), table).expect("OUT_DIR can be written to");
+}
+
+/// Path, text and machine code of every source, sorted by path; several are compiled at a time.
+fn all_sources<'a>(
+    texts: &'a BTreeMap<String, String>,
+    fatbin: impl Fn(&str, &str) -> Option<PathBuf> + Sync,
+) -> Vec<(&'a String, &'a String, Option<PathBuf>)> {
+    let sources: Vec<_> = texts.iter().filter(|(path, _)| path.ends_with(".cu")).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = vec![];
+        while let Some((path, text)) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+            done.push((*path, *text, fatbin(path, text)));
+        }
+        done
+    };
+    let mut done: Vec<_> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs()).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("a source does not compile")).collect()
+    });
+    done.sort_by_key(|(path, ..)| *path);
+    done
+}
+
+/// How much cargo lets us do at once.
+fn jobs() -> usize {
+    env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1)
 }
 
 /// Everything below kernels/ that a library needs, by its path there; the test kernels only where tests run.
@@ -198,15 +228,7 @@ impl Nvcc {
         }
         let _ = fs::remove_file(&stamp);
         let mut command = Command::new(&self.path);
-        let threads = env::var("NUM_JOBS").unwrap_or_else(|_| "1".to_owned());
-        command
-            .arg("--fatbin")
-            .args(&flags)
-            .args(["--threads", &threads])
-            .arg("-I")
-            .arg(kernels)
-            .arg("-o")
-            .arg(&fatbin);
+        command.arg("--fatbin").args(&flags).arg("-I").arg(kernels).arg("-o").arg(&fatbin);
         let output = command.arg(kernels.join(source)).output().expect("nvcc has run before");
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);

@@ -83,8 +83,9 @@ check() {
   note "$name: exit $status, $passed tests passed, $last_seconds s"
   # What these two say of asynchronous copies and barriers in shared memory is to be read before it is believed.
   [[ $status -eq 0 || $name == racecheck-* || $name == synccheck-* ]] || failed=1
+  # Of the first failure, where it is and what it says.
   [[ $status -eq 0 ]] || while IFS= read -r line; do note "    ${line:0:200}"; done \
-    < <(grep -m3 -E 'panicked|Err\(|No driver|no NVIDIA|ERROR SUMMARY|error:' "$out/$name.log")
+    < <(grep -m1 -A1 -E 'panicked at|ERROR SUMMARY|error:' "$out/$name.log")
   steps+=("{\"name\": \"$name\", \"exit\": $status, \"passed\": $passed, \"seconds\": $last_seconds}")
   report
 }
