@@ -76,10 +76,10 @@ fn main() {
 }
 
 /// Path, text and machine code of every source, sorted by path; several are compiled at a time.
-fn all_sources<'a>(
-    texts: &'a BTreeMap<String, String>,
+fn all_sources(
+    texts: &BTreeMap<String, String>,
     fatbin: impl Fn(&str, &str) -> Option<PathBuf> + Sync,
-) -> Vec<(&'a String, &'a String, Option<PathBuf>)> {
+) -> Vec<(&String, &String, Option<PathBuf>)> {
     let sources: Vec<_> = texts.iter().filter(|(path, _)| path.ends_with(".cu")).collect();
     let next = AtomicUsize::new(0);
     let work = || {
