@@ -163,6 +163,23 @@ pub(crate) fn parse_budget(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A small emulated GPU for tests. `None` without a C++ compiler, which is said once on the process's own error stream: the
+/// test harness keeps what tests print.
+#[cfg(all(test, feature = "emulator"))]
+pub(crate) fn emulator_for_tests() -> Option<Device> {
+    use std::io::Write;
+
+    use fused_lora::device::EmulatorConfig;
+
+    static SAY: std::sync::Once = std::sync::Once::new();
+    if let Err(error) = Device::expect_emulator() {
+        SAY.call_once(|| drop(writeln!(std::io::stderr(), "left out: all tests on the emulator of a GPU ({error})")));
+        return None;
+    }
+    let config = EmulatorConfig { multiprocessors: 4, ..EmulatorConfig::default() };
+    Some(Device::emulator(config).expect("there is a compiler"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -254,7 +254,6 @@ impl<'a, T: Element> Contest<'a, T> {
 
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
-    use fused_lora::device::EmulatorConfig;
     use half::bf16;
 
     use super::*;
@@ -263,7 +262,7 @@ mod tests {
     /// Runs our contestants, plain and replayed, where no GPU is: the emulator's clock says little, the rest is the same.
     #[test]
     fn few_tokens_and_many_are_timed_in_both_modes() {
-        let device = Device::emulator(EmulatorConfig { multiprocessors: 4, ..EmulatorConfig::default() }).unwrap();
+        let Some(device) = crate::common::emulator_for_tests() else { return };
         let stream = Stream::new(&device).unwrap();
         let path = ComputePath::Auto;
         let bench = Bench { device: &device, stream: &stream, cublaslt: None, path, trials: 3 };

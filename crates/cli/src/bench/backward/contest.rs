@@ -91,7 +91,6 @@ mod tests {
 #[cfg(all(test, feature = "emulator"))]
 mod emulated {
     use fused_lora::ComputePath;
-    use fused_lora::device::{Device, EmulatorConfig};
     use fused_lora::lora::Layout;
     use fused_lora_gpt2::Random;
     use half::bf16;
@@ -102,7 +101,7 @@ mod emulated {
     /// Runs our contestants, plain and replayed, where no GPU is: the emulator's clock says little, the rest is the same.
     #[test]
     fn passes_are_timed_in_both_modes() {
-        let device = Device::emulator(EmulatorConfig { multiprocessors: 4, ..EmulatorConfig::default() }).unwrap();
+        let Some(device) = crate::common::emulator_for_tests() else { return };
         let stream = Stream::new(&device).unwrap();
         let path = ComputePath::Auto;
         let bench = Bench { device: &device, stream: &stream, cublaslt: None, path, trials: 3 };

@@ -142,7 +142,7 @@ mod tests {
     use std::collections::HashMap;
 
     use fused_lora::ComputePath;
-    use fused_lora::device::{Device, DeviceBuffer, EmulatorConfig, Workspace};
+    use fused_lora::device::{DeviceBuffer, Workspace};
     use fused_lora_gpt2::Random;
 
     use super::*;
@@ -171,7 +171,7 @@ mod tests {
     /// No cuBLASLt here: what its products are asked for is multiplied by hand, and must be what our kernels compute.
     #[test]
     fn the_steps_of_sequential_are_a_training_pass() {
-        let device = Device::emulator(EmulatorConfig { multiprocessors: 4, ..EmulatorConfig::default() }).unwrap();
+        let Some(device) = crate::common::emulator_for_tests() else { return };
         let stream = Stream::new(&device).unwrap();
         for layout in [Layout::OutIn, Layout::InOut] {
             let case = Case { tokens: 18, d_in: 24, d_out: 40, rank: 3, layout };
