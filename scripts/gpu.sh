@@ -114,10 +114,10 @@ report
 
 # A minute over every family of kernels.
 tests quick-instructions 15 instructions::warp instructions::memory instructions::matrix instructions::wgmma instructions::tma
-tests quick-decode 10 decode::odd_shapes decode::matrix_instructions
-tests quick-forward 15 forward::odd_shapes forward::clusters_share forward::every_tile
-tests quick-backward 10 dx::every_tile dx::odd gradients::every_rank gradients::segments
-tests quick-others 10 merge:: adamw::steps adapter:: attention::queries_before attention::rows_start transformer::
+tests quick-decode 10 lora::decode::odd_shapes lora::decode::matrix_instructions
+tests quick-forward 15 lora::forward::odd_shapes lora::forward::clusters_share lora::forward::every_tile
+tests quick-backward 10 lora::dx::every_tile lora::dx::odd lora::gradients::every_rank lora::gradients::segments
+tests quick-others 10 lora::merge:: optim::adamw::steps adapter:: transformer::attention::queries_before transformer::attention::rows_start transformer::rows::
 model_tests quick-model 15 on_device::every
 
 methods=none,lora-merged,lora-fused,lora-slot,lora-sequential,adapter-h,adapter-l,prefix-layer
@@ -127,11 +127,12 @@ table1 quick 90 --dtype bf16 --trials 100 --methods $methods
 table1 quick-dependent 60 --dtype bf16 --trials 100 --methods none,lora-fused,lora-slot --dependent
 
 if [[ $quick != 1 ]]; then
-  for suite in instructions decode forward forward_tf32 dx gradients merge adamw attention transformer adapter; do
-    tests "$suite" 120 "$suite::"
+  for suite in instructions lora::decode lora::forward lora::forward_tf32 lora::dx lora::gradients lora::merge \
+    transformer::attention transformer::rows optim::adamw adapter; do
+    tests "${suite//::/-}" 120 "$suite::"
   done
-  for suite in device device_decode device_forward device_backward device_options device_slot device_adamw device_attention; do
-    tests "$suite" 60 "$suite::"
+  for suite in calls decode forward backward forward_options slot optim attention; do
+    tests "device-$suite" 60 "device::$suite::"
   done
   for suite in on_device on_device_serving; do
     model_tests "$suite" 120 "$suite::"
@@ -144,13 +145,13 @@ if [[ $quick != 1 ]]; then
       shift 3
       check "$tool-$name" "$limit" "$sanitizer" --tool "$tool" --report-api-errors no --error-exitcode 9 "$here/bin/tests" --test-threads=1 "$@"
     }
-    sanitize memcheck decode 120 decode::every_token decode::segments decode::matrix
-    sanitize memcheck forward 180 forward::segments forward::drop
-    sanitize memcheck merge 60 merge::
+    sanitize memcheck decode 120 lora::decode::every_token lora::decode::segments lora::decode::matrix
+    sanitize memcheck forward 180 lora::forward::segments lora::forward::drop
+    sanitize memcheck merge 60 lora::merge::
     sanitize memcheck instructions 90 instructions::
-    sanitize racecheck decode 120 decode::segments decode::matrix
-    sanitize racecheck forward 180 forward::segments forward::drop
-    sanitize synccheck decode 60 decode::segments decode::matrix
+    sanitize racecheck decode 120 lora::decode::segments lora::decode::matrix
+    sanitize racecheck forward 180 lora::forward::segments lora::forward::drop
+    sanitize synccheck decode 60 lora::decode::segments lora::decode::matrix
   fi
 
   bench out-in 300 --layout out-in --preset decode

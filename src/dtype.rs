@@ -3,7 +3,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::cpu::vector::vectorized;
+use crate::vectorized::vectorized;
 
 /// The storage types of weights and activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

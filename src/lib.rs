@@ -12,15 +12,10 @@
 //! pointers, costs what its bytes cost.
 //!
 //! - [`lora`] describes a layer: the weight in either layout, the bias, the low-rank segments.
-//! - [`plan`] says how a call will be cut into tiles and how much workspace it needs.
-//! - [`forward`] says how a GPU runs it, [`decode`] how for 1 to 16 tokens; [`abi`] is what its kernels take.
-//! - [`backward`] says how a GPU makes the gradients.
-//! - [`attention`] says how a GPU computes causal attention, with a prefix or a cache of keys and values.
-//! - [`bottleneck`] says what a bottleneck adapter is, which LoRA is measured against.
-//! - [`dropout`] says which elements of an adapter's input are dropped in training.
-//! - [`merge`] says how a GPU folds adapters into a weight.
-//! - [`norm`] says how a GPU runs LayerNorm and the embedding.
-//! - [`optim`] says what a step of training is, [`update`] how a GPU takes it.
+//! - [`bottleneck`] describes a bottleneck adapter, which LoRA is measured against; [`dropout`] which elements of an adapter's input
+//!   are dropped in training; [`optim`] a step of AdamW.
+//! - [`plan`] says how a GPU runs each of them: which kernel, on what grid, with how much workspace. [`abi`] is what its kernels take.
+//! - [`device`] runs them on a GPU, or on the emulator.
 //! - [`cpu`] runs it: fused, as the sequential layers it is measured against, backward, merged.
 //! - [`mod@reference`] is the naive float64 oracle that every backend is judged by.
 //!
@@ -47,32 +42,23 @@
 //! ```
 
 pub mod abi;
-pub mod attention;
-pub mod backward;
 pub mod bottleneck;
 pub mod cpu;
-pub mod decode;
 pub mod device;
 pub mod dropout;
 mod dtype;
 mod error;
-pub mod forward;
 pub mod lora;
 mod matrix;
-pub mod merge;
-pub mod norm;
 pub mod optim;
 pub mod plan;
-mod problem;
 pub mod reference;
-pub mod update;
-mod workspace;
+mod vectorized;
 
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use matrix::{MatrixMut, MatrixRef};
-pub use problem::{ComputePath, LayerProblem};
-pub use workspace::WorkspaceLayout;
+pub use plan::{ComputePath, LayerProblem, WorkspaceLayout};
 
 /// Compiles the README's example with the tests.
 #[cfg(doctest)]

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
+use crate::cpu::plan::{Plan, Problem};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::matrix::MatrixRef;
-use crate::plan::{Plan, Problem};
 
 /// The largest rank of a segment.
 pub const MAX_RANK: usize = 512;

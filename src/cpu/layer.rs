@@ -52,7 +52,7 @@ pub(super) fn forward_terms<'a, W: Element>(layer: &LoraLinear<'a, W>) -> Vec<Lo
 
 /// `y = x W0ᵀ + bias + s·(x Aᵀ) Bᵀ` for `x` `[tokens, d_in]` into `y` `[tokens, d_out]`, in one pass over `y`.
 ///
-/// `workspace` holds at least [`workspace_len`](crate::plan::Plan::workspace_len) elements of
+/// `workspace` holds at least [`workspace_len`](crate::cpu::plan::Plan::workspace_len) elements of
 /// [`plan_forward`](LoraLinear::plan_forward)'s plan; its contents do not matter.
 ///
 /// With dropout, [`Input`] in place of `x`, the adapters see x̂: `y = x W0ᵀ + bias + s·(x̂ Aᵀ) Bᵀ`.

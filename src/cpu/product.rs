@@ -19,11 +19,11 @@ use super::operand::Operand;
 use super::panel::{load_as_stored, load_dropped, load_rows};
 use super::shared::SharedSlice;
 use super::vector;
+use crate::cpu::plan::Plan;
 use crate::dropout::Dropout;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::matrix::MatrixRef;
-use crate::plan::Plan;
 
 /// One low-rank term: `y[:, outputs] += scale · (x[:, inputs] · shrink) · expand`.
 pub(crate) struct LowRank<'a, W> {

@@ -1,20 +1,7 @@
 //! Element-wise passes, compiled for the widest vector instructions of the machine they run on.
 
 use crate::dtype::Element;
-
-/// Runs `f` compiled for the machine's vector instructions: loops inlined into it are vectorised for them.
-#[inline(always)]
-pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
-    struct Call<F>(F);
-    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Call<F> {
-        type Output = R;
-        #[inline(always)]
-        fn call(self) -> R {
-            (self.0)()
-        }
-    }
-    pulp::Arch::new().dispatch(Call(f))
-}
+pub use crate::vectorized::vectorized;
 
 /// eˣ with a relative error below 2⁻²² for |x| ≤ 87; inputs outside are clamped to that range, a NaN stays one.
 ///

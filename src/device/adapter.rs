@@ -2,19 +2,20 @@
 
 use std::marker::PhantomData;
 
-use super::Device;
-use super::kernel::Kernel;
-use super::layer::{DeviceResidual, activation_code, expect_operand};
-use super::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
-use super::planned_kernel::PlannedKernel;
-use super::slice::DeviceSlice;
-use super::stream::Stream;
-use super::workspace::Workspace;
 use crate::abi::{LoraAdapter, LoraFactors, LoraForward, LoraSegment};
+use crate::device::Device;
+use crate::device::launch::kernel::Kernel;
+use crate::device::launch::planned_kernel::PlannedKernel;
+use crate::device::launch::stream::Stream;
+use crate::device::lora::layer::{DeviceResidual, activation_code, expect_operand};
+use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
+use crate::device::memory::slice::DeviceSlice;
+use crate::device::memory::workspace::Workspace;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::forward::{AdapterProblem, ForwardPlan};
 use crate::lora::{Activation, MAX_RANK};
+use crate::plan::adapter::AdapterProblem;
+use crate::plan::lora::ForwardPlan;
 use crate::{ComputePath, WorkspaceLayout};
 
 /// A bottleneck adapter: `up·act(down·x + down_bias) + up_bias`.
@@ -130,7 +131,7 @@ impl<T: Element> Adapter<T> {
         Ok(Self { kernels, plan, tokens, d, width, dtype: PhantomData })
     }
 
-    /// As [`Forward::with_dependent_launch`](super::Forward::with_dependent_launch).
+    /// As [`Forward::with_dependent_launch`](crate::device::Forward::with_dependent_launch).
     #[must_use]
     pub fn with_dependent_launch(self) -> Self {
         Self { kernels: self.kernels.map(PlannedKernel::with_dependent_launch), ..self }
@@ -153,7 +154,7 @@ impl<T: Element> Adapter<T> {
     }
 
     /// Issues one launch to a stream. Nothing is allocated on the device and nothing waits, so it may be captured in a
-    /// [`Graph`](super::Graph).
+    /// [`Graph`](crate::device::Graph).
     ///
     /// # Errors
     /// Before anything is launched: [`Error::WrongDevice`]; as [`DeviceAdapter::validate`]; [`Error::PlanMismatch`] if the

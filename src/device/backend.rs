@@ -1,9 +1,9 @@
 //! What a device must be able to do: the one seam between this library and what runs its kernels.
 
-use super::kernel::LaunchConfig;
-use super::properties::{KernelAttributes, Properties};
-use super::tensor_map::Tensor;
 use crate::abi::TensorMap;
+use crate::device::launch::config::LaunchConfig;
+use crate::device::launch::tensor_map::Tensor;
+use crate::device::properties::{KernelAttributes, Properties};
 use crate::error::Result;
 
 /// A backend's own name for a stream, an event, a graph or a kernel: a driver's pointer, or a number.
@@ -86,7 +86,7 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn encode_tensor_map(&self, tensor: &Tensor<'_>) -> Result<TensorMap>;
 
     #[cfg(feature = "emulator")]
-    fn take_counters(&self) -> Vec<super::LaunchCounters> {
+    fn take_counters(&self) -> Vec<fused_lora_emulator::Counters> {
         vec![]
     }
     #[cfg(feature = "emulator")]

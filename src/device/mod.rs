@@ -18,79 +18,44 @@
 //! streams that touches the same memory must be ordered by the caller, with [`Stream::wait`]; unordered, the values read
 //! are any, nothing worse.
 
-mod adamw;
 mod adapter;
-mod attention;
 mod backend;
-mod buffer;
-mod cache;
-mod call;
 mod cuda;
-mod embedding;
 #[cfg(feature = "emulator")]
 mod emulator;
-#[cfg(feature = "emulator")]
-mod emulator_streams;
-mod factors;
-mod graph;
 mod image;
-mod kernel;
-mod layer;
-mod layer_norm;
-mod lora_backward;
-mod lora_decode;
-mod lora_forward;
-mod lora_merge;
-mod matrix;
+mod launch;
+mod lora;
 mod memory;
-mod nvrtc;
-mod planned_kernel;
-mod pointwise;
+mod optim;
 mod properties;
-mod slice;
-mod slot;
-mod stream;
-mod tensor_map;
-mod workspace;
+mod transformer;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use backend::{Backend, Found};
-use memory::Ledger;
+use memory::ledger::Ledger;
 
 use crate::error::{Error, Result};
 
-pub use crate::attention::AttentionShape;
-pub use adamw::{DeviceParameter, Optimizer};
+pub use crate::plan::transformer::AttentionShape;
 pub use adapter::{Adapter, DeviceAdapter};
-pub use attention::{Attention, AttentionMemory};
-pub use buffer::DeviceBuffer;
-pub use cache::folder as cache_folder;
-pub use embedding::{Embedding, EmbeddingInput};
-pub use factors::DeviceFactors;
 #[cfg(feature = "emulator")]
 pub use fused_lora_emulator::{Config as EmulatorConfig, Counters as LaunchCounters, Machine};
-pub use graph::Graph;
 #[cfg(feature = "emulator")]
 pub use image::emulator_kernels;
-pub use image::{BuiltIn, built_in};
-pub use kernel::{Kernel, KernelParams, LaunchConfig};
-pub use layer::{DeviceLora, DeviceResidual, DeviceSegment};
-pub use layer_norm::{DeviceNorm, LayerNorm};
-pub use lora_backward::{Backward, BackwardInput, BackwardOptions, BackwardOutput, FactorGradient};
-pub use lora_decode::Decode;
-pub use lora_forward::{DeviceDropout, DeviceInput, DeviceOutput, Forward, ForwardOptions};
-pub use lora_merge::{DeviceMergeReport, Merge, MergeRecord};
-pub use matrix::{DeviceMatrix, DeviceMatrixMut};
-pub use nvrtc::version as nvrtc_version;
-pub use pointwise::Pointwise;
+pub use image::{BuiltIn, built_in, cache_folder, nvrtc_version};
+pub use launch::{Event, Graph, Kernel, KernelParams, LaunchConfig, Stream, Tensor};
+pub use lora::{
+    Backward, BackwardInput, BackwardOptions, BackwardOutput, Decode, DeviceDropout, DeviceFactors, DeviceInput,
+    DeviceLora, DeviceMergeReport, DeviceOutput, DeviceResidual, DeviceSegment, FactorGradient, FactorSlot, Forward,
+    ForwardOptions, Merge, MergeRecord, SlotSegments,
+};
+pub use memory::{DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSlice, DeviceSliceMut, Workspace};
+pub use optim::{DeviceParameter, Optimizer};
 pub use properties::{DeviceKind, KernelAttributes, Properties};
-pub use slice::{DeviceSlice, DeviceSliceMut};
-pub use slot::{FactorSlot, SlotSegments};
-pub use stream::{Event, Stream};
-pub use tensor_map::Tensor;
-pub use workspace::Workspace;
+pub use transformer::{Attention, AttentionMemory, DeviceNorm, Embedding, EmbeddingInput, LayerNorm, Pointwise};
 
 /// A GPU or the emulator. A clone is the same device.
 #[derive(Debug, Clone)]

@@ -4,8 +4,8 @@
 use bytemuck::NoUninit;
 use fused_lora::Element;
 use fused_lora::optim::{AdamW, Factor, Parameter, Step};
+use fused_lora::plan::optim::{ParameterAddresses, STATE_WORDS, UpdatePlan, initial_state, read_state};
 use fused_lora::reference::{self, AdamW64};
-use fused_lora::update::{ParameterAddresses, STATE_WORDS, UpdatePlan, initial_state, read_state};
 use fused_lora::{Result, cpu};
 use fused_lora_emulator::Counters;
 

@@ -2,8 +2,9 @@
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::abi::{LoraAdapter, LoraFactors, LoraForward, LoraSegment};
-use fused_lora::forward::{AdapterProblem, ForwardPlan};
 use fused_lora::lora::Activation;
+use fused_lora::plan::adapter::AdapterProblem;
+use fused_lora::plan::lora::ForwardPlan;
 use fused_lora::reference::{self, Judged, Matrix64};
 use fused_lora::{ComputePath, DType, Element};
 

@@ -2,7 +2,7 @@
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::abi::LoraAttention;
-use fused_lora::attention::{AttentionPlan, AttentionProblem, AttentionShape};
+use fused_lora::plan::transformer::{AttentionPlan, AttentionProblem, AttentionShape};
 use fused_lora::reference::{Judged, Matrix64};
 use fused_lora::{ComputePath, DType, Element};
 use fused_lora_emulator::Counters;

@@ -2,9 +2,9 @@
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::abi::{self, LoraDecode, LoraFactors, LoraSegment};
-use fused_lora::decode::DecodePlan;
 use fused_lora::dropout::Dropout;
 use fused_lora::lora::{Activation, Layout};
+use fused_lora::plan::lora::DecodePlan;
 use fused_lora::{ComputePath, DType, Element, LayerProblem, WorkspaceLayout};
 use fused_lora_emulator::Counters;
 

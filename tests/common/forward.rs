@@ -4,8 +4,8 @@
 use fused_lora::abi::{LoraForward, LoraForwardTma, TensorMap};
 use fused_lora::device::Tensor;
 use fused_lora::dropout::Dropout;
-use fused_lora::forward::{ForwardPlan, Product};
 use fused_lora::lora::Activation;
+use fused_lora::plan::lora::{ForwardPlan, Product};
 use fused_lora::reference::{self, Judged};
 use fused_lora::{Element, LayerProblem};
 use fused_lora_emulator::Counters;

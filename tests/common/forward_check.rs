@@ -1,7 +1,7 @@
 //! A layer's forward launch under every schedule, held against float64; and its columns that no adapter touches.
 
 use fused_lora::dropout::Dropout;
-use fused_lora::forward::ForwardPlan;
+use fused_lora::plan::lora::ForwardPlan;
 use fused_lora::reference::{self, Matrix64};
 use fused_lora::{ComputePath, DType, Element};
 use fused_lora_emulator::Completion;

@@ -3,8 +3,8 @@
 
 use fused_lora::Element;
 use fused_lora::abi::{LoraGradients, LoraGradientsSegment};
-use fused_lora::backward::{GradientsPlan, GradientsProblem, GradientsSegment};
 use fused_lora::dropout::Dropout;
+use fused_lora::plan::lora::{GradientsPlan, GradientsProblem, GradientsSegment};
 use fused_lora::reference::{self, Judged, Matrix64};
 use fused_lora::{ComputePath, DType};
 use fused_lora_emulator::Counters;

@@ -4,7 +4,7 @@
 use fused_lora::Element;
 use fused_lora::abi::{LoraMerge, LoraMergeReport};
 use fused_lora::lora::Layout;
-use fused_lora::merge::MergePlan;
+use fused_lora::plan::lora::MergePlan;
 
 use super::decode::segment_table;
 use super::rig::{Call, Failure, Rig, Uploads};

@@ -5,6 +5,7 @@ pub mod adamw;
 pub mod adapter;
 pub mod attention;
 pub mod backward;
+pub mod code;
 pub mod decode;
 pub mod device;
 pub mod forward;

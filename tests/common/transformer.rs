@@ -2,7 +2,7 @@
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::abi::{LoraEmbedding, LoraLayerNorm};
-use fused_lora::norm::RowPlan;
+use fused_lora::plan::transformer::RowPlan;
 use fused_lora::{DType, Element};
 
 use super::rig::{Call, Failure, Rig, Uploads};

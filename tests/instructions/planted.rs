@@ -4,146 +4,209 @@
 use super::rig::{can_plant, failure_with};
 use super::{cluster, copy_async, mbarrier, tma, wgmma};
 
-/// File, what stands there, what is planted, the test that must fail, and the check that must find it.
-type Bug = (&'static str, &'static str, &'static str, fn(), &'static str);
+/// A change of one place in a file of kernels/test.
+struct Bug {
+    file: &'static str,
+    /// Code that stands in the file once.
+    original: &'static str,
+    planted: &'static str,
+    /// The test that must fail, ...
+    test: fn(),
+    /// ... and what it must say.
+    caught: &'static str,
+}
 
 const WGMMA: &[Bug] = &[
-    ("wgmma_ring.cu", "    wgmma_fence();\n", "", wgmma::the_whole_way_of_a_tile, "proxy"),
-    (
-        "wgmma_ring.cu",
-        "(d, a.descriptor(step), b.descriptor(step)",
-        "(d, a.descriptor(step), b.descriptor(0)",
-        wgmma::the_whole_way_of_a_tile,
-        "1 tiles deep",
-    ),
-    (
-        "wgmma_ring.cu",
-        "empty + 8 * ((i - 1) % stages)",
-        "empty + 8 * (i % stages)",
-        wgmma::the_whole_way_of_a_tile,
-        "deadlock",
-    ),
-    (
-        "wgmma_ring.cu",
-        "mbarrier_wait(empty + 8 * stage, i / stages % 2 ^ 1);",
-        "",
-        wgmma::the_whole_way_of_a_tile,
-        "barrier",
-    ),
-    ("wgmma_ring.cu", "i / stages % 2 ^ 1", "i / stages % 2", wgmma::the_whole_way_of_a_tile, "deadlock"),
-    (
-        "wgmma_ring.cu",
-        "mbarrier_wait(full + 8 * stage, i / stages % 2);",
-        "",
-        wgmma::the_whole_way_of_a_tile,
-        "in flight",
-    ),
-    ("wgmma_ring.cu", "    fence_mbarrier_init();\n", "", wgmma::the_whole_way_of_a_tile, "proxy"),
-    (
-        "wgmma_ring.cu",
-        "wgmma_wait<1>();\n    // The",
-        "wgmma_wait<2>();\n    // The",
-        wgmma::the_whole_way_of_a_tile,
-        "in flight",
-    ),
-    (
-        "wgmma_ring.cu",
-        "fence_proxy_async_shared();\n  sync_named",
-        "sync_named",
-        wgmma::the_whole_way_of_a_tile,
-        "proxy",
-    ),
-    ("wgmma_ring.cu", "sync_named(1 + group, 128);", "", wgmma::the_whole_way_of_a_tile, "in flight"),
+    Bug {
+        file: "wgmma_ring.cu",
+        original: "i / stages % 2); wgmma_fence();",
+        planted: "i / stages % 2);",
+        test: wgmma::the_whole_way_of_a_tile,
+        caught: "proxy",
+    },
+    Bug {
+        file: "wgmma_ring.cu",
+        original: "(d, a.descriptor(step), b.descriptor(step)",
+        planted: "(d, a.descriptor(step), b.descriptor(0)",
+        test: wgmma::the_whole_way_of_a_tile,
+        caught: "1 tiles deep",
+    },
+    Bug {
+        file: "wgmma_ring.cu",
+        original: "empty + 8 * ((i - 1) % stages)",
+        planted: "empty + 8 * (i % stages)",
+        test: wgmma::the_whole_way_of_a_tile,
+        caught: "deadlock",
+    },
+    Bug {
+        file: "wgmma_ring.cu",
+        original: "mbarrier_wait(empty + 8 * stage, i / stages % 2 ^ 1);",
+        planted: "",
+        test: wgmma::the_whole_way_of_a_tile,
+        caught: "barrier",
+    },
+    Bug {
+        file: "wgmma_ring.cu",
+        original: "i / stages % 2 ^ 1",
+        planted: "i / stages % 2",
+        test: wgmma::the_whole_way_of_a_tile,
+        caught: "deadlock",
+    },
+    Bug {
+        file: "wgmma_ring.cu",
+        original: "mbarrier_wait(full + 8 * stage, i / stages % 2);",
+        planted: "",
+        test: wgmma::the_whole_way_of_a_tile,
+        caught: "in flight",
+    },
+    Bug {
+        file: "wgmma_ring.cu",
+        original: "    fence_mbarrier_init();\n",
+        planted: "",
+        test: wgmma::the_whole_way_of_a_tile,
+        caught: "proxy",
+    },
+    Bug {
+        file: "wgmma_ring.cu",
+        original: "wgmma_wait<1>(); if (i != 0",
+        planted: "wgmma_wait<2>(); if (i != 0",
+        test: wgmma::the_whole_way_of_a_tile,
+        caught: "in flight",
+    },
+    Bug {
+        file: "wgmma_ring.cu",
+        original: "fence_proxy_async_shared();\n  sync_named",
+        planted: "sync_named",
+        test: wgmma::the_whole_way_of_a_tile,
+        caught: "proxy",
+    },
+    Bug {
+        file: "wgmma_ring.cu",
+        original: "sync_named(1 + group, 128);",
+        planted: "",
+        test: wgmma::the_whole_way_of_a_tile,
+        caught: "in flight",
+    },
 ];
 
 const COPIES: &[Bug] = &[
-    ("tma.cu", "fence_proxy_async_global();", "", tma::what_another_cta_wrote_is_fetched, "proxy"),
-    (
-        "tma.cu",
-        "load_acquire(counter + 1)",
-        "load_relaxed(counter + 1)",
-        tma::what_another_cta_wrote_is_fetched,
-        "proxy",
-    ),
-    ("tma.cu", "if (lane == 31) bulk_wait_read<1>();", "", tma::a_ring_between_the_copy_engine_and_warps, "in flight"),
-    (
-        "tma.cu",
-        "      fence_proxy_async_shared();\n      sync_warp();",
-        "      sync_warp();\n      fence_proxy_async_shared();",
-        tma::a_ring_between_the_copy_engine_and_warps,
-        "proxy",
-    ),
-    ("tma.cu", "if (threadIdx.x == 0) bulk_wait<0>();", "", tma::boxes_go_to_tensors_and_are_clipped, "race"),
-    (
-        "copy_async.cu",
-        "copy_async_wait<stages - 2>()",
-        "copy_async_wait<stages - 1>()",
-        copy_async::a_ring_of_stages,
-        "in flight",
-    ),
-    ("copy_async.cu", "- 2>();\n    sync_block();", "- 2>();", copy_async::a_ring_of_stages, "in flight"),
+    Bug {
+        file: "tma.cu",
+        original: "fence_proxy_async_global();",
+        planted: "",
+        test: tma::what_another_cta_wrote_is_fetched,
+        caught: "proxy",
+    },
+    Bug {
+        file: "tma.cu",
+        original: "load_acquire(counter + 1)",
+        planted: "load_relaxed(counter + 1)",
+        test: tma::what_another_cta_wrote_is_fetched,
+        caught: "proxy",
+    },
+    Bug {
+        file: "tma.cu",
+        original: "if (lane == 31) bulk_wait_read<1>();",
+        planted: "",
+        test: tma::a_ring_between_the_copy_engine_and_warps,
+        caught: "in flight",
+    },
+    Bug {
+        file: "tma.cu",
+        original: "      fence_proxy_async_shared();\n      sync_warp();",
+        planted: "      sync_warp();\n      fence_proxy_async_shared();",
+        test: tma::a_ring_between_the_copy_engine_and_warps,
+        caught: "proxy",
+    },
+    Bug {
+        file: "tma.cu",
+        original: "if (threadIdx.x == 0) bulk_wait<0>();",
+        planted: "",
+        test: tma::boxes_go_to_tensors_and_are_clipped,
+        caught: "race",
+    },
+    Bug {
+        file: "copy_async.cu",
+        original: "copy_async_wait<stages - 2>()",
+        planted: "copy_async_wait<stages - 1>()",
+        test: copy_async::a_ring_of_stages,
+        caught: "in flight",
+    },
+    Bug {
+        file: "copy_async.cu",
+        original: "- 2>();\n    sync_block();",
+        planted: "- 2>();",
+        test: copy_async::a_ring_of_stages,
+        caught: "in flight",
+    },
 ];
 
 const BARRIERS: &[Bug] = &[
-    (
-        "mbarrier.cu",
-        "mbarrier_wait(empty + 8 * stage, phase ^ 1);",
-        "",
-        mbarrier::writers_and_readers_over_a_ring,
-        "barrier",
-    ),
-    (
-        "mbarrier.cu",
-        "mbarrier_wait(full + 8 * stage, phase);",
-        "",
-        mbarrier::writers_and_readers_over_a_ring,
-        "assertion",
-    ),
-    (
-        "multicast.cu",
-        "map_shared(empty + 8 * stage, other)",
-        "map_shared(empty + 8 * stage, cluster_rank())",
-        cluster::one_fetch_for_two_ctas,
-        "in flight",
-    ),
-    (
-        "multicast.cu",
-        "cluster_sync();\n  const u32 rank",
-        "sync_block();\n  const u32 rank",
-        cluster::one_fetch_for_two_ctas,
-        "out of bounds",
-    ),
-    ("cluster.cu", "* thread;\n  cluster_sync();", "* thread;", cluster::words_of_other_ctas, "assertion"),
-    (
-        "cluster.cu",
-        "  cluster_arrive();\n  cluster_wait();",
-        "  sync_block();",
-        cluster::words_of_other_ctas,
-        "assertion",
-    ),
-    (
-        "cluster.cu",
-        "if (round != 0) mbarrier_wait_cluster(barrier, (round - 1) % 2);",
-        "",
-        cluster::arrivals_at_another_cta,
-        "barrier",
-    ),
-    (
-        "cluster.cu",
-        "if (round != 0) mbarrier_wait_cluster(",
-        "if (round != 0) mbarrier_wait(",
-        cluster::arrivals_at_another_cta,
-        "race",
-    ),
+    Bug {
+        file: "mbarrier.cu",
+        original: "mbarrier_wait(empty + 8 * stage, phase ^ 1);",
+        planted: "",
+        test: mbarrier::writers_and_readers_over_a_ring,
+        caught: "barrier",
+    },
+    Bug {
+        file: "mbarrier.cu",
+        original: "mbarrier_wait(full + 8 * stage, phase);",
+        planted: "",
+        test: mbarrier::writers_and_readers_over_a_ring,
+        caught: "assertion",
+    },
+    Bug {
+        file: "multicast.cu",
+        original: "map_shared(empty + 8 * stage, other)",
+        planted: "map_shared(empty + 8 * stage, cluster_rank())",
+        test: cluster::one_fetch_for_two_ctas,
+        caught: "in flight",
+    },
+    Bug {
+        file: "multicast.cu",
+        original: "cluster_sync();\n  const u32 rank",
+        planted: "sync_block();\n  const u32 rank",
+        test: cluster::one_fetch_for_two_ctas,
+        caught: "out of bounds",
+    },
+    Bug {
+        file: "cluster.cu",
+        original: "* thread;\n  cluster_sync();",
+        planted: "* thread;",
+        test: cluster::words_of_other_ctas,
+        caught: "assertion",
+    },
+    Bug {
+        file: "cluster.cu",
+        original: "  cluster_arrive();\n  cluster_wait();",
+        planted: "  sync_block();",
+        test: cluster::words_of_other_ctas,
+        caught: "assertion",
+    },
+    Bug {
+        file: "cluster.cu",
+        original: "if (round != 0) mbarrier_wait_cluster(barrier, (round - 1) % 2);",
+        planted: "",
+        test: cluster::arrivals_at_another_cta,
+        caught: "barrier",
+    },
+    Bug {
+        file: "cluster.cu",
+        original: "if (round != 0) mbarrier_wait_cluster(",
+        planted: "if (round != 0) mbarrier_wait(",
+        test: cluster::arrivals_at_another_cta,
+        caught: "race",
+    },
 ];
 
-fn all_found(bugs: &[Bug]) {
+fn all_found(bugs: &'static [Bug]) {
     if !can_plant() {
         return;
     }
-    for (file, original, planted, test, check) in bugs {
-        let found = failure_with(file, original, planted, *test).unwrap_or_default();
-        assert!(found.starts_with(check), "{file}: '{planted}' for '{original}' is found by: '{found}', not {check}");
+    for &Bug { file, original, planted, test, caught } in bugs {
+        let found = failure_with(file, original, planted, test).unwrap_or_default();
+        assert!(found.starts_with(caught), "{file}: '{planted}' for '{original}' is found by: '{found}', not {caught}");
     }
 }
 

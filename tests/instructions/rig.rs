@@ -83,9 +83,8 @@ fn device(build: Build) -> rig::Rig {
 pub fn failure_with(file: &str, original: &str, planted: &str, test: fn()) -> Option<String> {
     let source = format!("test/{file}");
     let kernels = emulator_kernels();
-    let text = kernels.text(&source).unwrap();
-    assert_eq!(text.matches(original).count(), 1, "'{original}' is in {file} once no more");
-    PLANTED.set(Some((source, text.replace(original, planted))));
+    let text = crate::common::code::replace(kernels.text(&source).unwrap(), original, planted);
+    PLANTED.set(Some((source, text.unwrap_or_else(|error| panic!("{file}: {error}")))));
     let failed = catch_unwind(test);
     PLANTED.set(None);
     let text = |panic: Box<dyn std::any::Any + Send>| match panic.downcast::<String>() {

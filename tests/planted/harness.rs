@@ -9,6 +9,7 @@ use fused_lora_emulator::{Build, Completion, Config, Fault, Machine, Schedule};
 use half::f16;
 
 use super::gradients;
+use crate::common::code;
 use crate::common::decode::{Decode, Options};
 use crate::common::forward::Forward;
 use crate::common::rig::{Failure, Rig};
@@ -29,26 +30,19 @@ pub(crate) enum Caught {
 pub(crate) const UNORDERED: &[Caught] = &[Caught::By(Fault::Race), Caught::By(Fault::Uninitialised)];
 pub(crate) const WAITS: &[Caught] = &[Caught::By(Fault::Livelock), Caught::By(Fault::Deadlock)];
 
+/// A change of one place in one file of the kernels.
 pub(crate) struct Bug {
     pub(crate) name: &'static str,
+    /// Below kernels/.
     pub(crate) file: &'static str,
     pub(crate) scenario: Scenario,
+    /// Code that stands in the file once, whatever white space and comments are between its tokens.
     pub(crate) original: &'static str,
+    /// What takes its place.
     pub(crate) planted: &'static str,
     pub(crate) build: Build,
+    /// Any of these.
     pub(crate) caught: &'static [Caught],
-}
-
-pub(crate) const fn bug(
-    name: &'static str,
-    file: &'static str,
-    scenario: Scenario,
-    original: &'static str,
-    planted: &'static str,
-    build: Build,
-    caught: &'static [Caught],
-) -> Bug {
-    Bug { name, file, scenario, original, planted, build, caught }
 }
 
 /// A kernel file and a set of layers that together use every part of it.
@@ -462,9 +456,9 @@ fn merge_one(rig: &Rig, shape: &Shape) -> Caught {
 /// Compiles the bug into its scenario's kernels and runs them.
 pub(crate) fn run_variant(bug: &Bug) -> Caught {
     let kernels = emulator_kernels();
-    let text = kernels.text(bug.file).unwrap();
-    assert_eq!(text.matches(bug.original).count(), 1, "'{}' is not in {} once", bug.original, bug.file);
-    let kernels = kernels.with_file(bug.file, text.replace(bug.original, bug.planted));
+    let text = code::replace(kernels.text(bug.file).unwrap(), bug.original, bug.planted);
+    let kernels =
+        kernels.with_file(bug.file, text.unwrap_or_else(|error| panic!("{}, {}: {error}", bug.name, bug.file)));
     let machine = Machine::new(Config { build: bug.build, ..Config::default() }, &kernels).unwrap();
     if let Err(error) = machine.kernels_of(bug.scenario.source()) {
         panic!("{}: {error}", bug.name);

@@ -1,5 +1,6 @@
 //! The `fused-lora` command.
 
+mod column;
 mod common;
 mod environment;
 mod interrupt;

@@ -10,9 +10,9 @@ use fused_lora_gpt2::device::{Cache, DeviceAdapters, DeviceForward, DeviceModel,
 use fused_lora_gpt2::{Forward, Model};
 use serde::Serialize;
 
+use crate::column::{Column, random_tokens};
 use crate::common::On;
 use crate::method::{Kind, Prepared};
-use crate::table1::{Column, random_tokens};
 
 /// How a pass's launches reach the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -8,6 +8,7 @@ mod package;
 mod picture;
 mod prove;
 mod report;
+mod results;
 mod rules;
 mod sass;
 mod table1;

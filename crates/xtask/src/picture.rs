@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use fused_lora_picture::{Bar, Panel};
 
-use crate::table1::{Results, Row};
+use crate::results::{Results, Row};
 
 /// An SVG of horizontal bars.
 pub(crate) fn bars(all: &BTreeMap<PathBuf, Results>) -> Result<String> {

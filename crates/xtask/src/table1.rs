@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets};
-use serde::Deserialize;
 
 use crate::picture;
+use crate::results::{Gpu, Results, Row, Run, read};
 
 /// Arguments of `report`.
 #[derive(Debug, clap::Args)]
@@ -31,85 +31,6 @@ struct Paper {
     times: [(f64, f64); 3],
 }
 
-/// A file that `fused-lora table1 --json` wrote: what the report needs of it.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Results {
-    pub(crate) run: Run,
-    pub(crate) model: String,
-    pub(crate) lm_head: bool,
-    #[serde(default)]
-    gpu: Option<Gpu>,
-    pub(crate) rows: Vec<Row>,
-}
-
-#[derive(Debug, Deserialize)]
-pub(crate) struct Run {
-    command: String,
-    pub(crate) commit: String,
-    pub(crate) date: String,
-    device: String,
-    processor: String,
-    pub(crate) dtype: String,
-    pub(crate) threads: usize,
-}
-
-#[derive(Debug, Deserialize)]
-struct Gpu {
-    name: String,
-    driver_cuda: String,
-    l2_bytes: usize,
-    clocks_before: Option<String>,
-    clocks_after: Option<String>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Row {
-    pub(crate) method: String,
-    #[serde(default)]
-    pub(crate) issued: Option<String>,
-    #[serde(default)]
-    pub(crate) decode: bool,
-    pub(crate) batch: usize,
-    pub(crate) tokens: usize,
-    parameters: usize,
-    pub(crate) trials: usize,
-    mean_ms: f64,
-    std_ms: f64,
-    pub(crate) median_ms: f64,
-    #[serde(default)]
-    host_median_ms: Option<f64>,
-    #[serde(default)]
-    launches: Option<usize>,
-    #[serde(default)]
-    launches_per_layer: Option<usize>,
-    #[serde(default)]
-    device_bytes: Option<usize>,
-    pub(crate) percent_over_none: Option<f64>,
-    pub(crate) percent_low: Option<f64>,
-    pub(crate) percent_high: Option<f64>,
-    pub(crate) paper_percent_over_none: Option<f64>,
-}
-
-impl Results {
-    /// What ran it.
-    pub(crate) fn device(&self) -> &str {
-        self.gpu.as_ref().map_or(&self.run.processor, |gpu| &gpu.name)
-    }
-
-    /// Rows of one column that were issued in one way, in their order.
-    pub(crate) fn columns(&self) -> Vec<Vec<&Row>> {
-        let mut columns: Vec<Vec<&Row>> = vec![];
-        for row in &self.rows {
-            let key = |row: &Row| (row.decode, row.batch, row.tokens, row.issued.clone());
-            match columns.iter_mut().find(|column| key(column[0]) == key(row)) {
-                Some(column) => column.push(row),
-                None => columns.push(vec![row]),
-            }
-        }
-        columns
-    }
-}
-
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let all = read(&root.join("results"))?;
     let files = [("docs/table1.md", text(&all)), ("docs/table1.svg", picture::bars(&all)?)];
@@ -124,30 +45,6 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Every `table1*.json` of every folder, by its path below results/.
-fn read(results: &Path) -> Result<BTreeMap<PathBuf, Results>> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![results.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if path.is_dir() {
-                folders.push(path);
-            } else if name.starts_with("table1") && name.ends_with(".json") {
-                let file = std::fs::read(&path).with_context(|| path.display().to_string())?;
-                let parsed: Results = serde_json::from_slice(&file).with_context(|| path.display().to_string())?;
-                if parsed.rows.is_empty() {
-                    bail!("{}: has no rows", path.display());
-                }
-                found.insert(path.strip_prefix(results)?.to_path_buf(), parsed);
-            }
-        }
-    }
-    ensure!(!found.is_empty(), "there are no results");
-    Ok(found)
 }
 
 fn text(all: &BTreeMap<PathBuf, Results>) -> String {

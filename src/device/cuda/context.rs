@@ -2,7 +2,7 @@
 
 use sys::CUdevice_attribute as Attribute;
 
-use super::driver::{self, Driver, Failure, sys};
+use crate::device::cuda::driver::{self, Driver, Failure, sys};
 use crate::device::properties::{DeviceKind, Properties};
 use crate::error::{Error, Result};
 

@@ -15,8 +15,8 @@ use sys::{
     CUgraphExec, CUlaunchConfig, CUmodule, CUresult, CUstream, CUstreamCaptureMode, CUstreamCaptureStatus,
 };
 
-use super::super::tensor_map::Tensor;
 use crate::abi::TensorMap;
+use crate::device::launch::tensor_map::Tensor;
 use crate::error::{Error, Result};
 
 /// What the driver answers: 0, or an error.

@@ -4,9 +4,9 @@ use std::ffi::{c_int, c_void};
 
 use sys::{CUlaunchAttribute, CUlaunchAttributeID as Id, CUlaunchConfig};
 
-use super::driver::{self, sys};
 use crate::device::backend::{Handle, Launch};
-use crate::device::kernel::LaunchConfig;
+use crate::device::cuda::driver::{self, sys};
+use crate::device::launch::config::LaunchConfig;
 use crate::error::Result;
 
 fn function(kernel: Handle) -> sys::CUfunction {

@@ -11,11 +11,11 @@ use std::sync::{Mutex, PoisonError};
 use context::{Context, Entered, Relaxed};
 use driver::{Failure, sys};
 
-use super::backend::{Backend, Found, Handle, Launch};
-use super::image;
-use super::properties::Properties;
-use super::tensor_map::Tensor;
 use crate::abi::TensorMap;
+use crate::device::backend::{Backend, Found, Handle, Launch};
+use crate::device::image;
+use crate::device::launch::tensor_map::Tensor;
+use crate::device::properties::Properties;
 use crate::error::{Error, Result};
 
 pub(super) use context::{device_count, properties};

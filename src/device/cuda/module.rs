@@ -4,10 +4,10 @@ use std::ffi::CString;
 
 use sys::CUfunction_attribute as Attribute;
 
-use super::driver::{self, Driver, Failure, sys};
 use crate::device::backend::{Found, Handle};
+use crate::device::cuda::driver::{self, Driver, Failure, sys};
 use crate::device::image::Source;
-use crate::device::nvrtc;
+use crate::device::image::nvrtc;
 use crate::device::properties::KernelAttributes;
 use crate::error::{Error, Result};
 

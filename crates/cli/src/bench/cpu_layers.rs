@@ -177,7 +177,7 @@ pub(super) fn weights<W>(case: &Case) -> Footprint {
 pub(super) fn adapter_plans<W: Element>(
     adapter: &Bottleneck<'_, W>,
     tokens: usize,
-) -> fused_lora::Result<[fused_lora::plan::Plan; 2]> {
+) -> fused_lora::Result<[fused_lora::cpu::Plan; 2]> {
     let plan = |weight, bias| LoraLinear::base(weight, bias).plan_forward::<W>(tokens);
     Ok([plan(adapter.down, adapter.down_bias)?, plan(adapter.up, adapter.up_bias)?])
 }

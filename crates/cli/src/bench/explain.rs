@@ -2,10 +2,11 @@
 
 use anyhow::Result;
 use fused_lora::abi::{LORA_GRADIENTS_COLUMNS, LORA_GRADIENTS_RANKS};
-use fused_lora::backward::{BackwardPlan, BackwardProblem, GradientsPlan, GradientsSegment};
-use fused_lora::forward::{AdapterProblem, ForwardPlan, Plan};
 use fused_lora::lora::Layout;
-use fused_lora::norm::RowPlan;
+use fused_lora::plan::adapter::AdapterProblem;
+use fused_lora::plan::lora::{BackwardPlan, BackwardProblem, GradientsPlan, GradientsSegment};
+use fused_lora::plan::lora::{ForwardPlan, Plan};
+use fused_lora::plan::transformer::RowPlan;
 use fused_lora::{ComputePath, DType, LayerProblem};
 use serde::Serialize;
 

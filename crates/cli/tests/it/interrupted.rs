@@ -19,7 +19,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
+/// The signals that end the command, without those that it inherits as ignored: `nohup cargo test` ignores SIGHUP.
+fn signals() -> impl Iterator<Item = Signal> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    let is_ignored = move |signal: &Signal| mask.unwrap_or(0) >> (signal.as_raw() - 1) & 1 == 1;
+    [Signal::INT, Signal::TERM, Signal::HUP].into_iter().filter(move |signal| !is_ignored(signal))
+}
 
 fn start(args: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fused-lora"));
@@ -85,7 +91,7 @@ fn a_merge_leaves_nothing() {
     std::fs::create_dir(&results).unwrap();
     let (out, adapter) = (results.join("merged"), golden("lora-all"));
     let merge = ["merge", "--model", text(&model), "--adapter", &adapter, "--out", text(&out)];
-    for signal in SIGNALS {
+    for signal in signals() {
         // Before anything is computed: the temporary folder is there, empty.
         let child = start(&merge);
         wait_for(|| temporary(&results));
@@ -128,7 +134,7 @@ fn logits_that_wait_for_their_model_leave_the_file_as_it_was() {
     let (model, _) = waiting_model(place.path());
     let out = place.path().join("logits");
     std::fs::write(&out, "old").unwrap();
-    for signal in SIGNALS {
+    for signal in signals() {
         let child = start(&["logits", "--model", text(&model), "--tokens", "1", "--out", text(&out)]);
         // Open as soon as the command reads it.
         let _config = writer(&model.join("config.json"));
@@ -178,7 +184,7 @@ fn logits_that_are_being_written_leave_nothing() {
     wide_model(&model, vocabulary);
     let ids = vec!["1"; tokens].join(",");
     let out = results.join("logits");
-    for signal in SIGNALS {
+    for signal in signals() {
         // The signal may come when all is written: then the result must be whole, and the next try may be earlier.
         let was_caught = (0..20).any(|_| {
             let mut child = start(&["logits", "--model", text(&model), "--tokens", &ids, "--out", text(&out)]);
@@ -219,7 +225,7 @@ fn a_sweep_leaves_whole_cells_and_goes_on() {
         fixed.iter().chain(&rest).map(|arg| (*arg).to_owned()).collect()
     };
     let mut measured = 0;
-    for signal in SIGNALS {
+    for signal in signals() {
         let all = sweep(&ranks);
         let child = start(&all.iter().map(String::as_str).collect::<Vec<_>>());
         wait_for(|| path.exists().then(|| json(&path)["rows"].as_array().unwrap().len()).filter(|n| *n > measured));

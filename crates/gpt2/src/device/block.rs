@@ -4,18 +4,18 @@ use std::ops::Range;
 
 use fused_lora::Element;
 use fused_lora::WorkspaceLayout;
-use fused_lora::attention::AttentionShape;
 use fused_lora::device::{
     Adapter, Attention, AttentionMemory, Device, DeviceMatrix, DeviceResidual, DeviceSlice, DeviceSliceMut, LayerNorm,
     MergeRecord, Stream, Workspace,
 };
 use fused_lora::lora::Activation;
+use fused_lora::plan::transformer::AttentionShape;
 
 use super::adapters::{DeviceAdapters, DeviceBottleneck};
 use super::arena::{Parts, Sizes, matrix, matrix_mut};
 use super::cache::Cache;
-use super::forward::PassShape;
 use super::projection::{Call, PlannedProjection, Scratch};
+use super::shape::PassShape;
 use super::weights::DeviceModel;
 use crate::adapter::lora::Projection;
 use crate::error::{Error, Result};

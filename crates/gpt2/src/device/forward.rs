@@ -10,36 +10,11 @@ use super::adapters::DeviceAdapters;
 use super::arena::{Arena, Sizes, matrix, matrix_mut};
 use super::block::{Block, Layer, On};
 use super::cache::Cache;
+use super::shape::PassShape;
 use super::weights::DeviceModel;
 use crate::adapter::expect_same;
 use crate::config::Config;
 use crate::error::{Error, Result};
-
-/// What a pass is planned for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PassShape {
-    /// Sequences side by side.
-    pub sequences: usize,
-    /// Tokens of each.
-    pub tokens: usize,
-    /// Keys that each sequence of the [`Cache`] has room for, which the pass reads and adds its own to; without one, only this
-    /// pass's tokens and the adapters' prefix are seen.
-    pub cache: Option<usize>,
-    /// Whether the tokens follow others that are in the cache: then no prefix vectors come in front of them.
-    pub continues: bool,
-    /// Whether logits are computed, too.
-    pub logits: bool,
-    /// Whether a launch may begin before the one ahead has ended (programmatic dependent launch, from compute capability 9.0
-    /// on).
-    pub dependent: bool,
-}
-
-impl PassShape {
-    /// A pass over whole sequences, to the logits.
-    pub fn whole(sequences: usize, tokens: usize) -> Self {
-        Self { sequences, tokens, cache: None, continues: false, logits: true, dependent: false }
-    }
-}
 
 /// A pass: its launches, the memory that they share, and perhaps the graph that issues them at once.
 ///

@@ -26,9 +26,11 @@ mod block;
 mod cache;
 mod forward;
 mod projection;
+mod shape;
 mod weights;
 
 pub use adapters::DeviceAdapters;
 pub use cache::Cache;
-pub use forward::{DeviceForward, PassShape};
+pub use forward::DeviceForward;
+pub use shape::PassShape;
 pub use weights::DeviceModel;

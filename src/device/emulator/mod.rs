@@ -1,0 +1,318 @@
+//! The emulator as a device. Streams are eager: what is issued has happened when the call returns, or is captured.
+
+mod streams;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use fused_lora_emulator as emulator;
+use fused_lora_emulator::{Config, Counters, Machine};
+
+use crate::abi::TensorMap;
+use crate::device::backend::{Backend, Found, Handle, Launch};
+use crate::device::emulator::streams::{Operation, Streams};
+use crate::device::launch::config::LaunchConfig;
+use crate::device::launch::tensor_map::Tensor;
+use crate::device::properties::{DeviceKind, KernelAttributes, Properties};
+use crate::error::{Error, Result};
+
+/// Dynamic shared memory of a block, on the emulator and on Hopper.
+const SHARED_BYTES: u32 = 227 << 10;
+/// Shared memory of an SM, of which each resident block takes 1 KiB more than it asked for.
+const SHARED_BYTES_PER_SM: u32 = 228 << 10;
+const THREADS_PER_SM: u32 = 2048;
+/// Launches whose counters are kept: more than a call issues, and few enough to forget about.
+const COUNTED: usize = 64;
+
+/// An emulated machine and what its driver would keep.
+#[derive(Debug)]
+pub(crate) struct Emulator {
+    machine: Machine,
+    properties: Properties,
+    streams: Mutex<Streams>,
+    /// Names of the kernels that were asked for; a handle is a place in it.
+    kernels: Mutex<Vec<String>>,
+    /// Of the latest launches that nobody has asked about yet, oldest first.
+    counters: Mutex<VecDeque<Counters>>,
+    /// Launches that are left until the device is lost.
+    left: Mutex<Option<u32>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that can panic runs under these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl From<emulator::Error> for Error {
+    fn from(error: emulator::Error) -> Self {
+        match error {
+            emulator::Error::OutOfMemory { bytes } => Error::OutOfDeviceMemory { bytes },
+            emulator::Error::Unavailable { reason } => Error::NoEmulator { reason },
+            emulator::Error::NoSuchKernel(kernel) => Error::NoSuchKernel { kernel },
+            emulator::Error::WrongParameters { kernel, expected, actual } => {
+                Error::WrongParameters { kernel, expected, actual }
+            }
+            emulator::Error::BadTensorMap { reason } => Error::BadTensorMap { reason },
+            emulator::Error::BadLaunch { kernel, reason } => Error::BadLaunch { kernel, reason },
+            emulator::Error::Fault { kernel, report, .. } => Error::KernelFault { kernel, report },
+            other => Error::NoEmulator { reason: other.to_string() },
+        }
+    }
+}
+
+impl Emulator {
+    pub(crate) fn new(config: Config) -> Result<Self> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let machine = Machine::new(config, &crate::device::image::emulator_kernels())?;
+        let properties = Properties {
+            name: format!("emulator:{}", COUNT.fetch_add(1, Ordering::Relaxed)),
+            kind: DeviceKind::Emulator,
+            compute_capability: config.compute_capability,
+            multiprocessors: config.multiprocessors,
+            threads_per_multiprocessor: THREADS_PER_SM,
+            shared_bytes_per_multiprocessor: SHARED_BYTES_PER_SM,
+            shared_bytes_per_block: SHARED_BYTES,
+            l2_bytes: 50 << 20,
+            memory_bytes: 0,
+            clock_khz: 0,
+            memory_clock_khz: 0,
+            memory_bus_bits: 0,
+        };
+        Ok(Self {
+            machine,
+            properties,
+            streams: Mutex::default(),
+            kernels: Mutex::default(),
+            counters: Mutex::default(),
+            left: Mutex::default(),
+        })
+    }
+
+    fn expect_alive(&self) -> Result<()> {
+        match *lock(&self.left) {
+            Some(0) => Err(Error::DeviceLost { reason: "as was asked of the emulator".to_owned() }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Does it, or leaves it to the graph that is being captured.
+    ///
+    /// # Safety
+    /// As the backend's methods.
+    unsafe fn issue(&self, stream: Handle, operation: Operation) -> Result<()> {
+        self.expect_alive()?;
+        let captured = lock(&self.streams).capture(stream, operation)?;
+        match captured {
+            None => Ok(()),
+            // SAFETY: the caller's promise.
+            Some(operation) => unsafe { self.perform(&operation) },
+        }
+    }
+
+    /// # Safety
+    /// As the backend's methods.
+    unsafe fn perform(&self, operation: &Operation) -> Result<()> {
+        match operation {
+            // SAFETY: the caller's promise.
+            Operation::Fill { address, byte, bytes } => unsafe { self.machine.fill(*address, *byte, *bytes) },
+            // SAFETY: the caller's promise.
+            Operation::Copy { from, to, bytes } => unsafe { self.machine.copy(*from, *to, *bytes) },
+            Operation::Launch { kernel, config, params } => {
+                if let Some(left) = &mut *lock(&self.left) {
+                    *left -= 1;
+                }
+                let LaunchConfig { grid, block, shared_bytes, cluster, .. } = *config;
+                let name = lock(&self.kernels)[kernel.0].clone();
+                let launch = emulator::Launch { kernel: &name, grid, block, shared_bytes, cluster, params };
+                // SAFETY: the caller's promise.
+                let counters = unsafe { self.machine.launch(&launch) }?;
+                let threads = grid.iter().map(|&ctas| u64::from(ctas)).product::<u64>() * u64::from(block);
+                if config.dependent_launch && counters.dependency_waits != threads {
+                    let waits = counters.dependency_waits;
+                    let report = format!(
+                        "it may start before the launch ahead has ended, but {waits} of {threads} threads wait"
+                    );
+                    return Err(Error::KernelFault { kernel: name.clone(), report });
+                }
+                let mut kept = lock(&self.counters);
+                if kept.len() == COUNTED {
+                    kept.pop_front();
+                }
+                kept.push_back(counters);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Backend for Emulator {
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.expect_alive()?;
+        Ok(self.machine.allocate(bytes)?)
+    }
+
+    unsafe fn free(&self, address: u64) {
+        // SAFETY: the caller's promise; nothing is under way.
+        unsafe { self.machine.free(address) };
+    }
+
+    unsafe fn fill(&self, stream: Handle, address: u64, byte: u8, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.issue(stream, Operation::Fill { address, byte, bytes }) }
+    }
+
+    unsafe fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.issue(stream, Operation::Copy { from, to, bytes }) }
+    }
+
+    unsafe fn upload(&self, _: Handle, from: &[u8], to: u64) -> Result<()> {
+        self.expect_alive()?;
+        // SAFETY: the caller's promise.
+        unsafe { self.machine.write(to, from) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, _: Handle, from: u64, to: &mut [u8]) -> Result<()> {
+        self.expect_alive()?;
+        // SAFETY: the caller's promise.
+        unsafe { self.machine.read(from, to) };
+        Ok(())
+    }
+
+    fn create_stream(&self) -> Result<Handle> {
+        self.expect_alive()?;
+        Ok(lock(&self.streams).new_handle())
+    }
+
+    unsafe fn destroy_stream(&self, stream: Handle) {
+        lock(&self.streams).abandon(stream);
+    }
+
+    unsafe fn synchronize(&self, _: Handle) -> Result<()> {
+        self.expect_alive()
+    }
+
+    unsafe fn is_capturing(&self, stream: Handle) -> Result<bool> {
+        self.expect_alive()?;
+        Ok(lock(&self.streams).is_capturing(stream))
+    }
+
+    fn create_event(&self) -> Result<Handle> {
+        self.expect_alive()?;
+        Ok(lock(&self.streams).new_handle())
+    }
+
+    unsafe fn destroy_event(&self, event: Handle) {
+        lock(&self.streams).forget_event(event);
+    }
+
+    unsafe fn record(&self, event: Handle, stream: Handle) -> Result<()> {
+        self.expect_alive()?;
+        lock(&self.streams).record(event, stream);
+        Ok(())
+    }
+
+    unsafe fn wait(&self, stream: Handle, event: Handle) -> Result<()> {
+        lock(&self.streams).wait(stream, event)
+    }
+
+    unsafe fn has_happened(&self, _: Handle) -> Result<bool> {
+        self.expect_alive().map(|()| true)
+    }
+
+    unsafe fn await_event(&self, _: Handle) -> Result<()> {
+        self.expect_alive()
+    }
+
+    unsafe fn elapsed(&self, start: Handle, end: Handle) -> Result<f32> {
+        self.expect_alive()?;
+        lock(&self.streams).elapsed(start, end)
+    }
+
+    unsafe fn begin_capture(&self, stream: Handle) -> Result<()> {
+        lock(&self.streams).begin(stream);
+        Ok(())
+    }
+
+    unsafe fn end_capture(&self, stream: Handle) -> Result<Handle> {
+        self.expect_alive()?;
+        lock(&self.streams).end(stream)
+    }
+
+    unsafe fn abandon_capture(&self, stream: Handle) {
+        lock(&self.streams).abandon(stream);
+    }
+
+    unsafe fn replay(&self, graph: Handle, stream: Handle) -> Result<()> {
+        let operations = lock(&self.streams).graph(graph);
+        for operation in operations.iter() {
+            // A graph replayed inside a capture becomes part of it.
+            // SAFETY: the caller's promise; the graph's memory is kept.
+            unsafe { self.issue(stream, operation.clone()) }?;
+        }
+        Ok(())
+    }
+
+    unsafe fn destroy_graph(&self, graph: Handle) {
+        lock(&self.streams).forget_graph(graph);
+    }
+
+    fn kernel(&self, name: &str) -> Result<Found> {
+        let kernel = self.machine.kernel(name)?;
+        let mut kernels = lock(&self.kernels);
+        let index = kernels.iter().position(|known| known == name).unwrap_or(kernels.len());
+        if index == kernels.len() {
+            kernels.push(name.to_owned());
+        }
+        let attributes = KernelAttributes {
+            max_threads: kernel.max_threads,
+            registers: 0,
+            local_bytes: 0,
+            static_shared_bytes: 0,
+            max_dynamic_shared_bytes: SHARED_BYTES,
+            params_bytes: Some(kernel.params_bytes),
+            compiled_for: self.properties.compute_capability,
+        };
+        Ok(Found { handle: Handle(index), attributes })
+    }
+
+    unsafe fn resident_blocks(&self, _: Handle, block: u32, shared_bytes: u32) -> Result<u32> {
+        let room = (THREADS_PER_SM / block).min(SHARED_BYTES_PER_SM / (shared_bytes + 1024)).min(32);
+        let side_by_side = self.machine.config().resident_ctas / self.properties.multiprocessors.max(1);
+        Ok(room.min(side_by_side).max(1))
+    }
+
+    unsafe fn resident_clusters(&self, launch: &Launch<'_>) -> Result<u32> {
+        Ok((self.machine.config().resident_ctas / launch.config.cluster).max(1))
+    }
+
+    unsafe fn launch(&self, stream: Handle, launch: &Launch<'_>) -> Result<()> {
+        let (config, params) = (launch.config.clone(), launch.params.to_vec());
+        // SAFETY: the caller's promise.
+        unsafe { self.issue(stream, Operation::Launch { kernel: launch.kernel, config, params }) }
+    }
+
+    fn encode_tensor_map(&self, tensor: &Tensor<'_>) -> Result<TensorMap> {
+        let Tensor { address, element_bytes, dims, strides, boxes, swizzle_128 } = *tensor;
+        let tensor = emulator::TensorMap { address, element_bytes, dims, strides, boxes, swizzle_128 };
+        Ok(TensorMap { opaque: self.machine.encode_tensor_map(&tensor)? })
+    }
+
+    fn take_counters(&self) -> Vec<Counters> {
+        lock(&self.counters).drain(..).collect()
+    }
+
+    fn lose_after(&self, launches: u32) {
+        *lock(&self.left) = Some(launches);
+    }
+
+    fn machine(&self) -> Option<&Machine> {
+        Some(&self.machine)
+    }
+}

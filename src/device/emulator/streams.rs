@@ -1,0 +1,158 @@
+//! What the emulator keeps of streams, events and graphs: the rules of stream capture, without a GPU.
+//!
+//! A capture begins on one stream. Another joins it by waiting for an event of it, and has to be waited for in turn before
+//! the end. Every stream of a capture has a vector clock: what it knows of the operations issued to each stream.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::device::backend::Handle;
+use crate::device::launch::config::LaunchConfig;
+use crate::error::{Error, Result};
+
+/// Work that can be captured.
+#[derive(Debug, Clone)]
+pub(crate) enum Operation {
+    Fill { address: u64, byte: u8, bytes: usize },
+    Copy { from: u64, to: u64, bytes: usize },
+    Launch { kernel: Handle, config: LaunchConfig, params: Vec<u8> },
+}
+
+/// Operations issued to each stream so far.
+type Clock = BTreeMap<usize, usize>;
+
+#[derive(Debug)]
+struct Capture {
+    origin: Handle,
+    /// In the order in which they were issued, which is one that all waits allow.
+    operations: Vec<Operation>,
+    clocks: HashMap<Handle, Clock>,
+}
+
+#[derive(Debug, Clone)]
+enum Recorded {
+    At(Instant),
+    InCapture { id: usize, clock: Clock },
+}
+
+/// The state of all streams of one machine.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    /// Handles are never used again, and 0 is the default stream.
+    last_handle: usize,
+    captures: BTreeMap<usize, Capture>,
+    events: HashMap<Handle, Recorded>,
+    graphs: HashMap<Handle, Arc<[Operation]>>,
+}
+
+fn refused(operation: &'static str, reason: &str) -> Error {
+    Error::CaptureRefused { operation, reason: reason.to_owned() }
+}
+
+impl Streams {
+    pub(crate) fn new_handle(&mut self) -> Handle {
+        self.last_handle += 1;
+        Handle(self.last_handle)
+    }
+
+    fn capture_of(&self, stream: Handle) -> Option<usize> {
+        self.captures.iter().find(|(_, capture)| capture.clocks.contains_key(&stream)).map(|(id, _)| *id)
+    }
+
+    pub(crate) fn is_capturing(&self, stream: Handle) -> bool {
+        self.capture_of(stream).is_some()
+    }
+
+    /// Takes an operation into the stream's capture, or gives it back if there is none.
+    pub(crate) fn capture(&mut self, stream: Handle, operation: Operation) -> Result<Option<Operation>> {
+        let Some(capture) = self.capture_of(stream).and_then(|id| self.captures.get_mut(&id)) else {
+            return Ok(Some(operation));
+        };
+        capture.operations.push(operation);
+        *capture.clocks.entry(stream).or_default().entry(stream.0).or_default() += 1;
+        Ok(None)
+    }
+
+    pub(crate) fn begin(&mut self, stream: Handle) {
+        let id = self.new_handle().0;
+        let clocks = HashMap::from([(stream, Clock::new())]);
+        self.captures.insert(id, Capture { origin: stream, operations: vec![], clocks });
+    }
+
+    /// Ends the stream's capture, whatever comes of it.
+    pub(crate) fn end(&mut self, stream: Handle) -> Result<Handle> {
+        let id =
+            self.capture_of(stream).ok_or_else(|| refused("ending a capture", "the stream is not being captured"))?;
+        let capture = self.captures.remove(&id).ok_or_else(|| refused("ending a capture", "it has ended"))?;
+        if capture.origin != stream {
+            return Err(refused("ending a capture", "it began on another stream"));
+        }
+        let known = &capture.clocks[&stream];
+        let joined = |(other, clock): (&Handle, &Clock)| known.get(&other.0) >= clock.get(&other.0);
+        if !capture.clocks.iter().all(joined) {
+            return Err(refused("ending a capture", "a stream that joined it has not been waited for"));
+        }
+        let graph = self.new_handle();
+        self.graphs.insert(graph, capture.operations.into());
+        Ok(graph)
+    }
+
+    pub(crate) fn abandon(&mut self, stream: Handle) {
+        if let Some(id) = self.capture_of(stream) {
+            self.captures.remove(&id);
+        }
+    }
+
+    pub(crate) fn record(&mut self, event: Handle, stream: Handle) {
+        let in_capture = |id: usize| {
+            let clock = self.captures[&id].clocks[&stream].clone();
+            Recorded::InCapture { id, clock }
+        };
+        let recorded = self.capture_of(stream).map_or_else(|| Recorded::At(Instant::now()), in_capture);
+        self.events.insert(event, recorded);
+    }
+
+    pub(crate) fn wait(&mut self, stream: Handle, event: Handle) -> Result<()> {
+        let own = self.capture_of(stream);
+        match self.events.get(&event) {
+            Some(Recorded::InCapture { id, clock }) if own.is_none_or(|own| own == *id) => {
+                let Some(capture) = self.captures.get_mut(id) else {
+                    return Err(refused("waiting for an event", "its capture has ended"));
+                };
+                let known = capture.clocks.entry(stream).or_default();
+                for (&other, &count) in clock {
+                    let place = known.entry(other).or_default();
+                    *place = count.max(*place);
+                }
+                Ok(())
+            }
+            Some(Recorded::InCapture { .. }) => Err(refused("waiting for an event", "it belongs to another capture")),
+            _ if own.is_some() => Err(refused("waiting for an event", "it was recorded outside of the capture")),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn elapsed(&self, start: Handle, end: Handle) -> Result<f32> {
+        match (self.events.get(&start), self.events.get(&end)) {
+            (Some(Recorded::At(start)), Some(Recorded::At(end))) => {
+                let forwards = end.saturating_duration_since(*start).as_secs_f32();
+                Ok((forwards - start.saturating_duration_since(*end).as_secs_f32()) * 1e3)
+            }
+            (Some(_), Some(_)) => Err(refused("timing", "an event was recorded inside of a capture")),
+            _ => Err(Error::EventNotRecorded),
+        }
+    }
+
+    pub(crate) fn graph(&self, graph: Handle) -> Arc<[Operation]> {
+        self.graphs[&graph].clone()
+    }
+
+    pub(crate) fn forget_event(&mut self, event: Handle) {
+        self.events.remove(&event);
+    }
+
+    pub(crate) fn forget_graph(&mut self, graph: Handle) {
+        self.graphs.remove(&graph);
+    }
+}

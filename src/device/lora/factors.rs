@@ -1,0 +1,150 @@
+//! An adapter's factors in device memory, with the table by which kernels find them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::device::launch::stream::Stream;
+use crate::device::lora::layer::DeviceSegment;
+use crate::device::memory::buffer::DeviceBuffer;
+use crate::device::memory::ledger::Kept;
+use crate::device::memory::matrix::{CHUNK, DeviceMatrix};
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+use crate::lora::{Segment, validate_segments};
+
+/// Words of a LoraFactors.
+const RECORD_WORDS: usize = 4;
+
+/// A and B of an adapter's segments, of one layer or of all layers of a model, in two allocations.
+///
+/// Layers take them as [segments](Self::segment) of their own, or through a [`FactorSlot`](crate::device::FactorSlot), which another
+/// adapter's can take their place in. A clone is the same memory.
+#[derive(Debug, Clone)]
+pub struct DeviceFactors<T>(Arc<Held<T>>);
+
+#[derive(Debug)]
+struct Held<T> {
+    values: DeviceBuffer<T>,
+    /// A LoraFactors for each segment, then their address.
+    table: DeviceBuffer<u64>,
+    segments: Vec<Place>,
+}
+
+/// A segment, and where its factors are among the values.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) columns: Range<usize>,
+    pub(crate) d_in: usize,
+    pub(crate) rank: usize,
+    scale: f32,
+    a: usize,
+    b: usize,
+}
+
+impl<T: Element> DeviceFactors<T> {
+    /// Copies factors to the stream's device; returns when they have been copied. Every A and every B starts at a multiple of
+    /// 16 bytes.
+    ///
+    /// # Errors
+    /// [`Error::SegmentOutOfRange`] for a segment without columns; [`Error::RankOutOfRange`], [`Error::ShapeMismatch`],
+    /// [`Error::ScaleNotFinite`]; [`Error::OutOfDeviceMemory`]; [`Error::CaptureRefused`] inside a capture.
+    pub fn upload(stream: &Stream, segments: &[Segment<'_, T>]) -> Result<Self> {
+        let chunk = CHUNK / size_of::<T>();
+        let (mut values, mut places) = (vec![], vec![]);
+        for segment in segments {
+            let &Segment { ref columns, a, b, scale } = segment;
+            validate_segments(std::slice::from_ref(segment), a.cols(), columns.end)?;
+            let mut append = |rows: usize, row: &dyn Fn(usize) -> Vec<T>| {
+                let begin = values.len().next_multiple_of(chunk);
+                values.resize(begin, T::zeroed());
+                (0..rows).for_each(|i| values.extend(row(i)));
+                begin
+            };
+            let (a_begin, b_begin) =
+                (append(a.rows(), &|i| a.row(i).to_vec()), append(b.rows(), &|i| b.row(i).to_vec()));
+            let columns = columns.clone();
+            places.push(Place { columns, d_in: a.cols(), rank: a.rows(), scale, a: a_begin, b: b_begin });
+        }
+        let values = DeviceBuffer::from_slice(stream, &values)?;
+        let record = |place: &Place| {
+            let address = |begin: usize| values.address() + (begin * size_of::<T>()) as u64;
+            let (d_in, rank) = (place.d_in as u64, place.rank as u64);
+            [address(place.a), address(place.b), d_in | rank << 32, rank | u64::from(place.scale.to_bits()) << 32]
+        };
+        let table = upload_table(stream, places.iter().map(record))?;
+        Ok(Self(Arc::new(Held { values, table, segments: places })))
+    }
+
+    /// The device that they are on.
+    pub fn device(&self) -> &Device {
+        self.0.values.device()
+    }
+
+    /// Segments.
+    pub fn len(&self) -> usize {
+        self.0.segments.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.segments.is_empty()
+    }
+
+    /// Device memory that they take.
+    pub fn bytes(&self) -> usize {
+        self.0.values.len() * size_of::<T>() + self.0.table.len() * size_of::<u64>()
+    }
+
+    /// One segment of a layer. Panics if there are not so many.
+    pub fn segment(&self, index: usize) -> DeviceSegment<'_, T> {
+        let Place { columns, d_in, rank, scale, a, b } = self.0.segments[index].clone();
+        let matrix = |begin: usize, rows: usize, cols: usize| {
+            let values = self.0.values.slice(begin..begin + rows * cols);
+            DeviceMatrix::new(values, rows, cols).expect("as long as it was made")
+        };
+        DeviceSegment { a: matrix(a, rank, d_in), b: matrix(b, columns.len(), rank), columns, scale }
+    }
+
+    pub(crate) fn places(&self) -> &[Place] {
+        &self.0.segments
+    }
+
+    pub(crate) fn table(&self) -> &DeviceBuffer<u64> {
+        &self.0.table
+    }
+
+    /// What keeps the memory.
+    pub(crate) fn keep(&self) -> Kept {
+        Arc::clone(&self.0) as _
+    }
+}
+
+/// The records of a table in device memory, and behind the last of them the table's address.
+pub(crate) fn upload_table(
+    stream: &Stream,
+    records: impl ExactSizeIterator<Item = [u64; RECORD_WORDS]>,
+) -> Result<DeviceBuffer<u64>> {
+    let mut table = DeviceBuffer::zeros(stream, records.len() * RECORD_WORDS + 1)?;
+    let words: Vec<u64> = records.flatten().chain([table.address()]).collect();
+    table.upload(stream, &words)?;
+    Ok(table)
+}
+
+impl Place {
+    /// That of a layer's own segment, wherever its factors are.
+    pub(crate) fn of<T: Element>(segment: &DeviceSegment<'_, T>) -> Self {
+        let &DeviceSegment { ref columns, a, scale, .. } = segment;
+        Self { columns: columns.clone(), d_in: a.cols(), rank: a.rows(), scale, a: 0, b: 0 }
+    }
+
+    /// Whether a slot for segments like this one takes another.
+    pub(crate) fn takes(&self, other: &Place) -> bool {
+        self.columns == other.columns && self.d_in == other.d_in && self.rank >= other.rank
+    }
+
+    pub(crate) fn mismatch(&self, segment: usize, other: &Place) -> Error {
+        let shape = |place: &Place| format!("{} to {:?} of rank {}", place.d_in, place.columns, place.rank);
+        Error::SlotMismatch { segment, expected: shape(self), actual: shape(other) }
+    }
+}

@@ -1,0 +1,206 @@
+//! Folding adapters into a weight on a device, and taking them out again.
+
+use std::marker::PhantomData;
+
+use crate::abi::{LoraMerge, LoraMergeReport};
+use crate::device::Device;
+use crate::device::launch::planned_kernel::PlannedKernel;
+use crate::device::launch::stream::Stream;
+use crate::device::lora::layer::{DeviceSegment, expect_operand, segment_table, validate_segments};
+use crate::device::memory::buffer::DeviceBuffer;
+use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+use crate::lora::Layout;
+use crate::plan::lora::merge::MergePlan;
+
+/// What a merge on a device did to the weight.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct DeviceMergeReport {
+    /// The largest distance between an element as stored and what was to be stored: the f32 sum of the old value and the
+    /// change, before it was rounded to the weight's type.
+    pub largest_rounding: f32,
+    /// The largest change of an element, |s·B·A|.
+    pub largest_change: f32,
+    /// Elements that became an infinity or a NaN. Unlike the CPU's merge, a pass over device memory has stored them.
+    pub not_finite: u32,
+}
+
+/// Where a merge leaves its report: device memory, read after the fact, so that nothing waits.
+#[derive(Debug)]
+pub struct MergeRecord {
+    words: DeviceBuffer<u32>,
+}
+
+const RECORD_WORDS: usize = size_of::<LoraMergeReport>() / size_of::<u32>();
+
+impl MergeRecord {
+    /// An empty record.
+    ///
+    /// # Errors
+    /// As [`DeviceBuffer::zeros`].
+    pub fn new(stream: &Stream) -> Result<Self> {
+        Ok(Self { words: DeviceBuffer::zeros(stream, RECORD_WORDS)? })
+    }
+
+    /// Waits for the stream's work and reads what the last merge left.
+    ///
+    /// # Errors
+    /// [`Error::WrongDevice`], or what the driver refuses.
+    pub fn read(&self, stream: &Stream) -> Result<DeviceMergeReport> {
+        let mut words = [0; RECORD_WORDS];
+        self.words.as_slice().download(stream, &mut words)?;
+        let [rounding, change, not_finite] = words;
+        Ok(DeviceMergeReport {
+            largest_rounding: f32::from_bits(rounding),
+            largest_change: f32::from_bits(change),
+            not_finite,
+        })
+    }
+}
+
+/// Merges into weights of one shape: planned once, its kernel found, then issued any number of times.
+///
+/// Sums are f32 and an element is rounded once. Several segments over the same columns are added up before. Elements in no
+/// segment keep their bits.
+#[derive(Debug, Clone)]
+pub struct Merge<T> {
+    kernel: PlannedKernel,
+    rows: usize,
+    cols: usize,
+    layout: Layout,
+    dtype: PhantomData<T>,
+}
+
+impl<T: Element> Merge<T> {
+    /// For weights of `rows` by `cols` as stored.
+    ///
+    /// # Errors
+    /// [`Error::EmptyProblem`], and as [`Device::kernel`].
+    pub fn new(device: &Device, rows: usize, cols: usize, layout: Layout) -> Result<Self> {
+        let (d_in, d_out) = dimensions(rows, cols, layout);
+        if rows == 0 || cols == 0 {
+            return Err(Error::EmptyProblem { tokens: 0, d_in, d_out });
+        }
+        let plan = MergePlan::new(rows, cols, layout, T::DTYPE);
+        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        Ok(Self { kernel, rows, cols, layout, dtype: PhantomData })
+    }
+
+    /// `weight += s·B·A` for every segment, in place.
+    ///
+    /// # Errors
+    /// Before anything is launched: [`Error::WrongDevice`], [`Error::ShapeMismatch`], [`Error::Misaligned`],
+    /// [`Error::TooLarge`]; for a segment as [`DeviceLora::validate`](crate::device::DeviceLora::validate); [`Error::Overlap`] if
+    /// what is written shares memory with anything else. Afterwards as [`Kernel::launch`](crate::device::Kernel::launch).
+    pub fn merge(
+        &self,
+        stream: &Stream,
+        weight: DeviceMatrixMut<'_, T>,
+        segments: &[DeviceSegment<'_, T>],
+        record: &mut MergeRecord,
+    ) -> Result<()> {
+        self.launch(stream, None, weight, segments, 1.0, record)
+    }
+
+    /// Undoes [`merge`](Self::merge): restores `original` exactly where it was kept, and computes `weight − s·B·A` where it
+    /// was not.
+    ///
+    /// # Errors
+    /// As [`merge`](Self::merge).
+    pub fn unmerge(
+        &self,
+        stream: &Stream,
+        weight: DeviceMatrixMut<'_, T>,
+        segments: &[DeviceSegment<'_, T>],
+        original: Option<DeviceMatrix<'_, T>>,
+        record: &mut MergeRecord,
+    ) -> Result<()> {
+        match original {
+            Some(original) => self.launch(stream, Some(original), weight, &[], 1.0, record),
+            None => self.launch(stream, None, weight, segments, -1.0, record),
+        }
+    }
+
+    /// `weight = source + s·B·A`: from one adapter to the next in one pass, with the base weight kept.
+    ///
+    /// # Errors
+    /// As [`merge`](Self::merge).
+    pub fn merge_into(
+        &self,
+        stream: &Stream,
+        source: DeviceMatrix<'_, T>,
+        weight: DeviceMatrixMut<'_, T>,
+        segments: &[DeviceSegment<'_, T>],
+        record: &mut MergeRecord,
+    ) -> Result<()> {
+        self.launch(stream, Some(source), weight, segments, 1.0, record)
+    }
+
+    fn launch(
+        &self,
+        stream: &Stream,
+        source: Option<DeviceMatrix<'_, T>>,
+        weight: DeviceMatrixMut<'_, T>,
+        segments: &[DeviceSegment<'_, T>],
+        sign: f32,
+        record: &mut MergeRecord,
+    ) -> Result<()> {
+        let device = self.kernel.device();
+        device.expect_same("stream", stream.device())?;
+        device.expect_same("record", record.words.device())?;
+        let (d_in, d_out) = dimensions(self.rows, self.cols, self.layout);
+        validate_segments(device, segments, d_in, d_out)?;
+        let output = weight.as_ref();
+        expect_operand(device, "weight", &output)?;
+        output.expect_shape("weight", [self.rows, self.cols])?;
+        if let Some(source) = &source {
+            expect_operand(device, "source", source)?;
+            source.expect_shape("source", [self.rows, self.cols])?;
+            output.extent().refuse_overlap("weight", "source", &source.extent())?;
+        }
+        let words = Extent::of_slice(&record.words.as_slice());
+        words.refuse_overlap("the record", "weight", &output.extent())?;
+        for segment in segments {
+            output.extent().refuse_overlap("weight", "A", &segment.a.extent())?;
+            output.extent().refuse_overlap("weight", "B", &segment.b.extent())?;
+        }
+        let params = self.params(source.as_ref().unwrap_or(&output), &output, segments, sign, &words);
+        record.words.as_mut_slice().fill(stream, 0)?;
+        // SAFETY: the parameters are the merge kernels'. Shapes, bounds, devices and alignments were checked above, and what
+        // is written overlaps nothing else but a source that is the weight itself, which the kernels allow. The views
+        // borrow the memory during the call; afterwards it is given back only when this work is done.
+        unsafe { self.kernel.launch(stream, &params) }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "validated: dimensions and strides fit 31 bits")]
+    fn params(
+        &self,
+        source: &DeviceMatrix<'_, T>,
+        weight: &DeviceMatrix<'_, T>,
+        segments: &[DeviceSegment<'_, T>],
+        sign: f32,
+        record: &Extent,
+    ) -> LoraMerge {
+        LoraMerge {
+            source: source.address() as *const _,
+            weight: weight.address() as *mut _,
+            report: record.address as *mut _,
+            rows: self.rows as u32,
+            columns: self.cols as u32,
+            source_stride: source.row_stride() as u32,
+            weight_stride: weight.row_stride() as u32,
+            segment_count: segments.len() as u32,
+            reserved: 0,
+            segments: segment_table(segments, sign).0,
+        }
+    }
+}
+
+/// Input and output features of a weight as stored.
+fn dimensions(rows: usize, cols: usize, layout: Layout) -> (usize, usize) {
+    match layout {
+        Layout::OutIn => (cols, rows),
+        Layout::InOut => (rows, cols),
+    }
+}

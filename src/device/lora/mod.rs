@@ -1,0 +1,18 @@
+//! A layer with its adapters in device memory, and the calls that run, differentiate and merge it.
+
+pub(crate) mod backward;
+pub(crate) mod call;
+pub(crate) mod decode;
+pub(crate) mod factors;
+pub(crate) mod forward;
+pub(crate) mod layer;
+pub(crate) mod merge;
+pub(crate) mod slot;
+
+pub use backward::{Backward, BackwardInput, BackwardOptions, BackwardOutput, FactorGradient};
+pub use decode::Decode;
+pub use factors::DeviceFactors;
+pub use forward::{DeviceDropout, DeviceInput, DeviceOutput, Forward, ForwardOptions};
+pub use layer::{DeviceLora, DeviceResidual, DeviceSegment};
+pub use merge::{DeviceMergeReport, Merge, MergeRecord};
+pub use slot::{FactorSlot, SlotSegments};

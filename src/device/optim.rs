@@ -1,0 +1,315 @@
+//! AdamW on a device: all parameters in one launch, from checked views.
+
+use std::marker::PhantomData;
+
+use crate::device::Device;
+use crate::device::launch::planned_kernel::PlannedKernel;
+use crate::device::launch::stream::Stream;
+use crate::device::memory::buffer::DeviceBuffer;
+use crate::device::memory::matrix::Extent;
+use crate::device::memory::slice::{DeviceSlice, DeviceSliceMut};
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+use crate::optim::{AdamW, Factor, Step, expect_lengths};
+use crate::plan::optim::{ParameterAddresses, STATE_WORDS, UpdatePlan, initial_state, read_state};
+
+/// One tensor's place in a step, in device memory. All views have as many elements, and start anywhere.
+#[derive(Debug)]
+pub struct DeviceParameter<'a, W> {
+    /// Decides the learning rate.
+    pub factor: Factor,
+    /// The gradient.
+    pub gradient: DeviceSlice<'a, f32>,
+    /// The master copy of the parameter, in `f32` whatever the layer reads.
+    pub value: DeviceSliceMut<'a, f32>,
+    /// m; zeros before the first step.
+    pub first_moment: DeviceSliceMut<'a, f32>,
+    /// v; zeros before the first step.
+    pub second_moment: DeviceSliceMut<'a, f32>,
+    /// Where the layer reads it: receives the new value, rounded.
+    pub stored: Option<DeviceSliceMut<'a, W>>,
+}
+
+/// AdamW for every factor of every adapter: planned once for tensors at their places, then a step is one launch.
+///
+/// The mathematics is that of [`optim::AdamW`](crate::optim::AdamW), the results those of [`cpu::adamw`](crate::cpu::adamw) but
+/// for a few roundings. The steps taken are counted on the device, and a skipped one changes nothing but the report: so a
+/// captured graph may be replayed, and nothing waits for the host. Steps must be ordered: on one stream they are. The same
+/// bits from run to run.
+///
+/// A table on the device holds the parameters' addresses, but the memory stays its owners': every step takes the views again
+/// and is refused if one is elsewhere than it was planned.
+///
+/// ```
+/// use fused_lora::device::{Device, DeviceBuffer, DeviceParameter, Graph, Optimizer, Stream};
+/// use fused_lora::optim::{AdamW, Factor};
+/// use half::bf16;
+///
+/// fn trained(device: &Device, factor: &[f32], gradient: &[f32]) -> fused_lora::Result<Vec<bf16>> {
+///     let stream = Stream::new(device)?;
+///     let gradient = DeviceBuffer::from_slice(&stream, gradient)?;
+///     let mut value = DeviceBuffer::from_slice(&stream, factor)?;
+///     let mut first = DeviceBuffer::<f32>::zeros(&stream, factor.len())?;
+///     let mut second = DeviceBuffer::<f32>::zeros(&stream, factor.len())?;
+///     let mut stored = DeviceBuffer::<bf16>::zeros(&stream, factor.len())?;
+///     let mut parameters = [DeviceParameter {
+///         factor: Factor::A,
+///         gradient: gradient.as_slice(),
+///         value: value.as_mut_slice(),
+///         first_moment: first.as_mut_slice(),
+///         second_moment: second.as_mut_slice(),
+///         stored: Some(stored.as_mut_slice()),
+///     }];
+///     let config = AdamW { max_norm: Some(1.0), ..AdamW::default() };
+///     let mut optimizer = Optimizer::new(&stream, config, &parameters)?;
+///     let step = Graph::capture(&stream, |stream| optimizer.step(stream, &mut parameters))?;
+///     for _ in 0..10 {
+///         step.replay(&stream)?;
+///     }
+///     println!("{:?}", optimizer.last_step(&stream)?);
+///     stored.to_vec(&stream)
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Optimizer<W> {
+    /// The hyperparameters, which may change between steps. A captured step keeps those of its capture.
+    pub config: AdamW,
+    plan: UpdatePlan,
+    kernel: PlannedKernel,
+    places: Vec<Place>,
+    table: DeviceBuffer<u64>,
+    state: DeviceBuffer<u64>,
+    partial: DeviceBuffer<f64>,
+    stored: PhantomData<W>,
+}
+
+/// Where a parameter lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    at: ParameterAddresses,
+    len: usize,
+    /// Bytes of an element of the stored copy.
+    stored_bytes: usize,
+}
+
+impl Place {
+    /// Checks one parameter by itself.
+    fn new<W: Element>(device: &Device, parameter: &DeviceParameter<'_, W>) -> Result<Self> {
+        let DeviceParameter { factor, gradient, value, first_moment, second_moment, stored } = parameter;
+        let len = value.len();
+        let lengths = [
+            ("the gradient", gradient.len()),
+            ("the first moment", first_moment.len()),
+            ("the second moment", second_moment.len()),
+            ("the stored parameter", stored.as_ref().map_or(len, DeviceSliceMut::len)),
+        ];
+        expect_lengths(len, lengths)?;
+        if i32::try_from(len).is_err() {
+            return Err(Error::TooLarge { operand: "a parameter", value: len });
+        }
+        let devices = [
+            ("the gradient", gradient.device()),
+            ("the value", value.device()),
+            ("the first moment", first_moment.device()),
+            ("the second moment", second_moment.device()),
+            ("the stored parameter", stored.as_ref().map_or(device, DeviceSliceMut::device)),
+        ];
+        devices.into_iter().try_for_each(|(operand, of)| device.expect_same(operand, of))?;
+        let place = Self {
+            at: ParameterAddresses {
+                factor: *factor,
+                gradient: gradient.address(),
+                value: value.address(),
+                first_moment: first_moment.address(),
+                second_moment: second_moment.address(),
+                stored: stored.as_ref().map_or(0, DeviceSliceMut::address),
+            },
+            len,
+            stored_bytes: size_of::<W>(),
+        };
+        place.extents().try_for_each(|(operand, extent, _)| extent.expect_aligned(operand, extent.element))?;
+        Ok(place)
+    }
+
+    /// What there is of it, with its name and whether a step writes it.
+    fn extents(&self) -> impl Iterator<Item = (&'static str, Extent, bool)> {
+        let extent = |address, element| {
+            let row = self.len * element;
+            Extent { address, rows: 1, row, stride: row, element }
+        };
+        let at = &self.at;
+        [
+            ("the gradient", extent(at.gradient, 4), false),
+            ("the value", extent(at.value, 4), true),
+            ("the first moment", extent(at.first_moment, 4), true),
+            ("the second moment", extent(at.second_moment, 4), true),
+            ("the stored parameter", extent(at.stored, self.stored_bytes), true),
+        ]
+        .into_iter()
+        .filter(|(_, extent, _)| extent.row > 0 && extent.address != 0)
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ParameterAddresses { factor, gradient, value, first_moment, second_moment, stored } = self.at;
+        write!(f, "{factor:?} of {} elements at ", self.len)?;
+        write!(f, "{gradient:#x}, {value:#x}, {first_moment:#x}, {second_moment:#x}, {stored:#x}")
+    }
+}
+
+/// Refuses what is written and shares memory with anything else, of the same parameter or another.
+fn refuse_overlaps(places: &[Place]) -> Result<()> {
+    let mut all: Vec<_> = places.iter().flat_map(Place::extents).collect();
+    all.sort_by_key(|(_, extent, _)| extent.address);
+    // What reaches furthest so far, of what is read and of what is written.
+    let mut furthest: [Option<(&'static str, Extent)>; 2] = [None; 2];
+    for (operand, extent, is_written) in all {
+        for (before_is_written, before) in [false, true].into_iter().zip(&furthest) {
+            let Some((other, before)) = before.filter(|_| is_written || before_is_written) else { continue };
+            let (output, other) = if is_written { (operand, other) } else { (other, operand) };
+            extent.refuse_overlap(output, other, &before)?;
+        }
+        let reaches = |(_, e): (_, Extent)| e.address + e.row as u64;
+        let kind = &mut furthest[usize::from(is_written)];
+        if kind.is_none_or(|before| reaches(before) < reaches((operand, extent))) {
+            *kind = Some((operand, extent));
+        }
+    }
+    Ok(())
+}
+
+impl<W: Element> Optimizer<W> {
+    /// For these parameters, with no steps taken. Writes the table to the device and waits for it.
+    ///
+    /// # Errors
+    /// [`Error::HyperparameterOutOfRange`]; for a parameter [`Error::LengthMismatch`], [`Error::TooLarge`],
+    /// [`Error::WrongDevice`], [`Error::Misaligned`] if a view is not at a multiple of its elements' size;
+    /// [`Error::Overlap`] if what a step writes shares memory with anything else of it; [`Error::NothingToTrain`];
+    /// otherwise as [`Device::kernel`] and [`DeviceBuffer::from_slice`].
+    pub fn new(stream: &Stream, config: AdamW, parameters: &[DeviceParameter<'_, W>]) -> Result<Self> {
+        config.validate()?;
+        let device = stream.device();
+        let places = parameters.iter().map(|p| Place::new(device, p)).collect::<Result<Vec<_>>>()?;
+        refuse_overlaps(&places)?;
+        let lengths: Vec<usize> = places.iter().map(|place| place.len).collect();
+        let plan = UpdatePlan::new(&lengths, W::DTYPE, device.properties().multiprocessors as usize);
+        if plan.chunks == 0 {
+            return Err(Error::NothingToTrain);
+        }
+        if plan.chunks >= 1 << 30 {
+            return Err(Error::TooLarge { operand: "the optimizer's table", value: plan.chunks });
+        }
+        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        let lines: Vec<_> = places.iter().flat_map(|place| plan.lines(&place.at, place.len, W::DTYPE)).collect();
+        let table = DeviceBuffer::from_slice(stream, lines.as_flattened())?;
+        let state = DeviceBuffer::from_slice(stream, &initial_state(0))?;
+        let partial = DeviceBuffer::zeros(stream, plan.chunks)?;
+        Ok(Self { config, plan, kernel, places, table, state, partial, stored: PhantomData })
+    }
+
+    /// How a step runs.
+    pub fn plan(&self) -> &UpdatePlan {
+        &self.plan
+    }
+
+    /// Issues one step on all parameters, those that the optimizer was made for. Nothing is allocated and nothing waits; it
+    /// may be captured in a graph.
+    ///
+    /// # Errors
+    /// Before anything is launched: [`Error::HyperparameterOutOfRange`], [`Error::WrongDevice`], [`Error::LengthMismatch`],
+    /// [`Error::Misaligned`], [`Error::PlanMismatch`] if a parameter is elsewhere, or another, than it was planned.
+    /// Afterwards as [`Kernel::launch`](crate::device::Kernel::launch).
+    pub fn step(&mut self, stream: &Stream, parameters: &mut [DeviceParameter<'_, W>]) -> Result<()> {
+        self.issue(stream, parameters, None)
+    }
+
+    /// [`step`](Self::step) with both learning rates multiplied by one number that is on the device when the launch runs: a
+    /// schedule for the replays of a captured graph. The step is skipped if that makes a rate negative or not a finite `f32`.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step), also for `lr_scale`; [`Error::Overlap`] if a step would write it.
+    pub fn step_scaled(
+        &mut self,
+        stream: &Stream,
+        parameters: &mut [DeviceParameter<'_, W>],
+        lr_scale: DeviceSlice<'_, f32>,
+    ) -> Result<()> {
+        self.issue(stream, parameters, Some(lr_scale))
+    }
+
+    fn issue(
+        &mut self,
+        stream: &Stream,
+        parameters: &mut [DeviceParameter<'_, W>],
+        lr_scale: Option<DeviceSlice<'_, f32>>,
+    ) -> Result<()> {
+        self.config.validate()?;
+        let device = self.kernel.device();
+        device.expect_same("stream", stream.device())?;
+        if parameters.len() != self.places.len() {
+            let [planned, actual] = [self.places.len(), parameters.len()].map(|count| format!("{count} parameters"));
+            return Err(Error::PlanMismatch { planned, actual });
+        }
+        for (planned, parameter) in self.places.iter().zip(&*parameters) {
+            let actual = Place::new(device, parameter)?;
+            if actual != *planned {
+                return Err(Error::PlanMismatch { planned: planned.to_string(), actual: actual.to_string() });
+            }
+        }
+        if let Some(scale) = &lr_scale {
+            device.expect_same("the learning rates' scale", scale.device())?;
+            if scale.len() != 1 {
+                let operand = "the learning rates' scale";
+                return Err(Error::LengthMismatch { operand, expected: 1, actual: scale.len() });
+            }
+            let extent = Extent::of_slice(scale);
+            extent.expect_aligned("the learning rates' scale", extent.element)?;
+            for (operand, written, _) in
+                self.places.iter().flat_map(Place::extents).filter(|(.., is_written)| *is_written)
+            {
+                written.refuse_overlap(operand, "the learning rates' scale", &extent)?;
+            }
+        }
+        let mut params = self.plan.params(&self.config);
+        params.chunks = self.table.address() as *const _;
+        params.state = self.state.address() as *mut _;
+        params.partial = self.partial.address() as *mut _;
+        params.lr_scale = lr_scale.map_or(std::ptr::null(), |scale| scale.address() as *const _);
+        // SAFETY: the parameters are this kernel's. The table's addresses are those of the views given, which were checked
+        // just now and, for overlaps, when it was made; table, state and sums are the optimizer's own. The views borrow
+        // their memory during the call; afterwards it is given back only when this work is done, or no graph has it.
+        unsafe { self.kernel.launch(stream, &params) }
+    }
+
+    /// Waits for the stream's work and tells what became of the last step; `None` before the first.
+    ///
+    /// # Errors
+    /// As [`DeviceSlice::download`].
+    pub fn last_step(&self, stream: &Stream) -> Result<Option<Step>> {
+        Ok(self.read(stream)?.1)
+    }
+
+    /// Waits for the stream's work and tells the steps taken, skipped ones not counted.
+    ///
+    /// # Errors
+    /// As [`DeviceSlice::download`].
+    pub fn steps(&self, stream: &Stream) -> Result<u64> {
+        Ok(self.read(stream)?.0)
+    }
+
+    fn read(&self, stream: &Stream) -> Result<(u64, Option<Step>)> {
+        let mut words = [0; STATE_WORDS];
+        self.state.as_slice().download(stream, &mut words)?;
+        Ok(read_state(&words))
+    }
+
+    /// Goes on as if so many steps had been taken: with the moments of a checkpoint, from where it was written. Also makes the
+    /// optimizer as new after a [`KernelFault`](Error::KernelFault).
+    ///
+    /// # Errors
+    /// As [`DeviceSliceMut::upload`].
+    pub fn set_steps(&mut self, stream: &Stream, steps: u64) -> Result<()> {
+        self.state.upload(stream, &initial_state(steps))
+    }
+}

@@ -1,0 +1,177 @@
+//! Token and position embeddings on a device, and LayerNorm of their sums in the same launch.
+
+use std::marker::PhantomData;
+
+use crate::abi::LoraEmbedding;
+use crate::device::Device;
+use crate::device::launch::kernel::Kernel;
+use crate::device::launch::planned_kernel::PlannedKernel;
+use crate::device::launch::stream::Stream;
+use crate::device::lora::layer::expect_operand;
+use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
+use crate::device::memory::slice::DeviceSlice;
+use crate::device::transformer::layer_norm::DeviceNorm;
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+use crate::plan::transformer::rows::RowPlan;
+
+/// What is embedded, and the tables.
+#[derive(Debug)]
+pub struct EmbeddingInput<'a, T> {
+    /// The tokens' vectors, `[vocabulary, width]`.
+    pub tokens: DeviceMatrix<'a, T>,
+    /// More vectors, `[n, width]`: ids from the vocabulary on are its rows, as those of a trained prefix.
+    pub extra: Option<DeviceMatrix<'a, T>>,
+    /// The positions' vectors, `[positions, width]`.
+    pub positions: DeviceMatrix<'a, T>,
+    /// The rows' tokens, `[rows]`. They are read when the launch runs, so that a captured graph replays with others; one beyond
+    /// both tables gives a row of NaN.
+    pub ids: DeviceSlice<'a, u32>,
+    /// The rows of `positions` that are added, `[rows]`; likewise.
+    pub places: DeviceSlice<'a, u32>,
+}
+
+// Derived, these would ask for `T: Clone`, which views do not need.
+impl<T> Clone for EmbeddingInput<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for EmbeddingInput<'_, T> {}
+
+/// The embedding of so many rows: planned once, its kernel found, then launched any number of times.
+///
+/// `x = tokens[id] + positions[place]`, rounded to the type of everything, and, if asked for, y = [LayerNorm](crate::device::LayerNorm)
+/// of the rounded x, bit for bit what a launch of its own would make of it if it gave a row as many threads. An id or a place
+/// beyond its table, which only the device sees, makes the row of x, and of y, NaN; nothing outside the tables is read.
+#[derive(Debug, Clone)]
+pub struct Embedding<T> {
+    kernel: PlannedKernel,
+    plan: RowPlan,
+    rows: usize,
+    width: usize,
+    dtype: PhantomData<T>,
+}
+
+impl<T: Element> Embedding<T> {
+    /// For `rows` ids and vectors of `width` elements.
+    ///
+    /// # Errors
+    /// As [`RowPlan::embedding`] and [`Device::kernel`].
+    pub fn new(device: &Device, rows: usize, width: usize) -> Result<Self> {
+        let plan = RowPlan::embedding(rows, width, T::DTYPE, device.properties().multiprocessors as usize)?;
+        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        Ok(Self { kernel, plan, rows, width, dtype: PhantomData })
+    }
+
+    /// As [`Forward::with_dependent_launch`](crate::device::Forward::with_dependent_launch).
+    #[must_use]
+    pub fn with_dependent_launch(self) -> Self {
+        Self { kernel: self.kernel.with_dependent_launch(), ..self }
+    }
+
+    /// How it will run.
+    pub fn plan(&self) -> &RowPlan {
+        &self.plan
+    }
+
+    /// The kernel that it launches.
+    pub fn kernel(&self) -> &Kernel {
+        self.kernel.as_kernel()
+    }
+
+    /// Issues one launch to a stream. Nothing is allocated on the device and nothing waits, so it may be captured in a
+    /// [`Graph`](crate::device::Graph).
+    ///
+    /// # Errors
+    /// Before anything is launched: [`Error::WrongDevice`]; [`Error::ShapeMismatch`] for a table of another width, for x or y;
+    /// [`Error::LengthMismatch`] for ids, places, or the norm's weight or bias; [`Error::Misaligned`] if an address is no
+    /// multiple of its element's size; [`Error::TooLarge`]; [`Error::Overlap`] if x or y shares memory with anything else.
+    /// Afterwards as [`Kernel::launch`]. Ids and places beyond the tables are no error: they give NaN.
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        input: &EmbeddingInput<'_, T>,
+        x: DeviceMatrixMut<'_, T>,
+        normed: Option<(&DeviceNorm<'_>, DeviceMatrixMut<'_, T>)>,
+    ) -> Result<()> {
+        let device = self.kernel.device();
+        device.expect_same("stream", stream.device())?;
+        let x = x.as_ref();
+        let normed = normed.as_ref().map(|(norm, y)| (*norm, y.as_ref()));
+        let tables =
+            [Some(("tokens", input.tokens)), input.extra.map(|e| ("extra", e)), Some(("positions", input.positions))];
+        let mut read = vec![];
+        for (operand, table) in tables.into_iter().flatten() {
+            expect_operand(device, operand, &table)?;
+            table.expect_shape(operand, [table.rows(), self.width])?;
+            read.push((operand, table.extent()));
+        }
+        for (operand, vector) in [("ids", input.ids), ("places", input.places)] {
+            device.expect_same(operand, vector.device())?;
+            let extent = Extent::of_slice(&vector);
+            extent.expect_aligned(operand, size_of::<u32>())?;
+            if vector.len() != self.rows {
+                return Err(Error::LengthMismatch { operand, expected: self.rows, actual: vector.len() });
+            }
+            read.push((operand, extent));
+        }
+        let expect_output = |operand, matrix: &DeviceMatrix<'_, T>| {
+            expect_operand(device, operand, matrix)?;
+            matrix.expect_shape(operand, [self.rows, self.width])
+        };
+        expect_output("x", &x)?;
+        if let Some((norm, y)) = &normed {
+            expect_output("y", y)?;
+            read.extend(norm.validate(device, self.width)?);
+            x.extent().refuse_overlap("x", "y", &y.extent())?;
+        }
+        for (operand, extent) in read {
+            x.extent().refuse_overlap("x", operand, &extent)?;
+            if let Some((_, y)) = &normed {
+                y.extent().refuse_overlap("y", operand, &extent)?;
+            }
+        }
+        let params = self.params(input, &x, normed);
+        // SAFETY: the parameters are this kernel's. Shapes, bounds, devices and alignments were checked above, and neither
+        // output overlaps anything else. The kernel holds ids and places against the tables before it reads. The views borrow
+        // the memory during the call; afterwards it is given back only when this work is done.
+        unsafe { self.kernel.launch(stream, &params) }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "checked: dimensions and strides fit 31 bits")]
+    fn params(
+        &self,
+        input: &EmbeddingInput<'_, T>,
+        x: &DeviceMatrix<'_, T>,
+        normed: Option<(&DeviceNorm<'_>, DeviceMatrix<'_, T>)>,
+    ) -> LoraEmbedding {
+        let &EmbeddingInput { tokens, extra, positions, ids, places } = input;
+        let norm = normed.map(|(norm, _)| norm);
+        let y = normed.map(|(_, y)| y);
+        LoraEmbedding {
+            tokens: tokens.address() as *const _,
+            extra: extra.map_or(std::ptr::null(), |extra| extra.address() as *const _),
+            positions: positions.address() as *const _,
+            ids: ids.address() as *const _,
+            places: places.address() as *const _,
+            x: x.address() as *mut _,
+            weight: norm.map_or(std::ptr::null(), |norm| norm.weight.address() as *const _),
+            bias: norm.map_or(std::ptr::null(), |norm| norm.bias.address() as *const _),
+            y: y.map_or(std::ptr::null_mut(), |y| y.address() as *mut _),
+            rows: self.rows as u32,
+            width: self.width as u32,
+            vocabulary: tokens.rows() as u32,
+            extra_rows: extra.map_or(0, |extra| extra.rows() as u32),
+            position_rows: positions.rows() as u32,
+            tokens_stride: tokens.row_stride() as u32,
+            extra_stride: extra.map_or(0, |extra| extra.row_stride() as u32),
+            positions_stride: positions.row_stride() as u32,
+            x_stride: x.row_stride() as u32,
+            y_stride: y.map_or(0, |y| y.row_stride() as u32),
+            row_threads_log2: self.plan.row_threads.ilog2(),
+            epsilon: norm.map_or(0.0, |norm| norm.epsilon),
+        }
+    }
+}

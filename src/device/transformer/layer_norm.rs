@@ -1,0 +1,132 @@
+//! LayerNorm of rows on a device.
+
+use std::marker::PhantomData;
+
+use crate::abi::LoraLayerNorm;
+use crate::device::Device;
+use crate::device::launch::kernel::Kernel;
+use crate::device::launch::planned_kernel::PlannedKernel;
+use crate::device::launch::stream::Stream;
+use crate::device::lora::layer::expect_operand;
+use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
+use crate::device::memory::slice::DeviceSlice;
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+use crate::plan::transformer::rows::RowPlan;
+
+/// LayerNorm's parameters, f32 whatever the type of the rows.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceNorm<'a> {
+    /// What normalised elements are multiplied by, `[width]`.
+    pub weight: DeviceSlice<'a, f32>,
+    /// What is added to them, `[width]`.
+    pub bias: DeviceSlice<'a, f32>,
+    /// Added to the variance. With 0, a row of equal elements becomes NaN.
+    pub epsilon: f32,
+}
+
+impl DeviceNorm<'_> {
+    /// Checks that both vectors are on the device and as long as a row; where they are, by name.
+    pub(crate) fn validate(&self, device: &Device, width: usize) -> Result<[(&'static str, Extent); 2]> {
+        let operands = [("norm weight", &self.weight), ("norm bias", &self.bias)];
+        for (operand, vector) in operands {
+            device.expect_same(operand, vector.device())?;
+            Extent::of_slice(vector).expect_aligned(operand, size_of::<f32>())?;
+            if vector.len() != width {
+                return Err(Error::LengthMismatch { operand, expected: width, actual: vector.len() });
+            }
+        }
+        Ok(operands.map(|(operand, vector)| (operand, Extent::of_slice(vector))))
+    }
+}
+
+/// LayerNorm of rows of one width: planned once, its kernel found, then launched any number of times.
+///
+/// `y = (x − mean)/√(variance + ε)·weight + bias` for x and y `[rows, width]`, in f32 whatever they are stored as. The
+/// variance is the mean of squares (divided by the width). Rows of any width and alignment; those that start and end at
+/// multiples of 16 bytes, with parameters that start there, are faster. The bits depend on the width and on how many threads
+/// [`RowPlan`] gives a row, not on alignments or other rows.
+#[derive(Debug, Clone)]
+pub struct LayerNorm<T> {
+    kernel: PlannedKernel,
+    plan: RowPlan,
+    rows: usize,
+    width: usize,
+    dtype: PhantomData<T>,
+}
+
+impl<T: Element> LayerNorm<T> {
+    /// For `rows` rows of `width` elements.
+    ///
+    /// # Errors
+    /// As [`RowPlan::layer_norm`] and [`Device::kernel`].
+    pub fn new(device: &Device, rows: usize, width: usize) -> Result<Self> {
+        let plan = RowPlan::layer_norm(rows, width, T::DTYPE, device.properties().multiprocessors as usize)?;
+        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        Ok(Self { kernel, plan, rows, width, dtype: PhantomData })
+    }
+
+    /// As [`Forward::with_dependent_launch`](crate::device::Forward::with_dependent_launch).
+    #[must_use]
+    pub fn with_dependent_launch(self) -> Self {
+        Self { kernel: self.kernel.with_dependent_launch(), ..self }
+    }
+
+    /// How it will run.
+    pub fn plan(&self) -> &RowPlan {
+        &self.plan
+    }
+
+    /// The kernel that it launches.
+    pub fn kernel(&self) -> &Kernel {
+        self.kernel.as_kernel()
+    }
+
+    /// Issues one launch to a stream. Nothing is allocated on the device and nothing waits, so it may be captured in a
+    /// [`Graph`](crate::device::Graph).
+    ///
+    /// # Errors
+    /// Before anything is launched: [`Error::WrongDevice`]; [`Error::ShapeMismatch`] for x or y, [`Error::LengthMismatch`] for
+    /// the weight or the bias; [`Error::Misaligned`] if an address is no multiple of its element's size; [`Error::TooLarge`];
+    /// [`Error::Overlap`] if y shares memory with anything else. Afterwards as [`Kernel::launch`].
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        x: DeviceMatrix<'_, T>,
+        norm: &DeviceNorm<'_>,
+        y: DeviceMatrixMut<'_, T>,
+    ) -> Result<()> {
+        let device = self.kernel.device();
+        device.expect_same("stream", stream.device())?;
+        let y = y.as_ref();
+        for (operand, matrix) in [("x", &x), ("y", &y)] {
+            expect_operand(device, operand, matrix)?;
+            matrix.expect_shape(operand, [self.rows, self.width])?;
+        }
+        let vectors = norm.validate(device, self.width)?;
+        for (operand, extent) in vectors.into_iter().chain([("x", x.extent())]) {
+            y.extent().refuse_overlap("y", operand, &extent)?;
+        }
+        let params = self.params(&x, norm, &y);
+        // SAFETY: the parameters are this kernel's. Shapes, bounds, devices and alignments were checked above, and y overlaps
+        // nothing that is read. The views borrow the memory during the call; afterwards it is given back only when this work
+        // is done.
+        unsafe { self.kernel.launch(stream, &params) }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "checked: dimensions and strides fit 31 bits")]
+    fn params(&self, x: &DeviceMatrix<'_, T>, norm: &DeviceNorm<'_>, y: &DeviceMatrix<'_, T>) -> LoraLayerNorm {
+        LoraLayerNorm {
+            x: x.address() as *const _,
+            weight: norm.weight.address() as *const _,
+            bias: norm.bias.address() as *const _,
+            y: y.address() as *mut _,
+            rows: self.rows as u32,
+            width: self.width as u32,
+            x_stride: x.row_stride() as u32,
+            y_stride: y.row_stride() as u32,
+            row_threads_log2: self.plan.row_threads.ilog2(),
+            epsilon: norm.epsilon,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The plan of a bottleneck adapter: a low-rank layer without a base product.
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::lora::Layout;
+use crate::plan::lora::forward::ForwardPlan;
+use crate::plan::lora::forward::split::Cut;
+use crate::plan::lora::forward::tiles::{ANY, CORES_ANY, CORES_T64, CORES16_ANY, CORES16_T64, T64, Tile};
+use crate::plan::lora::product::Product;
+use crate::plan::problem::{ComputePath, LayerProblem};
+
+/// What an adapter's plan is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterProblem {
+    /// Rows of x.
+    pub tokens: usize,
+    /// Features, of x and of y.
+    pub d: usize,
+    /// Hidden features.
+    pub width: usize,
+    /// What everything is stored as.
+    pub dtype: DType,
+    /// Whether all rows of x and of the down projection start and end at multiples of 16 bytes.
+    pub aligned: bool,
+    /// SMs of the device.
+    pub multiprocessors: usize,
+    /// Major and minor compute capability of the device.
+    pub compute_capability: (u32, u32),
+    /// What is to multiply; nothing multiplies an adapter in TF32.
+    pub path: ComputePath,
+}
+
+impl ForwardPlan {
+    /// The plan of a bottleneck adapter: what is hidden is T, and tiles of y have no depth but that. Whether rows are aligned
+    /// decides on the kernel alone; the cut into tiles, the workspace and every bit of the result are the same.
+    ///
+    /// # Errors
+    /// [`Error::EmptyProblem`], [`Error::RankOutOfRange`] for the width, [`Error::NoMatrixInstructions`],
+    /// [`Error::TooLarge`] if there are more tiles than a launch can have CTAs.
+    pub fn adapter(problem: &AdapterProblem) -> Result<Self> {
+        let &AdapterProblem { tokens, d, width, dtype, aligned, multiprocessors, compute_capability, path } = problem;
+        let ranks = [width];
+        let layer = LayerProblem {
+            tokens,
+            d_in: d,
+            d_out: d,
+            layout: Layout::OutIn,
+            dtype,
+            ranks: &ranks,
+            aligned,
+            multiprocessors,
+            compute_capability,
+            path,
+        };
+        layer.validate()?;
+        let tile: Tile = match (path, layer.matrix_obstacle()) {
+            (ComputePath::Auto | ComputePath::Matrix, None) => [ANY, T64][usize::from(aligned)],
+            (ComputePath::Matrix, Some(reason)) => return Err(Error::NoMatrixInstructions { dtype, reason }),
+            (ComputePath::Tf32, _) => {
+                let reason = "adapters are not multiplied in TF32";
+                return Err(Error::NoMatrixInstructions { dtype, reason });
+            }
+            (ComputePath::Auto | ComputePath::CudaCores, _) => match dtype {
+                DType::F32 => [CORES_ANY, CORES_T64][usize::from(aligned)],
+                DType::F16 | DType::Bf16 => [CORES16_ANY, CORES16_T64][usize::from(aligned)],
+            },
+        };
+        // No depth of y's own: the kernel takes no step of W0.
+        let mut plan = Self::with_cut(Product::Adapter, &layer, &Cut { tile, splits: 1, split_depth: 0 })?;
+        let multiplied = format!("{}{dtype}", tile.family);
+        plan.kernel = format!("lora_adapter_{multiplied}_{}", tile.name);
+        Ok(plan)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GPT2_MEDIUM: AdapterProblem = AdapterProblem {
+        tokens: 128,
+        d: 1024,
+        width: 113,
+        dtype: DType::Bf16,
+        aligned: true,
+        multiprocessors: 132,
+        compute_capability: (9, 0),
+        path: ComputePath::Auto,
+    };
+
+    fn plan(problem: &AdapterProblem) -> ForwardPlan {
+        ForwardPlan::adapter(problem).expect("a plan")
+    }
+
+    #[test]
+    fn what_is_hidden_is_t_and_y_has_no_other_depth() {
+        let plan = plan(&GPT2_MEDIUM);
+        assert_eq!(plan.kernel, "lora_adapter_mma_bf16_t64");
+        assert_eq!((plan.row_tiles, plan.column_tiles, plan.t_tiles, plan.t_stride), (2, 16, 2, 128));
+        assert_eq!((plan.splits, plan.split_depth), (1, 0));
+        assert!(plan.t_splits > 1 && plan.t_splits * plan.t_split_depth >= 1024, "{plan}");
+        assert_eq!(plan.grid[0], 2 * (2 * plan.t_splits + 16));
+        assert_eq!(plan.floor_bytes, 2 * (2 * 113 * 1024 + 2 * 128 * 1024));
+        assert_eq!(plan.flops, 4 * 128 * 113 * 1024);
+    }
+
+    #[test]
+    fn alignment_changes_the_kernel_alone() {
+        for (dtype, compute_capability, kernel) in [
+            (DType::F32, (9, 0), "lora_adapter_f32"),
+            (DType::F16, (7, 5), "lora_adapter_mma_f16"),
+            (DType::Bf16, (7, 5), "lora_adapter_bf16"),
+        ] {
+            let problem = AdapterProblem { dtype, compute_capability, ..GPT2_MEDIUM };
+            let [aligned, any] = [true, false].map(|aligned| plan(&AdapterProblem { aligned, ..problem.clone() }));
+            assert_eq!(
+                (aligned.kernel.clone(), any.kernel.clone()),
+                (format!("{kernel}_t64"), format!("{kernel}_any"))
+            );
+            assert_eq!(aligned, ForwardPlan { kernel: aligned.kernel.clone(), ..any });
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_not_planned() {
+        let refused = |problem: AdapterProblem| ForwardPlan::adapter(&problem).expect_err("no plan");
+        let empty = Error::EmptyProblem { tokens: 0, d_in: 1024, d_out: 1024 };
+        assert_eq!(refused(AdapterProblem { tokens: 0, ..GPT2_MEDIUM }), empty);
+        for width in [0, 513] {
+            let error = Error::RankOutOfRange { rank: width, max: 512 };
+            assert_eq!(refused(AdapterProblem { width, ..GPT2_MEDIUM }), error);
+        }
+        for (dtype, path) in [(DType::F32, ComputePath::Matrix), (DType::F32, ComputePath::Tf32)] {
+            let error = refused(AdapterProblem { dtype, path, ..GPT2_MEDIUM });
+            assert!(matches!(error, Error::NoMatrixInstructions { .. }), "{error}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! How a layer is cut up for the kernels on matrix instructions.
+
+use crate::abi;
+use crate::lora::Layout;
+
+/// Tokens of one instruction.
+pub(crate) const TOKENS: usize = 16;
+/// Values of k that a warp takes at a time.
+const STEP: usize = 32;
+/// Columns of a tile that the kernels for W0 `[out, in]` are compiled for.
+const ROW_TILES: [usize; 4] = [16, 32, 64, 96];
+/// Columns of a tile of the kernel for W0 `[in, out]`.
+const COLUMN_TILE: usize = 64;
+/// CTAs that share a tile's depth at most.
+const MAX_SPLITS: usize = 16;
+
+/// A tiling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cut {
+    pub(crate) threads: usize,
+    pub(crate) tile_columns: usize,
+    pub(crate) splits: usize,
+    pub(crate) split_depth: usize,
+}
+
+/// The tiling that the model below finds cheapest.
+pub(crate) fn cut(tokens: usize, d_in: usize, d_out: usize, layout: Layout, multiprocessors: usize) -> Cut {
+    let (tiles, threads, ctas_per_sm): (&[usize], usize, usize) = match layout {
+        Layout::OutIn => (&ROW_TILES, abi::LORA_DECODE_THREADS as usize, 1),
+        Layout::InOut => (&[COLUMN_TILE], abi::LORA_DECODE_COLUMN_MMA_THREADS as usize, 2),
+    };
+    // A split is worth a step of every warp at least.
+    let shortest = threads / 32 * STEP;
+    let most_splits = (d_in / shortest).clamp(1, MAX_SPLITS);
+    let candidates = tiles.iter().flat_map(|&tile_columns| {
+        (1..=most_splits).map(move |wanted| {
+            let split_depth = d_in.div_ceil(wanted).next_multiple_of(STEP);
+            Cut { threads, tile_columns, splits: d_in.div_ceil(split_depth), split_depth }
+        })
+    });
+    let slots = multiprocessors.max(1) * ctas_per_sm;
+    candidates.min_by_key(|cut| cost(cut, tokens, d_out, slots)).unwrap_or(Cut {
+        threads,
+        tile_columns: tiles[0],
+        splits: 1,
+        split_depth: d_in.next_multiple_of(STEP),
+    })
+}
+
+/// Half-bytes of memory traffic that the busiest place for a CTA sees. A model, not a measurement: a byte from L2 counts
+/// as half of one from memory, and gathering the splits as 24 KiB.
+fn cost(cut: &Cut, tokens: usize, d_out: usize, slots: usize) -> usize {
+    let waves = (d_out.div_ceil(cut.tile_columns) * cut.splits).div_ceil(slots);
+    let weight = cut.tile_columns.min(d_out) * cut.split_depth * 2;
+    let x = tokens * cut.split_depth * 2;
+    let gather = if cut.splits > 1 { 2 * (24 << 10) + 2 * TOKENS * cut.tile_columns * 4 } else { 0 };
+    waves * (2 * weight + x + gather)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn big_layers_keep_the_sms_busy() {
+        for (d_in, d_out) in [(4096, 4096), (4096, 11008), (11008, 4096), (4096, 1024), (1024, 4096), (4096, 50257)] {
+            for layout in [Layout::OutIn, Layout::InOut] {
+                let cut = cut(16, d_in, d_out, layout, 132);
+                let ctas = d_out.div_ceil(cut.tile_columns) * cut.splits;
+                let slots = if layout == Layout::OutIn { 132 } else { 264 };
+                let waves = ctas.div_ceil(slots);
+                assert!(ctas * 10 >= waves * slots * 4, "{d_in} to {d_out}, {layout:?}: {cut:?} is {ctas} CTAs");
+            }
+        }
+    }
+
+    #[test]
+    fn splits_cover_the_depth_once() {
+        for d_in in [8, 64, 520, 1024, 2056, 4096, 11008] {
+            for layout in [Layout::OutIn, Layout::InOut] {
+                for multiprocessors in [1, 6, 64, 132] {
+                    let cut = cut(5, d_in, 64, layout, multiprocessors);
+                    assert!(cut.splits * cut.split_depth >= d_in && (cut.splits - 1) * cut.split_depth < d_in);
+                    assert_eq!(cut.split_depth % STEP, 0);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! How a GPU runs one layer for 1 to 16 tokens: pure, printable, testable.
+//!
+//! The kernels are kernels/lora/decode_*.cu. A plan says which of them, on what grid, with how much shared memory and
+//! workspace. Nothing in it depends on the adapters but the ranks: with none it is the base product's plan.
+
+mod matrix;
+
+use crate::abi;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::lora::Layout;
+use crate::plan::problem::{ComputePath, FACTOR_BYTES, LayerProblem};
+use crate::plan::workspace::WorkspaceLayout;
+
+/// Tokens of one launch at most.
+pub const MAX_TOKENS: usize = abi::LORA_DECODE_MAX_TOKENS as usize;
+
+/// How one launch of `lora_decode` runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecodePlan {
+    /// Name of the kernel.
+    pub kernel: String,
+    /// CTAs: tiles of output columns, splits of the depth, groups of tokens.
+    pub grid: [u32; 3],
+    /// Threads of a CTA.
+    pub threads: u32,
+    /// Dynamic shared memory of a CTA, in bytes.
+    pub shared_bytes: u32,
+    /// Tokens of a CTA, rounded up to what the kernel multiplies at a time.
+    pub tile_tokens: u32,
+    /// Output columns of a CTA.
+    pub tile_columns: u32,
+    /// CUDA cores: threads that share a row of W0 (`[out, in]`) or a run of one (`[in, out]`). Matrix instructions:
+    /// threads whose sums are in shared memory at a time.
+    pub row_threads: u32,
+    /// CTAs that share a tile's depth.
+    pub splits: u32,
+    /// Of the depth, what each of them takes.
+    pub split_depth: u32,
+    /// Rows of A that one ticket stands for.
+    pub shrink_rows: u32,
+    /// The widest segment's rank in whole chunks of 16 bytes.
+    pub widest_rank: u32,
+    /// What the launch needs of a workspace.
+    pub workspace: WorkspaceLayout,
+    /// Global bytes that must move at least: W0, A, B, x and y once.
+    pub floor_bytes: usize,
+}
+
+/// Fewer tokens are faster on CUDA cores: an instruction's 16 rows would be mostly empty.
+const MIN_MATRIX_TOKENS: usize = 5;
+
+/// Shared memory that a CTA has on every device without asking.
+const PORTABLE_SHARED_BYTES: u32 = 48 << 10;
+
+/// More columns than this and a CTA's partial sums crowd out a second CTA.
+const MAX_TILE_ROWS: usize = 64;
+
+impl DecodePlan {
+    /// With [`ComputePath::Tf32`] the kernel is that of true f32: so few tokens wait for W0's bytes, not for products.
+    ///
+    /// # Errors
+    /// [`Error::TooManyTokens`], [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::EmptyProblem`],
+    /// [`Error::NoMatrixInstructions`].
+    pub fn new(problem: &LayerProblem<'_>) -> Result<Self> {
+        let &LayerProblem { tokens, d_in, d_out, layout, dtype, multiprocessors, .. } = problem;
+        if tokens > MAX_TOKENS {
+            return Err(Error::TooManyTokens { tokens, max: MAX_TOKENS });
+        }
+        problem.validate()?;
+        let misaligned = (!problem.aligned).then_some("rows do not all start at multiples of 16 bytes");
+        match (problem.path, problem.matrix_obstacle().or(misaligned)) {
+            (ComputePath::Auto, None) if tokens >= MIN_MATRIX_TOKENS => {
+                Ok(Self::matrix(problem, &matrix::cut(tokens, d_in, d_out, layout, multiprocessors)))
+            }
+            (ComputePath::Auto | ComputePath::CudaCores, _) => Ok(Self::cuda_cores(problem)),
+            (ComputePath::Matrix, None) => {
+                Ok(Self::matrix(problem, &matrix::cut(tokens, d_in, d_out, layout, multiprocessors)))
+            }
+            (ComputePath::Matrix, Some(reason)) => Err(Error::NoMatrixInstructions { dtype, reason }),
+            (ComputePath::Tf32, _) => match problem.matrix_obstacle() {
+                Some(reason) => Err(Error::NoMatrixInstructions { dtype, reason }),
+                None => Ok(Self::cuda_cores(problem)),
+            },
+        }
+    }
+
+    fn cuda_cores(problem: &LayerProblem<'_>) -> Self {
+        let &LayerProblem { tokens, d_in, d_out, layout, dtype, aligned, multiprocessors, .. } = problem;
+        let elements = 16 / dtype.size();
+        let threads = abi::LORA_DECODE_THREADS as usize;
+        let (variant, group) = match (aligned, tokens) {
+            (false, _) => ("any", 1),
+            (true, 1) => ("t1", 1),
+            (true, 2) => ("t2", 2),
+            (true, 5..) if dtype == DType::F32 => ("t8", 8),
+            (true, _) => ("t4", 4),
+        };
+        let (family, row_threads, tile_columns, parts) = match layout {
+            Layout::OutIn => {
+                let row_threads = row_threads(d_in.div_ceil(elements), threads);
+                let tile = d_out.div_ceil(multiprocessors.max(1)).clamp(threads / row_threads, MAX_TILE_ROWS);
+                ("rows", row_threads, tile.min(d_out), row_threads / 32)
+            }
+            Layout::InOut => {
+                let lanes = run_lanes(d_out.div_ceil(elements), multiprocessors);
+                ("columns", lanes, (lanes * elements).min(d_out.next_multiple_of(elements)), threads / 32)
+            }
+        };
+        let most_shrink_rows = if aligned { abi::LORA_SHRINK_ROWS as usize } else { 1 };
+        let parts = Parts { count: parts, tokens: group, shrink_tokens: group, shrink_rows: most_shrink_rows };
+        Self {
+            kernel: format!("lora_decode_{family}_{dtype}_{variant}"),
+            row_threads: row_threads as u32,
+            ..Self::with_grid(problem, threads, tile_columns, [1, d_in], tokens.div_ceil(group), &parts)
+        }
+    }
+
+    fn matrix(problem: &LayerProblem<'_>, cut: &matrix::Cut) -> Self {
+        let dtype = problem.dtype;
+        let kernel = match problem.layout {
+            Layout::OutIn => format!("lora_decode_rows_mma_{dtype}_n{}", cut.tile_columns / 8),
+            Layout::InOut => format!("lora_decode_columns_mma_{dtype}"),
+        };
+        let plan = |count| {
+            let shrink_rows = abi::LORA_SHRINK_ROWS as usize;
+            let parts = Parts { count, tokens: matrix::TOKENS, shrink_tokens: 4, shrink_rows };
+            Self::with_grid(problem, cut.threads, cut.tile_columns, [cut.splits, cut.split_depth], 1, &parts)
+        };
+        // All warps leave their sums at once if there is room, else they take turns.
+        let mut parts = cut.threads / 32;
+        while parts > 1 && plan(parts).shared_bytes > PORTABLE_SHARED_BYTES {
+            parts /= 2;
+        }
+        Self { kernel, row_threads: 32 * parts as u32, ..plan(parts) }
+    }
+
+    /// All but the kernel and its `row_threads`.
+    fn with_grid(
+        problem: &LayerProblem<'_>,
+        threads: usize,
+        tile_columns: usize,
+        [splits, split_depth]: [usize; 2],
+        groups: usize,
+        parts: &Parts,
+    ) -> Self {
+        let &LayerProblem { tokens, d_in, d_out, dtype, ranks, .. } = problem;
+        let widest_rank = ranks.iter().max().copied().unwrap_or(0).next_multiple_of(16 / dtype.size());
+        let offset = if parts.tokens == 8 { 4 } else { 8 };
+        let stride = (tile_columns + 31 - offset) / 32 * 32 + offset;
+        let shrink_values = (threads / 32) * parts.shrink_rows * parts.shrink_tokens;
+        let shared = FACTOR_BYTES + 2 * 8 + 4 * (shrink_values + parts.tokens * (widest_rank + parts.count * stride));
+        let grid = [d_out.div_ceil(tile_columns), splits, groups];
+        let ctas: usize = grid.iter().product();
+        let total_rank: usize = ranks.iter().sum();
+        let weights = d_in * d_out + total_rank * d_in + total_rank * d_out;
+        let tickets = total_rank * tokens.div_ceil(parts.shrink_tokens);
+        let (arrivals, partial) = if splits == 1 { (0, 0) } else { (grid[0], ctas * parts.tokens * tile_columns) };
+        Self {
+            kernel: String::new(),
+            grid: grid.map(|n| n as u32),
+            threads: threads as u32,
+            shared_bytes: shared as u32,
+            tile_tokens: parts.tokens as u32,
+            tile_columns: tile_columns as u32,
+            row_threads: 0,
+            splits: splits as u32,
+            split_depth: split_depth as u32,
+            // Several rows a ticket only where there are more rows than CTAs to draw for them.
+            shrink_rows: tickets.div_ceil(ctas).clamp(1, parts.shrink_rows) as u32,
+            widest_rank: widest_rank as u32,
+            workspace: WorkspaceLayout {
+                t_words: tokens * total_rank,
+                arrivals,
+                partial,
+                ..WorkspaceLayout::default()
+            },
+            floor_bytes: (weights + tokens * (d_in + d_out)) * dtype.size(),
+        }
+    }
+}
+
+/// What of a CTA's shared memory depends on the kernel.
+struct Parts {
+    /// Sums of the tile that are kept apart.
+    count: usize,
+    /// Tokens of a tile.
+    tokens: usize,
+    /// Tokens of a ticket, and rows of A at most.
+    shrink_tokens: usize,
+    shrink_rows: usize,
+}
+
+/// The widest share of the CTA that a row of so many chunks keeps busy to nine tenths, else the busiest.
+fn row_threads(chunks: usize, threads: usize) -> usize {
+    let busy = |width: usize| chunks as f64 / chunks.next_multiple_of(width) as f64;
+    let widths = || [512, 256, 128, 64, 32].into_iter().filter(move |&width| width <= threads);
+    let best = || widths().max_by(|&a, &b| busy(a).total_cmp(&busy(b)));
+    widths().find(|&width| busy(width) >= 0.9).or_else(best).unwrap_or(32)
+}
+
+/// Neighbouring lanes that read one run of a row: as wide as leaves half of the SMs a tile. Memory bandwidth is shared, so
+/// equal tiles on most SMs do as well as tiles on all.
+fn run_lanes(chunks: usize, multiprocessors: usize) -> usize {
+    [8, 4].into_iter().find(|lanes| chunks.div_ceil(*lanes) >= multiprocessors / 2).unwrap_or(2)
+}
+
+impl std::fmt::Display for DecodePlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{}: 1 launch, grid {:?} of {} threads, tiles of {} x {}, {} threads a row, depth in {} splits of {}, {} B \
+             shared, workspace {} B, floor {} B",
+            self.kernel,
+            self.grid,
+            self.threads,
+            self.tile_tokens,
+            self.tile_columns,
+            self.row_threads,
+            self.splits,
+            self.split_depth,
+            self.shared_bytes,
+            self.workspace.bytes(),
+            self.floor_bytes,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(tokens: usize, d_in: usize, d_out: usize, layout: Layout) -> LayerProblem<'static> {
+        LayerProblem {
+            tokens,
+            d_in,
+            d_out,
+            layout,
+            dtype: DType::Bf16,
+            ranks: &[16],
+            aligned: true,
+            multiprocessors: 132,
+            compute_capability: (9, 0),
+            path: ComputePath::Auto,
+        }
+    }
+
+    #[test]
+    fn tiles_cover_the_output_once() {
+        for layout in [Layout::OutIn, Layout::InOut] {
+            for d_out in [1, 7, 8, 33, 768, 1024, 3072, 4096, 11008, 50257] {
+                for tokens in 1..=MAX_TOKENS {
+                    let plan = DecodePlan::new(&problem(tokens, 4096, d_out, layout)).unwrap();
+                    let tiles = plan.grid[0] as usize;
+                    assert!(tiles * plan.tile_columns as usize >= d_out, "{plan}");
+                    assert!((tiles - 1) * (plan.tile_columns as usize) < d_out, "{plan}");
+                    assert!(plan.shared_bytes <= 48 << 10, "{plan}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn matrix_instructions_where_there_are_any() {
+        let kernel = |p| DecodePlan::new(&p).map(|plan| plan.kernel);
+        let base = problem(5, 64, 64, Layout::InOut);
+        let turing = (7, 5);
+        assert_eq!(kernel(base.clone()).unwrap(), "lora_decode_columns_mma_bf16");
+        assert_eq!(
+            kernel(LayerProblem { compute_capability: turing, ..base.clone() }).unwrap(),
+            "lora_decode_columns_bf16_t4"
+        );
+        assert_eq!(
+            kernel(LayerProblem { compute_capability: turing, dtype: DType::F16, ..base.clone() }).unwrap(),
+            "lora_decode_columns_mma_f16"
+        );
+        for refused in [
+            LayerProblem { compute_capability: turing, ..base.clone() },
+            LayerProblem { dtype: DType::F32, ..base.clone() },
+            LayerProblem { aligned: false, ..base.clone() },
+        ] {
+            assert!(matches!(
+                kernel(LayerProblem { path: ComputePath::Matrix, ..refused }),
+                Err(Error::NoMatrixInstructions { .. })
+            ));
+        }
+        assert_eq!(
+            kernel(LayerProblem { path: ComputePath::CudaCores, ..base }).unwrap(),
+            "lora_decode_columns_bf16_t4"
+        );
+    }
+
+    #[test]
+    fn shared_memory_stays_portable() {
+        for layout in [Layout::OutIn, Layout::InOut] {
+            for tokens in [1, 2, 4, 16] {
+                let plan =
+                    DecodePlan::new(&LayerProblem { ranks: &[512], ..problem(tokens, 4096, 11008, layout) }).unwrap();
+                assert!(plan.shared_bytes <= PORTABLE_SHARED_BYTES, "{plan}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_keeps_its_threads_busy() {
+        assert_eq!(row_threads(512, 512), 512);
+        assert_eq!(row_threads(128, 512), 128);
+        assert_eq!(row_threads(384, 512), 128);
+        assert_eq!(row_threads(1, 512), 32);
+    }
+
+    #[test]
+    fn each_limit_has_its_error() {
+        let base = problem(1, 64, 64, Layout::OutIn);
+        let error = |p| DecodePlan::new(&p).unwrap_err();
+        assert_eq!(error(LayerProblem { tokens: 17, ..base.clone() }), Error::TooManyTokens { tokens: 17, max: 16 });
+        assert_eq!(
+            error(LayerProblem { ranks: &[1; 17], ..base.clone() }),
+            Error::TooManySegments { segments: 17, max: 16 }
+        );
+        assert_eq!(
+            error(LayerProblem { ranks: &[4, 513], ..base.clone() }),
+            Error::RankOutOfRange { rank: 513, max: 512 }
+        );
+        assert_eq!(error(LayerProblem { d_in: 0, ..base }), Error::EmptyProblem { tokens: 1, d_in: 0, d_out: 64 });
+    }
+}

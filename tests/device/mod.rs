@@ -1,0 +1,11 @@
+//! The safe calls, on a GPU or the emulator: their results, graphs, and everything that they refuse.
+
+mod attention;
+mod backward;
+mod calls;
+mod decode;
+mod driver;
+mod forward;
+mod forward_options;
+mod optim;
+mod slot;

@@ -1,0 +1,3 @@
+//! The kernel of the optimizer against float64.
+
+mod adamw;
