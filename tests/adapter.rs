@@ -43,7 +43,7 @@ fn check<T: Element>(shape: Shape, path: ComputePath) -> String {
     for build in builds() {
         let rig = Rig::new(build);
         let on_rig = OnRig::new(&rig, &random, path);
-        kernel.clone_from(&on_rig.plan.kernel);
+        kernel.clone_from(&on_rig.plan.launch.kernel);
         for &(schedule, resident) in schedules(&SCHEDULES) {
             rig.set_schedule(schedule, Completion::Late, resident);
             let what = format!("{shape:?}, {build:?}, {schedule:?}, {}", on_rig.plan);
@@ -160,8 +160,8 @@ fn x_may_start_anywhere() -> Result<()> {
     let shifted: Vec<f16> = [f16::NAN].into_iter().chain(random.x.data.iter().copied()).collect();
     let mut left = vec![];
     let launch = Adapter::new(on.stream.device(), &on.adapter(), TOKENS)?;
-    assert_eq!(launch.kernel().name(), launch.plan().kernel);
-    assert!(launch.plan().kernel.ends_with("t64"), "{}", launch.plan());
+    assert_eq!(launch.kernel().name(), launch.plan().launch.kernel);
+    assert!(launch.plan().launch.kernel.ends_with("t64"), "{}", launch.plan());
     let layout = launch.workspace().union(&WorkspaceLayout { t_words: 77, flags: 9, ..WorkspaceLayout::default() });
     let mut workspace = Workspace::new(&on.stream, layout)?;
     for begin in [0, 1] {

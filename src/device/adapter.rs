@@ -124,8 +124,7 @@ impl<T: Element> Adapter<T> {
             })
         };
         let (aligned, any) = (plan(true)?, plan(false)?);
-        let find =
-            |plan: &ForwardPlan| PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes);
+        let find = |plan: &ForwardPlan| PlannedKernel::find(device, &plan.launch);
         let kernels = [find(&aligned)?, find(&any)?];
         let plan = if adapter.down.is_aligned() { aligned } else { any };
         Ok(Self { kernels, plan, tokens, d, width, dtype: PhantomData })
@@ -145,7 +144,7 @@ impl<T: Element> Adapter<T> {
     /// The kernel that it launches then.
     pub fn kernel(&self) -> &Kernel {
         let [aligned, any] = self.kernels.each_ref().map(PlannedKernel::as_kernel);
-        if aligned.name() == self.plan.kernel { aligned } else { any }
+        if aligned.name() == self.plan.launch.kernel { aligned } else { any }
     }
 
     /// What a [`Workspace`] must have room for; it may be one that layers use as well.

@@ -200,7 +200,7 @@ impl<W: Element> Optimizer<W> {
         if plan.chunks >= 1 << 30 {
             return Err(Error::TooLarge { operand: "the optimizer's table", value: plan.chunks });
         }
-        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        let kernel = PlannedKernel::find(device, &plan.launch)?;
         let lines: Vec<_> = places.iter().flat_map(|place| plan.lines(&place.at, place.len, W::DTYPE)).collect();
         let table = DeviceBuffer::from_slice(stream, lines.as_flattened())?;
         let state = DeviceBuffer::from_slice(stream, &initial_state(0))?;

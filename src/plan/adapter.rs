@@ -68,7 +68,7 @@ impl ForwardPlan {
         // No depth of y's own: the kernel takes no step of W0.
         let mut plan = Self::with_cut(Product::Adapter, &layer, &Cut { tile, splits: 1, split_depth: 0 })?;
         let multiplied = format!("{}{dtype}", tile.family);
-        plan.kernel = format!("lora_adapter_{multiplied}_{}", tile.name);
+        plan.launch.kernel = format!("lora_adapter_{multiplied}_{}", tile.name);
         Ok(plan)
     }
 }
@@ -76,6 +76,7 @@ impl ForwardPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::LaunchShape;
 
     const GPT2_MEDIUM: AdapterProblem = AdapterProblem {
         tokens: 128,
@@ -95,11 +96,11 @@ mod tests {
     #[test]
     fn what_is_hidden_is_t_and_y_has_no_other_depth() {
         let plan = plan(&GPT2_MEDIUM);
-        assert_eq!(plan.kernel, "lora_adapter_mma_bf16_t64");
+        assert_eq!(plan.launch.kernel, "lora_adapter_mma_bf16_t64");
         assert_eq!((plan.row_tiles, plan.column_tiles, plan.t_tiles, plan.t_stride), (2, 16, 2, 128));
         assert_eq!((plan.splits, plan.split_depth), (1, 0));
         assert!(plan.t_splits > 1 && plan.t_splits * plan.t_split_depth >= 1024, "{plan}");
-        assert_eq!(plan.grid[0], 2 * (2 * plan.t_splits + 16));
+        assert_eq!(plan.launch.grid[0], 2 * (2 * plan.t_splits + 16));
         assert_eq!(plan.floor_bytes, 2 * (2 * 113 * 1024 + 2 * 128 * 1024));
         assert_eq!(plan.flops, 4 * 128 * 113 * 1024);
     }
@@ -114,10 +115,11 @@ mod tests {
             let problem = AdapterProblem { dtype, compute_capability, ..GPT2_MEDIUM };
             let [aligned, any] = [true, false].map(|aligned| plan(&AdapterProblem { aligned, ..problem.clone() }));
             assert_eq!(
-                (aligned.kernel.clone(), any.kernel.clone()),
+                (aligned.launch.kernel.clone(), any.launch.kernel.clone()),
                 (format!("{kernel}_t64"), format!("{kernel}_any"))
             );
-            assert_eq!(aligned, ForwardPlan { kernel: aligned.kernel.clone(), ..any });
+            let launch = LaunchShape { kernel: aligned.launch.kernel.clone(), ..any.launch.clone() };
+            assert_eq!(aligned, ForwardPlan { launch, ..any });
         }
     }
 

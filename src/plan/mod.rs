@@ -6,11 +6,13 @@
 //! linear layers, [`optim`] AdamW. How the CPU runs a layer is [`cpu::Plan`](crate::cpu::Plan).
 
 pub mod adapter;
+pub(crate) mod launch;
 pub mod lora;
 pub mod optim;
 pub(crate) mod problem;
 pub mod transformer;
 pub(crate) mod workspace;
 
+pub use launch::LaunchShape;
 pub use problem::{ComputePath, LayerProblem};
 pub use workspace::WorkspaceLayout;

@@ -8,24 +8,19 @@ use std::ops::Range;
 use crate::abi::{self, LoraAdamw, LoraAdamwChunk, LoraAdamwReport, LoraAdamwState};
 use crate::dtype::DType;
 use crate::optim::{AdamW, Factor, NORM_EPSILON, Skip, Step};
+use crate::plan::launch::LaunchShape;
 
 /// How one launch of `lora_adamw` runs.
 ///
 /// Parameters are cut into chunks, which depend on nothing but how many elements there are: so do the bits of the norm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpdatePlan {
-    /// Name of the kernel.
-    pub kernel: String,
+    /// The kernel and the shape of its launch.
+    pub launch: LaunchShape,
     /// Elements of a chunk; a tensor's last may have fewer.
     pub chunk_elements: usize,
     /// Chunks of all tensors: the lines of the table, and the double-precision sums in the workspace.
     pub chunks: usize,
-    /// CTAs: any number would do.
-    pub grid: [u32; 3],
-    /// Threads of a CTA.
-    pub threads: u32,
-    /// Dynamic shared memory of a CTA, in bytes.
-    pub shared_bytes: u32,
 }
 
 /// Up to this many elements have chunks of the smallest size; more of them larger ones, so that there are at most 8192 until
@@ -64,15 +59,18 @@ impl UpdatePlan {
         let total = lengths.iter().fold(0usize, |total, &len| total.saturating_add(len));
         let smallest = abi::LORA_ADAMW_STEP as usize;
         let chunk_elements = (total.div_ceil(SMALL) * smallest).min(LARGEST_CHUNK).next_power_of_two().max(smallest);
-        let chunks = lengths.iter().map(|len| len.div_ceil(chunk_elements)).sum();
+        let chunks: usize = lengths.iter().map(|len| len.div_ceil(chunk_elements)).sum();
         let resident = multiprocessors * abi::LORA_ADAMW_CTAS as usize;
         Self {
-            kernel: format!("lora_adamw_{stored}"),
+            launch: LaunchShape {
+                kernel: format!("lora_adamw_{stored}"),
+                grid: [u32::try_from(chunks.min(resident)).unwrap_or(u32::MAX).max(1), 1, 1],
+                threads: abi::LORA_ADAMW_THREADS,
+                shared_bytes: SHARED_BYTES,
+                cluster: 1,
+            },
             chunk_elements,
             chunks,
-            grid: [u32::try_from(chunks.min(resident)).unwrap_or(u32::MAX).max(1), 1, 1],
-            threads: abi::LORA_ADAMW_THREADS,
-            shared_bytes: SHARED_BYTES,
         }
     }
 
@@ -121,7 +119,7 @@ impl UpdatePlan {
 
 impl std::fmt::Display for UpdatePlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { kernel, chunk_elements, chunks, grid, threads, shared_bytes } = self;
+        let Self { launch: LaunchShape { kernel, grid, threads, shared_bytes, .. }, chunk_elements, chunks } = self;
         write!(
             f,
             "{kernel}: {chunks} chunks of {chunk_elements} elements, grid {grid:?} of {threads} threads, {shared_bytes} B \
@@ -176,7 +174,7 @@ mod tests {
             for multiprocessors in [1, 132] {
                 let plan = UpdatePlan::new(&[total], DType::F32, multiprocessors);
                 assert_eq!((plan.chunk_elements, plan.chunks), (chunk, total.div_ceil(chunk)), "{plan}");
-                assert!(plan.grid[0] >= 1 && plan.grid[0] as usize <= plan.chunks, "{plan}");
+                assert!(plan.launch.grid[0] >= 1 && plan.launch.grid[0] as usize <= plan.chunks, "{plan}");
             }
         }
     }

@@ -249,8 +249,8 @@ impl<'m, W: Element + NoUninit> OnRig<'m, W> {
         params.state = self.state as *mut _;
         params.partial = self.partial as *mut _;
         params.lr_scale = if self.scaled { self.lr_scale as *const _ } else { std::ptr::null() };
-        let grid = self.options.grid.map_or(self.plan.grid, |x| [x, 1, 1]);
-        let call = Call::new(&self.plan.kernel, grid, self.plan.threads, self.plan.shared_bytes);
+        let grid = self.options.grid.map_or(self.plan.launch.grid, |x| [x, 1, 1]);
+        let call = Call::new(&self.plan.launch.kernel, grid, self.plan.launch.threads, self.plan.launch.shared_bytes);
         let counters = self.rig.launch(&call, &params)?;
         let mut words = [0; STATE_WORDS];
         self.rig.read(self.state, &mut words);

@@ -184,7 +184,12 @@ impl<'m, T: Element> OnRig<'m, T> {
         self.rig.write(self.params.forward.y as u64, &y.data);
         // Whoever takes what the last launch left hidden for its own launch's is found out.
         self.rig.write(self.params.forward.t as u64, &vec![0xffu8; self.plan.workspace.t_bytes]);
-        let call = Call::new(&self.plan.kernel, self.plan.grid, self.plan.threads, self.plan.shared_bytes);
+        let call = Call::new(
+            &self.plan.launch.kernel,
+            self.plan.launch.grid,
+            self.plan.launch.threads,
+            self.plan.launch.shared_bytes,
+        );
         self.rig.launch(&call, &self.params)?;
         self.rig.read(self.params.forward.y as u64, &mut y.data);
         Ok(y)

@@ -146,7 +146,7 @@ impl<T: Element> Operands<T> {
         let (rows, d) = (self.case.shape.rows(), self.case.shape.width());
         let [mut value, mut magnitude, mut slack] = [(); 3].map(|()| Matrix64::zeros(rows, d));
         let (u, scale) = (DType::F32.unit_roundoff(), f64::from(scale));
-        let rounds_weights = plan.kernel.contains("mma");
+        let rounds_weights = plan.launch.kernel.contains("mma");
         for sequence in 0..sequences {
             let Some(past) = self.case.past(sequence) else {
                 value.data[sequence * tokens * d..(sequence + 1) * tokens * d].fill(f64::NAN);
@@ -305,7 +305,12 @@ impl<'m, T: Element> Attention<'m, T> {
             // Whoever takes the last launch's sums for its own is found out.
             self.rig.write(self.params.partial as u64, &vec![f32::NAN; self.plan.workspace.partial]);
         }
-        let call = Call::new(&self.plan.kernel, self.plan.grid, self.plan.threads, self.plan.shared_bytes);
+        let call = Call::new(
+            &self.plan.launch.kernel,
+            self.plan.launch.grid,
+            self.plan.launch.threads,
+            self.plan.launch.shared_bytes,
+        );
         let counters = self.rig.launch(&call, &self.params)?;
         self.rig.read(self.params.out as u64, &mut out.data);
         let mut memory = [keys, values].map(|b| Buffer { data: b.data.clone(), ..*b });

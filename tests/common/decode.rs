@@ -186,7 +186,12 @@ impl<'m, T: Element> Decode<'m, T> {
         let mut y = Buffer::<T> { data: self.y_like.data.clone(), ..self.y_like };
         self.rig.write(self.y, &y.data);
         self.poison_t();
-        let call = Call::new(&self.plan.kernel, self.plan.grid, self.plan.threads, self.plan.shared_bytes);
+        let call = Call::new(
+            &self.plan.launch.kernel,
+            self.plan.launch.grid,
+            self.plan.launch.threads,
+            self.plan.launch.shared_bytes,
+        );
         let counters = self.rig.launch(&call, &self.params)?;
         self.rig.read(self.y, &mut y.data);
         Ok((y, counters))

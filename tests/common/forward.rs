@@ -253,8 +253,13 @@ impl<'m, T: Element> Forward<'m, T> {
         if !self.params.t_out.is_null() {
             self.rig.write(self.params.t_out as u64, &t.data);
         }
-        let call = Call::new(&self.plan.kernel, self.plan.grid, self.plan.threads, self.plan.shared_bytes);
-        let call = Call { cluster: self.plan.cluster, ..call };
+        let call = Call::new(
+            &self.plan.launch.kernel,
+            self.plan.launch.grid,
+            self.plan.launch.threads,
+            self.plan.launch.shared_bytes,
+        );
+        let call = Call { cluster: self.plan.launch.cluster, ..call };
         let counters = match &self.tma {
             Some(params) => self.rig.launch(&call, params)?,
             None => self.rig.launch(&call, &self.params)?,

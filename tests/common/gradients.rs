@@ -229,7 +229,12 @@ impl<'m> Gradients<'m> {
         }
         // Whoever takes the last launch's sums for its own is found out.
         self.rig.write(self.params.partial as u64, &vec![f32::NAN; self.plan.workspace.partial]);
-        let call = Call::new(&self.plan.kernel, self.plan.grid, self.plan.threads, self.plan.shared_bytes);
+        let call = Call::new(
+            &self.plan.launch.kernel,
+            self.plan.launch.grid,
+            self.plan.launch.threads,
+            self.plan.launch.shared_bytes,
+        );
         let counters = self.rig.launch(&call, &self.params)?;
         let read = |(output, &place): (&Buffer<f32>, &u64)| {
             let mut output = Buffer { data: output.data.clone(), ..*output };

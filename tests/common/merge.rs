@@ -50,7 +50,7 @@ pub fn run<T: Element>(
         reserved: 0,
         segments: table,
     };
-    let call = Call::new(&plan.kernel, plan.grid, plan.threads, plan.shared_bytes);
+    let call = Call::new(&plan.launch.kernel, plan.launch.grid, plan.launch.threads, plan.launch.shared_bytes);
     let mut told = [0.0f32; 3];
     let ended = rig.launch(&call, &params);
     rig.read(target, &mut out.data);

@@ -98,7 +98,7 @@ fn launch<T: Element, P: fused_lora::device::KernelParams>(
     params: &P,
     outputs: &mut [(u64, &mut Buffer<T>)],
 ) -> Result<(), Failure> {
-    let call = Call::new(&plan.kernel, plan.grid, plan.threads, plan.shared_bytes);
+    let call = Call::new(&plan.launch.kernel, plan.launch.grid, plan.launch.threads, plan.launch.shared_bytes);
     let ended = rig.launch(&call, params);
     outputs.iter_mut().for_each(|(address, output)| rig.read(*address, &mut output.data));
     ended.map(drop)

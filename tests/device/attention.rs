@@ -91,7 +91,7 @@ fn check<T: Element>(case: Case, path: ComputePath) {
     let stream = Stream::new(&device()).unwrap();
     let operands = Operands::<T>::random(11, &case);
     let attention = Attention::<T>::with_path(stream.device(), &case.shape, path).unwrap();
-    assert_eq!(attention.kernel().name(), attention.plan().kernel);
+    assert_eq!(attention.kernel().name(), attention.plan().launch.kernel);
     let mut workspace = Workspace::new(&stream, attention.workspace()).unwrap();
     let mut on_device = OnDevice::new(&stream, &operands);
     on_device.launch(&stream, &attention, &mut workspace).unwrap();

@@ -283,7 +283,7 @@ fn an_x_of_any_alignment_has_a_plan_of_its_own() -> Result<()> {
     let segments = [small.segment()];
     let layer = small.layer(&segments);
     let decode = Decode::for_any_x(small.stream.device(), &layer, 1)?;
-    assert!(decode.plan().kernel.ends_with("_any"), "{}", decode.plan());
+    assert!(decode.plan().launch.kernel.ends_with("_any"), "{}", decode.plan());
     let words = decode.workspace().bytes() / 8;
     let buffer = |len| DeviceBuffer::from_slice(&small.stream, &vec![u64::MAX; len]);
     let too_short = Workspace::in_buffer(&small.stream, buffer(words - 1)?, decode.workspace());

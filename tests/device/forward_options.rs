@@ -28,7 +28,7 @@ fn a_path_is_taken_as_asked() -> Result<()> {
             let forward = Forward::with_options(stream.device(), layer, shape.tokens, options)?;
             let mut workspace = Workspace::new(&stream, forward.workspace())?;
             forward.launch(&stream, layer, x, residual, y, &mut workspace)?;
-            assert_eq!(forward.kernel().name(), forward.plan().kernel());
+            assert_eq!(forward.kernel().name(), forward.plan().launch().kernel);
             Ok::<_, Error>(forward.kernel().name().to_owned())
         })?;
         assert_eq!(kernel.contains("mma"), path == ComputePath::Matrix, "{kernel}");

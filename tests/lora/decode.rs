@@ -108,7 +108,7 @@ fn matrix_instructions_in_every_tiling() {
             let rig = Rig::new(build);
             let f16_plan = check_with::<f16>(&rig, 51, &shape, &matrix_options(multiprocessors), false);
             check_with::<bf16>(&rig, 52, &shape, &matrix_options(multiprocessors), false);
-            seen.insert((f16_plan.kernel, f16_plan.splits > 1, f16_plan.row_threads < f16_plan.threads));
+            seen.insert((f16_plan.launch.kernel, f16_plan.splits > 1, f16_plan.row_threads < f16_plan.launch.threads));
         }
     };
     for (tokens, d_in, d_out, multiprocessors, rank) in [
@@ -265,7 +265,7 @@ fn conflicts<T: Element>(tokens: usize, d_in: usize, layout: Layout) -> (u64, u6
     let options = Options { multiprocessors: 1, ..Options::default() };
     let decode = Decode::new(&rig, &random, &x, &options);
     let (_, counters) = decode.run().unwrap();
-    (counters.shared_conflicts, counters.once_instructions, decode.plan.kernel.clone())
+    (counters.shared_conflicts, counters.once_instructions, decode.plan.launch.kernel.clone())
 }
 
 /// A loop that met its own banks would do so more often the longer it runs.

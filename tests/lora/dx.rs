@@ -120,21 +120,21 @@ fn everywhere_with(
         for capability in CAPABILITIES.into_iter().filter(|&capability| capability <= rig.compute_capability()) {
             if seed.is_multiple_of(2) {
                 let options = Options { dropout, ..options(multiprocessors, capability) };
-                kernels.insert(check::<f16>(&rig, seed, shape, &options, kind).kernel);
+                kernels.insert(check::<f16>(&rig, seed, shape, &options, kind).launch.kernel);
             } else {
                 let options = Options { dropout, ..options(multiprocessors, capability) };
-                kernels.insert(check::<bf16>(&rig, seed, shape, &options, kind).kernel);
+                kernels.insert(check::<bf16>(&rig, seed, shape, &options, kind).launch.kernel);
             }
         }
         let path = ComputePath::CudaCores;
         let bits_32 = Options { path, dropout, ..options(multiprocessors, (8, 0)) };
-        kernels.insert(check::<f32>(&rig, seed, shape, &bits_32, kind).kernel);
+        kernels.insert(check::<f32>(&rig, seed, shape, &bits_32, kind).launch.kernel);
         if seed.is_multiple_of(2) {
             let bits_16 = Options { path, dropout, ..options(multiprocessors, (8, 0)) };
-            kernels.insert(check::<bf16>(&rig, seed, shape, &bits_16, kind).kernel);
+            kernels.insert(check::<bf16>(&rig, seed, shape, &bits_16, kind).launch.kernel);
         } else {
             let bits_16 = Options { path, dropout, ..options(multiprocessors, (8, 0)) };
-            kernels.insert(check::<f16>(&rig, seed, shape, &bits_16, kind).kernel);
+            kernels.insert(check::<f16>(&rig, seed, shape, &bits_16, kind).launch.kernel);
         }
     }
     kernels

@@ -25,17 +25,19 @@ fn everywhere(shape: &Shape, seed: u64, multiprocessors: usize) -> BTreeSet<Stri
         let mut kernels = BTreeSet::new();
         for capability in CAPABILITIES.into_iter().filter(|&capability| capability <= rig.compute_capability()) {
             // Where both plans come to the same there is nothing new to run.
-            if kernels.insert(check::<f16>(&rig, seed, shape, &options(multiprocessors, capability), false).kernel) {
+            if kernels
+                .insert(check::<f16>(&rig, seed, shape, &options(multiprocessors, capability), false).launch.kernel)
+            {
                 check::<bf16>(&rig, seed, shape, &options(multiprocessors, capability), false);
             }
         }
         let path = ComputePath::CudaCores;
         let bits_32 = Options { path, ..options(multiprocessors, (8, 0)) };
-        kernels.insert(check::<f32>(&rig, seed, shape, &bits_32, false).kernel);
+        kernels.insert(check::<f32>(&rig, seed, shape, &bits_32, false).launch.kernel);
         let bits_16 = Options { path, ..options(multiprocessors, (8, 0)) };
-        kernels.insert(check::<f16>(&rig, seed, shape, &bits_16, false).kernel);
+        kernels.insert(check::<f16>(&rig, seed, shape, &bits_16, false).launch.kernel);
         let bits_16 = Options { path, ..options(multiprocessors, (8, 0)) };
-        kernels.insert(check::<bf16>(&rig, seed, shape, &bits_16, false).kernel);
+        kernels.insert(check::<bf16>(&rig, seed, shape, &bits_16, false).launch.kernel);
         all.append(&mut kernels);
     }
     all
@@ -151,7 +153,7 @@ fn clusters_share_depths() {
                 let rig = Rig::new(build);
                 if rig.compute_capability() == (9, 0) {
                     let plan = check::<bf16>(&rig, 91, &shape, &options(multiprocessors, (9, 0)), true);
-                    seen.insert(format!("{} {}", plan.kernel.rsplit('_').next().unwrap(), plan.cluster));
+                    seen.insert(format!("{} {}", plan.launch.kernel.rsplit('_').next().unwrap(), plan.launch.cluster));
                 }
             }
         }
@@ -212,7 +214,7 @@ fn low_ranks_ride_along() {
             ] {
                 let shape = shape(tokens, d_in, d_out, layout, segments);
                 let options = Options { serving: true, ..options(multiprocessors, (9, 0)) };
-                seen.insert(check::<f16>(&rig, 81, &shape, &options, true).kernel);
+                seen.insert(check::<f16>(&rig, 81, &shape, &options, true).launch.kernel);
                 let options = Options { serving: true, slot: Some(0), ..self::options(multiprocessors, (9, 0)) };
                 check::<bf16>(&rig, 82, &shape, &options, false);
             }
@@ -327,7 +329,7 @@ fn products_of_the_adapters_are_counted() {
             let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, 0);
             let rig = Rig::with(Config { count_transactions: true, build: Build::Race, ..Config::default() });
             let forward = Forward::new(&rig, &random, &x, &options(1, (8, 0)));
-            assert!(forward.plan.kernel.ends_with("t128"), "{}", forward.plan);
+            assert!(forward.plan.launch.kernel.ends_with("t128"), "{}", forward.plan);
             forward.run().unwrap().counters
         };
         let (short, long) = (count(512, 16), count(1024, 16));
@@ -361,7 +363,7 @@ fn products_of_f32_have_no_bank_conflicts_in_their_main_loops() {
                 let rig = Rig::with(Config { count_transactions: true, build: Build::Race, ..Config::default() });
                 let options = Options { path, ..options(1, (8, 0)) };
                 let forward = Forward::new(&rig, &random, &x, &options);
-                assert!(forward.plan.kernel.ends_with(tile), "{}", forward.plan);
+                assert!(forward.plan.launch.kernel.ends_with(tile), "{}", forward.plan);
                 let counters = forward.run().unwrap().counters;
                 if path == ComputePath::Tf32 {
                     // Of 16 x 8 x 8 each, y's and T's, and the adapter's 16 more in depth.

@@ -47,7 +47,7 @@ fn tf32_in_every_tile() {
                 let options = Options { dropout: (seed % 2 == 0).then_some(dropout), ..tf32(*multiprocessors) };
                 let plan = check::<f32>(&rig, seed, shape, &options, seed % 3 == 0);
                 assert_eq!(plan.splits > 1 && plan.t_splits > 1, *multiprocessors == 24, "{plan}");
-                seen.insert(plan.kernel);
+                seen.insert(plan.launch.kernel);
             }
             for activation in [Activation::Relu, Activation::GeluNew] {
                 let shape = Shape { gap: 8, ..shape(67, 64, 40, layout, &[(8, 32, 4)]) };

@@ -41,13 +41,13 @@ fn everywhere(case: &Case) -> (GradientsPlan, BTreeSet<String>) {
     let mut kernels = BTreeSet::new();
     for build in builds() {
         let rig = Rig::new(build);
-        kernels.insert(check::<f16>(&rig, case).kernel);
-        kernels.insert(check::<bf16>(&rig, case).kernel);
-        kernels.insert(check::<f32>(&rig, case).kernel);
-        kernels.insert(check::<f16>(&rig, &cores).kernel);
+        kernels.insert(check::<f16>(&rig, case).launch.kernel);
+        kernels.insert(check::<bf16>(&rig, case).launch.kernel);
+        kernels.insert(check::<f32>(&rig, case).launch.kernel);
+        kernels.insert(check::<f16>(&rig, &cores).launch.kernel);
     }
     let plan = check::<bf16>(&Rig::new(fastest()), &cores);
-    kernels.insert(plan.kernel.clone());
+    kernels.insert(plan.launch.kernel.clone());
     (plan, kernels)
 }
 

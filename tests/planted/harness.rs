@@ -331,7 +331,7 @@ fn serving(rig: &Rig, shape: &Shape, multiprocessors: usize) -> Caught {
     let compute_capability = Some((9, 0));
     let options = Options { serving: true, multiprocessors, compute_capability, ..Options::default() };
     let forward = Forward::new(rig, &random, &x, &options);
-    assert!(forward.plan.kernel.ends_with('r'), "{}", forward.plan);
+    assert!(forward.plan.launch.kernel.ends_with('r'), "{}", forward.plan);
     let segments = random.segments();
     let split_depth = forward.plan.split_depth as usize;
     let expected = reference::forward_in_parts(&random.layer(&segments), x.view(), f16::DTYPE, split_depth);

@@ -36,9 +36,9 @@ fn every_type(case: &Case) -> BTreeSet<String> {
     let mut kernels = BTreeSet::new();
     for build in builds() {
         let rig = Rig::new(build);
-        kernels.insert(check::<f32>(&rig, case).kernel);
-        kernels.insert(check::<f16>(&rig, case).kernel);
-        kernels.insert(check::<bf16>(&rig, case).kernel);
+        kernels.insert(check::<f32>(&rig, case).launch.kernel);
+        kernels.insert(check::<f16>(&rig, case).launch.kernel);
+        kernels.insert(check::<bf16>(&rig, case).launch.kernel);
     }
     kernels
 }
@@ -114,7 +114,7 @@ fn without_matrix_instructions() {
         let rig = Rig::new(build);
         for case in [narrow(Case::new(1, 35, 1, 64)), wide(Case::new(1, 35, 1, 128).with_prefix(3))] {
             let plan = check::<f16>(&rig, &cores(case.clone()));
-            assert!(!plan.kernel.contains("mma"), "{plan}");
+            assert!(!plan.launch.kernel.contains("mma"), "{plan}");
             check::<bf16>(&rig, &cores(case));
         }
     }

@@ -170,7 +170,7 @@ fn a_norm_that_does_not_fit_is_refused() -> Result<()> {
     let OnDevice { stream, x, mut y, weight, bias } = OnDevice::new()?;
     let on = OnDevice::new()?;
     let launch = LayerNorm::<f16>::new(stream.device(), ROWS, WIDTH)?;
-    assert_eq!(launch.kernel().name(), launch.plan().kernel);
+    assert_eq!(launch.kernel().name(), launch.plan().launch.kernel);
     let weight_view = weight.as_slice();
     let part = |range| weight_view.slice(range);
     let norm = DeviceNorm { weight: part(0..WIDTH), bias: bias.as_slice().slice(1..WIDTH + 1), epsilon: 1e-5 };

@@ -31,9 +31,10 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         fs::create_dir_all(out.join(folder)).with_context(|| format!("cannot make {}", out.display()))?;
     }
     let build = Build::new(root, args)?;
-    let command = build.programs("build", &["--package", "fused-lora-cli"])?;
-    let library = build.programs("test", &["--no-run", "--package", "fused-lora", "--test", "it"])?;
-    let model = build.programs("test", &["--no-run", "--package", "fused-lora-gpt2", "--test", "it"])?;
+    let command = build.programs("build", "3", &["--package", "fused-lora-cli"])?;
+    // The compiler would take three times as long over tests that are optimised as far, and they wait for the GPU.
+    let library = build.programs("test", "1", &["--no-run", "--package", "fused-lora", "--test", "it"])?;
+    let model = build.programs("test", "1", &["--no-run", "--package", "fused-lora-gpt2", "--test", "it"])?;
     for (programs, name, to) in
         [(command, "fused-lora", "fused-lora"), (library, "it", "tests"), (model, "it", "gpt2-tests")]
     {
@@ -75,12 +76,13 @@ impl<'a> Build<'a> {
         Ok(Self { root, nvcc: Toolchain::find(root)?.nvcc().to_path_buf(), targets, folder, images })
     }
 
-    /// The programs that a command of cargo makes, by name.
-    fn programs(&self, command: &str, flags: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    /// The programs that a command of cargo makes at an optimisation level, by name.
+    fn programs(&self, command: &str, level: &str, flags: &[&str]) -> Result<Vec<(String, PathBuf)>> {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(self.root).arg(command).arg("--release").args(flags);
         cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
         cargo.env("CARGO_TARGET_DIR", &self.folder).env("CARGO_PROFILE_RELEASE_STRIP", "true");
+        cargo.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", level);
         cargo.env("FUSED_LORA_NVCC", &self.nvcc).env("FUSED_LORA_TEST_KERNELS", "1");
         cargo.env("FUSED_LORA_IMAGES", &self.images);
         match self.targets.as_str() {

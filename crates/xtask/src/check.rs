@@ -46,7 +46,11 @@ mod tests {
 
     fn code(before_wait: Option<&[&str]>) -> Code {
         let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-        Code { instructions: names(&["EXIT", "HMMA.16816.F32", "LDG.E.128"]), before_wait: before_wait.map(names) }
+        Code {
+            count: 3,
+            instructions: names(&["EXIT", "HMMA.16816.F32", "LDG.E.128"]),
+            before_wait: before_wait.map(names),
+        }
     }
 
     fn check(rules: &str, usage: &Usage) -> Vec<String> {

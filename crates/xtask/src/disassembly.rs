@@ -13,6 +13,8 @@ pub(crate) type Kernels = BTreeMap<String, Code>;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Code {
     pub(crate) instructions: BTreeSet<String>,
+    /// How many instructions there are, those that fill the last line of code included.
+    pub(crate) count: usize,
     /// Where the kernel waits for the launch ahead, those that stand before the first such wait.
     pub(crate) before_wait: Option<BTreeSet<String>>,
 }
@@ -36,6 +38,7 @@ pub(crate) fn parse(text: &str) -> Result<Kernels> {
                 code.before_wait = Some(code.instructions.clone());
             }
             code.instructions.insert(name.to_owned());
+            code.count += 1;
         }
     }
     Ok(kernels)

@@ -3,6 +3,7 @@
 mod bindings;
 mod bundle;
 mod check;
+mod comparison;
 mod disassembly;
 mod package;
 mod picture;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::check::violations;
+use crate::comparison::{self, Figures, compare};
 use crate::disassembly;
 use crate::report::{Report, Usage};
 use crate::rules::Rules;
@@ -19,6 +20,13 @@ pub(crate) struct Args {
     /// Only this target; may be repeated.
     #[arg(long = "target", value_parser = parse_target)]
     targets: Vec<&'static str>,
+    /// Write registers, shared bytes and instructions of every kernel to this file, as CSV.
+    #[arg(long, value_name = "FILE.csv")]
+    save: Option<PathBuf>,
+    /// List the kernels whose registers, shared bytes or instructions differ from those in a file of --save; more registers or
+    /// instructions than there are a failure.
+    #[arg(long, value_name = "FILE.csv")]
+    against: Option<PathBuf>,
     /// Compilations at the same time.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
@@ -53,6 +61,7 @@ struct Outcome<'a> {
 struct Kernel {
     name: String,
     usage: Usage,
+    instructions: usize,
     violations: Vec<String>,
 }
 
@@ -77,6 +86,15 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
             outcomes.iter().filter(|outcome| std::ptr::eq(outcome.job.source, source)).collect();
         failures.extend(idle_rules(root, source, &compiled));
     }
+    let figures = figures(&outcomes);
+    if let Some(path) = &args.against {
+        let (changed, grown) = compare(&comparison::read(path)?, &figures);
+        println!("{changed}");
+        failures.extend(grown);
+    }
+    if let Some(path) = &args.save {
+        comparison::write(path, &figures)?;
+    }
     if failures.is_empty() {
         return Ok(());
     }
@@ -84,6 +102,18 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         eprintln!("{failure}");
     }
     bail!("{} failure{}", failures.len(), if failures.len() == 1 { "" } else { "s" })
+}
+
+/// What every kernel takes on every target.
+fn figures(outcomes: &[Outcome<'_>]) -> Vec<Figures> {
+    let of = |outcome: &Outcome<'_>, kernel: &Kernel| Figures {
+        kernel: kernel.name.clone(),
+        target: outcome.job.target.to_owned(),
+        registers: kernel.usage.registers,
+        shared: kernel.usage.shared,
+        instructions: kernel.instructions,
+    };
+    outcomes.iter().flat_map(|outcome| outcome.kernels.iter().map(move |kernel| of(outcome, kernel))).collect()
 }
 
 /// All `.cu` files below a folder, sorted.
@@ -142,7 +172,7 @@ fn compile<'a>(root: &Path, toolchain: &Toolchain, job: Job<'a>, cubin: &Path) -
             let mut violations = violations(name, job.target, &usage, code, &job.source.rules.rules);
             let quoted = format!("'{name}'");
             violations.extend(warnings.extract_if(.., |warning| warning.contains(&quoted)));
-            kernels.push(Kernel { name: name.clone(), usage, violations });
+            kernels.push(Kernel { name: name.clone(), usage, instructions: code.count, violations });
         }
         Ok((kernels, warnings))
     };
@@ -182,12 +212,19 @@ fn idle_rules(root: &Path, source: &Source, compiled: &[&Outcome<'_>]) -> Vec<St
 
 fn table(root: &Path, outcomes: &[Outcome<'_>]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN).set_header(["kernel", "target", "registers", "shared", "result"]);
+    table.load_preset(presets::ASCII_MARKDOWN).set_header([
+        "kernel",
+        "target",
+        "registers",
+        "shared",
+        "instructions",
+        "result",
+    ]);
     for outcome in outcomes {
         if outcome.kernels.is_empty() {
             let file = shown(root, &outcome.job.source.path);
             let result = if outcome.failures.is_empty() { "no kernels" } else { "failed" };
-            table.add_row([file.as_str(), outcome.job.target, "", "", result]);
+            table.add_row([file.as_str(), outcome.job.target, "", "", "", result]);
         }
         for kernel in &outcome.kernels {
             let result = if kernel.violations.is_empty() { "ok" } else { "failed" };
@@ -197,11 +234,12 @@ fn table(root: &Path, outcomes: &[Outcome<'_>]) -> Table {
                 outcome.job.target.to_owned(),
                 registers.to_string(),
                 shared.to_string(),
+                kernel.instructions.to_string(),
                 result.to_owned(),
             ]);
         }
     }
-    for column in table.column_iter_mut().skip(2).take(2) {
+    for column in table.column_iter_mut().skip(2).take(3) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
@@ -218,7 +256,8 @@ mod tests {
 
     fn outcome<'a>(source: &'a Source, target: &'static str, kernel: &str) -> Outcome<'a> {
         let usage = Usage { registers: 32, ..Usage::default() };
-        let kernels = vec![Kernel { name: kernel.to_owned(), usage, violations: vec!["no HMMA".to_owned()] }];
+        let kernels =
+            vec![Kernel { name: kernel.to_owned(), usage, instructions: 8, violations: vec!["no HMMA".to_owned()] }];
         Outcome { job: Job { source, target }, kernels, failures: vec!["(C7510)".to_owned()] }
     }
 

@@ -5,6 +5,7 @@ use crate::device::launch::config::LaunchConfig;
 use crate::device::launch::kernel::{Kernel, KernelParams};
 use crate::device::launch::stream::Stream;
 use crate::error::Result;
+use crate::plan::LaunchShape;
 
 /// A kernel, found once, and how a plan has it launched.
 #[derive(Debug, Clone)]
@@ -14,15 +15,11 @@ pub(crate) struct PlannedKernel {
 }
 
 impl PlannedKernel {
-    /// For launches in order and without clusters.
-    pub(crate) fn find(device: &Device, name: &str, grid: [u32; 3], threads: u32, shared_bytes: u32) -> Result<Self> {
-        let config = LaunchConfig { shared_bytes, ..LaunchConfig::new(grid, threads) };
-        Ok(Self { kernel: device.kernel(name)?, config })
-    }
-
-    pub(crate) fn with_cluster(mut self, cluster: u32) -> Self {
-        self.config.cluster = cluster;
-        self
+    /// Finds the kernel of a launch that starts when the one ahead of it has ended.
+    pub(crate) fn find(device: &Device, shape: &LaunchShape) -> Result<Self> {
+        let &LaunchShape { ref kernel, grid, threads, shared_bytes, cluster } = shape;
+        let config = LaunchConfig { shared_bytes, cluster, ..LaunchConfig::new(grid, threads) };
+        Ok(Self { kernel: device.kernel(kernel)?, config })
     }
 
     pub(crate) fn with_dependent_launch(mut self) -> Self {

@@ -150,11 +150,11 @@ impl<T: Element> Backward<T> {
             bias: options.bias,
         })?;
         let input = plan.input.as_ref().map(|plan| {
-            let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
-            Ok::<_, Error>(kernel.with_cluster(plan.cluster))
+            let kernel = PlannedKernel::find(device, &plan.launch)?;
+            Ok::<_, Error>(kernel)
         });
         let gradients = plan.gradients.as_ref();
-        let gradients = gradients.map(|p| PlannedKernel::find(device, &p.kernel, p.grid, p.threads, p.shared_bytes));
+        let gradients = gradients.map(|p| PlannedKernel::find(device, &p.launch));
         let kernels = [input.transpose()?, gradients.transpose()?];
         Ok(Self { device: device.clone(), plan, kernels, shape, options, dtype: std::marker::PhantomData })
     }

@@ -101,7 +101,7 @@ impl<T: Element> Decode<T> {
     ) -> Result<Self> {
         let planned = Planned::new(device, layer, tokens, aligned)?;
         let plan = DecodePlan::new(&planned.problem::<T>(path))?;
-        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        let kernel = PlannedKernel::find(device, &plan.launch)?;
         Ok(Self { kernel, plan, planned, dtype: PhantomData })
     }
 

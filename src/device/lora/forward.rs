@@ -178,8 +178,7 @@ impl<T: Element> Forward<T> {
         let ForwardOptions { path, any_x, training } = options;
         let planned = Planned::new(device, layer, tokens, !any_x)?;
         let plan = Plan::new(&planned.problem::<T>(path), training)?;
-        let kernel = PlannedKernel::find(device, plan.kernel(), plan.grid(), plan.threads(), plan.shared_bytes())?;
-        let kernel = kernel.with_cluster(plan.cluster());
+        let kernel = PlannedKernel::find(device, plan.launch())?;
         Ok(Self { kernel, plan, planned, training, dtype: PhantomData })
     }
 

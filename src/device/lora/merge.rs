@@ -83,7 +83,7 @@ impl<T: Element> Merge<T> {
             return Err(Error::EmptyProblem { tokens: 0, d_in, d_out });
         }
         let plan = MergePlan::new(rows, cols, layout, T::DTYPE);
-        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        let kernel = PlannedKernel::find(device, &plan.launch)?;
         Ok(Self { kernel, rows, cols, layout, dtype: PhantomData })
     }
 

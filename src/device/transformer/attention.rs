@@ -112,7 +112,7 @@ impl<T: Element> Attention<T> {
             compute_capability: properties.compute_capability,
             path,
         })?;
-        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        let kernel = PlannedKernel::find(device, &plan.launch)?;
         Ok(Self { kernel, plan, dtype: PhantomData })
     }
 

@@ -61,7 +61,7 @@ impl<T: Element> Embedding<T> {
     /// As [`RowPlan::embedding`] and [`Device::kernel`].
     pub fn new(device: &Device, rows: usize, width: usize) -> Result<Self> {
         let plan = RowPlan::embedding(rows, width, T::DTYPE, device.properties().multiprocessors as usize)?;
-        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        let kernel = PlannedKernel::find(device, &plan.launch)?;
         Ok(Self { kernel, plan, rows, width, dtype: PhantomData })
     }
 

@@ -62,7 +62,7 @@ impl<T: Element> LayerNorm<T> {
     /// As [`RowPlan::layer_norm`] and [`Device::kernel`].
     pub fn new(device: &Device, rows: usize, width: usize) -> Result<Self> {
         let plan = RowPlan::layer_norm(rows, width, T::DTYPE, device.properties().multiprocessors as usize)?;
-        let kernel = PlannedKernel::find(device, &plan.kernel, plan.grid, plan.threads, plan.shared_bytes)?;
+        let kernel = PlannedKernel::find(device, &plan.launch)?;
         Ok(Self { kernel, plan, rows, width, dtype: PhantomData })
     }
 

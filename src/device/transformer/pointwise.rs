@@ -12,6 +12,7 @@ use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::lora::Activation;
+use crate::plan::LaunchShape;
 
 /// `y = act(y + scale·added)` for `[rows, cols]`: found once, launched any number of times.
 ///
@@ -38,7 +39,10 @@ impl<T: Element> Pointwise<T> {
         let ctas = rows.saturating_mul(row_ctas);
         let Ok(grid) = i32::try_from(ctas) else { return Err(Error::TooLarge { operand: "y", value: ctas }) };
         let (name, grid) = (format!("lora_pointwise_{}", T::DTYPE), [grid.unsigned_abs(), 1, 1]);
-        let kernel = PlannedKernel::find(device, &name, grid, abi::LORA_POINTWISE_THREADS, 0)?;
+        let kernel = PlannedKernel::find(
+            device,
+            &LaunchShape { kernel: name, grid, threads: abi::LORA_POINTWISE_THREADS, shared_bytes: 0, cluster: 1 },
+        )?;
         Ok(Self { kernel, rows, cols, row_ctas: row_ctas as u32, dtype: PhantomData })
     }
 

@@ -1,6 +1,7 @@
 //! One plan for any number of tokens.
 
 use crate::error::Result;
+use crate::plan::launch::LaunchShape;
 use crate::plan::lora::decode::{self, DecodePlan};
 use crate::plan::lora::forward::ForwardPlan;
 use crate::plan::problem::LayerProblem;
@@ -34,43 +35,11 @@ impl Plan {
         }
     }
 
-    /// Name of the kernel.
-    pub fn kernel(&self) -> &str {
+    /// The kernel and the shape of its launch.
+    pub fn launch(&self) -> &LaunchShape {
         match self {
-            Self::Decode(plan) => &plan.kernel,
-            Self::Forward(plan) => &plan.kernel,
-        }
-    }
-
-    /// CTAs in x, y and z.
-    pub fn grid(&self) -> [u32; 3] {
-        match self {
-            Self::Decode(plan) => plan.grid,
-            Self::Forward(plan) => plan.grid,
-        }
-    }
-
-    /// CTAs of a cluster; 1 for none.
-    pub fn cluster(&self) -> u32 {
-        match self {
-            Self::Decode(_) => 1,
-            Self::Forward(plan) => plan.cluster,
-        }
-    }
-
-    /// Threads of a CTA.
-    pub fn threads(&self) -> u32 {
-        match self {
-            Self::Decode(plan) => plan.threads,
-            Self::Forward(plan) => plan.threads,
-        }
-    }
-
-    /// Dynamic shared memory of a CTA, in bytes.
-    pub fn shared_bytes(&self) -> u32 {
-        match self {
-            Self::Decode(plan) => plan.shared_bytes,
-            Self::Forward(plan) => plan.shared_bytes,
+            Self::Decode(plan) => &plan.launch,
+            Self::Forward(plan) => &plan.launch,
         }
     }
 
@@ -184,7 +153,7 @@ mod tests {
             (1, true, "mma_tf32_t64"),
         ] {
             let plan = Plan::new(&LayerProblem { tokens, ..tf32.clone() }, saves_t).expect("a plan");
-            assert!(plan.kernel().ends_with(kernel), "{plan}");
+            assert!(plan.launch().kernel.ends_with(kernel), "{plan}");
         }
         // What TF32 is refused for does not depend on how many tokens there are.
         for tokens in [1, 17] {
@@ -207,11 +176,11 @@ mod tests {
             let [rows, columns] = plan.tile();
             let tile = format!("{rows} x {columns}");
             let (floor, moved) = (format!("floor {} B", plan.floor_bytes()), format!("{} B moved", plan.moved_bytes()));
-            for part in [plan.kernel(), "1 launch", &tile, &floor, &moved] {
+            for part in [&*plan.launch().kernel, "1 launch", &tile, &floor, &moved] {
                 assert!(text.contains(part), "no '{part}' in {text}");
             }
             // Where A rides along, nothing goes through memory but the floor.
-            assert_eq!(plan.moved_bytes() > plan.floor_bytes(), !plan.kernel().ends_with('r'), "{plan}");
+            assert_eq!(plan.moved_bytes() > plan.floor_bytes(), !plan.launch().kernel.ends_with('r'), "{plan}");
             assert_eq!(plan.stages().is_some(), tokens > 16 && text.contains("stages"));
         }
     }

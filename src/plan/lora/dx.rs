@@ -38,6 +38,7 @@ mod tests {
     use super::*;
     use crate::dtype::DType;
     use crate::lora::Layout;
+    use crate::plan::LaunchShape;
 
     const LAYER: LayerProblem<'static> = LayerProblem {
         tokens: 1000,
@@ -61,10 +62,11 @@ mod tests {
             let dx = ForwardPlan::input_gradient(&layer, true).expect("a plan");
             let forward = LayerProblem { d_in: 3072, d_out: 1024, layout: turned, ..LAYER };
             let forward = ForwardPlan::new(&forward).expect("a plan");
-            assert!(dx.kernel.starts_with(&format!("lora_dx_{name}_wgmma_bf16")), "{dx}");
-            assert_eq!(dx.kernel.replace("_dx_", "_forward_"), forward.kernel);
+            assert!(dx.launch.kernel.starts_with(&format!("lora_dx_{name}_wgmma_bf16")), "{dx}");
+            assert_eq!(dx.launch.kernel.replace("_dx_", "_forward_"), forward.launch.kernel);
             assert_eq!(dx.boxes(layout), forward.boxes(turned));
-            assert_eq!(dx, ForwardPlan { kernel: dx.kernel.clone(), product: Product::InputGradient, ..forward });
+            let launch = LaunchShape { kernel: dx.launch.kernel.clone(), ..forward.launch.clone() };
+            assert_eq!(dx, ForwardPlan { launch, product: Product::InputGradient, ..forward });
         }
     }
 
@@ -75,12 +77,15 @@ mod tests {
             let [with, without] =
                 [true, false].map(|wants| ForwardPlan::input_gradient(&layer, wants).expect("a plan"));
             assert_eq!(
-                (&with.kernel, with.t_tiles, with.t_splits),
-                (&without.kernel, without.t_tiles, without.t_splits)
+                (&with.launch.kernel, with.t_tiles, with.t_splits),
+                (&without.launch.kernel, without.t_tiles, without.t_splits)
             );
             assert_eq!(with.workspace.t_bytes, without.workspace.t_bytes);
             assert_eq!((without.column_tiles, without.flops), (0, 2 * 1000 * 19 * 3072));
-            assert_eq!(without.grid[0], (without.row_tiles * without.t_tiles * without.t_splits).min(without.grid[0]));
+            assert_eq!(
+                without.launch.grid[0],
+                (without.row_tiles * without.t_tiles * without.t_splits).min(without.launch.grid[0])
+            );
         }
     }
 

@@ -5,18 +5,13 @@
 use crate::abi;
 use crate::dtype::DType;
 use crate::lora::Layout;
+use crate::plan::launch::LaunchShape;
 
 /// How one launch of `lora_merge` runs. It needs no workspace but the report's 12 bytes, zeroed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MergePlan {
-    /// Name of the kernel.
-    pub kernel: String,
-    /// CTAs: along the weight's columns, along its rows.
-    pub grid: [u32; 3],
-    /// Threads of a CTA.
-    pub threads: u32,
-    /// Dynamic shared memory of a CTA, in bytes.
-    pub shared_bytes: u32,
+    /// The kernel and the shape of its launch.
+    pub launch: LaunchShape,
 }
 
 /// Values of the rank that are in shared memory at a time, and what keeps its rows out of each other's banks.
@@ -33,16 +28,23 @@ impl MergePlan {
             Layout::InOut => "columns",
         };
         Self {
-            kernel: format!("lora_merge_{family}_{dtype}"),
-            grid: [cols.div_ceil(tile_columns as usize) as u32, rows.div_ceil(tile_rows as usize) as u32, 1],
-            threads: abi::LORA_MERGE_THREADS,
-            shared_bytes: 4 * PANEL * (tile_rows + tile_columns + 2 * PADDING),
+            launch: LaunchShape {
+                kernel: format!("lora_merge_{family}_{dtype}"),
+                grid: [cols.div_ceil(tile_columns as usize) as u32, rows.div_ceil(tile_rows as usize) as u32, 1],
+                threads: abi::LORA_MERGE_THREADS,
+                shared_bytes: 4 * PANEL * (tile_rows + tile_columns + 2 * PADDING),
+                cluster: 1,
+            },
         }
     }
 }
 
 impl std::fmt::Display for MergePlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: grid {:?} of {} threads, {} B shared", self.kernel, self.grid, self.threads, self.shared_bytes)
+        write!(
+            f,
+            "{}: grid {:?} of {} threads, {} B shared",
+            self.launch.kernel, self.launch.grid, self.launch.threads, self.launch.shared_bytes
+        )
     }
 }

@@ -7,6 +7,7 @@
 use crate::abi::{self, LoraAttention};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::plan::launch::LaunchShape;
 use crate::plan::problem::ComputePath;
 use crate::plan::workspace::WorkspaceLayout;
 
@@ -126,14 +127,8 @@ impl AttentionProblem {
 pub struct AttentionPlan {
     /// What is computed.
     pub shape: AttentionShape,
-    /// Name of the kernel.
-    pub kernel: String,
-    /// CTAs: heads of all sequences, and tiles of queries (prefill) or splits of keys (decode).
-    pub grid: [u32; 3],
-    /// Threads of a CTA.
-    pub threads: u32,
-    /// Dynamic shared memory of a CTA, in bytes.
-    pub shared_bytes: u32,
+    /// The kernel and the shape of its launch.
+    pub launch: LaunchShape,
     /// Columns that a head is padded to.
     pub padded_head: u32,
     /// Queries of a CTA.
@@ -196,9 +191,11 @@ impl AttentionPlan {
         let queries = if shape.tokens > 16 && fits && (fills_device || many) { 64 } else { 16 };
         let family = if uses_matrix { "mma_" } else { "" };
         Self {
-            kernel: format!("lora_attention_prefill_{family}{dtype}_h{padded}_q{queries}"),
-            grid: [heads as u32, (shape.tokens as u32).div_ceil(queries), 1],
-            shared_bytes: shared_bytes(queries),
+            launch: launch(
+                format!("lora_attention_prefill_{family}{dtype}_h{padded}_q{queries}"),
+                [heads as u32, (shape.tokens as u32).div_ceil(queries), 1],
+                shared_bytes(queries),
+            ),
             padded_head: padded,
             tile_queries: queries,
             splits: 1,
@@ -228,9 +225,11 @@ impl AttentionPlan {
             },
         };
         Self {
-            kernel: format!("lora_attention_decode_{dtype}_h{padded}"),
-            grid: [heads as u32, splits, 1],
-            shared_bytes: groups * record * size_of::<f32>() as u32,
+            launch: launch(
+                format!("lora_attention_decode_{dtype}_h{padded}"),
+                [heads as u32, splits, 1],
+                groups * record * size_of::<f32>() as u32,
+            ),
             padded_head: padded,
             splits,
             split_keys,
@@ -247,10 +246,7 @@ impl AttentionPlan {
         let scores = sequences as u64 * heads as u64 * (tokens * capacity + tokens * (tokens + 1) / 2) as u64;
         Self {
             shape,
-            kernel: String::new(),
-            grid: [0; 3],
-            threads: abi::LORA_ATTENTION_THREADS,
-            shared_bytes: 0,
+            launch: launch(String::new(), [0; 3], 0),
             padded_head: 0,
             tile_queries: 1,
             splits: 1,
@@ -297,6 +293,10 @@ fn padded_head(head_size: usize, sizes: &[u32]) -> u32 {
 }
 
 /// The ring's stages of keys and values. Rows of 192 bytes lie as far apart as those of 256.
+fn launch(kernel: String, grid: [u32; 3], shared_bytes: u32) -> LaunchShape {
+    LaunchShape { kernel, grid, threads: abi::LORA_ATTENTION_THREADS, shared_bytes, cluster: 1 }
+}
+
 fn matrix_shared_bytes(padded: u32) -> u32 {
     let row_chunks = match padded {
         32 => 4,
@@ -320,11 +320,11 @@ impl std::fmt::Display for AttentionPlan {
         write!(
             f,
             "{}: {}, grid {:?} of {} threads, {} B shared, {} queries a CTA, {} splits of {} keys, {}, floor {} B, {} FLOP",
-            self.kernel,
+            self.launch.kernel,
             self.shape,
-            self.grid,
-            self.threads,
-            self.shared_bytes,
+            self.launch.grid,
+            self.launch.threads,
+            self.launch.shared_bytes,
             self.tile_queries,
             self.splits,
             self.split_keys,
@@ -356,11 +356,14 @@ mod tests {
             for dtype in [DType::F32, DType::F16, DType::Bf16] {
                 let plan = plan(AttentionShape { sequences, tokens, ..SHAPE }, dtype);
                 assert_eq!(plan.tile_queries, queries, "{plan}");
-                assert_eq!(plan.kernel.contains("mma"), dtype != DType::F32, "{plan}");
-                assert!(plan.grid[1] * queries >= tokens as u32 && (plan.grid[1] - 1) * queries < tokens as u32);
+                assert_eq!(plan.launch.kernel.contains("mma"), dtype != DType::F32, "{plan}");
+                assert!(
+                    plan.launch.grid[1] * queries >= tokens as u32
+                        && (plan.launch.grid[1] - 1) * queries < tokens as u32
+                );
             }
         }
-        assert!(plan(SHAPE, DType::Bf16).grid[0] * plan(SHAPE, DType::Bf16).grid[1] >= 128);
+        assert!(plan(SHAPE, DType::Bf16).launch.grid[0] * plan(SHAPE, DType::Bf16).launch.grid[1] >= 128);
     }
 
     #[test]
@@ -378,7 +381,7 @@ mod tests {
             }
         }
         let plan = plan(AttentionShape { tokens: 1, capacity: 1024, ..SHAPE }, DType::Bf16);
-        assert!(plan.grid[0] * plan.grid[1] >= 132, "{plan}");
+        assert!(plan.launch.grid[0] * plan.launch.grid[1] >= 132, "{plan}");
     }
 
     #[test]
@@ -390,9 +393,9 @@ mod tests {
                         let shape = AttentionShape { tokens, sequences, head_size, ..SHAPE };
                         let problem = AttentionProblem { compute_capability, ..problem(shape, dtype) };
                         let plan = AttentionPlan::new(&problem).expect("a plan");
-                        assert!(plan.padded_head as usize >= head_size && plan.shared_bytes <= limit, "{plan}");
+                        assert!(plan.padded_head as usize >= head_size && plan.launch.shared_bytes <= limit, "{plan}");
                         let matrix = tokens > 1 && (dtype == DType::F16 || dtype == DType::Bf16 && limit > 64 << 10);
-                        assert_eq!(plan.kernel.contains("mma"), matrix, "{plan}");
+                        assert_eq!(plan.launch.kernel.contains("mma"), matrix, "{plan}");
                     }
                 }
             }

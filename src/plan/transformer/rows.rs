@@ -5,6 +5,7 @@
 use crate::abi;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::plan::launch::LaunchShape;
 
 /// Threads of a warp.
 const WARP: usize = 32;
@@ -18,14 +19,8 @@ const MOMENTS_BYTES: usize = 3 * size_of::<f32>();
 /// How one launch of `lora_layer_norm` or `lora_embedding` runs. It needs no workspace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowPlan {
-    /// Name of the kernel.
-    pub kernel: String,
-    /// CTAs.
-    pub grid: [u32; 3],
-    /// Threads of a CTA.
-    pub threads: u32,
-    /// Dynamic shared memory of a CTA, in bytes.
-    pub shared_bytes: u32,
+    /// The kernel and the shape of its launch.
+    pub launch: LaunchShape,
     /// Threads that share a row, a power of two: so the sums of a row are cut, and nothing else of the plan matters to them.
     pub row_threads: u32,
     /// Global bytes that must move: rows in and out, of an embedding with its LayerNorm.
@@ -80,10 +75,13 @@ impl RowPlan {
             rows_of_cta *= 2;
         }
         Ok(Self {
-            kernel: format!("{kernel}_{dtype}"),
-            grid: [rows.div_ceil(rows_of_cta) as u32, 1, 1],
-            threads: (rows_of_cta * warps * WARP) as u32,
-            shared_bytes: (MAX_WARPS * MOMENTS_BYTES) as u32,
+            launch: LaunchShape {
+                kernel: format!("{kernel}_{dtype}"),
+                grid: [rows.div_ceil(rows_of_cta) as u32, 1, 1],
+                threads: (rows_of_cta * warps * WARP) as u32,
+                shared_bytes: (MAX_WARPS * MOMENTS_BYTES) as u32,
+                cluster: 1,
+            },
             row_threads: (warps * WARP) as u32,
             floor_bytes: moves * rows * width * dtype.size(),
         })
@@ -92,7 +90,7 @@ impl RowPlan {
 
 impl std::fmt::Display for RowPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { kernel, grid, threads, row_threads, floor_bytes, .. } = self;
+        let Self { launch: LaunchShape { kernel, grid, threads, .. }, row_threads, floor_bytes } = self;
         write!(
             f,
             "{kernel}: 1 launch of {} CTAs of {threads} threads, {row_threads} a row, floor {floor_bytes} B",
@@ -107,7 +105,7 @@ mod tests {
 
     fn cut(rows: usize, width: usize, dtype: DType) -> (u32, u32, u32) {
         let plan = RowPlan::layer_norm(rows, width, dtype, 132).expect("a plan");
-        (plan.grid[0], plan.threads, plan.row_threads)
+        (plan.launch.grid[0], plan.launch.threads, plan.row_threads)
     }
 
     #[test]

@@ -26,7 +26,7 @@ impl<T: Element> AdapterPlan<T> {
     pub(super) fn launches(&self, adapter: &super::adapter::Adapter) -> Vec<(&'static str, usize, String)> {
         let norm = self.norm.as_ref().map(|norm| {
             let plan = norm.plan();
-            (adapter.norm_name(), plan.floor_bytes, plan.kernel.clone())
+            (adapter.norm_name(), plan.floor_bytes, plan.launch.kernel.clone())
         });
         let plan = self.adapter.plan();
         norm.into_iter().chain([(adapter.name, plan.floor_bytes, plan.to_string())]).collect()
@@ -67,7 +67,7 @@ impl<T: Element> AdapterPlan<T> {
 impl<T: Element> std::fmt::Display for AdapterPlan<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if let Some(norm) = &self.norm {
-            write!(f, "{}; ", norm.plan().kernel)?;
+            write!(f, "{}; ", norm.plan().launch.kernel)?;
         }
         write!(f, "{}", self.adapter.plan())
     }

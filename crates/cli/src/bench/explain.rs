@@ -193,12 +193,12 @@ impl Row {
     fn of(plan: &Plan) -> Self {
         let ([rows, columns], [splits, depth]) = (plan.tile(), plan.splits());
         Self {
-            kernel: plan.kernel().to_owned(),
+            kernel: plan.launch().kernel.to_owned(),
             tile: format!("{rows} x {columns}"),
             stages: plan.stages().map_or("-".to_owned(), |[stages, depth]| format!("{stages} of {depth}")),
-            grid: plan.grid().map(|n| n.to_string()).join(" x "),
-            threads: plan.threads(),
-            shared_bytes: plan.shared_bytes(),
+            grid: plan.launch().grid.map(|n| n.to_string()).join(" x "),
+            threads: plan.launch().threads,
+            shared_bytes: plan.launch().shared_bytes,
             splits: format!("{splits} of {depth}"),
             launches: plan.launches(),
             workspace_bytes: plan.workspace().bytes(),
@@ -210,12 +210,12 @@ impl Row {
 
     fn of_norm(plan: &RowPlan) -> Self {
         Self {
-            kernel: plan.kernel.clone(),
+            kernel: plan.launch.kernel.clone(),
             tile: "-".to_owned(),
             stages: "-".to_owned(),
-            grid: plan.grid.map(|n| n.to_string()).join(" x "),
-            threads: plan.threads,
-            shared_bytes: plan.shared_bytes,
+            grid: plan.launch.grid.map(|n| n.to_string()).join(" x "),
+            threads: plan.launch.threads,
+            shared_bytes: plan.launch.shared_bytes,
             splits: "-".to_owned(),
             launches: 1,
             bytes: plan.floor_bytes,
@@ -226,12 +226,12 @@ impl Row {
 
     fn of_gradients(plan: &GradientsPlan) -> Self {
         Self {
-            kernel: plan.kernel.clone(),
+            kernel: plan.launch.kernel.clone(),
             tile: format!("{LORA_GRADIENTS_COLUMNS} x {LORA_GRADIENTS_RANKS}"),
             stages: format!("{} of {}", plan.stages, plan.stage_tokens),
-            grid: plan.grid.map(|n| n.to_string()).join(" x "),
-            threads: plan.threads,
-            shared_bytes: plan.shared_bytes,
+            grid: plan.launch.grid.map(|n| n.to_string()).join(" x "),
+            threads: plan.launch.threads,
+            shared_bytes: plan.launch.shared_bytes,
             splits: format!("{} of {}", plan.splits, plan.split_tokens),
             launches: 1,
             workspace_bytes: plan.workspace.bytes(),

@@ -9,6 +9,7 @@ use crate::abi;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::lora::Layout;
+use crate::plan::launch::LaunchShape;
 use crate::plan::problem::{ComputePath, FACTOR_BYTES, LayerProblem};
 use crate::plan::workspace::WorkspaceLayout;
 
@@ -18,14 +19,8 @@ pub const MAX_TOKENS: usize = abi::LORA_DECODE_MAX_TOKENS as usize;
 /// How one launch of `lora_decode` runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodePlan {
-    /// Name of the kernel.
-    pub kernel: String,
-    /// CTAs: tiles of output columns, splits of the depth, groups of tokens.
-    pub grid: [u32; 3],
-    /// Threads of a CTA.
-    pub threads: u32,
-    /// Dynamic shared memory of a CTA, in bytes.
-    pub shared_bytes: u32,
+    /// The kernel and the shape of its launch.
+    pub launch: LaunchShape,
     /// Tokens of a CTA, rounded up to what the kernel multiplies at a time.
     pub tile_tokens: u32,
     /// Output columns of a CTA.
@@ -109,11 +104,9 @@ impl DecodePlan {
         };
         let most_shrink_rows = if aligned { abi::LORA_SHRINK_ROWS as usize } else { 1 };
         let parts = Parts { count: parts, tokens: group, shrink_tokens: group, shrink_rows: most_shrink_rows };
-        Self {
-            kernel: format!("lora_decode_{family}_{dtype}_{variant}"),
-            row_threads: row_threads as u32,
-            ..Self::with_grid(problem, threads, tile_columns, [1, d_in], tokens.div_ceil(group), &parts)
-        }
+        let kernel = format!("lora_decode_{family}_{dtype}_{variant}");
+        let plan = Self::with_grid(kernel, problem, threads, tile_columns, [1, d_in], tokens.div_ceil(group), &parts);
+        Self { row_threads: row_threads as u32, ..plan }
     }
 
     fn matrix(problem: &LayerProblem<'_>, cut: &matrix::Cut) -> Self {
@@ -125,18 +118,20 @@ impl DecodePlan {
         let plan = |count| {
             let shrink_rows = abi::LORA_SHRINK_ROWS as usize;
             let parts = Parts { count, tokens: matrix::TOKENS, shrink_tokens: 4, shrink_rows };
-            Self::with_grid(problem, cut.threads, cut.tile_columns, [cut.splits, cut.split_depth], 1, &parts)
+            let (kernel, depth) = (kernel.clone(), [cut.splits, cut.split_depth]);
+            Self::with_grid(kernel, problem, cut.threads, cut.tile_columns, depth, 1, &parts)
         };
         // All warps leave their sums at once if there is room, else they take turns.
         let mut parts = cut.threads / 32;
-        while parts > 1 && plan(parts).shared_bytes > PORTABLE_SHARED_BYTES {
+        while parts > 1 && plan(parts).launch.shared_bytes > PORTABLE_SHARED_BYTES {
             parts /= 2;
         }
-        Self { kernel, row_threads: 32 * parts as u32, ..plan(parts) }
+        Self { row_threads: 32 * parts as u32, ..plan(parts) }
     }
 
-    /// All but the kernel and its `row_threads`.
+    /// All but its `row_threads`.
     fn with_grid(
+        kernel: String,
         problem: &LayerProblem<'_>,
         threads: usize,
         tile_columns: usize,
@@ -157,10 +152,13 @@ impl DecodePlan {
         let tickets = total_rank * tokens.div_ceil(parts.shrink_tokens);
         let (arrivals, partial) = if splits == 1 { (0, 0) } else { (grid[0], ctas * parts.tokens * tile_columns) };
         Self {
-            kernel: String::new(),
-            grid: grid.map(|n| n as u32),
-            threads: threads as u32,
-            shared_bytes: shared as u32,
+            launch: LaunchShape {
+                kernel,
+                grid: grid.map(|n| n as u32),
+                threads: threads as u32,
+                shared_bytes: shared as u32,
+                cluster: 1,
+            },
             tile_tokens: parts.tokens as u32,
             tile_columns: tile_columns as u32,
             row_threads: 0,
@@ -211,15 +209,15 @@ impl std::fmt::Display for DecodePlan {
             f,
             "{}: 1 launch, grid {:?} of {} threads, tiles of {} x {}, {} threads a row, depth in {} splits of {}, {} B \
              shared, workspace {} B, floor {} B",
-            self.kernel,
-            self.grid,
-            self.threads,
+            self.launch.kernel,
+            self.launch.grid,
+            self.launch.threads,
             self.tile_tokens,
             self.tile_columns,
             self.row_threads,
             self.splits,
             self.split_depth,
-            self.shared_bytes,
+            self.launch.shared_bytes,
             self.workspace.bytes(),
             self.floor_bytes,
         )
@@ -251,10 +249,10 @@ mod tests {
             for d_out in [1, 7, 8, 33, 768, 1024, 3072, 4096, 11008, 50257] {
                 for tokens in 1..=MAX_TOKENS {
                     let plan = DecodePlan::new(&problem(tokens, 4096, d_out, layout)).unwrap();
-                    let tiles = plan.grid[0] as usize;
+                    let tiles = plan.launch.grid[0] as usize;
                     assert!(tiles * plan.tile_columns as usize >= d_out, "{plan}");
                     assert!((tiles - 1) * (plan.tile_columns as usize) < d_out, "{plan}");
-                    assert!(plan.shared_bytes <= 48 << 10, "{plan}");
+                    assert!(plan.launch.shared_bytes <= 48 << 10, "{plan}");
                 }
             }
         }
@@ -262,7 +260,7 @@ mod tests {
 
     #[test]
     fn matrix_instructions_where_there_are_any() {
-        let kernel = |p| DecodePlan::new(&p).map(|plan| plan.kernel);
+        let kernel = |p| DecodePlan::new(&p).map(|plan| plan.launch.kernel);
         let base = problem(5, 64, 64, Layout::InOut);
         let turing = (7, 5);
         assert_eq!(kernel(base.clone()).unwrap(), "lora_decode_columns_mma_bf16");
@@ -296,7 +294,7 @@ mod tests {
             for tokens in [1, 2, 4, 16] {
                 let plan =
                     DecodePlan::new(&LayerProblem { ranks: &[512], ..problem(tokens, 4096, 11008, layout) }).unwrap();
-                assert!(plan.shared_bytes <= PORTABLE_SHARED_BYTES, "{plan}");
+                assert!(plan.launch.shared_bytes <= PORTABLE_SHARED_BYTES, "{plan}");
             }
         }
     }

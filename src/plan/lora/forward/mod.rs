@@ -11,6 +11,7 @@ pub(crate) mod tiles;
 use crate::abi;
 use crate::error::{Error, Result};
 use crate::lora::Layout;
+use crate::plan::launch::LaunchShape;
 use crate::plan::lora::product::Product;
 use crate::plan::problem::{ComputePath, FACTOR_BYTES, LayerProblem};
 use crate::plan::workspace::WorkspaceLayout;
@@ -22,14 +23,8 @@ use tiles::{Ctas, M64N64R, M64N128R, M128N128R, RIDE};
 pub struct ForwardPlan {
     /// What is computed.
     pub product: Product,
-    /// Name of the kernel.
-    pub kernel: String,
-    /// CTAs: tiles of T, then splits of tiles of y.
-    pub grid: [u32; 3],
-    /// Threads of a CTA.
-    pub threads: u32,
-    /// Dynamic shared memory of a CTA, in bytes.
-    pub shared_bytes: u32,
+    /// The kernel and the shape of its launch.
+    pub launch: LaunchShape,
     /// Rows of a tile, of y and of T.
     pub tile_rows: u32,
     /// Columns of a tile of y.
@@ -46,9 +41,6 @@ pub struct ForwardPlan {
     pub t_tiles: u32,
     /// Columns of the workspace's T: every rank in whole steps of 16.
     pub t_stride: u32,
-    /// CTAs of a cluster: those that share a tile's depth through each other's shared memory, or two that share what they
-    /// fetch of W0; else 1.
-    pub cluster: u32,
     /// CTAs that share a tile's depth.
     pub splits: u32,
     /// Of the depth, what each of them takes.
@@ -152,10 +144,13 @@ impl ForwardPlan {
         let (floor_bytes, flops) = product.cost(problem);
         Ok(Self {
             product,
-            kernel: format!("{}_{along}_{}{multiplied}_{}", product.kernels(), tile.family, tile.name),
-            grid: [ctas as u32, 1, 1],
-            threads: tile.threads as u32,
-            shared_bytes: shared as u32,
+            launch: LaunchShape {
+                kernel: format!("{}_{along}_{}{multiplied}_{}", product.kernels(), tile.family, tile.name),
+                grid: [ctas as u32, 1, 1],
+                threads: tile.threads as u32,
+                shared_bytes: shared as u32,
+                cluster: cut.cluster() as u32,
+            },
             tile_rows: tile.rows as u32,
             tile_columns: tile.columns as u32,
             stage_depth: tile.depth as u32,
@@ -164,7 +159,6 @@ impl ForwardPlan {
             column_tiles: column_tiles as u32,
             t_tiles: t_tiles as u32,
             t_stride: t_stride as u32,
-            cluster: cut.cluster() as u32,
             splits: splits as u32,
             split_depth: split_depth as u32,
             t_splits: t_splits as u32,
@@ -185,7 +179,7 @@ impl ForwardPlan {
 
     /// Arrival counters of tiles of y; those of T lie behind them.
     fn y_arrivals(&self) -> u32 {
-        if self.splits == 1 || self.cluster > 1 { 0 } else { self.row_tiles * self.column_tiles }
+        if self.splits == 1 || self.launch.cluster > 1 { 0 } else { self.row_tiles * self.column_tiles }
     }
 
     /// Partial sums of tiles of y, likewise.
@@ -202,10 +196,11 @@ impl ForwardPlan {
 
 impl std::fmt::Display for ForwardPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { kernel, threads, tile_rows, tile_columns, stages, stage_depth, splits, split_depth, .. } = self;
+        let LaunchShape { kernel, grid, threads, shared_bytes, cluster } = &self.launch;
+        let Self { tile_rows, tile_columns, stages, stage_depth, splits, split_depth, .. } = self;
         let (t_splits, t_split_depth) = (self.t_splits, self.t_split_depth);
         let (t_tiles, y_tiles) = (self.row_tiles * self.t_tiles, self.row_tiles * self.column_tiles);
-        let clusters = match (self.cluster, splits) {
+        let clusters = match (cluster, splits) {
             (1, _) => "",
             (_, 1) => " for pairs of CTAs",
             _ => " a cluster",
@@ -215,9 +210,9 @@ impl std::fmt::Display for ForwardPlan {
             "{kernel}: 1 launch of {} CTAs of {threads} threads: {t_tiles} tiles of T in {t_splits} splits of \
              {t_split_depth}, {y_tiles} of y, {tile_rows} x {tile_columns}, in {splits} splits of {split_depth}{clusters}, \
              {stages} stages of {stage_depth}, rows taken {} at a time, {} B shared, workspace {} B, floor {} B, {:.3} GFLOP",
-            self.grid[0],
+            grid[0],
             self.raster_rows,
-            self.shared_bytes,
+            shared_bytes,
             self.workspace.bytes(),
             self.floor_bytes,
             self.flops as f64 / 1e9
@@ -250,22 +245,30 @@ mod tests {
     #[test]
     fn many_tokens_take_large_tiles_and_few_split_the_depth() {
         let many = plan(&H100);
-        assert!(many.kernel.ends_with("wgmma_bf16_n256x2") && many.splits == 1 && many.grid[0] == 132, "{many}");
+        assert!(
+            many.launch.kernel.ends_with("wgmma_bf16_n256x2") && many.splits == 1 && many.launch.grid[0] == 132,
+            "{many}"
+        );
         let odd = plan(&LayerProblem { tokens: 7 * 128, multiprocessors: 3, ..H100 });
-        assert!(odd.kernel.ends_with("n256x2") && odd.row_tiles == 8 && odd.grid[0] == 2, "{odd}");
+        assert!(odd.launch.kernel.ends_with("n256x2") && odd.row_tiles == 8 && odd.launch.grid[0] == 2, "{odd}");
         let many = plan(&LayerProblem { compute_capability: (8, 0), ..H100 });
         assert!(
-            many.kernel.ends_with("t128") && many.splits == 1 && many.grid[0] == 32 * (many.t_splits + 32),
+            many.launch.kernel.ends_with("t128")
+                && many.splits == 1
+                && many.launch.grid[0] == 32 * (many.t_splits + 32),
             "{many}"
         );
         let few = plan(&LayerProblem { tokens: 64, ..H100 });
-        assert!(few.kernel.ends_with("m64n64") && few.cluster == few.splits && few.splits == 2, "{few}");
+        assert!(few.launch.kernel.ends_with("m64n64") && few.launch.cluster == few.splits && few.splits == 2, "{few}");
         // Clusters of more than a TPC's two SMs do not find room on all.
         let four = plan(&LayerProblem { tokens: 128, d_in: 1024, d_out: 3072, ..H100 });
-        assert!(four.cluster == 4 && four.column_tiles * four.splits <= 132 * 7 / 8, "{four}");
-        assert!(few.grid[0].is_multiple_of(few.cluster) && few.t_splits.is_multiple_of(few.cluster), "{few}");
+        assert!(four.launch.cluster == 4 && four.column_tiles * four.splits <= 132 * 7 / 8, "{four}");
+        assert!(
+            few.launch.grid[0].is_multiple_of(few.launch.cluster) && few.t_splits.is_multiple_of(few.launch.cluster),
+            "{few}"
+        );
         let few = plan(&LayerProblem { tokens: 64, compute_capability: (8, 0), ..H100 });
-        assert!(few.kernel.ends_with("t64") && few.splits > 1 && few.cluster == 1, "{few}");
+        assert!(few.launch.kernel.ends_with("t64") && few.splits > 1 && few.launch.cluster == 1, "{few}");
         let ctas = few.column_tiles * few.splits;
         assert!(ctas >= 128, "{few}");
     }
@@ -276,13 +279,16 @@ mod tests {
         for tokens in [17, 64, 128] {
             let problem = LayerProblem { tokens, d_in: 1024, d_out: 3072, ranks: &[4, 16], ..H100 };
             let (riding, base) = (serving(&problem), plan(&LayerProblem { ranks: &[], ..problem.clone() }));
-            assert_eq!(riding.kernel, format!("{}r", base.kernel));
-            assert_eq!((riding.grid, riding.splits, riding.split_depth), (base.grid, base.splits, base.split_depth));
+            assert_eq!(riding.launch.kernel, format!("{}r", base.launch.kernel));
+            assert_eq!(
+                (riding.launch.grid, riding.splits, riding.split_depth),
+                (base.launch.grid, base.splits, base.split_depth)
+            );
             assert_eq!((riding.t_tiles, riding.workspace), (0, base.workspace), "{riding}");
             assert_eq!(riding.t_stride, 32, "a place for each segment's columns in the registers");
             // Two CTAs an SM of 228 KiB, of which each takes 1 KiB more, or one.
             let ctas = if riding.tile_rows == 64 { 2 } else { 1 };
-            assert!(ctas * (riding.shared_bytes + 1024) <= 228 << 10, "{riding}");
+            assert!(ctas * (riding.launch.shared_bytes + 1024) <= 228 << 10, "{riding}");
             let three = serving(&LayerProblem { ranks: &[4, 4, 4], ..problem.clone() });
             assert_eq!(three, plan(&LayerProblem { ranks: &[4, 4, 4], ..problem.clone() }), "48 columns are too many");
             assert_eq!(serving(&LayerProblem { ranks: &[], ..problem.clone() }), base);
@@ -299,10 +305,10 @@ mod tests {
         for tokens in [17, 100, 1000, 8192] {
             let sm_80 = LayerProblem { compute_capability: (8, 0), tokens, ..H100 };
             let [with, without] = [&[16, 512][..], &[]].map(|ranks| plan(&LayerProblem { ranks, ..sm_80.clone() }));
-            assert_eq!(with.kernel, without.kernel);
+            assert_eq!(with.launch.kernel, without.launch.kernel);
             assert_eq!((with.splits, with.split_depth), (without.splits, without.split_depth));
             assert_eq!((with.row_tiles, with.column_tiles), (without.row_tiles, without.column_tiles));
-            assert_eq!(without.grid[0], without.row_tiles * without.column_tiles * without.splits);
+            assert_eq!(without.launch.grid[0], without.row_tiles * without.column_tiles * without.splits);
             assert_eq!((with.t_tiles, without.t_tiles), (9, 0));
         }
     }
@@ -321,10 +327,10 @@ mod tests {
     #[test]
     fn what_a_device_lacks_is_not_planned() {
         let old = LayerProblem { compute_capability: (7, 5), ..H100 };
-        assert!(plan(&old).kernel.ends_with("rows_bf16_t64"));
+        assert!(plan(&old).launch.kernel.ends_with("rows_bf16_t64"));
         let asked = LayerProblem { path: ComputePath::Matrix, ..old.clone() };
         assert!(matches!(ForwardPlan::new(&asked), Err(Error::NoMatrixInstructions { .. })));
-        assert!(plan(&LayerProblem { dtype: DType::F16, ..old }).kernel.ends_with("t64"));
+        assert!(plan(&LayerProblem { dtype: DType::F16, ..old }).launch.kernel.ends_with("t64"));
         let f32s = LayerProblem { dtype: DType::F32, path: ComputePath::Matrix, ..H100 };
         assert!(matches!(ForwardPlan::new(&f32s), Err(Error::NoMatrixInstructions { .. })));
     }
@@ -334,14 +340,14 @@ mod tests {
         for compute_capability in [(7, 5), (8, 0), (9, 0), (10, 0), (12, 0)] {
             for path in [ComputePath::Auto, ComputePath::CudaCores] {
                 let f32s = LayerProblem { dtype: DType::F32, path, compute_capability, ..H100 };
-                assert!(plan(&f32s).kernel.ends_with("rows_f32_t128"), "{}", plan(&f32s));
+                assert!(plan(&f32s).launch.kernel.ends_with("rows_f32_t128"), "{}", plan(&f32s));
             }
         }
         let tf32 = LayerProblem { dtype: DType::F32, path: ComputePath::Tf32, ..H100 };
         for (tokens, aligned, name) in [(4096, true, "t128"), (17, true, "t64"), (4096, false, "any")] {
             let plan = plan(&LayerProblem { tokens, aligned, ..tf32.clone() });
-            assert_eq!(plan.kernel, format!("lora_forward_rows_mma_tf32_{name}"));
-            assert_eq!((plan.shared_bytes, plan.tensor_maps), (128 + 48 * 1024 + 512, false), "{plan}");
+            assert_eq!(plan.launch.kernel, format!("lora_forward_rows_mma_tf32_{name}"));
+            assert_eq!((plan.launch.shared_bytes, plan.tensor_maps), (128 + 48 * 1024 + 512, false), "{plan}");
         }
         let refused = [
             LayerProblem { dtype: DType::F16, ..tf32.clone() },

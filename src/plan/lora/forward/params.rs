@@ -33,7 +33,7 @@ impl ForwardPlan {
     /// Of a plan with [`tensor_maps`](Self::tensor_maps), the boxes of x, of W0 and of y that the copy engine moves:
     /// elements along a row, rows. `layout` is the layer's.
     pub fn boxes(&self, layout: Layout) -> [[u32; 2]; 3] {
-        let sharing = if self.splits == 1 { self.cluster } else { 1 };
+        let sharing = if self.splits == 1 { self.launch.cluster } else { 1 };
         let weight = match self.product.layout(layout) {
             Layout::OutIn => [self.stage_depth, self.tile_columns / sharing],
             Layout::InOut => [BOX_COLUMNS, self.stage_depth],

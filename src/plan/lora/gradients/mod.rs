@@ -9,6 +9,7 @@ use crate::abi::{self, LoraGradients, LoraGradientsSegment};
 use crate::dropout::NO_DROPOUT;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::plan::launch::LaunchShape;
 use crate::plan::problem::ComputePath;
 use crate::plan::workspace::WorkspaceLayout;
 use tiles::{BLOCK, PANEL, STEP};
@@ -16,14 +17,8 @@ use tiles::{BLOCK, PANEL, STEP};
 /// How one launch of `lora_gradients` makes dA and dB of all segments, and the bias's gradient.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GradientsPlan {
-    /// Name of the kernel.
-    pub kernel: String,
-    /// CTAs: splits of tiles of dA, then of dB.
-    pub grid: [u32; 3],
-    /// Threads of a CTA.
-    pub threads: u32,
-    /// Dynamic shared memory of a CTA, in bytes.
-    pub shared_bytes: u32,
+    /// The kernel and the shape of its launch.
+    pub launch: LaunchShape,
     /// Tokens of a stage.
     pub stage_tokens: u32,
     /// Stages in flight or at work.
@@ -99,10 +94,13 @@ impl GradientsPlan {
         let exchanged = if splits == 1 { 0 } else { 2 * splits * left };
         let stage_tokens = tiles::stage_tokens(dtype);
         Ok(Self {
-            kernel: format!("lora_gradients_{family}{dtype}"),
-            grid: [(tiles * splits) as u32, 1, 1],
-            threads: abi::LORA_GRADIENTS_COLUMNS,
-            shared_bytes: abi::LORA_GRADIENTS_STAGES * abi::LORA_GRADIENTS_STAGE_BYTES * (PANEL + BLOCK) as u32,
+            launch: LaunchShape {
+                kernel: format!("lora_gradients_{family}{dtype}"),
+                grid: [(tiles * splits) as u32, 1, 1],
+                threads: abi::LORA_GRADIENTS_COLUMNS,
+                shared_bytes: abi::LORA_GRADIENTS_STAGES * abi::LORA_GRADIENTS_STAGE_BYTES * (PANEL + BLOCK) as u32,
+                cluster: 1,
+            },
             stage_tokens: stage_tokens as u32,
             stages: abi::LORA_GRADIENTS_STAGES,
             a_panels: a_panels as u32,
@@ -193,14 +191,15 @@ const NO_SEGMENT: LoraGradientsSegment = LoraGradientsSegment {
 
 impl std::fmt::Display for GradientsPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { kernel, threads, stages, stage_tokens, splits, split_tokens, shared_bytes, .. } = self;
+        let Self { launch: LaunchShape { kernel, grid, threads, shared_bytes, .. }, stages, stage_tokens, .. } = self;
+        let (splits, split_tokens) = (self.splits, self.split_tokens);
         let [of_a, of_b] = self.tiles();
         write!(
             f,
             "{kernel}: 1 launch of {} CTAs of {threads} threads: {of_a} tiles of dA, {of_b} of dB, {PANEL} x {BLOCK}, in \
              {splits} splits of {split_tokens} tokens, {stages} stages of {stage_tokens}, {shared_bytes} B shared, workspace \
              {} B, floor {} B, {} B moved, {:.3} GFLOP",
-            self.grid[0],
+            grid[0],
             self.workspace.bytes(),
             self.floor_bytes,
             self.moved_bytes,
@@ -241,8 +240,11 @@ mod tests {
     fn a_large_layer_fills_the_device_for_a_tenth_more_than_the_floor() {
         let whole = [segment(0..4096, 16)];
         let plan = plan(&h100(&whole));
-        assert!(plan.kernel == "lora_gradients_mma_bf16" && (120..=132).contains(&plan.grid[0]), "{plan}");
-        let written = plan.floor_bytes + 4 * plan.grid[0] as usize * PANEL * STEP;
+        assert!(
+            plan.launch.kernel == "lora_gradients_mma_bf16" && (120..=132).contains(&plan.launch.grid[0]),
+            "{plan}"
+        );
+        let written = plan.floor_bytes + 4 * plan.launch.grid[0] as usize * PANEL * STEP;
         assert!(plan.moved_bytes as f64 <= 1.1 * written as f64, "{plan}");
         assert_eq!(plan.flops, 2 * 4096 * 16 * 8192);
     }
@@ -304,13 +306,13 @@ mod tests {
     fn what_a_device_lacks_is_not_planned() {
         let whole = [segment(0..4096, 16)];
         let old = GradientsProblem { compute_capability: (7, 5), ..h100(&whole) };
-        assert_eq!(plan(&old).kernel, "lora_gradients_bf16");
+        assert_eq!(plan(&old).launch.kernel, "lora_gradients_bf16");
         let asked = GradientsProblem { path: ComputePath::Matrix, ..old.clone() };
         assert!(matches!(GradientsPlan::new(&asked), Err(Error::NoMatrixInstructions { .. })));
-        assert_eq!(plan(&GradientsProblem { dtype: DType::F16, ..old }).kernel, "lora_gradients_mma_f16");
-        assert_eq!(plan(&GradientsProblem { dtype: DType::F32, ..h100(&whole) }).kernel, "lora_gradients_f32");
+        assert_eq!(plan(&GradientsProblem { dtype: DType::F16, ..old }).launch.kernel, "lora_gradients_mma_f16");
+        assert_eq!(plan(&GradientsProblem { dtype: DType::F32, ..h100(&whole) }).launch.kernel, "lora_gradients_f32");
         let cores = GradientsProblem { path: ComputePath::CudaCores, ..h100(&whole) };
-        assert_eq!(plan(&cores).kernel, "lora_gradients_bf16");
+        assert_eq!(plan(&cores).launch.kernel, "lora_gradients_bf16");
     }
 
     #[test]
