@@ -22,7 +22,8 @@ const ONLY: &str = "FUSED_LORA_TARGETS";
 const IMAGES: &str = "FUSED_LORA_IMAGES";
 
 /// Compressed, a fatbin is a third as large; the driver unpacks what it needs.
-const FLAGS: [&str; 5] = ["-std=c++17", "-O3", "--Werror", "all-warnings", "-Xfatbin=-compress-all"];
+const FLAGS: [&str; 6] =
+    ["-std=c++17", "-O3", "--resource-usage", "--Werror", "all-warnings", "-Xfatbin=-compress-all"];
 
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
@@ -237,7 +238,10 @@ impl Nvcc {
             println!("cargo:warning=nvcc {} cannot compile {source}, so NVRTC will: {first}", self.version);
             return None;
         }
-        fs::write(&stamp, digest).expect("OUT_DIR can be written to");
+        // What ptxas says of registers and spills: `cargo xtask sass --compiled` reads it.
+        fs::write(stem.with_extension("ptxas"), [output.stdout, output.stderr].concat())
+            .and_then(|()| fs::write(&stamp, digest))
+            .expect("OUT_DIR can be written to");
         Some(fatbin)
     }
 

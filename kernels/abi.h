@@ -36,8 +36,8 @@ enum {
   LORA_FORWARD_RANK_STEP = 16,
   /* ... and a tile of T has so many columns, and as many rows as a tile of y. */
   LORA_FORWARD_T_COLUMNS = 64,
-  /* Columns of T, of all segments together, that ride along with the weight instead of being tiles of their own. */
-  LORA_FORWARD_RIDE = 32,
+  /* Columns of T, of all segments together, that the kernels with a fused shrink compute beside each tile of y. */
+  LORA_FORWARD_FUSED_RANK = 32,
   /* Threads of a CTA of the kernels on wgmma: two warpgroups that multiply, one that copies. */
   LORA_FORWARD_WGMMA_THREADS = 384,
 };

@@ -1,5 +1,5 @@
-//! What a bottleneck adapter is: a down projection, an activation and an up projection behind a layer, added to what the layer
-//! computed. LoRA is measured against it.
+//! Bottleneck adapters, a baseline for LoRA: a down projection, an activation and an up projection behind a layer,
+//! added to the layer's output.
 //!
 //! - Adapter^H ([Houlsby et al. 2019](https://arxiv.org/abs/1902.00751)): `y += up·act(down·y + b) + b`.
 //! - Adapter^L ([Lin et al. 2020](https://arxiv.org/abs/2004.03829)): `y += up·act(down·LayerNorm(y) + b) + b`.
@@ -8,12 +8,12 @@ use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::lora::{Activation, LoraLinear, Weight};
 
-/// LayerNorm's parameters: `(x − mean)/√(variance + ε)·weight + bias`, the variance being the mean of squares.
+/// LayerNorm's parameters: `(x − mean)/√(variance + ε)·weight + bias`, with the biased variance (the mean of squares).
 #[derive(Debug, Clone, Copy)]
 pub struct LayerNorm<'a> {
-    /// What normalised elements are multiplied by, `[d]`.
+    /// The factors of the normalised elements, `[d]`.
     pub weight: &'a [f32],
-    /// What is added to them, `[d]`.
+    /// The terms added to these products, `[d]`.
     pub bias: &'a [f32],
     /// Added to the variance.
     pub epsilon: f32,
@@ -23,7 +23,7 @@ impl LayerNorm<'_> {
     /// Checks the vectors' lengths.
     ///
     /// # Errors
-    /// [`Error::LengthMismatch`] for the first that is not `d` long.
+    /// [`Error::LengthMismatch`] for the first vector that is not `d` long.
     pub fn validate(&self, d: usize) -> Result<()> {
         for (operand, vector) in [("norm weight", self.weight), ("norm bias", self.bias)] {
             if vector.len() != d {
@@ -37,22 +37,22 @@ impl LayerNorm<'_> {
 /// A bottleneck adapter: `up·act(down·norm(x) + down_bias) + up_bias`.
 #[derive(Debug, Clone, Copy)]
 pub struct Bottleneck<'a, W> {
-    /// Adapter^L's own LayerNorm, of d features.
+    /// Adapter^L's own LayerNorm of d features; `None` for Adapter^H.
     pub norm: Option<LayerNorm<'a>>,
-    /// From d features to the bottleneck's width.
+    /// The projection from d features to the bottleneck's width.
     pub down: Weight<'a, W>,
-    /// `[width]`
+    /// The bias of the down projection, `[width]`.
     pub down_bias: Option<&'a [W]>,
-    /// From the width back to d features.
+    /// The projection from the width back to d features.
     pub up: Weight<'a, W>,
-    /// `[d]`
+    /// The bias of the up projection, `[d]`.
     pub up_bias: Option<&'a [W]>,
-    /// Of the hidden features.
+    /// The activation of the hidden features.
     pub activation: Activation,
 }
 
 impl<'a, W: Element> Bottleneck<'a, W> {
-    /// Features, of x and of y.
+    /// Features of x and of y.
     pub fn d(&self) -> usize {
         self.down.d_in()
     }
@@ -65,8 +65,8 @@ impl<'a, W: Element> Bottleneck<'a, W> {
     /// Checks all shapes against each other.
     ///
     /// # Errors
-    /// As [`LayerNorm::validate`]; [`Error::ShapeMismatch`] for the up projection, whose two dimensions are named as stored;
-    /// [`Error::LengthMismatch`] for a bias.
+    /// As [`LayerNorm::validate`]; [`Error::ShapeMismatch`] for the up projection, with its dimensions in storage
+    /// order; [`Error::LengthMismatch`] for a bias.
     pub fn validate(&self) -> Result<()> {
         if let Some(norm) = &self.norm {
             norm.validate(self.d())?;
@@ -97,7 +97,7 @@ pub fn parameters(d: usize, width: usize, has_norm: bool) -> usize {
     2 * d * width + width + d + if has_norm { 2 * d } else { 0 }
 }
 
-/// The width, at least 1, of which an adapter for `d` features has as nearly as possible this many [`parameters`].
+/// The bottleneck width, at least 1, whose [`parameters`] for `d` features come closest to the number `parameters`.
 pub fn width_for(d: usize, has_norm: bool, parameters: f64) -> usize {
     let d = d as f64;
     let without_width = if has_norm { 3.0 * d } else { d };

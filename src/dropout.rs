@@ -1,19 +1,21 @@
-//! Dropout of an adapter's input: which elements stay follows from numbers, so no mask is ever stored.
+//! Dropout of an adapter's input. The mask is computed from the seed and the element's position, so it is never stored.
 //!
-//! Element `[row, column]` of x gets 16 random bits of Philox4x32-10 (Salmon et al. 2011). The key is the seed; the counter
-//! is made of the column, the row, the layer and the offset. The forward pass, the backward pass and a forward pass
-//! repeated under activation checkpointing make the same mask, on every device. kernels/tile/dropout.h is the same in CUDA.
+//! Element `[row, column]` of x gets 16 random bits of Philox4x32-10 (Salmon et al. 2011). The key is the seed; the
+//! counter consists of the column, the row, the layer and the offset. The forward pass, the backward pass and a forward
+//! pass repeated under activation checkpointing compute the same mask, on every device. kernels/tile/dropout.h does the
+//! same in CUDA.
 
 use crate::abi::LoraDropout;
 use crate::cpu::vector::vectorized;
 use crate::error::{Error, Result};
 
-/// Values of 16 bits.
+/// The number of 16-bit values.
 const RANGE: u32 = 1 << 16;
 
-/// Dropout of one layer's input in one pass: T = x̂·Aᵀ with `x̂[i, k]` either 0 or `x[i, k]`/(1 − p). The base product sees x.
+/// Dropout of one layer's input in one pass: T = x̂·Aᵀ with `x̂[i, k]` either 0 or `x[i, k]`/(1 − p). The base product
+/// reads x.
 ///
-/// All segments of a layer see the same x̂, as one adapter on a fused projection does in PEFT and loralib.
+/// All segments of a layer read the same x̂, as one adapter on a fused projection does in PEFT and loralib.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Dropout {
     threshold: u32,
@@ -23,8 +25,8 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// Drops with probability `p`, in [0, 1), rounded to a multiple of 2⁻¹⁶. With p = 0 nothing is dropped and nothing is
-    /// computed.
+    /// Drops with probability `p`, in [0, 1 − 2⁻¹⁷), rounded to a multiple of 2⁻¹⁶. With p = 0 nothing is dropped and
+    /// no random numbers are computed.
     ///
     /// # Errors
     /// [`Error::DropoutOutOfRange`].
@@ -37,36 +39,36 @@ impl Dropout {
         Ok(Self { threshold: threshold as u32, seed, layer: 0, offset: 0 })
     }
 
-    /// The same for another layer: its mask has nothing to do with this one's.
+    /// The same dropout for another layer, whose mask is independent of this one's.
     #[must_use]
     pub fn for_layer(self, layer: u32) -> Self {
         Self { layer, ..self }
     }
 
-    /// The same for another pass: every optimizer step, micro-batch and rank of a data-parallel run takes an offset of its
-    /// own, and a forward pass and its backward pass take the same.
+    /// The same dropout for another pass. Every optimizer step, micro-batch and data-parallel rank needs its own
+    /// offset; a forward pass and its backward pass share one.
     #[must_use]
     pub fn at(self, offset: u32) -> Self {
         Self { offset, ..self }
     }
 
-    /// The pass, as given to [`at`](Self::at).
+    /// The offset of the pass, as given to [`at`](Self::at).
     pub fn offset(&self) -> u32 {
         self.offset
     }
 
-    /// The probability, as rounded.
+    /// The probability, rounded to a multiple of 2⁻¹⁶.
     pub fn p(&self) -> f64 {
         f64::from(self.threshold) / f64::from(RANGE)
     }
 
-    /// 1/(1 − p): what sums over the kept elements are multiplied by.
+    /// 1/(1 − p), the factor of sums over the kept elements.
     #[expect(clippy::cast_precision_loss, reason = "17 bits")]
     pub fn keep_scale(&self) -> f32 {
         RANGE as f32 / (RANGE - self.threshold) as f32
     }
 
-    /// Whether element `[row, column]` of x stays.
+    /// Whether element `[row, column]` of x is kept.
     #[expect(clippy::cast_possible_truncation, reason = "rows and columns fit 32 bits")]
     pub fn keeps(&self, row: usize, column: usize) -> bool {
         let (block, quarter, pair) = (column / 32, column / 8 % 4, column % 8 / 2);
@@ -74,7 +76,7 @@ impl Dropout {
         words[quarter] >> (16 * (column % 2)) & 0xFFFF >= self.threshold
     }
 
-    /// Sets to 0 what is dropped of `values`, which are of x's row `row` from column `start` on. What stays is not scaled.
+    /// Sets the dropped elements of `values`, x's row `row` from column `start` on, to 0. Kept elements are not scaled.
     #[expect(clippy::cast_possible_truncation, reason = "rows and columns fit 32 bits")]
     pub(crate) fn drop_row(&self, row: usize, start: usize, values: &mut [f32]) {
         let end = start + values.len();
@@ -112,7 +114,7 @@ impl Dropout {
         philox([[group], [row], [self.layer], [self.offset]], key).map(|[word]| word)
     }
 
-    /// As kernels take it, `step` being the address of a number that is added to the offset, or 0.
+    /// The kernels' parameter struct. `step` is the device address of a number that is added to the offset, or 0.
     #[expect(clippy::cast_possible_truncation, reason = "a word in two halves")]
     pub fn params(&self, step: u64) -> LoraDropout {
         LoraDropout {
@@ -127,13 +129,13 @@ impl Dropout {
     }
 }
 
-/// Nothing dropped.
+/// The parameters of a launch without dropout.
 pub(crate) const NO_DROPOUT: LoraDropout =
     LoraDropout { step: std::ptr::null(), seed_low: 0, seed_high: 0, layer: 0, offset: 0, threshold: 0, scale: 1.0 };
 
-/// Columns whose bits are made together: one vector register of counters.
+/// Counters that are hashed together, in one vector register.
 const LANES: usize = 8;
-/// Four words of two halves a counter.
+/// Columns that they cover: each counter gives four words of two halves.
 const SPAN: usize = 8 * LANES;
 
 /// Philox4x32-10 of `N` counters.
@@ -203,7 +205,7 @@ mod tests {
             assert!((dropped - n * dropout.p()).abs() <= 5.0 * deviation, "p = {p}: {dropped} of {n}");
             let exact = 1.0 / (1.0 - dropout.p());
             assert_ulps_eq!(dropout.keep_scale(), exact as f32, epsilon = 0.0, max_ulps = 1);
-            // Neighbours in a row and in a column know nothing of each other.
+            // Neighbours in a row or in a column are dropped independently.
             for distance in [1, 2, 8, 16, 32, columns] {
                 let pairs = mask.iter().zip(&mask[distance..]);
                 let both = pairs.filter(|(a, b)| !**a && !**b).count() as f64;

@@ -1,4 +1,4 @@
-//! Element types: what weights and activations are stored in. Arithmetic is always `f32`.
+//! Element types: the storage types of weights and activations. Arithmetic is always `f32`.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -12,7 +12,7 @@ pub enum DType {
     F32,
     /// IEEE 754 binary16.
     F16,
-    /// bfloat16: binary32 with the lower 16 bits cut.
+    /// bfloat16: binary32 without the lower 16 bits.
     Bf16,
 }
 
@@ -34,7 +34,7 @@ impl DType {
         }
     }
 
-    /// The distance between the smallest numbers of the type, below which rounding is absolute.
+    /// The distance between neighbouring subnormal numbers: the absolute rounding step near zero.
     pub fn smallest_step(self) -> f64 {
         match self {
             DType::F32 => 2f64.powi(-149),
@@ -76,7 +76,7 @@ mod sealed {
 
 /// A type that weights and activations can be stored in.
 pub trait Element: sealed::Sealed + bytemuck::Pod + Default + Send + Sync + std::fmt::Debug + PartialEq {
-    /// The run-time name of this type.
+    /// This type as a run-time value.
     const DTYPE: DType;
 
     /// Widens without loss.
@@ -91,7 +91,7 @@ pub trait Element: sealed::Sealed + bytemuck::Pod + Default + Send + Sync + std:
     /// Rounds a slice to nearest, ties to even. Panics if the lengths differ.
     fn narrow(src: &[f32], dst: &mut [Self]);
 
-    /// The slice itself where it is `f32` already, so that no copy is made.
+    /// The slice itself if its elements are `f32`, so that no copy is needed; otherwise `None`.
     fn as_f32(slice: &[Self]) -> Option<&[f32]>;
 }
 
@@ -147,10 +147,10 @@ macro_rules! half_element {
     };
 }
 
-/// Cuts a double to `f32` and sets the lowest bit if anything was lost.
+/// Truncates a double to `f32` and sets the lowest bit if the result is inexact (rounding to odd).
 ///
-/// Rounding the result once more, to a type at least two bits narrower, gives what rounding the double directly would
-/// have given. `half`'s own conversion goes through a rounded `f32`, and so rounds twice.
+/// Rounding the result once more, to a type at least two bits narrower, gives the same as rounding the double directly.
+/// `half`'s own conversion goes through a rounded `f32`, and so rounds twice.
 fn round_to_odd(value: f64) -> f32 {
     let nearest = value as f32;
     if f64::from(nearest) == value || value.is_nan() {
@@ -165,7 +165,7 @@ half_element!(f16, DType::F16, <[f16] as HalfFloatSliceExt>::convert_to_f32_slic
     .convert_from_f32_slice(src));
 half_element!(bf16, DType::Bf16, widen_bf16, narrow_bf16);
 
-/// `half` converts f16 with the machine's instructions, and bf16 one by one; these loops are vectorised.
+/// Replaces `half`'s conversion of bf16, which is not vectorised, unlike that of f16.
 fn widen_bf16(src: &[bf16], dst: &mut [f32]) {
     assert_eq!(src.len(), dst.len());
     vectorized(
@@ -183,7 +183,7 @@ fn narrow_bf16(src: &[f32], dst: &mut [bf16]) {
                 let bits = s.to_bits();
                 // Adding just under half, and one more if the last kept bit is odd, rounds ties to even.
                 let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
-                // A NaN must not be rounded up to infinity: cut it, and keep it quiet.
+                // Rounding a NaN could give infinity: truncate it, and keep it quiet.
                 let nan = bits >> 16 | 0x40;
                 *d = bf16::from_bits(if s.is_nan() { nan } else { rounded } as u16);
             }

@@ -1,8 +1,6 @@
-//! The error type of the library.
-//!
-//! One variant for one violated precondition, on the CPU and on devices.
+//! The error type of the library: one variant for each violated precondition, on the CPU and on devices.
 
-/// What a call was refused for. Everything that can be checked is checked before any memory is written.
+/// Why a call failed. Everything that can be checked is checked before any memory is written.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -43,7 +41,7 @@ pub enum Error {
         cols: usize,
         /// Distance between rows, in elements.
         row_stride: usize,
-        /// Elements that such a matrix spans.
+        /// Elements from the first to the last of the matrix.
         required: usize,
         /// Elements of the buffer.
         available: usize,
@@ -66,7 +64,7 @@ pub enum Error {
         /// Output columns of the layer.
         d_out: usize,
     },
-    /// A scale (a segment's α/r, or that of attention's scores) is infinite or not a number.
+    /// A scale (a segment's α/r, or that of attention scores) is infinite or NaN.
     #[error("a scale is {scale}, expected a finite number")]
     ScaleNotFinite {
         /// The scale given.
@@ -92,31 +90,31 @@ pub enum Error {
         /// The type it would be rounded to.
         dtype: crate::DType,
     },
-    /// More tokens than the decode kernels take in one launch.
+    /// More tokens than the decode kernels accept in one launch.
     #[error("{tokens} tokens, the decode kernels take at most {max}")]
     TooManyTokens {
         /// Rows of x.
         tokens: usize,
-        /// The most there may be.
+        /// The largest number accepted.
         max: usize,
     },
-    /// More low-rank segments than a launch's parameters hold.
+    /// More low-rank segments than a launch's parameter struct holds.
     #[error("{segments} low-rank segments, a launch holds at most {max}")]
     TooManySegments {
         /// Segments of the layer.
         segments: usize,
-        /// The most there may be.
+        /// The largest number accepted.
         max: usize,
     },
-    /// Matrix instructions were asked for where there are none.
+    /// Matrix instructions were requested, but the device or the element type does not allow them.
     #[error("no matrix instructions for this {dtype} layer: {reason}")]
     NoMatrixInstructions {
-        /// What everything is stored as.
+        /// The element type of the layer.
         dtype: crate::DType,
-        /// What is in the way.
+        /// Why they cannot be used.
         reason: &'static str,
     },
-    /// A layer or batch without elements has nothing to launch.
+    /// A layer or batch has no elements, so there is nothing to launch.
     #[error("nothing to compute: {tokens} tokens of a {d_in} to {d_out} layer")]
     EmptyProblem {
         /// Rows of x.
@@ -134,53 +132,53 @@ pub enum Error {
         /// Buffers given.
         actual: usize,
     },
-    /// A hyperparameter of the optimizer, or the number of its step, is out of range.
+    /// A hyperparameter of the optimizer, or the step number, is out of range.
     #[error("the optimizer's {name} is {value}, expected {expected}")]
     HyperparameterOutOfRange {
-        /// Which one.
+        /// The hyperparameter's name.
         name: &'static str,
-        /// What was given.
+        /// The value given.
         value: f64,
-        /// What is accepted.
+        /// The values accepted.
         expected: &'static str,
     },
-    /// An optimizer on a device was given no parameters, or none that has elements.
+    /// An optimizer on a device was given no parameters, or only empty ones.
     #[error("there is nothing to train: no parameter has an element")]
     NothingToTrain,
     /// The driver of the GPU is not installed, or does not start.
     #[error("no CUDA driver: {reason}; it comes with NVIDIA's driver package")]
     NoDriver {
-        /// What was looked for, or what the driver said.
+        /// The library that was not found, or the driver's message.
         reason: String,
     },
     /// The driver lacks a function that this library calls.
     #[error("the CUDA driver has no {symbol}; version 520 (CUDA 11.8) or later is needed")]
     DriverTooOld {
-        /// The function.
+        /// The missing function.
         symbol: String,
     },
-    /// The driver has no device of this number.
+    /// The driver has no device with this number.
     #[error("there is no CUDA device {ordinal}, the driver finds {count}")]
     NoDevice {
-        /// The number asked for.
+        /// The number requested.
         ordinal: usize,
-        /// How many there are.
+        /// How many devices the driver finds.
         count: usize,
     },
-    /// A kernel failed on the device. Nothing can be done with it any more in this process.
+    /// A kernel failed. This process cannot use the device any more.
     #[error("the device is lost: {reason}")]
     DeviceLost {
-        /// What the driver says.
+        /// The driver's message.
         reason: String,
     },
-    /// The driver refused a call for a reason of its own.
+    /// The driver refused a call for any other reason.
     #[error("the CUDA driver refused {operation}: {reason}")]
     Driver {
-        /// The driver's function.
+        /// The driver function that was called.
         operation: &'static str,
         /// The driver's error number.
         code: u32,
-        /// The driver's name and sentence for it.
+        /// The driver's name and description of the error.
         reason: String,
     },
     /// The device has no memory left.
@@ -189,10 +187,10 @@ pub enum Error {
         /// Bytes asked for.
         bytes: usize,
     },
-    /// This cannot be captured in a graph.
+    /// An operation cannot be captured in a graph.
     #[error("{operation} cannot be captured in a graph: {reason}")]
     CaptureRefused {
-        /// What was asked for.
+        /// The operation.
         operation: &'static str,
         /// Why not.
         reason: String,
@@ -210,14 +208,14 @@ pub enum Error {
         /// The operand's device.
         actual: String,
     },
-    /// An address is no multiple of what the operation needs.
-    #[error("{operand} starts, or has rows, at {address:#x}, which is no multiple of {alignment} bytes")]
+    /// An operand's address, or that of one of its rows, is not aligned as the operation needs.
+    #[error("{operand} starts or has a row at {address:#x}, which is not a multiple of {alignment} bytes")]
     Misaligned {
         /// Which operand.
         operand: &'static str,
         /// The first address that is not aligned.
         address: u64,
-        /// What it should be a multiple of.
+        /// The required alignment, in bytes.
         alignment: usize,
     },
     /// An output shares memory with another operand.
@@ -225,11 +223,11 @@ pub enum Error {
     Overlap {
         /// The output.
         output: &'static str,
-        /// What it overlaps.
+        /// The operand that it overlaps.
         other: &'static str,
     },
-    /// A dimension or stride is more than kernels count to.
-    #[error("{operand} has a dimension or stride of {value}, kernels count to {}", i32::MAX)]
+    /// A dimension or stride exceeds the 31 bits that kernels support.
+    #[error("{operand} has a dimension or stride of {value}, the kernels support at most {}", i32::MAX)]
     TooLarge {
         /// Which operand.
         operand: &'static str,
@@ -239,54 +237,54 @@ pub enum Error {
     /// The workspace on a device is smaller than the plan asks for.
     #[error("the workspace has {available}, the plan needs {required}")]
     DeviceWorkspaceTooSmall {
-        /// What the plan needs.
+        /// The layout that the plan needs.
         required: crate::WorkspaceLayout,
-        /// What the workspace has room for.
+        /// The layout of the workspace given.
         available: crate::WorkspaceLayout,
     },
-    /// A tensor cannot be copied by the copy engine as described.
-    #[error("no tensor map: {reason}")]
+    /// No tensor map can be encoded for a tensor.
+    #[error("cannot encode a tensor map: {reason}")]
     BadTensorMap {
-        /// What is in the way.
+        /// Which rule the tensor or the device violates.
         reason: String,
     },
-    /// A layer differs from the one that a launch was planned for.
+    /// The operands of a call differ from those that it was planned for.
     #[error("the plan was made for {planned}, not for {actual}")]
     PlanMismatch {
-        /// What the plan was made for.
+        /// The layer, adapter or parameter that the plan was made for.
         planned: String,
-        /// What was given instead.
+        /// The one that was given.
         actual: String,
     },
-    /// Factors do not fit a slot, or a slot's the layer that is to run with them.
+    /// Factors do not fit a slot, or a slot does not fit the layer that is to read its factors.
     #[error("segment {segment} leads from {actual}, where {expected} or less was expected")]
     SlotMismatch {
         /// Which segment of the slot.
         segment: usize,
-        /// Inputs, columns and the highest rank.
+        /// The inputs, columns and highest rank that fit.
         expected: String,
-        /// Those of the factors.
+        /// The inputs, columns and rank that were given.
         actual: String,
     },
-    /// T or dropout was asked for of a launch that was not planned for training.
+    /// T or dropout was requested from a launch that was not planned for training.
     #[error("the launch was not planned for {what}: plan it with ForwardOptions {{ training: true, .. }}")]
     TrainingNotPlanned {
-        /// What was asked for.
+        /// The feature requested.
         what: &'static str,
     },
-    /// A result was asked for of a pass that was not planned for it.
-    #[error("{output} was asked for, but the pass was planned without it")]
+    /// A buffer was given for an output that the pass was not planned to compute.
+    #[error("a buffer for {output} was given, but the pass was planned without it")]
     OutputNotPlanned {
-        /// The result.
+        /// The output.
         output: &'static str,
     },
-    /// A pass was planned for a result that nobody took.
-    #[error("there is no place for {output}, which the pass was planned for")]
+    /// No buffer was given for an output that the pass was planned to compute.
+    #[error("the pass was planned to compute {output}, but no buffer for it was given")]
     OutputMissing {
-        /// The result.
+        /// The output.
         output: &'static str,
     },
-    /// A dropout probability outside [0, 1).
+    /// A dropout probability is outside [0, 1 − 2⁻¹⁷). From 1 − 2⁻¹⁷ on, it would be rounded to 1.
     #[error("a dropout probability of {p} is not in [0, 1 - 2^-17)")]
     DropoutOutOfRange {
         /// The probability.
@@ -299,20 +297,20 @@ pub enum Error {
         kernel: String,
         /// The device's compute capability.
         capability: (u32, u32),
-        /// The targets that its source names.
+        /// The targets that the kernel is written for.
         needs: String,
     },
     /// There is no kernel of this name.
     #[error("there is no kernel '{kernel}'")]
     NoSuchKernel {
-        /// The name.
+        /// The name requested.
         kernel: String,
     },
-    /// No machine code for the device is built in, and nothing is there that could make it.
+    /// No machine code for the device is built in, and NVRTC cannot compile it.
     #[error(
-        "{kernel} is not built in for compute capability {}.{}, and NVRTC is not there to compile it ({reason}): build with \
-         nvcc in $PATH, $CUDA_HOME or $FUSED_LORA_NVCC, or install libnvrtc (named in $FUSED_LORA_NVRTC if it is not \
-         found)",
+        "{kernel} is not built in for compute capability {}.{}, and NVRTC cannot compile it ({reason}): build with \
+         nvcc in $PATH, $CUDA_HOME or $FUSED_LORA_NVCC, or install libnvrtc (set $FUSED_LORA_NVRTC to its path if it \
+         is not found)",
         capability.0, capability.1
     )]
     NoKernelImage {
@@ -320,13 +318,13 @@ pub enum Error {
         kernel: String,
         /// The device's compute capability.
         capability: (u32, u32),
-        /// What became of looking for NVRTC.
+        /// Why NVRTC cannot compile it.
         reason: String,
     },
     /// This build keeps its machine code in files, and one of them cannot be read.
     #[error(
-        "cannot read {} ({reason}): this build's kernels lie in files, in a folder 'images' beside the program or named in \
-         $FUSED_LORA_IMAGES", path.display()
+        "cannot read {} ({reason}): this build loads its kernels from files in a folder 'images' beside the program or \
+         in the folder that $FUSED_LORA_IMAGES names", path.display()
     )]
     NoImage {
         /// Where the file was looked for.
@@ -337,14 +335,14 @@ pub enum Error {
     /// NVRTC could not compile a kernel.
     #[error("NVRTC cannot compile {file} for {target}: {log}")]
     CompilationFailed {
-        /// The source.
+        /// The source file.
         file: String,
-        /// The architecture.
+        /// The target architecture.
         target: String,
-        /// What the compiler said.
+        /// The compiler's log.
         log: String,
     },
-    /// A launch that the device or the kernel does not take.
+    /// A launch exceeds the limits of the device or of the kernel.
     #[error("{kernel} cannot be launched: {reason}")]
     BadLaunch {
         /// The kernel.
@@ -352,7 +350,7 @@ pub enum Error {
         /// What is wrong with the launch.
         reason: String,
     },
-    /// The parameter struct has another size than the kernel's.
+    /// The parameter struct given differs in size from the kernel's.
     #[error("{kernel} takes {expected} bytes of parameters, not {actual}")]
     WrongParameters {
         /// The kernel.
@@ -362,26 +360,26 @@ pub enum Error {
         /// Bytes given.
         actual: usize,
     },
-    /// A head of attention has no columns, or more than kernels take.
+    /// An attention head has no columns, or more than the kernels support.
     #[error("a head of {head_size} columns is outside 1..={max}")]
     HeadSizeOutOfRange {
         /// Columns of a head.
         head_size: usize,
-        /// The most there may be.
+        /// The largest number supported.
         max: usize,
     },
-    /// The emulator is not there.
+    /// The emulator is not available.
     #[error("no emulator: {reason}")]
     NoEmulator {
         /// Why not.
         reason: String,
     },
-    /// The emulator ended a kernel that did what it must not.
+    /// The emulator stopped a kernel because one of its checks failed.
     #[error("{kernel}: {report}")]
     KernelFault {
         /// The kernel.
         kernel: String,
-        /// What happened, where, and where all other threads were.
+        /// What happened and where, and the positions of all other threads.
         report: String,
     },
 }

@@ -7,17 +7,18 @@
 //! backward   dx = W0ᵀ dy + s·Aᵀ(Bᵀ dy)    dA = s·(Bᵀ dy) xᵀ    dB = s·dy (A x)ᵀ
 //! ```
 //!
-//! Run as separate layers, the two thin products cost far more than their arithmetic. Here they ride inside the base
-//! product's own pass over its output, so an adapter that is never merged, and can be swapped by swapping two
-//! pointers, costs what its bytes cost.
+//! Run as separate layers, the two low-rank products cost far more than their arithmetic. Here they are fused into the
+//! base product's own pass over its output, so an unmerged adapter costs no more than the transfer of its bytes, and is
+//! swapped by changing two pointers.
 //!
 //! - [`lora`] describes a layer: the weight in either layout, the bias, the low-rank segments.
-//! - [`bottleneck`] describes a bottleneck adapter, which LoRA is measured against; [`dropout`] which elements of an adapter's input
-//!   are dropped in training; [`optim`] a step of AdamW.
-//! - [`plan`] says how a GPU runs each of them: which kernel, on what grid, with how much workspace. [`abi`] is what its kernels take.
-//! - [`device`] runs them on a GPU, or on the emulator.
-//! - [`cpu`] runs it: fused, as the sequential layers it is measured against, backward, merged.
-//! - [`mod@reference`] is the naive float64 oracle that every backend is judged by.
+//! - [`bottleneck`] describes a bottleneck adapter, a baseline for LoRA; [`dropout`] the dropout of an adapter's input;
+//!   [`optim`] a step of AdamW.
+//! - [`plan`] chooses how a GPU runs each of them: kernel, grid and workspace. [`abi`] holds the kernels' parameter
+//!   structs.
+//! - [`device`] runs them on a GPU or on the emulator.
+//! - [`cpu`] runs them on the CPU: fused, as separate layers for comparison, backward, merged.
+//! - [`mod@reference`] is the naive float64 reference that every backend is tested against.
 //!
 //! ```
 //! use fused_lora::{cpu, lora::{LoraLinear, Segment, Weight}, MatrixMut, MatrixRef};
@@ -60,7 +61,7 @@ pub use error::{Error, Result};
 pub use matrix::{MatrixMut, MatrixRef};
 pub use plan::{ComputePath, LayerProblem, WorkspaceLayout};
 
-/// Compiles the README's example with the tests.
+/// Compiles the README's examples with the tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct ReadmeExamples;

@@ -1,4 +1,4 @@
-//! What a LoRA layer is: weight, bias, low-rank segments. Checked here, run by a backend.
+//! The description of a LoRA layer: weight, bias, low-rank segments. This module checks it; a backend runs it.
 
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ pub enum Layout {
     InOut,
 }
 
-/// The frozen weight W0 in one of its two layouts. Both are read in place; no transposed copy is made.
+/// The frozen weight W0 in one of two layouts. Backends read either layout in place, without a transposed copy.
 #[derive(Debug, Clone, Copy)]
 pub struct Weight<'a, W> {
     matrix: MatrixRef<'a, W>,
@@ -47,7 +47,7 @@ impl<'a, W: Element> Weight<'a, W> {
         self.matrix
     }
 
-    /// How it is stored.
+    /// The storage order.
     pub fn layout(&self) -> Layout {
         self.layout
     }
@@ -72,7 +72,7 @@ impl<'a, W: Element> Weight<'a, W> {
 /// One low-rank product added to some output columns of a layer.
 ///
 /// A layer adapted as a whole has one segment over all columns. A fused qkv projection with LoRA on q and v has two.
-/// Segments may overlap: then their products add up, which is how two adapters are active at once.
+/// The products of overlapping segments add up, so two adapters can be active at once.
 #[derive(Debug, Clone)]
 pub struct Segment<'a, W> {
     /// Output columns that the product is added to.
@@ -81,12 +81,12 @@ pub struct Segment<'a, W> {
     pub a: MatrixRef<'a, W>,
     /// B, `[columns.len(), rank]`, as PEFT stores it.
     pub b: MatrixRef<'a, W>,
-    /// s = α/r (or α/√r for rsLoRA). Stays in `f32` whatever the weights are stored in.
+    /// s = α/r (or α/√r for rsLoRA), in `f32` for every type of weight.
     pub scale: f32,
 }
 
 impl<W: Element> Segment<'_, W> {
-    /// The inner dimension r.
+    /// The rank r, the inner dimension.
     pub fn rank(&self) -> usize {
         self.a.rows()
     }
@@ -95,9 +95,9 @@ impl<W: Element> Segment<'_, W> {
 /// A linear layer with any number of low-rank segments; with none it is the base layer itself.
 #[derive(Debug, Clone, Copy)]
 pub struct LoraLinear<'a, W> {
-    /// W0.
+    /// The frozen weight W0.
     pub weight: Weight<'a, W>,
-    /// `[d_out]`, added once.
+    /// The bias, `[d_out]`, added once.
     pub bias: Option<&'a [W]>,
     /// The adapters.
     pub segments: &'a [Segment<'a, W>],
@@ -124,7 +124,7 @@ impl<'a, W: Element> LoraLinear<'a, W> {
         self.segments.iter().map(Segment::rank).sum()
     }
 
-    /// Multiply-adds counted as two operations, for one token.
+    /// Floating-point operations for one token; a multiply-add counts as two.
     pub fn flops_per_token(&self) -> usize {
         let low_rank: usize = self.segments.iter().map(|s| s.rank() * (self.d_in() + s.columns.len())).sum();
         2 * (self.d_in() * self.d_out() + low_rank)
@@ -133,7 +133,7 @@ impl<'a, W: Element> LoraLinear<'a, W> {
     /// Checks all shapes against each other.
     ///
     /// # Errors
-    /// The first operand that does not fit, by name: [`Error::LengthMismatch`] for the bias,
+    /// The error names the first operand that does not fit: [`Error::LengthMismatch`] for the bias,
     /// [`Error::RankOutOfRange`], [`Error::SegmentOutOfRange`], [`Error::ShapeMismatch`] or [`Error::ScaleNotFinite`]
     /// for a segment.
     pub fn validate(&self) -> Result<()> {
@@ -207,7 +207,7 @@ pub(crate) fn validate_segments<W: Element>(segments: &[Segment<'_, W>], d_in: u
     Ok(())
 }
 
-/// What is applied to `x W0ᵀ + bias + s·(x Aᵀ) Bᵀ` before the residual is added.
+/// The activation, applied to `x W0ᵀ + bias + s·(x Aᵀ) Bᵀ` before the residual is added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Activation {
     /// Nothing.
@@ -219,7 +219,7 @@ pub enum Activation {
     GeluNew,
 }
 
-/// What is added after the activation.
+/// The term added after the activation.
 #[derive(Debug, Clone, Copy, Default)]
 pub enum Residual<'a, X> {
     /// Nothing: the output is overwritten.
@@ -231,7 +231,7 @@ pub enum Residual<'a, X> {
     From(MatrixRef<'a, X>),
 }
 
-/// What happens to a tile of the output on its way to memory.
+/// The operations on an output tile between accumulation and store.
 #[derive(Debug, Clone, Copy)]
 pub struct Epilogue<'a, X> {
     /// Applied first.

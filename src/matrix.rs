@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 
-/// Elements from the first to the last of such a matrix; `None` if they cannot be counted.
+/// Elements from the first to the last of a matrix; `None` if their number overflows.
 pub(crate) fn span(rows: usize, cols: usize, row_stride: usize) -> Option<usize> {
     if rows == 0 || cols == 0 {
         return Some(0);
@@ -10,7 +10,7 @@ pub(crate) fn span(rows: usize, cols: usize, row_stride: usize) -> Option<usize>
     (rows - 1).checked_mul(row_stride)?.checked_add(cols)
 }
 
-/// Whether such a matrix lies in so many elements.
+/// Checks that a matrix fits into a buffer of `available` elements.
 pub(crate) fn check(rows: usize, cols: usize, row_stride: usize, available: usize) -> Result<()> {
     if row_stride < cols {
         return Err(Error::RowsOverlap { cols, row_stride });
@@ -32,7 +32,7 @@ pub struct MatrixRef<'a, T> {
     row_stride: usize,
 }
 
-// Derived, these would ask for `T: Clone`, which a view does not need.
+// `derive` would require `T: Clone`, which a view does not need.
 impl<T> Clone for MatrixRef<'_, T> {
     fn clone(&self) -> Self {
         *self

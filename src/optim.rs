@@ -1,4 +1,5 @@
-//! AdamW over the factors of many adapters at once: what a step is. Checked here, run by a backend.
+//! The definition of an AdamW step over the factors of many adapters. This module checks the operands; a backend runs
+//! the step.
 //!
 //! With g a parameter's clipped gradient, lr the learning rate of its factor and t the step, counted from 1:
 //!
@@ -9,7 +10,7 @@
 //! p ← p − lr/(1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
 //! ```
 //!
-//! This is `torch.optim.AdamW` with one group of parameters for A and one for B, behind
+//! This is `torch.optim.AdamW` with one group of parameters for A and one for B, after
 //! `torch.nn.utils.clip_grad_norm_`.
 
 use crate::dtype::Element;
@@ -23,20 +24,21 @@ pub(crate) const NORM_EPSILON: f64 = 1e-6;
 pub struct AdamW {
     /// The learning rate of A. At least 0.
     pub lr: f64,
-    /// β₁ and β₂, how much of the moments a step keeps. From 0, below 1.
+    /// β₁ and β₂, the decay rates of the moments. At least 0, below 1.
     pub betas: (f64, f64),
-    /// ε, added to the root of the second moment. Above 0, also as `f32`.
+    /// ε, added to the root of the second moment. Above 0, also when rounded to `f32`.
     pub eps: f64,
     /// λ of the decoupled weight decay: a step shrinks parameters by lr·λ. At least 0.
     pub weight_decay: f64,
-    /// LoRA+: the learning rate of B is this times that of A. Above 0; 1 trains both alike.
+    /// LoRA+: the learning rate of B divided by that of A. Above 0; 1 trains both at the same rate.
     pub lora_plus_ratio: f64,
-    /// Gradients whose L2 norm, taken over all parameters together, is larger are scaled down to it. Above 0.
+    /// The largest L2 norm of all gradients together, to which larger gradients are scaled down. Above 0; `None` for no
+    /// clipping.
     pub max_norm: Option<f64>,
 }
 
 impl Default for AdamW {
-    /// PyTorch's: lr 1e-3, betas 0.9 and 0.999, ε 1e-8, weight decay 0.01, no LoRA+, no clipping.
+    /// PyTorch's defaults: lr 1e-3, betas 0.9 and 0.999, ε 1e-8, weight decay 0.01, no LoRA+, no clipping.
     fn default() -> Self {
         Self { lr: 1e-3, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01, lora_plus_ratio: 1.0, max_norm: None }
     }
@@ -45,52 +47,52 @@ impl Default for AdamW {
 /// Which factor of a low-rank product a parameter is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Factor {
-    /// `[rank, d_in]`
+    /// The factor A, `[rank, d_in]`.
     A,
-    /// `[d_out, rank]`
+    /// The factor B, `[d_out, rank]`.
     B,
 }
 
-/// One tensor's place in a step. All slices have as many elements.
+/// The operands of one trained tensor. All slices have the same length.
 #[derive(Debug)]
 pub struct Parameter<'a, W> {
-    /// Decides the learning rate.
+    /// The factor that the tensor is, which decides the learning rate.
     pub factor: Factor,
     /// The gradient.
     pub gradient: &'a [f32],
-    /// The master copy of the parameter, in `f32` whatever the layer reads.
+    /// The master copy of the parameter, in `f32` for every type `W` of the layer.
     pub value: &'a mut [f32],
-    /// m; zeros before the first step.
+    /// The first moment m; zeros before the first step.
     pub first_moment: &'a mut [f32],
-    /// v; zeros before the first step.
+    /// The second moment v; zeros before the first step.
     pub second_moment: &'a mut [f32],
-    /// Where the layer reads it: receives the new value, rounded.
+    /// The copy that the layer reads; receives the new value, rounded.
     pub stored: Option<&'a mut [W]>,
 }
 
-/// What became of a step.
+/// The outcome of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    /// The L2 norm of all gradients before clipping; not finite if one of them is not.
+    /// The L2 norm of all gradients before clipping; not finite if any gradient is not.
     pub norm: f64,
-    /// What gradients were multiplied by: 1 where nothing was clipped.
+    /// The factor that clipping multiplied the gradients by; 1 if nothing was clipped.
     pub clipped_by: f64,
-    /// Why nothing was changed, if nothing was.
+    /// Why the step was skipped; `None` if it was taken.
     pub skipped: Option<Skip>,
 }
 
-/// Why a step changed nothing: neither parameters nor moments.
+/// Why a step was skipped, which leaves parameters and moments unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Skip {
-    /// A gradient is infinite or not a number.
+    /// A gradient is infinite or NaN.
     NonFinite,
-    /// The square of a gradient might not fit the second moment, which would stay infinite for good.
+    /// The square of a gradient could overflow the second moment, which would then stay infinite.
     TooLarge,
-    /// The scale that a device's memory had for the learning rates makes one negative, or not a finite `f32`.
+    /// The learning-rate scale read from device memory makes a rate negative, or not a finite `f32`.
     LearningRate,
 }
 
-/// A step's constants for one factor, worked out in double precision and rounded once.
+/// A step's constants for one factor, computed in double precision and rounded once.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Coefficients {
     /// 1 − lr·λ
@@ -156,10 +158,10 @@ impl AdamW {
         }
     }
 
-    /// What a step on gradients of this norm does, short of doing it.
+    /// Decides how a step clips gradients of this norm, and whether it is skipped.
     pub(crate) fn judge(&self, norm: f64) -> Step {
         let clipped_by = self.max_norm.map_or(1.0, |max| (max / (norm + NORM_EPSILON)).min(1.0));
-        // No gradient is larger than the norm of all.
+        // No single gradient exceeds the norm of all.
         let largest = norm * clipped_by;
         let skipped = if !norm.is_finite() {
             Some(Skip::NonFinite)

@@ -1,4 +1,5 @@
-//! The oracle: float64, naive, obviously right. Every backend is judged by it, element by element.
+//! The reference implementation: float64, naive, obviously right. Tests compare every backend with it, element by
+//! element.
 
 use crate::dropout::Dropout;
 use crate::dtype::{DType, Element};
@@ -23,7 +24,7 @@ impl Matrix64 {
         Self { rows, cols, data: vec![0.0; rows * cols] }
     }
 
-    /// A view, widened.
+    /// A copy of a view, widened to float64.
     pub fn from_view<T: Element>(m: MatrixRef<'_, T>) -> Self {
         let data = (0..m.rows()).flat_map(|i| m.row(i)).map(|v| f64::from(v.to_f32())).collect();
         Self { rows: m.rows(), cols: m.cols(), data }
@@ -80,15 +81,15 @@ impl Matrix64 {
     }
 }
 
-/// A result and the sum of the magnitudes that went into each element: what rounding errors are proportional to.
+/// A result and, for each element, the sum of the magnitudes of its terms, to which rounding errors are proportional.
 #[derive(Debug, Clone)]
 pub struct Judged {
-    /// The exact result, up to float64.
+    /// The result, exact up to float64 rounding.
     pub value: Matrix64,
     /// Σ|x||w| + |bias| + |s|·Σ(Σ|x||a|)|b|, element by element.
     pub magnitude: Matrix64,
-    /// What else an element may be off by: [`forward_through`]'s rounding of T, [`forward_in_tf32`]'s of all operands. Zeros
-    /// where nothing is rounded on the way.
+    /// The further error allowed for each element: from rounding T in [`forward_through`], from rounding all operands
+    /// in [`forward_in_tf32`]. Zeros if no intermediate value is rounded.
     pub slack: Matrix64,
 }
 
@@ -99,7 +100,8 @@ impl Judged {
     }
 
     /// The largest error allowed for element `index` of a result stored as `stored` after `steps` additions in `f32`:
-    /// `u_out·|ref| + c·(γ·Σ|·||·| + slack)`, with γ = steps·u / (1 − steps·u) and c = 2 for the low-rank term's two roundings.
+    /// `u_out·|ref| + smallest step + c·(γ·Σ|·||·| + slack)`, with γ = steps·u / (1 − steps·u) and c = 2 for the
+    /// low-rank term's two roundings.
     pub fn bound(&self, index: usize, stored: DType, steps: usize) -> f64 {
         const C: f64 = 2.0;
         let u = steps as f64 * DType::F32.unit_roundoff();
@@ -110,7 +112,7 @@ impl Judged {
             + C * self.slack.data[index]
     }
 
-    /// Asserts that every element of `got` is within its bound. A NaN never is.
+    /// Asserts that every element of `got` is within its bound. A NaN always fails.
     pub fn assert_close<T: Element>(&self, got: MatrixRef<'_, T>, steps: usize, what: &str) {
         assert_eq!((got.rows(), got.cols()), (self.value.rows, self.value.cols), "{what}: shape");
         for i in 0..got.rows() {
@@ -127,7 +129,7 @@ impl Judged {
     }
 }
 
-/// One activation.
+/// The activation's value at `x`.
 pub fn activation(activation: Activation, x: f64) -> f64 {
     match activation {
         Activation::Identity => x,
@@ -138,7 +140,7 @@ pub fn activation(activation: Activation, x: f64) -> f64 {
     }
 }
 
-/// The derivative of one activation.
+/// The activation's derivative at `x`.
 pub fn activation_derivative(activation: Activation, x: f64) -> f64 {
     match activation {
         Activation::Identity => 1.0,
@@ -160,7 +162,7 @@ pub fn weight_in_out<W: Element>(layer: &LoraLinear<'_, W>) -> Matrix64 {
     }
 }
 
-/// x̂: what dropout leaves of x, divided by 1 − p. What the low-rank term gives dx is masked in the same way.
+/// x̂: x with dropped elements set to 0 and kept elements divided by 1 − p. The low-rank term of dx is masked likewise.
 pub fn drop_out(x: &Matrix64, dropout: Option<&Dropout>) -> Matrix64 {
     let Some(dropout) = dropout else { return x.clone() };
     let value = |i| if dropout.keeps(i / x.cols, i % x.cols) { x.data[i] / (1.0 - dropout.p()) } else { 0.0 };
@@ -199,8 +201,8 @@ pub fn forward_dropped<W: Element, X: Element>(
     Judged::new(evaluate(&|m| m, &|v| v), evaluate(&|m| m.abs(), &f64::abs))
 }
 
-/// [`forward_dropped`] where s·T is stored as `dtype` before it meets B: each element may be off by Σ(u·|s·T| + smallest step)·|B|
-/// more.
+/// [`forward_dropped`] with s·T stored as `dtype` before the product with B, which allows each element a further error
+/// of Σ(u·|s·T| + smallest step)·|B|.
 pub fn forward_through<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     x: MatrixRef<'_, X>,
@@ -219,8 +221,8 @@ pub fn forward_through<W: Element, X: Element>(
     judged
 }
 
-/// The same without dropout where T is summed up in parts of the depth, `split_depth` of it each, and each part of s·T is
-/// rounded.
+/// [`forward_through`] without dropout and with split-K: T is a sum of parts, one for every `split_depth` inputs, and
+/// each part of s·T is rounded to `dtype`.
 pub fn forward_in_parts<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     x: MatrixRef<'_, X>,
@@ -245,8 +247,9 @@ pub fn forward_in_parts<W: Element, X: Element>(
 /// The unit roundoff of TF32: half the distance from 1 to the next larger number of 10 fraction bits.
 pub const TF32_ROUNDOFF: f64 = 1.0 / (1u64 << 11) as f64;
 
-/// [`forward_dropped`] where the operands of every product, x, W0, A, s·T and B, are rounded to TF32: with u = 2⁻¹¹, each
-/// element may be off by `2u·(Σ|x||w| + |s|·Σ(Σ|x̂||a|)|b| + Σ|s·T||b|)` more, and by 4u of that for errors of errors.
+/// [`forward_dropped`] with the operands of every product (x, W0, A, s·T and B) rounded to TF32. With u = 2⁻¹¹, this
+/// allows each element a further error of `2u·(Σ|x||w| + |s|·Σ(Σ|x̂||a|)|b| + Σ|s·T||b|)`, and 4u of that for
+/// second-order errors.
 pub fn forward_in_tf32<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     x: MatrixRef<'_, X>,
@@ -276,11 +279,11 @@ pub fn low_rank_input<W: Element, X: Element>(a: MatrixRef<'_, W>, x: MatrixRef<
 /// The gradients of one layer.
 #[derive(Debug, Clone)]
 pub struct Gradients {
-    /// `[tokens, d_in]`
+    /// dx, `[tokens, d_in]`.
     pub dx: Judged,
-    /// One `[rank, d_in]` a segment.
+    /// dA of every segment, `[rank, d_in]` each.
     pub da: Vec<Judged>,
-    /// One `[columns.len(), rank]` a segment.
+    /// dB of every segment, `[columns.len(), rank]` each.
     pub db: Vec<Judged>,
 }
 
@@ -293,7 +296,7 @@ pub fn backward<W: Element, X: Element>(
     backward_dropped(layer, x, dy, None)
 }
 
-/// [`backward`] with dropout: x̂ in place of x in dA and dB, and `dx = dy·W0 + M ⊙ s·(dy·B)·A`. M is dropout's mask of x,
+/// [`backward`] with dropout: x̂ replaces x in dA and dB, and `dx = dy·W0 + M ⊙ s·(dy·B)·A`. M is dropout's mask of x,
 /// divided by 1 − p.
 pub fn backward_dropped<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
@@ -330,8 +333,8 @@ pub fn backward_dropped<W: Element, X: Element>(
     }
 }
 
-/// `dx = dy·W0 + M ⊙ Σ Q·A` where Q = s·dy·B is stored as `dtype` before it meets A: each element may be off by
-/// M·Σ(u·|Q| + smallest step)·|A| more. M is dropout's mask of x, divided by 1 − p.
+/// `dx = dy·W0 + M ⊙ Σ Q·A` with Q = s·dy·B stored as `dtype` before the product with A, which allows each element a
+/// further error of M·Σ(u·|Q| + smallest step)·|A|. M is dropout's mask of x, divided by 1 − p.
 pub fn input_gradient_through<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     dy: MatrixRef<'_, X>,
@@ -375,13 +378,13 @@ pub fn merged_weight<W: Element>(layer: &LoraLinear<'_, W>) -> Matrix64 {
 /// A parameter and its moments.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW64 {
-    /// Its learning rate's group.
+    /// The factor, which decides the learning rate.
     pub factor: Factor,
-    /// p.
+    /// The parameter p.
     pub value: Vec<f64>,
-    /// m.
+    /// The first moment m.
     pub first_moment: Vec<f64>,
-    /// v.
+    /// The second moment v.
     pub second_moment: Vec<f64>,
 }
 

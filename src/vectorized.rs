@@ -1,6 +1,6 @@
-//! Loops compiled for the vector instructions of the machine that they run on.
+//! Loops compiled for the vector instructions of the machine that runs them.
 
-/// Runs `f` compiled for the machine's vector instructions: loops inlined into it are vectorised for them.
+/// Runs `f` compiled for the machine's vector instructions. Loops that are inlined into `f` use these instructions.
 #[inline(always)]
 pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     struct Call<F>(F);

@@ -34,6 +34,7 @@
 #include <gpu/types.h>
 #include <lora/factors.h>
 #include <tile/dropout.h>
+#include <tile/ticket.h>
 
 namespace lora {
 
@@ -54,12 +55,12 @@ struct ForwardTask {
     if (p.t_tiles == 0) return of_number(p, blockIdx.x, 0);
     factors.fetch(p);
     if (threadIdx.x == 0) {
-      const u64 drawn = fetch_add_relaxed(p.ticket, u64(1));
-      if (u32(drawn) == gridDim.x - 1) store_relaxed(p.ticket, u64(u32(drawn >> 32) + 1) << 32);
-      *word = drawn;
+      const u64 ticket = tile::draw_ticket(p.ticket);
+      tile::settle_ticket(p.ticket, ticket, gridDim.x);
+      *word = ticket;
     }
     sync_block();
-    return of_number(p, u32(*word), u32(*word >> 32) + 1);
+    return of_number(p, tile::ticket_number(*word), tile::ticket_epoch(*word));
   }
 
   /// Of `together` row tiles, that are taken together, this is the first.

@@ -1,203 +1,136 @@
 // lora_forward on wgmma (sm_90a) for many tokens.
 //
-// Who does what. As many CTAs as the device has SMs draw tasks until none is left. In each, two warpgroups multiply 64 rows
-// of a tile of 128 × COLUMNS each; a third fills the ring (lora/forward_wgmma_ring.h) ahead of them, across the borders of
-// tasks.
+// Life of a CTA. As many CTAs as the device has SMs draw tasks, tiles of T and of y, until none is left. Two consumer warpgroups
+// multiply 64 rows of a tile of 128 × COLUMNS each; the producer warpgroup fills the ring (lora/wgmma/pipeline.h) ahead of
+// them, across the borders of tasks.
 //
-// With CTAS = 2, clusters of two draw tasks: two tiles, one above the other, which have W0 in common. Each CTA fetches half
-// of it for both, so that L2 is asked for a third less. Both go through the same steps, and a stage is free when both have
-// done with it.
+//   producer   ┌ tile of T: x by TMA, A by its threads            (lora/wgmma/t_tile.h)
+//              └ tile of y: x and W0 by TMA; then T and B          (lora/wgmma/pipeline.h, lora/wgmma/low_rank.h)
+//   consumers  ┌ tile of T: x·Aᵀ, sums of all splits, flag         (lora/wgmma/t_tile.h)
+//              └ tile of y: main loop, adapters, epilogue, store   (lora/wgmma/pipeline.h, lora/wgmma/low_rank.h, here)
 //
-// Draws. One thread draws and passes each task on in one of two slots. Tickets grow along a CTA's tasks, and tiles of T
-// have the lowest of all: whoever waits for one waits for a CTA that is at work on it, or on another before it.
+// Clusters. With CTAS = 2 clusters of two draw tasks: two tiles, one above the other, which share W0. Each CTA fetches half of W0's
+// part of a stage for both, so that L2 is asked for a third less. Both take the same steps, and a stage is empty when both have
+// released it.
 //
-// The way out. Sums leave 64 columns at a time: rounded in registers, written to a swizzled panel of shared memory, sent on
-// by the copy engine while the next panel is made, or, where the engine does not take y's rows, by the threads.
+// Tickets. One thread of a cluster draws and hands each task to all warps through one of two slots. A CTA takes tickets in increasing
+// order and tiles of T have the lowest: a tile of T that a tile of y waits for has been claimed by a running CTA.
 //
-// Shared memory: 192 KiB of stages, 32 KiB for the sums on their way out, the barriers, the factors.
+// Store. Sums leave 64 columns at a time: rounded in registers, written to a swizzled panel of shared memory, stored by the copy
+// engine while the next panel is made; or by the threads, where y's rows do not suit the copy engine.
+//
+// Shared memory: 192 KiB of stages, 32 KiB of panels, the barriers, the factors.
 #pragma once
 
-#include <gpu/cluster.h>
 #include <gpu/registers.h>
-#include <lora/forward_wgmma_tile.h>
+#include <lora/wgmma/low_rank.h>
+#include <lora/wgmma/t_tile.h>
 #include <tile/epilogue.h>
+#include <tile/ticket.h>
 
 namespace lora {
 
-template <class E, Along WEIGHT, Along FACTORS, u32 COLUMNS, u32 CTAS>
-class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, FACTORS, 2, COLUMNS, (COLUMNS == 256 ? 4 : 6), CTAS> {
-  using Tile = ForwardWgmmaTile<E, WEIGHT, FACTORS, 2, COLUMNS, (COLUMNS == 256 ? 4 : 6), CTAS>;
-  using Tile::rows, Tile::depth, Tile::stages, Tile::p;
+/// C is a WgmmaConfig of two consumer warpgroups.
+template <class C>
+class ForwardWgmma {
+  using E = typename C::E;
 
  public:
-  static constexpr u32 warps = LORA_FORWARD_WGMMA_THREADS / warp_size;
-
-  GPU_DEVICE explicit ForwardWgmma(const LoraForwardTma& params) : ForwardWgmma(params, Places()) {}
+  GPU_DEVICE explicit ForwardWgmma(const LoraForwardTma& params) : ForwardWgmma(params, Memory()) {}
 
   GPU_DEVICE void run() {
-    if (threadIdx.x == 0) {
-      this->init_ring();
-      for (u32 i = 0; i < 2; i++) {
-        mbarrier_init(drawn + 8 * i, 1);
-        mbarrier_init(taken + 8 * i, warps * CTAS);
-      }
-      fence_mbarrier_init();
-    }
-    grid_dependency_launch();
-    grid_dependency_wait();
-    this->factors.fetch(p);
-    sync_all();
-    if (this->group() == 2) {
+    set_up();
+    if (warpgroup() == C::groups) {
       decrease_registers<72>();
       produce();
     } else {
       increase_registers<216>();
       consume();
     }
-    if constexpr (CTAS > 1) {
+    if constexpr (C::ctas > 1) {
       sync_warp();
-      cluster_sync();  // nobody leaves while the other has copies or arrivals under way to it
+      cluster_sync();  // the other CTA's copies to this one and arrivals at its barriers end first
     }
   }
 
  private:
-  /// A panel of 64 rows and columns, 16-bit values, and two of them a warpgroup.
-  static constexpr u32 panel_columns = 64, panel_chunks = 64 * panel_columns / 8;
+  // --- Set-up.
 
-  /// One after the other from the start.
-  struct Places {
-    Chunk *ring, *panels;
-    u64 *barriers, *words;
-    LoraFactors* factors;
-
-    GPU_DEVICE Places() {
-      SharedMemory shared;
-      ring = shared.take<Chunk, 1024>(Tile::stages * Tile::stage_chunks);
-      panels = shared.take<Chunk, 1024>(4 * panel_chunks);
-      barriers = shared.take<u64>(2 * Tile::stages + 4);
-      words = shared.take<u64>(3);
-      factors = SegmentFactors::take_room(shared);
+  GPU_DEVICE void set_up() const {
+    if (threadIdx.x == 0) {
+      pipe.init();
+      for (u32 i = 0; i < 2; i++) {
+        mbarrier_init(drawn + 8 * i, 1);
+        mbarrier_init(taken + 8 * i, C::threads / warp_size * C::ctas);
+      }
+      fence_mbarrier_init();
     }
-  };
-
-  GPU_DEVICE ForwardWgmma(const LoraForwardTma& params, Places places)
-      : Tile(params, places.ring, places.barriers, places.words + 2, places.factors),
-        params(params),
-        panels(places.panels),
-        words(places.words),
-        drawn(shared_address(places.barriers + 2 * Tile::stages)),
-        taken(drawn + 16) {}
-
-  static GPU_DEVICE void sync_all() {
-    if constexpr (CTAS > 1) {
+    grid_dependency_launch();
+    grid_dependency_wait();
+    factors.fetch(p);
+    if constexpr (C::ctas > 1) {
       cluster_sync();
     } else {
       sync_block();
     }
   }
 
-  /// The round-th task of this CTA, or false when there is none. All warps call it, one after the other or side by side.
-  GPU_DEVICE bool next(u32 round, ForwardTask& task) const {
-    const u32 tasks = p.row_tiles / CTAS * (p.t_tiles * p.t_splits + p.column_tiles), drawers = gridDim.x / CTAS;
-    u32 number = blockIdx.x / CTAS + round * drawers, epoch = 0;
-    if (p.t_tiles != 0) {
-      const u32 slot = round % 2, parity = round / 2 % 2;
-      if (threadIdx.x == 256 && (CTAS == 1 || cluster_rank() == 0)) {
-        this->wait(taken + 8 * slot, parity ^ 1);
-        const u64 word = fetch_add_relaxed(p.ticket, u64(1));
-        if (u32(word) == tasks + drawers - 1) store_relaxed(p.ticket, u64(u32(word >> 32) + 1) << 32);
-        pass_on(slot, word);
-      }
-      sync_warp();
-      this->wait(drawn + 8 * slot, parity);
-      sync_warp();  // lane 0 speaks for all: none of them may still wait
-      u64 word = 0;
-      if (lane_id() == 0) {
-        word = words[slot];
-        this->arrive(taken + 8 * slot, 0);
-      }
-      word = shuffle(word, 0);
-      number = u32(word);
-      epoch = u32(word >> 32) + 1;
-    }
-    if (number >= tasks) return false;
-    task = ForwardTask::of_number(p, number, epoch, CTAS);
-    if constexpr (CTAS > 1) task.row_tile += cluster_rank();
-    return true;
-  }
-
-  GPU_DEVICE void pass_on(u32 slot, u64 word) const {
-    if constexpr (CTAS == 1) {
-      words[slot] = word;
-      mbarrier_arrive(drawn + 8 * slot);
-    } else {
-#pragma unroll
-      for (u32 rank = 0; rank < CTAS; rank++) {
-        const u32 place = map_shared(shared_address(words + slot), rank);
-        store_cluster(place, u32(word));
-        store_cluster(place + 4, u32(word >> 32));
-        mbarrier_arrive_cluster(map_shared(drawn + 8 * slot, rank));
-      }
-    }
-  }
-
-  // --- The third warpgroup.
+  // --- Producer.
 
   GPU_DEVICE void produce() const {
-    const bool copies = warp_id() == 8 && elect_one();
-    u32 step = 0;
+    const bool copies = warp_id() == 4 * C::groups && elect_one();
+    typename Pipeline<C>::Position at;
     ForwardTask task;
     for (u32 round = 0; next(round, task); round++) {
       if (task.is_t) {
-        this->shrink_operands(task, copies, step);
+        load_t_operands(pipe, factors, task, copies, at);
         continue;
       }
-      const u32 first_column = task.column_tile * COLUMNS, base_steps = this->steps_of_split(0, p.depth);
-      if (copies) this->base_operands(task.row_tile * rows, first_column, 0, base_steps, step);
-      step += base_steps;
-      const auto adapters = this->low_rank(first_column);
-      const u32 more = adapters.count();
-      // A barrier's parity tells a thread only whether it is one phase ahead: nobody may be two.
-      if (more != 0) Tile::together();
-      for (u32 i = 0; i < more; i++, step++) this->low_rank_operands(task, adapters.at(i), copies, step);
+      const u32 first_column = task.column_tile * C::columns, base_steps = pipe.steps_of_split(0, p.depth);
+      if (copies) pipe.fetch_base(task.row_tile * C::rows, first_column, 0, base_steps, at);
+      at.advance_by(base_steps);
+      const auto steps = low_rank_steps<C>(p, first_column);
+      const u32 count = steps.count();
+      // Parity tells a thread whether a barrier is one phase ahead of it, so no thread may fall two behind the one that copies.
+      if (count != 0) pipe.sync_producers();
+      for (u32 i = 0; i < count; i++) {
+        load_low_rank(pipe, factors, task, steps.at(i), copies, at);
+        at.advance();
+      }
     }
   }
 
-  // --- The warpgroups that multiply.
+  // --- Consumers.
 
   GPU_DEVICE void consume() const {
-    u32 step = 0;
+    typename Pipeline<C>::Position at;
     ForwardTask task;
     for (u32 round = 0; next(round, task); round++) {
       if (task.is_t) {
-        this->template shrink<false>(task, step);
-      } else {
-        multiply(task, step);
+        compute_t<C, false>(pipe, factors, task, words + 2, at);
+        continue;
       }
+      // As the instruction for all columns numbers them: 32 registers for each 64.
+      float d[C::columns / 2];
+      pipe.multiply_base(d, pipe.steps_of_split(0, p.depth), at);
+      add_adapters(pipe, d, task, 0, 1, at);
+      store(d, task);
     }
-    // The engine may read shared memory until its last copy is done.
+    // The copy engine reads the panels until its last copy is done.
     if (threadIdx.x % 128 == 0) bulk_wait_read<0>();
   }
 
-  GPU_DEVICE void multiply(const ForwardTask& task, u32& step) const {
-    // Kept as the instruction for all columns numbers them: 32 registers for each 64.
-    float d[COLUMNS / 2];
-    this->multiply_base(d, this->steps_of_split(0, p.depth), step);
-    this->add_adapters(d, task, 0, 1, step);
-    send(d, task);
-  }
-
-  /// This warpgroup's rows, rounded.
-  GPU_DEVICE void send(const float (&d)[COLUMNS / 2], const ForwardTask& task) const {
+  /// Bias, activation, residual, rounding, and the way to y.
+  GPU_DEVICE void store(const float (&d)[C::columns / 2], const ForwardTask& task) const {
     const tile::Epilogue<E> epilogue(p);
-    const u32 row = warp_id() % 4 * 16 + lane_id() / 4, group_row = task.row_tile * rows + 64 * this->group();
+    const u32 row = warp_id() % 4 * 16 + lane_id() / 4, group_row = task.row_tile * C::rows + 64 * warpgroup();
 #pragma unroll
-    for (u32 part = 0; part < COLUMNS / panel_columns; part++) {
-      const u32 column = task.column_tile * COLUMNS + panel_columns * part;
-      Chunk* panel = panels + (2 * this->group() + part % 2) * panel_chunks;
+    for (u32 part = 0; part < C::columns / panel_columns; part++) {
+      const u32 column = task.column_tile * C::columns + panel_columns * part;
+      Chunk* panel = panels + (2 * warpgroup() + part % 2) * panel_chunks;
       // The copy before the last was the last to read this panel.
       if (threadIdx.x % 128 == 0) bulk_wait_read<1>();
-      together();
+      sync_panel();
 #pragma unroll
       for (u32 i = 0; i < 32; i += 2) {
         const u32 panel_row = row + 8 * (i / 2 % 2), chunk = i / 4;
@@ -207,7 +140,7 @@ class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, FACTORS, 2, COLUMNS, (COLUMNS =
       }
       if (params.y_mapped != 0) {
         fence_proxy_async_shared();
-        together();
+        sync_panel();
         if (threadIdx.x % 128 == 0) {
           if (column < p.columns && group_row < p.tokens) {
             tma_store_2d(&params.y, shared_address(panel), i32(column), i32(group_row));
@@ -215,13 +148,13 @@ class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, FACTORS, 2, COLUMNS, (COLUMNS =
           bulk_commit();  // an empty group, too, so that the wait counts panels
         }
       } else {
-        together();
+        sync_panel();
         copy_out(panel, group_row, column);
       }
     }
   }
 
-  GPU_DEVICE void together() const { sync_named(5 + this->group(), 128); }
+  static GPU_DEVICE void sync_panel() { sync_named(NamedBarrier::panel_of_group + warpgroup(), 128); }
 
   /// A panel, by its warpgroup's threads, to rows of y that start anywhere.
   GPU_DEVICE void copy_out(const Chunk* panel, u32 first_row, u32 first_column) const {
@@ -233,28 +166,112 @@ class ForwardWgmma : ForwardWgmmaTile<E, WEIGHT, FACTORS, 2, COLUMNS, (COLUMNS =
       E* y = static_cast<E*>(p.y) + u64(first_row + row) * p.y_stride + column;
 #pragma unroll
       for (u32 e = 0; e < 8; e++) {
-        if (column + e < p.columns) store(y + e, E{static_cast<u16>(values.word[e / 2] >> (16 * (e % 2)))});
+        if (column + e < p.columns) gpu::store(y + e, E{static_cast<u16>(values.word[e / 2] >> (16 * (e % 2)))});
       }
     }
   }
 
+  // --- Tasks.
+
+  /// The round-th task of this CTA, or false when there is none. All warps call it, one after the other or side by side.
+  GPU_DEVICE bool next(u32 round, ForwardTask& task) const {
+    const u32 tasks = p.row_tiles / C::ctas * (p.t_tiles * p.t_splits + p.column_tiles), drawers = gridDim.x / C::ctas;
+    u32 number = blockIdx.x / C::ctas + round * drawers, epoch = 0;
+    if (p.t_tiles != 0) {
+      const u32 slot = round % 2, parity = round / 2 % 2;
+      if (threadIdx.x == C::consumer_threads && (C::ctas == 1 || cluster_rank() == 0)) {
+        pipe.wait(taken + 8 * slot, parity ^ 1);
+        const u64 ticket = tile::draw_ticket(p.ticket);
+        tile::settle_ticket(p.ticket, ticket, tasks + drawers);
+        pass_on(slot, ticket);
+      }
+      sync_warp();
+      pipe.wait(drawn + 8 * slot, parity);
+      sync_warp();  // lane 0 arrives for its warp: no other lane may still be waiting
+      u64 ticket = 0;
+      if (lane_id() == 0) {
+        ticket = words[slot];
+        pipe.arrive(taken + 8 * slot, 0);
+      }
+      ticket = shuffle(ticket, 0);
+      number = tile::ticket_number(ticket);
+      epoch = tile::ticket_epoch(ticket);
+    }
+    if (number >= tasks) return false;
+    task = ForwardTask::of_number(p, number, epoch, C::ctas);
+    if constexpr (C::ctas > 1) task.row_tile += cluster_rank();
+    return true;
+  }
+
+  /// Hands a ticket to the warps of all CTAs of the cluster.
+  GPU_DEVICE void pass_on(u32 slot, u64 ticket) const {
+    if constexpr (C::ctas == 1) {
+      words[slot] = ticket;
+      mbarrier_arrive(drawn + 8 * slot);
+    } else {
+#pragma unroll
+      for (u32 rank = 0; rank < C::ctas; rank++) {
+        const u32 place = map_shared(shared_address(words + slot), rank);
+        store_cluster(place, u32(ticket));
+        store_cluster(place + 4, u32(ticket >> 32));
+        mbarrier_arrive_cluster(map_shared(drawn + 8 * slot, rank));
+      }
+    }
+  }
+
+  // --- Shared memory.
+
+  /// A panel of 64 rows and columns, 16-bit values; a warpgroup has two.
+  static constexpr u32 panel_columns = 64, panel_chunks = 64 * panel_columns / 8;
+
+  struct Memory {
+    Chunk *ring, *panels;
+    u64 *barriers, *words;
+    LoraFactors* factors;
+
+    GPU_DEVICE Memory() {
+      SharedMemory shared;
+      ring = shared.take<Chunk, 1024>(C::stages * C::stage_chunks);
+      panels = shared.take<Chunk, 1024>(2 * C::groups * panel_chunks);
+      barriers = shared.take<u64>(2 * C::stages + 4);
+      words = shared.take<u64>(3);
+      factors = SegmentFactors::take_room(shared);
+    }
+  };
+
+  GPU_DEVICE ForwardWgmma(const LoraForwardTma& params, Memory memory)
+      : params(params),
+        p(params.forward),
+        pipe(params, memory.ring, memory.barriers),
+        factors(memory.factors),
+        panels(memory.panels),
+        words(memory.words),
+        drawn(shared_address(memory.barriers + 2 * C::stages)),
+        taken(drawn + 16) {}
+
   const LoraForwardTma& params;
-  Chunk* panels;
-  u64* words;
-  u32 drawn, taken;
+  const LoraForward& p;
+  const Pipeline<C> pipe;
+  const SegmentFactors factors;
+  Chunk* const panels;
+  /// Two slots for tickets, and a word of a tile of T.
+  u64* const words;
+  /// Barriers, one a slot: a ticket is there; all warps have read it.
+  const u32 drawn, taken;
 };
 
 }  // namespace lora
 
-#define FORWARD_WGMMA_TILE(NAME, FACTORS, LAYOUT, ALONG, E, TILE, COLUMNS, CTAS)                                       \
-  GPU_KERNEL(lora_##NAME##_##LAYOUT##_wgmma_##E##_##TILE, LoraForwardTma, LORA_FORWARD_WGMMA_THREADS, 1) {              \
-    lora::ForwardWgmma<gpu::E, tile::Along::ALONG, tile::Along::FACTORS, COLUMNS, CTAS>(params).run();                  \
+#define FORWARD_WGMMA_TILE(NAME, FACTORS, LAYOUT, ALONG, E, TILE, COLUMNS, STAGES, CTAS)                                 \
+  GPU_KERNEL(lora_##NAME##_##LAYOUT##_wgmma_##E##_##TILE, LoraForwardTma, LORA_FORWARD_WGMMA_THREADS, 1) {                \
+    using Config = lora::WgmmaConfig<gpu::E, tile::Along::ALONG, tile::Along::FACTORS, 2, COLUMNS, STAGES, CTAS>;         \
+    lora::ForwardWgmma<Config>(params).run();                                                                             \
   }
 
-#define FORWARD_WGMMA(NAME, FACTORS, E)                                           \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, Depth, E, n256x2, 256, 2)               \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, Depth, E, n256, 256, 1)                 \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, Depth, E, n128, 128, 1)                 \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, Columns, E, n256x2, 256, 2)          \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, Columns, E, n256, 256, 1)            \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, Columns, E, n128, 128, 1)
+#define FORWARD_WGMMA(NAME, FACTORS, E)                                              \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, Depth, E, n256x2, 256, 4, 2)               \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, Depth, E, n256, 256, 4, 1)                 \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, Depth, E, n128, 128, 6, 1)                 \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, Columns, E, n256x2, 256, 4, 2)          \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, Columns, E, n256, 256, 4, 1)            \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, Columns, E, n128, 128, 6, 1)

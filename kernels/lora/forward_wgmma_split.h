@@ -1,71 +1,67 @@
-// lora_forward on wgmma (sm_90a) for few tokens: the CTAs of a cluster share the depth of one tile.
+// lora_forward on wgmma (sm_90a) for few tokens: the CTAs of a cluster share the depth of one tile (split K).
 //
-// Who does what. A cluster of as many CTAs as a tile has splits draws one ticket. Of a tile of y each of its CTAs sums up a
-// part of the depth and, where the tile has adapters, every size-th step of T and B; then they finish it together
-// (lora/forward_wgmma_share.h). Tiles of T go through the workspace instead, since a tile of T is done earlier the
-// more CTAs share it, and there may be more of these than a cluster has: each CTA of a cluster takes a split of its own.
+// Life of a CTA. A cluster, of as many CTAs as a tile has splits, draws one ticket. Of a tile of y each CTA multiplies a part of the
+// depth and, where the tile has adapters, every size-th step of T and B; then the cluster's CTAs add up their sums and store the
+// tile (lora/wgmma/cluster_reduce.h). Of a tile of T each CTA takes a split of its own, summed up through the workspace: a tile
+// of T is ready the earlier the more CTAs share it, and there may be more splits than a cluster has CTAs.
 //
-// Within a CTA, GROUPS warpgroups multiply 64 rows each, the last one copies. Two CTAs fit an SM where GROUPS is 1, so that
-// one computes T or finishes while the other keeps memory busy.
+// Within a CTA, GROUPS consumer warpgroups multiply 64 rows each; one producer warpgroup fills the ring. Where GROUPS is 1 two CTAs
+// fit an SM: one keeps memory busy while the other is at the end of its task.
 //
-// Without adapters there are no tickets, and the first of W0 is on its way before the launch ahead has ended. Bytes in flight:
-// up to 192 KiB an SM.
+// Without adapters there are no tickets, and W0's first stages are under way before the launch ahead has ended. Bytes in
+// flight: up to 192 KiB an SM.
 #pragma once
 
-#include <lora/forward_wgmma_share.h>
+#include <lora/wgmma/cluster_reduce.h>
+#include <lora/wgmma/low_rank.h>
+#include <lora/wgmma/t_tile.h>
+#include <tile/ticket.h>
 
 namespace lora {
 
-template <class E, Along WEIGHT, Along FACTORS, u32 GROUPS, u32 COLUMNS, u32 STAGES>
-class ForwardWgmmaSplit : ForwardWgmmaShare<E, WEIGHT, FACTORS, GROUPS, COLUMNS, STAGES> {
-  using Share = ForwardWgmmaShare<E, WEIGHT, FACTORS, GROUPS, COLUMNS, STAGES>;
-  using typename Share::Places, typename Share::Tile;
-  using Tile::rows, Tile::depth, Tile::p;
-
+/// C is a WgmmaConfig.
+template <class C>
+class ForwardWgmmaSplit {
  public:
-  GPU_DEVICE explicit ForwardWgmmaSplit(const LoraForwardTma& params) : ForwardWgmmaSplit(params, Places()) {}
+  GPU_DEVICE explicit ForwardWgmmaSplit(const LoraForwardTma& params) : ForwardWgmmaSplit(params, Memory()) {}
 
   GPU_DEVICE void run() {
-    const bool copying = this->group() == GROUPS, fetches = copies();
+    const bool is_producer = warpgroup() == C::groups, copies = warp_id() == 4 * C::groups && elect_one();
     if (threadIdx.x == 0) {
-      this->init_ring();
+      pipe.init();
       fence_mbarrier_init();
     }
     grid_dependency_launch();
     sync_block();
     u32 ahead = 0;
-    if (p.t_tiles == 0 && fetches) {
+    if (p.t_tiles == 0 && copies) {
       const ForwardTask task = ForwardTask::of_number(p, blockIdx.x, 0);
       const u32 k = task.split * p.split_depth;
-      ahead = this->weight_ahead(task.column_tile * COLUMNS, k, this->steps_of_split(k, p.split_depth));
+      ahead = pipe.fetch_weight_ahead(task.column_tile * C::columns, k, pipe.steps_of_split(k, p.split_depth));
     }
     sync_warp();
     grid_dependency_wait();
-    this->factors.fetch(p);
+    factors.fetch(p);
     const ForwardTask task = draw();
     if (task.is_t) {
-      u32 step = 0;
-      if (copying) {
-        this->shrink_operands(task, fetches, step);
+      typename Pipeline<C>::Position at;
+      if (is_producer) {
+        load_t_operands(pipe, factors, task, copies, at);
       } else {
-        this->template shrink<true>(task, step);
+        compute_t<C, true>(pipe, factors, task, words + 1, at);
       }
       return;
     }
-    if (copying) {
-      produce(task, fetches, ahead);
+    if (is_producer) {
+      produce(task, copies, ahead);
     } else {
-      multiply(task);
+      consume(task);
     }
-    this->finish(task);
+    cluster_reduce(pipe, task);
   }
 
  private:
-  GPU_DEVICE ForwardWgmmaSplit(const LoraForwardTma& params, Places places) : Share(params, places), drawn(places.words) {}
-
-  static GPU_DEVICE bool copies() { return warp_id() == 4 * GROUPS && elect_one(); }
-
-  /// One ticket for the whole cluster. With tiles of T, all CTAs of a cluster have one, or all have a tile of y.
+  /// One ticket for the whole cluster: all of its CTAs have splits of tiles of T, or all have a split of one tile of y.
   GPU_DEVICE ForwardTask draw() {
     const u32 rank = cluster_rank(), size = cluster_size();
     if (p.t_tiles == 0) {
@@ -75,51 +71,77 @@ class ForwardWgmmaSplit : ForwardWgmmaShare<E, WEIGHT, FACTORS, GROUPS, COLUMNS,
     u64 ticket = 0;
     if (rank == 0 && warp_id() == 0) {
       if (lane_id() == 0) {
-        ticket = fetch_add_relaxed(p.ticket, u64(1));
-        if (u32(ticket) == gridDim.x / size - 1) store_relaxed(p.ticket, u64(u32(ticket >> 32) + 1) << 32);
+        ticket = tile::draw_ticket(p.ticket);
+        tile::settle_ticket(p.ticket, ticket, gridDim.x / size);
       }
       ticket = shuffle(ticket, 0);
     }
-    cluster_sync();  // all have started
+    cluster_sync();  // all CTAs of the cluster have started
     if (rank == 0 && threadIdx.x < size) {
-      const u32 place = map_shared(shared_address(drawn), threadIdx.x);
+      const u32 place = map_shared(shared_address(words), threadIdx.x);
       store_cluster(place, u32(ticket));
       store_cluster(place + 4, u32(ticket >> 32));
     }
     cluster_sync();
-    return ForwardTask::of_number(p, u32(*drawn) * size + rank, u32(*drawn >> 32) + 1);
+    return ForwardTask::of_number(p, tile::ticket_number(*words) * size + rank, tile::ticket_epoch(*words));
   }
 
-  GPU_DEVICE void produce(const ForwardTask& task, bool fetches, u32 ahead) const {
-    const u32 first_column = task.column_tile * COLUMNS, begin = task.split * p.split_depth;
-    const u32 base_steps = this->steps_of_split(begin, p.split_depth);
-    if (fetches) this->base_operands(task.row_tile * rows, first_column, begin, base_steps, 0, ahead);
-    const auto adapters = this->low_rank(first_column);
-    const u32 more = adapters.count();
-    // A barrier's parity tells a thread only whether it is one phase ahead: nobody may be two.
-    if (more > task.split) this->together();
-    u32 step = base_steps;
-    for (u32 i = task.split; i < more; i += p.splits, step++) this->low_rank_operands(task, adapters.at(i), fetches, step);
+  /// x and W0 of this CTA's part of the depth, then its steps of T and B.
+  GPU_DEVICE void produce(const ForwardTask& task, bool copies, u32 ahead) const {
+    const u32 first_column = task.column_tile * C::columns, begin = task.split * p.split_depth;
+    const u32 base_steps = pipe.steps_of_split(begin, p.split_depth);
+    typename Pipeline<C>::Position at;
+    if (copies) pipe.fetch_base(task.row_tile * C::rows, first_column, begin, base_steps, at, ahead);
+    const auto steps = low_rank_steps<C>(p, first_column);
+    const u32 count = steps.count();
+    // Parity tells a thread whether a barrier is one phase ahead of it, so no thread may fall two behind the one that copies.
+    if (count > task.split) pipe.sync_producers();
+    at.advance_by(base_steps);
+    for (u32 i = task.split; i < count; i += p.splits) {
+      load_low_rank(pipe, factors, task, steps.at(i), copies, at);
+      at.advance();
+    }
   }
 
   /// This CTA's part of a tile, left in its shared memory.
-  GPU_DEVICE void multiply(const ForwardTask& task) const {
-    float d[COLUMNS / 2];
-    u32 step = 0;
-    this->multiply_base(d, this->steps_of_split(task.split * p.split_depth, p.split_depth), step);
-    this->add_adapters(d, task, task.split, p.splits, step);
-    this->leave(d);
+  GPU_DEVICE void consume(const ForwardTask& task) const {
+    float d[C::columns / 2];
+    typename Pipeline<C>::Position at;
+    pipe.multiply_base(d, pipe.steps_of_split(task.split * p.split_depth, p.split_depth), at);
+    add_adapters(pipe, d, task, task.split, p.splits, at);
+    store_partial(pipe, d);
   }
 
-  /// The cluster's ticket. Nobody writes there afterwards: the copying warpgroup may read it late.
-  u64* drawn;
+  struct Memory {
+    Chunk* ring;
+    u64 *barriers, *words;
+    LoraFactors* factors;
+
+    GPU_DEVICE Memory() {
+      SharedMemory shared;
+      ring = shared.take<Chunk, 1024>(C::stages * C::stage_chunks);
+      barriers = shared.take<u64>(2 * C::stages);
+      words = shared.take<u64>(2);
+      factors = SegmentFactors::take_room(shared);
+    }
+  };
+
+  GPU_DEVICE ForwardWgmmaSplit(const LoraForwardTma& params, Memory memory)
+      : p(params.forward), pipe(params, memory.ring, memory.barriers), factors(memory.factors), words(memory.words) {}
+
+  const LoraForward& p;
+  const Pipeline<C> pipe;
+  const SegmentFactors factors;
+  /// The cluster's ticket, which the producer warpgroup may read late, and a word of a tile of T.
+  u64* const words;
 };
 
 }  // namespace lora
 
 #define FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, LAYOUT, ALONG, E, GROUPS, TILE, COLUMNS, STAGES, MIN_CTAS)               \
   GPU_KERNEL(lora_##NAME##_##LAYOUT##_wgmma_##E##_##TILE, LoraForwardTma, 128 * (GROUPS + 1), MIN_CTAS) {                 \
-    lora::ForwardWgmmaSplit<gpu::E, tile::Along::ALONG, tile::Along::FACTORS, GROUPS, COLUMNS, STAGES>(params).run();     \
+    using Config = lora::WgmmaConfig<gpu::E, tile::Along::ALONG, tile::Along::FACTORS, GROUPS, COLUMNS, STAGES>;          \
+    lora::ForwardWgmmaSplit<Config>(params).run();                                                                        \
   }
 
 #define FORWARD_WGMMA_SPLIT(NAME, FACTORS, E)                                           \

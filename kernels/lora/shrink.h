@@ -23,6 +23,7 @@
 #include <lora/factors.h>
 #include <tile/elements.h>
 #include <tile/reduce.h>
+#include <tile/ticket.h>
 
 namespace lora {
 
@@ -40,9 +41,6 @@ GPU_DEVICE const E* shrink_row(const LoraDecode& p, const SegmentFactors& all, u
   return row < factors.rank ? static_cast<const E*>(factors.a) + u64(row) * factors.a_stride : nullptr;
 }
 
-GPU_DEVICE u32 ticket_number(u64 word) { return u32(word); }
-/// Never zero, so that a fresh workspace holds no word of any launch.
-GPU_DEVICE u32 ticket_epoch(u64 word) { return u32(word >> 32) + 1; }
 GPU_DEVICE u64 t_word(float value, u32 epoch) { return u64(epoch) << 32 | bits(value); }
 
 /// TOKENS is what one ticket stands for, THREADS the size of a CTA.
@@ -65,21 +63,21 @@ class Shrink {
     factors.fetch(p);
     sync_block();
     u64 mine = word[0];
-    for (u32 round = 1; ticket_number(mine) < claims; round++) {
+    for (u32 round = 1; tile::ticket_number(mine) < claims; round++) {
       // The next ticket is on its way while this one's rows are computed.
       if (threadIdx.x == 0) word[round % 2] = draw(draws);
-      const u32 ticket = ticket_number(mine);
-      compute(ticket / per_group * TOKENS, ticket % per_group * p.shrink_rows, ticket_epoch(mine));
+      const u32 ticket = tile::ticket_number(mine);
+      compute(ticket / per_group * TOKENS, ticket % per_group * p.shrink_rows, tile::ticket_epoch(mine));
       mine = word[round % 2];
     }
-    return ticket_epoch(mine);
+    return tile::ticket_epoch(mine);
   }
 
  private:
   GPU_DEVICE u64 draw(u32 draws) {
-    u64 drawn = fetch_add_relaxed(p.ticket, u64(1));
-    if (ticket_number(drawn) == draws - 1) store_relaxed(p.ticket, u64(ticket_epoch(drawn)) << 32);
-    return drawn;
+    const u64 ticket = tile::draw_ticket(p.ticket);
+    tile::settle_ticket(p.ticket, ticket, draws);
+    return ticket;
   }
 
   /// T[token.., t..] for TOKENS tokens and shrink_rows rows, by the whole CTA.

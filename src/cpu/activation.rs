@@ -6,10 +6,10 @@ use super::vector::{exp, vectorized};
 use crate::error::{Error, Result};
 use crate::lora::Activation;
 
-/// Elements that one task takes.
+/// Elements of a task.
 const CHUNK: usize = 1 << 14;
 
-/// `y = act(x)`, with the bits that an epilogue gives: for a backward pass, which needs x as well.
+/// `y = act(x)`, bit for bit as in an epilogue, for a backward pass, which needs x as well.
 ///
 /// # Errors
 /// [`Error::LengthMismatch`] unless `y` is as long as `x`.
@@ -22,7 +22,7 @@ pub fn activate(activation: Activation, x: &[f32], y: &mut [f32]) -> Result<()> 
     Ok(())
 }
 
-/// `dx = dy·act′(x)`, where `dx` holds dy before the call. At 0 the derivative of ReLU is 0, as PyTorch has it.
+/// `dx = dy·act′(x)`, where `dx` holds dy before the call. At 0 the derivative of ReLU is 0, as in PyTorch.
 ///
 /// # Errors
 /// [`Error::LengthMismatch`] unless `dx` is as long as `x`.
@@ -57,7 +57,7 @@ fn apply_derivative(activation: Activation, x: &[f32], dx: &mut [f32]) {
         Activation::Identity => {}
         Activation::Relu => vectorized(
             #[inline(always)]
-            // Where x is a NaN so is the gradient.
+            // If x is NaN, so is the gradient.
             || dx.iter_mut().zip(x).for_each(|(dx, x)| *dx = if *x <= 0.0 { 0.0 } else { *dx + 0.0 * x }),
         ),
         Activation::GeluNew => vectorized(
@@ -79,7 +79,7 @@ fn gelu_new(x: f32) -> f32 {
 /// σ + x·σ·(1 − σ)·2u′ with σ = 1 / (1 + e^(-2u)).
 #[inline(always)]
 fn gelu_new_derivative(x: f32) -> f32 {
-    // Beyond 16 either side it is 1, or 0 to within 1e-34, and so x³ need not overflow.
+    // Beyond ±16 the derivative is 1, or 0 to within 1e-34. Clamping x keeps x³ from overflowing.
     let x = if x > 16.0 { 16.0 } else { x };
     let x = if x < -16.0 { -16.0 } else { x };
     let square = x * x;

@@ -7,14 +7,14 @@ use crate::dtype::Element;
 use crate::error::Result;
 use crate::optim::{AdamW, Coefficients, Parameter, Step, validate};
 
-/// Elements that one task takes. Norms are added up chunk by chunk, so it decides their bits.
+/// Elements of a task. The norm is summed chunk by chunk, so the chunk size determines its rounding.
 const CHUNK: usize = 1 << 14;
-/// Sums that a chunk's squares are spread over.
+/// Partial sums of a chunk's squares.
 const LANES: usize = 16;
 
 /// Carries out step number `step`, counted from 1, on all `parameters` at once.
 ///
-/// Where the result says that the step was skipped nothing was written, and the next step has the same number. The same
+/// A skipped step (see [`Step::skipped`]) writes nothing, and the next step has the same number. Results are the same
 /// bits from run to run, on any number of threads.
 ///
 /// # Errors
@@ -40,7 +40,7 @@ pub fn adamw<W: Element>(config: &AdamW, step: u64, parameters: &mut [Parameter<
 }
 
 /// The L2 norm of all gradients. Squares of `f32` are exact in double precision and their sum stays finite, so the norm
-/// is finite exactly where every gradient is.
+/// is finite if and only if every gradient is.
 fn norm<W>(parameters: &[Parameter<'_, W>]) -> f64 {
     let chunks: Vec<&[f32]> = parameters.iter().flat_map(|p| p.gradient.chunks(CHUNK)).collect();
     let squares: Vec<f64> = chunks.into_par_iter().map(sum_of_squares).collect();

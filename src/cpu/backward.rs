@@ -1,4 +1,4 @@
-//! The backward pass: dx in one product with Q = dy·B inside, then dA and dB. W0 is frozen and gets no gradient.
+//! The backward pass: dx and Q = dy·B in one product, then dA and dB. W0 is frozen and gets no gradient.
 
 use std::ops::Range;
 
@@ -17,21 +17,21 @@ use crate::error::{Error, Result};
 use crate::lora::{Epilogue, LoraLinear};
 use crate::matrix::{MatrixMut, MatrixRef};
 
-/// Whether gradients replace what their buffers hold or are added to it.
+/// Whether gradients replace the contents of their buffers or are added to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accumulate {
-    /// `=`
+    /// Gradients replace the contents (`=`).
     Overwrite,
-    /// `+=`
+    /// Gradients are added to the contents (`+=`).
     Add,
 }
 
-/// Where one segment's gradients go, always `f32`.
+/// The buffers of one segment's gradients, always `f32`.
 #[derive(Debug)]
 pub struct SegmentGradient<'a> {
-    /// `[rank, d_in]`
+    /// dA, `[rank, d_in]`.
     pub da: MatrixMut<'a, f32>,
-    /// `[columns.len(), rank]`
+    /// dB, `[columns.len(), rank]`.
     pub db: MatrixMut<'a, f32>,
 }
 
@@ -44,8 +44,8 @@ pub fn backward_workspace_len<W: Element, X: Element>(layer: &LoraLinear<'_, W>,
     Ok(plan.t_len() + plan.workspace_len())
 }
 
-/// T = x·Aᵀ of every segment, x̂·Aᵀ with dropout, `[tokens, total_rank]`: for a backward pass whose forward pass did not
-/// keep it.
+/// Computes T = x·Aᵀ of every segment (with dropout x̂·Aᵀ), `[tokens, total_rank]`, for a backward pass whose forward
+/// pass did not keep T.
 ///
 /// # Errors
 /// As [`forward`](super::forward); [`Error::LengthMismatch`] if `t` has another length.
@@ -68,12 +68,12 @@ pub fn low_rank_input<'x, W: Element, X: Element>(
 
 /// `dx = dy·W0 + s·(dy·B)·A`, `dA = s·(dy·B)ᵀ·x`, `dB = s·dyᵀ·T` for every segment.
 ///
-/// `x` is `[tokens, d_in]`, `dy` `[tokens, d_out]`, `t` what the forward pass wrote out, `dx` `[tokens, d_in]` or
-/// `None` where nothing below needs it. `gradients` holds one entry a segment. `workspace` holds at least
-/// [`backward_workspace_len`] elements. Sums run in a fixed order: the same bits from run to run.
+/// `x` is `[tokens, d_in]`, `dy` `[tokens, d_out]`, `t` the T that the forward pass wrote, `dx` `[tokens, d_in]` or
+/// `None` if no layer below needs it. `gradients` holds one entry per segment. `workspace` holds at least
+/// [`backward_workspace_len`] elements. Sums run in a fixed order, so results are the same bits from run to run.
 ///
-/// With dropout, [`Input`] in place of `x`, it is that of the forward pass, whose mask divided by 1 − p is M:
-/// `dx = dy·W0 + M ⊙ (s·(dy·B)·A)` and `dA = s·(dy·B)ᵀ·x̂` with x̂ = M ⊙ x.
+/// With dropout ([`Input`] in place of `x`, with the forward pass's dropout), M is the forward pass's mask divided by 1
+/// − p: `dx = dy·W0 + M ⊙ (s·(dy·B)·A)` and `dA = s·(dy·B)ᵀ·x̂` with x̂ = M ⊙ x.
 ///
 /// # Errors
 /// As [`LoraLinear::validate`]; [`Error::ShapeMismatch`] or [`Error::LengthMismatch`] for an operand;
@@ -157,7 +157,7 @@ const FEATURES: usize = 64;
 /// Tokens whose activations are widened at a time.
 const TOKENS: usize = 256;
 
-/// Runs every task, each once: on the calling thread, in order, or shared among the pool's.
+/// Runs every task once: in order on the calling thread if `alone`, otherwise on the pool.
 fn for_each_task(tasks: usize, alone: bool, run: impl Fn(usize) + Send + Sync) {
     if alone { (0..tasks).for_each(run) } else { (0..tasks).into_par_iter().for_each(run) }
 }
@@ -227,7 +227,7 @@ fn output_gradient<X: Element>(
     });
 }
 
-/// Feeds `step` the activations that `load` widens, `[tokens, width]`, some tokens at a time, in order.
+/// Calls `step` with the activations that `load` widens, `[tokens, width]`, for one block of tokens after the other.
 fn reduce_over_tokens(
     [tokens, width]: [usize; 2],
     load: impl Fn(Range<usize>, &mut [f32]),

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::lora::{Epilogue, LoraLinear, Residual};
 use crate::matrix::{MatrixMut, MatrixRef};
 
-/// The temporaries of a bottleneck adapter, kept from call to call. They grow to what a call needs.
+/// The temporaries of a bottleneck adapter, kept from call to call and grown as needed.
 #[derive(Debug, Default)]
 pub struct BottleneckBuffers<X> {
     normed: Vec<X>,
@@ -63,8 +63,8 @@ impl<X: Element> BottleneckBuffers<X> {
     }
 }
 
-/// `y += up·act(down·norm(y) + bias) + bias` for y `[tokens, d]`: an adapter behind the layer that has computed y. The hidden
-/// features are rounded to y's type, and so are the normalised ones.
+/// `y += up·act(down·norm(y) + bias) + bias` for y `[tokens, d]`: an adapter behind the layer that has computed y.
+/// Hidden and normalised features are rounded to y's type.
 ///
 /// # Errors
 /// As [`Bottleneck::validate`]; [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) for y.
@@ -77,7 +77,8 @@ pub fn bottleneck<W: Element, X: Element>(
     buffers.add(adapter, y)
 }
 
-/// `y += up·act(down·norm(x) + bias) + bias` for x and y `[tokens, d]`: an adapter of one matrix, added to another.
+/// `y += up·act(down·norm(x) + bias) + bias` for x and y `[tokens, d]`: the adapter reads one matrix and adds to
+/// another.
 ///
 /// # Errors
 /// As [`bottleneck`], and [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) for x.

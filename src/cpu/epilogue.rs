@@ -1,4 +1,4 @@
-//! What happens to a tile between the accumulator and memory: bias, activation, residual, rounding.
+//! The epilogue, between a tile's accumulator and memory: bias, activation, residual, rounding.
 
 use std::ops::Range;
 
@@ -7,10 +7,10 @@ use super::{activation, vector};
 use crate::dtype::Element;
 use crate::lora::{Epilogue, Residual};
 
-/// Elements rounded at a time where a residual has to be widened first.
+/// Elements of a residual that are widened at a time.
 const CHUNK: usize = 256;
 
-/// The output of a product: where tiles go and what they meet there.
+/// The output of a product: the memory that tiles are stored to, and their epilogue.
 pub(crate) struct Output<'a, X> {
     pub(crate) data: SharedSlice<'a, X>,
     pub(crate) row_stride: usize,
@@ -18,13 +18,13 @@ pub(crate) struct Output<'a, X> {
 }
 
 impl<X: Element> Output<'_, X> {
-    /// Finishes one row of a tile and stores it at `[row, cols]`. `bias` is as long as `acc` or empty.
+    /// Applies the epilogue to one row of a tile and stores it at `[row, cols]`. `bias` is as long as `acc`, or empty.
     ///
     /// # Safety
-    /// No other thread may touch these elements of the output meanwhile.
+    /// No other thread may access these elements of the output during the call.
     pub(crate) unsafe fn store_row(&self, row: usize, cols: Range<usize>, acc: &mut [f32], bias: &[f32]) {
         let start = row * self.row_stride;
-        // SAFETY: nobody else touches this range, by this function's contract.
+        // SAFETY: no other thread accesses this range, by this function's contract.
         let out = unsafe { self.data.get_mut(start + cols.start..start + cols.end) };
         if !bias.is_empty() {
             vector::add(acc, bias);

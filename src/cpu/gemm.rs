@@ -1,28 +1,29 @@
 //! The kernels of the `gemm` crates behind a bounds check.
 //!
-//! Those for `f32` and `f64` are called by themselves: the crate `gemm` would also compile those for complex numbers, half
-//! of the time that this library's dependencies take to build.
+//! The crates for `f32` and `f64` are called directly: the crate `gemm` would also compile kernels for complex numbers,
+//! which is half of the time that this library's dependencies take to build.
 
 use gemm_common::Parallelism;
 
 use super::operand::Operand;
 
-/// How a product meets what its destination holds.
+/// Whether a product overwrites its destination or is added to it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scale<T> {
-    /// `dst = factor · lhs·rhs`; what was there is never read.
+    /// `dst = factor · lhs·rhs`; the old contents are never read.
     Overwrite(T),
     /// `dst += factor · lhs·rhs`.
     Add(T),
 }
 
-/// A float that the `gemm` crates multiply.
+/// A floating-point type that the `gemm` crates support.
 pub trait Float: sealed::Float {}
 impl Float for f32 {}
 impl Float for f64 {}
 
-/// The `gemm` crates' kernel for a type: m, n, k; dst, its strides from column to column and from row to row, and whether it
-/// is read; lhs and rhs likewise; what dst and the product are multiplied by; three conjugations, which reals do not have.
+/// A kernel of the `gemm` crates. Its parameters: m, n, k; dst with its column stride, its row stride, and whether it
+/// is read; lhs and rhs with their column and row strides; the factors of dst and of the product; three flags for
+/// complex conjugation; the parallelism.
 type Kernel<T> = unsafe fn(
     usize,
     usize,
@@ -89,7 +90,8 @@ pub fn gemm_into<T: Float>(
         Scale::Overwrite(factor) => (false, factor),
         Scale::Add(factor) => (true, factor),
     };
-    // The kernels are made for destinations whose columns are contiguous. A row-major product is that of the transposes.
+    // The kernels are made for column-major destinations. A row-major product is computed as the product of the
+    // transposes.
     let (m, n, dst_col, dst_row, lhs, rhs) =
         if dst_stride > 1 { (n, m, dst_stride, 1, rhs.t(), lhs.t()) } else { (m, n, 1, dst_stride, lhs, rhs) };
     // SAFETY: the assertions above and the invariant of `Operand` keep every access inside the three slices; `dst` is

@@ -10,14 +10,15 @@ use crate::error::{Error, Result};
 use crate::lora::{Epilogue, LoraLinear, Residual};
 use crate::matrix::{MatrixMut, MatrixRef};
 
-/// What a layer is run on: x alone, or with dropout on its way into the adapters.
+/// The input of a layer: x, and optionally the dropout of the adapters' input.
 ///
-/// With dropout each thread allocates what it masks at a time, at most a tile; a plan's workspace does not hold it.
+/// With dropout, each thread allocates a buffer for the elements that it masks, at most a tile, beside the plan's
+/// workspace.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a, X> {
     /// x, `[tokens, d_in]`.
     pub x: MatrixRef<'a, X>,
-    /// `None` and p = 0 are the same call. A forward pass and its backward pass take the same.
+    /// The dropout; `None` is the same as p = 0. A forward pass and its backward pass take the same value.
     pub dropout: Option<Dropout>,
 }
 
@@ -38,7 +39,7 @@ impl<'a, X> From<MatrixRef<'a, X>> for Input<'a, X> {
     }
 }
 
-/// The forward pass's low-rank terms: all of x through Aᵀ, then Bᵀ onto the segment's columns.
+/// The forward pass's low-rank terms: T = x·Aᵀ from all columns of x, then T·Bᵀ added to the segment's columns.
 pub(super) fn forward_terms<'a, W: Element>(layer: &LoraLinear<'a, W>) -> Vec<LowRank<'a, W>> {
     let term = |segment: &crate::lora::Segment<'a, W>| LowRank {
         inputs: 0..segment.a.cols(),
@@ -55,7 +56,7 @@ pub(super) fn forward_terms<'a, W: Element>(layer: &LoraLinear<'a, W>) -> Vec<Lo
 /// `workspace` holds at least [`workspace_len`](crate::cpu::plan::Plan::workspace_len) elements of
 /// [`plan_forward`](LoraLinear::plan_forward)'s plan; its contents do not matter.
 ///
-/// With dropout, [`Input`] in place of `x`, the adapters see x̂: `y = x W0ᵀ + bias + s·(x̂ Aᵀ) Bᵀ`.
+/// With dropout ([`Input`] in place of `x`), the adapters read x̂: `y = x W0ᵀ + bias + s·(x̂ Aᵀ) Bᵀ`.
 ///
 /// # Errors
 /// As [`LoraLinear::validate`]; [`Error::ShapeMismatch`] for x or y; [`Error::WorkspaceTooSmall`].
@@ -70,8 +71,8 @@ pub fn forward<'x, W: Element, X: Element>(
 
 /// [`forward`] with an epilogue, `y = act(x W0ᵀ + bias + s·(x Aᵀ) Bᵀ) + residual`, and T = x·Aᵀ written out on request.
 ///
-/// `t` is `[tokens, total_rank]`, contiguous: each segment's columns in order, without s; the backward pass reads it. With
-/// dropout it is x̂·Aᵀ.
+/// `t` is `[tokens, total_rank]`, contiguous: each segment's columns in order, without s, as the backward pass reads
+/// them. With dropout, T = x̂·Aᵀ.
 ///
 /// # Errors
 /// As [`forward`]; [`Error::ShapeMismatch`] for the residual; [`Error::LengthMismatch`] for `t`.

@@ -8,9 +8,10 @@ use crate::error::Result;
 use crate::matrix::{MatrixMut, MatrixRef};
 use rayon::prelude::*;
 
-/// `y = (x − mean)/√(variance + ε)·weight + bias` for every row of x and y, `[rows, d]`, in `f32` whatever they are stored as.
+/// `y = (x − mean)/√(variance + ε)·weight + bias` for every row of x and y, `[rows, d]`, computed in `f32` for every
+/// storage type.
 ///
-/// Sums run in 16 lanes, whose number depends on nothing: the same bits from run to run.
+/// Sums always run in 16 lanes, so results are the same bits from run to run.
 ///
 /// # Errors
 /// As [`LayerNorm::validate`]; [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) for y.
@@ -40,7 +41,7 @@ pub fn layer_norm<X: Element>(x: MatrixRef<'_, X>, norm: &LayerNorm<'_>, y: &mut
     Ok(())
 }
 
-/// One row. `wide` has room for x and y in `f32` where they are stored otherwise.
+/// Normalises one row. `wide` has room for x and y in `f32` if they are stored in another type.
 fn normalize<X: Element>(x: &[X], norm: &LayerNorm<'_>, y: &mut [X], wide: &mut [f32]) {
     let (wide_x, wide_y) = wide.split_at_mut(wide.len() / 2);
     let x = match X::as_f32(x) {

@@ -1,4 +1,4 @@
-//! Products with a low-rank factor, whose short side the gemm crate's kernels are not made for.
+//! Products with a low-rank factor. The gemm crate's kernels are not made for a dimension as short as the rank.
 
 use std::ops::Range;
 
@@ -8,13 +8,13 @@ use super::panel::load_rows;
 use super::vector::vectorized;
 use crate::dtype::Element;
 
-/// The gemm crate's kernel for short rows of long columns works on results of up to this many elements.
+/// Elements of the result up to which the gemm crate uses its kernel for long reductions.
 const SHORT_PRODUCT: usize = 256;
-/// Above this rank its general kernel, which pads and packs its operands, wastes little.
+/// Above this rank, the padding and packing of the gemm crate's general kernel waste little.
 pub(super) const SHORT_RANK: usize = 16;
 
-/// `dst[rows, n] += scale · t[rows, rank] · expand[rank, n]` for a small rank: four rows of `expand` at a time stay in
-/// the first-level cache while each row of `dst` passes once. The gemm crate would spend longer packing `expand`.
+/// `dst[rows, n] += scale · t[rows, rank] · expand[rank, n]` for a small rank: every pass over a row of `dst` adds four
+/// rows of `expand`, which stay in cache. The gemm crate would spend longer packing `expand`.
 pub(super) fn rank_update(
     dst: &mut [f32],
     dst_stride: usize,
@@ -54,11 +54,11 @@ pub(super) fn rank_update(
     );
 }
 
-/// Rows of an output up to which [`rank_dots`] takes less time than [`rank_update`], which wants its operand turned first.
+/// Rows of an output up to which [`rank_dots`] is faster than [`rank_update`], which needs `expand` transposed first.
 pub(super) const FEW_ROWS: usize = 2;
 
-/// [`rank_update`] with the columns of `expand` contiguous, as B is stored: every output element is a product of two short
-/// rows. Nothing is turned.
+/// [`rank_update`] for an `expand` with contiguous columns, as B is stored: every output element is a dot product of
+/// length `rank`, and nothing is transposed.
 pub(super) fn rank_dots(dst: &mut [f32], dst_stride: usize, t: Operand<'_, f32>, expand: Operand<'_, f32>, scale: f32) {
     let (rank, n, stride) = (expand.rows(), expand.cols(), expand.col_stride());
     vectorized(
@@ -74,7 +74,7 @@ pub(super) fn rank_dots(dst: &mut [f32], dst_stride: usize, t: Operand<'_, f32>,
     );
 }
 
-/// Σ t·e, in eight lanes, which are added up in pairs, then what is left over.
+/// Σ t·e in eight lanes, which are then added in pairs; the remaining elements are added last.
 #[inline(always)]
 fn dot(t: &[f32], e: &[f32]) -> f32 {
     let ((t, t_rest), (e, e_rest)) = (t.as_chunks::<8>(), e.as_chunks::<8>());
@@ -90,14 +90,14 @@ fn dot(t: &[f32], e: &[f32]) -> f32 {
     t_rest.iter().zip(e_rest).fold(lanes[0], |sum, (t, e)| sum + t * e)
 }
 
-/// The operand itself where it is stored as `f32`.
+/// The operand itself if it is stored as `f32`.
 pub(super) fn in_place<'a, T: Element>(operand: Operand<'a, T>) -> Option<Operand<'a, f32>> {
     let data = T::as_f32(operand.data())?;
     Some(Operand::new(data, operand.rows(), operand.cols(), operand.row_stride(), operand.col_stride()))
 }
 
-/// `t[rows, rank] (=|+=) factor · x · weight` for a few tokens and a small rank, with the reduction running along both
-/// rows.
+/// `t[rows, rank] (=|+=) factor · x · weight` for a few tokens and a small rank, with both operands contiguous along
+/// the reduction.
 pub(super) fn shrink<W: Element>(
     x: Operand<'_, f32>,
     weight: Operand<'_, W>,
@@ -109,8 +109,8 @@ pub(super) fn shrink<W: Element>(
 ) {
     let (depth, rank) = (weight.rows(), weight.cols());
     let mut product = |steps: Range<usize>, weight: Operand<'_, f32>, scale| {
-        // The gemm crate has a kernel for long reductions with few results, which needs both operands contiguous
-        // along the reduction. Handing it a few tokens at a time avoids padding a rank of 4 to a whole register tile.
+        // The gemm crate has a kernel for long reductions with few results, which needs both operands contiguous along
+        // the reduction. Passing it a few tokens at a time avoids padding a rank of 4 to a whole register tile.
         let step = if rank <= SHORT_RANK { SHORT_PRODUCT / rank } else { x.rows() };
         for start in (0..x.rows()).step_by(step.max(1)) {
             let rows = start..(start + step).min(x.rows());

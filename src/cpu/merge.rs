@@ -1,4 +1,4 @@
-//! Folding an adapter into the weight and taking it out again, in double precision with one rounding an element.
+//! Merging an adapter into the weight and removing it again, in double precision with one rounding per element.
 
 use rayon::prelude::*;
 
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::lora::{Layout, Segment};
 use crate::matrix::{MatrixMut, MatrixRef};
 
-/// What a merge did to the weight.
+/// The effect of a merge on the weight.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct MergeReport {
     /// The largest distance between an element as stored and its exact value.
@@ -41,10 +41,10 @@ pub fn merge<W: Element>(
     update(weight, layout, segments, 1.0)
 }
 
-/// Undoes [`merge`]: restores `original` exactly where it was kept, and computes `W − s·B·A` where it was not.
+/// Undoes [`merge`]: restores `original` exactly if it is given, and otherwise computes `W − s·B·A`.
 ///
 /// # Errors
-/// As [`merge`]; [`Error::ShapeMismatch`] if `original` is another matrix's.
+/// As [`merge`]; [`Error::ShapeMismatch`] if `original` has another shape.
 pub fn unmerge<W: Element>(
     weight: &mut MatrixMut<'_, W>,
     layout: Layout,
@@ -61,10 +61,11 @@ pub fn unmerge<W: Element>(
     Ok(MergeReport::default())
 }
 
-/// `out = source + s·B·A` for every segment, rounded once to `out`'s own type. All three share `layout`.
+/// `out = source + s·B·A` for every segment, rounded once to `out`'s own type. `source` and `out` are stored in
+/// `layout`.
 ///
 /// # Errors
-/// As [`merge`], and [`Error::ShapeMismatch`] for `out`; what `out` holds after an error is undefined.
+/// As [`merge`], and [`Error::ShapeMismatch`] for `out`. The contents of `out` after an error are undefined.
 pub fn merge_into<S: Element, W: Element, O: Element>(
     source: MatrixRef<'_, S>,
     layout: Layout,
@@ -116,7 +117,7 @@ fn update<W: Element>(
         }
         Ok(report)
     };
-    // In place there is no way back, so everything is computed once to see that it is finite, and again to store it.
+    // A merge in place cannot be undone: a first pass checks that every result is finite, a second one stores them.
     let report =
         (0..deltas.blocks()).into_par_iter().map(check).try_reduce(MergeReport::default, |a, b| Ok(a.max(b)))?;
     let blocks = weight.data_mut().par_chunks_mut(ROWS * stride).enumerate().take(deltas.blocks());
@@ -206,7 +207,7 @@ impl Factors {
         }
     }
 
-    /// Adds `sign·s·B·A`, rows `rows` of it in the weight's own layout, to `delta` `[rows.len(), cols]`.
+    /// Adds rows `rows` of `sign·s·B·A`, in the weight's own layout, to `delta` `[rows.len(), cols]`.
     fn add_delta(&self, delta: &mut [f64], cols: usize, layout: Layout, rows: std::ops::Range<usize>, sign: f64) {
         let a = Operand::new(&self.a, self.rank, self.d_in, self.d_in, 1);
         let b = Operand::new(&self.b, self.columns.len(), self.rank, self.rank, 1);

@@ -1,7 +1,7 @@
 //! The CPU backend: plain Rust on the `gemm` crate and rayon. `f32`, and `f16`/`bf16` storage with `f32` arithmetic.
 //!
 //! Calls run on the current rayon pool; a plan made on one pool must be used on one of the same size. Results do not
-//! depend on which thread runs what: they are the same bits from run to run.
+//! depend on the threads' schedule: they are the same bits from run to run.
 
 mod activation;
 mod adamw;

@@ -17,7 +17,7 @@ pub struct Operand<'a, T> {
 }
 
 impl<'a, T> Operand<'a, T> {
-    /// An operand over `data`. Panics if its last element lies outside.
+    /// An operand over `data`. Panics if its last element lies outside `data`.
     pub fn new(data: &'a [T], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
         if rows > 0 && cols > 0 {
             let last = (rows - 1) * row_stride + (cols - 1) * col_stride;
@@ -26,7 +26,7 @@ impl<'a, T> Operand<'a, T> {
         Self { data, rows, cols, row_stride, col_stride }
     }
 
-    /// A row-major matrix as it is.
+    /// The operand of a row-major matrix.
     pub fn from_matrix(m: MatrixRef<'a, T>) -> Self {
         Self::new(m.data(), m.rows(), m.cols(), m.row_stride(), 1)
     }

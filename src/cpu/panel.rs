@@ -1,14 +1,15 @@
-//! Panels: a block of an operand widened to `f32`, and turned where the product wants the other order.
+//! Panels: blocks of an operand, widened to `f32`, and transposed if the product needs the other order.
 
 use super::operand::Operand;
 use super::vector::vectorized;
 use crate::dropout::Dropout;
 use crate::dtype::Element;
 
-/// Edge of the square blocks in which a panel is turned: 16 rows of 16 `f32` are 16 cache lines on either side.
+/// Edge of the square blocks in which a panel is transposed: 16 rows of 16 `f32` are 16 cache lines of source and of
+/// destination.
 const EDGE: usize = 16;
 
-/// Copies `src`, widened, into `dst` so that columns lie next to each other: `[rows, cols]` row-major, contiguous.
+/// Copies `src`, widened, into `dst` as a contiguous row-major `[rows, cols]` matrix.
 pub(crate) fn load_rows<'d, T: Element>(src: Operand<'_, T>, dst: &'d mut [f32]) -> Operand<'d, f32> {
     let (rows, cols) = (src.rows(), src.cols());
     let dst = &mut dst[..rows * cols];
@@ -22,7 +23,8 @@ pub(crate) fn load_rows<'d, T: Element>(src: Operand<'_, T>, dst: &'d mut [f32])
     Operand::new(dst, rows, cols, cols, 1)
 }
 
-/// [`load_rows`] of what dropout leaves, not scaled: `src` is the block of a layer's input that starts at `[row, column]`.
+/// [`load_rows`] with dropped elements set to 0 and kept elements not scaled. `src` is the block of a layer's input
+/// that starts at `[row, column]`.
 pub(crate) fn load_dropped<'d, T: Element>(
     src: Operand<'_, T>,
     dropout: &Dropout,
@@ -37,12 +39,12 @@ pub(crate) fn load_dropped<'d, T: Element>(
     Operand::new(dst, rows, cols, cols, 1)
 }
 
-/// Copies `src`, widened, in the order it is stored in: a read of whichever stride is 1.
+/// Copies `src`, widened, in its storage order, so that reads have stride 1.
 pub(crate) fn load_as_stored<'d, T: Element>(src: Operand<'_, T>, dst: &'d mut [f32]) -> Operand<'d, f32> {
     if src.col_stride() == 1 { load_rows(src, dst) } else { load_rows(src.t(), dst).t() }
 }
 
-/// `dst[i, j] = src[i, j]` where rows of `src` are neighbours and columns of `dst` are.
+/// Transposes: `dst[i, j] = src[i, j]`, with `src` contiguous along i and `dst` contiguous along j.
 fn turn<T: Element>(src: Operand<'_, T>, dst: &mut [f32]) {
     let (rows, cols, stride) = (src.rows(), src.cols(), src.col_stride());
     let data = src.data();

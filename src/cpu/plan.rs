@@ -1,8 +1,8 @@
-//! How a call is cut into tiles and how much workspace it takes: pure, printable, testable.
+//! Plans of the CPU backend: the tiles of a call and its workspace, computed without side effects.
 
 use crate::dtype::DType;
 
-/// What a plan is made from: the shapes and types of one product with its low-rank terms.
+/// The input of a plan: the shapes and types of one product with its low-rank terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
     /// Rows of x.
@@ -17,7 +17,7 @@ pub(crate) struct Problem {
     pub(crate) widest_shrink: usize,
     /// The largest rank of a single term.
     pub(crate) largest_rank: usize,
-    /// Whether neighbouring output columns are neighbours in the weight.
+    /// Whether the weight is contiguous along the output columns.
     pub(crate) unit_columns: bool,
     pub(crate) weight: DType,
     pub(crate) activation: DType,
@@ -25,7 +25,7 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    /// Microseconds that one thread takes, roughly.
+    /// An estimate of the microseconds that one thread takes.
     fn single_thread_us(&self) -> usize {
         let &Self { tokens, depth, columns, total_rank, .. } = self;
         let elements = depth.saturating_mul(columns).saturating_add(total_rank.saturating_mul(depth + columns));
@@ -36,10 +36,10 @@ impl Problem {
 
 /// How the CPU backend runs one product.
 ///
-/// Work is handed out in tickets. The first [`shrink_tiles`](Self::shrink_tiles) compute rows of T = x·Aᵀ, the others
-/// one tile of the output each. A tile needs T only after its own base product, so whoever waits holds a later ticket
-/// than whoever is waited for. A small product runs on the calling thread alone, without tickets, cut into the same tiles: its
-/// bits are the same.
+/// Threads take tickets in increasing order. The first [`shrink_tiles`](Self::shrink_tiles) tickets compute rows of T =
+/// x·Aᵀ, the others one tile of the output each. A tile needs T only after its own base product, so a thread that waits
+/// always holds a higher ticket than the threads that it waits for. A small product runs on the calling thread alone,
+/// without tickets but with the same tiles, so its bits are the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub(crate) problem: Problem,
@@ -49,28 +49,29 @@ pub struct Plan {
     pub(crate) tile_columns: usize,
     /// Rows of T that one ticket computes.
     pub(crate) shrink_tokens: usize,
-    /// Steps of the reduction for which a panel of the weight is widened or transposed at a time.
+    /// Depth of a panel of the weight, which is widened or transposed at a time.
     pub(crate) panel_depth: usize,
     /// Whether the product reads the weight in place rather than through a panel.
     pub(crate) direct: bool,
-    /// Whether a panel turns the weight so that neighbouring output columns are neighbours.
+    /// Whether panels transpose the weight, so that its output columns are contiguous.
     pub(crate) transpose: bool,
-    /// Whether the calling thread computes everything, because waking others would take longer than they save.
+    /// Whether the calling thread computes everything, because waking other threads would take longer than they save.
     pub(crate) single_threaded: bool,
 }
 
-/// Steps of the reduction in one panel: a panel of 512 x 128 `f32` is 256 KiB, which stays in a core's L2 cache.
+/// Depth of one panel: a panel of 512 x 128 `f32` is 256 KiB, which stays in a core's L2 cache.
 const PANEL_DEPTH: usize = 512;
-/// From this many tokens on, turning a panel once is cheaper than reading it with a stride for every few tokens.
+/// From this many tokens on, transposing a panel once is cheaper than reading it with a stride for every few tokens.
 const TRANSPOSE_FROM_TOKENS: usize = 12;
-/// Rows of T per ticket; small enough that two threads share the 128 tokens of the paper's smallest column.
+/// Rows of T per ticket; small enough that two threads share the 128 tokens of the smallest case of the paper's Table
+/// 1.
 const SHRINK_TOKENS: usize = 64;
 
-/// A product that one thread finishes within so many microseconds is not shared: waking the pool's threads and waiting for
-/// them takes about 20 µs, and two threads save half of the product's time at best.
+/// A product that one thread finishes within this many microseconds runs on that thread alone: waking the pool's
+/// threads and waiting for them takes about 20 µs, and two threads save half of the product's time at best.
 const SINGLE_THREADED_US: usize = 25;
-/// What one thread reads of weights that no cache holds, and what it multiplies: fitted to layers of 64 x 64 to 512 x 512 with
-/// 1 to 64 tokens.
+/// The throughput of one thread, in bytes of uncached weights and in multiply-adds. Both are fitted to layers of 64 x
+/// 64 to 512 x 512 with 1 to 64 tokens.
 const BYTES_PER_US: usize = 4_000;
 const MULTIPLY_ADDS_PER_US: usize = 40_000;
 
@@ -80,7 +81,8 @@ impl Plan {
         let transpose = !unit_columns && tokens >= TRANSPOSE_FROM_TOKENS;
         let direct = problem.weight == DType::F32 && !transpose;
         let (tile_tokens, tile_columns) = if tokens < 48 {
-            // Bound by the weight's bytes: few wide tiles, so that each streams long runs, yet enough to balance.
+            // Bound by the weight's bytes: few wide tiles stream long runs of it, yet there are enough to balance the
+            // threads.
             let per_thread = columns.div_ceil(4 * threads.max(1)).next_multiple_of(64);
             (tokens.max(1), per_thread.clamp(64, 512))
         } else {
@@ -98,7 +100,7 @@ impl Plan {
         }
     }
 
-    /// Threads that a call runs on at most.
+    /// The largest number of threads that a call runs on.
     pub(crate) fn workers(&self) -> usize {
         if self.single_threaded { 1 } else { self.problem.threads }
     }
@@ -108,7 +110,7 @@ impl Plan {
         self.widened_len() + self.t_len() + self.workers() * self.scratch_len()
     }
 
-    /// Tickets that compute rows of T (and widen x where it is not stored as `f32`).
+    /// Number of tickets that compute rows of T (and widen x if it is not stored as `f32`).
     pub fn shrink_tiles(&self) -> usize {
         if self.problem.total_rank == 0 && self.problem.activation == DType::F32 {
             0
@@ -117,7 +119,7 @@ impl Plan {
         }
     }
 
-    /// Tickets that compute a tile of the output.
+    /// Number of tickets that compute a tile of the output.
     pub fn output_tiles(&self) -> usize {
         self.row_tiles() * self.problem.columns.div_ceil(self.tile_columns)
     }
@@ -136,7 +138,7 @@ impl Plan {
         self.problem.tokens * self.problem.total_rank
     }
 
-    /// Elements that each thread works in: a tile, a panel, a low-rank operand.
+    /// Elements of each thread's scratch memory: a tile, a panel, a low-rank operand.
     pub(crate) fn scratch_len(&self) -> usize {
         self.tile_len() + self.panel_len() + self.operand_len()
     }
@@ -231,7 +233,7 @@ mod tests {
             assert!(plan.single_thread_us() > SINGLE_THREADED_US, "{plan:?}");
         }
         assert!(!square(1, 256).single_threaded && square(1, 256).to_string().contains("2 threads"));
-        // One thread has nobody to wake, and the tiles are those of the pool.
+        // With one thread there is no other to wake; the tiles are those of a pool.
         let alone = Plan::new(&Problem { threads: 1, ..problem(128, 1024) });
         assert!(alone.single_threaded);
         assert_eq!(square(1, 64).tile_columns, 64);

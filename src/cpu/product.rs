@@ -1,13 +1,15 @@
-//! The one product that forward and backward share: `y = act(x·W + bias + Σ s·(x·S)·E) + residual` in a single pass.
+//! The product that the forward and the backward pass share: `y = act(x·W + bias + Σ s·(x·S)·E) + residual` in one
+//! pass.
 //!
-//! Every thread draws tickets. The first tickets compute rows of T = x·S (S is Aᵀ in the forward pass, B in the
-//! backward pass), the rest a tile of the output each: base product into a tile that stays in the core's cache, then
-//! `s·T·E` added to the same tile, then bias, activation, residual, and one store. There is no second M×N temporary.
+//! Threads take tickets in increasing order. The first tickets compute rows of T = x·S (S is Aᵀ in the forward pass, B
+//! in the backward pass), every other ticket one tile of the output: the base product into a tile that stays in the
+//! core's cache, then `s·T·E` added to the same tile, then bias, activation, residual, and one store. There is no
+//! second `[tokens, columns]` temporary.
 //!
-//! A tile waits for T only after its base product. Whoever computes T holds a lower ticket, so it has started and
-//! waits for nobody: any schedule ends.
+//! A tile waits for T only after its base product. The tickets of T are lower than the tile's, so running threads have
+//! taken them already, and these threads never wait: no schedule deadlocks.
 //!
-//! A small product is not shared: the calling thread computes T, then tile after tile, with no ticket drawn and nobody woken.
+//! A small product runs on the calling thread alone, without tickets: first T, then tile after tile.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -48,34 +50,34 @@ pub(crate) struct Product<'a, W, X> {
     pub(crate) dropped: Dropped,
 }
 
-/// What dropout masks: always a layer's input, which goes into the forward product and comes out of the backward one.
+/// What dropout masks: the layer's input in the forward product, the gradient of that input in the backward product.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Dropped {
     Nothing,
-    /// x on its way into T. Every term reads all columns of x.
+    /// The x that T is computed from. Every term reads all columns of x.
     Input(Dropout),
-    /// The sum of what the terms add to the output.
+    /// The sum of the low-rank terms, before it is added to the output.
     Update(Dropout),
 }
 
 struct Run<'a, W, X> {
     product: &'a Product<'a, W, X>,
     plan: &'a Plan,
-    /// Where each term's columns start in T.
+    /// The first column of each term in T.
     t_columns: Vec<usize>,
-    /// x in `f32`, where it is not stored so: `[tokens, depth]`.
+    /// x widened to `f32`, `[tokens, depth]`; empty if x is stored as `f32`.
     widened: SharedSlice<'a, f32>,
     /// `[tokens, total_rank]`
     t: SharedSlice<'a, f32>,
-    /// `None` where only T is wanted.
+    /// `None` if only T is computed.
     output: Option<Output<'a, X>>,
     next_ticket: AtomicUsize,
     shrink_tiles_done: AtomicUsize,
     aborted: AtomicBool,
 }
 
-/// Runs a product. `t` receives T, `[tokens, total_rank]`; where it is `None` T lives in the workspace.
-/// With no `output` only T is computed.
+/// Runs a product. `t` receives T, `[tokens, total_rank]`; if it is `None`, T is kept in the workspace. Without
+/// `output`, only T is computed.
 pub(crate) fn run<W: Element, X: Element>(
     product: &Product<'_, W, X>,
     plan: &Plan,
@@ -129,7 +131,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         if self.output.is_some() { self.plan.output_tiles() } else { 0 }
     }
 
-    /// Elements that a thread masks at a time.
+    /// Elements of a thread's buffer for masked values.
     fn masked_len(&self) -> usize {
         match self.product.dropped {
             _ if self.plan.problem.total_rank == 0 => 0,
@@ -150,7 +152,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
     }
 
     fn work(&self, scratch: &mut [f32]) {
-        /// Frees the threads that wait for T if the one that computes it panics.
+        /// Releases the threads that wait for T if the thread that computes it panics.
         struct AbortOnPanic<'a>(&'a AtomicBool);
         impl Drop for AbortOnPanic<'_> {
             fn drop(&mut self) {
@@ -166,7 +168,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
             let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
             if ticket < shrink_tiles {
                 self.shrink_tile(ticket, scratch, &mut masked);
-                // Release: whoever sees the count also sees the rows.
+                // Release: a thread that sees the count also sees the rows.
                 self.shrink_tiles_done.fetch_add(1, Ordering::Release);
             } else if ticket < shrink_tiles + self.output_tiles() {
                 self.output_tile(ticket - shrink_tiles, scratch, &mut masked);
@@ -193,7 +195,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         let total_rank = self.plan.problem.total_rank;
         if X::as_f32(&[]).is_none() {
             let depth = self.product.x.cols();
-            // SAFETY: tile `index` owns these rows; others read them only after the count says they are done.
+            // SAFETY: tile `index` owns these rows; other threads read them only after the count says they are done.
             let widened = unsafe { self.widened.get_mut(rows.start * depth..rows.end * depth) };
             for (row, out) in rows.clone().zip(widened.chunks_exact_mut(depth.max(1))) {
                 X::widen(self.product.x.row(row), out);
@@ -202,8 +204,8 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         if total_rank == 0 {
             return;
         }
-        // SAFETY: tile `index` owns these rows of T and has written these rows of x; others read T only after the
-        // count says it is done.
+        // SAFETY: tile `index` owns these rows of T and has written these rows of x; other threads read T only after
+        // the count says it is done.
         let (t, x) =
             unsafe { (self.t.get_mut(rows.start * total_rank..rows.end * total_rank), self.x_rows(rows.clone())) };
         let panel_depth = self.plan.panel_depth;
@@ -234,7 +236,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         let x = self.product.x;
         let (data, stride) = match X::as_f32(x.data()) {
             Some(data) => (&data[rows.start * x.row_stride()..], x.row_stride()),
-            // SAFETY: written before, by this function's contract, and never again.
+            // SAFETY: the rows were written before, by this function's contract, and are never written again.
             None => (unsafe { self.widened.get(rows.start * x.cols()..rows.end * x.cols()) }, x.cols()),
         };
         Operand::new(data, rows.len(), x.cols(), stride, 1)
@@ -256,17 +258,17 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         if X::as_f32(&[]).is_none() {
             self.wait_for_shrink_tiles();
         }
-        // SAFETY: x is stored as f32, or the wait above has seen all its rows widened.
+        // SAFETY: x is stored as f32, or all its rows were widened before the wait above returned.
         let x = unsafe { self.x_rows(rows.clone()) };
         self.base_tile(x, cols.clone(), tile, panel);
 
         if plan.problem.total_rank > 0 {
             self.wait_for_shrink_tiles();
             let total_rank = plan.problem.total_rank;
-            // SAFETY: the wait has seen all of T written; nobody writes it again.
+            // SAFETY: all of T was written before the wait returned, and T is never written again.
             let t = unsafe { self.t.get(rows.start * total_rank..rows.end * total_rank) };
             let t = Operand::new(t, rows.len(), total_rank, total_rank, 1);
-            // What is to be masked gathers in a tile of its own.
+            // Low-rank terms that are to be masked are summed in a separate tile.
             let mut apart = match &self.product.dropped {
                 Dropped::Update(dropout) => {
                     let update = &mut masked[..tile.len()];
@@ -360,7 +362,7 @@ mod tests {
     use crate::cpu::layer::forward_terms;
     use crate::lora::{Epilogue, Layout, LoraLinear, Segment, Weight};
 
-    /// y and T of one layer, shared among two threads or not, whatever its plan says.
+    /// y and T of one layer, computed by one or two threads as `single_threaded` says, not as its plan would.
     fn outputs<W: Element>(
         layer: &LoraLinear<'_, W>,
         x: MatrixRef<'_, W>,

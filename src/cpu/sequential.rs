@@ -1,7 +1,7 @@
-//! What the fused layer is measured against: the same mathematics as separate steps, each a pass of its own.
+//! Baselines for the fused layer: the same mathematics as separate steps, each a pass of its own.
 //!
-//! Every product here runs on the same core as the fused layer, so that a difference is the fusion's alone. These paths are
-//! for inference: they know no dropout.
+//! Every product here runs on the same code as the fused layer, so that any difference is due to fusion alone. These
+//! paths are for inference and have no dropout.
 
 use rayon::prelude::*;
 
@@ -17,13 +17,14 @@ use crate::error::Result;
 use crate::lora::{Activation, Epilogue, LoraLinear, Residual, Segment, Weight};
 use crate::matrix::{MatrixMut, MatrixRef};
 
-/// The temporaries that separate steps need, kept from call to call. They grow to what a call needs.
+/// The temporaries of the separate steps, kept from call to call and grown as needed.
 #[derive(Debug, Default)]
 pub struct SequentialBuffers<W, X> {
-    /// T = x·Aᵀ as it is computed and as the next layer reads it.
+    /// T = x·Aᵀ as it is computed.
     t: Vec<f32>,
+    /// T as the next layer reads it, rounded to `X`.
     t_stored: Vec<X>,
-    /// T·Bᵀ or x·ΔWᵀ: the second M×N temporary that the fused layer does without.
+    /// T·Bᵀ or x·ΔWᵀ: a second `[tokens, d_out]` temporary, which the fused layer does not need.
     update: Vec<X>,
     /// s·B·A, written out in full.
     delta: Vec<W>,
@@ -36,7 +37,7 @@ impl<W: Element, X: Element> SequentialBuffers<W, X> {
         Self { t: vec![], t_stored: vec![], update: vec![], delta: vec![], workspace: vec![] }
     }
 
-    /// Runs one plain layer, its workspace grown to its plan.
+    /// Runs one plain layer, after growing the workspace to what its plan needs.
     fn layer(
         workspace: &mut Vec<f32>,
         layer: &LoraLinear<'_, W>,
@@ -70,7 +71,7 @@ pub fn forward_sequential<W: Element, X: Element>(
     })
 }
 
-/// The base layer, what `add_adapters` does to its y, then the activation and the residual.
+/// Runs the base layer, `add_adapters` on its y, then the activation and the residual.
 fn in_steps<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     x: MatrixRef<'_, X>,
@@ -86,7 +87,7 @@ fn in_steps<W: Element, X: Element>(
     finish(y, epilogue, kept.as_deref())
 }
 
-/// The two thin layers: `update = (x·Aᵀ)·Bᵀ`.
+/// The two low-rank layers: `update = (x·Aᵀ)·Bᵀ`.
 fn adapter_layers<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     segment: &Segment<'_, W>,
@@ -140,7 +141,7 @@ pub fn forward_dense_delta<W: Element, X: Element>(
     })
 }
 
-/// ΔW `[d_in, d_out]`, zero where no segment reaches.
+/// ΔW `[d_in, d_out]`, zero outside all segments.
 fn dense_delta<W: Element>(layer: &LoraLinear<'_, W>, delta: &mut [W]) {
     const ROWS: usize = 64;
     let d_out = layer.d_out();
@@ -159,7 +160,7 @@ fn dense_delta<W: Element>(layer: &LoraLinear<'_, W>, delta: &mut [W]) {
     });
 }
 
-/// Separate steps overwrite y before the residual is added, so one that lives there is saved first.
+/// Saves a residual that is in y, because separate steps overwrite y before the residual is added.
 fn keep_residual<X: Element>(y: &MatrixMut<'_, X>, epilogue: &Epilogue<'_, X>) -> Option<Vec<X>> {
     let y = y.as_ref();
     matches!(epilogue.residual, Residual::InPlace).then(|| (0..y.rows()).flat_map(|i| y.row(i)).copied().collect())
@@ -210,7 +211,7 @@ fn add_row<X: Element>(row: &mut [X], other: &[X]) {
     update_row(row, |row| vector::add(row, other));
 }
 
-/// Applies `f` to a row in `f32`, in place where it is stored so.
+/// Applies `f` to a row in `f32`: in place if it is stored as `f32`, otherwise on a widened copy.
 fn update_row<X: Element>(row: &mut [X], f: impl FnOnce(&mut [f32])) {
     if let Ok(row) = bytemuck::try_cast_slice_mut::<X, f32>(row)
         && X::DTYPE == crate::DType::F32

@@ -1,20 +1,20 @@
-//! What the CPU backend's passes share: a slice that several threads write disjoint parts of, buffers that grow.
+//! Helpers of the CPU backend's passes: a slice whose disjoint parts several threads write, and buffers that grow.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Elements of an element-wise pass that one task takes. A pass over as many stays on the calling thread: it takes a few
+/// Elements of a task of an element-wise pass. A pass of up to this size stays on the calling thread: it takes a few
 /// microseconds, and waking another thread takes longer.
 pub(crate) const SMALL: usize = 1 << 14;
 
-/// Makes room for `len` elements.
+/// Grows a buffer to at least `len` elements.
 pub(crate) fn grow<T: Default + Clone>(buffer: &mut Vec<T>, len: usize) {
     if buffer.len() < len {
         buffer.resize(len, T::default());
     }
 }
 
-/// A mutable slice handed to several threads. Who may touch what, and when, is the caller's protocol.
+/// A mutable slice that several threads access. The caller ensures that their accesses do not conflict.
 pub(crate) struct SharedSlice<'a, T> {
     start: *mut T,
     len: usize,
@@ -30,10 +30,10 @@ impl<'a, T> SharedSlice<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), lifetime: PhantomData }
     }
 
-    /// A part of the slice, to write. Panics if it lies outside.
+    /// A writable part of the slice. Panics if `range` is out of bounds.
     ///
     /// # Safety
-    /// For as long as the result lives, nobody else may hold a part that overlaps `range`.
+    /// While the result lives, no other part that overlaps `range` may exist.
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn get_mut(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
@@ -41,11 +41,11 @@ impl<'a, T> SharedSlice<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 
-    /// A part of the slice, to read. Panics if it lies outside.
+    /// A read-only part of the slice. Panics if `range` is out of bounds.
     ///
     /// # Safety
-    /// For as long as the result lives, nobody may hold an overlapping part to write, and whoever wrote it must have
-    /// done so before (in the sense of the memory model).
+    /// While the result lives, no writable part that overlaps `range` may exist, and all writes to `range` must have
+    /// happened before this call (in the sense of the memory model).
     pub(crate) unsafe fn get(&self, range: Range<usize>) -> &[T] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
         // SAFETY: inside the slice by the assertion; not written by this function's contract.

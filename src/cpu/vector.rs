@@ -1,20 +1,21 @@
-//! Element-wise passes, compiled for the widest vector instructions of the machine they run on.
+//! Element-wise passes, compiled for the widest vector instructions of the machine that runs them.
 
 use crate::dtype::Element;
 pub use crate::vectorized::vectorized;
 
-/// eˣ with a relative error below 2⁻²² for |x| ≤ 87; inputs outside are clamped to that range, a NaN stays one.
+/// eˣ with a relative error below 2⁻²² for |x| ≤ 87. Inputs outside are clamped to that range; a NaN stays a NaN.
 ///
 /// x = n·ln 2 + f with n an integer, so eˣ = 2ⁿ·eᶠ, |f| ≤ ln 2 / 2, and eᶠ is its Taylor polynomial of degree 7.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    /// Adding and subtracting 1.5·2²³ rounds to an integer, which then stands in the lowest mantissa bits.
+    /// Adding and subtracting 1.5·2²³ rounds to an integer. After the addition, that integer is in the lowest mantissa
+    /// bits.
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x > 87.0 { 87.0 } else { x };
     let clamped = if clamped < -87.0 { -87.0 } else { clamped };
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
-    // ln 2 in two parts, the first with few bits, so that n times it is exact.
+    // ln 2 in two parts, the first with few bits, so that its product with n is exact.
     let f = n * -0.693_359_4 + clamped;
     let f = n * 2.121_944_4e-4 + f;
     let mut p = 1.0 / 5040.0;
@@ -32,7 +33,7 @@ pub fn exp(x: f32) -> f32 {
 /// Lanes of a sum: the compiler keeps them in vector registers.
 const LANES: usize = 16;
 
-/// Σ f(v), in 16 lanes whatever the machine has, so that the bits of a sum depend on its length alone.
+/// Σ f(v) in 16 lanes on every machine, so that the rounding of a sum depends on its length alone.
 #[inline(always)]
 pub fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
@@ -80,7 +81,7 @@ pub fn all_finite<T: Element>(values: &[T]) -> bool {
         vectorized(
             #[inline(always)]
             || {
-                // Summing up 0·x, which is 0 or NaN, keeps the loop free of branches.
+                // Summing 0·x, which is 0 or NaN, keeps the loop free of branches.
                 let mut lanes = [0.0f32; 16];
                 for block in chunk.chunks(16) {
                     for (lane, x) in lanes.iter_mut().zip(block) {

@@ -23,17 +23,17 @@ use crate::{ComputePath, WorkspaceLayout};
 pub struct DeviceAdapter<'a, T> {
     /// The down projection, `[width, d]`.
     pub down: DeviceMatrix<'a, T>,
-    /// `[width]`.
+    /// The bias of the down projection, `[width]`.
     pub down_bias: Option<DeviceSlice<'a, T>>,
     /// The up projection, `[d, width]`.
     pub up: DeviceMatrix<'a, T>,
-    /// `[d]`.
+    /// The bias of the up projection, `[d]`.
     pub up_bias: Option<DeviceSlice<'a, T>>,
-    /// Of what is hidden.
+    /// The activation of the hidden features.
     pub activation: Activation,
 }
 
-// Derived, these would ask for `T: Clone`, which views do not need.
+// `derive` would require `T: Clone`, which views do not need.
 impl<T> Clone for DeviceAdapter<'_, T> {
     fn clone(&self) -> Self {
         *self
@@ -43,7 +43,7 @@ impl<T> Clone for DeviceAdapter<'_, T> {
 impl<T> Copy for DeviceAdapter<'_, T> {}
 
 impl<T: Element> DeviceAdapter<'_, T> {
-    /// Features, of x and of y.
+    /// Features of x and of y.
     pub fn d(&self) -> usize {
         self.down.cols()
     }
@@ -53,12 +53,12 @@ impl<T: Element> DeviceAdapter<'_, T> {
         self.down.rows()
     }
 
-    /// Checks that everything fits together, and is on this device.
+    /// Checks that all operands fit together and are on this device.
     ///
     /// # Errors
-    /// [`Error::RankOutOfRange`] for the width; then the first operand that does not fit, by name: [`Error::WrongDevice`],
-    /// [`Error::Misaligned`] if an address is no multiple of the element's size, [`Error::TooLarge`],
-    /// [`Error::ShapeMismatch`], [`Error::LengthMismatch`].
+    /// [`Error::RankOutOfRange`] for the width; otherwise the error names the first operand that does not fit:
+    /// [`Error::WrongDevice`], [`Error::Misaligned`] if an address is not a multiple of the element's size,
+    /// [`Error::TooLarge`], [`Error::ShapeMismatch`], [`Error::LengthMismatch`].
     pub fn validate(&self, device: &Device) -> Result<()> {
         let (d, width) = (self.d(), self.width());
         if width == 0 || width > MAX_RANK {
@@ -78,7 +78,7 @@ impl<T: Element> DeviceAdapter<'_, T> {
         Ok(())
     }
 
-    /// Everything that a launch reads of it, by name.
+    /// The memory of the adapter that a launch reads, with the operands' names.
     fn operands(&self) -> impl Iterator<Item = (&'static str, Extent)> {
         let biases = [("down bias", self.down_bias), ("up bias", self.up_bias)];
         let biases = biases.into_iter().filter_map(|(name, bias)| Some((name, Extent::of_slice(&bias?))));
@@ -86,14 +86,14 @@ impl<T: Element> DeviceAdapter<'_, T> {
     }
 }
 
-/// The launch of adapters of one shape: planned once, its kernels found, then issued any number of times.
+/// The launch of adapters of one shape: planned once, its kernels loaded once, then issued any number of times.
 ///
-/// `y = up·act(down·x + down_bias) + up_bias [+ x] [+ residual]` for x and y `[tokens, d]`, any d, a width of 1 to 512. What
-/// is hidden is rounded to the type of everything. Rows of x and of the down projection that start and end at multiples of
-/// 16 bytes are read faster; each launch sees for itself whether they do, and the result is the same to the bit.
+/// `y = up·act(down·x + down_bias) + up_bias [+ x] [+ residual]` for x and y `[tokens, d]`, any d, a width of 1 to 512.
+/// Hidden features are rounded to the type of the operands. Rows of x and of the down projection that start and end at
+/// multiples of 16 bytes are read faster; each launch checks whether they do, and the result is the same to the bit.
 #[derive(Debug, Clone)]
 pub struct Adapter<T> {
-    /// For rows that are aligned, and for others.
+    /// The kernel for aligned rows, and the kernel for any rows.
     kernels: [PlannedKernel; 2],
     plan: ForwardPlan,
     tokens: usize,
@@ -103,7 +103,7 @@ pub struct Adapter<T> {
 }
 
 impl<T: Element> Adapter<T> {
-    /// Plans launches for adapters like this one and `tokens` rows of x.
+    /// Plans launches for adapters of this shape and `tokens` rows of x.
     ///
     /// # Errors
     /// As [`DeviceAdapter::validate`], [`ForwardPlan::adapter`] and [`Device::kernel`].
@@ -136,30 +136,30 @@ impl<T: Element> Adapter<T> {
         Self { kernels: self.kernels.map(PlannedKernel::with_dependent_launch), ..self }
     }
 
-    /// How it will run, if the rows of x are as aligned as those of the planned down projection.
+    /// The plan of a launch whose rows of x are aligned like those of the planned down projection.
     pub fn plan(&self) -> &ForwardPlan {
         &self.plan
     }
 
-    /// The kernel that it launches then.
+    /// The kernel of the [plan](Self::plan).
     pub fn kernel(&self) -> &Kernel {
         let [aligned, any] = self.kernels.each_ref().map(PlannedKernel::as_kernel);
         if aligned.name() == self.plan.launch.kernel { aligned } else { any }
     }
 
-    /// What a [`Workspace`] must have room for; it may be one that layers use as well.
+    /// The layout that a [`Workspace`] must have room for. Layers may use the same workspace.
     pub fn workspace(&self) -> WorkspaceLayout {
         self.plan.workspace
     }
 
-    /// Issues one launch to a stream. Nothing is allocated on the device and nothing waits, so it may be captured in a
+    /// Issues one launch to a stream. The call allocates no device memory and does not wait, so it can be captured in a
     /// [`Graph`](crate::device::Graph).
     ///
     /// # Errors
-    /// Before anything is launched: [`Error::WrongDevice`]; as [`DeviceAdapter::validate`]; [`Error::PlanMismatch`] if the
-    /// adapter is not like the planned one; [`Error::ShapeMismatch`], [`Error::Misaligned`] or [`Error::TooLarge`] for x, y or
-    /// the residual; [`Error::Overlap`] if y or the workspace shares memory with anything else, but for the residual that is
-    /// y itself; [`Error::DeviceWorkspaceTooSmall`]. Afterwards as [`Kernel::launch`].
+    /// Before anything is launched: [`Error::WrongDevice`]; as [`DeviceAdapter::validate`]; [`Error::PlanMismatch`] if
+    /// the adapter differs from the planned one; [`Error::ShapeMismatch`], [`Error::Misaligned`] or [`Error::TooLarge`]
+    /// for x, y or the residual; [`Error::Overlap`] if y or the workspace shares memory with anything else, except a
+    /// residual that is y itself; [`Error::DeviceWorkspaceTooSmall`]. Afterwards as [`Kernel::launch`].
     #[expect(clippy::too_many_arguments, reason = "one for each operand")]
     pub fn launch(
         &self,
@@ -181,10 +181,10 @@ impl<T: Element> Adapter<T> {
             DeviceResidual::From(matrix) => Some(matrix),
         };
         let params = self.params(adapter, &x, adds_input, added.as_ref(), &y, workspace);
-        // SAFETY: the parameters are these kernels', and the one for any alignment has the other's plan but for its name.
-        // Shapes, bounds, devices and alignments were checked above, and nothing that is written overlaps anything else but the
-        // residual that is y itself, which the kernels allow. The views borrow the memory during the call; afterwards it is
-        // given back only when this work is done.
+        // SAFETY: the parameters are these kernels', and the plan of the kernel for any alignment differs from the
+        // other only in the kernel's name. Shapes, bounds, devices and alignments were checked above, and no output
+        // overlaps any other operand except a residual that is y itself, which the kernels allow. The views borrow the
+        // memory during the call; afterwards it is freed only once this work is done.
         unsafe { kernel.launch(stream, &params) }
     }
 

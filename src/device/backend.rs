@@ -1,4 +1,4 @@
-//! What a device must be able to do: the one seam between this library and what runs its kernels.
+//! The interface between this library and the devices that run its kernels, CUDA and the emulator.
 
 use crate::abi::TensorMap;
 use crate::device::launch::config::LaunchConfig;
@@ -6,11 +6,11 @@ use crate::device::launch::tensor_map::Tensor;
 use crate::device::properties::{KernelAttributes, Properties};
 use crate::error::Result;
 
-/// A backend's own name for a stream, an event, a graph or a kernel: a driver's pointer, or a number.
+/// A backend's handle of a stream, an event, a graph or a kernel: a driver's pointer, or a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Handle(pub(crate) usize);
 
-/// A kernel on a device.
+/// A kernel that was loaded onto a device.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Found {
     pub(crate) handle: Handle,
@@ -22,7 +22,8 @@ pub(crate) struct Found {
 pub(crate) struct Launch<'a> {
     pub(crate) kernel: Handle,
     pub(crate) config: &'a LaunchConfig,
-    /// Whether it may start before the launch ahead has ended: it was asked for, and the kernel's code can wait.
+    /// Whether the launch may start before the preceding one has ended: it was requested, and the kernel's code can
+    /// wait.
     pub(crate) dependent: bool,
     /// The parameter struct.
     pub(crate) params: &'a [u8],
@@ -32,14 +33,14 @@ pub(crate) struct Launch<'a> {
 ///
 /// # Safety of the methods
 /// Handles are live and come from this backend (streams may also be foreign ones of the same context); addresses are
-/// inside of memory that is allocated on this device for as long as work on it lasts. A backend checks nothing that
-/// the public types have checked.
+/// inside memory that stays allocated on this device as long as work on it lasts. A backend does not repeat the checks
+/// of the public types.
 pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn properties(&self) -> &Properties;
 
     /// Allocates at least one byte, aligned to 256.
     fn allocate(&self, bytes: usize) -> Result<u64>;
-    /// Frees memory once the work that was issued before has finished.
+    /// Frees memory once all work issued before has finished.
     unsafe fn free(&self, address: u64);
 
     unsafe fn fill(&self, stream: Handle, address: u64, byte: u8, bytes: usize) -> Result<()>;
@@ -57,32 +58,32 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn create_event(&self) -> Result<Handle>;
     unsafe fn destroy_event(&self, event: Handle);
     unsafe fn record(&self, event: Handle, stream: Handle) -> Result<()>;
-    /// Lets the stream's later work wait for the event.
+    /// Makes the stream's later work wait for the event.
     unsafe fn wait(&self, stream: Handle, event: Handle) -> Result<()>;
     /// Whether the work before a recorded event has been done.
     unsafe fn has_happened(&self, event: Handle) -> Result<bool>;
-    /// Waits until it has.
+    /// Waits on the host until the work before a recorded event has been done.
     unsafe fn await_event(&self, event: Handle) -> Result<()>;
-    /// Waits for the second of two recorded events and gives the milliseconds between them.
+    /// Waits for the second of two recorded events and returns the milliseconds between them.
     unsafe fn elapsed(&self, start: Handle, end: Handle) -> Result<f32>;
 
     unsafe fn begin_capture(&self, stream: Handle) -> Result<()>;
     /// Ends a capture and makes an executable graph of it.
     unsafe fn end_capture(&self, stream: Handle) -> Result<Handle>;
-    /// Ends a capture, if there still is one, and throws away what it captured.
+    /// Ends a capture, if there still is one, and discards the captured work.
     unsafe fn abandon_capture(&self, stream: Handle);
     unsafe fn replay(&self, graph: Handle, stream: Handle) -> Result<()>;
     unsafe fn destroy_graph(&self, graph: Handle);
 
-    /// Finds a kernel and brings its code to the device.
+    /// Finds a kernel and loads its code onto the device.
     fn kernel(&self, name: &str) -> Result<Found>;
-    /// Blocks of a kernel that one SM holds at a time.
+    /// Blocks of a kernel that are resident on one SM at a time.
     unsafe fn resident_blocks(&self, kernel: Handle, block: u32, shared_bytes: u32) -> Result<u32>;
-    /// Clusters of a launch that the device holds at a time.
+    /// Clusters of a launch that are resident on the device at a time.
     unsafe fn resident_clusters(&self, launch: &Launch<'_>) -> Result<u32>;
     unsafe fn launch(&self, stream: Handle, launch: &Launch<'_>) -> Result<()>;
 
-    /// Of a tensor whose arrays are as long as its rank says.
+    /// Encodes a tensor map. The tensor's arrays must be as long as its rank says.
     fn encode_tensor_map(&self, tensor: &Tensor<'_>) -> Result<TensorMap>;
 
     #[cfg(feature = "emulator")]

@@ -1,22 +1,24 @@
 //! GPUs: memory, streams, events, graphs and kernels, on CUDA and on the emulator alike.
 //!
 //! A [`Device`] is either an NVIDIA GPU, through the driver API alone, or (with the feature `emulator`) the CPU running
-//! the same kernel sources, stricter than hardware. Everything here works on both. Nothing here panics where there is no
-//! driver: [`Device::cuda`] answers with [`Error::NoDriver`].
+//! the same kernel sources, with stricter checks than hardware. Everything here works on both. Nothing here panics if
+//! there is no driver: [`Device::cuda`] returns [`Error::NoDriver`].
 //!
-//! - [`DeviceBuffer`] owns memory; [`DeviceSlice`], [`DeviceSliceMut`], [`DeviceMatrix`] and [`DeviceMatrixMut`] are views
-//!   of it, or of memory that another library owns.
-//! - [`Stream`] is work in order, the library's own or borrowed; [`Event`] marks and times it; [`Graph`] replays it.
-//! - [`Kernel`] is a kernel found by name, [`LaunchConfig`] how it is launched.
-//! - [`Forward`] runs a LoRA layer for any number of tokens in one launch, [`Decode`] for 1 to 16; [`Merge`] folds adapters
-//!   into a weight; [`Optimizer`] takes a training step on all of them.
-//! - [`Adapter`] runs a bottleneck adapter, what LoRA is measured against.
-//! - [`Embedding`] makes the first rows of a transformer, [`LayerNorm`] normalises rows, [`Attention`] attends over a prefix, a cache
-//!   of keys and values, and a call's own tokens; [`Pointwise`] adds what runs beside a layer.
+//! - [`DeviceBuffer`] owns memory; [`DeviceSlice`], [`DeviceSliceMut`], [`DeviceMatrix`] and [`DeviceMatrixMut`] are
+//!   views of it, or of memory that another library owns.
+//! - [`Stream`] runs work in order, and may belong to another library; [`Event`] marks and times work; [`Graph`]
+//!   replays work.
+//! - [`Kernel`] is a kernel that was loaded by name; [`LaunchConfig`] says how it is launched.
+//! - [`Forward`] runs a LoRA layer for any number of tokens in one launch, [`Decode`] for 1 to 16; [`Merge`] folds
+//!   adapters into a weight; [`Optimizer`] takes a training step on all of them.
+//! - [`Adapter`] runs a bottleneck adapter, a baseline for LoRA.
+//! - [`Embedding`] embeds tokens and positions, [`LayerNorm`] normalises rows, [`Attention`] attends to a prefix, to a
+//!   cache of keys and values, and to a call's own tokens; [`Pointwise`] adds the output of a separate LoRA to a
+//!   layer's.
 //!
-//! Memory that a stream still works on may be dropped: it is given back when that work is done. Work on *different*
-//! streams that touches the same memory must be ordered by the caller, with [`Stream::wait`]; unordered, the values read
-//! are any, nothing worse.
+//! Memory may be dropped while a stream still uses it: it is freed when that work is done. The caller must order work
+//! on *different* streams that accesses the same memory, with [`Stream::wait`]. Unordered work may read any values, but
+//! nothing worse happens.
 
 mod adapter;
 mod backend;
@@ -52,7 +54,7 @@ pub use lora::{
     DeviceLora, DeviceMergeReport, DeviceOutput, DeviceResidual, DeviceSegment, FactorGradient, FactorSlot, Forward,
     ForwardOptions, Merge, MergeRecord, SlotSegments,
 };
-pub use memory::{DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSlice, DeviceSliceMut, Workspace};
+pub use memory::{DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSlice, DeviceSliceMut, DeviceTensor, Workspace};
 pub use optim::{DeviceParameter, Optimizer};
 pub use properties::{DeviceKind, KernelAttributes, Properties};
 pub use transformer::{Attention, AttentionMemory, DeviceNorm, Embedding, EmbeddingInput, LayerNorm, Pointwise};
@@ -69,13 +71,13 @@ struct Inner {
 }
 
 impl Device {
-    /// The CUDA device of this number, through its primary context. Every call for one number gives the same device.
+    /// The CUDA device with this number, through its primary context. All calls with one number return the same device.
     ///
     /// # Errors
     /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`]; [`Error::Driver`] if it cannot be used.
     pub fn cuda(ordinal: usize) -> Result<Self> {
         static OPEN: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
-        // Nothing that runs under the lock leaves the list half changed.
+        // A panic under the lock cannot leave the list half changed.
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, device)) = open.iter().find(|(number, _)| *number == ordinal) {
             return Ok(device.clone());
@@ -85,7 +87,7 @@ impl Device {
         Ok(device)
     }
 
-    /// How many CUDA devices there are.
+    /// The number of CUDA devices.
     ///
     /// # Errors
     /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`] if the driver finds no GPU.
@@ -93,7 +95,7 @@ impl Device {
         cuda::device_count()
     }
 
-    /// What the driver tells about a CUDA device, without opening it.
+    /// The properties of a CUDA device, without opening it.
     ///
     /// # Errors
     /// As [`cuda`](Self::cuda).
@@ -101,7 +103,8 @@ impl Device {
         cuda::properties(ordinal)
     }
 
-    /// A new emulated GPU with memory of its own. A C++ compiler, g++ or clang++, compiles a kernel when it is first asked for.
+    /// A new emulated GPU with its own memory. A C++ compiler, g++ or clang++, compiles each kernel when it is first
+    /// loaded.
     ///
     /// # Errors
     /// [`Error::NoEmulator`] without a C++ compiler.
@@ -110,7 +113,7 @@ impl Device {
         Ok(Self::new(emulator::Emulator::new(config)?))
     }
 
-    /// Whether this machine has what the emulator needs, a C++ compiler on Linux. Compiles nothing.
+    /// Checks that this machine has what the emulator needs: Linux and a C++ compiler. Compiles nothing.
     ///
     /// # Errors
     /// [`Error::NoEmulator`], which says what is missing.
@@ -123,17 +126,17 @@ impl Device {
         Self(Arc::new(Inner { backend: Box::new(backend), ledger: Ledger::default(), kernels: Mutex::default() }))
     }
 
-    /// What it is and has.
+    /// The device's properties.
     pub fn properties(&self) -> &Properties {
         self.0.backend.properties()
     }
 
-    /// The kernel of this name, its code brought to the device. The first call for a kernel may compile it, which takes
-    /// seconds; later ones only look it up.
+    /// Loads the kernel of this name onto the device. The first call for a kernel may compile it, which takes seconds;
+    /// later calls only look it up.
     ///
     /// # Errors
     /// [`Error::NoSuchKernel`], [`Error::Unsupported`] if it is not written for this device, [`Error::NoKernelImage`],
-    /// [`Error::CompilationFailed`], or what the driver refuses.
+    /// [`Error::CompilationFailed`], or an error of the driver.
     pub fn kernel(&self, name: &str) -> Result<Kernel> {
         let mut kernels = self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         let found = match kernels.get(name) {
@@ -146,27 +149,28 @@ impl Device {
         Ok(Kernel::new(self, name, found))
     }
 
-    /// The emulator's counters of the last launch, and nothing after that until the next. `None` on a GPU.
+    /// Takes the emulator's counters of the last launch. `None` if there was no launch since the last call, and on a
+    /// GPU.
     #[cfg(feature = "emulator")]
     pub fn take_counters(&self) -> Option<LaunchCounters> {
         self.0.backend.take_counters().pop()
     }
 
-    /// The emulator's counters of every launch since they were last taken, in the order in which they ran, of 64 launches at
-    /// most: what a call that issues several asked for, one by one. Empty on a GPU.
+    /// Takes the emulator's counters of all launches since the last call, in the order in which they ran, of at most 64
+    /// launches. Empty on a GPU.
     #[cfg(feature = "emulator")]
     pub fn take_all_counters(&self) -> Vec<LaunchCounters> {
         self.0.backend.take_counters()
     }
 
-    /// Lets an emulated GPU be lost after so many launches more: whatever is asked of it then answers
-    /// [`Error::DeviceLost`], as it does on a GPU after a kernel has failed. For tests of what a program does in that case; no effect on a GPU.
+    /// Makes an emulated GPU fail after this many further launches: every later call returns [`Error::DeviceLost`], as
+    /// it does on a GPU after a kernel has failed. For tests; no effect on a GPU.
     #[cfg(feature = "emulator")]
     pub fn lose_after(&self, launches: u32) {
         self.0.backend.lose_after(launches);
     }
 
-    /// The emulated machine, to change the schedule of its launches. `None` on a GPU.
+    /// The emulated machine, for example to change the schedule of its launches. `None` on a GPU.
     #[cfg(feature = "emulator")]
     pub fn machine(&self) -> Option<&Machine> {
         self.0.backend.machine()

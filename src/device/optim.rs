@@ -13,32 +13,32 @@ use crate::error::{Error, Result};
 use crate::optim::{AdamW, Factor, Step, expect_lengths};
 use crate::plan::optim::{ParameterAddresses, STATE_WORDS, UpdatePlan, initial_state, read_state};
 
-/// One tensor's place in a step, in device memory. All views have as many elements, and start anywhere.
+/// The operands of one trained tensor, in device memory. All views have the same length and may start at any element.
 #[derive(Debug)]
 pub struct DeviceParameter<'a, W> {
-    /// Decides the learning rate.
+    /// The factor that the tensor is, which decides the learning rate.
     pub factor: Factor,
     /// The gradient.
     pub gradient: DeviceSlice<'a, f32>,
-    /// The master copy of the parameter, in `f32` whatever the layer reads.
+    /// The master copy of the parameter, in `f32` for every type `W` of the layer.
     pub value: DeviceSliceMut<'a, f32>,
-    /// m; zeros before the first step.
+    /// The first moment m; zeros before the first step.
     pub first_moment: DeviceSliceMut<'a, f32>,
-    /// v; zeros before the first step.
+    /// The second moment v; zeros before the first step.
     pub second_moment: DeviceSliceMut<'a, f32>,
-    /// Where the layer reads it: receives the new value, rounded.
+    /// The copy that the layer reads; receives the new value, rounded.
     pub stored: Option<DeviceSliceMut<'a, W>>,
 }
 
-/// AdamW for every factor of every adapter: planned once for tensors at their places, then a step is one launch.
+/// AdamW for every factor of every adapter: planned once for tensors at fixed addresses, then each step is one launch.
 ///
-/// The mathematics is that of [`optim::AdamW`](crate::optim::AdamW), the results those of [`cpu::adamw`](crate::cpu::adamw) but
-/// for a few roundings. The steps taken are counted on the device, and a skipped one changes nothing but the report: so a
-/// captured graph may be replayed, and nothing waits for the host. Steps must be ordered: on one stream they are. The same
-/// bits from run to run.
+/// The mathematics is that of [`optim::AdamW`](crate::optim::AdamW); results differ from those of
+/// [`cpu::adamw`](crate::cpu::adamw) by a few roundings. The device counts the steps taken, and a skipped step changes
+/// nothing but the report, so a captured step can be replayed without waiting for the host. Steps must be ordered, as
+/// they are on one stream. Results are the same bits from run to run.
 ///
-/// A table on the device holds the parameters' addresses, but the memory stays its owners': every step takes the views again
-/// and is refused if one is elsewhere than it was planned.
+/// A table on the device holds the parameters' addresses, but the optimizer does not own their memory: every step takes
+/// the views again, and fails if an address has changed.
 ///
 /// ```
 /// use fused_lora::device::{Device, DeviceBuffer, DeviceParameter, Graph, Optimizer, Stream};
@@ -83,7 +83,7 @@ pub struct Optimizer<W> {
     stored: PhantomData<W>,
 }
 
-/// Where a parameter lies.
+/// The addresses and the length of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
     at: ParameterAddresses,
@@ -93,7 +93,7 @@ struct Place {
 }
 
 impl Place {
-    /// Checks one parameter by itself.
+    /// Checks one parameter and takes its addresses.
     fn new<W: Element>(device: &Device, parameter: &DeviceParameter<'_, W>) -> Result<Self> {
         let DeviceParameter { factor, gradient, value, first_moment, second_moment, stored } = parameter;
         let len = value.len();
@@ -131,7 +131,7 @@ impl Place {
         Ok(place)
     }
 
-    /// What there is of it, with its name and whether a step writes it.
+    /// The extents of the parameter's non-empty tensors, each with its name and whether a step writes it.
     fn extents(&self) -> impl Iterator<Item = (&'static str, Extent, bool)> {
         let extent = |address, element| {
             let row = self.len * element;
@@ -158,11 +158,11 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// Refuses what is written and shares memory with anything else, of the same parameter or another.
+/// Refuses tensors that a step writes and that share memory with another tensor, of the same parameter or another.
 fn refuse_overlaps(places: &[Place]) -> Result<()> {
     let mut all: Vec<_> = places.iter().flat_map(Place::extents).collect();
     all.sort_by_key(|(_, extent, _)| extent.address);
-    // What reaches furthest so far, of what is read and of what is written.
+    // The extents that reach furthest so far: of those that are read, and of those that are written.
     let mut furthest: [Option<(&'static str, Extent)>; 2] = [None; 2];
     for (operand, extent, is_written) in all {
         for (before_is_written, before) in [false, true].into_iter().zip(&furthest) {
@@ -180,12 +180,12 @@ fn refuse_overlaps(places: &[Place]) -> Result<()> {
 }
 
 impl<W: Element> Optimizer<W> {
-    /// For these parameters, with no steps taken. Writes the table to the device and waits for it.
+    /// An optimizer for these parameters, with no steps taken. Copies the table to the device and waits for the copy.
     ///
     /// # Errors
     /// [`Error::HyperparameterOutOfRange`]; for a parameter [`Error::LengthMismatch`], [`Error::TooLarge`],
-    /// [`Error::WrongDevice`], [`Error::Misaligned`] if a view is not at a multiple of its elements' size;
-    /// [`Error::Overlap`] if what a step writes shares memory with anything else of it; [`Error::NothingToTrain`];
+    /// [`Error::WrongDevice`], [`Error::Misaligned`] if a view's address is not a multiple of its elements' size;
+    /// [`Error::Overlap`] if a view that a step writes shares memory with another view; [`Error::NothingToTrain`];
     /// otherwise as [`Device::kernel`] and [`DeviceBuffer::from_slice`].
     pub fn new(stream: &Stream, config: AdamW, parameters: &[DeviceParameter<'_, W>]) -> Result<Self> {
         config.validate()?;
@@ -208,24 +208,25 @@ impl<W: Element> Optimizer<W> {
         Ok(Self { config, plan, kernel, places, table, state, partial, stored: PhantomData })
     }
 
-    /// How a step runs.
+    /// The plan of a step.
     pub fn plan(&self) -> &UpdatePlan {
         &self.plan
     }
 
-    /// Issues one step on all parameters, those that the optimizer was made for. Nothing is allocated and nothing waits; it
-    /// may be captured in a graph.
+    /// Issues one step on all parameters that the optimizer was made for. The call allocates nothing and does not wait,
+    /// so it can be captured in a graph.
     ///
     /// # Errors
-    /// Before anything is launched: [`Error::HyperparameterOutOfRange`], [`Error::WrongDevice`], [`Error::LengthMismatch`],
-    /// [`Error::Misaligned`], [`Error::PlanMismatch`] if a parameter is elsewhere, or another, than it was planned.
-    /// Afterwards as [`Kernel::launch`](crate::device::Kernel::launch).
+    /// Before anything is launched: [`Error::HyperparameterOutOfRange`], [`Error::WrongDevice`],
+    /// [`Error::LengthMismatch`], [`Error::Misaligned`], [`Error::PlanMismatch`] if a parameter has another address,
+    /// length or factor than planned. Afterwards as [`Kernel::launch`](crate::device::Kernel::launch).
     pub fn step(&mut self, stream: &Stream, parameters: &mut [DeviceParameter<'_, W>]) -> Result<()> {
         self.issue(stream, parameters, None)
     }
 
-    /// [`step`](Self::step) with both learning rates multiplied by one number that is on the device when the launch runs: a
-    /// schedule for the replays of a captured graph. The step is skipped if that makes a rate negative or not a finite `f32`.
+    /// [`step`](Self::step) with both learning rates multiplied by a number that the launch reads from device memory,
+    /// so that replays of a captured graph can follow a schedule. The step is skipped if a rate becomes negative or not
+    /// a finite `f32`.
     ///
     /// # Errors
     /// As [`step`](Self::step), also for `lr_scale`; [`Error::Overlap`] if a step would write it.
@@ -276,13 +277,14 @@ impl<W: Element> Optimizer<W> {
         params.state = self.state.address() as *mut _;
         params.partial = self.partial.address() as *mut _;
         params.lr_scale = lr_scale.map_or(std::ptr::null(), |scale| scale.address() as *const _);
-        // SAFETY: the parameters are this kernel's. The table's addresses are those of the views given, which were checked
-        // just now and, for overlaps, when it was made; table, state and sums are the optimizer's own. The views borrow
-        // their memory during the call; afterwards it is given back only when this work is done, or no graph has it.
+        // SAFETY: `params` is this kernel's struct. The table's addresses are those of the given views, which were
+        // checked above and, for overlaps, when the table was made; table, state and partial sums are the optimizer's
+        // own. The views borrow their memory during the call; afterwards the memory is freed only once this work is
+        // done and no graph uses it.
         unsafe { self.kernel.launch(stream, &params) }
     }
 
-    /// Waits for the stream's work and tells what became of the last step; `None` before the first.
+    /// Waits for the stream's work and returns the outcome of the last step; `None` before the first.
     ///
     /// # Errors
     /// As [`DeviceSlice::download`].
@@ -290,7 +292,7 @@ impl<W: Element> Optimizer<W> {
         Ok(self.read(stream)?.1)
     }
 
-    /// Waits for the stream's work and tells the steps taken, skipped ones not counted.
+    /// Waits for the stream's work and returns the number of steps taken, not counting skipped ones.
     ///
     /// # Errors
     /// As [`DeviceSlice::download`].
@@ -304,8 +306,8 @@ impl<W: Element> Optimizer<W> {
         Ok(read_state(&words))
     }
 
-    /// Goes on as if so many steps had been taken: with the moments of a checkpoint, from where it was written. Also makes the
-    /// optimizer as new after a [`KernelFault`](Error::KernelFault).
+    /// Sets the number of steps taken, to continue from a checkpoint with its moments. Also resets the optimizer's
+    /// state on the device after a [`KernelFault`](Error::KernelFault).
     ///
     /// # Errors
     /// As [`DeviceSliceMut::upload`].

@@ -1,6 +1,6 @@
-//! What a device and a kernel on it are capable of.
+//! Properties of a device and of a kernel on it.
 
-/// What runs the kernels.
+/// The kind of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceKind {
@@ -15,11 +15,11 @@ pub enum DeviceKind {
     Emulator,
 }
 
-/// What a device is and has.
+/// The properties of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Properties {
-    /// What the driver calls it.
+    /// The driver's name for the device.
     pub name: String,
     /// GPU or emulator.
     pub kind: DeviceKind,
@@ -27,11 +27,11 @@ pub struct Properties {
     pub compute_capability: (u32, u32),
     /// Streaming multiprocessors (SMs).
     pub multiprocessors: u32,
-    /// Threads that one SM holds at most.
+    /// The largest number of threads resident on one SM.
     pub threads_per_multiprocessor: u32,
     /// Bytes of shared memory of one SM.
     pub shared_bytes_per_multiprocessor: u32,
-    /// Bytes of shared memory that one block can have at most, static and dynamic together.
+    /// The largest number of bytes of shared memory of one block, static and dynamic together.
     pub shared_bytes_per_block: u32,
     /// Bytes of L2 cache.
     pub l2_bytes: usize,
@@ -54,23 +54,23 @@ impl std::fmt::Display for Properties {
     }
 }
 
-/// What the compiler made of a kernel, and what a launch of it may ask for.
+/// The resources that a compiled kernel needs, and the limits of its launches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KernelAttributes {
-    /// Threads of a block at most.
+    /// The largest number of threads of a block.
     pub max_threads: u32,
     /// Registers of a thread; 0 on the emulator.
     pub registers: u32,
     /// Bytes of local memory (spills, arrays with a variable index) of a thread; 0 on the emulator.
     pub local_bytes: u32,
-    /// Bytes of shared memory that every block has without asking.
+    /// Bytes of static shared memory of a block.
     pub static_shared_bytes: u32,
-    /// Bytes of dynamic shared memory that a launch may ask for.
+    /// The largest number of bytes of dynamic shared memory of a block.
     pub max_dynamic_shared_bytes: u32,
-    /// Bytes of its parameter struct, where the driver can tell (from CUDA 12.4 on).
+    /// Bytes of the parameter struct, if the driver reports them (from CUDA 12.4 on).
     pub params_bytes: Option<usize>,
-    /// Major and minor of the architecture that the running code was compiled for; where the driver made it from PTX, what that
-    /// was compiled for. The device's own on the emulator.
+    /// Major and minor of the architecture that the code was compiled for; if the driver compiled it from PTX, of the
+    /// architecture of the PTX. The device's own on the emulator.
     pub compiled_for: (u32, u32),
 }

@@ -23,7 +23,7 @@ pub struct Options<'a, T> {
     pub compute_capability: Option<(u32, u32)>,
     /// Reads A and B through a slot, as of an adapter whose ranks are so much lower than what the launch is planned for.
     pub slot: Option<usize>,
-    /// Forward: keeps T to itself, so that low ranks may ride along.
+    /// Forward: does not store T, so that the shrink of low ranks may be fused.
     pub serving: bool,
     /// Forward: asks for T.
     pub t_out: bool,

@@ -30,7 +30,7 @@ pub fn expected<T: Element>(
     on_the_way_out(expected, random, activation, added)
 }
 
-/// The same where A rides along: a part of T in each of so much depth.
+/// The same with a fused shrink: T is rounded in parts, each of so much depth.
 pub fn expected_in_parts<T: Element>(
     random: &RandomLayer<T>,
     x: &Buffer<T>,

@@ -6,8 +6,8 @@ use std::ffi::c_void;
 use crate::common::device::{device, stream};
 use crate::common::rig::on_gpu;
 use fused_lora::device::{
-    Device, DeviceBuffer, DeviceKind, DeviceMatrix, DeviceMatrixMut, DeviceSlice, EmulatorConfig, Event, Graph,
-    LaunchConfig, Stream, emulator_kernels,
+    Device, DeviceBuffer, DeviceKind, DeviceMatrix, DeviceMatrixMut, DeviceSlice, DeviceTensor, EmulatorConfig, Event,
+    Graph, LaunchConfig, Stream, emulator_kernels,
 };
 use fused_lora::{Error, Result};
 
@@ -38,6 +38,23 @@ fn a_device_is_its_clones_and_no_other() {
     assert!(one.properties().to_string().starts_with("emulator:"));
     assert_ne!(one.properties().to_string(), other.properties().to_string());
     assert_eq!(one.properties().multiprocessors, 6);
+}
+
+#[test]
+fn tensors_keep_their_shape() -> Result<()> {
+    let stream = stream();
+    let host: Vec<u32> = (0..12).collect();
+    let mut tensor = DeviceTensor::from_slice(&stream, &host, 3, 4)?;
+    assert_eq!((tensor.view().rows(), tensor.view().cols(), tensor.view().row_stride()), (3, 4, 4));
+    assert_eq!(tensor.to_vec(&stream)?, host);
+    assert_eq!(tensor.view_mut().address(), tensor.view().address());
+    assert_eq!(DeviceTensor::<u32>::zeros(&stream, 2, 3)?.to_vec(&stream)?, [0; 6]);
+    for (rows, cols) in [(3, 3), (4, 4), (usize::MAX, 2)] {
+        let error = DeviceTensor::from_slice(&stream, &host, rows, cols).unwrap_err();
+        assert!(matches!(error, Error::LengthMismatch { actual: 12, .. }), "{error:?}");
+    }
+    assert!(matches!(DeviceTensor::<u32>::zeros(&stream, usize::MAX, 2), Err(Error::OutOfDeviceMemory { .. })));
+    Ok(())
 }
 
 #[test]

@@ -43,11 +43,11 @@ fn with_driver(functions: &[&str], answer: u32, expected: &str) {
     let output = Command::new(std::env::current_exe().unwrap())
         .env(EXPECTED, expected)
         .env("LD_LIBRARY_PATH", folder.path())
-        .args(["--exact", "driver::in_the_second_process"])
+        .args(["--exact", "device::driver::in_the_second_process"])
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
+    assert!(output.status.success() && text.contains("test result: ok. 1 passed"), "{text}");
 }
 
 #[test]

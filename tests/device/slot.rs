@@ -105,7 +105,7 @@ fn a_captured_layer_runs_with_whatever_is_in_its_slot() {
         for tokens in [1, 6, 33] {
             check::<f32>(tokens, layout, [20, 5]);
             check::<f16>(tokens, layout, [20, 5]);
-            // Ranks that ride along with the weight.
+            // Ranks whose shrink is fused into the main loop.
             check::<bf16>(tokens, layout, [16, 5]);
         }
     }

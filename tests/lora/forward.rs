@@ -197,7 +197,7 @@ fn factors_in_a_slot() {
 /// In every tile that carries A, with ranks of one product and of two, segments that end within products, tiles without
 /// an adapter, rings that go round, and factors in a slot.
 #[test]
-fn low_ranks_ride_along() {
+fn low_ranks_are_fused() {
     let mut seen = BTreeSet::new();
     for build in builds() {
         let rig = Rig::new(build);

@@ -9,8 +9,8 @@ use super::harness::{Bug, WAITS};
 const DX: &str = "lora/dx.h";
 const FORWARD: &str = "lora/forward.h";
 const TILE: &str = "lora/forward_tile.h";
-const WGMMA: &str = "lora/forward_wgmma_tile.h";
-const SHRINK_TILE: &str = "lora/forward_wgmma_shrink.h";
+const LOW_RANK: &str = "lora/wgmma/low_rank.h";
+const T_TILE: &str = "lora/wgmma/t_tile.h";
 const WARP: &str = "tile/warp_mma.h";
 const THREADS: &str = "tile/thread_tile.h";
 const DROPOUT: &str = "tile/dropout.h";
@@ -171,52 +171,52 @@ pub(crate) const BUGS: &[Bug] = &[
     },
     Bug {
         name: "the copying warpgroup waits for a stage that nobody fills",
-        file: SHRINK_TILE,
+        file: T_TILE,
         scenario: DxWgmma,
-        original: "      if (has_rows<depth>(p, task.column_tile, k)) {",
+        original: "if (has_rows<C::depth>(p, task.column_tile, k)) {",
         planted: "      if (true) {",
         build: Build::Plain,
         caught: &[WrongResult, By(Fault::Deadlock), By(Fault::Livelock), By(Fault::Barrier), By(Fault::InFlight)],
     },
     Bug {
         name: "B is one step late",
-        file: SHRINK_TILE,
+        file: T_TILE,
         scenario: DxWgmma,
-        original: "if (loads_ahead) load_b(k + depth);",
+        original: "if (loads_ahead) load_b(k + C::depth);",
         planted: "if (loads_ahead) load_b(k);",
         build: Build::Plain,
         caught: &[WrongResult],
     },
     Bug {
         name: "panels of A overlap",
-        file: WGMMA,
+        file: LOW_RANK,
         scenario: DxWgmma,
-        original: "chunk / 8 * 64 * row_chunks + ",
-        planted: "chunk / 8 * 32 * row_chunks + ",
+        original: "chunk / 8 * 64 * C::row_chunks + ",
+        planted: "chunk / 8 * 32 * C::row_chunks + ",
         build: Build::Plain,
         caught: &[WrongResult],
     },
     Bug {
         name: "the last stage of Q is not released",
-        file: SHRINK_TILE,
+        file: T_TILE,
         scenario: DxWgmma,
-        original: "    if (reads) release(step - 1);\n  }\n",
-        planted: "  }\n",
+        original: "if (has_previous) pipe.release(previous); }",
+        planted: "}",
         build: Build::Plain,
         caught: WAITS,
     },
     Bug {
         name: "a stage of B is released while products read it",
-        file: SHRINK_TILE,
+        file: T_TILE,
         scenario: DxWgmma,
-        original: "      wgmma_wait<1>();\n      if (reads) release(step - 1);\n      reads = true;\n",
-        planted: "      release(step);\n      reads = false;\n",
+        original: "wgmma_wait<1>(); if (has_previous) pipe.release(previous); has_previous = true;",
+        planted: "pipe.release(at.stage()); has_previous = false;",
         build: Build::Plain,
         caught: &[By(Fault::InFlight), By(Fault::Race), By(Fault::Barrier), By(Fault::Deadlock), WrongResult],
     },
     Bug {
         name: "sums of Q A are read before the products are done",
-        file: WGMMA,
+        file: LOW_RANK,
         scenario: DxWgmma,
         original: "      wgmma_wait<0>();\n      wgmma_hold(sum);\n#pragma unroll\n      for (u32 i = 0; i < 32; i++) {\n        const u32 bit",
         planted: "      wgmma_wait<1>();\n      wgmma_hold(sum);\n#pragma unroll\n      for (u32 i = 0; i < 32; i++) {\n        const u32 bit",
@@ -225,7 +225,7 @@ pub(crate) const BUGS: &[Bug] = &[
     },
     Bug {
         name: "every part of a tile has the mask of the first",
-        file: WGMMA,
+        file: LOW_RANK,
         scenario: DxWgmma,
         original: "block = (first_column + 64 * part) / 32 + i / 2;",
         planted: "block = first_column / 32 + i / 2;",
@@ -234,7 +234,7 @@ pub(crate) const BUGS: &[Bug] = &[
     },
     Bug {
         name: "columns of the mask's second block are those of its first",
-        file: WGMMA,
+        file: LOW_RANK,
         scenario: DxWgmma,
         original: "8 * (i / 16 * 2 + i / 2 % 2)",
         planted: "8 * (i / 2 % 2)",

@@ -76,7 +76,7 @@ pub(crate) enum Scenario {
     DecodeSlot,
     ForwardSlot,
     ForwardWgmmaSlot,
-    ForwardWgmmaRide,
+    ForwardWgmmaFused,
 }
 
 pub(crate) const SCHEDULES: [(Schedule, u32); 4] =
@@ -112,7 +112,7 @@ impl Scenario {
         Self::DecodeSlot,
         Self::ForwardSlot,
         Self::ForwardWgmmaSlot,
-        Self::ForwardWgmmaRide,
+        Self::ForwardWgmmaFused,
     ];
 
     fn source(self) -> &'static str {
@@ -125,7 +125,7 @@ impl Scenario {
             Self::ForwardMma128 => "lora/forward_mma_f16_t128.cu",
             Self::ForwardWgmma | Self::ForwardWgmmaSlot => "lora/forward_wgmma_f16.cu",
             Self::ForwardWgmmaSplit => "lora/forward_wgmma_split_f16.cu",
-            Self::ForwardWgmmaRide => "lora/forward_wgmma_ride_f16.cu",
+            Self::ForwardWgmmaFused => "lora/forward_wgmma_fused_f16.cu",
             Self::ForwardCores => "lora/forward_cores.cu",
             Self::GradientsMma => "lora/gradients_mma_f16.cu",
             Self::GradientsCores => "lora/gradients_cores.cu",
@@ -244,7 +244,7 @@ impl Scenario {
             }
             // Clusters of CTAs with a ring that goes round and one that does not; a rank of two products; both warpgroups; tiles
             // without an adapter.
-            Self::ForwardWgmmaRide => first_of([
+            Self::ForwardWgmmaFused => first_of([
                 &|| serving(rig, &shape(20, 1000, 200, Layout::OutIn, &[(3, 77, 4), (60, 140, 16)]), 5),
                 &|| serving(rig, &shape(62, 512, 40, Layout::InOut, &[(3, 30, 20)]), 10),
                 &|| serving(rig, &shape(100, 1000, 72, Layout::OutIn, &[(9, 70, 7)]), 3),
@@ -325,7 +325,7 @@ fn slot_of(rig: &Rig, shape: &Shape, capability: (u32, u32)) -> Caught {
     hold(rig, shape, &expected, || forward.run().map(|outputs| outputs.y.data))
 }
 
-/// A layer whose A rides along.
+/// A layer whose shrink is fused.
 fn serving(rig: &Rig, shape: &Shape, multiprocessors: usize) -> Caught {
     let (random, x) = random_layer::<f16>(shape);
     let compute_capability = Some((9, 0));

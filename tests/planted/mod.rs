@@ -14,7 +14,7 @@ mod dx;
 mod forward;
 mod forward_tf32;
 mod forward_wgmma;
-mod forward_wgmma_ride;
+mod forward_wgmma_fused;
 mod forward_wgmma_split;
 mod gradients;
 mod harness;
@@ -45,7 +45,7 @@ const TABLES: &[&[Bug]] = &[
     transformer::BUGS,
     adapter::BUGS,
     slot::BUGS,
-    forward_wgmma_ride::BUGS,
+    forward_wgmma_fused::BUGS,
 ];
 
 /// Plants every second bug from `first` on: two threads can share the work.

@@ -1,7 +1,7 @@
-//! The C++ compiler, and what it makes: the machine and, a library for each source, the kernels.
+//! The C++ compiler and the libraries that it makes: the machine, and the kernels, one library for each source.
 //!
-//! A library's name is the digest of all that it was made from, so it is never out of date. Two processes may want the same
-//! one at once: a lock beside it lets one of them compile.
+//! A library's name is the digest of all that it was made from, so it is never out of date. If two processes need the
+//! same library at once, a lock file beside it lets one of them compile it.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -15,10 +15,10 @@ use crate::config::Build;
 use crate::error::Error;
 use crate::kernels::{Hash, Kernels, MACHINE};
 
-/// How libraries are made is part of what they are made from.
+/// The way libraries are made, which is part of their digests.
 const RECIPE: &str = include_str!("compiler.rs");
 
-/// The kernels see IEEE arithmetic as they wrote it: no fused operation that they did not ask for.
+/// Kernels get IEEE arithmetic as written: the compiler must not fuse operations.
 const COMMON: [&str; 6] = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-g1", "-Wall", "-Wno-unknown-pragmas"];
 const SANITIZERS: [&str; 3] = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-sanitize=vptr"];
 
@@ -49,9 +49,9 @@ impl Build {
 
     fn kernel_flags(self, is_clang: bool) -> Vec<&'static str> {
         match self {
-            // More optimisation costs the compiler longer than the kernels of all tests run.
+            // Compiling with more optimisation takes longer than the kernels of all tests run.
             Build::Plain => vec!["-O1"],
-            // Calls at every function's entry and exit would say nothing that the race detector asks.
+            // The race detector does not use calls at every function's entry and exit.
             Build::Race if is_clang => {
                 vec!["-O1", "-DEMU_RACE", "-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0"]
             }
@@ -64,7 +64,7 @@ impl Build {
 }
 
 impl Compiler {
-    /// The compiler that `$CXX` names, else g++, else clang++: looked for once.
+    /// The compiler that `$CXX` names, else g++, else clang++. The search runs once.
     pub(crate) fn get() -> Result<&'static Self, Error> {
         static FOUND: OnceLock<Result<Compiler, Error>> = OnceLock::new();
         FOUND.get_or_init(Self::find).as_ref().map_err(Clone::clone)
@@ -104,7 +104,7 @@ impl Compiler {
         self.make(&library, |to| {
             let sources = self.machine_sources()?;
             let mut command = self.command(&flags);
-            // All units as one: most of a unit's time is the standard library's headers.
+            // All units are compiled as one, because most of a unit's time goes to the standard library's headers.
             let units: String = MACHINE
                 .iter()
                 .filter(|(path, _)| path.ends_with(".cpp"))
@@ -128,10 +128,10 @@ impl Compiler {
         let machine = self.machine(build)?;
         let mut flags = build.kernel_flags(self.is_clang);
         if kernels.changed().next().is_some() {
-            // They run once, and what a bug leaves unused is no news.
+            // Changed kernels run once, and warnings about code that a planted bug leaves unused do not matter.
             flags.extend(["-O0", "-w"]);
         }
-        // The machine's name says all but the flags and the texts.
+        // The machine's name covers everything but the flags and the texts.
         let digest = kernels.digest(source, &[&flags.join(" "), &machine.to_string_lossy()]);
         let library = self.library(build, &source.trim_end_matches(".cu").replace('/', "-"), &digest);
         self.make(&library, |to| {
@@ -145,12 +145,13 @@ impl Compiler {
                 command.arg("-I").arg(&changed);
                 file = Some(changed.join(source)).filter(|path| path.exists()).unwrap_or(file);
             }
-            // The twins come first, so that <gpu/...> means them.
+            // The folder of twins comes first, so that <gpu/...> includes the twins.
             command.arg("-I").arg(machine_sources.join("twin")).arg("-I").arg(machine_sources);
             command.arg("-I").arg(originals).args(["-x", "c++", "-c"]).arg(file);
             let object = to.with_extension("o");
             self.run(command, &object)?;
-            // What the race build calls is the machine's own, not a library of the compiler's.
+            // The functions that the race build calls are the machine's own, not those of the compiler's runtime
+            // library.
             let mut link = self.command(&flags);
             link.arg("-fno-sanitize=thread").arg(&object).arg(&machine).arg("-Wl,-rpath,$ORIGIN");
             let linked = self.run(link, to);
@@ -160,7 +161,7 @@ impl Compiler {
         Ok(library)
     }
 
-    /// What must be named in `LD_PRELOAD` of a process that runs the sanitizers' build.
+    /// The library that must be named in `LD_PRELOAD` of a process that runs the sanitizers' build.
     pub(crate) fn sanitizer_preload(&self) -> Option<PathBuf> {
         let runtime = match self.is_clang {
             true => format!("libclang_rt.asan-{}.so", std::env::consts::ARCH),
@@ -177,7 +178,7 @@ impl Compiler {
     fn command(&self, flags: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(COMMON).args(flags).args(further_flags()).arg("-shared");
-        // A symbol that is unique in a process would join two builds of the machine.
+        // Symbols that are unique in a process would be shared by two builds of the machine.
         if !self.is_clang {
             command.arg("-fno-gnu-unique");
         } else if flags.contains(&SANITIZERS[0]) {
@@ -191,7 +192,7 @@ impl Compiler {
         if output.status.success() { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(&output.stderr))) }
     }
 
-    /// Makes a file unless it is there: `make` writes it to another place, from where it is renamed.
+    /// Makes a file unless it exists: `make` writes it under a temporary name, and it is then renamed.
     fn make(&self, file: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), Error> {
         let made = || {
             if file.exists() {
@@ -235,7 +236,7 @@ impl Compiler {
             fs::create_dir_all(file.parent().unwrap_or(&temporary))?;
             fs::write(file, text)?;
         }
-        // Who comes second finds a folder with the same files there.
+        // If another process was first, its folder holds the same files.
         if fs::rename(&temporary, &folder).is_err() {
             fs::remove_dir_all(&temporary)?;
         }
@@ -243,20 +244,21 @@ impl Compiler {
     }
 }
 
-/// For those who work on the kernels: flags for the compiler, `-Werror` say.
+/// Further flags for the compiler, for work on the kernels, such as `-Werror`.
 fn further_flags() -> Vec<String> {
     let flags = std::env::var("FUSED_LORA_CXXFLAGS").unwrap_or_default();
     flags.split_whitespace().map(str::to_owned).collect()
 }
 
-/// A name beside another that nobody else takes.
+/// A name beside `path` that no other process or thread uses.
 fn unique(path: &Path) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     path.with_file_name(format!("{name}.{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
 }
 
-/// `$FUSED_LORA_CACHE`, else cargo's target folder if this program lies in one, else `fused-lora` in the user's cache folder.
+/// `$FUSED_LORA_CACHE`, else cargo's target folder if this program lies in one, else `fused-lora` in the user's cache
+/// folder.
 fn cache_folder() -> PathBuf {
     let named = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let in_target = || {

@@ -1,4 +1,4 @@
-//! How launches are run, and what is counted of them.
+//! The configuration of launches, and their counters.
 
 /// Which of the kernels' three builds runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -12,7 +12,7 @@ pub enum Build {
     Sanitize,
 }
 
-/// Which of the threads that can run does, and in which order CTAs start: the CUDA model promises neither.
+/// Which of the ready threads runs next, and in which order CTAs start. The CUDA model guarantees neither.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Schedule {
     /// The thread that has waited longest; CTAs in ascending order.
@@ -20,7 +20,7 @@ pub enum Schedule {
     FirstIn,
     /// The thread that became ready last; CTAs in descending order.
     LastIn,
-    /// Any, drawn from this seed; CTAs in any order.
+    /// A random thread, drawn from this seed; CTAs in random order.
     Random(u64),
 }
 
@@ -47,9 +47,9 @@ pub struct Config {
     pub completion: Completion,
     /// CTAs that run side by side; further ones start as these end.
     pub resident_ctas: u32,
-    /// What the device says of itself: kernels are chosen by it.
+    /// The compute capability that the device reports, by which kernels are chosen.
     pub compute_capability: (u32, u32),
-    /// What the device says of itself: grids are planned by it.
+    /// The number of SMs that the device reports, by which grids are planned.
     pub multiprocessors: u32,
     /// Whether to group accesses by warp instruction, for [`Counters`]' sectors and bank conflicts. Costs time.
     pub count_transactions: bool,
@@ -69,10 +69,11 @@ impl Default for Config {
     }
 }
 
-/// What one launch asked of the memory system and the tensor cores.
+/// The use that one launch made of the memory system and the tensor cores.
 ///
-/// Bytes and instructions are a thread's; sectors (32 bytes) are counted once for a warp instruction, and only with
-/// [`Config::count_transactions`]. The ideal is what the same bytes would take if they were contiguous.
+/// Bytes and instructions are counted per thread; sectors (32 bytes) are counted once per warp instruction, and only
+/// with [`Config::count_transactions`]. The ideal sectors are those that the same bytes would take if they were
+/// contiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 #[allow(missing_docs)]
@@ -81,7 +82,7 @@ pub struct Counters {
     pub load_instructions: u64,
     pub load_sectors: u64,
     pub load_ideal_sectors: u64,
-    /// Of the loads, those through `gpu::load_once`: weights.
+    /// The loads through `gpu::load_once`, of weights, which are counted above as well.
     pub once_bytes: u64,
     pub once_instructions: u64,
     pub once_sectors: u64,
@@ -101,7 +102,7 @@ pub struct Counters {
     pub distinct_store_bytes: u64,
     /// Passes of the shared memory, 128 bytes each at best.
     pub shared_wavefronts: u64,
-    /// Of these, what bank conflicts added.
+    /// The wavefronts that bank conflicts added.
     pub shared_conflicts: u64,
     pub mma_instructions: u64,
     pub wgmma_instructions: u64,
@@ -110,18 +111,18 @@ pub struct Counters {
     pub switches: u64,
     /// Times a thread was found spinning.
     pub spins: u64,
-    /// Threads that waited for the launch ahead (`gpu::grid_dependency_wait`).
+    /// Threads that waited for the preceding launch (`gpu::grid_dependency_wait`).
     pub dependency_waits: u64,
 }
 
 impl Counters {
-    /// Global bytes that threads and copy engines asked for.
+    /// Global bytes that threads and copy engines requested.
     pub fn global_bytes(&self) -> u64 {
         self.load_bytes + self.store_bytes + self.atomic_bytes + self.async_bytes
     }
 
-    /// Global bytes that warps asked for, in whole sectors: what lanes read together counts once. Needs
-    /// [`Config::count_transactions`].
+    /// Global bytes that warps requested, in whole sectors: a sector that several lanes access together counts once.
+    /// Needs [`Config::count_transactions`].
     pub fn requested_bytes(&self) -> u64 {
         32 * (self.load_sectors + self.store_sectors) + self.atomic_bytes + self.async_bytes
     }

@@ -1,16 +1,16 @@
-//! What the emulator answers instead of running on.
+//! The errors of the emulator.
 
-/// Why a launch was ended. The names are those of the checks.
+/// The check that ended a launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fault {
     /// An address outside every allocation.
     OutOfBounds,
-    /// An address that is no multiple of the access width.
+    /// An address that is not a multiple of the access width.
     Misaligned,
     /// Shared memory read before anything wrote it.
     Uninitialised,
-    /// Two unordered accesses to one place, one of them a write.
+    /// Two unordered accesses to one address, one of them a write.
     Race,
     /// An asynchronous copy's destination touched before its wait, or its source changed before it completed.
     InFlight,
@@ -20,13 +20,13 @@ pub enum Fault {
     Barrier,
     /// A warp instruction with absent, exited or diverged lanes.
     Collective,
-    /// A tensor map or matrix descriptor that the hardware would not take.
+    /// A tensor map or matrix descriptor that the hardware would refuse.
     Descriptor,
     /// A matrix operand that was not rounded to the instruction's type.
     Operand,
     /// Every thread waits.
     Deadlock,
-    /// Threads spin on what nothing left can change.
+    /// Threads spin on a value that no other thread can change any more.
     Livelock,
     /// More shared memory or parameters than the launch may have.
     Resources,
@@ -58,17 +58,17 @@ impl Fault {
     }
 }
 
-/// What a call was refused for.
+/// Why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// This machine has not what the emulator needs.
+    /// This machine lacks something that the emulator needs.
     #[error("no emulator: {reason}")]
     Unavailable {
         /// What is missing.
         reason: String,
     },
-    /// AddressSanitizer must be in the process from its start.
+    /// AddressSanitizer was not in the process from its start.
     #[error("the sanitize build runs only in a process started with LD_PRELOAD={preload}")]
     SanitizerNotPreloaded {
         /// The library to preload.
@@ -77,7 +77,7 @@ pub enum Error {
     /// The machine or a kernel could not be compiled or loaded.
     #[error("cannot load the emulator: {reason}")]
     Load {
-        /// What the compiler, the loader or the file system says.
+        /// The message of the compiler, the loader or the file system.
         reason: String,
     },
     /// The emulated device memory is full.
@@ -87,15 +87,15 @@ pub enum Error {
         bytes: usize,
     },
     /// The driver would refuse to encode this tensor map.
-    #[error("no tensor map: {reason}")]
+    #[error("cannot encode a tensor map: {reason}")]
     BadTensorMap {
-        /// What it would object to.
+        /// The rule that the driver would enforce.
         reason: String,
     },
     /// No kernel of this name is among the machine's.
     #[error("there is no kernel '{0}'")]
     NoSuchKernel(String),
-    /// The parameter struct has another size than the kernel's.
+    /// The parameter struct given differs in size from the kernel's.
     #[error("kernel '{kernel}' takes {expected} bytes of parameters, not {actual}")]
     WrongParameters {
         /// The kernel.
@@ -105,7 +105,7 @@ pub enum Error {
         /// Bytes given.
         actual: usize,
     },
-    /// A launch shape that no GPU takes, or not this kernel.
+    /// A launch shape that no GPU accepts, or that this kernel does not.
     #[error("kernel '{kernel}' cannot be launched: {reason}")]
     BadLaunch {
         /// The kernel.
@@ -113,14 +113,14 @@ pub enum Error {
         /// What is wrong with the shape.
         reason: String,
     },
-    /// The kernel did something that it must not.
+    /// One of the emulator's checks ended the kernel.
     #[error("kernel '{kernel}': {report}")]
     Fault {
         /// The kernel.
         kernel: String,
         /// Which check caught it.
         fault: Fault,
-        /// What happened, where, and where all other threads were.
+        /// What happened and where, and the positions of all other threads.
         report: String,
     },
 }

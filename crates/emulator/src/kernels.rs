@@ -1,4 +1,4 @@
-//! The kernels that a machine can launch, as texts.
+//! The kernels that a machine can launch, as source texts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
@@ -10,9 +10,9 @@ include!(concat!(env!("OUT_DIR"), "/machine.rs"));
 /// Sources and headers of CUDA kernels, and which source a kernel is in. A clone shares them.
 #[derive(Clone)]
 pub struct Kernels {
-    /// By path below the kernels' folder.
+    /// The files' texts, by path below the kernels' folder.
     files: Arc<BTreeMap<String, Arc<str>>>,
-    /// Of these, the ones that stand in for others.
+    /// The texts that replace those of some files.
     changed: BTreeMap<String, Arc<str>>,
     source_of: Arc<SourceOf>,
 }
@@ -20,8 +20,8 @@ pub struct Kernels {
 type SourceOf = dyn Fn(&str) -> Option<String> + Send + Sync;
 
 impl Kernels {
-    /// A set of files, by their paths below the folder that `#include <...>` starts from. `source_of` names the file (`.cu`)
-    /// that a kernel is in.
+    /// A set of files, by their paths below the folder that `#include <...>` starts from. `source_of` names the file
+    /// (`.cu`) that a kernel is in.
     pub fn new<P: Into<String>, T: Into<Arc<str>>>(
         files: impl IntoIterator<Item = (P, T)>,
         source_of: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
@@ -30,8 +30,8 @@ impl Kernels {
         Self { files: Arc::new(files), changed: BTreeMap::new(), source_of: Arc::new(source_of) }
     }
 
-    /// The same kernels with another text in the place of one file: how the checks themselves are tested. Since such kernels
-    /// run once, they are compiled without optimisation.
+    /// The same kernels with the text of one file replaced, which is how the checks themselves are tested. Such kernels
+    /// run once, so they are compiled without optimisation.
     #[must_use]
     pub fn with_file(&self, path: &str, text: impl Into<Arc<str>>) -> Self {
         let mut kernels = self.clone();
@@ -39,7 +39,7 @@ impl Kernels {
         kernels
     }
 
-    /// The same files, with another answer to which source a kernel is in.
+    /// The same files, with another function that names a kernel's source.
     #[must_use]
     pub fn with_source_of(&self, source_of: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Self {
         Self { source_of: Arc::new(source_of), ..self.clone() }
@@ -60,17 +60,17 @@ impl Kernels {
         (self.source_of)(kernel).filter(|path| self.text(path).is_some())
     }
 
-    /// The files as they were before any was changed, by path.
+    /// The files before any was replaced, by path.
     pub(crate) fn originals(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
         self.files.iter().map(|(path, text)| (path.as_str(), &**text))
     }
 
-    /// Files that stand in for others, by path.
+    /// The replaced files, by path.
     pub(crate) fn changed(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
         self.changed.iter().map(|(path, text)| (path.as_str(), &**text))
     }
 
-    /// A name for all that a source is compiled from: itself, what it includes, and `words`.
+    /// A digest of all that a source is compiled from: its own text, the files that it includes, and `words`.
     pub(crate) fn digest(&self, source: &str, words: &[&str]) -> String {
         let mut hash = Hash::default();
         words.iter().for_each(|word| hash.add(word));
@@ -91,7 +91,7 @@ impl Kernels {
         hash.name()
     }
 
-    /// What the compiler takes for this name: the twins stand before the kernels' own headers.
+    /// The file that the compiler finds under this name: twins come before the kernels' own headers.
     fn find(&self, name: &str) -> Option<(String, &str)> {
         static MACHINE_FILES: LazyLock<BTreeMap<&str, &str>> = LazyLock::new(|| MACHINE.iter().copied().collect());
         let changed = self.changed.get(name).map(|text| (name.to_owned(), &**text));
@@ -108,7 +108,7 @@ impl std::fmt::Debug for Kernels {
     }
 }
 
-/// A digest of texts, none of which can be taken for part of another.
+/// A digest of texts and of the boundaries between them.
 #[derive(Default)]
 pub(crate) struct Hash(Sha256);
 
@@ -118,13 +118,13 @@ impl Hash {
         self.0.update(text);
     }
 
-    /// Of 128 bits: enough to name a file, and short enough to read.
+    /// The digest's first 128 bits: enough to name a file, and short enough to read.
     pub(crate) fn name(self) -> String {
         self.0.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
-/// What a source includes, and whether it is looked for beside it.
+/// The files that a source includes, and whether each is searched for beside the source.
 fn includes(text: &str) -> impl Iterator<Item = (&str, bool)> {
     let lines = text.lines().filter_map(|line| line.trim_start().strip_prefix("#include "));
     lines.filter_map(|rest| {

@@ -1,19 +1,19 @@
 //! Runs the project's CUDA kernels on the CPU, and is stricter about them than hardware.
 //!
-//! The kernels include only `gpu/` headers; here the include path leads to twins of these in plain C++. Every CUDA
-//! thread is a fiber, all on one OS thread, so a launch runs the same way every time it is given the same
-//! [`Schedule`]. Asynchronous copies complete as late as their waits allow, unless asked otherwise. What hardware lets
-//! pass by luck ends a launch here with a [`Fault`]: an address outside an allocation, shared memory read before it was
-//! written, lanes that diverge before a shuffle, a barrier that not everyone reaches, threads that wait for each other.
+//! The kernels include only `gpu/` headers; here the include path leads to their twins in plain C++. Every CUDA thread
+//! is a fiber, and all fibers run on one OS thread, so a launch with the same [`Schedule`] always runs the same way.
+//! Asynchronous copies complete as late as their waits allow, unless configured otherwise. Bugs that hardware may
+//! tolerate end a launch with a [`Fault`]: an address outside an allocation, shared memory read before it was written,
+//! lanes that diverge before a shuffle, a barrier that not all threads reach, threads that wait for each other.
 //!
-//! Three [`Build`]s of the same kernels exist. `Plain` is the fastest. `Race` follows every access with vector clocks and
-//! reports those that nothing orders; it also counts shared-memory bank conflicts. `Sanitize` adds AddressSanitizer and
+//! Three [`Build`]s of the same kernels exist. `Plain` is the fastest. `Race` follows every access with vector clocks
+//! and reports unordered ones; it also counts shared-memory bank conflicts. `Sanitize` adds AddressSanitizer and
 //! UndefinedBehaviorSanitizer, and needs [`sanitizer_preload`] to be loaded before the process starts.
 //!
-//! Nothing of this is compiled with the crate. A machine is given [`Kernels`] as texts, and a source is compiled by g++ or
-//! clang++ when one of its kernels is first asked for. The libraries are kept in `$FUSED_LORA_CACHE`, else in cargo's target
+//! Building this crate compiles no C++. A machine is given [`Kernels`] as texts, and a source is compiled by g++ or
+//! clang++ when one of its kernels is first used. The libraries are kept in `$FUSED_LORA_CACHE`, else in cargo's target
 //! folder if the program lies in one, else in `~/.cache/fused-lora`, under names that change with every text, flag and
-//! compiler they are made from.
+//! compiler that they are made from.
 //!
 //! ```no_run
 //! use fused_lora_emulator::{Config, Kernels, Machine};
@@ -38,5 +38,5 @@ mod symbols;
 pub use config::{Build, Completion, Config, Counters, Schedule};
 pub use error::{Error, Fault};
 pub use kernels::Kernels;
-pub use library::{expect_available, sanitizer_preload};
-pub use machine::{KernelInfo, Launch, Machine, TensorMap};
+pub use library::{KernelInfo, expect_available, sanitizer_preload};
+pub use machine::{Launch, Machine, TensorMap};

@@ -1,4 +1,4 @@
-//! The libraries that the compiler made, loaded once each and for as long as the process runs.
+//! The compiled libraries, each loaded once and kept until the process ends.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -11,9 +11,21 @@ use crate::compiler::Compiler;
 use crate::config::{Build, Counters, RawConfig};
 use crate::error::Error;
 use crate::kernels::Kernels;
-use crate::machine::KernelInfo;
 
-/// The machine as the C++ side knows it.
+/// A kernel that can be launched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelInfo {
+    /// The kernel's name.
+    pub name: String,
+    /// Bytes of the kernel's parameter struct.
+    pub params_bytes: usize,
+    /// The largest number of threads of a CTA.
+    pub max_threads: u32,
+    /// The kernel's index in the machine's table.
+    pub(crate) index: u32,
+}
+
+/// The machine of the C++ side.
 #[repr(C)]
 pub(crate) struct RawMachine {
     private: [u8; 0],
@@ -77,7 +89,7 @@ pub(crate) struct Functions {
 }
 
 fn failed(error: &libloading::Error) -> Error {
-    // The loader's own words are the cause.
+    // The loader's own message is the cause.
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
     Error::Load { reason: format!("{error}{cause}") }
 }
@@ -121,7 +133,7 @@ impl Functions {
 
     /// The kernels of a source, compiled if need be and loaded at the first call.
     pub(crate) fn kernels_of(&self, kernels: &Kernels, source: &str) -> Result<Vec<KernelInfo>, Error> {
-        // Outside the lock: two threads may compile two sources.
+        // Compiled outside the lock, so that two threads can compile two sources at once.
         let path = Compiler::get()?.kernels(self.build, kernels, source)?;
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(infos) = loaded.get(&path) {
@@ -146,10 +158,10 @@ impl Functions {
         KernelInfo { name, params_bytes: kernel.params_bytes as usize, max_threads: kernel.max_threads, index }
     }
 
-    /// The library that a site's number in a report means, and the address in it.
+    /// The library of a site number in a report, and the address in that library.
     pub(crate) fn site(&self, number: u32) -> Option<(String, u64)> {
         let mut path = [0u8; 4096];
-        // SAFETY: the buffer is as long as it says, and a text with a final zero comes back.
+        // SAFETY: the buffer is as long as its length says, and the call writes a text with a final zero.
         let offset = unsafe { (self.site)(number, path.as_mut_ptr().cast(), path.len()) };
         let path = CStr::from_bytes_until_nul(&path).ok()?.to_str().ok()?;
         (!path.is_empty()).then(|| (path.to_owned(), offset))
@@ -157,8 +169,8 @@ impl Functions {
 }
 
 fn open(path: &Path) -> Result<&'static Library, Error> {
-    // SAFETY: the compiler made it from this crate's machine and a set of kernels, whose initialisers only fill the table of
-    // kernels.
+    // SAFETY: the compiler made it from this crate's machine and a set of kernels, whose initialisers only fill the
+    // table of kernels.
     let library = unsafe { Library::new(path) }.map_err(|error| failed(&error))?;
     Ok(Box::leak(Box::new(library)))
 }
@@ -166,13 +178,13 @@ fn open(path: &Path) -> Result<&'static Library, Error> {
 /// The library that must be named in `LD_PRELOAD` of a process that uses [`Build::Sanitize`].
 ///
 /// # Errors
-/// [`Error::Unavailable`] without a C++ compiler, [`Error::Load`] if the compiler has no such library.
+/// [`Error::Unavailable`] without a C++ compiler, [`Error::Load`] if the compiler has no AddressSanitizer.
 pub fn sanitizer_preload() -> Result<PathBuf, Error> {
     let found = Compiler::get()?.sanitizer_preload();
     found.ok_or_else(|| Error::Load { reason: "the C++ compiler has no AddressSanitizer".to_owned() })
 }
 
-/// Whether there is what the emulator needs: Linux and a C++ compiler.
+/// Checks that there is what the emulator needs: Linux and a C++ compiler.
 ///
 /// # Errors
 /// [`Error::Unavailable`], which says what is missing.

@@ -7,23 +7,10 @@ use std::sync::{Mutex, PoisonError};
 use crate::config::{Completion, Config, Counters, RawConfig, Schedule};
 use crate::error::{Error, Fault};
 use crate::kernels::Kernels;
-use crate::library::{Functions, RawLaunch, RawMachine};
+use crate::library::{Functions, KernelInfo, RawLaunch, RawMachine};
 use crate::symbols;
 
-/// A kernel that can be launched.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KernelInfo {
-    /// Its name.
-    pub name: String,
-    /// Bytes of its parameter struct.
-    pub params_bytes: usize,
-    /// Threads of a CTA at most.
-    pub max_threads: u32,
-    /// Its place in the machine's table.
-    pub(crate) index: u32,
-}
-
-/// What to launch, and how.
+/// A launch of a kernel.
 #[derive(Debug, Clone, Copy)]
 pub struct Launch<'a> {
     /// Name of the kernel.
@@ -34,37 +21,38 @@ pub struct Launch<'a> {
     pub block: u32,
     /// Dynamic shared memory of a CTA, in bytes.
     pub shared_bytes: u32,
-    /// CTAs of a cluster; 1 is none.
+    /// CTAs of a cluster; 1 for no cluster.
     pub cluster: u32,
     /// The parameter struct, byte for byte.
     pub params: &'a [u8],
 }
 
-/// A tensor in global memory and the boxes that are copied of it. Dimensions are counted from the contiguous one.
+/// A tensor in global memory, and the shape of the boxes that are copied from or to it. The contiguous dimension comes
+/// first.
 #[derive(Debug, Clone, Copy)]
 pub struct TensorMap<'a> {
-    /// Of the first element; a multiple of 16.
+    /// The address of the first element; a multiple of 16.
     pub address: u64,
     /// Bytes of an element: 1, 2, 4 or 8.
     pub element_bytes: u32,
     /// Elements in each dimension.
     pub dims: &'a [u64],
-    /// Bytes from one index to the next, of every dimension but the first.
+    /// Strides in bytes of every dimension but the first.
     pub strides: &'a [u64],
     /// Elements of a box in each dimension.
     pub boxes: &'a [u32],
-    /// Whether boxes lie in shared memory with the 128-byte swizzle.
+    /// Whether boxes are stored in shared memory with the 128-byte swizzle.
     pub swizzle_128: bool,
 }
 
-/// An emulated GPU with memory of its own. Launches on one machine run one after the other; several machines may run
-/// side by side on several OS threads.
+/// An emulated GPU with its own memory. Launches on one machine run one after the other; several machines may run at
+/// the same time on several OS threads.
 pub struct Machine {
     functions: &'static Functions,
     raw: Mutex<Raw>,
     config: Mutex<Config>,
     kernels: Kernels,
-    /// Those that were asked for, and what else is in their sources.
+    /// The kernels that were looked up, and all others in their sources.
     found: Mutex<HashMap<String, KernelInfo>>,
 }
 
@@ -114,7 +102,7 @@ impl Machine {
     /// A kernel, whose source is compiled if need be.
     ///
     /// # Errors
-    /// [`Error::NoSuchKernel`]; [`Error::Load`] with the compiler's words if it refuses the source.
+    /// [`Error::NoSuchKernel`]; [`Error::Load`] with the compiler's message if it refuses the source.
     pub fn kernel(&self, name: &str) -> Result<KernelInfo, Error> {
         if let Some(info) = self.found.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
             return Ok(info.clone());
@@ -149,12 +137,12 @@ impl Machine {
         if address.is_null() { Err(Error::OutOfMemory { bytes }) } else { Ok(address as u64) }
     }
 
-    /// Gives back what [`allocate`](Self::allocate) gave.
+    /// Frees memory that [`allocate`](Self::allocate) returned.
     ///
     /// # Safety
     /// Nothing may use the memory any more.
     pub unsafe fn free(&self, address: u64) {
-        // SAFETY: the machine lives, and the lock is held; an address that is no allocation's is refused.
+        // SAFETY: the machine lives, and the lock is held; an address that does not begin an allocation is refused.
         let known = self.with_raw(|raw| unsafe { (self.functions.release)(raw, address as *mut _) });
         debug_assert!(known != 0, "{address:#x} is not an allocation");
     }
@@ -169,7 +157,7 @@ impl Machine {
         assert!(self.is_allocated(address, bytes), "{bytes} bytes at {address:#x} do not lie in one allocation");
     }
 
-    /// Copies from the host. Panics if the bytes do not lie in one allocation.
+    /// Copies bytes from the host. Panics if the range does not lie in one allocation.
     ///
     /// # Safety
     /// No other thread may use these bytes meanwhile.
@@ -179,7 +167,7 @@ impl Machine {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
     }
 
-    /// Copies to the host. Panics if the bytes do not lie in one allocation.
+    /// Copies bytes to the host. Panics if the range does not lie in one allocation.
     ///
     /// # Safety
     /// As [`write`](Self::write).
@@ -189,7 +177,7 @@ impl Machine {
         unsafe { std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len()) };
     }
 
-    /// Sets `len` bytes. Panics if they do not lie in one allocation.
+    /// Sets `len` bytes to `byte`. Panics if the range does not lie in one allocation.
     ///
     /// # Safety
     /// As [`write`](Self::write).
@@ -213,7 +201,7 @@ impl Machine {
     /// Encodes a tensor map, as the driver's `cuTensorMapEncodeTiled` does, into the 128 bytes that kernels get.
     ///
     /// # Errors
-    /// [`Error::BadTensorMap`] with what the driver would object to.
+    /// [`Error::BadTensorMap`] with the rule that the driver would enforce.
     pub fn encode_tensor_map(&self, tensor: &TensorMap<'_>) -> Result<[u64; 16], Error> {
         #[repr(align(128))]
         struct Aligned([u64; 16]);
@@ -248,12 +236,12 @@ impl Machine {
     /// Runs a kernel to its end.
     ///
     /// # Errors
-    /// [`Error::NoSuchKernel`], [`Error::WrongParameters`], [`Error::BadLaunch`] before it starts, [`Error::Fault`] if it
-    /// did what it must not.
+    /// [`Error::NoSuchKernel`], [`Error::WrongParameters`], [`Error::BadLaunch`] before the kernel starts,
+    /// [`Error::Fault`] if one of the emulator's checks fails.
     ///
     /// # Safety
-    /// The parameters must be the kernel's struct, with addresses that may be used the way the kernel uses them. Wild
-    /// ones end in an error where a check sees them, but a kernel's plain pointers are plain pointers.
+    /// The parameters must be the kernel's struct, with addresses that may be used the way the kernel uses them. A wild
+    /// address ends in an error if a check sees it, but a kernel's plain pointers are not checked.
     pub unsafe fn launch(&self, launch: &Launch<'_>) -> Result<Counters, Error> {
         let kernel = || launch.kernel.to_owned();
         let info = self.kernel(launch.kernel)?;
@@ -294,19 +282,19 @@ impl Machine {
     }
 }
 
-/// Why no GPU would take this launch.
+/// Why no GPU accepts this launch of the kernel; `None` if there is no reason.
 fn refusal(launch: &Launch<'_>, kernel: &KernelInfo, config: &RawConfig) -> Option<String> {
     let ctas = launch.grid.iter().try_fold(1u32, |product, &n| product.checked_mul(n));
     if launch.params.len() > 4096 {
-        Some(format!("{} bytes of parameters, of at most 4096", launch.params.len()))
+        Some(format!("{} bytes of parameters (limit 4096)", launch.params.len()))
     } else if launch.block == 0 || launch.block > kernel.max_threads {
-        Some(format!("{} threads, of at most {}", launch.block, kernel.max_threads))
+        Some(format!("{} threads per CTA (limit {})", launch.block, kernel.max_threads))
     } else if ctas.is_none_or(|n| n == 0) {
         Some(format!("a grid of {:?} CTAs", launch.grid))
     } else if launch.cluster == 0 || launch.cluster > 8 || !launch.grid[0].is_multiple_of(launch.cluster) {
         Some(format!("clusters of {} CTAs in a grid of {:?}", launch.cluster, launch.grid))
     } else if launch.shared_bytes > config.shared_bytes_limit() {
-        Some(format!("{} bytes of shared memory, of at most {}", launch.shared_bytes, config.shared_bytes_limit()))
+        Some(format!("{} bytes of shared memory (limit {})", launch.shared_bytes, config.shared_bytes_limit()))
     } else {
         None
     }
@@ -314,7 +302,7 @@ fn refusal(launch: &Launch<'_>, kernel: &KernelInfo, config: &RawConfig) -> Opti
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // SAFETY: made by `create`, and nobody can hold it any more.
+        // SAFETY: the machine was made by `create`, and nothing can use it any more.
         self.with_raw(|raw| unsafe { (self.functions.destroy)(raw) });
     }
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::library::Functions;
 
-/// Replaces each `@0x...` of a report by file and line, where `addr2line` can tell.
+/// Replaces each `@0x...` of a report by file and line, if `addr2line` finds them.
 pub(crate) fn resolve(report: &str, functions: &Functions) -> String {
     let mut text = String::new();
     let mut rest = report;
@@ -21,12 +21,12 @@ pub(crate) fn resolve(report: &str, functions: &Functions) -> String {
 
 fn line_of(number: u32, functions: &Functions) -> Option<String> {
     let (library, address) = functions.site(number)?;
-    // A return address points behind the call.
+    // A return address points after the call.
     let address = address.checked_sub(1)?;
     let output =
         Command::new("addr2line").args(["-i", "-s", "-e", &library, &format!("{address:#x}")]).output().ok()?;
     let lines = String::from_utf8(output.stdout).ok()?;
-    // Inlined calls are listed innermost first; the innermost are the twins' own headers.
+    // Inlined calls are listed innermost first, and the innermost ones are in the twins' own headers.
     let known = || lines.lines().map(str::trim).filter(|line| !line.starts_with('?'));
     known().find(|line| !line.starts_with("memory.h") && !line.starts_with("atomic.h")).map(str::to_owned)
 }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::adapter::prefix::KeysValues;
 use crate::lanes::{largest, sum};
 
-/// Queries that one task handles, all heads of them.
+/// Queries of a task, with all their heads.
 pub(crate) const QUERIES: usize = 32;
 
 /// The shapes of one call.
@@ -29,7 +29,7 @@ pub(crate) fn causal(qkv: &[f32], prefix: Option<KeysValues<'_>>, shape: Shape, 
     let d = heads * head_size;
     let prefix_len = prefix.map_or(0, |p| p.length);
     let blocks = tokens.div_ceil(QUERIES);
-    // Later blocks see more keys, so they go first: what is left for the end is small.
+    // Later blocks attend to more keys, so they run first, and the tasks at the end are short.
     let tasks: Vec<(usize, &mut [f32])> = out
         .chunks_mut(tokens * d)
         .enumerate()

@@ -1,4 +1,4 @@
-//! One transformer block with whatever adapters are on it.
+//! One transformer block with its adapters.
 
 use fused_lora::cpu::vector;
 use fused_lora::cpu::{self, BottleneckBuffers, SequentialBuffers};
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::model::{Layer, Linear};
 use crate::norm::layer_norm;
 
-/// Every activation of a block, kept from layer to layer and call to call.
+/// The activations of a block, whose buffers all layers and calls reuse.
 #[derive(Debug)]
 pub(crate) struct Arena<W> {
     pub(crate) rows: usize,
@@ -25,7 +25,7 @@ pub(crate) struct Arena<W> {
     qkv: Vec<f32>,
     attended: Vec<f32>,
     hidden: Vec<f32>,
-    /// What a sublayer adds to x, where something comes between.
+    /// The output of a sublayer that is not added to x directly.
     update: Vec<f32>,
     bottleneck: BottleneckBuffers<f32>,
     workspace: Vec<f32>,
@@ -171,7 +171,7 @@ impl<W: Element> Products<'_, W> {
         if segments.is_empty() || mode == LoraMode::Fused {
             return fused(linear, &segments, self.rows, x, y, step, self.workspace).map_err(name);
         }
-        // Layers run one after the other cannot add onto their own output: they write beside it first.
+        // Separate layers cannot add to y directly: they write to `update` first.
         let apart = Step { onto: Onto::Nothing, ..step };
         let target = if step.onto == Onto::Itself { &mut *self.update } else { &mut *y };
         let layer = linear.layer(&segments)?;
@@ -200,7 +200,7 @@ impl<W: Element> Products<'_, W> {
             let onto_x = Step { activation: Activation::Identity, onto: Onto::Itself };
             return self.projection(which, input, x, onto_x);
         };
-        // `update` is also where a sequential LoRA would write, but only when it adds onto its output.
+        // A sequential LoRA writes to `update` as well, but only if it adds to its output, which it does not here.
         let mut s = std::mem::take(&mut self.update);
         let plain = Step { activation: Activation::Identity, onto: Onto::Nothing };
         self.projection(which, input, s, plain)?;
@@ -241,7 +241,7 @@ fn fused<W: Element>(
     cpu::forward_with(&layer, x, &mut y, &step.epilogue(), None, workspace)
 }
 
-/// Elements of an element-wise pass that one task takes.
+/// Elements of a task of an element-wise pass.
 const CHUNK: usize = 1 << 14;
 
 fn add(x: &mut [f32], update: &[f32]) {

@@ -1,4 +1,4 @@
-//! safetensors files: read as elements of a type, written whole or not at all.
+//! safetensors files: reading them as elements of a type, and writing them whole or not at all.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::output::write_atomically;
 use crate::tensor::Tensor;
 
-/// Elements converted or checked by one task.
+/// Elements that one task converts or checks.
 const CHUNK: usize = 1 << 16;
 
 /// An open checkpoint: one safetensors file, or the shards of a model.
@@ -27,7 +27,7 @@ impl Checkpoint {
     /// Maps a file and checks its header against its length.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Checkpoint`] if it is truncated, damaged or something else.
+    /// [`Error::Io`]; [`Error::Checkpoint`] if the file is truncated, damaged or something else.
     pub fn open(path: &Path) -> Result<Self> {
         Ok(Self { file: fused_lora_peft::Checkpoint::open(path)? })
     }
@@ -55,7 +55,7 @@ impl Checkpoint {
         self.file.keys().map(String::from).collect()
     }
 
-    /// The shape of a tensor, if it is there.
+    /// The shape of a tensor, if it exists.
     pub fn shape(&self, key: &str) -> Option<&[usize]> {
         self.file.shape(key)
     }
@@ -70,11 +70,12 @@ impl Checkpoint {
         self.file.raw(&key).ok_or_else(|| missing(key))
     }
 
-    /// A tensor of floats as `T`: in place where it is stored so and aligned, converted otherwise. All finite.
+    /// A tensor of floats as `T`: in place if it is stored as `T` and aligned, otherwise converted. All elements are
+    /// finite.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] if it is missing or of another shape or type; [`Error::NonFinite`]; [`Error::Io`] if there
-    /// is no memory to convert into.
+    /// [`Error::Checkpoint`] if the tensor is missing or has another shape or type; [`Error::NonFinite`]; [`Error::Io`]
+    /// if memory for the conversion cannot be allocated.
     pub fn floats<T: Element>(&self, key: &str, shape: &[usize]) -> Result<Tensor<T>> {
         floats(&self.file.floats(key, shape)?)
     }
@@ -82,8 +83,8 @@ impl Checkpoint {
     /// A `[batch, tokens]` tensor of token ids.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] if it is missing, has not two dimensions, is not stored as I32, I64 or U32, or holds a
-    /// negative or huge id.
+    /// [`Error::Checkpoint`] if the tensor is missing, does not have two dimensions, is not stored as I32, I64 or U32,
+    /// or holds a negative or huge id.
     pub fn token_ids(&self, key: &str) -> Result<Vec<Vec<u32>>> {
         let (dtype, shape, bytes) = self.raw(key)?;
         let (path, key) = (self.path().to_path_buf(), key.to_owned());
@@ -114,7 +115,8 @@ impl Checkpoint {
 /// A stored tensor of floats as `T`, as [`Checkpoint::floats`] reads it.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] unless it holds floats; [`Error::NonFinite`]; [`Error::Io`] without memory.
+/// [`Error::Checkpoint`] unless the tensor holds floats; [`Error::NonFinite`]; [`Error::Io`] if memory cannot be
+/// allocated.
 pub(crate) fn floats<T: Element>(stored: &fused_lora_peft::Tensor) -> Result<Tensor<T>> {
     stored.expect_floats()?;
     let in_place = match stored.dtype {
@@ -169,7 +171,7 @@ pub fn write_tensors(
     write_atomically(path, |file| file.write_all(&bytes))
 }
 
-/// The bytes of a safetensors file; `path` is for errors.
+/// The bytes of a safetensors file. `path` is only named in errors.
 pub(crate) fn serialize(
     path: &Path,
     tensors: &BTreeMap<String, TensorView<'_>>,

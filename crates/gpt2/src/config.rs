@@ -62,7 +62,8 @@ impl Config {
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io); [`Error::Checkpoint`](crate::Error::Checkpoint) for a file that is no JSON
-    /// object, and for a field that is missing, out of range, or changes the mathematics in a way that is not supported.
+    /// object, and for a field that is missing, out of range, or changes the mathematics in a way that is not
+    /// supported.
     pub fn read(path: &Path) -> Result<Self> {
         Self::from_fields(&Fields::read(path)?)
     }
@@ -103,14 +104,14 @@ impl Config {
         self.d_model / self.heads
     }
 
-    /// What scores are multiplied by in layer `layer`.
+    /// The factor of attention scores in layer `layer`.
     pub fn attention_scale(&self, layer: usize) -> f32 {
         let width = if self.scale_attention { (self.head_size() as f32).sqrt() } else { 1.0 };
         let depth = if self.scale_attention_by_layer { (layer + 1) as f32 } else { 1.0 };
         1.0 / (width * depth)
     }
 
-    /// Parameters of the model, the tied lm_head counted once.
+    /// Number of parameters of the model, with the tied lm_head counted once.
     pub fn parameters(&self) -> usize {
         let d = self.d_model;
         let block = 2 * 2 * d + (d * 3 * d + 3 * d) + (d * d + d) + (d * self.d_ff + self.d_ff) + (self.d_ff * d + d);

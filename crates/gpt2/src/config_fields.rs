@@ -13,7 +13,7 @@ const GENERATION: &str = "how tokens are chosen from the logits";
 const OUTPUTS: &str = "which results a call returns";
 const WRITER: &str = "says who wrote the file, or where it came from";
 
-/// What each field is good for.
+/// How each field is treated.
 pub const FIELDS: &[Field] = &[
     Field::new("model_type", Read, "must be gpt2"),
     Field::new("n_layer", Read, "transformer blocks"),
@@ -116,8 +116,10 @@ pub const FIELDS: &[Field] = &[
     Field::new("_commit_hash", Harmless, WRITER),
 ];
 
+/// Checks that no field has an unsupported value.
+///
 /// # Errors
-/// [`Error::Checkpoint`](crate::Error::Checkpoint) for a field that is set to what is not supported.
+/// [`Error::Checkpoint`](crate::Error::Checkpoint) for a field whose value is not supported.
 pub(crate) fn check(fields: &Fields) -> Result<()> {
     if fields.get("model_type").is_some_and(|t| t != "gpt2") {
         return Err(fields.refuse("model_type", "expected gpt2").into());
@@ -150,7 +152,8 @@ pub(crate) fn check(fields: &Fields) -> Result<()> {
     Ok(())
 }
 
-/// Fields that are set and not known: transformers' GPT-2 does not read them, but somebody meant something by them.
+/// A warning about fields that are set but unknown: transformers' GPT-2 does not read them, but they may be meant to
+/// matter.
 pub(crate) fn warnings(fields: &Fields) -> Option<Warning> {
     let unknown =
         |(name, value): &(&String, &Value)| !is_false(value) && !FIELDS.iter().any(|field| field.name == name.as_str());

@@ -1,4 +1,4 @@
-//! The error type: one sentence that names the file, the key and what was expected.
+//! The error type. Each error is one sentence that names the file, the key and what was expected.
 
 use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
@@ -7,8 +7,8 @@ use fused_lora_peft::one_line;
 
 /// Why a model, an adapter or an input was refused.
 ///
-/// Each is shown as one sentence that ends with its cause, if it has one; `source` is `None`, so that a report that
-/// follows the chain of causes says nothing twice.
+/// Each error is displayed as one sentence that ends with its cause, if it has one; `source` is `None`, so that a
+/// report that follows the chain of causes does not repeat it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,7 +16,7 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's message.
         source: std::io::Error,
     },
     /// A checkpoint or a configuration is damaged, unsupported, or for another model.
@@ -25,10 +25,10 @@ pub enum Error {
     Unwritable {
         /// The file that was named.
         path: PathBuf,
-        /// What is there, or what the operating system said.
+        /// The kind of file that is there, or the operating system's message.
         reason: String,
     },
-    /// A result would be written to, or into, what it is made from.
+    /// A result would overwrite one of its inputs, or be written into one.
     OutputIsInput {
         /// The place that was named.
         path: PathBuf,
@@ -50,49 +50,49 @@ pub enum Error {
         token: u32,
         /// Which sequence.
         row: usize,
-        /// Where in it.
+        /// The token's position in the sequence.
         position: usize,
         /// Size of the vocabulary.
         vocabulary: usize,
     },
-    /// Sequences of different lengths in one batch, or no tokens at all.
+    /// The sequences of a batch differ in length, or there are no tokens.
     Batch {
         /// Which sequence.
         row: usize,
-        /// Its length.
+        /// The sequence's length.
         actual: usize,
         /// The first sequence's length.
         expected: usize,
     },
-    /// More positions than the model was built for.
+    /// The sequence needs more positions than the model or the cache has.
     TooManyPositions {
         /// Tokens of a sequence.
         tokens: usize,
         /// Prefix tokens in front of them.
         prefix: usize,
-        /// Positions of the model.
+        /// Positions of the model or the cache.
         positions: usize,
     },
-    /// A sequence without a next token to learn from.
+    /// A sequence is too short to have a next token to learn from.
     TooShort {
         /// Tokens of a sequence.
         tokens: usize,
     },
-    /// Another number of sequences than training or a pass was set up for, or than a cache has.
+    /// The number of sequences differs from the one that training or a pass was set up for, or from the cache's.
     BatchSize {
         /// Sequences given.
         actual: usize,
         /// Sequences of a batch.
         expected: usize,
     },
-    /// An adapter that training has no gradients for.
+    /// Training supports no gradients for an adapter.
     NotTrainable {
         /// The kind of adapter.
         what: &'static str,
     },
-    /// Training without a LoRA.
+    /// There is no LoRA to train.
     NothingToTrain,
-    /// A LoRA of other shapes than training or a pass was set up for.
+    /// A LoRA's shapes differ from those that training or a pass was set up for.
     OtherAdapters {
         /// Which projection.
         what: String,
@@ -101,26 +101,26 @@ pub enum Error {
         /// Ranks and columns of this one.
         actual: String,
     },
-    /// A cache of another size than a pass was planned for.
+    /// A cache's size differs from the one that a pass was planned for.
     OtherCache {
         /// Keys that the pass was planned for; 0 for none.
         expected: usize,
         /// Keys that the cache has room for; 0 for none.
         actual: usize,
     },
-    /// A pass was to be replayed that was never captured.
+    /// A pass cannot be replayed because it has not been captured.
     NotCaptured,
-    /// Logits of a pass that was planned without.
+    /// Logits were requested from a pass that was planned without them.
     NoLogits,
-    /// Two adapters that cannot be active together.
+    /// An adapter is not supported, or adapters cannot be active together.
     Combination(String),
     /// An adapter does not fit the model it is used with.
     OtherModel {
-        /// What was counted.
+        /// The dimension that differs.
         what: &'static str,
-        /// What the model has.
+        /// The model's number.
         expected: usize,
-        /// What the adapter has.
+        /// The adapter's number.
         actual: usize,
     },
     /// A layer refused its operands.

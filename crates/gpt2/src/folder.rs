@@ -23,12 +23,12 @@ use crate::peft;
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 
-/// What a merge did to one tensor.
+/// The effect of a merge on one tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MergedTensor {
-    /// Its key.
+    /// The tensor's key.
     pub key: String,
-    /// The type it is stored in.
+    /// The tensor's storage type.
     pub dtype: DType,
     /// The largest distance between an element as stored and its exact value.
     pub largest_rounding: f64,
@@ -36,36 +36,37 @@ pub struct MergedTensor {
     pub largest_change: f64,
 }
 
-/// A file or folder of the model's that the result does not hold.
+/// A file or folder of the model that the result does not contain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeftOut {
-    /// Its name.
+    /// The file's name.
     pub name: String,
-    /// Why.
+    /// Why it was left out.
     pub reason: &'static str,
 }
 
-/// What a merge did.
+/// The outcome of a merge.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Merged {
     /// The tensors that an adapter changed.
     pub tensors: Vec<MergedTensor>,
-    /// What the result does not hold, sorted by name.
+    /// The files that the result does not contain, sorted by name.
     pub left_out: Vec<LeftOut>,
-    /// What was passed over in the model and the adapters, and what was stored in another type.
+    /// Warnings about what was ignored in the model and the adapters, and about tensors stored in another type.
     pub warnings: Vec<Warning>,
 }
 
-/// Merges the LoRA in `adapters` (one folder each) into the model in `model` and writes the result to `out`, a folder
+/// Merges the LoRAs in `adapters` (one folder each) into the model in `model` and writes the result to `out`, a folder
 /// that must not exist yet. Tensors that no adapter touches are copied bit for bit unless `dtype` asks for another
-/// type; F64 is stored as F32, with a warning. Shards become one file. Whatever else the folder holds (tokenizer,
-/// generation settings) is copied, except for what would be wrong beside merged weights: see [`Merged::left_out`]. All of
-/// it grows in a temporary folder beside `out`, on the list of [`crate::remove_staged`], and modes follow the umask.
+/// type; F64 is stored as F32, with a warning. Shards become one file. The folder's other files (tokenizer, generation
+/// settings) are copied, except for files that would be wrong beside merged weights: see [`Merged::left_out`]. The
+/// result is first written to a temporary folder beside `out`, which is on the list of [`crate::remove_staged`]. File
+/// modes follow the umask.
 ///
 /// # Errors
-/// As [`crate::Model::load`] and [`peft::load_lora`]; [`Error::Layer`] if a result is not finite; [`Error::OutputIsInput`]
-/// if `out` lies in one of the folders that are read; [`Error::Io`] if it exists or cannot be written. Nothing is left at
-/// `out` then.
+/// As [`crate::Model::load`] and [`peft::load_lora`]; [`Error::Layer`] if a result is not finite;
+/// [`Error::OutputIsInput`] if `out` lies in one of the input folders; [`Error::Io`] if `out` exists or cannot be
+/// written. After an error, no result is left at `out`.
 pub fn merge_folder(model: &Path, adapters: &[&Path], out: &Path, dtype: Option<DType>) -> Result<Merged> {
     let io = |path: &Path| {
         let path = path.to_path_buf();
@@ -80,11 +81,11 @@ pub fn merge_folder(model: &Path, adapters: &[&Path], out: &Path, dtype: Option<
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = StagedFolder::new_in(parent).map_err(io(out))?;
     let create = |name: &Path| folder.create(name).map_err(io(out));
-    // What cannot be run is not merged either: this checks every key, shape and value.
+    // A model that cannot be run is not merged either: loading it checks every key, shape and value.
     let checked = Model::<f32>::load(model)?;
     let (config, mut warnings) = (checked.config, checked.warnings);
     let file = Checkpoint::of_model(model)?;
-    // Factors are read as f32, which holds every stored type without loss.
+    // Factors are read as f32, which holds F32, F16 and BF16 without loss.
     let mut lora = Lora::<f32>::new(&config);
     for folder in adapters {
         lora.add(peft::load_lora(folder, &config)?)?;
@@ -121,7 +122,7 @@ pub fn merge_folder(model: &Path, adapters: &[&Path], out: &Path, dtype: Option<
     Ok(Merged { tensors, left_out, warnings })
 }
 
-/// Why the result must not hold a file of the model's folder, if it must not.
+/// Why a file of the model's folder must be left out of the result; `None` if it is copied.
 fn reason_to_leave_out(name: &str, is_file: bool) -> Option<&'static str> {
     let name = name.to_ascii_lowercase();
     let weights = [
@@ -159,7 +160,7 @@ fn reason_to_leave_out(name: &str, is_file: bool) -> Option<&'static str> {
 /// A tensor as it will be written: type, shape, bytes.
 type Stored<'a> = (Dtype, Vec<usize>, Cow<'a, [u8]>);
 
-/// The bytes of the merged model's file, and what became of its tensors; `out` is for errors.
+/// The bytes of the merged model's file, and a report on each merged tensor. `out` is only named in errors.
 fn merged_file(
     file: &Checkpoint,
     config: &Config,
@@ -178,7 +179,7 @@ fn merged_file(
             (None, Dtype::F32) => DType::F32,
             (None, Dtype::F16) => DType::F16,
             (None, Dtype::BF16) => DType::Bf16,
-            // Masks of old checkpoints.
+            // Tensors of other types, such as the masks of old checkpoints.
             _ => {
                 tensors.insert(key, (stored, shape.to_vec(), Cow::Borrowed(bytes)));
                 continue;
@@ -257,7 +258,7 @@ fn rewrite<T: Element>(
     Ok((bytemuck::cast_slice(&out).to_vec(), report))
 }
 
-/// The configuration, with the type it names brought up to date.
+/// The configuration, with the element type of the merged weights.
 fn config_text(from: &Path, dtype: Option<DType>) -> Result<Vec<u8>> {
     let fields = Fields::read(from)?;
     let mut config: serde_json::Map<String, Value> = fields.iter().map(|(k, v)| (k.clone(), v.clone())).collect();

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::norm::layer_norm;
 
-/// Forward passes, with the buffers they share.
+/// Forward passes, with their shared buffers.
 #[derive(Debug)]
 pub struct Forward<W> {
     arena: Arena<W>,
@@ -26,12 +26,13 @@ impl<W: Element> Default for Forward<W> {
 }
 
 impl<W: Element> Forward<W> {
-    /// No buffers yet; the first pass makes them, later ones of the same shape allocate nothing large.
+    /// Forward passes without buffers yet. The first pass allocates them; later ones of the same shape allocate nothing
+    /// large.
     pub fn new() -> Self {
         Self { arena: Arena::new(), normed: vec![], logits: vec![], workspace: vec![] }
     }
 
-    /// The last hidden state behind ln_f, `[batch·tokens, d_model]`, real tokens only.
+    /// The last hidden state after ln_f, `[batch·tokens, d_model]`, without prefix vectors.
     ///
     /// # Errors
     /// [`Error::Batch`], [`Error::Token`], [`Error::TooManyPositions`], [`Error::OtherModel`].
@@ -62,7 +63,7 @@ impl<W: Element> Forward<W> {
         Ok(&self.normed)
     }
 
-    /// The logits, `[batch·tokens, vocabulary]`: the last hidden state times the token embedding.
+    /// The logits, `[batch·tokens, vocabulary]`: the last hidden state times [`Model::output_weight`].
     ///
     /// # Errors
     /// As [`hidden`](Self::hidden).
@@ -79,7 +80,7 @@ impl<W: Element> Forward<W> {
     }
 }
 
-/// x = wte\[token] + wpe\[position], behind the prefix vectors where there are some. `x` is `[batch·length, d_model]`.
+/// x = wte\[token] + wpe\[position], after the prefix vectors if there are any. `x` is `[batch·length, d_model]`.
 pub(crate) fn embed<W: Element>(model: &Model<W>, adapters: &Adapters<W>, tokens: &[&[u32]], x: &mut [f32]) {
     let d = model.config.d_model;
     let length = x.len() / (tokens.len() * d);
@@ -93,7 +94,7 @@ pub(crate) fn embed<W: Element>(model: &Model<W>, adapters: &Adapters<W>, tokens
         for (i, &token) in sequence.iter().enumerate() {
             W::widen(&model.wte[token as usize * d..][..d], &mut out[(in_front + i) * d..][..d]);
         }
-        // Prefix vectors in front of the input have positions like any token; keys and values have none.
+        // Prefix vectors in front of the input have positions like any token; prefix keys and values have none.
         for (i, row) in out.chunks_exact_mut(d).enumerate() {
             W::widen(&model.wpe[(start - in_front + i) * d..][..d], &mut position);
             cpu::vector::add(row, &position);

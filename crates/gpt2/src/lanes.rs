@@ -1,5 +1,5 @@
-//! Reductions in 16 lanes, which the compiler keeps in vector registers. The lanes, and so the bits of a sum, depend on
-//! nothing but the length.
+//! Reductions in 16 lanes, which the compiler keeps in vector registers. The rounding of a sum depends on its length
+//! alone.
 
 pub(crate) use fused_lora::cpu::vector::sum;
 
@@ -22,7 +22,7 @@ pub(crate) fn sum_pairs(values: &[f32], others: &[f32], f: impl Fn(f32, f32) -> 
     lanes.into_iter().sum()
 }
 
-/// The largest value; NaNs are passed over.
+/// The largest value; NaNs are ignored.
 #[inline(always)]
 pub(crate) fn largest(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];

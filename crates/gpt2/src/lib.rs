@@ -1,4 +1,4 @@
-//! GPT-2 with every way of adapting it that the LoRA paper's Table 1 compares, on the kernels of `fused-lora`.
+//! GPT-2 with every adaptation method that the LoRA paper's Table 1 compares, on the kernels of `fused-lora`.
 //!
 //! ```no_run
 //! use fused_lora_gpt2::{Adapters, Forward, Model, peft};

@@ -18,9 +18,9 @@ use crate::tensor::Tensor;
 /// A projection, stored `[d_in, d_out]` as GPT-2's `Conv1D` is.
 #[derive(Debug, Clone)]
 pub struct Linear<W> {
-    /// `[d_in, d_out]`
+    /// The weight, `[d_in, d_out]`.
     pub weight: Tensor<W>,
-    /// `[d_out]`
+    /// The bias, `[d_out]`.
     pub bias: Tensor<W>,
     /// Input features.
     pub d_in: usize,
@@ -32,7 +32,7 @@ impl<W: Element> Linear<W> {
     /// The layer with `segments` on it.
     ///
     /// # Errors
-    /// As [`fused_lora::MatrixRef::new`]; never for a layer this crate made.
+    /// As [`fused_lora::MatrixRef::new`], but never for a layer that this crate made.
     pub fn layer<'a>(&'a self, segments: &'a [Segment<'a, W>]) -> Result<LoraLinear<'a, W>> {
         let weight = Weight::in_out(fused_lora::MatrixRef::new(&self.weight, self.d_in, self.d_out)?);
         Ok(LoraLinear { weight, bias: Some(&self.bias), segments })
@@ -44,12 +44,12 @@ impl<W: Element> Linear<W> {
     }
 }
 
-/// LayerNorm's parameters, widened once.
+/// LayerNorm's parameters, widened to `f32` once.
 #[derive(Debug, Clone)]
 pub struct Norm {
-    /// `[d_model]`
+    /// The weight, `[d_model]`.
     pub weight: Vec<f32>,
-    /// `[d_model]`
+    /// The bias, `[d_model]`.
     pub bias: Vec<f32>,
 }
 
@@ -66,28 +66,28 @@ impl Norm {
 /// One transformer block.
 #[derive(Debug, Clone)]
 pub struct Layer<W> {
-    /// Before the attention.
+    /// The LayerNorm before the attention.
     pub ln_1: Norm,
-    /// Before the MLP.
+    /// The LayerNorm before the MLP.
     pub ln_2: Norm,
-    /// c_attn, attn.c_proj, c_fc, mlp.c_proj, in the order of [`Projection`].
+    /// The projections c_attn, attn.c_proj, c_fc and mlp.c_proj, in the order of [`Projection`].
     pub projections: [Linear<W>; 4],
 }
 
 /// A GPT-2.
 #[derive(Debug, Clone)]
 pub struct Model<W> {
-    /// Its shape.
+    /// The model's shape.
     pub config: Config,
     /// Token embedding, `[vocabulary, d_model]`.
     pub wte: Tensor<W>,
-    /// The output layer, `[vocabulary, d_model]`, where it is not the token embedding.
+    /// The output layer, `[vocabulary, d_model]`; `None` if it is the token embedding.
     pub lm_head: Option<Tensor<W>>,
     /// Position embedding, `[positions, d_model]`.
     pub wpe: Tensor<W>,
     /// The blocks.
     pub layers: Vec<Layer<W>>,
-    /// After the last block.
+    /// The LayerNorm after the last block.
     pub ln_f: Norm,
     pub(crate) warnings: Vec<Warning>,
 }
@@ -98,7 +98,7 @@ impl<W: Element> Model<W> {
     ///
     /// # Errors
     /// As [`Config::read`], [`Checkpoint::of_model`], [`Checkpoint::floats`]; [`Error::Checkpoint`] for a tensor that
-    /// the model has no place for.
+    /// does not belong to the model.
     pub fn load(folder: &Path) -> Result<Self> {
         let fields = Fields::read(&folder.join("config.json"))?;
         let config = Config::from_fields(&fields)?;
@@ -146,11 +146,11 @@ impl<W: Element> Model<W> {
         })
     }
 
-    /// Random weights as GPT-2 starts training: deviation 0.02, biases 0, LayerNorms 1, the projections onto the
-    /// residual stream divided by √(2·layers).
+    /// Random weights, like those that GPT-2's training starts from: standard deviation 0.02, divided by √(2·layers) in
+    /// projections onto the residual stream; biases 0, LayerNorm weights 1.
     ///
     /// # Errors
-    /// [`Error::Io`] if the memory cannot be had.
+    /// [`Error::Io`] if the memory cannot be allocated.
     pub fn random(config: &Config, seed: u64) -> Result<Self> {
         const DEVIATION: f32 = 0.02;
         let onto_residual = DEVIATION / (2.0 * config.layers as f32).sqrt();
@@ -183,17 +183,18 @@ impl<W: Element> Model<W> {
         })
     }
 
-    /// What transformers passes over in the folder that this was loaded from, and whoever uses it should know of.
+    /// Warnings about the folder that the model was loaded from: what transformers ignores as well, but users should
+    /// know of.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
 
-    /// What the last hidden state is multiplied by, `[vocabulary, d_model]`.
+    /// The weight of the output layer, `[vocabulary, d_model]`.
     pub fn output_weight(&self) -> &Tensor<W> {
         self.lm_head.as_ref().unwrap_or(&self.wte)
     }
 
-    /// Parameters, the lm_head counted once if it is the token embedding.
+    /// Number of parameters. An lm_head that is the token embedding is counted once.
     pub fn parameters(&self) -> usize {
         self.config.parameters() + self.lm_head.as_ref().map_or(0, |head| head.len())
     }
@@ -201,7 +202,7 @@ impl<W: Element> Model<W> {
     /// The model with `lora` folded into copies of the weights it touches; all others stay shared.
     ///
     /// # Errors
-    /// [`Error::OtherModel`]; [`Error::Layer`] if a result is not finite; [`Error::Io`] without memory.
+    /// [`Error::OtherModel`]; [`Error::Layer`] if a result is not finite; [`Error::Io`] if memory cannot be allocated.
     pub fn merged(&self, lora: &Lora<W>) -> Result<Self> {
         lora.check(&self.config)?;
         let mut model = self.clone();
@@ -256,18 +257,19 @@ fn lm_head<W: Element>(
     Ok(Some(head))
 }
 
-/// Published checkpoints name their tensors with or without the module they were saved from.
+/// The prefix of the tensors' names: `transformer.` in checkpoints that were saved from a whole `GPT2LMHeadModel`,
+/// otherwise none.
 pub(crate) fn key_prefix(file: &Checkpoint) -> &'static str {
     let has_transformer = file.keys().iter().any(|key| key.starts_with("transformer."));
     if has_transformer { "transformer." } else { "" }
 }
 
-/// A tensor that is not read would change what the model computes, so it is refused by name.
+/// Refuses unknown tensors by name: a tensor that is not read would change what the model computes.
 fn check_keys(file: &Checkpoint, prefix: &str, config: &Config) -> Result<()> {
     for key in file.keys() {
         // A key without the prefix that the others have is never read.
         let name = key.strip_prefix(prefix).unwrap_or_default();
-        // Causal masks that old checkpoints carry, and lm_head, which is read on its own.
+        // The causal masks of old checkpoints, and lm_head, which is read separately.
         if name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || key == LM_HEAD {
             continue;
         }

@@ -7,20 +7,21 @@ use rayon::prelude::*;
 use crate::lanes::{sum, sum_pairs};
 use crate::model::Norm;
 
-/// Elements that one task takes, as far as whole rows allow.
+/// Elements of a task, rounded to whole rows.
 const CHUNK: usize = 1 << 14;
 
 /// `out = (x − mean) / √(variance + ε) · weight + bias` for every row of `x`, `[rows, d_model]`.
 ///
 /// # Errors
-/// As [`cpu::layer_norm`]; never for rows and parameters of one model.
+/// As [`cpu::layer_norm`], but never for rows and parameters of one model.
 pub(crate) fn layer_norm(x: &[f32], norm: &Norm, epsilon: f32, out: &mut [f32]) -> fused_lora::Result<()> {
     let d = norm.weight.len();
     let (x, mut out) = (MatrixRef::new(x, x.len() / d, d)?, MatrixMut::new(out, x.len() / d, d)?);
     cpu::layer_norm(x, &norm.view(epsilon), &mut out)
 }
 
-/// `dx += (g − mean(g) − x̂·mean(g·x̂)) / √(variance + ε)` with g = dy·weight and x̂ the normalised row. `dy` is lost.
+/// `dx += (g − mean(g) − x̂·mean(g·x̂)) / √(variance + ε)` with g = dy·weight and x̂ the normalised row. Overwrites
+/// `dy`.
 pub(crate) fn layer_norm_backward(x: &[f32], norm: &Norm, epsilon: f32, dy: &mut [f32], dx: &mut [f32]) {
     let d = norm.weight.len();
     let chunk = (CHUNK / d).max(1) * d;
@@ -42,7 +43,7 @@ pub(crate) fn layer_norm_backward(x: &[f32], norm: &Norm, epsilon: f32, dy: &mut
     });
 }
 
-/// A row's mean, and one over the root of its variance.
+/// A row's mean, and one over the root of its variance plus ε.
 #[inline(always)]
 fn statistics(x: &[f32], epsilon: f32) -> (f32, f32) {
     let d = x.len() as f32;

@@ -1,7 +1,7 @@
 //! PEFT checkpoints for a GPT-2: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! A checkpoint computes what PEFT computes, or it is refused by name; what PEFT passes over is a
-//! [warning](Lora::warnings). [`fused_lora_peft`] says how every field is read.
+//! A checkpoint that loads computes what PEFT computes; any other is refused with the name of the field or tensor. What
+//! PEFT ignores becomes a [warning](Lora::warnings). [`fused_lora_peft`] says how every field is read.
 
 use std::path::Path;
 
@@ -30,8 +30,8 @@ pub fn load<W: Element>(folder: &Path, config: &Config) -> Result<Adapters<W>> {
 
 /// Loads a LoRA for a model of shape `config`.
 ///
-/// Which projections are adapted follows from the configuration, as in PEFT; the scale from `lora_alpha`, `r`,
-/// `use_rslora`, `rank_pattern` and `alpha_pattern`.
+/// As in PEFT, the configuration decides which projections are adapted; `lora_alpha`, `r`, `use_rslora`, `rank_pattern`
+/// and `alpha_pattern` decide the ranks and scales.
 ///
 /// # Errors
 /// [`Error::Io`](crate::Error::Io); [`Error::Checkpoint`](crate::Error::Checkpoint) for a field that is wrong,
@@ -49,18 +49,18 @@ pub fn load_prefix(folder: &Path, config: &Config) -> Result<Prefix> {
     prefix(&Adapter::open(folder)?, config)
 }
 
-/// The probability that `lora_dropout` of a LoRA's configuration says, 0 without one: to train the LoRA further with
-/// [`Training::set_dropout`](crate::train::Training::set_dropout). At inference it means nothing.
+/// The probability in the field `lora_dropout` of a LoRA's configuration, 0 if there is none, to train the LoRA further
+/// with [`Training::set_dropout`](crate::train::Training::set_dropout). Inference does not use it.
 ///
 /// # Errors
-/// [`Error::Io`](crate::Error::Io); [`Error::Checkpoint`](crate::Error::Checkpoint) if it is no number of at least 0
-/// and less than 1.
+/// [`Error::Io`](crate::Error::Io); [`Error::Checkpoint`](crate::Error::Checkpoint) if the field is not a number of at
+/// least 0 and less than 1.
 pub fn lora_dropout(folder: &Path) -> Result<f64> {
     Ok(fused_lora_peft::lora_dropout(folder)?)
 }
 
 fn lora<W: Element>(adapter: &Adapter, config: &Config) -> Result<Lora<W>> {
-    // Adapters of a `GPT2LMHeadModel` name their modules from its `transformer` on, those of a `GPT2Model` do not.
+    // Adapters of a `GPT2LMHeadModel` prefix their modules' names with `transformer.`, those of a `GPT2Model` do not.
     let has_transformer = adapter.weights().keys().any(|key| key.starts_with("base_model.model.transformer."));
     let root = if has_transformer { "transformer." } else { "" };
     let model = modules(config, root);
@@ -85,7 +85,7 @@ fn prefix(adapter: &Adapter, config: &Config) -> Result<Prefix> {
     Ok(Prefix::Layer { length: stored.length, keys_values, layers: config.layers })
 }
 
-/// An adapted lm_head: PEFT runs it, this crate does not.
+/// The error for an adapted lm_head, which PEFT supports and this crate does not.
 fn unsupported(module: &AdaptedModule, model: &Model) -> FileError {
     let expected = format!("lora_A and lora_B of {}'s projections", model.description);
     FileError::UnknownTensor { path: module.a.path.clone(), key: module.a.key.clone(), expected }
@@ -131,7 +131,7 @@ fn modules(config: &Config, root: &str) -> Model {
     }
 }
 
-/// The modules of a block, itself first.
+/// The modules of a block, the block itself first.
 const BLOCK: [&str; 13] = [
     "",
     "ln_1",

@@ -19,18 +19,18 @@ pub struct Random {
 }
 
 impl Random {
-    /// A source whose tensors depend on `seed` and on the order they are asked for.
+    /// A source whose tensors depend on `seed` and on the order of the calls.
     pub fn new(seed: u64) -> Self {
         Self { seed, tensors: 0 }
     }
 
     /// The next tensor: `len` elements of mean 0 and standard deviation `deviation`.
     ///
-    /// Each is the sum of four 16-bit numbers, which is close to normal (no element is further than 3.5 deviations
-    /// out) and is made as fast as memory takes it.
+    /// Each element is the sum of four 16-bit numbers, which is close to normal (no element is further than 3.5
+    /// deviations out) and can be computed as fast as memory is written.
     ///
     /// # Errors
-    /// If the memory cannot be had.
+    /// If the memory cannot be allocated.
     pub fn normal<T: Element>(&mut self, len: usize, deviation: f32) -> Result<Tensor<T>> {
         self.tensors += 1;
         let key = mix64(self.seed ^ mix64(self.tensors));

@@ -1,4 +1,4 @@
-//! Weights that are shared: owned, or part of a memory-mapped file.
+//! Shared weights: owned, or part of a memory-mapped file.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use fused_lora::Element;
 use fused_lora_peft::Bytes;
 use memmap2::MmapMut;
 
-/// A read-only run of elements. Cloning shares it.
+/// A read-only array of elements. Cloning shares the elements.
 #[derive(Debug, Clone)]
 pub struct Tensor<T> {
     storage: Storage,
@@ -25,19 +25,19 @@ enum Storage {
 }
 
 impl<T: Element> Tensor<T> {
-    /// Part of a mapped file, where it is aligned for `T`.
+    /// Part of a mapped file; `None` if it is not aligned for `T`.
     pub(crate) fn mapped(bytes: &Bytes) -> Option<Self> {
         bytemuck::try_cast_slice::<u8, T>(bytes).ok()?;
         Some(Self { storage: Storage::File(bytes.clone()), element: std::marker::PhantomData })
     }
 
-    /// `len` elements that `fill` writes; it starts from zeros.
+    /// `len` elements that `fill` writes, starting from zeros.
     ///
-    /// The memory is asked for in huge pages where the system has them: a block of the weight spans as many pages as
-    /// it has rows otherwise.
+    /// The memory is requested in huge pages if the system has them. In small pages, a block of a weight would span as
+    /// many pages as it has rows.
     ///
     /// # Errors
-    /// If the memory cannot be had.
+    /// If the memory cannot be allocated.
     pub fn filled(len: usize, fill: impl FnOnce(&mut [T])) -> std::io::Result<Self> {
         let bytes = len * size_of::<T>();
         let mut map = MmapMut::map_anon(bytes.max(1))?;
@@ -50,11 +50,11 @@ impl<T: Element> Tensor<T> {
         Ok(Self { storage: Storage::Owned { map: Arc::new(map), bytes }, element: std::marker::PhantomData })
     }
 
-    /// The elements, to write: copied first if they are shared or part of a file, so that whoever shares them keeps
-    /// what it has.
+    /// The elements, mutable. Elements that are shared or part of a file are copied first, so that other owners keep
+    /// theirs unchanged.
     ///
     /// # Errors
-    /// If the memory for the copy cannot be had.
+    /// If the memory for the copy cannot be allocated.
     pub fn make_mut(&mut self) -> std::io::Result<&mut [T]> {
         let shared = match &mut self.storage {
             Storage::Owned { map, .. } => Arc::get_mut(map).is_none(),
@@ -75,7 +75,7 @@ impl<T: Element> Tensor<T> {
     /// A copy of `values`.
     ///
     /// # Errors
-    /// If the memory cannot be had.
+    /// If the memory cannot be allocated.
     pub fn from_slice(values: &[T]) -> std::io::Result<Self> {
         Self::filled(values.len(), |out| out.copy_from_slice(values))
     }

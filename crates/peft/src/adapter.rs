@@ -10,7 +10,7 @@ use crate::fields::Fields;
 
 const CONFIG: &str = "adapter_config.json";
 
-/// What an adapter is.
+/// The kind of an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeftType {
     /// `LORA`: see [`Adapter::lora`].
@@ -32,7 +32,7 @@ impl Adapter {
     ///
     /// # Errors
     /// As [`Fields::read`] and [`Checkpoint::of_adapter`]; [`Error::Field`](crate::Error::Field) for a `peft_type` that
-    /// is not read.
+    /// is not supported.
     pub fn open(folder: &Path) -> Result<Self> {
         let fields = Fields::read(&folder.join(CONFIG))?;
         let peft_type = match fields.get("peft_type").and_then(Value::as_str) {
@@ -43,26 +43,27 @@ impl Adapter {
         Ok(Self { fields, weights: Checkpoint::of_adapter(folder)?, peft_type })
     }
 
-    /// What it is.
+    /// The adapter's kind.
     pub fn peft_type(&self) -> PeftType {
         self.peft_type
     }
 
-    /// Its configuration.
+    /// The adapter's configuration.
     pub fn fields(&self) -> &Fields {
         &self.fields
     }
 
-    /// Its tensors, as PEFT names them.
+    /// The adapter's tensors, as PEFT names them.
     pub fn weights(&self) -> &Checkpoint {
         &self.weights
     }
 }
 
-/// The probability that `lora_dropout` of a LoRA's configuration says, 0 without one: for who trains it further.
+/// The probability in the field `lora_dropout` of a LoRA's configuration, for further training; 0 if there is none.
 ///
 /// # Errors
-/// As [`Fields::read`]; [`Error::Field`](crate::Error::Field) if it is no number of at least 0 and less than 1.
+/// As [`Fields::read`]; [`Error::Field`](crate::Error::Field) if the field is not a number of at least 0 and less than
+/// 1.
 pub fn lora_dropout(folder: &Path) -> Result<f64> {
     let fields = Fields::read(&folder.join(CONFIG))?;
     match fields.get("lora_dropout") {

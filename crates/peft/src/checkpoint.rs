@@ -36,18 +36,18 @@ impl Deref for Bytes {
     }
 }
 
-/// A tensor as a file holds it.
+/// A tensor in a file.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     /// The file.
     pub path: PathBuf,
-    /// Its key.
+    /// The tensor's key.
     pub key: String,
-    /// The type it is stored in.
+    /// The tensor's storage type.
     pub dtype: Dtype,
-    /// Its shape.
+    /// The tensor's shape.
     pub shape: Vec<usize>,
-    /// Its elements, little-endian, row-major, in the mapped file.
+    /// The tensor's elements, little-endian, row-major, in the mapped file.
     pub bytes: Bytes,
 }
 
@@ -64,7 +64,7 @@ impl Tensor {
         Err(Error::Shape { path, key, expected: expected.to_vec(), actual: self.shape.clone() })
     }
 
-    /// Checks that it holds floats of a type that is read.
+    /// Checks that the tensor holds floats of a supported type.
     ///
     /// # Errors
     /// [`Error::Dtype`].
@@ -76,10 +76,10 @@ impl Tensor {
         Err(Error::Dtype { path, key, expected: FLOATS, actual: format!("{:?}", self.dtype) })
     }
 
-    /// The elements as `f32`, those of F64 rounded.
+    /// The elements as `f32`; elements of F64 are rounded.
     ///
     /// # Errors
-    /// [`Error::Dtype`] unless it holds floats.
+    /// [`Error::Dtype`] unless the tensor holds floats.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         self.expect_floats()?;
         Ok(match self.dtype {
@@ -105,7 +105,7 @@ pub struct Checkpoint {
     /// The file, or the index of its shards.
     path: PathBuf,
     files: Vec<File>,
-    /// Which file a key is in.
+    /// The index of the file that a key is in.
     keys: BTreeMap<String, usize>,
 }
 
@@ -113,7 +113,7 @@ impl Checkpoint {
     /// Maps one safetensors file and checks its header against its length.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::NotSafetensors`] if it is truncated, damaged or something else.
+    /// [`Error::Io`]; [`Error::NotSafetensors`] if the file is truncated, damaged or something else.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path)?;
         let keys = file.header.offset_keys().into_iter().map(|key| (key, 0)).collect();
@@ -124,7 +124,7 @@ impl Checkpoint {
     /// `model.safetensors.index.json` lists.
     ///
     /// # Errors
-    /// As [`open`](Self::open), of `model.safetensors` if there is neither; [`Error::NotJson`], [`Error::Field`],
+    /// As [`open`](Self::open), for `model.safetensors` if neither exists; [`Error::NotJson`], [`Error::Field`],
     /// [`Error::MissingTensor`] and [`Error::UnknownTensor`] for an index at odds with its shards; [`Error::Format`] if
     /// the folder holds weights in another format only.
     pub fn of_model(folder: &Path) -> Result<Self> {
@@ -144,7 +144,7 @@ impl Checkpoint {
     /// Opens an adapter's weights: `adapter_model.safetensors`.
     ///
     /// # Errors
-    /// As [`open`](Self::open); [`Error::Format`] if there is an `adapter_model.bin` only.
+    /// As [`open`](Self::open); [`Error::Format`] if there is only an `adapter_model.bin`.
     pub fn of_adapter(folder: &Path) -> Result<Self> {
         let path = folder.join("adapter_model.safetensors");
         if !path.exists() {
@@ -182,7 +182,7 @@ impl Checkpoint {
             }
             checkpoint.keys.insert(key.clone(), opened[name]);
         }
-        // transformers reads whatever the shards hold, so the index must say the same as they do.
+        // transformers reads everything that the shards hold, so the index must agree with the shards.
         for (i, file) in checkpoint.files.iter().enumerate() {
             if let Some(key) = file.header.offset_keys().into_iter().find(|key| checkpoint.keys.get(key) != Some(&i)) {
                 let expected = format!("only tensors that {} lists for this file", index.display());
@@ -204,7 +204,7 @@ impl Checkpoint {
         &self.path
     }
 
-    /// The file that a tensor is in; that of the whole checkpoint for a tensor that is not there.
+    /// The file that a tensor is in; the path of the checkpoint if there is no such tensor.
     pub fn path_of(&self, key: &str) -> &Path {
         self.keys.get(key).map_or(&self.path, |&file| &self.files[file].path)
     }
@@ -214,7 +214,7 @@ impl Checkpoint {
         self.keys.keys().map(String::as_str)
     }
 
-    /// Whether a tensor is there.
+    /// Whether there is a tensor with this key.
     pub fn contains(&self, key: &str) -> bool {
         self.keys.contains_key(key)
     }
@@ -224,18 +224,18 @@ impl Checkpoint {
         Some((file, file.header.info(key)?))
     }
 
-    /// The shape of a tensor, if it is there.
+    /// The shape of a tensor, if it exists.
     pub fn shape(&self, key: &str) -> Option<&[usize]> {
         self.info(key).map(|(_, info)| &info.shape[..])
     }
 
-    /// A tensor's stored type, shape and bytes, if it is there.
+    /// A tensor's storage type, shape and bytes, if it exists.
     pub fn raw(&self, key: &str) -> Option<(Dtype, &[usize], &[u8])> {
         let (file, info) = self.info(key)?;
         Some((info.dtype, &info.shape, &file.map[file.range(info)]))
     }
 
-    /// A tensor, if it is there.
+    /// A tensor, if it exists.
     pub fn get(&self, key: &str) -> Option<Tensor> {
         let (file, info) = self.info(key)?;
         Some(Tensor {
@@ -247,7 +247,7 @@ impl Checkpoint {
         })
     }
 
-    /// A tensor of floats of a shape that is known.
+    /// A tensor of floats, of the given shape.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::Shape`], [`Error::Dtype`].
@@ -270,7 +270,8 @@ impl File {
         if file.metadata().map_err(io)?.len() == 0 {
             return Err(Error::NotSafetensors { path: path.into(), reason: "it is empty".into() });
         }
-        // SAFETY: the mapping is only read. As with every mapped file, nobody may shorten or rewrite it meanwhile.
+        // SAFETY: the mapping is only read. As with every mapped file, the file must not be shortened or rewritten
+        // meanwhile.
         let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);
         let damaged = |reason: String| Error::NotSafetensors { path: path.into(), reason };
         let (header_len, header) = safetensors::SafeTensors::read_metadata(&map)

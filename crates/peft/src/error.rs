@@ -1,10 +1,10 @@
-//! Errors and warnings: one sentence that names the file, the key and what was expected.
+//! Errors and warnings: each is one sentence that names the file, the key and what was expected.
 
 use std::path::PathBuf;
 
 /// Why a file was refused.
 ///
-/// The sentence of [`Error::Io`] ends with what the operating system said, so that `source` has nothing to add.
+/// The sentence of [`Error::Io`] ends with the operating system's message, so `source` is `None`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -13,10 +13,10 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's message.
         cause: std::io::Error,
     },
-    /// A file is not the JSON it should be.
+    /// A file is not the JSON that was expected.
     #[error("{}: not the JSON expected: {}", path.display(), sentence(reason))]
     NotJson {
         /// The file.
@@ -32,12 +32,12 @@ pub enum Error {
         /// What the parser said, or what the file is instead.
         reason: String,
     },
-    /// The weights are there, but in a format that is not read.
+    /// The weights are in a format that is not supported.
     #[error("{}: weights in the format {} are not read: {remedy}", path.display(), one_line(format))]
     Format {
         /// The file.
         path: PathBuf,
-        /// Its extension.
+        /// The file's extension.
         format: String,
         /// How to convert it.
         remedy: &'static str,
@@ -49,9 +49,9 @@ pub enum Error {
         path: PathBuf,
         /// The field.
         field: String,
-        /// What it holds.
+        /// The field's value.
         value: String,
-        /// What would be accepted.
+        /// The values that are accepted.
         expected: String,
     },
     /// A tensor is missing.
@@ -64,17 +64,17 @@ pub enum Error {
         /// Its shape or role.
         expected: String,
     },
-    /// A tensor that the model has no place for.
+    /// A tensor does not belong to the model.
     #[error("{}: tensor '{}' has no place in this model, expected {}", path.display(), one_line(key), sentence(expected))]
     UnknownTensor {
         /// The file.
         path: PathBuf,
         /// The tensor's key.
         key: String,
-        /// What there are places for.
+        /// The tensors that belong to the model.
         expected: String,
     },
-    /// A tensor has another shape than the model.
+    /// A tensor's shape differs from the model's.
     #[error("{}: tensor '{}' has shape {}, expected {}", path.display(), one_line(key), shape(actual), shape(expected))]
     Shape {
         /// The file.
@@ -93,7 +93,7 @@ pub enum Error {
         path: PathBuf,
         /// The tensor's key.
         key: String,
-        /// Types that are read.
+        /// The types that are supported.
         expected: &'static str,
         /// The type found.
         actual: String,
@@ -103,13 +103,13 @@ pub enum Error {
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Something that PEFT or transformers passes over, too, and that its user should know of: what was loaded computes
-/// the same as there.
+/// Something that PEFT or transformers ignores as well, but that the user should know of. What was loaded computes the
+/// same as there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
     /// The file.
     pub path: PathBuf,
-    /// One sentence about it, as it came: [`Display`](std::fmt::Display) escapes control characters.
+    /// One sentence about it, not escaped: [`Display`](std::fmt::Display) escapes control characters.
     pub message: String,
 }
 
@@ -126,13 +126,13 @@ impl std::fmt::Display for Warning {
     }
 }
 
-/// A name or value from a file on one line and of bounded length. Names that come from a file may hold line breaks
-/// and terminal codes: those are shown escaped.
+/// A name or value from a file, on one line and of bounded length. Control characters, such as line breaks and terminal
+/// codes, are escaped.
 pub fn one_line(text: &str) -> String {
     shortened(text, 120)
 }
 
-/// Part of a sentence that may quote a name or two.
+/// A part of a sentence, which may quote some names.
 fn sentence(text: &str) -> String {
     shortened(text, 400)
 }
@@ -150,7 +150,7 @@ fn shape(shape: &[usize]) -> String {
     one_line(&format!("{shape:?}"))
 }
 
-/// The first few of many names: `a, b, c and 5 more`.
+/// The first few of many names: `'a', 'b', 'c' and 5 more`.
 pub fn few<S: AsRef<str>>(names: &[S]) -> String {
     const SHOWN: usize = 3;
     let mut text =

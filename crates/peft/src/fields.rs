@@ -1,4 +1,4 @@
-//! A JSON object whose complaints name the file and the field, and tables of what each field is good for.
+//! A JSON object whose errors name the file and the field, and tables of how each field is treated.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,8 @@ impl Fields {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::NotJson`] if it holds no JSON object, saying what it is instead where that can be told.
+    /// [`Error::Io`]; [`Error::NotJson`] if the file holds no JSON object, with what it is instead if that is
+    /// recognised.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|cause| Error::Io { path: path.into(), cause })?;
         let not_json = |reason: String| Error::NotJson { path: path.into(), reason };
@@ -34,7 +35,7 @@ impl Fields {
         &self.path
     }
 
-    /// A field's value, if it is there.
+    /// A field's value, if the field exists.
     pub fn get(&self, field: &str) -> Option<&Value> {
         self.map.get(field)
     }
@@ -44,7 +45,7 @@ impl Fields {
         self.map.iter()
     }
 
-    /// The error about a field's value. `expected` says what would be accepted.
+    /// The error about a field's value. `expected` says which values are accepted.
     pub fn refuse(&self, field: &str, expected: &str) -> Error {
         let value = self.map.get(field).map_or("missing".into(), Value::to_string);
         Error::Field { path: self.path.clone(), field: field.into(), value, expected: expected.into() }
@@ -61,7 +62,7 @@ impl Fields {
             .ok_or_else(|| self.refuse(field, "expected a whole number of at least 1 and at most 2147483648"))
     }
 
-    /// True or false, `default` where the field is missing. `null` is false, as it is to Python.
+    /// True or false, `default` if the field is missing. `null` is false, as in Python.
     ///
     /// # Errors
     /// [`Error::Field`] for anything else, and for `null` where the default is true.
@@ -76,7 +77,7 @@ impl Fields {
     /// Checks every field against a table.
     ///
     /// # Errors
-    /// [`Error::Field`] for a field that `table` does not let through.
+    /// [`Error::Field`] for a field that `table` does not accept.
     pub fn check(&self, table: &[Field]) -> Result<()> {
         for (name, value) in &self.map {
             let field = table.iter().find(|field| field.name == name);
@@ -106,32 +107,32 @@ pub fn is_false(value: &Value) -> bool {
     }
 }
 
-/// What becomes of a field.
+/// How a field is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
-    /// Its value is read or checked where it matters.
+    /// The value is read or checked where it matters.
     Read,
     /// No value changes what is computed.
     Harmless,
-    /// It may change what is computed unless Python counts it as false.
+    /// The value may change what is computed unless Python counts it as false.
     MustBeFalse,
-    /// It may change what is computed unless it is `null`: even an empty object turns it on.
+    /// The value may change what is computed unless it is `null`: even an empty object enables the feature.
     MustBeNull,
 }
 
-/// A field of a configuration, what becomes of it, and why.
+/// A field of a configuration, how it is treated, and why.
 #[derive(Debug, Clone, Copy)]
 pub struct Field {
-    /// Its name.
+    /// The field's name.
     pub name: &'static str,
-    /// What becomes of it.
+    /// How the field is treated.
     pub rule: Rule,
-    /// Why that is right: one clause.
+    /// Why that is right, as one clause.
     pub reason: &'static str,
 }
 
 impl Field {
-    /// A line of a table.
+    /// An entry of a table.
     pub const fn new(name: &'static str, rule: Rule, reason: &'static str) -> Self {
         Self { name, rule, reason }
     }

@@ -17,7 +17,7 @@ use crate::targets::{Kind, Model, Module, targeted};
 pub struct Lora {
     /// The adapted modules, in the model's order.
     pub modules: Vec<AdaptedModule>,
-    /// What PEFT passes over, too.
+    /// Warnings about what PEFT ignores as well.
     pub warnings: Vec<Warning>,
 }
 
@@ -30,26 +30,26 @@ pub struct AdaptedModule {
     pub a: Tensor,
     /// B, `[d_out, rank]`.
     pub b: Tensor,
-    /// r.
+    /// The rank r.
     pub rank: usize,
-    /// What B·A is multiplied by: α/r, or α/√r for rank-stabilised LoRA.
+    /// The factor of B·A: α/r, or α/√r for rank-stabilised LoRA.
     pub scale: f32,
 }
 
-/// What a module starts from where the file has nothing for it.
+/// The initial factors of a module that the file has no tensors for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Start {
-    /// B is zero, so that the module stays as it is.
+    /// B is zero, so the module is unchanged.
     Zero,
-    /// A and B are random: PEFT computes something else every time.
+    /// A and B are random, so PEFT's result differs every time.
     Random,
 }
 
 impl Adapter {
-    /// The LoRA, for a model of these modules. Ranks above `max_rank` are refused.
+    /// The LoRA for a model with these modules. Ranks above `max_rank` are refused.
     ///
-    /// A module that the configuration adapts and the file has no tensors for stays as it is, tensors of a module that
-    /// the configuration does not adapt are not used, and both are warned of: so it is in PEFT.
+    /// As in PEFT, a module that the configuration adapts but that has no tensors in the file is unchanged, and tensors
+    /// of a module that the configuration does not adapt are not used. Both cases give a warning.
     ///
     /// # Errors
     /// [`Error::Field`] for a field that is wrong, unsupported or at odds with the tensors; [`Error::MissingTensor`],
@@ -92,7 +92,7 @@ impl Adapter {
         Ok(Lora { modules, warnings })
     }
 
-    /// A and B of a module; none if neither is there.
+    /// A and B of a module; `None` if the file has neither.
     fn factors(&self, module: &Module, rank: usize, read: &mut HashSet<String>) -> Result<Option<(Tensor, Tensor)>> {
         let Kind::Linear { d_in, d_out } = module.kind else { return Ok(None) };
         let (key_a, key_b) = (key(&module.name, "A"), key(&module.name, "B"));
@@ -106,8 +106,8 @@ impl Adapter {
         Ok(Some((a, b)))
     }
 
-    /// The file's other tensors. PEFT ignores factors of a module that it does not adapt; any other tensor may be a
-    /// base weight that PEFT would load, or belong to another model.
+    /// Checks the file's other tensors. PEFT ignores factors of a module that it does not adapt; any other tensor may
+    /// be a base weight that PEFT would load, or belong to another model.
     fn check_rest(&self, model: &Model, read: &HashSet<String>) -> Result<Option<Warning>> {
         let path = self.weights().path();
         let mut ignored = vec![];
@@ -157,9 +157,9 @@ pub(crate) fn check_task(fields: &Fields, known: &[&str]) -> Result<()> {
     }
 }
 
-/// Every value of `init_lora_weights` that PEFT takes. Some change W0 when PEFT *loads* an adapter: the stored factors
-/// belong to that other W0, which takes an SVD or QR of each weight to make. PEFT converts such an adapter into one
-/// for the model as it is, and that one loads here.
+/// Reads `init_lora_weights`, for every value that PEFT accepts. Some values make PEFT change W0 when it *loads* an
+/// adapter: the stored factors belong to the changed W0, which takes an SVD or QR of each weight to compute. PEFT can
+/// convert such an adapter into one for the unchanged model, which loads here.
 fn initialisation(fields: &Fields) -> Result<Start> {
     let field = "init_lora_weights";
     let changes_weights = |how: &str, convert: &str| {
@@ -170,13 +170,13 @@ fn initialisation(fields: &Fields) -> Result<Start> {
     };
     let initial = "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)";
     match fields.get(field) {
-        // B starts from zero, and A does not matter then.
+        // B starts from zero, so A does not matter.
         None | Some(Value::Bool(true)) => return Ok(Start::Zero),
         // Python counts null as false.
         Some(Value::Bool(false) | Value::Null) => return Ok(Start::Random),
         Some(Value::String(text)) => match text.to_lowercase().as_str() {
             "gaussian" => return Ok(Start::Zero),
-            // PEFT compares these two as they are spelled. EVA chooses A by data, B starts from zero.
+            // PEFT compares these two case-sensitively. EVA chooses A by data, B starts from zero.
             "eva" if text == "eva" => return Ok(Start::Zero),
             "orthogonal" if text == "orthogonal" => return Ok(Start::Random),
             // B starts from the weight's smallest singular vectors and A from zero; W0 stays.

@@ -1,11 +1,12 @@
 //! Regular expressions as Python's `re` reads them.
 //!
-//! The engine takes what `re` takes, look-around and backreferences included, and more. What it reads in another way,
-//! or what `re` refuses, is refused here: a pattern means what it means to PEFT, or it is an error.
+//! The regex engine accepts what `re` accepts, including look-around and backreferences, and more. Patterns that `re`
+//! refuses, or that the engine reads in another way, are refused here. So a pattern either means what it means to PEFT,
+//! or is an error.
 
 use fancy_regex::Regex;
 
-/// Steps that a match may take back before it is given up: far more than any name of a module needs.
+/// Backtracking steps after which a match is given up, far more than any module's name needs.
 const BACKTRACK_LIMIT: usize = 100_000;
 
 /// A pattern, ready to match.
@@ -18,17 +19,18 @@ impl Pattern {
         Self::compile(pattern, &format!(r"\A(?:{pattern})\z"))
     }
 
-    /// `re.match(rf"(.*\.)?({pattern})$", text)`: a name that ends with the pattern, behind a dot or as a whole.
+    /// `re.match(rf"(.*\.)?({pattern})$", text)`: a name that ends with the pattern, after a dot or as a whole.
     pub(crate) fn tail(pattern: &str) -> Result<Self, String> {
         Self::compile(pattern, &format!(r"\A(?:(.*\.)?({pattern})$)"))
     }
 
-    /// `re.match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", text)`: a layer's number behind the name of the list of layers.
+    /// `re.match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", text)`: a layer's number after the name of the list of
+    /// layers.
     pub(crate) fn layer(pattern: &str) -> Result<Self, String> {
         Self::compile(pattern, &format!(r"\A(?:(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.)"))
     }
 
-    /// `re.match(r".*?\.[^.]*\.(?P<idx>\d+)\.", text)`: the first number between dots, behind two names.
+    /// `re.match(r".*?\.[^.]*\.(?P<idx>\d+)\.", text)`: the first number between dots, after two names.
     pub(crate) fn any_layer() -> Result<Self, String> {
         Self::compile("", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")
     }
@@ -50,7 +52,7 @@ impl Pattern {
         self.0.is_match(text).map_err(|_| "takes too many steps to match".into())
     }
 
-    /// Whether it matches, and the group `idx` if that took part.
+    /// Whether the pattern matches, and the text of its group `idx` if that took part.
     pub(crate) fn index(&self, text: &str) -> Result<Option<Option<String>>, String> {
         let captures = self.0.captures(text).map_err(|_| String::from("takes too many steps to match"))?;
         Ok(captures.map(|c| c.name("idx").map(|group| group.as_str().to_owned())))
@@ -61,14 +63,14 @@ fn not_an_expression(pattern: &str) -> String {
     format!("'{}' is not a regular expression", crate::error::one_line(pattern))
 }
 
-/// Refuses what Python's `re` does not have, or reads in another way than the engine does.
+/// Refuses syntax that Python's `re` does not have, or reads in another way than the engine.
 fn check_syntax(pattern: &str) -> Result<(), String> {
     let unlike = |what: &str| {
         Err(format!("'{}' is not a regular expression of Python's: {what}", crate::error::one_line(pattern)))
     };
     let mut chars = pattern.chars().peekable();
     let mut in_class = false;
-    // A quantifier behind a quantifier is an error in Python unless it makes that one lazy or possessive.
+    // A quantifier after a quantifier is an error in Python, unless it makes the first one lazy or possessive.
     let mut quantifiers = 0;
     while let Some(c) = chars.next() {
         let mut quantifier = 0;
@@ -84,7 +86,7 @@ fn check_syntax(pattern: &str) -> Result<(), String> {
             '[' => {
                 in_class = true;
                 chars.next_if_eq(&'^');
-                // A bracket at the head of a set stands for itself.
+                // In Python, a bracket at the start of a set stands for itself.
                 if chars.next_if_eq(&']').is_some() {
                     return unlike("it has a set that begins with a bracket");
                 }
@@ -182,13 +184,13 @@ mod tests {
         }
         assert!(Pattern::tail("c_attn").unwrap().is_match("h.0.c_attn").unwrap());
         assert!(!Pattern::tail("attn").unwrap().is_match("h.0.c_attn").unwrap());
-        // The bar ends at the parenthesis that PEFT puts around a key.
+        // The alternatives end at the parentheses that PEFT puts around a key.
         assert!(!Pattern::tail("a|b").unwrap().is_match("a.c").unwrap());
         let number = |n: &str| Ok(Some(Some(n.to_owned())));
         assert_eq!(Pattern::layer("h").unwrap().index("transformer.h.11.attn.c_attn"), number("11"));
         assert_eq!(Pattern::layer("h").unwrap().index("h.11.attn.c_attn"), number("11"));
         assert_eq!(Pattern::layer("h").unwrap().index("transformer.gh.11.attn"), Ok(None));
-        // The bar ends at nothing here: the first half of it has no number.
+        // PEFT puts no parentheses here, so the first alternative has no number.
         assert_eq!(Pattern::layer("h|x").unwrap().index("h.1.attn"), Ok(Some(None)));
         assert_eq!(Pattern::any_layer().unwrap().index("transformer.h.11.attn.c_attn"), number("11"));
         assert_eq!(Pattern::any_layer().unwrap().index("h.11.attn.c_attn"), Ok(None));

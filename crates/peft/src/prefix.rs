@@ -12,7 +12,7 @@ use crate::{lora, tables};
 pub struct PrefixModel {
     /// Transformer blocks.
     pub layers: usize,
-    /// Width of all keys of a token together.
+    /// Width of a token's keys, all heads together.
     pub width: usize,
     /// Attention heads.
     pub heads: usize,
@@ -30,7 +30,7 @@ pub struct Prefix {
 impl Adapter {
     /// The prefix, for a model of this shape.
     ///
-    /// PEFT saves a prefix behind its projection and loads it without, so `prefix_projection` may be what it likes.
+    /// PEFT saves a prefix after its projection and loads it without one, so `prefix_projection` may have either value.
     ///
     /// # Errors
     /// As [`Adapter::lora`].
@@ -48,7 +48,7 @@ impl Adapter {
                 return Err(fields.refuse(field, &format!("the model has {expected}")));
             }
         }
-        // Without a task, PEFT's model runs without the prefix.
+        // Without a task type, PEFT runs the model without the prefix.
         if fields.get("task_type").is_none_or(Value::is_null) {
             return Err(fields.refuse("task_type", "and PEFT applies a prefix only with one: expected CAUSAL_LM"));
         }

@@ -1,6 +1,6 @@
-//! What a file is that is not what it should be, told from its first bytes: the usual accidents of a download.
+//! Recognises files of a wrong kind by their first bytes, such as the results of failed downloads.
 
-/// Names what `bytes` are instead of a checkpoint or a configuration, and what to do about it.
+/// Says what `bytes` are instead of a checkpoint or a configuration, and what to do about it.
 pub(crate) fn what_is(bytes: &[u8]) -> Option<&'static str> {
     let start = &bytes[..bytes.len().min(512)];
     if start.starts_with(b"version https://git-lfs") {
@@ -25,7 +25,7 @@ pub(crate) fn what_is(bytes: &[u8]) -> Option<&'static str> {
     None
 }
 
-/// Names what keeps `bytes` from being JSON before a parser has seen them.
+/// Says why `bytes` are not JSON, if their beginning shows it.
 pub(crate) fn what_is_instead_of_json(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [] => Some("it is empty"),

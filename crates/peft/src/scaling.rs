@@ -25,7 +25,7 @@ struct Special<T> {
 
 impl Scaling {
     pub(crate) fn read(fields: &Fields, max_rank: usize) -> Result<Self> {
-        // Scales are kept as f32, and dividing by a rank makes none of them larger.
+        // Scales are stored as f32, and dividing by a rank cannot make them overflow.
         let alpha = |value: &Value| value.as_f64().filter(|v| (*v as f32).is_finite());
         let rank = |value: &Value| value.as_u64().and_then(|v| usize::try_from(v).ok());
         let r = fields.size("r")?;
@@ -56,7 +56,7 @@ impl Scaling {
         Ok((rank, (alpha / divisor) as f32))
     }
 
-    /// What PEFT warns of once the modules are known.
+    /// The warnings that PEFT gives once the modules are known.
     pub(crate) fn warnings(&self, modules: &[&Module], fields: &Fields) -> Result<Vec<Warning>> {
         let ranks = unused(&self.ranks, modules, fields, "rank_pattern")?;
         let alphas = unused(&self.alphas, modules, fields, "alpha_pattern")?;

@@ -1,6 +1,6 @@
 //! The fields of PEFT's configurations, one by one, as PEFT 0.21 reads them when it loads an adapter for inference.
 //!
-//! A field that stands in no table may be of a newer version: it is accepted where Python counts its value as false.
+//! A field that is in no table may come from a newer version. It is accepted if Python counts its value as false.
 
 use crate::fields::Field;
 use crate::fields::Rule::{Harmless, MustBeFalse, MustBeNull, Read};

@@ -6,7 +6,7 @@ use crate::error::{Error, Result, Warning, few, one_line};
 use crate::fields::{Fields, is_false};
 use crate::pattern::Pattern;
 
-/// What a module is, as far as PEFT's LoRA asks.
+/// The kind of a module, as far as PEFT's LoRA distinguishes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A linear layer, `nn.Linear` or GPT-2's `Conv1D`.
@@ -25,24 +25,24 @@ pub enum Kind {
 /// A module of a model, by the name that torch's `named_modules` gives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
-    /// Its name, such as `transformer.h.0.attn.c_attn`.
+    /// The module's name, such as `transformer.h.0.attn.c_attn`.
     pub name: String,
-    /// What it is.
+    /// The module's kind.
     pub kind: Kind,
 }
 
-/// A model as far as it matters to which modules are adapted.
+/// The properties of a model that decide which modules are adapted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Model {
-    /// What it is, for errors: `a GPT-2 of 12 layers`.
+    /// A description for errors: `a GPT-2 of 12 layers`.
     pub description: String,
-    /// What can be adapted, for errors: `c_attn, c_proj or c_fc`.
+    /// The layers that can be adapted, for errors: `c_attn, c_proj or c_fc`.
     pub adaptable: String,
     /// All modules in the order of `named_modules`, containers included: PEFT refuses an adapter that targets one.
     pub modules: Vec<Module>,
     /// The output layer, which `all-linear` leaves out.
     pub output: Option<String>,
-    /// What PEFT adapts in a model of this type if `target_modules` is `null`.
+    /// The modules that PEFT adapts in a model of this type if `target_modules` is `null`.
     pub default_targets: Vec<String>,
 }
 
@@ -64,7 +64,7 @@ struct Targets {
     layers: Option<Layers>,
 }
 
-/// The modules that are adapted, in the model's order, and what PEFT would warn of.
+/// The modules that are adapted, in the model's order, and the warnings that PEFT would give.
 pub(crate) fn targeted<'a>(fields: &Fields, model: &'a Model) -> Result<(Vec<&'a Module>, Vec<Warning>)> {
     let targets = Targets::read(fields, model)?;
     let mut warnings = vec![];
@@ -136,14 +136,14 @@ impl Targets {
                 let linear = matches!(module.kind, Kind::Linear { .. });
                 return Ok(linear && model.output.as_ref() != Some(&module.name));
             }
-            // A module that is named in full is adapted in whatever layer it is.
+            // A module that is named in full is adapted in any layer.
             Names::List(names) if names.contains(&module.name) => return Ok(true),
             Names::List(names) => names.iter().any(|name| ends_with(&module.name, name)),
         };
         Ok(named && self.in_layer(fields, module)?)
     }
 
-    /// Whether `layers_to_transform` lets a module through.
+    /// Whether `layers_to_transform` allows a module.
     fn in_layer(&self, fields: &Fields, module: &Module) -> Result<bool> {
         let Some(layers) = &self.layers else { return Ok(true) };
         let bad = |what: String| fields.refuse("layers_pattern", &format!("which {what}"));
@@ -157,7 +157,7 @@ impl Targets {
         Ok(false)
     }
 
-    /// Names of a list that end no module's name.
+    /// Listed names that no module's name ends with.
     fn unused(&self, model: &Model) -> Vec<String> {
         let Names::List(names) = &self.names else { return vec![] };
         let unused = |name: &&String| !model.modules.iter().any(|module| ends_with(&module.name, name));
@@ -233,7 +233,7 @@ fn read_names(fields: &Fields, field: &str, value: &Value) -> Result<Names> {
     }
 }
 
-/// Whether a module's name is `name`, or ends with it behind a dot.
+/// Whether a module's name is `name`, or ends with a dot and `name`.
 fn ends_with(module: &str, name: &str) -> bool {
     module.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }

@@ -1,4 +1,4 @@
-//! Table 1: what each method costs over the base model as horizontal bars, every measured column a panel.
+//! Table 1: the cost of each method over the base model as horizontal bars, one panel per measured column.
 
 use plotters::prelude::{BLACK, RGBColor};
 
@@ -6,12 +6,12 @@ use crate::canvas::{Anchor, Canvas, GREY_TEXT, GRID, NO_DIFFERENCE, tick_text, t
 use crate::{Result, interval_text, is_noise};
 
 const WIDTH: i32 = 860;
-/// The columns of a panel: methods, bars, figures.
+/// X positions in a panel: the end of the method's name, the end of the bars, the beginning of the figures.
 const LABEL: i32 = 150;
 const PLOT_END: i32 = 572;
 const FIGURES: i32 = 602;
 const BAR: i32 = 24;
-/// Title, subtitle, what the axis says, its numbers.
+/// Height of a panel's title, subtitle, axis title and axis numbers.
 const HEAD: i32 = 78;
 const LEGEND: i32 = 80;
 const LORA: RGBColor = RGBColor(107, 174, 214);
@@ -21,15 +21,15 @@ const REFERENCE: RGBColor = RGBColor(200, 0, 0);
 /// One method.
 #[derive(Debug, Clone)]
 pub struct Bar {
-    /// Its name.
+    /// The method's name.
     pub method: String,
-    /// What it is compared in: per cent over the base model, or milliseconds where there is no base.
+    /// The bar's length: per cent over the base model, or milliseconds if there is no base.
     pub value: f64,
-    /// The 95 % interval of `value`, if it has one.
+    /// The 95 % interval of `value`, if there is one.
     pub interval: Option<(f64, f64)>,
-    /// The paper's figure for it, of the same unit.
+    /// The paper's figure for the method, in the same unit.
     pub paper: Option<f64>,
-    /// Milliseconds, as text.
+    /// The time in milliseconds, as text.
     pub time: String,
 }
 
@@ -38,17 +38,17 @@ pub struct Bar {
 pub struct Panel {
     /// What was measured: batch, tokens, how.
     pub title: String,
-    /// On what and when.
+    /// The machine and the date.
     pub subtitle: String,
-    /// What the bars mean, with their unit.
+    /// The meaning of the bars, with their unit.
     pub axis: String,
     /// Whether bars are differences in per cent.
     pub is_relative: bool,
-    /// From top to bottom.
+    /// The bars from top to bottom.
     pub bars: Vec<Bar>,
 }
 
-/// An SVG with a panel below the other and a legend.
+/// An SVG with one panel below the other and a legend.
 ///
 /// # Errors
 /// If the picture cannot be drawn.
@@ -72,7 +72,7 @@ fn draw_panel(canvas: &Canvas<'_>, panel: &Panel, top: i32) -> Result<()> {
         [Some(bar.value), Some(low), Some(high), bar.paper]
     });
     let (mut low, mut high) = ends.flatten().fold((0.0, 0.0), |(low, high): (f64, f64), v| (low.min(v), high.max(v)));
-    // A panel of differences that are none shall not look like one of large differences.
+    // Small differences must not be scaled up to look like large ones.
     if panel.is_relative {
         (low, high) = (low.min(-1.0), high.max(5.0));
     }
@@ -134,7 +134,7 @@ fn draw_figures(canvas: &Canvas<'_>, panel: &Panel, bar: &Bar, is_noise: bool, m
     canvas.text(&bar.time, (WIDTH - 12, middle), 12, Anchor::Right, BLACK)
 }
 
-/// What colours and marks mean, as far as a panel has them.
+/// Explains the colours and marks that the panels have.
 fn draw_legend(canvas: &Canvas<'_>, panels: &[Panel], top: i32) -> Result<()> {
     canvas.line((12, top), (WIDTH - 12, top), 1, GRID)?;
     let (first, second, third) = (top + 18, top + 40, top + LEGEND - 18);

@@ -1,4 +1,4 @@
-//! What both pictures are drawn with: text, lines, boxes, and colours that text can be read on.
+//! Drawing functions of both pictures: text, lines, boxes, and text colours that are readable on a background.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -9,10 +9,10 @@ use crate::{Error, Result};
 
 pub(crate) const GREY_TEXT: RGBColor = RGBColor(85, 85, 85);
 pub(crate) const GRID: RGBColor = RGBColor(222, 222, 222);
-/// A difference that is none.
+/// The colour of a difference that is indistinguishable from zero.
 pub(crate) const NO_DIFFERENCE: RGBColor = RGBColor(238, 238, 238);
 
-/// Where text is, seen from its point.
+/// The position of a text's point: at the text's left end, in its centre, or at its right end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Anchor {
     Left,
@@ -67,7 +67,7 @@ impl Canvas<'_> {
             Anchor::Center => HPos::Center,
             Anchor::Right => HPos::Right,
         };
-        // The backend divides a size by this to get the font's.
+        // The backend divides a size by this to get the font size.
         let size = f64::from(size) * 1.24;
         let font = ("sans-serif", size).into_font().style(style).transform(transform);
         let style = font.color(&color).pos(Pos::new(horizontal, VPos::Center));
@@ -113,7 +113,7 @@ fn luminance(RGBColor(red, green, blue): RGBColor) -> f64 {
     0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue)
 }
 
-/// Round numbers from `low` to `high`, zero among them if it lies between: at most `most` + 1 of them.
+/// At most `most` + 1 round numbers from `low` to `high`, including zero if it lies between.
 pub(crate) fn ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
     let span = (high - low).max(1e-9);
     let magnitude = 10f64.powf((span / most as f64).log10().floor());
@@ -123,7 +123,7 @@ pub(crate) fn ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
     (first..).map(|i| i as f64 * step).take_while(|tick| *tick <= high + 1e-9 * span).collect()
 }
 
-/// A tick's number without the dust of its sum.
+/// A tick's number without rounding errors.
 pub(crate) fn tick_text(tick: f64) -> String {
     let rounded = (tick * 1e6).round() / 1e6;
     format!("{}", rounded + 0.0)

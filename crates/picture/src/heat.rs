@@ -1,4 +1,4 @@
-//! Figure 5: slow-down over batch size and rank, one panel a method and sequence length.
+//! Figure 5: slow-down over batch size and rank, one panel per method and sequence length.
 
 use plotters::prelude::{RGBColor, WHITE};
 
@@ -6,14 +6,14 @@ use crate::canvas::{Anchor, Canvas, GREY_TEXT, NO_DIFFERENCE, readable_on};
 use crate::{Result, interval_text, is_noise};
 
 const CELL: (i32, i32) = (92, 40);
-/// Room of a panel beside its cells: left, above, right, below.
+/// Margins of a panel around its cells: left, above, right, below.
 const LEFT: i32 = 64;
 const ABOVE: i32 = 34;
 const RIGHT: i32 = 14;
 const BELOW: i32 = 46;
 const HEAD: i32 = 56;
 const SCALE: i32 = 140;
-/// The paper's colours end here, in per cent.
+/// The end of the paper's colour scale, in per cent.
 const STRONGEST: f64 = 35.0;
 
 /// One cell.
@@ -23,9 +23,9 @@ pub struct Slowdown {
     pub batch: usize,
     /// LoRA's rank or the bottleneck's width.
     pub rank: usize,
-    /// Per cent over the base model.
+    /// Slow-down in per cent over the base model.
     pub percent: f64,
-    /// Its 95 % interval, if it has one.
+    /// The 95 % interval of `percent`, if there is one.
     pub interval: Option<(f64, f64)>,
 }
 
@@ -36,18 +36,18 @@ pub struct HeatMap {
     pub method: String,
     /// The sequence length.
     pub tokens: usize,
-    /// In any order.
+    /// The cells, in any order.
     pub cells: Vec<Slowdown>,
 }
 
-/// All of a sweep.
+/// All heat maps of a sweep.
 #[derive(Debug, Clone)]
 pub struct HeatMaps {
     /// What was measured.
     pub title: String,
-    /// On what and when.
+    /// The machine and the date.
     pub subtitle: String,
-    /// One row of panels a method, one column a sequence length.
+    /// The heat maps, drawn with one row per method and one column per sequence length.
     pub maps: Vec<HeatMap>,
 }
 
@@ -55,7 +55,7 @@ fn unique<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
     values.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
 }
 
-/// An SVG with a panel a method and sequence length, all with the same batches and ranks, and a scale of colours.
+/// An SVG with one panel per method and sequence length, all with the same batches and ranks, and a scale of colours.
 ///
 /// # Errors
 /// If the picture cannot be drawn.
@@ -135,7 +135,7 @@ fn draw_scale(canvas: &Canvas<'_>, (x, y): (i32, i32)) -> Result<()> {
     let values = || (-10..=35).rev();
     for (i, percent) in values().enumerate() {
         let top = y + STEP * i as i32;
-        // One pixel below the next one, so that no gap shows between them.
+        // Each band reaches one pixel into the next, so that no gap shows between them.
         canvas.fill([(x, top), (x + 18, top + STEP + 1)], color(f64::from(percent)))?;
     }
     for (i, percent) in values().enumerate().filter(|(_, percent)| percent % 10 == 0 || *percent == 35) {

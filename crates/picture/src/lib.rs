@@ -1,5 +1,5 @@
-//! Pictures of what fused-lora measures, as SVG that needs no fonts: [`bars`] for Table 1, [`heat_maps`] for Figure 5. Each
-//! says what was measured, on what and when, since it is read by people who were not there.
+//! Pictures of fused-lora's measurements, as SVG that needs no fonts: [`bars`] for Table 1, [`heat_maps`] for Figure 5.
+//! Each picture says what was measured, on which machine and when, so that it can be read on its own.
 
 mod bars;
 mod canvas;

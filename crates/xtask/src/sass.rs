@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{CellAlignment, Table, presets};
@@ -27,6 +28,9 @@ pub(crate) struct Args {
     /// instructions than there are a failure.
     #[arg(long, value_name = "FILE.csv")]
     against: Option<PathBuf>,
+    /// Take the machine code for this target from what `cargo xtask bundle --target` has just compiled.
+    #[arg(long, value_name = "TARGET", value_parser = parse_target)]
+    compiled: Option<&'static str>,
     /// Compilations at the same time.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
@@ -48,6 +52,50 @@ struct Source {
 struct Job<'a> {
     source: &'a Source,
     target: &'static str,
+}
+
+/// What the bundle's build compiled for one target.
+struct Compiled {
+    target: &'static str,
+    folder: PathBuf,
+}
+
+impl Compiled {
+    fn find(root: &Path, target: &'static str) -> Result<Self> {
+        let build = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let folder = build.join("for-bundle/images").join(target);
+        ensure!(folder.is_dir(), "no {}: run `cargo xtask bundle --target {target}`", folder.display());
+        Ok(Self { target, folder })
+    }
+
+    /// What ptxas said of a source, and its machine code. Both must be newer than everything below kernels/.
+    fn of(&self, root: &Path, source: &Path) -> Result<(String, PathBuf)> {
+        let kernels = root.join("kernels");
+        let name = source.strip_prefix(&kernels)?.to_string_lossy().replace('/', "-");
+        let stem = self.folder.join(name);
+        let (report, image) = (stem.with_extension("ptxas"), stem.with_extension("fatbin"));
+        let made = std::fs::metadata(&report).and_then(|file| file.modified());
+        let made = made.with_context(|| format!("cannot read {}", report.display()))?;
+        ensure!(
+            made >= newest(&kernels)?,
+            "{} is older than kernels/: run `cargo xtask bundle --target {}`",
+            image.display(),
+            self.target
+        );
+        Ok((std::fs::read_to_string(&report).with_context(|| report.display().to_string())?, image))
+    }
+}
+
+/// When a file below a folder was last changed.
+fn newest(folder: &Path) -> Result<SystemTime> {
+    let mut latest = SystemTime::UNIX_EPOCH;
+    for entry in folder.read_dir().with_context(|| format!("cannot list {}", folder.display()))? {
+        let entry = entry?;
+        let changed =
+            if entry.file_type()?.is_dir() { newest(&entry.path())? } else { entry.metadata()?.modified()? };
+        latest = latest.max(changed);
+    }
+    Ok(latest)
 }
 
 /// What came of one compilation.
@@ -77,7 +125,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         .flat_map(|source| source.rules.targets.iter().filter(|t| wanted(t)).map(move |&target| Job { source, target }))
         .collect();
 
-    let outcomes = compile_all(root, &toolchain, &jobs, args.jobs)?;
+    let compiled = args.compiled.map(|target| Compiled::find(root, target)).transpose()?;
+    let outcomes = compile_all(root, &toolchain, compiled.as_ref(), &jobs, args.jobs)?;
     println!("{}", table(root, &outcomes));
 
     let mut failures: Vec<String> = outcomes.iter().flat_map(|outcome| describe(root, outcome)).collect();
@@ -138,7 +187,13 @@ fn read_source(path: PathBuf) -> Result<Source> {
 }
 
 /// Compiles with so many at a time; the outcomes are in the order of the jobs.
-fn compile_all<'a>(root: &Path, toolchain: &Toolchain, jobs: &[Job<'a>], parallel: u16) -> Result<Vec<Outcome<'a>>> {
+fn compile_all<'a>(
+    root: &Path,
+    toolchain: &Toolchain,
+    compiled: Option<&Compiled>,
+    jobs: &[Job<'a>],
+    parallel: u16,
+) -> Result<Vec<Outcome<'a>>> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let queue = Mutex::new(jobs.iter().copied().enumerate());
     let work = || {
@@ -148,7 +203,7 @@ fn compile_all<'a>(root: &Path, toolchain: &Toolchain, jobs: &[Job<'a>], paralle
             let next = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
             let Some((index, job)) = next else { return done };
             let cubin = folder.path().join(format!("{index}.cubin"));
-            done.push((index, compile(root, toolchain, job, &cubin)));
+            done.push((index, compile(root, toolchain, compiled, job, &cubin)));
         }
     };
     let mut outcomes: Vec<(usize, Outcome<'a>)> = std::thread::scope(|scope| {
@@ -161,10 +216,25 @@ fn compile_all<'a>(root: &Path, toolchain: &Toolchain, jobs: &[Job<'a>], paralle
 }
 
 /// One compilation. An error becomes a failure of the file, so that the others go on.
-fn compile<'a>(root: &Path, toolchain: &Toolchain, job: Job<'a>, cubin: &Path) -> Outcome<'a> {
+fn compile<'a>(
+    root: &Path,
+    toolchain: &Toolchain,
+    compiled: Option<&Compiled>,
+    job: Job<'a>,
+    cubin: &Path,
+) -> Outcome<'a> {
     let inspect = || -> Result<(Vec<Kernel>, Vec<String>)> {
-        let report = Report::parse(&toolchain.compile(root, &job.source.path, job.target, cubin)?)?;
-        let machine_code = disassembly::parse(&toolchain.disassemble(cubin)?)?;
+        let (report, machine_code) = match compiled.filter(|compiled| compiled.target == job.target) {
+            Some(compiled) => {
+                let (report, image) = compiled.of(root, &job.source.path)?;
+                (report, toolchain.disassemble(&image)?)
+            }
+            None => {
+                let report = toolchain.compile(root, &job.source.path, job.target, cubin)?;
+                (report, toolchain.disassemble(cubin)?)
+            }
+        };
+        let (report, machine_code) = (Report::parse(&report)?, disassembly::parse(&machine_code)?);
         let mut warnings = report.warnings.clone();
         let mut kernels = vec![];
         for (name, code) in &machine_code {

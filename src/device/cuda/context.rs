@@ -1,4 +1,4 @@
-//! A device's primary context, which every CUDA library of a process shares, and being in it for a moment.
+//! A device's primary context, which all CUDA libraries of a process share, and making it current for a while.
 
 use sys::CUdevice_attribute as Attribute;
 
@@ -19,7 +19,7 @@ unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
 
-/// While this lives, the calling thread is in the context; afterwards it is in the one it was in before.
+/// While this value lives, the context is current in the calling thread. Dropping it restores the previous context.
 pub(super) struct Entered {
     previous: Option<sys::CUcontext>,
 }
@@ -33,8 +33,8 @@ impl Context {
         Ok(Self { driver, raw })
     }
 
-    /// Makes the context current. Other libraries in the same thread find their own context again, which PyTorch, say,
-    /// takes for granted.
+    /// Makes the context current until the result is dropped. Other libraries in the same thread, such as PyTorch, rely
+    /// on finding their own context again.
     pub(super) fn enter(&self) -> Result<Entered, Failure> {
         let mut current = std::ptr::null_mut();
         // SAFETY: the pointer is to a live handle; the context is retained and never released.
@@ -52,15 +52,15 @@ impl Context {
 impl Drop for Entered {
     fn drop(&mut self) {
         if let Some(previous) = self.previous {
-            // SAFETY: it was current in this thread, or null, when the guard was made. If another library has destroyed
-            // it since, the driver refuses, and the thread stays where it is.
+            // SAFETY: `previous` was current in this thread, or null, when the guard was made. If another library has
+            // destroyed it since, the driver refuses, and the current context stays.
             let _ = unsafe { driver::cuCtxSetCurrent(previous) };
         }
     }
 }
 
-/// While this lives, calls that a capture by this thread would forbid (allocating, loading code) are allowed. They act
-/// at once and are no part of the captured graph.
+/// While this value lives, calls that a capture by this thread would forbid (allocating, loading code) are allowed.
+/// Such calls take effect at once and are not part of the captured graph.
 pub(super) struct Relaxed {
     previous: sys::CUstreamCaptureMode,
 }
@@ -68,7 +68,7 @@ pub(super) struct Relaxed {
 impl Relaxed {
     pub(super) fn new() -> Result<Self, Failure> {
         let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: the pointer is to a live mode, and the driver has been loaded: whoever calls is in a context.
+        // SAFETY: the pointer is to a live mode, and the driver has been loaded, since the caller is in a context.
         unsafe { driver::cuThreadExchangeStreamCaptureMode(&mut mode) }?;
         Ok(Self { previous: mode })
     }
@@ -92,7 +92,7 @@ pub(in crate::device) fn device_count() -> Result<usize> {
 
 fn device(ordinal: usize) -> Result<sys::CUdevice> {
     let count = match device_count() {
-        // Without any GPU the driver does not even start.
+        // Without any GPU, the driver's initialisation fails.
         Err(Error::NoDevice { count, .. }) => count,
         count => count?,
     };
@@ -106,7 +106,7 @@ fn device(ordinal: usize) -> Result<sys::CUdevice> {
     Ok(device)
 }
 
-/// What the driver tells about a device; needs no context.
+/// The properties of a device; needs no context.
 pub(in crate::device) fn properties(ordinal: usize) -> Result<Properties> {
     let (device, driver) = (device(ordinal)?, driver::load()?);
     let attribute = |attribute| -> Result<u32> {

@@ -1,9 +1,9 @@
 //! The driver functions this library calls, each with its result checked.
 //!
-//! The types and signatures are `cudarc`'s. The addresses are not: `cudarc` looks each function up at its first call, in
-//! the first library that is called libcuda.so, which may be a toolkit's stub, and panics where it lacks one. Here all are
-//! looked up at once, in the driver's own library, and a call before that is an error like any other. A result is read
-//! as a number, since a driver may know more errors than the bindings.
+//! The types and signatures are `cudarc`'s, but the addresses are not. `cudarc` looks each function up at its first
+//! call, in the first library that is called libcuda.so, which may be a toolkit's stub, and panics if the function is
+//! missing. This module looks all functions up at once, in the driver's own library, and a call before that returns an
+//! error. A result is read as a number, since a driver may return errors that the bindings do not know.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
@@ -19,7 +19,7 @@ use crate::abi::TensorMap;
 use crate::device::launch::tensor_map::Tensor;
 use crate::error::{Error, Result};
 
-/// What the driver answers: 0, or an error.
+/// A result of the driver: 0, or the number of an error.
 type Code = c_uint;
 const SUCCESS: Code = 0;
 /// `CUDA_ERROR_NOT_INITIALIZED`.
@@ -35,12 +35,12 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// The number of the error: unlike the enum's names, the same for every version of the bindings.
+    /// The error's number, which, unlike the enum's names, is the same in every version of the bindings.
     pub(super) fn code(self) -> Code {
         self.code
     }
 
-    /// The driver's name and sentence for the error.
+    /// The driver's name and description of the error.
     pub(super) fn reason(self) -> String {
         let text = |f: Describe| {
             let mut text: *const c_char = std::ptr::null();
@@ -67,7 +67,7 @@ fn is_sticky(code: u32) -> bool {
     matches!(code, 214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 721)
 }
 
-/// Errors of the 900s that speak of stream capture.
+/// Errors about stream capture.
 fn is_capture(code: u32) -> bool {
     matches!(code, 900..=908)
 }
@@ -88,10 +88,10 @@ type Describe = unsafe extern "C" fn(Code, *mut *const c_char) -> Code;
 
 static FUNCTIONS: OnceLock<Functions> = OnceLock::new();
 
-/// A function of the driver's library, as the type that the place asks for.
+/// A function of the driver's library, as type `F`.
 ///
 /// # Safety
-/// The type must be that of cuda.h.
+/// `F` must be the function's type in cuda.h.
 unsafe fn look_up<F: Copy>(library: &Library, symbol: &'static str) -> Result<F> {
     // SAFETY: the caller's promise.
     let found = unsafe { library.get::<F>(symbol.as_bytes()) };
@@ -100,7 +100,7 @@ unsafe fn look_up<F: Copy>(library: &Library, symbol: &'static str) -> Result<F>
 
 macro_rules! driver_functions {
     ($($name:ident($($argument:ident: $type:ty),*);)*) => {
-        /// Where the functions are.
+        /// The addresses of the functions.
         #[allow(non_snake_case)]
         struct Functions {
             $($name: unsafe extern "C" fn($($type),*) -> Code,)*
@@ -110,8 +110,8 @@ macro_rules! driver_functions {
 
         impl Functions {
             fn look_up(library: &Library) -> Result<Self> {
-                // SAFETY: the types are those of cuda.h: checked below against the bindings, but for the result, which is
-                // an enum of that size there.
+                // SAFETY: the types are those of cuda.h: checked below against the bindings, except for the result,
+                // which is an enum of the same size there.
                 unsafe {
                     Ok(Self {
                         $($name: look_up(library, stringify!($name))?,)*
@@ -128,7 +128,7 @@ macro_rules! driver_functions {
             /// The driver function of this name.
             ///
             /// # Safety
-            /// As the driver API says.
+            /// As the driver API requires.
             #[allow(non_snake_case)]
             pub(super) unsafe fn $name($($argument: $type),*) -> Result<(), Failure> {
                 let Some(functions) = FUNCTIONS.get() else { return checked(stringify!($name), NOT_INITIALIZED) };
@@ -203,7 +203,7 @@ type TensorMapEncodeTiled = unsafe extern "C" fn(
 ) -> Code;
 type FuncGetParamInfo = unsafe extern "C" fn(CUfunction, usize, *mut usize, *mut usize) -> Code;
 
-/// What is apart from the list above because its name depends on the version of the bindings or of the driver.
+/// Functions that are not in the list above because their names depend on the version of the bindings or of the driver.
 #[derive(Debug)]
 pub(super) struct Driver {
     elapsed_time: ElapsedTime,
@@ -217,11 +217,11 @@ pub(super) struct Driver {
 impl Driver {
     /// Milliseconds from one event to the other.
     ///
-    /// The bindings call `cuEventElapsedTime_v2` where they are made for CUDA 13, which drivers older than 12.8 lack; the
-    /// first version is in all of them.
+    /// Bindings made for CUDA 13 call `cuEventElapsedTime_v2`, which drivers older than 12.8 lack; all drivers have the
+    /// first version.
     ///
     /// # Safety
-    /// Both must be live events.
+    /// `start` and `end` must be live events.
     pub(super) unsafe fn elapsed_time(&self, start: CUevent, end: CUevent) -> Result<f32, Failure> {
         let mut milliseconds = 0.0;
         // SAFETY: the caller's promise about the events, and the pointer is to a live float.
@@ -229,11 +229,11 @@ impl Driver {
         Ok(milliseconds)
     }
 
-    /// Brings a function's code to the device now rather than at its first launch. Drivers older than 12.4 cannot; they
-    /// do it when an attribute is set.
+    /// Loads a function's code onto the device now rather than at its first launch. Drivers older than 12.4 cannot do
+    /// so; they load the code when an attribute is set.
     ///
     /// # Safety
-    /// A live function.
+    /// `function` must be a live function.
     pub(super) unsafe fn load_function(&self, function: CUfunction) -> Result<(), Failure> {
         let Some(load) = self.func_load else { return Ok(()) };
         // SAFETY: the caller's promise.
@@ -245,7 +245,8 @@ impl Driver {
     /// # Safety
     /// The description's arrays are as long as its rank says.
     pub(super) unsafe fn encode_tensor_map(&self, tensor: &Tensor<'_>) -> Option<Result<TensorMap, Failure>> {
-        // The driver's numbers of the enums; unsigned integers of the elements' size, whose zeros are those of any type.
+        // The driver's numbers of the enums. Elements count as unsigned integers of their size, whose zero has the bits
+        // of every type's zero.
         let data_type = match tensor.element_bytes {
             1 => 0,
             2 => 1,
@@ -257,7 +258,7 @@ impl Driver {
         let element_strides = [1; 5];
         let mut map = TensorMap { opaque: [0; 16] };
         let encode = self.encode_tiled?;
-        // SAFETY: the map is 128 bytes at a multiple of 128, the arrays are the caller's promise.
+        // SAFETY: the map is 128 bytes at a multiple of 128; the arrays' lengths are the caller's promise.
         let code = unsafe {
             encode(
                 map.opaque.as_mut_ptr().cast(),
@@ -277,10 +278,11 @@ impl Driver {
         Some(checked("cuTensorMapEncodeTiled", code).map(|()| map))
     }
 
-    /// Bytes of a function's only parameter. `None` if it has none or several, or the driver is older than 12.4.
+    /// Bytes of a function's only parameter. `None` if it has no parameter or several, or if the driver is older than
+    /// 12.4.
     ///
     /// # Safety
-    /// A live function.
+    /// `function` must be a live function.
     pub(super) unsafe fn params_size(&self, function: CUfunction) -> Option<usize> {
         let info = self.func_get_param_info?;
         let (mut offset, mut bytes) = (0, 0);
@@ -291,7 +293,7 @@ impl Driver {
     }
 }
 
-/// The names of the driver's library, the one that every driver installs first.
+/// The names of the driver's library, beginning with the name that every driver installs.
 const LIBRARIES: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
 
 /// Loads and initialises the driver, once a process.
@@ -306,8 +308,8 @@ pub(super) fn load() -> Result<&'static Driver> {
 fn open() -> Result<Driver> {
     // SAFETY: the driver's library runs no code on loading that has requirements on its caller.
     let library = LIBRARIES.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
-    let library = library.ok_or_else(|| Error::NoDriver { reason: format!("{} is not there", LIBRARIES[0]) })?;
-    // The functions are used until the process ends, and so the library stays.
+    let library = library.ok_or_else(|| Error::NoDriver { reason: format!("{} was not found", LIBRARIES[0]) })?;
+    // The functions are used until the process ends, so the library is never unloaded.
     let library: &'static Library = Box::leak(Box::new(library));
     let functions = Functions::look_up(library)?;
     FUNCTIONS.get_or_init(|| functions);

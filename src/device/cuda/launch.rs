@@ -1,4 +1,4 @@
-//! Launches, and how many of their blocks fit at a time.
+//! Launches, and the number of their blocks and clusters that are resident at a time.
 
 use std::ffi::{c_int, c_void};
 
@@ -13,7 +13,7 @@ fn function(kernel: Handle) -> sys::CUfunction {
     kernel.0 as sys::CUfunction
 }
 
-/// The driver's attributes of a launch; the first so many count.
+/// The driver's attributes of a launch, and how many of them are used.
 fn attributes(config: &LaunchConfig, dependent: bool) -> ([CUlaunchAttribute; 2], u32) {
     // SAFETY: the structs are plain integers, whose identifier 0 means "ignore".
     let mut list: [CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
@@ -60,16 +60,16 @@ fn driver_config(
 pub(super) unsafe fn launch(stream: sys::CUstream, what: &Launch<'_>) -> Result<()> {
     let (mut list, count) = attributes(what.config, what.dependent);
     let config = driver_config(what.config, stream, &mut list, count);
-    // The driver reads the struct and does not write it, whatever the pointer's type says.
+    // The driver only reads the struct, although the pointer's type is mutable.
     let mut params = [what.params.as_ptr().cast_mut().cast::<c_void>()];
     // SAFETY: the caller's promise; the driver copies the attributes and the parameter struct before it returns.
     Ok(unsafe { driver::cuLaunchKernelEx(&config, function(what.kernel), params.as_mut_ptr(), std::ptr::null_mut()) }?)
 }
 
-/// Blocks of a kernel that one SM holds at a time.
+/// Blocks of a kernel that are resident on one SM at a time.
 ///
 /// # Safety
-/// In the kernel's context.
+/// The kernel's context must be current.
 pub(super) unsafe fn resident_blocks(kernel: Handle, block: u32, shared_bytes: u32) -> Result<u32> {
     let mut count: c_int = 0;
     let (block, shared_bytes) = (block.cast_signed(), shared_bytes as usize);
@@ -78,10 +78,10 @@ pub(super) unsafe fn resident_blocks(kernel: Handle, block: u32, shared_bytes: u
     Ok(u32::try_from(count).unwrap_or(0))
 }
 
-/// Clusters of a launch that the device holds at a time.
+/// Clusters of a launch that are resident on the device at a time.
 ///
 /// # Safety
-/// In the kernel's context.
+/// The kernel's context must be current.
 pub(super) unsafe fn resident_clusters(what: &Launch<'_>) -> Result<u32> {
     let (mut list, attributes) = attributes(what.config, false);
     let config = driver_config(what.config, std::ptr::null_mut(), &mut list, attributes);

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 
 pub(super) use context::{device_count, properties};
 
-/// `CU_STREAM_NON_BLOCKING`: in no order with the default stream.
+/// `CU_STREAM_NON_BLOCKING`: not ordered with the default stream.
 const NON_BLOCKING: u32 = 1;
 /// `CUDA_ERROR_OUT_OF_MEMORY`.
 const OUT_OF_MEMORY: u32 = 2;
@@ -32,7 +32,8 @@ const NOT_READY: u32 = 600;
 pub(super) struct Cuda {
     context: Context,
     properties: Properties,
-    /// By the path of the source. Never unloaded: kernels of them may run as long as the context is there.
+    /// Modules by the path of their source. They are never unloaded, since their kernels may run as long as the context
+    /// exists.
     modules: Mutex<HashMap<&'static str, Handle>>,
 }
 
@@ -83,7 +84,8 @@ impl Backend for Cuda {
 
     unsafe fn free(&self, address: u64) {
         let (Ok(_entered), Ok(_relaxed)) = (self.enter(), Relaxed::new()) else { return };
-        // The driver waits for all work of the device first. If it fails, the device is lost, and the memory with it.
+        // The driver first waits for all work on the device. If the call fails, the device is lost, and the memory with
+        // it.
         // SAFETY: the caller's promise, and in the memory's context.
         let _ = unsafe { driver::cuMemFree_v2(address) };
     }
@@ -198,7 +200,7 @@ impl Backend for Cuda {
 
     unsafe fn begin_capture(&self, handle: Handle) -> Result<()> {
         let _entered = self.enter()?;
-        // Other threads may do as they like meanwhile; this one is held to what a capture allows.
+        // The capture restricts the calls of this thread only.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the caller's promise.
         Ok(unsafe { driver::cuStreamBeginCapture_v2(stream(handle), mode) }?)
@@ -207,14 +209,14 @@ impl Backend for Cuda {
     unsafe fn end_capture(&self, handle: Handle) -> Result<Handle> {
         let _entered = self.enter()?;
         let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: the caller's promise; the pointers are to live handles; the graph is destroyed once, which leaves what
-        // was instantiated of it.
+        // SAFETY: the caller's promise; the pointers are to live handles; the graph is destroyed once, which does not
+        // affect the executable instantiated from it.
         unsafe {
             driver::cuStreamEndCapture(stream(handle), &mut graph)?;
             let made = driver::cuGraphInstantiateWithFlags(&mut executable, graph, 0);
             let _ = driver::cuGraphDestroy(graph);
             made?;
-            // So that the first replay costs no more than the others.
+            // Uploading now makes the first replay cost no more than later ones.
             if let Err(failure) = driver::cuGraphUpload(executable, stream(handle)) {
                 let _ = driver::cuGraphExecDestroy(executable);
                 return Err(failure.into());
@@ -268,7 +270,7 @@ impl Backend for Cuda {
     }
 
     fn encode_tensor_map(&self, tensor: &Tensor<'_>) -> Result<TensorMap> {
-        // The driver answers for the current context's device.
+        // The driver encodes for the device of the current context.
         let _entered = self.enter()?;
         let driver = driver::load()?;
         let bad = |reason: String| Error::BadTensorMap { reason };

@@ -1,4 +1,4 @@
-//! Loading kernels: built-in machine code first, NVRTC's where that does not fit, and what the compiler made of each.
+//! Loading kernels from built-in machine code, or from NVRTC's if that does not fit, and reading their attributes.
 
 use std::ffi::CString;
 
@@ -14,13 +14,13 @@ use crate::error::{Error, Result};
 /// `CUDA_ERROR_NOT_FOUND`.
 const NOT_FOUND: u32 = 500;
 
-/// Whether a driver that answered so may still take another image: it found no code for its device, or code that it is
-/// too old for (`INVALID_IMAGE`, `NO_BINARY_FOR_GPU`, `INVALID_PTX`, `UNSUPPORTED_PTX_VERSION`).
+/// Whether the driver may still accept another image after this failure: it found no code for its device, or code that
+/// it is too old for (`INVALID_IMAGE`, `NO_BINARY_FOR_GPU`, `INVALID_PTX`, `UNSUPPORTED_PTX_VERSION`).
 fn does_not_fit(failure: Failure) -> bool {
     matches!(failure.code(), 200 | 209 | 218 | 222)
 }
 
-/// Loads a file of kernels. A context must be current.
+/// Loads a source file's kernels. A context must be current.
 pub(super) fn load(source: &Source, kernel: &str, capability: (u32, u32)) -> Result<sys::CUmodule> {
     if let Some(code) = source.machine_code()? {
         match load_image(&code) {
@@ -32,21 +32,21 @@ pub(super) fn load(source: &Source, kernel: &str, capability: (u32, u32)) -> Res
 }
 
 fn load_image(image: &[u8]) -> Result<sys::CUmodule, Failure> {
-    // The driver reads structs out of it; what is built in, or read from a file, has the alignment of bytes. PTX ends
-    // with a zero byte, so one more never hurts.
+    // The driver reads structs from the image, but built-in images and files have the alignment of bytes, so the image
+    // is copied. Zero bytes at the end do no harm: PTX ends with one anyway.
     let mut words = vec![0u64; image.len() / 8 + 1];
     bytemuck::cast_slice_mut(&mut words)[..image.len()].copy_from_slice(image);
     let mut module = std::ptr::null_mut();
-    // SAFETY: a cubin, fatbin or PTX that a compiler made, whole and aligned; the driver copies what it keeps. The other
-    // pointer is to a live handle.
+    // SAFETY: a cubin, fatbin or PTX that a compiler made, whole and aligned; the driver copies what it keeps. The
+    // other pointer is to a live handle.
     unsafe { driver::cuModuleLoadData(&mut module, words.as_ptr().cast()) }?;
     Ok(module)
 }
 
-/// Finds a kernel, brings its code to the device, and allows it all the shared memory that there is.
+/// Finds a kernel, loads its code onto the device, and allows it all of a block's shared memory.
 ///
 /// # Safety
-/// The module's context must be current, and the module never be unloaded.
+/// The module's context must be current, and the module must never be unloaded.
 pub(super) unsafe fn find(driver: &Driver, module: sys::CUmodule, name: &str, shared_bytes: u32) -> Result<Found> {
     let missing = || Error::NoSuchKernel { kernel: name.to_owned() };
     let c_name = CString::new(name).map_err(|_| missing())?;
@@ -66,7 +66,7 @@ pub(super) unsafe fn find(driver: &Driver, module: sys::CUmodule, name: &str, sh
     };
     let static_shared_bytes = attribute(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
     let max_dynamic_shared_bytes = shared_bytes.saturating_sub(static_shared_bytes);
-    // Asked for once, here: a launch then only says how much it uses, and more than 48 KiB needs no other call.
+    // The limit is raised once, here, so that launches can use more than 48 KiB without another call.
     // SAFETY: the function was found above.
     unsafe {
         let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

@@ -1,4 +1,4 @@
-//! The emulator as a device. Streams are eager: what is issued has happened when the call returns, or is captured.
+//! The emulator as a device. Streams are eager: an operation has run, or has been captured, when the call returns.
 
 mod streams;
 
@@ -17,25 +17,25 @@ use crate::device::launch::tensor_map::Tensor;
 use crate::device::properties::{DeviceKind, KernelAttributes, Properties};
 use crate::error::{Error, Result};
 
-/// Dynamic shared memory of a block, on the emulator and on Hopper.
+/// Bytes of dynamic shared memory that a block can have, on the emulator as on Hopper.
 const SHARED_BYTES: u32 = 227 << 10;
-/// Shared memory of an SM, of which each resident block takes 1 KiB more than it asked for.
+/// Bytes of shared memory of an SM. Each resident block takes 1 KiB more than it requests.
 const SHARED_BYTES_PER_SM: u32 = 228 << 10;
 const THREADS_PER_SM: u32 = 2048;
-/// Launches whose counters are kept: more than a call issues, and few enough to forget about.
+/// Launches whose counters are kept: more than one call issues, and few enough not to matter.
 const COUNTED: usize = 64;
 
-/// An emulated machine and what its driver would keep.
+/// An emulated machine, and the state that a driver would keep.
 #[derive(Debug)]
 pub(crate) struct Emulator {
     machine: Machine,
     properties: Properties,
     streams: Mutex<Streams>,
-    /// Names of the kernels that were asked for; a handle is a place in it.
+    /// Names of the kernels that were looked up; a kernel's handle is its index.
     kernels: Mutex<Vec<String>>,
-    /// Of the latest launches that nobody has asked about yet, oldest first.
+    /// Counters of the latest launches that have not been taken yet, oldest first.
     counters: Mutex<VecDeque<Counters>>,
-    /// Launches that are left until the device is lost.
+    /// Launches left until the device is lost; `None` if it is never lost.
     left: Mutex<Option<u32>>,
 }
 
@@ -91,12 +91,12 @@ impl Emulator {
 
     fn expect_alive(&self) -> Result<()> {
         match *lock(&self.left) {
-            Some(0) => Err(Error::DeviceLost { reason: "as was asked of the emulator".to_owned() }),
+            Some(0) => Err(Error::DeviceLost { reason: "as requested by lose_after".to_owned() }),
             _ => Ok(()),
         }
     }
 
-    /// Does it, or leaves it to the graph that is being captured.
+    /// Performs an operation, or adds it to the graph that is being captured.
     ///
     /// # Safety
     /// As the backend's methods.
@@ -131,7 +131,7 @@ impl Emulator {
                 if config.dependent_launch && counters.dependency_waits != threads {
                     let waits = counters.dependency_waits;
                     let report = format!(
-                        "it may start before the launch ahead has ended, but {waits} of {threads} threads wait"
+                        "it may start before the preceding launch has ended, but {waits} of {threads} threads wait"
                     );
                     return Err(Error::KernelFault { kernel: name.clone(), report });
                 }
@@ -157,7 +157,7 @@ impl Backend for Emulator {
     }
 
     unsafe fn free(&self, address: u64) {
-        // SAFETY: the caller's promise; nothing is under way.
+        // SAFETY: the caller's promise; no work is in flight.
         unsafe { self.machine.free(address) };
     }
 
@@ -252,7 +252,7 @@ impl Backend for Emulator {
     unsafe fn replay(&self, graph: Handle, stream: Handle) -> Result<()> {
         let operations = lock(&self.streams).graph(graph);
         for operation in operations.iter() {
-            // A graph replayed inside a capture becomes part of it.
+            // A graph replayed inside a capture becomes part of that capture.
             // SAFETY: the caller's promise; the graph's memory is kept.
             unsafe { self.issue(stream, operation.clone()) }?;
         }

@@ -1,7 +1,8 @@
-//! What the emulator keeps of streams, events and graphs: the rules of stream capture, without a GPU.
+//! The emulator's state of streams, events and graphs: the rules of stream capture, without a GPU.
 //!
-//! A capture begins on one stream. Another joins it by waiting for an event of it, and has to be waited for in turn before
-//! the end. Every stream of a capture has a vector clock: what it knows of the operations issued to each stream.
+//! A capture begins on one stream. Another stream joins the capture by waiting for one of its events, and the first
+//! stream must wait for the other in turn before the capture ends. Every stream of a capture has a vector clock: the
+//! number of operations of each stream that it is ordered after.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -19,13 +20,13 @@ pub(crate) enum Operation {
     Launch { kernel: Handle, config: LaunchConfig, params: Vec<u8> },
 }
 
-/// Operations issued to each stream so far.
+/// For each stream, the number of its operations that are ordered before.
 type Clock = BTreeMap<usize, usize>;
 
 #[derive(Debug)]
 struct Capture {
     origin: Handle,
-    /// In the order in which they were issued, which is one that all waits allow.
+    /// The operations in the order in which they were issued, which satisfies all waits.
     operations: Vec<Operation>,
     clocks: HashMap<Handle, Clock>,
 }
@@ -39,7 +40,7 @@ enum Recorded {
 /// The state of all streams of one machine.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
-    /// Handles are never used again, and 0 is the default stream.
+    /// The handle given out last. Handles are never reused, and 0 is the default stream.
     last_handle: usize,
     captures: BTreeMap<usize, Capture>,
     events: HashMap<Handle, Recorded>,
@@ -64,7 +65,7 @@ impl Streams {
         self.capture_of(stream).is_some()
     }
 
-    /// Takes an operation into the stream's capture, or gives it back if there is none.
+    /// Adds an operation to the stream's capture, or returns it if the stream is not being captured.
     pub(crate) fn capture(&mut self, stream: Handle, operation: Operation) -> Result<Option<Operation>> {
         let Some(capture) = self.capture_of(stream).and_then(|id| self.captures.get_mut(&id)) else {
             return Ok(Some(operation));
@@ -80,7 +81,7 @@ impl Streams {
         self.captures.insert(id, Capture { origin: stream, operations: vec![], clocks });
     }
 
-    /// Ends the stream's capture, whatever comes of it.
+    /// Ends the stream's capture, also if it fails.
     pub(crate) fn end(&mut self, stream: Handle) -> Result<Handle> {
         let id =
             self.capture_of(stream).ok_or_else(|| refused("ending a capture", "the stream is not being captured"))?;

@@ -1,8 +1,9 @@
-//! Compiled kernels on disk, so that NVRTC compiles each once a machine.
+//! Compiled kernels on disk, so that NVRTC compiles each of them once per machine.
 //!
-//! A file's name is the digest of all that its contents were made from, so it is never out of date. It is written beside
-//! its place and renamed into it, so two processes may do so at once. It begins with the digest of its own contents, so a
-//! damaged one is found out, and made again. A cache that cannot be written is no error.
+//! A file's name is the digest of everything that its contents were made from, so a file is never out of date. Files
+//! are written under a temporary name and renamed, so two processes may store the same file at once. A file begins with
+//! the digest of its contents, so a damaged file is detected and made again. A cache that cannot be written is not an
+//! error.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,20 +13,20 @@ use sha2::{Digest, Sha256};
 
 const DIGEST_BYTES: usize = 32;
 
-/// Where compiled kernels are kept: `$FUSED_LORA_CACHE`, else `fused-lora` in the user's cache folder. `None` if there is
-/// no such folder, or `$FUSED_LORA_CACHE` is empty: then nothing is kept.
+/// The folder of compiled kernels: `$FUSED_LORA_CACHE`, else `fused-lora` in the user's cache folder. `None` if there
+/// is no such folder or `$FUSED_LORA_CACHE` is empty: then nothing is cached.
 pub fn folder() -> Option<PathBuf> {
     if let Some(folder) = env::var_os("FUSED_LORA_CACHE") {
         return Some(PathBuf::from(folder)).filter(|folder| !folder.as_os_str().is_empty());
     }
-    // A relative one means nothing, says the specification of $XDG_CACHE_HOME.
+    // The specification of $XDG_CACHE_HOME says to ignore relative paths.
     let named = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = named("XDG_CACHE_HOME").or_else(|| named("LOCALAPPDATA"));
     let base = base.or_else(|| named("HOME").map(|home| home.join(".cache")));
     base.map(|base| base.join("fused-lora"))
 }
 
-/// What was stored under this name, if it is there and whole.
+/// The contents stored under this name, if they are there and undamaged.
 pub(crate) fn load(folder: &Path, name: &str) -> Option<Vec<u8>> {
     let mut file = fs::read(folder.join(name)).ok()?;
     let contents = file.get(DIGEST_BYTES..)?;
@@ -33,10 +34,10 @@ pub(crate) fn load(folder: &Path, name: &str) -> Option<Vec<u8>> {
     whole.then(|| file.split_off(DIGEST_BYTES))
 }
 
-/// Stores under this name, in place of what was there.
+/// Stores contents under this name, replacing older ones.
 ///
 /// # Errors
-/// The file system's.
+/// Errors of the file system.
 pub(crate) fn store(folder: &Path, name: &str, contents: &[u8]) -> io::Result<()> {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     fs::create_dir_all(folder)?;

@@ -1,4 +1,4 @@
-//! The kernels as they are built into this library, and which of them a device can run.
+//! The kernels that are built into this library, and which of them a device can run.
 
 mod cache;
 pub(crate) mod nvrtc;
@@ -14,52 +14,52 @@ use crate::error::{Error, Result};
 pub use cache::folder as cache_folder;
 pub use nvrtc::version as nvrtc_version;
 
-/// A file of kernels.
+/// A source file of kernels.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Source {
-    /// Its path below kernels/.
+    /// The file's path below kernels/.
     pub(crate) path: &'static str,
     pub(crate) text: &'static str,
-    /// Names of its kernels, with `*` where a macro pastes something in.
+    /// Names of the file's kernels, with `*` where a macro pastes a part of the name.
     pub(crate) kernels: &'static [&'static str],
-    /// What it is written for, as nvcc calls it: `sm_80`, `sm_90a`.
+    /// The targets that the file is written for, in nvcc's spelling: `sm_80`, `sm_90a`.
     pub(crate) targets: &'static [&'static str],
     /// Machine code for the targets that nvcc knew, and PTX.
     pub(crate) image: Image,
 }
 
-/// Where the machine code of a file of kernels is.
+/// Where the machine code of a source file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code)] // a build uses two of them at most
 pub(crate) enum Image {
-    /// Nowhere: NVRTC compiles it.
+    /// There is none: NVRTC compiles the source.
     None,
-    /// In this library.
+    /// The machine code is in this library.
     BuiltIn(&'static [u8]),
-    /// In a file of this name, which several programs share.
+    /// The machine code is in a file of this name, which several programs share.
     Beside(&'static str),
 }
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
-/// What the build found to compile the kernels with.
+/// How the kernels were built into this library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BuiltIn {
-    /// Files of kernels.
+    /// Number of source files of kernels.
     pub files: usize,
-    /// Files whose machine code is built in; the others' sources are, for NVRTC.
+    /// Number of source files that the build compiled; NVRTC compiles the others from their built-in sources.
     pub compiled: usize,
-    /// The release of nvcc, if there was one.
+    /// The release of nvcc; `None` if there was none.
     pub nvcc: Option<&'static str>,
 }
 
-/// What of the kernels is built into this library.
+/// How the kernels were built into this library.
 pub fn built_in() -> BuiltIn {
     BuiltIn { files: SOURCES.len(), compiled: SOURCES.iter().filter(|s| s.image != Image::None).count(), nvcc: NVCC }
 }
 
-/// The kernels as texts, for a machine of the emulator: all that this library was built from.
+/// The sources of all kernels of this library, for a machine of the emulator.
 #[cfg(feature = "emulator")]
 pub fn emulator_kernels() -> fused_lora_emulator::Kernels {
     static KERNELS: std::sync::LazyLock<fused_lora_emulator::Kernels> = std::sync::LazyLock::new(|| {
@@ -70,13 +70,13 @@ pub fn emulator_kernels() -> fused_lora_emulator::Kernels {
     KERNELS.clone()
 }
 
-/// The file that a kernel is in: the one that names most of the kernel's name.
+/// The source file that a kernel is in: the one whose pattern gives most of the kernel's name.
 pub(crate) fn source_of(kernel: &str) -> Option<&'static Source> {
     let best = |source: &Source| source.kernels.iter().filter_map(|pattern| matched(pattern, kernel)).max();
     SOURCES.iter().filter(|source| best(source).is_some()).max_by_key(|source| best(source))
 }
 
-/// How many characters of a name a pattern gives, if it fits: each `*` stands for at least one.
+/// How many characters of a kernel's name a pattern gives, if it matches. Each `*` stands for at least one character.
 fn matched(pattern: &str, kernel: &str) -> Option<usize> {
     let mut parts = pattern.split('*');
     let mut rest = kernel.strip_prefix(parts.next()?)?;
@@ -97,7 +97,7 @@ fn matched(pattern: &str, kernel: &str) -> Option<usize> {
     Some(given)
 }
 
-/// Compute capability and whether code for it runs there alone.
+/// The compute capability of a target, and whether its code runs on that capability only (suffix `a`).
 fn parse(target: &str) -> Option<((u32, u32), bool)> {
     let name = target.strip_prefix("sm_")?;
     let digits = name.trim_end_matches('a');
@@ -105,7 +105,8 @@ fn parse(target: &str) -> Option<((u32, u32), bool)> {
     Some(((number / 10, number % 10), digits != name))
 }
 
-/// Where images that are not built in lie: `$FUSED_LORA_IMAGES`, else `images` beside the program or beside its folder.
+/// The folder of images that are not built in: `$FUSED_LORA_IMAGES`, else `images` beside the program or beside its
+/// folder.
 fn image_folder() -> Option<PathBuf> {
     if let Some(folder) = env::var_os("FUSED_LORA_IMAGES") {
         return Some(folder.into());
@@ -115,7 +116,7 @@ fn image_folder() -> Option<PathBuf> {
 }
 
 impl Source {
-    /// Its machine code, if a compiler has made it.
+    /// The file's machine code, if the build compiled it.
     ///
     /// # Errors
     /// [`Error::NoImage`] if the file that this build keeps it in cannot be read.
@@ -130,20 +131,21 @@ impl Source {
         std::fs::read(&path).map(|bytes| Some(bytes.into())).map_err(failed)
     }
 
-    /// Whether it is written for a device of this compute capability.
+    /// Whether the file is written for a device of this compute capability.
     pub(crate) fn supports(&self, capability: (u32, u32)) -> bool {
         let runs = |(target, alone): ((u32, u32), bool)| target == capability || (!alone && target <= capability);
         self.targets.iter().filter_map(|target| parse(target)).any(runs)
     }
 
-    /// What the compiler calls a device of this compute capability.
+    /// The compiler's name for this compute capability, such as `90a`.
     pub(crate) fn architecture(&self, capability: (u32, u32)) -> String {
         let alone = |target: &&str| parse(target) == Some((capability, true));
         let suffix = if self.targets.iter().any(alone) { "a" } else { "" };
         format!("{}{}{suffix}", capability.0, capability.1)
     }
 
-    /// A name for what these words make of this file: it changes with every text that the compiler may read.
+    /// A digest of this file and of `words`, such as the compiler's options. It changes with every text that the
+    /// compiler may read.
     pub(crate) fn digest(&self, words: &[&str]) -> String {
         let mut hash = Sha256::new();
         let headers = HEADERS.iter().flat_map(|(path, text)| [*path, *text]);
@@ -155,7 +157,7 @@ impl Source {
     }
 }
 
-/// Refuses a kernel that is not written for a device of this compute capability. Names that are none of ours pass.
+/// Refuses a kernel that is not written for a device of this compute capability. Unknown kernels are accepted here.
 pub(crate) fn expect_supported(kernel: &str, capability: (u32, u32)) -> Result<()> {
     match source_of(kernel) {
         Some(source) if !source.supports(capability) => {

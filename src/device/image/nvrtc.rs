@@ -1,4 +1,4 @@
-//! NVRTC, the CUDA compiler as a library: found when it is first needed, never linked.
+//! NVRTC, the CUDA compiler as a library: loaded when it is first needed, never linked.
 
 use std::env;
 use std::error::Error as _;
@@ -18,7 +18,7 @@ type Text = *const c_char;
 type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
 type Get = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
 
-/// The compiler's functions, by the signatures of nvrtc.h.
+/// The compiler's functions, with the signatures of nvrtc.h.
 struct Nvrtc {
     create: unsafe extern "C" fn(*mut Program, Text, Text, c_int, *const Text, *const Text) -> c_int,
     destroy: unsafe extern "C" fn(*mut Program) -> c_int,
@@ -26,9 +26,9 @@ struct Nvrtc {
     log: (Size, Get),
     cubin: (Size, Get),
     ptx: (Size, Get),
-    /// Major and minor.
+    /// Major and minor version.
     version: (c_int, c_int),
-    /// What it can compile for: 75, 80 and so on.
+    /// The architectures that it compiles for: 75, 80 and so on.
     architectures: Vec<c_int>,
     /// Keeps the functions above loaded.
     _libraries: Vec<Library>,
@@ -40,8 +40,8 @@ const NAMES: &[&str] = if cfg!(windows) {
     &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
 };
 
-/// What may be NVRTC, best first: what `$FUSED_LORA_NVRTC` says and nothing else, or what the system finds by itself, then
-/// what lies in `$CUDA_HOME` or `$CUDA_PATH`.
+/// The files that may be NVRTC, best first: `$FUSED_LORA_NVRTC` alone if it is set; otherwise the names that the
+/// system's loader looks up, then files in `$CUDA_HOME` and `$CUDA_PATH`.
 fn candidates() -> Vec<OsString> {
     if let Some(path) = env::var_os("FUSED_LORA_NVRTC") {
         return vec![path];
@@ -52,7 +52,8 @@ fn candidates() -> Vec<OsString> {
     NAMES.iter().map(OsString::from).chain(installed).collect()
 }
 
-/// The first of the candidates that can be loaded, with what it needs, or why the first of them cannot.
+/// The first of the candidates that can be loaded, with the library that it needs. If there is none, the reason why the
+/// first candidate cannot be loaded.
 fn open(candidates: &[OsString]) -> Result<Vec<Library>, String> {
     let mut reason = None;
     for candidate in candidates {
@@ -60,7 +61,7 @@ fn open(candidates: &[OsString]) -> Result<Vec<Library>, String> {
         match unsafe { Library::new(candidate) } {
             Ok(library) => return Ok(builtins(Path::new(candidate)).into_iter().chain([library]).collect()),
             Err(error) => {
-                // The system's own words, which name the file, are the error's source.
+                // The system's own message, which names the file, is the error's source.
                 reason = reason.or_else(|| Some(error.source().map_or(error.to_string(), ToString::to_string)));
             }
         }
@@ -68,8 +69,8 @@ fn open(candidates: &[OsString]) -> Result<Vec<Library>, String> {
     Err(reason.unwrap_or_default())
 }
 
-/// A second library, which NVRTC asks the system for by its bare name when it compiles. Beside an NVRTC outside of the
-/// system's folders it would not be found, unless it has been loaded.
+/// A second library, which NVRTC loads by its bare name when it compiles. If NVRTC is outside the system's folders, the
+/// system finds that library only if it is already loaded.
 fn builtins(nvrtc: &Path) -> Option<Library> {
     let entries = nvrtc.parent()?.read_dir().ok()?;
     let is_it = |path: &Path| {
@@ -87,7 +88,7 @@ impl Nvrtc {
         let library = libraries.last().ok_or_else(String::new)?;
         macro_rules! function {
             ($name:literal) => {
-                // SAFETY: the type that the place asks for is that of nvrtc.h.
+                // SAFETY: the type inferred for each function is that of nvrtc.h.
                 *unsafe { library.get(concat!($name, "\0").as_bytes()) }.map_err(|error| error.to_string())?
             };
         }
@@ -101,7 +102,7 @@ impl Nvrtc {
         // SAFETY: the list has as many places as the library said.
         status |= unsafe { list(architectures.as_mut_ptr()) };
         if status != 0 {
-            return Err("NVRTC does not tell what it compiles for".to_owned());
+            return Err("NVRTC does not report its version and architectures".to_owned());
         }
         Ok(Self {
             create: function!("nvrtcCreateProgram"),
@@ -121,8 +122,8 @@ impl Nvrtc {
         NVRTC.get_or_init(|| Self::load(&candidates())).as_ref().map_err(Clone::clone)
     }
 
-    /// The target for a device: its own machine code, or, from a compiler older than the device, the highest PTX below,
-    /// which the driver compiles further.
+    /// The target for a device: its own machine code, or, if the compiler is older than the device, the highest PTX
+    /// version below it, which the driver compiles further.
     fn target(&self, source: &Source, capability: (u32, u32)) -> Option<String> {
         let number = (10 * capability.0 + capability.1).cast_signed();
         if self.architectures.contains(&number) {
@@ -151,21 +152,21 @@ impl Nvrtc {
             (self.create)(&mut program.raw, text.as_ptr(), path.as_ptr(), names_count, headers, names.as_ptr())
         };
         if status != 0 {
-            return Err(failed(format!("nvrtcCreateProgram answered {status}")));
+            return Err(failed(format!("nvrtcCreateProgram returned {status}")));
         }
         // SAFETY: the program was created above; the options end with a zero byte and are as many as the count says.
         let status = unsafe { (self.compile)(program.raw, count(&options), options.as_ptr()) };
         if status != 0 {
             let log = program.read(self.log).unwrap_or_default();
             let log = CStr::from_bytes_until_nul(&log).map(CStr::to_string_lossy).unwrap_or_default();
-            return Err(failed(format!("nvrtcCompileProgram answered {status}\n{}", log.trim())));
+            return Err(failed(format!("nvrtcCompileProgram returned {status}\n{}", log.trim())));
         }
         let code = if target.starts_with("sm_") { self.cubin } else { self.ptx };
         program.read(code).ok_or_else(|| failed("the compiler made no code".to_owned()))
     }
 }
 
-/// A program, destroyed with this value.
+/// A program of NVRTC, destroyed on drop.
 struct Guard<'a> {
     nvrtc: &'a Nvrtc,
     raw: Program,
@@ -197,16 +198,17 @@ fn options(target: &str) -> [String; 2] {
     [format!("--gpu-architecture={target}"), "--std=c++17".to_owned()]
 }
 
-/// Major and minor of the NVRTC that would compile kernels, or why there is none.
+/// Major and minor version of the NVRTC that compiles kernels.
 ///
 /// # Errors
-/// What the system's loader says.
+/// The message of the system's loader if there is no NVRTC.
 pub fn version() -> Result<(u32, u32), String> {
     let (major, minor) = Nvrtc::get()?.version;
     Ok((major.unsigned_abs(), minor.unsigned_abs()))
 }
 
-/// A file's machine code for a device, or PTX for one that the compiler is too old for: from the cache, or compiled.
+/// The machine code of a source file for a device, or PTX if the compiler is older than the device: from the cache, or
+/// newly compiled.
 ///
 /// # Errors
 /// [`Error::NoKernelImage`] without NVRTC, [`Error::CompilationFailed`].
@@ -214,7 +216,7 @@ pub(crate) fn image(source: &Source, kernel: &str, capability: (u32, u32)) -> Re
     let missing = |reason: String| Error::NoKernelImage { kernel: kernel.to_owned(), capability, reason };
     let nvrtc = Nvrtc::get().map_err(missing)?;
     let (major, minor) = nvrtc.version;
-    let too_new = || missing(format!("NVRTC {major}.{minor} compiles for later devices only"));
+    let too_new = || missing(format!("NVRTC {major}.{minor} compiles only for later devices"));
     let target = nvrtc.target(source, capability).ok_or_else(too_new)?;
     cached(nvrtc, source, &target, cache::folder().as_deref())
 }
@@ -229,7 +231,7 @@ fn cached(nvrtc: &Nvrtc, source: &Source, target: &str, folder: Option<&Path>) -
     }
     let code = nvrtc.compile(source, target)?;
     if let Some(folder) = folder {
-        // Without a cache the next process compiles again: slower, not wrong.
+        // If the cache cannot be written, the next process compiles again, which is slower but not wrong.
         let _ = cache::store(folder, &name, &code);
     }
     Ok(code)
@@ -242,7 +244,7 @@ mod tests {
     use super::*;
     use crate::device::image::{HEADERS, SOURCES};
 
-    /// The NVRTC of this machine, also where scripts/cuda.sh puts it.
+    /// The NVRTC of this machine, or the one that scripts/cuda.sh installs.
     fn nvrtc() -> Option<Nvrtc> {
         let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cuda/lib").read_dir();
         let installed = python.into_iter().flatten().flatten();
@@ -281,7 +283,7 @@ mod tests {
         found
     }
 
-    /// Sources that together include every header. Others are the same headers for another type.
+    /// Sources that together include every header. The other sources instantiate the same headers for other types.
     fn sample() -> Vec<&'static Source> {
         let mut covered = BTreeSet::new();
         let mut sample: Vec<_> = SOURCES.iter().filter(|s| !s.path.starts_with("test/")).collect();
@@ -298,7 +300,7 @@ mod tests {
         sample
     }
 
-    /// That all of them compile, and for all targets, `cargo xtask sass` sees to, and faster.
+    /// `cargo xtask sass` checks that all sources compile for all targets, and does so faster.
     #[test]
     fn every_header_compiles_from_memory() {
         let Some(nvrtc) = &nvrtc() else { return };

@@ -11,14 +11,14 @@ pub struct LaunchConfig {
     pub shared_bytes: u32,
     /// Blocks of a cluster, all in x; 1 for none.
     pub cluster: u32,
-    /// Whether the kernel may start before the launch ahead of it in the stream has ended, which it then has to wait for
-    /// itself before it touches that one's results (programmatic dependent launch). Where the device has no such thing, or the
-    /// kernel's code was compiled for one that has not, it starts afterwards.
+    /// Whether the kernel may start before the preceding launch in the stream has ended (programmatic dependent
+    /// launch). The kernel itself must then wait for that launch before it accesses its results. Ignored if the device
+    /// does not support it, or if the kernel's code was compiled for an architecture that does not.
     pub dependent_launch: bool,
 }
 
 impl LaunchConfig {
-    /// A plain launch: no shared memory, no clusters, in order.
+    /// A plain launch: no dynamic shared memory, no clusters, in stream order.
     pub fn new(grid: [u32; 3], block: u32) -> Self {
         Self { grid, block, shared_bytes: 0, cluster: 1, dependent_launch: false }
     }

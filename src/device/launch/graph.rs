@@ -8,19 +8,19 @@ use crate::device::launch::stream::Stream;
 use crate::device::memory::ledger::{Captured, Capturing};
 use crate::error::Result;
 
-/// Work of a stream that can be issued again at once.
+/// Captured work of a stream that can be issued again as a whole.
 ///
-/// It holds the addresses and parameters of the time of its capture: replayed, it reads and writes the same memory.
-/// Device memory that existed at its capture is given back only after the graph is dropped, whenever its buffer is.
+/// A graph holds the addresses and parameters of its capture, so every replay reads and writes the same memory. Device
+/// memory that existed at the capture is freed only after the graph is dropped, even if its buffer is dropped earlier.
 #[derive(Debug)]
 pub struct Graph {
     handle: Handle,
     memory: Captured,
-    /// A graph is replayed by one thread at a time: the driver does not guard it.
+    /// Only one thread at a time may replay a graph, because the driver does not synchronise replays.
     not_sync: PhantomData<Cell<()>>,
 }
 
-/// A capture that is undone unless it is ended, even if what is being captured panics.
+/// A capture that is abandoned on drop unless it was ended, also if the captured work panics.
 struct Capture<'a> {
     stream: &'a Stream,
     ended: bool,
@@ -36,12 +36,12 @@ impl Drop for Capture<'_> {
 }
 
 impl Graph {
-    /// Captures what `work` issues to `stream`, instead of doing it. Kernels that it needs are best found before; found
-    /// inside, their code is brought to the device at once all the same.
+    /// Captures the operations that `work` issues to `stream`, without running them. Kernels are best loaded before the
+    /// capture; if they are loaded inside, their code is still brought to the device at once.
     ///
     /// # Errors
-    /// What `work` answers; then nothing is left of the capture. [`Error::CaptureRefused`] if the stream is being
-    /// captured already, or what was issued cannot be captured.
+    /// The error of `work`, after which the capture is discarded. [`Error::CaptureRefused`] if the stream is being
+    /// captured already, or if an operation cannot be captured.
     ///
     /// [`Error::CaptureRefused`]: crate::Error::CaptureRefused
     pub fn capture(stream: &Stream, work: impl FnOnce(&Stream) -> Result<()>) -> Result<Self> {
@@ -61,7 +61,7 @@ impl Graph {
     /// Issues the captured work to a stream of the same device.
     ///
     /// # Errors
-    /// [`Error::WrongDevice`](crate::Error::WrongDevice), and what the driver refuses.
+    /// [`Error::WrongDevice`](crate::Error::WrongDevice), or an error of the driver.
     pub fn replay(&self, stream: &Stream) -> Result<()> {
         self.memory.device.expect_same("stream", stream.device())?;
         // SAFETY: graph and stream live and belong to the same device; the memory that the graph uses is kept.
@@ -71,8 +71,8 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // SAFETY: made by this device, destroyed once; the driver lets it finish first. Its memory is let go after
-        // this.
+        // SAFETY: the graph was made by this device and is destroyed once; the driver lets it finish first. Its memory
+        // is released afterwards.
         unsafe { self.memory.device.backend().destroy_graph(self.handle) };
     }
 }

@@ -1,4 +1,4 @@
-//! Kernels: found by name, asked what they need, launched.
+//! Kernels: their attributes, and how they are launched.
 
 use crate::abi;
 use crate::device::Device;
@@ -10,9 +10,10 @@ use crate::error::{Error, Result};
 
 /// The first compute capability that has clusters.
 const CLUSTERS: (u32, u32) = (9, 0);
-/// The first that code must be compiled for to wait for the launch ahead: compiled for less, it runs on such a device as well.
+/// The first compute capability whose code can wait for the preceding launch. Code compiled for an older one runs on
+/// newer devices as well, but cannot wait.
 const DEPENDENT_LAUNCH: (u32, u32) = (9, 0);
-/// CTAs of a cluster at most, on any device that has them.
+/// The largest number of CTAs of a cluster that every device with clusters supports.
 const MAX_CLUSTER: u32 = 8;
 
 /// A parameter struct of a kernel.
@@ -73,35 +74,35 @@ impl Kernel {
         Self { device: device.clone(), name: name.to_owned(), found }
     }
 
-    /// Its name.
+    /// The kernel's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The device it is on.
+    /// The device that the kernel is on.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// What the compiler made of it.
+    /// The attributes of the compiled kernel.
     pub fn attributes(&self) -> &KernelAttributes {
         &self.found.attributes
     }
 
-    /// Blocks that one SM holds at a time.
+    /// Blocks that are resident on one SM at a time.
     ///
     /// # Errors
-    /// [`Error::BadLaunch`] if the kernel takes no such block, or what the driver refuses.
+    /// [`Error::BadLaunch`] if the block exceeds the kernel's limits, or an error of the driver.
     pub fn resident_blocks(&self, block: u32, shared_bytes: u32) -> Result<u32> {
         self.check(&LaunchConfig { shared_bytes, ..LaunchConfig::new([1; 3], block) })?;
         // SAFETY: the kernel lives as long as its device, which is held.
         unsafe { self.device.backend().resident_blocks(self.found.handle, block, shared_bytes) }
     }
 
-    /// Clusters of such a launch that the device holds at a time.
+    /// Clusters of such a launch that are resident on the device at a time.
     ///
     /// # Errors
-    /// [`Error::BadLaunch`] if the launch is not possible, or what the driver refuses.
+    /// [`Error::BadLaunch`] if the launch is not possible, or an error of the driver.
     pub fn resident_clusters(&self, config: &LaunchConfig) -> Result<u32> {
         self.check(config)?;
         if config.cluster == 1 {
@@ -112,15 +113,15 @@ impl Kernel {
         unsafe { self.device.backend().resident_clusters(&self.launch_of(config, &[])) }
     }
 
-    /// Issues a launch to a stream. Returns before it has happened, but on the emulator.
+    /// Issues a launch to a stream. Returns before the launch has run, except on the emulator.
     ///
     /// # Errors
     /// [`Error::WrongDevice`], [`Error::BadLaunch`], [`Error::WrongParameters`] before anything is launched;
-    /// [`Error::KernelFault`] on the emulator; what the driver refuses.
+    /// [`Error::KernelFault`] on the emulator; errors of the driver.
     ///
     /// # Safety
-    /// `params` is of the kernel's own type, and all addresses in it may be used in the way the kernel does until the work
-    /// has happened.
+    /// `params` has the kernel's own type, and until the launch has run, the kernel may access all addresses in it in
+    /// the way it does.
     pub unsafe fn launch<P: KernelParams>(&self, stream: &Stream, config: &LaunchConfig, params: &P) -> Result<()> {
         self.device.expect_same("stream", stream.device())?;
         self.check(config)?;
@@ -147,15 +148,15 @@ impl Kernel {
     }
 }
 
-/// Why a device of this compute capability would not take such a launch of such a kernel.
+/// Why a device of this compute capability refuses this launch of the kernel; `None` if it does not.
 fn refusal(config: &LaunchConfig, kernel: &KernelAttributes, capability: (u32, u32)) -> Option<String> {
     let &LaunchConfig { grid, block, shared_bytes, cluster, .. } = config;
     if block == 0 || block > kernel.max_threads {
-        Some(format!("{block} threads a block, of at most {}", kernel.max_threads))
+        Some(format!("{block} threads per block (limit {})", kernel.max_threads))
     } else if grid.contains(&0) || grid[0] > i32::MAX as u32 || grid[1] > 65535 || grid[2] > 65535 {
         Some(format!("a grid of {grid:?} blocks"))
     } else if shared_bytes > kernel.max_dynamic_shared_bytes {
-        Some(format!("{shared_bytes} bytes of shared memory, of at most {}", kernel.max_dynamic_shared_bytes))
+        Some(format!("{shared_bytes} bytes of shared memory (limit {})", kernel.max_dynamic_shared_bytes))
     } else if cluster == 0 || cluster > MAX_CLUSTER || !grid[0].is_multiple_of(cluster) {
         Some(format!("clusters of {cluster} blocks in a grid of {grid:?}"))
     } else if cluster > 1 && capability < CLUSTERS {

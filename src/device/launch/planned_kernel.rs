@@ -1,4 +1,4 @@
-//! A kernel and how a plan has it launched.
+//! A kernel, and its launch as a plan decided.
 
 use crate::device::Device;
 use crate::device::launch::config::LaunchConfig;
@@ -7,7 +7,7 @@ use crate::device::launch::stream::Stream;
 use crate::error::Result;
 use crate::plan::LaunchShape;
 
-/// A kernel, found once, and how a plan has it launched.
+/// A loaded kernel with the launch configuration of a plan.
 #[derive(Debug, Clone)]
 pub(crate) struct PlannedKernel {
     kernel: Kernel,
@@ -15,7 +15,7 @@ pub(crate) struct PlannedKernel {
 }
 
 impl PlannedKernel {
-    /// Finds the kernel of a launch that starts when the one ahead of it has ended.
+    /// Loads the kernel of a launch, which starts after the preceding launch in the stream has ended.
     pub(crate) fn find(device: &Device, shape: &LaunchShape) -> Result<Self> {
         let &LaunchShape { ref kernel, grid, threads, shared_bytes, cluster } = shape;
         let config = LaunchConfig { shared_bytes, cluster, ..LaunchConfig::new(grid, threads) };

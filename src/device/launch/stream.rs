@@ -1,4 +1,4 @@
-//! Streams and events: what happens in which order, and how long it took.
+//! Streams and events: the order of work, and how long it took.
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,10 +7,10 @@ use crate::device::Device;
 use crate::device::backend::Handle;
 use crate::error::{Error, Result};
 
-/// Work of one device that happens in the order in which it was issued.
+/// A queue of work for one device, which runs in the order in which it was issued.
 ///
-/// Launches, copies between device memory and fills return before they have happened; copies from and to the host wait
-/// for them.
+/// Calls of launches, fills, and copies within device memory return before the work has run; copies from and to the
+/// host wait until they are done.
 #[derive(Debug)]
 pub struct Stream {
     device: Device,
@@ -22,17 +22,17 @@ impl Stream {
     /// A new stream, independent of all others, the device's default stream included.
     ///
     /// # Errors
-    /// What the driver refuses.
+    /// Errors of the driver.
     pub fn new(device: &Device) -> Result<Self> {
         Ok(Self { handle: device.backend().create_stream()?, device: device.clone(), owned: true })
     }
 
     /// Borrows a stream of another library: a `CUstream` or `cudaStream_t` of the device's primary context, null for
-    /// its default stream. It is not destroyed with this value. On the emulator any number names a stream.
+    /// its default stream. Dropping this value does not destroy the stream. On the emulator any number names a stream.
     ///
     /// # Safety
-    /// The stream must be one of this device's and live as long as this value does. Work that its owner captures into a
-    /// graph of its own must not be replayed after the buffers of this library in it are dropped.
+    /// The stream must be one of this device's and live as long as this value does. If the stream's owner captures a
+    /// graph that uses buffers of this library, the graph must not be replayed after these buffers are dropped.
     pub unsafe fn from_raw(device: &Device, stream: *mut c_void) -> Self {
         Self { device: device.clone(), handle: Handle(stream as usize), owned: false }
     }
@@ -42,12 +42,12 @@ impl Stream {
         self.handle.0 as *mut c_void
     }
 
-    /// The device it belongs to.
+    /// The stream's device.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Waits until everything issued so far has happened.
+    /// Waits until all work issued so far has been done.
     ///
     /// # Errors
     /// [`Error::DeviceLost`] if a kernel failed, [`Error::CaptureRefused`] inside a capture.
@@ -57,16 +57,16 @@ impl Stream {
         unsafe { self.device.backend().synchronize(self.handle) }
     }
 
-    /// Whether a graph is being captured on this stream, by this library or its owner.
+    /// Whether a graph is being captured on this stream, by this library or by the stream's owner.
     ///
     /// # Errors
-    /// What the driver refuses.
+    /// Errors of the driver.
     pub fn is_capturing(&self) -> Result<bool> {
         // SAFETY: the stream lives.
         unsafe { self.device.backend().is_capturing(self.handle) }
     }
 
-    /// Lets all later work of this stream wait for an event of the same device.
+    /// Makes all later work of this stream wait for an event of the same device.
     ///
     /// # Errors
     /// [`Error::WrongDevice`], [`Error::EventNotRecorded`].
@@ -77,7 +77,7 @@ impl Stream {
         unsafe { self.device.backend().wait(self.handle, event.handle) }
     }
 
-    /// Refused here, the capture goes on; refused by the driver, it would be lost.
+    /// Refuses an operation during a capture, which goes on then; a refusal by the driver would invalidate the capture.
     pub(crate) fn refuse_in_capture(&self, operation: &'static str) -> Result<()> {
         if self.is_capturing()? {
             let reason = "a captured graph cannot wait for the host".to_owned();
@@ -109,15 +109,15 @@ pub struct Event {
 }
 
 impl Event {
-    /// An event that has not been recorded yet. It measures time.
+    /// An event that has not been recorded yet and that measures time.
     ///
     /// # Errors
-    /// What the driver refuses.
+    /// Errors of the driver.
     pub fn new(device: &Device) -> Result<Self> {
         Ok(Self { handle: device.backend().create_event()?, device: device.clone(), recorded: AtomicBool::new(false) })
     }
 
-    /// Marks the stream's work up to here. An event may be recorded again; the last time counts.
+    /// Marks the work issued to the stream so far. An event may be recorded again; the last recording counts.
     ///
     /// # Errors
     /// [`Error::WrongDevice`] if the stream is another device's.
@@ -129,7 +129,7 @@ impl Event {
         Ok(())
     }
 
-    /// Whether the work before it has been done.
+    /// Whether the work before the event has been done.
     ///
     /// # Errors
     /// [`Error::EventNotRecorded`], [`Error::DeviceLost`] if a kernel failed.
@@ -139,7 +139,7 @@ impl Event {
         unsafe { self.device.backend().has_happened(self.handle) }
     }
 
-    /// Waits on the host until the work before it has been done.
+    /// Waits on the host until the work before the event has been done.
     ///
     /// # Errors
     /// As [`has_happened`](Self::has_happened).
@@ -149,11 +149,11 @@ impl Event {
         unsafe { self.device.backend().await_event(self.handle) }
     }
 
-    /// Waits for `end` and gives the milliseconds from this event to it, to about half a microsecond.
+    /// Waits for `end` and returns the milliseconds from this event to `end`, to about half a microsecond.
     ///
     /// # Errors
     /// [`Error::WrongDevice`], [`Error::EventNotRecorded`], [`Error::DeviceLost`] if a kernel in between failed,
-    /// [`Error::CaptureRefused`] if one was recorded inside a capture.
+    /// [`Error::CaptureRefused`] if one of the events was recorded inside a capture.
     pub fn milliseconds_to(&self, end: &Event) -> Result<f32> {
         self.device.expect_same("event", &end.device)?;
         self.expect_recorded()?;

@@ -1,28 +1,30 @@
-//! Tensor maps: what the copy engine of a GPU (TMA, from compute capability 9.0 on) is told of a tensor.
+//! Tensor maps: descriptions of tensors for a GPU's copy engine (TMA, from compute capability 9.0 on).
 
 use crate::abi::TensorMap;
 use crate::device::Device;
 use crate::error::{Error, Result};
 
-/// A tensor in device memory and the boxes that are copied of it. Dimensions are counted from the contiguous one.
+/// A tensor in device memory, and the shape of the boxes that are copied from or to it. The contiguous dimension comes
+/// first.
 #[derive(Debug, Clone, Copy)]
 pub struct Tensor<'a> {
-    /// Of the first element; a multiple of 16.
+    /// The address of the first element; a multiple of 16.
     pub address: u64,
     /// Bytes of an element: 1, 2, 4 or 8.
     pub element_bytes: u32,
-    /// Elements in each dimension, of 1 to 5.
+    /// Elements in each of the 1 to 5 dimensions.
     pub dims: &'a [u64],
-    /// Bytes from one index to the next, multiples of 16, of every dimension but the first.
+    /// Strides in bytes of every dimension but the first; multiples of 16.
     pub strides: &'a [u64],
     /// Elements of a box in each dimension, at most 256.
     pub boxes: &'a [u32],
-    /// Whether boxes lie in shared memory with the 128-byte swizzle: then their rows are of 128 bytes.
+    /// Whether boxes are stored in shared memory with the 128-byte swizzle. Their rows then have 128 bytes.
     pub swizzle_128: bool,
 }
 
 impl Device {
-    /// Encodes a tensor map for the parameters of a kernel. It holds the address, not the memory.
+    /// Encodes a tensor map for the parameters of a kernel. The map holds the tensor's address, but does not keep its
+    /// memory alive.
     ///
     /// # Errors
     /// [`Error::BadTensorMap`] if the tensor breaks one of the rules above, or the device has no copy engine.

@@ -5,7 +5,8 @@ use crate::cpu::Accumulate;
 use crate::device::Device;
 use crate::device::launch::planned_kernel::PlannedKernel;
 use crate::device::launch::stream::Stream;
-use crate::device::lora::forward::{DeviceDropout, with_maps};
+use crate::device::lora::dropout::DeviceDropout;
+use crate::device::lora::forward::with_maps;
 use crate::device::lora::layer::{DeviceLora, expect_operand, segment_table};
 use crate::device::memory::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut, Extent};
 use crate::device::memory::slice::DeviceSliceMut;
@@ -17,20 +18,20 @@ use crate::plan::lora::forward::ForwardPlan;
 use crate::plan::lora::{BackwardPlan, BackwardProblem, GradientsPlan, GradientsSegment};
 use crate::{ComputePath, WorkspaceLayout};
 
-/// What a backward pass reads beside the layer.
+/// The inputs of a backward pass, besides the layer.
 #[derive(Debug, Clone, Copy)]
 pub struct BackwardInput<'a, T> {
     /// x, `[tokens, d_in]`, as the forward pass read it.
     pub x: DeviceMatrix<'a, T>,
-    /// The gradient of the layer's sum, `[tokens, d_out]`: of what the activation takes, where there is one.
+    /// The gradient of the layer's output before the activation, `[tokens, d_out]`.
     pub dy: DeviceMatrix<'a, T>,
-    /// T = x̂ Aᵀ, `[tokens, sum of ranks]`, as the forward pass [left it](crate::device::DeviceOutput::t).
+    /// T = x̂ Aᵀ, `[tokens, sum of ranks]`, as the forward pass [wrote it](crate::device::DeviceOutput::t).
     pub t: DeviceMatrix<'a, T>,
-    /// The forward pass's, at the same offset.
+    /// The forward pass's dropout, at the same offset.
     pub dropout: Option<DeviceDropout<'a>>,
 }
 
-/// Where one segment's gradients go, always `f32`.
+/// The buffers of one segment's gradients, always `f32`.
 #[derive(Debug)]
 pub struct FactorGradient<'a> {
     /// dA, `[rank, d_in]`.
@@ -39,50 +40,51 @@ pub struct FactorGradient<'a> {
     pub db: DeviceMatrixMut<'a, f32>,
 }
 
-/// Where a backward pass's results go. W0 is frozen and gets no gradient.
+/// The outputs of a backward pass. W0 is frozen and gets no gradient.
 #[derive(Debug)]
 pub struct BackwardOutput<'a, T> {
-    /// dx, `[tokens, d_in]`: there if it was planned.
+    /// dx, `[tokens, d_in]`; given if and only if it was planned.
     pub dx: Option<DeviceMatrixMut<'a, T>>,
-    /// Whether dx is added to what is there, as where a residual joins.
+    /// Whether dx replaces the buffer's contents or is added to them, for example at a residual connection.
     pub dx_accumulate: Accumulate,
-    /// One entry a segment.
+    /// One entry per segment.
     pub factors: &'a mut [FactorGradient<'a>],
-    /// The bias's gradient, `[d_out]`, the sums of dy's columns: there if it was planned.
+    /// The bias's gradient, `[d_out]`, the sums of dy's columns; given if and only if it was planned.
     pub bias: Option<DeviceSliceMut<'a, f32>>,
-    /// Whether gradients are added to what is there, as over micro-batches.
+    /// Whether the other gradients replace their buffers' contents or are added to them, for example over
+    /// micro-batches.
     pub accumulate: Accumulate,
 }
 
-/// What a backward pass is planned for beside the layer's shapes.
+/// Options of a backward pass's plan, besides the layer's shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackwardOptions {
-    /// What multiplies.
+    /// The instructions that multiply.
     pub path: ComputePath,
-    /// For a dy of any alignment, on a slower kernel. Otherwise, if the rows of W0 start and end at multiples of 16 bytes, those
-    /// of dy must, too.
+    /// Whether dy may have any alignment, which takes a slower kernel. Otherwise, if the rows of W0 start and end at
+    /// multiples of 16 bytes, the rows of dy must do so as well.
     pub any_dy: bool,
-    /// Whether dx is wanted: below the lowest adapter of a model nobody needs it.
+    /// Whether dx is computed. It is not needed below the lowest adapter of a model.
     pub dx: bool,
-    /// Whether the bias's gradient is wanted: it reads all of dy, also where no adapter is.
+    /// Whether the bias's gradient is computed, which reads all of dy, also columns without an adapter.
     pub bias: bool,
 }
 
 impl Default for BackwardOptions {
-    /// dx, no bias.
+    /// Computes dx, but not the bias's gradient.
     fn default() -> Self {
         Self { path: ComputePath::Auto, any_dy: false, dx: true, bias: false }
     }
 }
 
-/// A layer's backward pass: planned once, its kernels found, then launched any number of times.
+/// A layer's backward pass: planned once, its kernels loaded once, then launched any number of times.
 ///
 /// ```text
 /// Q = s·dy·B      dx = dy·W0 + mask/(1 − p) ⊙ Q·A      dA = Qᵀ·x̂      dB = s·dyᵀ·T
 /// ```
 ///
-/// The first launch leaves Q in the workspace on its way to dx, the second makes dA and dB of all segments. Sums run in a
-/// fixed order: the same bits from run to run.
+/// The first launch computes Q, which it leaves in the workspace, and dx; the second computes dA and dB of all
+/// segments. Sums run in a fixed order, so results are the same bits from run to run.
 #[derive(Debug, Clone)]
 pub struct Backward<T> {
     device: Device,
@@ -93,7 +95,7 @@ pub struct Backward<T> {
     dtype: std::marker::PhantomData<T>,
 }
 
-/// What of a layer a plan depends on.
+/// The properties of a layer that a plan depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Shape {
     tokens: usize,
@@ -126,8 +128,8 @@ impl std::fmt::Display for Shape {
 }
 
 impl<T: Element> Backward<T> {
-    /// Plans launches for layers like this one and `tokens` rows of x and dy. Unlike a forward plan's, the adapters' columns
-    /// belong to the plan as well as their ranks; the layer's bias and activation do not matter.
+    /// Plans launches for layers of this shape and `tokens` rows of x and dy. Unlike a forward plan, the plan depends
+    /// on the adapters' columns as well as on their ranks. It does not depend on the layer's bias and activation.
     ///
     /// # Errors
     /// As [`DeviceLora::validate`], [`BackwardPlan::new`] and [`Device::kernel`].
@@ -159,25 +161,26 @@ impl<T: Element> Backward<T> {
         Ok(Self { device: device.clone(), plan, kernels, shape, options, dtype: std::marker::PhantomData })
     }
 
-    /// How it will run.
+    /// The plan of the launches.
     pub fn plan(&self) -> &BackwardPlan {
         &self.plan
     }
 
-    /// What a [`Workspace`] must have room for. One that serves the forward launches as well may be used by both in turns.
+    /// The layout that a [`Workspace`] must have room for. Forward and backward launches may use one workspace in turn.
     pub fn workspace(&self) -> WorkspaceLayout {
         self.plan.workspace()
     }
 
-    /// Issues the launches to a stream, one after the other. Nothing is allocated on the device and nothing waits, so they may
-    /// be captured in a [`Graph`](crate::device::Graph).
+    /// Issues the launches to a stream, one after the other. The call allocates no device memory and does not wait, so
+    /// it can be captured in a [`Graph`](crate::device::Graph).
     ///
     /// # Errors
-    /// Before anything is launched: [`Error::WrongDevice`]; as [`DeviceLora::validate`]; [`Error::PlanMismatch`] if the layer
-    /// is not like the planned one; [`Error::OutputNotPlanned`] and [`Error::OutputMissing`] for dx and the bias's gradient;
-    /// [`Error::SegmentCountMismatch`]; [`Error::ShapeMismatch`], [`Error::LengthMismatch`], [`Error::Misaligned`] or
-    /// [`Error::TooLarge`] for an operand; [`Error::Overlap`] if anything that is written shares memory with anything else;
-    /// [`Error::DeviceWorkspaceTooSmall`]. Afterwards as [`Kernel::launch`](crate::device::Kernel::launch).
+    /// Before anything is launched: [`Error::WrongDevice`]; as [`DeviceLora::validate`]; [`Error::PlanMismatch`] if the
+    /// layer differs from the planned one; [`Error::OutputNotPlanned`] and [`Error::OutputMissing`] for dx and the
+    /// bias's gradient; [`Error::SegmentCountMismatch`]; [`Error::ShapeMismatch`], [`Error::LengthMismatch`],
+    /// [`Error::Misaligned`] or [`Error::TooLarge`] for an operand; [`Error::Overlap`] if an output or the workspace
+    /// shares memory with anything else; [`Error::DeviceWorkspaceTooSmall`]. Afterwards as
+    /// [`Kernel::launch`](crate::device::Kernel::launch).
     pub fn launch(
         &self,
         stream: &Stream,
@@ -193,10 +196,10 @@ impl<T: Element> Backward<T> {
             let params = input_params(plan, layer, input, dx.as_ref(), output.dx_accumulate, at);
             if plan.tensor_maps {
                 let params = with_maps(&self.device, plan, layer, &input.dy, dx.as_ref(), params)?;
-                // SAFETY: the parameters are those of the kernels of dx with tensor maps. Shapes, bounds, devices and alignments
-                // were checked above, and nothing that is written overlaps anything else but the dx that it is added to, which
-                // the kernels allow. The views borrow the memory during the call; afterwards it is given back only when this
-                // work is done.
+                // SAFETY: the parameters are those of the kernels of dx with tensor maps. Shapes, bounds, devices and
+                // alignments were checked above, and no output overlaps any other operand except a dx that is
+                // accumulated in place, which the kernels allow. The views borrow the memory during the call;
+                // afterwards it is freed only once this work is done.
                 unsafe { kernel.launch(stream, &params) }?;
             } else {
                 // SAFETY: the parameters are those of the other kernels of dx; otherwise as above.
@@ -205,8 +208,8 @@ impl<T: Element> Backward<T> {
         }
         if let (Some(plan), Some(kernel)) = (&self.plan.gradients, &self.kernels[1]) {
             let params = gradients_params(plan, layer, input, output, at);
-            // SAFETY: the parameters are the gradient kernels', otherwise as above. Q is what the launch before leaves in the
-            // workspace, which both plans place alike.
+            // SAFETY: the parameters are the gradient kernels', otherwise as above. The launch before leaves Q in the
+            // workspace, at the same place in both plans.
             unsafe { kernel.launch(stream, &params) }?;
         }
         Ok(())

@@ -1,8 +1,8 @@
-//! A call of a planned layer: whether its operands fit the plan, the device, and each other.
+//! The checks of a call of a planned layer: its operands must fit the plan, the device, and each other.
 
 use crate::device::Device;
 use crate::device::launch::stream::Stream;
-use crate::device::lora::forward::DeviceDropout;
+use crate::device::lora::dropout::DeviceDropout;
 use crate::device::lora::layer::{DeviceLora, DeviceResidual, expect_operand};
 use crate::device::lora::slot::SlotSegments;
 use crate::device::memory::matrix::{CHUNK, DeviceMatrix};
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::lora::Layout;
 use crate::{ComputePath, LayerProblem, WorkspaceLayout};
 
-/// What a launch is planned for: every call is held against it.
+/// The properties that a launch is planned for. Every call is checked against them.
 #[derive(Debug, Clone)]
 pub(crate) struct Planned {
     device: Device,
@@ -21,7 +21,7 @@ pub(crate) struct Planned {
     aligned: bool,
 }
 
-/// What of a layer and its input a plan depends on.
+/// The properties of a layer and its input that a plan depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Shape {
     tokens: usize,
@@ -44,23 +44,23 @@ impl std::fmt::Display for Shape {
     }
 }
 
-/// What a call reads and writes.
+/// The operands of a call.
 pub(crate) struct Operands<'a, T> {
     pub(crate) layer: &'a DeviceLora<'a, T>,
     pub(crate) x: DeviceMatrix<'a, T>,
     pub(crate) dropout: Option<DeviceDropout<'a>>,
-    /// Keeps its own memory, which nobody else writes.
+    /// Owns its memory, so no output can overlap it.
     pub(crate) slot: Option<SlotSegments<'a, T>>,
     pub(crate) residual: DeviceResidual<'a, T>,
-    /// Written; the caller holds it mutably.
+    /// Written; the caller borrows it mutably.
     pub(crate) y: DeviceMatrix<'a, T>,
-    /// T = x Aᵀ, written likewise.
+    /// T = x Aᵀ. Written; the caller borrows it mutably.
     pub(crate) t: Option<DeviceMatrix<'a, T>>,
     pub(crate) workspace: &'a Workspace,
 }
 
 impl<'a, T: Element> Operands<'a, T> {
-    /// What is added after the activation.
+    /// The residual, added after the activation.
     pub(crate) fn added(&self) -> Option<DeviceMatrix<'a, T>> {
         match self.residual {
             DeviceResidual::None => None,
@@ -71,7 +71,7 @@ impl<'a, T: Element> Operands<'a, T> {
 }
 
 impl Planned {
-    /// For layers like this one. `aligned` says whether x is to be as well.
+    /// For layers of this shape. `aligned` says whether x must be aligned if the layer is.
     pub(crate) fn new<T: Element>(
         device: &Device,
         layer: &DeviceLora<'_, T>,
@@ -83,7 +83,7 @@ impl Planned {
         Ok(Self { device: device.clone(), shape: Shape::of(layer, tokens), aligned })
     }
 
-    /// What the plan is made from.
+    /// The input of the plan.
     pub(crate) fn problem<T: Element>(&self, path: ComputePath) -> LayerProblem<'_> {
         let &Shape { tokens, d_in, d_out, layout, ref ranks } = &self.shape;
         let properties = self.device.properties();
@@ -101,8 +101,8 @@ impl Planned {
         }
     }
 
-    /// Checks everything that a kernel relies on: all operands are on the device and of the planned shapes and alignment,
-    /// the workspace has room for what is `required`, and nothing that is written overlaps anything else, but the residual
+    /// Checks everything that a kernel relies on: all operands are on the device and of the planned shapes and
+    /// alignment, the workspace has room for `required`, and no output overlaps any other operand except a residual
     /// that is y itself.
     pub(crate) fn check<T: Element>(
         &self,

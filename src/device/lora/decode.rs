@@ -16,12 +16,12 @@ use crate::error::Result;
 use crate::plan::lora::decode::DecodePlan;
 use crate::{ComputePath, WorkspaceLayout};
 
-/// A layer's decode launch: planned once, its kernel found, then launched any number of times. What [`Forward`] does for so
-/// few tokens.
+/// A layer's launch on a decode kernel, for 1 to 16 tokens: planned once, its kernel loaded once, then launched any
+/// number of times. [`Forward`] uses the same kernels for so few tokens.
 ///
 /// `y = act(x W0ᵀ + bias + s·(x Aᵀ) Bᵀ) + residual` for x `[tokens, d_in]` and y `[tokens, d_out]`. The plan depends on
-/// the layer's shapes, layout, type and alignment, not on what it points to: other weights or adapters of the same ranks
-/// run on the same plan.
+/// the layer's shapes, layout, type and alignment, but not on addresses or values: other weights or adapters of the
+/// same ranks run on the same plan.
 ///
 /// [`Forward`]: crate::device::Forward
 ///
@@ -66,9 +66,9 @@ pub struct Decode<T> {
 }
 
 impl<T: Element> Decode<T> {
-    /// Plans launches for layers like this one and `tokens` rows of x. If the rows of W0 and of every A start and end at
-    /// multiples of 16 bytes, those of x must, too; [`for_any_x`](Self::for_any_x) plans a slower kernel without that
-    /// condition.
+    /// Plans launches for layers of this shape and `tokens` rows of x. If the rows of W0 and of every A start and end
+    /// at multiples of 16 bytes, the rows of x must do so as well; [`for_any_x`](Self::for_any_x) plans a slower kernel
+    /// without that condition.
     ///
     /// # Errors
     /// As [`DeviceLora::validate`], [`DecodePlan::new`] and [`Device::kernel`].
@@ -105,26 +105,26 @@ impl<T: Element> Decode<T> {
         Ok(Self { kernel, plan, planned, dtype: PhantomData })
     }
 
-    /// How it will run.
+    /// The plan of the launch.
     pub fn plan(&self) -> &DecodePlan {
         &self.plan
     }
 
-    /// The kernel that it launches.
+    /// The kernel that is launched.
     pub fn kernel(&self) -> &Kernel {
         self.kernel.as_kernel()
     }
 
-    /// What a [`Workspace`] must have room for.
+    /// The layout that a [`Workspace`] must have room for.
     pub fn workspace(&self) -> WorkspaceLayout {
         self.plan.workspace
     }
 
-    /// Issues one launch to a stream. Nothing is allocated and nothing waits, so it may be captured in a
+    /// Issues one launch to a stream. The call allocates nothing and does not wait, so it can be captured in a
     /// [`Graph`](crate::device::Graph).
     ///
     /// # Errors
-    /// As [`Forward::launch`](crate::device::Forward::launch), but for what it says of T.
+    /// As [`Forward::launch`](crate::device::Forward::launch), without the errors of T.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -137,9 +137,9 @@ impl<T: Element> Decode<T> {
         let operands = Operands { layer, x, dropout: None, slot: None, residual, y: y.as_ref(), t: None, workspace };
         self.planned.check(stream, &operands, self.plan.workspace)?;
         let params = params(&self.plan, &operands);
-        // SAFETY: the parameters are the decode kernels'. Shapes, bounds, devices and alignments were checked above, and
-        // nothing that is written overlaps anything else but the residual that is y itself, which the kernels allow. The
-        // views borrow the memory during the call; afterwards it is given back only when this work is done.
+        // SAFETY: the parameters are the decode kernels'. Shapes, bounds, devices and alignments were checked above,
+        // and no output overlaps any other operand except a residual that is y itself, which the kernels allow. The
+        // views borrow the memory during the call; afterwards it is freed only once this work is done.
         unsafe { self.kernel.launch(stream, &params) }
     }
 }

@@ -1,4 +1,4 @@
-//! An adapter's factors in device memory, with the table by which kernels find them.
+//! An adapter's factors in device memory, with the table in which kernels look them up.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,25 +13,25 @@ use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::lora::{Segment, validate_segments};
 
-/// Words of a LoraFactors.
+/// 64-bit words of a `LoraFactors`.
 const RECORD_WORDS: usize = 4;
 
 /// A and B of an adapter's segments, of one layer or of all layers of a model, in two allocations.
 ///
-/// Layers take them as [segments](Self::segment) of their own, or through a [`FactorSlot`](crate::device::FactorSlot), which another
-/// adapter's can take their place in. A clone is the same memory.
+/// Layers take the factors directly as [segments](Self::segment), or through a
+/// [`FactorSlot`](crate::device::FactorSlot), in which another adapter can replace them. A clone shares the memory.
 #[derive(Debug, Clone)]
 pub struct DeviceFactors<T>(Arc<Held<T>>);
 
 #[derive(Debug)]
 struct Held<T> {
     values: DeviceBuffer<T>,
-    /// A LoraFactors for each segment, then their address.
+    /// A `LoraFactors` for each segment, then the table's own address.
     table: DeviceBuffer<u64>,
     segments: Vec<Place>,
 }
 
-/// A segment, and where its factors are among the values.
+/// A segment, and where its factors begin in the values.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) columns: Range<usize>,
@@ -43,8 +43,8 @@ pub(crate) struct Place {
 }
 
 impl<T: Element> DeviceFactors<T> {
-    /// Copies factors to the stream's device; returns when they have been copied. Every A and every B starts at a multiple of
-    /// 16 bytes.
+    /// Copies factors to the stream's device; returns when the copy is done. Every A and every B starts at a multiple
+    /// of 16 bytes.
     ///
     /// # Errors
     /// [`Error::SegmentOutOfRange`] for a segment without columns; [`Error::RankOutOfRange`], [`Error::ShapeMismatch`],
@@ -76,27 +76,27 @@ impl<T: Element> DeviceFactors<T> {
         Ok(Self(Arc::new(Held { values, table, segments: places })))
     }
 
-    /// The device that they are on.
+    /// The device that the factors are on.
     pub fn device(&self) -> &Device {
         self.0.values.device()
     }
 
-    /// Segments.
+    /// Number of segments.
     pub fn len(&self) -> usize {
         self.0.segments.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no segments.
     pub fn is_empty(&self) -> bool {
         self.0.segments.is_empty()
     }
 
-    /// Device memory that they take.
+    /// Bytes of device memory that the factors take.
     pub fn bytes(&self) -> usize {
         self.0.values.len() * size_of::<T>() + self.0.table.len() * size_of::<u64>()
     }
 
-    /// One segment of a layer. Panics if there are not so many.
+    /// Segment `index`. Panics if `index` is out of bounds.
     pub fn segment(&self, index: usize) -> DeviceSegment<'_, T> {
         let Place { columns, d_in, rank, scale, a, b } = self.0.segments[index].clone();
         let matrix = |begin: usize, rows: usize, cols: usize| {
@@ -114,13 +114,13 @@ impl<T: Element> DeviceFactors<T> {
         &self.0.table
     }
 
-    /// What keeps the memory.
+    /// An owner that keeps the memory alive.
     pub(crate) fn keep(&self) -> Kept {
         Arc::clone(&self.0) as _
     }
 }
 
-/// The records of a table in device memory, and behind the last of them the table's address.
+/// Uploads a table: the records, and behind the last of them the table's own address.
 pub(crate) fn upload_table(
     stream: &Stream,
     records: impl ExactSizeIterator<Item = [u64; RECORD_WORDS]>,
@@ -132,13 +132,13 @@ pub(crate) fn upload_table(
 }
 
 impl Place {
-    /// That of a layer's own segment, wherever its factors are.
+    /// A layer's own segment, without the offsets of its factors.
     pub(crate) fn of<T: Element>(segment: &DeviceSegment<'_, T>) -> Self {
         let &DeviceSegment { ref columns, a, scale, .. } = segment;
         Self { columns: columns.clone(), d_in: a.cols(), rank: a.rows(), scale, a: 0, b: 0 }
     }
 
-    /// Whether a slot for segments like this one takes another.
+    /// Whether a slot for this segment accepts `other`.
     pub(crate) fn takes(&self, other: &Place) -> bool {
         self.columns == other.columns && self.d_in == other.d_in && self.rank >= other.rank
     }

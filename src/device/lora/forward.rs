@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use crate::abi::{LoraDropout, LoraForward, LoraForwardTma, TensorMap};
+use crate::abi::{LoraForward, LoraForwardTma, TensorMap};
 use crate::device::Device;
 use crate::device::launch::kernel::Kernel;
 use crate::device::launch::planned_kernel::PlannedKernel;
@@ -10,24 +10,24 @@ use crate::device::launch::stream::Stream;
 use crate::device::launch::tensor_map::Tensor;
 use crate::device::lora::call::{Operands, Planned};
 use crate::device::lora::decode;
+use crate::device::lora::dropout::DeviceDropout;
 use crate::device::lora::layer::{DeviceLora, DeviceResidual, activation_code, segment_table};
 use crate::device::lora::slot::SlotSegments;
-use crate::device::memory::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut, Extent};
-use crate::device::memory::slice::DeviceSlice;
+use crate::device::memory::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut};
 use crate::device::memory::workspace::Workspace;
-use crate::dropout::{Dropout, NO_DROPOUT};
+use crate::dropout::NO_DROPOUT;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::plan::lora::{ForwardPlan, Plan};
 use crate::{ComputePath, WorkspaceLayout};
 
-/// Where a layer's results go: y alone, or T as well.
+/// The outputs of a layer: y, and optionally T.
 #[derive(Debug)]
 pub struct DeviceOutput<'a, T> {
     /// y, `[tokens, d_out]`.
     pub y: DeviceMatrixMut<'a, T>,
-    /// T = x̂ Aᵀ without scales, `[tokens, sum of ranks]`, the segments side by side: what the backward pass takes. Only for
-    /// launches planned for [training](ForwardOptions::training).
+    /// T = x̂ Aᵀ without scales, `[tokens, sum of ranks]`, the segments side by side, as the backward pass reads it.
+    /// Only for launches planned for [training](ForwardOptions::training).
     pub t: Option<DeviceMatrixMut<'a, T>>,
 }
 
@@ -37,14 +37,14 @@ impl<'a, T> From<DeviceMatrixMut<'a, T>> for DeviceOutput<'a, T> {
     }
 }
 
-/// What a layer is run on: x alone, or with dropout on its way into the adapters, or with other adapters than its own.
+/// The inputs of a layer: x, and optionally dropout of the adapters' input, or a slot with other adapters.
 #[derive(Debug, Clone, Copy)]
 pub struct DeviceInput<'a, T> {
     /// x, `[tokens, d_in]`.
     pub x: DeviceMatrix<'a, T>,
-    /// Only for launches planned for [training](ForwardOptions::training).
+    /// The dropout of the adapters' input. Only for launches planned for [training](ForwardOptions::training).
     pub dropout: Option<DeviceDropout<'a>>,
-    /// Whose factors the layer's segments have, instead of their own, when the launch runs.
+    /// The slot from which the launch reads the factors of the layer's segments, in place of their own.
     pub slot: Option<SlotSegments<'a, T>>,
 }
 
@@ -54,58 +54,23 @@ impl<'a, T> From<DeviceMatrix<'a, T>> for DeviceInput<'a, T> {
     }
 }
 
-/// Which elements are dropped.
-#[derive(Debug, Clone, Copy)]
-pub struct DeviceDropout<'a> {
-    /// Known when the launch is issued.
-    pub dropout: Dropout,
-    /// One number on the device, added to the dropout's offset when the launch runs: replays of a captured graph differ if
-    /// it does.
-    pub step: Option<DeviceSlice<'a, u32>>,
-}
-
-impl DeviceDropout<'_> {
-    /// Checks the step; where it is in memory, by name.
-    pub(crate) fn validate(&self, device: &Device) -> Result<Option<(&'static str, Extent)>> {
-        let Some(step) = &self.step else { return Ok(None) };
-        let (operand, extent) = ("dropout step", Extent::of_slice(step));
-        device.expect_same(operand, step.device())?;
-        extent.expect_aligned(operand, size_of::<u32>())?;
-        if step.len() != 1 {
-            return Err(Error::LengthMismatch { operand, expected: 1, actual: step.len() });
-        }
-        Ok(Some((operand, extent)))
-    }
-
-    /// As kernels take it.
-    pub(crate) fn params(&self) -> LoraDropout {
-        self.dropout.params(self.step.map_or(0, |step| step.address()))
-    }
-}
-
-impl From<Dropout> for DeviceDropout<'_> {
-    fn from(dropout: Dropout) -> Self {
-        Self { dropout, step: None }
-    }
-}
-
-/// What a launch is planned for beside the layer's shapes.
+/// Options of a launch's plan, besides the layer's shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ForwardOptions {
-    /// What multiplies.
+    /// The instructions that multiply.
     pub path: ComputePath,
-    /// For an x of any alignment, on a slower kernel. Otherwise, if the rows of W0 and of every A start and end at multiples
-    /// of 16 bytes, those of x must, too.
+    /// Whether x may have any alignment, which takes a slower kernel. Otherwise, if the rows of W0 and of every A start
+    /// and end at multiples of 16 bytes, the rows of x must do so as well.
     pub any_x: bool,
-    /// For launches that may leave T with the caller and may drop out, on a forward kernel for any number of tokens.
+    /// Whether launches may write T and apply dropout. Such launches use a forward kernel for any number of tokens.
     pub training: bool,
 }
 
-/// A layer's forward launch: planned once, its kernel found, then launched any number of times.
+/// A layer's forward launch: planned once, its kernel loaded once, then launched any number of times.
 ///
 /// `y = act(x W0ᵀ + bias + s·(x Aᵀ) Bᵀ) + residual` for x `[tokens, d_in]` and y `[tokens, d_out]`. The plan depends on
-/// the number of tokens and the layer's shapes, layout, type and alignment, not on what it points to: other weights or
-/// adapters of the same ranks run on the same plan.
+/// the number of tokens and on the layer's shapes, layout, type and alignment, but not on addresses or values: other
+/// weights or adapters of the same ranks run on the same plan.
 ///
 /// ```
 /// use fused_lora::device::{Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, Stream};
@@ -143,9 +108,9 @@ pub struct ForwardOptions {
 /// }
 /// ```
 ///
-/// For training, [`ForwardOptions::training`] plans a launch that takes `DeviceOutput { y, t: Some(t) }` in place of `out`
-/// and [`DeviceInput`] with dropout in place of `x`. For serving, [`DeviceInput`] takes the segments of a
-/// [`FactorSlot`](crate::device::FactorSlot), so that a captured launch runs with one adapter after the other.
+/// For training, [`ForwardOptions::training`] plans a launch that takes `DeviceOutput { y, t: Some(t) }` in place of
+/// `out` and [`DeviceInput`] with dropout in place of `x`. For serving, [`DeviceInput`] takes the segments of a
+/// [`FactorSlot`](crate::device::FactorSlot), so that a captured launch can run with different adapters.
 #[derive(Debug, Clone)]
 pub struct Forward<T> {
     kernel: PlannedKernel,
@@ -156,8 +121,8 @@ pub struct Forward<T> {
 }
 
 impl<T: Element> Forward<T> {
-    /// Plans launches for layers like this one and `tokens` rows of x. If the rows of W0 and of every A start and end at
-    /// multiples of 16 bytes, those of x must, too, unless [`ForwardOptions::any_x`] says otherwise.
+    /// Plans launches for layers of this shape and `tokens` rows of x. If the rows of W0 and of every A start and end
+    /// at multiples of 16 bytes, the rows of x must do so as well, unless [`ForwardOptions::any_x`] is set.
     ///
     /// # Errors
     /// As [`DeviceLora::validate`], [`Plan::new`] and [`Device::kernel`].
@@ -182,37 +147,40 @@ impl<T: Element> Forward<T> {
         Ok(Self { kernel, plan, planned, training, dtype: PhantomData })
     }
 
-    /// Lets its launches begin before the one ahead of them in the stream has ended
-    /// ([`LaunchConfig::dependent_launch`](crate::device::LaunchConfig::dependent_launch)): what comes before the first wait overlaps
-    /// with that one's end. W0 is asked for before it, so no launch that may still be under way must write that.
+    /// Lets launches begin before the preceding launch in the stream has ended
+    /// ([`LaunchConfig::dependent_launch`](crate::device::LaunchConfig::dependent_launch)): the work before the
+    /// kernel's wait overlaps with the end of the preceding launch. The kernel loads W0 before its wait, so no launch
+    /// that may still be running may write W0.
     #[must_use]
     pub fn with_dependent_launch(self) -> Self {
         Self { kernel: self.kernel.with_dependent_launch(), ..self }
     }
 
-    /// How it will run.
+    /// The plan of the launch.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// The kernel that it launches.
+    /// The kernel that is launched.
     pub fn kernel(&self) -> &Kernel {
         self.kernel.as_kernel()
     }
 
-    /// What a [`Workspace`] must have room for.
+    /// The layout that a [`Workspace`] must have room for.
     pub fn workspace(&self) -> WorkspaceLayout {
         self.plan.workspace()
     }
 
-    /// Issues one launch to a stream. Nothing is allocated on the device and nothing waits, so it may be captured in a
+    /// Issues one launch to a stream. The call allocates no device memory and does not wait, so it can be captured in a
     /// [`Graph`](crate::device::Graph).
     ///
     /// # Errors
     /// Before anything is launched: [`Error::TrainingNotPlanned`]; [`Error::WrongDevice`]; as [`DeviceLora::validate`];
-    /// [`Error::PlanMismatch`] if the layer is not like the planned one; [`Error::ShapeMismatch`], [`Error::Misaligned`] or
-    /// [`Error::TooLarge`] for x, y, T or the residual; [`Error::LengthMismatch`] for dropout's step or a slot's segments,
-    /// [`Error::SlotMismatch`] for one of them; [`Error::Overlap`] if y, T or the workspace shares memory with anything else; [`Error::DeviceWorkspaceTooSmall`]. Afterwards as [`Kernel::launch`].
+    /// [`Error::PlanMismatch`] if the layer differs from the planned one; [`Error::ShapeMismatch`],
+    /// [`Error::Misaligned`] or [`Error::TooLarge`] for x, y, T or the residual; [`Error::LengthMismatch`] for
+    /// dropout's step or the number of a slot's segments, [`Error::SlotMismatch`] for one of these segments;
+    /// [`Error::Overlap`] if y, T or the workspace shares memory with anything else;
+    /// [`Error::DeviceWorkspaceTooSmall`]. Afterwards as [`Kernel::launch`].
     pub fn launch<'i, 'o>(
         &self,
         stream: &Stream,
@@ -238,10 +206,10 @@ impl<T: Element> Forward<T> {
         match &self.plan {
             Plan::Decode(plan) => {
                 let params = decode::params(plan, &operands);
-                // SAFETY: the parameters are the decode kernels'. Shapes, bounds, devices and alignments were checked above,
-                // and nothing that is written overlaps anything else but the residual that is y itself, which the kernels
-                // allow. The views borrow the memory during the call; afterwards it is given back only when this work is
-                // done. A slot holds a table that fits, and keeps what is in it, as long as a launch may read it.
+                // SAFETY: the parameters are the decode kernels'. Shapes, bounds, devices and alignments were checked
+                // above, and no output overlaps any other operand except a residual that is y itself, which the kernels
+                // allow. The views borrow the memory during the call; afterwards it is freed only once this work is
+                // done. A slot holds a table that fits, and keeps its adapter alive as long as a launch may read it.
                 unsafe { self.kernel.launch(stream, &params) }
             }
             Plan::Forward(plan) if plan.tensor_maps => {
@@ -259,7 +227,8 @@ impl<T: Element> Forward<T> {
     }
 }
 
-/// The parameters of a launch whose operands were checked, x, W0 and, where its rows allow, y by tensor maps.
+/// The parameters of a launch whose operands were checked, with tensor maps of x, of W0 and, if its rows are aligned,
+/// of y.
 pub(crate) fn with_maps<T: Element>(
     device: &Device,
     plan: &ForwardPlan,
@@ -284,7 +253,7 @@ pub(crate) fn with_maps<T: Element>(
 #[expect(clippy::cast_possible_truncation, reason = "elements are of 2 or 4 bytes")]
 fn tensor_map<T: Element>(device: &Device, matrix: &DeviceMatrix<'_, T>, boxes: &[u32]) -> Result<TensorMap> {
     let bytes = |elements: usize| (elements * size_of::<T>()) as u64;
-    // The stride of a single row is any; a map wants a multiple of 16 bytes all the same.
+    // A single row may have any stride, but a tensor map needs a multiple of 16 bytes.
     let row_stride =
         if matrix.rows() > 1 { bytes(matrix.row_stride()) } else { bytes(matrix.cols()).next_multiple_of(16) };
     device.tensor_map(&Tensor {

@@ -1,4 +1,4 @@
-//! A LoRA layer whose matrices are in device memory: what it is made of, and whether it fits together.
+//! The description of a LoRA layer in device memory, and the checks that its parts fit together.
 
 use std::ops::Range;
 
@@ -26,19 +26,19 @@ pub struct DeviceSegment<'a, T> {
 /// A linear layer with any number of low-rank segments, in device memory; with none it is the base layer itself.
 #[derive(Debug, Clone, Copy)]
 pub struct DeviceLora<'a, T> {
-    /// W0, `[d_out, d_in]` or `[d_in, d_out]` as `layout` says.
+    /// The frozen weight W0, `[d_out, d_in]` or `[d_in, d_out]` as `layout` says.
     pub weight: DeviceMatrix<'a, T>,
-    /// How W0 is stored.
+    /// The storage order of W0.
     pub layout: Layout,
-    /// `[d_out]`, added once.
+    /// The bias, `[d_out]`, added once.
     pub bias: Option<DeviceSlice<'a, T>>,
     /// The adapters.
     pub segments: &'a [DeviceSegment<'a, T>],
-    /// Applied to the sum, before the residual is added.
+    /// The activation, applied before the residual is added.
     pub activation: Activation,
 }
 
-/// What is added after the activation.
+/// The term added after the activation.
 #[derive(Debug, Clone, Copy)]
 pub enum DeviceResidual<'a, T> {
     /// Nothing: the output is overwritten.
@@ -76,11 +76,11 @@ impl<'a, T: Element> DeviceLora<'a, T> {
         self.weight.is_aligned() && self.segments.iter().all(|segment| segment.a.is_aligned())
     }
 
-    /// Checks that everything fits together, and is on this device.
+    /// Checks that all operands fit together and are on this device.
     ///
     /// # Errors
-    /// The first operand that does not fit, by name: [`Error::WrongDevice`], [`Error::Misaligned`] if an address is no
-    /// multiple of the element's size, [`Error::TooLarge`]; [`Error::LengthMismatch`] for the bias;
+    /// The error names the first operand that does not fit: [`Error::WrongDevice`], [`Error::Misaligned`] if an address
+    /// is not a multiple of the element's size, [`Error::TooLarge`]; [`Error::LengthMismatch`] for the bias;
     /// [`Error::TooManySegments`]; [`Error::SegmentOutOfRange`], [`Error::RankOutOfRange`], [`Error::ShapeMismatch`],
     /// [`Error::ScaleNotFinite`] for a segment.
     pub fn validate(&self, device: &Device) -> Result<()> {
@@ -96,7 +96,7 @@ impl<'a, T: Element> DeviceLora<'a, T> {
         validate_segments(device, self.segments, d_in, d_out)
     }
 
-    /// Everything that a launch reads of the layer, by name.
+    /// The memory of the layer that a launch reads, with the operands' names.
     pub(crate) fn operands(&self) -> impl Iterator<Item = (&'static str, Extent)> {
         let bias = self.bias.iter().map(|bias| ("bias", Extent::of_slice(bias)));
         let segments = self.segments.iter().flat_map(|s| [("A", s.a.extent()), ("B", s.b.extent())]);
@@ -104,7 +104,7 @@ impl<'a, T: Element> DeviceLora<'a, T> {
     }
 }
 
-/// Checks what does not depend on an operand's role: its device, its alignment, and that kernels can count it.
+/// Checks the properties that do not depend on an operand's role: its device, its alignment, and its size.
 pub(crate) fn expect_operand<T: Element>(
     device: &Device,
     operand: &'static str,
@@ -113,11 +113,11 @@ pub(crate) fn expect_operand<T: Element>(
     device.expect_same(operand, matrix.device())?;
     matrix.extent().expect_aligned(operand, size_of::<T>())?;
     let value = matrix.rows().max(matrix.row_stride());
-    // Kernels round dimensions up to whole tiles in 32 bits: half of the range is theirs.
+    // Kernels round dimensions up to whole tiles in 32 bits, so dimensions may use only half of the range.
     if value > i32::MAX as usize { Err(Error::TooLarge { operand, value }) } else { Ok(()) }
 }
 
-/// Checks that segments fit a layer, and are on this device.
+/// Checks that segments fit a layer and are on this device.
 pub(crate) fn validate_segments<T: Element>(
     device: &Device,
     segments: &[DeviceSegment<'_, T>],
@@ -148,7 +148,7 @@ pub(crate) fn validate_segments<T: Element>(
     Ok(())
 }
 
-/// The segments as kernels take them, their scales times `sign`, and the sum of their ranks.
+/// The segments in the kernels' format, with their scales times `sign`, and the sum of their ranks.
 #[expect(clippy::cast_possible_truncation, reason = "validated: dimensions and strides fit 31 bits")]
 pub(crate) fn segment_table<T: Element>(
     segments: &[DeviceSegment<'_, T>],
@@ -176,7 +176,7 @@ pub(crate) fn segment_table<T: Element>(
     (table, t_begin)
 }
 
-/// An activation as kernels take it.
+/// The kernels' number of an activation.
 pub(crate) fn activation_code(activation: Activation) -> u32 {
     match activation {
         Activation::Identity => abi::LORA_IDENTITY,

@@ -1,4 +1,4 @@
-//! Folding adapters into a weight on a device, and taking them out again.
+//! Merging adapters into a weight on a device, and removing them again.
 
 use std::marker::PhantomData;
 
@@ -14,19 +14,19 @@ use crate::error::{Error, Result};
 use crate::lora::Layout;
 use crate::plan::lora::merge::MergePlan;
 
-/// What a merge on a device did to the weight.
+/// The effect of a merge on a weight in device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct DeviceMergeReport {
-    /// The largest distance between an element as stored and what was to be stored: the f32 sum of the old value and the
-    /// change, before it was rounded to the weight's type.
+    /// The largest rounding error of an element: the distance between its stored value and the f32 sum of the old value
+    /// and the change.
     pub largest_rounding: f32,
     /// The largest change of an element, |s·B·A|.
     pub largest_change: f32,
-    /// Elements that became an infinity or a NaN. Unlike the CPU's merge, a pass over device memory has stored them.
+    /// Number of elements that became infinite or NaN. Unlike the CPU's merge, the merge on a device has stored them.
     pub not_finite: u32,
 }
 
-/// Where a merge leaves its report: device memory, read after the fact, so that nothing waits.
+/// Device memory for the report of a merge, which is read later, so that the merge itself need not wait.
 #[derive(Debug)]
 pub struct MergeRecord {
     words: DeviceBuffer<u32>,
@@ -43,10 +43,10 @@ impl MergeRecord {
         Ok(Self { words: DeviceBuffer::zeros(stream, RECORD_WORDS)? })
     }
 
-    /// Waits for the stream's work and reads what the last merge left.
+    /// Waits for the stream's work and reads the report of the last merge.
     ///
     /// # Errors
-    /// [`Error::WrongDevice`], or what the driver refuses.
+    /// [`Error::WrongDevice`], or an error of the driver.
     pub fn read(&self, stream: &Stream) -> Result<DeviceMergeReport> {
         let mut words = [0; RECORD_WORDS];
         self.words.as_slice().download(stream, &mut words)?;
@@ -59,10 +59,10 @@ impl MergeRecord {
     }
 }
 
-/// Merges into weights of one shape: planned once, its kernel found, then issued any number of times.
+/// Merges into weights of one shape: planned once, the kernel loaded once, then issued any number of times.
 ///
-/// Sums are f32 and an element is rounded once. Several segments over the same columns are added up before. Elements in no
-/// segment keep their bits.
+/// Sums are f32, and each element is rounded once, after the segments that cover it were added up. Elements outside all
+/// segments keep their bits.
 #[derive(Debug, Clone)]
 pub struct Merge<T> {
     kernel: PlannedKernel,
@@ -73,7 +73,7 @@ pub struct Merge<T> {
 }
 
 impl<T: Element> Merge<T> {
-    /// For weights of `rows` by `cols` as stored.
+    /// Plans merges into weights stored as `rows` by `cols`.
     ///
     /// # Errors
     /// [`Error::EmptyProblem`], and as [`Device::kernel`].
@@ -91,8 +91,9 @@ impl<T: Element> Merge<T> {
     ///
     /// # Errors
     /// Before anything is launched: [`Error::WrongDevice`], [`Error::ShapeMismatch`], [`Error::Misaligned`],
-    /// [`Error::TooLarge`]; for a segment as [`DeviceLora::validate`](crate::device::DeviceLora::validate); [`Error::Overlap`] if
-    /// what is written shares memory with anything else. Afterwards as [`Kernel::launch`](crate::device::Kernel::launch).
+    /// [`Error::TooLarge`]; for a segment as [`DeviceLora::validate`](crate::device::DeviceLora::validate);
+    /// [`Error::Overlap`] if the weight or the record shares memory with anything else. Afterwards as
+    /// [`Kernel::launch`](crate::device::Kernel::launch).
     pub fn merge(
         &self,
         stream: &Stream,
@@ -103,8 +104,8 @@ impl<T: Element> Merge<T> {
         self.launch(stream, None, weight, segments, 1.0, record)
     }
 
-    /// Undoes [`merge`](Self::merge): restores `original` exactly where it was kept, and computes `weight − s·B·A` where it
-    /// was not.
+    /// Undoes [`merge`](Self::merge): restores `original` exactly if it is given, and otherwise computes
+    /// `weight − s·B·A`.
     ///
     /// # Errors
     /// As [`merge`](Self::merge).
@@ -122,7 +123,7 @@ impl<T: Element> Merge<T> {
         }
     }
 
-    /// `weight = source + s·B·A`: from one adapter to the next in one pass, with the base weight kept.
+    /// `weight = source + s·B·A`: with the base weight as `source`, replaces one merged adapter by another in one pass.
     ///
     /// # Errors
     /// As [`merge`](Self::merge).
@@ -167,9 +168,9 @@ impl<T: Element> Merge<T> {
         }
         let params = self.params(source.as_ref().unwrap_or(&output), &output, segments, sign, &words);
         record.words.as_mut_slice().fill(stream, 0)?;
-        // SAFETY: the parameters are the merge kernels'. Shapes, bounds, devices and alignments were checked above, and what
-        // is written overlaps nothing else but a source that is the weight itself, which the kernels allow. The views
-        // borrow the memory during the call; afterwards it is given back only when this work is done.
+        // SAFETY: the parameters are the merge kernels'. Shapes, bounds, devices and alignments were checked above, and
+        // no output overlaps any other operand except a source that is the weight itself, which the kernels allow. The
+        // views borrow the memory during the call; afterwards it is freed only once this work is done.
         unsafe { self.kernel.launch(stream, &params) }
     }
 

@@ -1,8 +1,9 @@
-//! A layer with its adapters in device memory, and the calls that run, differentiate and merge it.
+//! A layer with its adapters in device memory, and the calls that run it forward and backward and merge it.
 
 pub(crate) mod backward;
 pub(crate) mod call;
 pub(crate) mod decode;
+pub(crate) mod dropout;
 pub(crate) mod factors;
 pub(crate) mod forward;
 pub(crate) mod layer;
@@ -11,8 +12,9 @@ pub(crate) mod slot;
 
 pub use backward::{Backward, BackwardInput, BackwardOptions, BackwardOutput, FactorGradient};
 pub use decode::Decode;
+pub use dropout::DeviceDropout;
 pub use factors::DeviceFactors;
-pub use forward::{DeviceDropout, DeviceInput, DeviceOutput, Forward, ForwardOptions};
+pub use forward::{DeviceInput, DeviceOutput, Forward, ForwardOptions};
 pub use layer::{DeviceLora, DeviceResidual, DeviceSegment};
 pub use merge::{DeviceMergeReport, Merge, MergeRecord};
 pub use slot::{FactorSlot, SlotSegments};

@@ -1,4 +1,4 @@
-//! Slots: which adapter's factors a launch runs with is read from device memory, as it runs.
+//! Slots: launches read from device memory, when they run, which adapter's factors they use.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -14,16 +14,19 @@ use crate::device::memory::slice::DeviceSlice;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 
-/// A place for one adapter's [factors](DeviceFactors), of a layer or of all layers of a model, that launches read when they run.
+/// A slot for one adapter's [factors](DeviceFactors), of one layer or of all layers of a model. Launches read the slot
+/// when they run.
 ///
-/// One word in device memory: the address of a table. Putting another adapter in is a copy of 8 bytes, whatever the adapter's
-/// size, in the order of a stream and without waiting; from then on whatever was captured with the slot runs with the other
-/// adapter. An adapter of lower ranks fits as well, down to [none](Self::clear).
+/// A slot is one word in device memory: the address of a table. Exchanging the adapter copies 8 bytes in stream order,
+/// whatever the adapter's size, and does not wait. Launches and graph replays that come later in the stream run with
+/// the new adapter. An adapter of lower ranks fits as well, down to [none](Self::clear).
 ///
-/// A launch pays two dependent loads for it before it can ask for A and B. Segments that are given alone spare it those.
+/// A launch makes two dependent loads through the slot before it can load A and B. Passing segments without a slot
+/// avoids them.
 ///
-/// What was in the slot is let go when the exchange has happened, at the next one or when the slot is dropped. Its memory is given
-/// back with its last owner then, unless it was there when a living [`Graph`](crate::device::Graph) was captured: that may still use it.
+/// The slot releases the old adapter once the exchange has run: at a later exchange, or when the slot is dropped. The
+/// adapter's memory is then freed with its last owner, but only after every [`Graph`](crate::device::Graph) that was
+/// captured while the memory existed, because such a graph may still use it.
 ///
 /// ```
 /// use fused_lora::device::{DeviceFactors, FactorSlot, Graph, Stream};
@@ -37,19 +40,19 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct FactorSlot<T> {
     word: DeviceBuffer<u64>,
-    /// The table of an adapter without ranks.
+    /// The table of an adapter whose ranks are all 0.
     none: Arc<DeviceBuffer<u64>>,
-    /// Segments that its own take.
+    /// The segments that the slot accepts: inputs, columns, highest ranks.
     takes: Vec<Place>,
-    /// Exchanges happen in the order in which they are called, whatever their streams.
+    /// Recorded after the last exchange. The next one waits for it, so exchanges run in call order on any streams.
     last: Arc<Event>,
-    /// What the word named before an exchange, until that has happened.
+    /// The adapter before each exchange, kept until the exchange has run.
     retired: Vec<(Arc<Event>, Option<Kept>)>,
     dtype: PhantomData<T>,
 }
 
-/// The segments of one layer, with whatever factors are in a slot: what
-/// [`DeviceInput`](crate::device::DeviceInput) takes.
+/// The segments of one layer, with the factors that are in a slot when a launch runs. Part of a
+/// [`DeviceInput`](crate::device::DeviceInput).
 #[derive(Debug)]
 pub struct SlotSegments<'a, T> {
     slot: &'a FactorSlot<T>,
@@ -57,7 +60,7 @@ pub struct SlotSegments<'a, T> {
     len: usize,
 }
 
-// Derived, these would ask for `T: Clone`, which a view does not need.
+// `derive` would require `T: Clone`, which a view does not need.
 impl<T> Clone for SlotSegments<'_, T> {
     fn clone(&self) -> Self {
         *self
@@ -67,29 +70,30 @@ impl<T> Clone for SlotSegments<'_, T> {
 impl<T> Copy for SlotSegments<'_, T> {}
 
 impl<T: Element> FactorSlot<T> {
-    /// A slot for adapters with the segments of this one, each of at most its rank; it holds this one at first.
+    /// A slot for adapters with the segments of `factors`, each of at most the same rank. At first, it holds `factors`.
     ///
     /// # Errors
     /// [`Error::OutOfDeviceMemory`], [`Error::WrongDevice`]; [`Error::CaptureRefused`] inside a capture.
     pub fn new(stream: &Stream, factors: &DeviceFactors<T>) -> Result<Self> {
         stream.device().expect_same("factors", factors.device())?;
-        // There when this returns, for any stream.
+        // The copy is done when this returns, so every stream sees the word.
         let mut word = DeviceBuffer::from_slice(stream, &[factors.table().address()])?;
         word.keep(factors.keep());
-        // Without ranks nothing is read; the addresses are some that could be.
+        // Kernels read nothing through rank 0; the addresses only have to be valid.
         let none = upload_table(stream, factors.places().iter().map(|_| [word.address(), word.address(), 0, 0]))?;
         let (takes, last) = (factors.places().to_vec(), Event::new(stream.device())?);
         last.record(stream)?;
         Ok(Self { word, none: Arc::new(none), takes, last: Arc::new(last), retired: vec![], dtype: PhantomData })
     }
 
-    /// Issues the exchange of whatever is in the slot for these factors, which are kept alive while they are in it. What was
-    /// issued to the stream before still runs with what was there; work of other streams is the caller's to order, by events,
-    /// or it runs with either.
+    /// Issues an exchange: the slot's adapter is replaced by these factors, which the slot keeps alive. Work issued to
+    /// the stream before the exchange runs with the old adapter. The caller must order work on other streams with
+    /// events; unordered work runs with either adapter.
     ///
     /// # Errors
-    /// [`Error::WrongDevice`]; [`Error::LengthMismatch`] for another number of segments, [`Error::SlotMismatch`] for one with
-    /// other columns, another input, or too high a rank; [`Error::CaptureRefused`] inside a capture; what the driver refuses.
+    /// [`Error::WrongDevice`]; [`Error::LengthMismatch`] for another number of segments, [`Error::SlotMismatch`] for a
+    /// segment with other columns, other inputs, or too high a rank; [`Error::CaptureRefused`] inside a capture; errors
+    /// of the driver.
     pub fn put(&mut self, stream: &Stream, factors: &DeviceFactors<T>) -> Result<()> {
         self.device().expect_same("factors", factors.device())?;
         let (expected, actual) = (self.len(), factors.len());
@@ -104,11 +108,11 @@ impl<T: Element> FactorSlot<T> {
         self.exchange(stream, factors.table().as_slice(), factors.keep())
     }
 
-    /// Issues the removal of whatever is in the slot: layers run as if they had no adapter, but that columns of a segment have
-    /// zeros added to them.
+    /// Issues the removal of the slot's adapter. Layers then run without adapter, except that zeros are added to the
+    /// columns of their segments.
     ///
     /// # Errors
-    /// [`Error::WrongDevice`]; [`Error::CaptureRefused`] inside a capture; what the driver refuses.
+    /// [`Error::WrongDevice`]; [`Error::CaptureRefused`] inside a capture; errors of the driver.
     pub fn clear(&mut self, stream: &Stream) -> Result<()> {
         let none = Arc::clone(&self.none);
         self.exchange(stream, none.as_slice(), Arc::clone(&none) as _)
@@ -116,16 +120,16 @@ impl<T: Element> FactorSlot<T> {
 
     fn exchange(&mut self, stream: &Stream, table: DeviceSlice<'_, u64>, keep: Kept) -> Result<()> {
         self.device().expect_same("stream", stream.device())?;
-        // Replayed later, it would put in what nobody keeps any more.
+        // A replayed exchange could put in an adapter that has been freed.
         let operation = "putting factors into a slot";
         stream.refuse_in_capture(operation)?;
         let happened = Arc::new(Event::new(stream.device())?);
         stream.wait(&self.last)?;
         self.word.as_mut_slice().copy_from(stream, table.slice(table.len() - 1..table.len()))?;
-        // The word names either from now on, until the copy has happened: both are kept.
+        // Until the copy has run, the word may name either table, so both are kept alive.
         let before = self.word.keep(keep.clone());
         if stream.refuse_in_capture(operation).is_err() {
-            // Another thread has begun a capture meanwhile, and the copy is the graph's.
+            // Another thread has begun a capture meanwhile, and the copy belongs to its graph.
             self.word.keep(Arc::new((before, keep)));
             return stream.refuse_in_capture(operation);
         }
@@ -133,27 +137,27 @@ impl<T: Element> FactorSlot<T> {
         self.retired.push((Arc::clone(&happened), before));
         recorded?;
         self.last = happened;
-        // An event that was not recorded, on a device that is lost, keeps what it is for until the end.
+        // If the device is lost, the event is not recorded, and the old adapter is kept until the slot is dropped.
         self.retired.retain(|(happened, _)| !happened.has_happened().unwrap_or(false));
         Ok(())
     }
 
-    /// The device that it is on.
+    /// The device that the slot is on.
     pub fn device(&self) -> &Device {
         self.word.device()
     }
 
-    /// Segments of the adapters that it takes.
+    /// Number of segments of the adapters that the slot accepts.
     pub fn len(&self) -> usize {
         self.takes.len()
     }
 
-    /// Whether they have none.
+    /// Whether these adapters have no segments.
     pub fn is_empty(&self) -> bool {
         self.takes.is_empty()
     }
 
-    /// The segments of one layer. Panics if there are not so many.
+    /// The segments of one layer. Panics if `range` is out of bounds.
     pub fn segments(&self, range: Range<usize>) -> SlotSegments<'_, T> {
         assert!(range.start <= range.end && range.end <= self.len(), "segments {range:?} of {}", self.len());
         SlotSegments { slot: self, first: range.start, len: range.len() }
@@ -162,13 +166,13 @@ impl<T: Element> FactorSlot<T> {
 
 impl<T> Drop for FactorSlot<T> {
     fn drop(&mut self) {
-        // A graph may read the word after this: then it names what the word keeps.
+        // A graph may still read the word after this. The word then names the table that it keeps alive.
         let _ = self.last.synchronize();
     }
 }
 
 impl<T: Element> SlotSegments<'_, T> {
-    /// Checks that a layer with these segments can run with whatever the slot takes.
+    /// Checks that a layer with these segments can run with every adapter that the slot accepts.
     pub(crate) fn validate(&self, device: &Device, segments: &[DeviceSegment<'_, T>]) -> Result<()> {
         device.expect_same("slot", self.slot.device())?;
         if self.len != segments.len() {

@@ -1,4 +1,4 @@
-//! Buffers: device memory with an owner.
+//! Buffers: owned device memory.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use crate::device::memory::ledger::{Allocation, Kept};
 use crate::device::memory::slice::{DeviceSlice, DeviceSliceMut};
 use crate::error::{Error, Result};
 
-/// Elements in device memory. It may be dropped while work on it is under way: it is given back afterwards.
+/// An owned array in device memory. It may be dropped while work uses it: the memory is freed afterwards.
 #[derive(Debug)]
 pub struct DeviceBuffer<T> {
     storage: Storage,
@@ -26,18 +26,18 @@ enum Storage {
 }
 
 impl<T: Pod> DeviceBuffer<T> {
-    /// `len` elements whose bytes are all zero. Inside a capture the memory is there at once, the zeros when the graph is
-    /// replayed.
+    /// `len` elements whose bytes are all zero. Inside a capture, the memory is allocated at once, but zeroed when the
+    /// graph is replayed.
     ///
     /// # Errors
-    /// [`Error::OutOfDeviceMemory`], or what the driver refuses.
+    /// [`Error::OutOfDeviceMemory`], or an error of the driver.
     pub fn zeros(stream: &Stream, len: usize) -> Result<Self> {
         let mut buffer = Self::allocate(stream.device(), len)?;
         buffer.as_mut_slice().fill(stream, 0)?;
         Ok(buffer)
     }
 
-    /// The elements of a slice; returns when they have been copied.
+    /// A copy of a slice; returns when the copy is done.
     ///
     /// # Errors
     /// As [`zeros`](Self::zeros); [`Error::CaptureRefused`] inside a capture.
@@ -52,8 +52,8 @@ impl<T: Pod> DeviceBuffer<T> {
         Ok(Self { storage: Storage::Owned(Allocation::new(device, bytes)?), len, elements: PhantomData })
     }
 
-    /// Keeps something alive as long as this memory may be read, by a graph if there is one, because the memory points to it. Gives
-    /// back what was kept before.
+    /// Keeps `kept` alive as long as this memory may be read, also by graphs, because the memory points to it. Returns
+    /// the object that was kept before.
     pub(crate) fn keep(&mut self, kept: Kept) -> Option<Kept> {
         match &mut self.storage {
             Storage::Owned(allocation) => allocation.kept.replace(kept),
@@ -70,12 +70,12 @@ impl<T: Pod> DeviceBuffer<T> {
         Self { storage: Storage::Foreign { device: device.clone(), address }, len, elements: PhantomData }
     }
 
-    /// Elements.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -96,22 +96,22 @@ impl<T: Pod> DeviceBuffer<T> {
 
     /// All elements.
     pub fn as_slice(&self) -> DeviceSlice<'_, T> {
-        // SAFETY: the buffer owns these elements, or its maker promised for them, and it is borrowed.
+        // SAFETY: the buffer owns these elements, or `from_raw`'s caller vouched for them, and the buffer is borrowed.
         unsafe { DeviceSlice::from_raw(self.device(), self.address(), self.len) }
     }
 
-    /// All elements, to be written.
+    /// All elements, writable.
     pub fn as_mut_slice(&mut self) -> DeviceSliceMut<'_, T> {
-        // SAFETY: as in `as_slice`, and it is borrowed for this view alone.
+        // SAFETY: as in `as_slice`, and the buffer is borrowed mutably for this view.
         unsafe { DeviceSliceMut::from_raw(self.device(), self.address(), self.len) }
     }
 
-    /// Some of the elements. Panics if they are not inside the buffer.
+    /// The elements of `range`. Panics if `range` is out of bounds.
     pub fn slice(&self, range: Range<usize>) -> DeviceSlice<'_, T> {
         self.as_slice().slice(range)
     }
 
-    /// Copies from the host to the whole buffer; returns when the copy has been made.
+    /// Copies from the host to the whole buffer; returns when the copy is done.
     ///
     /// # Errors
     /// As [`DeviceSliceMut::upload`].
@@ -119,7 +119,7 @@ impl<T: Pod> DeviceBuffer<T> {
         self.as_mut_slice().upload(stream, from)
     }
 
-    /// Copies all elements to a new vector; returns when the copy has been made.
+    /// Copies all elements to a new vector; returns when the copy is done.
     ///
     /// # Errors
     /// As [`DeviceSlice::download`].

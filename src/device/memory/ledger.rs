@@ -1,4 +1,4 @@
-//! Who owns device memory, and when it is given back.
+//! Ownership of device memory, and when it is freed.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::device::Device;
 use crate::error::Result;
 
-/// Which memory may still be used by a graph.
+/// The memory that graphs may still use.
 ///
-/// A captured graph holds addresses, not buffers. So memory that existed when a graph was captured is not given back
-/// before the graph is, and no graph can touch memory that belongs to somebody else by then.
+/// A captured graph holds addresses, not buffers. So memory that existed when a graph was captured is freed only after
+/// the graph, and no graph can access memory that has been allocated again.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger(Mutex<State>);
 
@@ -18,11 +18,11 @@ pub(crate) struct Ledger(Mutex<State>);
 struct State {
     /// Counts allocations and captures.
     clock: u64,
-    /// When each living graph was captured.
+    /// The time of capture of each living graph.
     graphs: BTreeSet<u64>,
     /// Captures that have begun and not ended.
     capturing: usize,
-    /// Memory whose buffer is gone, and when it was allocated.
+    /// Memory whose buffer was dropped, but that a graph may still use.
     orphans: Vec<Orphan>,
 }
 
@@ -34,7 +34,7 @@ struct Orphan {
     kept: Option<Kept>,
 }
 
-/// Whatever else has to live as long as some memory, because that memory points to it.
+/// An object that must live as long as some memory, because that memory points to it.
 pub(crate) type Kept = Arc<dyn Debug + Send + Sync>;
 
 impl State {
@@ -47,7 +47,7 @@ impl State {
         self.capturing > 0 || self.graphs.last().is_some_and(|&captured| captured > born)
     }
 
-    /// Removes what no graph can use any more.
+    /// Removes and returns the orphans that no graph can use any more.
     fn sweep(&mut self) -> Vec<Orphan> {
         let orphans = std::mem::take(&mut self.orphans);
         let (kept, free) = orphans.into_iter().partition(|orphan| self.is_captured(orphan.born));
@@ -70,7 +70,7 @@ pub(crate) struct Allocation {
     /// 0 for an allocation of no bytes.
     pub(crate) address: u64,
     born: u64,
-    /// What its contents point to.
+    /// The object that the contents point to.
     pub(crate) kept: Option<Kept>,
 }
 
@@ -100,13 +100,13 @@ impl Drop for Allocation {
 
 fn free(device: &Device, orphans: impl IntoIterator<Item = Orphan>) {
     for orphan in orphans {
-        // SAFETY: the address came from `allocate`, its buffer is gone, and no graph has it.
+        // SAFETY: the address came from `allocate`, its buffer was dropped, and no graph uses it.
         unsafe { device.backend().free(orphan.address) };
-        // Only now goes what it pointed to, which may be memory in its turn.
+        // The object that the memory pointed to is dropped only now; it may own memory itself.
     }
 }
 
-/// Between its making and its end nothing is given back: a capture is going on.
+/// A capture in progress. While this value lives, no memory is freed.
 #[derive(Debug)]
 pub(crate) struct Capturing {
     device: Device,
@@ -118,7 +118,7 @@ impl Capturing {
         Self { device: device.clone() }
     }
 
-    /// The capture has become a graph.
+    /// Records that the capture has become a graph.
     pub(crate) fn into_captured(self) -> Captured {
         let mut state = self.device.ledger().state();
         let at = state.tick();
@@ -138,7 +138,7 @@ impl Drop for Capturing {
     }
 }
 
-/// Keeps the memory that a graph may use.
+/// Keeps the memory alive that a graph may use.
 #[derive(Debug)]
 pub(crate) struct Captured {
     pub(crate) device: Device,

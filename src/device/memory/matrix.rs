@@ -7,22 +7,22 @@ use crate::device::memory::slice::{DeviceSlice, DeviceSliceMut};
 use crate::error::{Error, Result};
 use crate::matrix::{check, expect_shape, span};
 
-/// What kernels load and store at a time, in bytes.
+/// Bytes that kernels load and store at a time.
 pub(crate) const CHUNK: usize = 16;
 
-/// Where a matrix lies: all that checks and launch parameters need.
+/// The memory that a matrix takes, for checks and launch parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Extent {
     pub(crate) address: u64,
     pub(crate) rows: usize,
-    /// All in bytes.
+    /// Bytes of a row; `stride` and `element` are in bytes as well.
     pub(crate) row: usize,
     pub(crate) stride: usize,
     pub(crate) element: usize,
 }
 
 impl Extent {
-    /// `len` elements in one row.
+    /// The extent of a slice, as one row.
     pub(crate) fn of_slice<T: Pod>(slice: &DeviceSlice<'_, T>) -> Self {
         let row = slice.len() * size_of::<T>();
         Self { address: slice.address(), rows: 1, row, stride: row, element: size_of::<T>() }
@@ -33,7 +33,7 @@ impl Extent {
         self.misalignment(CHUNK).is_none() && self.row.is_multiple_of(CHUNK)
     }
 
-    /// The first row's address that is no multiple of so many bytes.
+    /// The first row address that is not a multiple of `alignment` bytes, if there is one.
     pub(crate) fn misalignment(&self, alignment: usize) -> Option<u64> {
         let second = (self.rows > 1).then(|| self.address.wrapping_add(self.stride as u64));
         [Some(self.address), second].into_iter().flatten().find(|address| !address.is_multiple_of(alignment as u64))
@@ -46,10 +46,10 @@ impl Extent {
         }
     }
 
-    /// Whether some byte belongs to both.
+    /// Whether the two extents share a byte.
     ///
-    /// Exact for two matrices of one stride, such as column blocks of one buffer; otherwise gaps between rows count as if
-    /// they belonged to the matrix.
+    /// Exact for matrices of the same stride, such as column blocks of one buffer. Otherwise, gaps between rows count
+    /// as part of the matrix.
     pub(crate) fn overlaps(&self, other: &Extent) -> bool {
         let end = |e: &Extent| e.address + span(e.rows, e.row, e.stride).unwrap_or(usize::MAX) as u64;
         let empty = |e: &Extent| e.rows == 0 || e.row == 0;
@@ -79,7 +79,7 @@ pub struct DeviceMatrix<'a, T> {
     row_stride: usize,
 }
 
-// Derived, these would ask for `T: Clone`, which a view does not need.
+// `derive` would require `T: Clone`, which a view does not need.
 impl<T> Clone for DeviceMatrix<'_, T> {
     fn clone(&self) -> Self {
         *self
@@ -121,7 +121,7 @@ impl<'a, T: Pod> DeviceMatrix<'a, T> {
         self.row_stride
     }
 
-    /// The device that it is on.
+    /// The device that the matrix is on.
     pub fn device(&self) -> &'a Device {
         self.data.device()
     }
@@ -131,7 +131,7 @@ impl<'a, T: Pod> DeviceMatrix<'a, T> {
         self.data.address()
     }
 
-    /// Whether every row starts and ends at a multiple of 16 bytes: what the fast kernels ask for.
+    /// Whether every row starts and ends at a multiple of 16 bytes, as the fast kernels require.
     pub fn is_aligned(&self) -> bool {
         self.extent().is_aligned()
     }
@@ -189,7 +189,7 @@ impl<'a, T: Pod> DeviceMatrixMut<'a, T> {
         self.row_stride
     }
 
-    /// The device that it is on.
+    /// The device that the matrix is on.
     pub fn device(&self) -> &'a Device {
         self.data.device()
     }
@@ -238,7 +238,7 @@ mod tests {
         let (left, right) = (extent(0x1000, 4, 32, 64), extent(0x1020, 4, 32, 64));
         assert!(!left.overlaps(&right) && !right.overlaps(&left));
         assert!(left.overlaps(&extent(0x101e, 4, 32, 64)));
-        // A row further down, as wide as reaches into the next row of the other.
+        // In the gap behind the second row, 32 bytes fit; 2 bytes further on, they overlap the third row.
         assert!(!left.overlaps(&extent(0x1060, 2, 32, 64)));
         assert!(left.overlaps(&extent(0x1062, 2, 32, 64)));
     }

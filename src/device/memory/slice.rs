@@ -1,4 +1,4 @@
-//! Views of device memory: where it is, how many elements, on which device.
+//! Views of device memory: device, address and number of elements.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::device::launch::stream::Stream;
 use crate::error::{Error, Result};
 
-/// Read-only elements in device memory.
+/// A read-only view of elements in device memory.
 #[derive(Debug)]
 pub struct DeviceSlice<'a, T> {
     device: &'a Device,
@@ -18,7 +18,7 @@ pub struct DeviceSlice<'a, T> {
     elements: PhantomData<&'a T>,
 }
 
-// Derived, these would ask for `T: Clone`, which a view does not need.
+// `derive` would require `T: Clone`, which a view does not need.
 impl<T> Clone for DeviceSlice<'_, T> {
     fn clone(&self) -> Self {
         *self
@@ -37,12 +37,12 @@ impl<'a, T: Pod> DeviceSlice<'a, T> {
         Self { device, address, len, elements: PhantomData }
     }
 
-    /// Elements.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -57,17 +57,17 @@ impl<'a, T: Pod> DeviceSlice<'a, T> {
         self.address
     }
 
-    /// Some of the elements. Panics if they are not inside the view.
+    /// The elements of `range`. Panics if `range` is out of bounds.
     pub fn slice(&self, range: Range<usize>) -> DeviceSlice<'a, T> {
         let (address, len) = part::<T>(self.address, self.len, range);
         DeviceSlice { address, len, ..*self }
     }
 
-    /// Copies to the host; returns when the copy has been made.
+    /// Copies the elements to the host; returns when the copy is done.
     ///
     /// # Errors
-    /// [`Error::LengthMismatch`], [`Error::WrongDevice`], [`Error::CaptureRefused`] inside a capture, or what the driver
-    /// refuses.
+    /// [`Error::LengthMismatch`], [`Error::WrongDevice`], [`Error::CaptureRefused`] inside a capture, or an error of
+    /// the driver.
     pub fn download(&self, stream: &Stream, to: &mut [T]) -> Result<()> {
         expect_len("the host's slice", self.len, to.len())?;
         self.device.expect_same("stream", stream.device())?;
@@ -90,7 +90,7 @@ impl<'a, T: Pod> DeviceSlice<'a, T> {
     }
 }
 
-/// Writable elements in device memory.
+/// A writable view of elements in device memory.
 #[derive(Debug)]
 pub struct DeviceSliceMut<'a, T> {
     device: &'a Device,
@@ -109,12 +109,12 @@ impl<'a, T: Pod> DeviceSliceMut<'a, T> {
         Self { device, address, len, elements: PhantomData }
     }
 
-    /// Elements.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -134,13 +134,13 @@ impl<'a, T: Pod> DeviceSliceMut<'a, T> {
         DeviceSlice { device: self.device, address: self.address, len: self.len, elements: PhantomData }
     }
 
-    /// Some of the elements. Panics if they are not inside the view.
+    /// The elements of `range`. Panics if `range` is out of bounds.
     pub fn slice_mut(&mut self, range: Range<usize>) -> DeviceSliceMut<'_, T> {
         let (address, len) = part::<T>(self.address, self.len, range);
         DeviceSliceMut { device: self.device, address, len, elements: PhantomData }
     }
 
-    /// The elements before `at`, and those from it on. Panics if `at` is beyond the end.
+    /// The elements before `at`, and those from `at` on. Panics if `at` is beyond the end.
     pub fn split_at(self, at: usize) -> (DeviceSliceMut<'a, T>, DeviceSliceMut<'a, T>) {
         let half = |range| {
             let (address, len) = part::<T>(self.address, self.len, range);
@@ -149,11 +149,11 @@ impl<'a, T: Pod> DeviceSliceMut<'a, T> {
         (half(0..at), half(at..self.len))
     }
 
-    /// Copies from the host; returns when the copy has been made.
+    /// Copies the elements from the host; returns when the copy is done.
     ///
     /// # Errors
-    /// [`Error::LengthMismatch`], [`Error::WrongDevice`], [`Error::CaptureRefused`] inside a capture, or what the driver
-    /// refuses.
+    /// [`Error::LengthMismatch`], [`Error::WrongDevice`], [`Error::CaptureRefused`] inside a capture, or an error of
+    /// the driver.
     pub fn upload(&mut self, stream: &Stream, from: &[T]) -> Result<()> {
         expect_len("the host's slice", self.len, from.len())?;
         self.device.expect_same("stream", stream.device())?;
@@ -168,7 +168,7 @@ impl<'a, T: Pod> DeviceSliceMut<'a, T> {
     /// Issues a copy from elsewhere on the device.
     ///
     /// # Errors
-    /// [`Error::LengthMismatch`], [`Error::WrongDevice`], [`Error::Overlap`], or what the driver refuses.
+    /// [`Error::LengthMismatch`], [`Error::WrongDevice`], [`Error::Overlap`], or an error of the driver.
     pub fn copy_from(&mut self, stream: &Stream, from: DeviceSlice<'_, T>) -> Result<()> {
         expect_len("the copy's source", self.len, from.len)?;
         self.device.expect_same("stream", stream.device())?;
@@ -184,10 +184,10 @@ impl<'a, T: Pod> DeviceSliceMut<'a, T> {
         unsafe { self.device.backend().copy(stream.handle(), from.address, self.address, bytes) }
     }
 
-    /// Issues a fill with one byte: 0 makes zeros, 0xff makes NaN of every floating-point type.
+    /// Issues a fill with one byte: 0 gives zeros, 0xff gives NaN in every floating-point type.
     ///
     /// # Errors
-    /// [`Error::WrongDevice`], or what the driver refuses.
+    /// [`Error::WrongDevice`], or an error of the driver.
     pub fn fill(&mut self, stream: &Stream, byte: u8) -> Result<()> {
         self.device.expect_same("stream", stream.device())?;
         let bytes = size_of::<T>() * self.len;

@@ -1,4 +1,4 @@
-//! What launches of a layer keep between each other.
+//! Device memory that launches of a layer reuse from one launch to the next.
 
 use crate::WorkspaceLayout;
 use crate::device::Device;
@@ -7,10 +7,11 @@ use crate::device::memory::buffer::DeviceBuffer;
 use crate::device::memory::matrix::Extent;
 use crate::error::{Error, Result};
 
-/// A ticket counter, T with its flags, partial sums and their arrivals.
+/// Device memory for launches: a ticket counter, T with its flags, partial sums and their arrival counters.
 ///
-/// Every launch leaves it ready for the next, of any plan that it has room for. Launches that share one must be ordered: on
-/// one stream they are. After a [`KernelFault`](Error::KernelFault) it must be [`reset`](Self::reset).
+/// Every launch leaves the workspace ready for the next launch, of any plan that the workspace has room for. Launches
+/// that share a workspace must be ordered, as they are on one stream. After a [`KernelFault`](Error::KernelFault), call
+/// [`reset`](Self::reset).
 #[derive(Debug)]
 pub struct Workspace {
     words: DeviceBuffer<u64>,
@@ -18,8 +19,8 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// A workspace with room for plans of this layout: of several plans, their layouts'
-    /// [`union`](WorkspaceLayout::union).
+    /// A workspace with room for plans of this layout. For several plans, pass the [`union`](WorkspaceLayout::union) of
+    /// their layouts.
     ///
     /// # Errors
     /// As [`DeviceBuffer::zeros`].
@@ -27,11 +28,11 @@ impl Workspace {
         Ok(Self { words: DeviceBuffer::zeros(stream, layout.bytes().div_ceil(size_of::<u64>()))?, layout })
     }
 
-    /// A workspace in memory of the caller's, which may have held anything.
+    /// A workspace in the caller's memory, whatever its contents.
     ///
     /// # Errors
-    /// [`Error::BufferTooShort`] if it has fewer than the layout's bytes, [`Error::WrongDevice`], or what the driver
-    /// refuses.
+    /// [`Error::BufferTooShort`] if the memory is smaller than the layout, [`Error::WrongDevice`], or an error of the
+    /// driver.
     pub fn in_buffer(stream: &Stream, words: DeviceBuffer<u64>, layout: WorkspaceLayout) -> Result<Self> {
         let (required, available) = (layout.bytes().div_ceil(size_of::<u64>()), words.len());
         if available < required {
@@ -42,15 +43,15 @@ impl Workspace {
         Ok(workspace)
     }
 
-    /// Issues what makes it as new.
+    /// Issues a fill that resets the workspace to its initial state.
     ///
     /// # Errors
-    /// [`Error::WrongDevice`], or what the driver refuses.
+    /// [`Error::WrongDevice`], or an error of the driver.
     pub fn reset(&mut self, stream: &Stream) -> Result<()> {
         self.words.as_mut_slice().fill(stream, 0)
     }
 
-    /// That it is on this device, and has room for what is `required`.
+    /// Checks that the workspace is on this device and has room for `required`.
     pub(crate) fn expect_serves(&self, device: &Device, required: WorkspaceLayout) -> Result<()> {
         device.expect_same("workspace", self.device())?;
         if self.layout.serves(&required) {
@@ -59,12 +60,12 @@ impl Workspace {
         Err(Error::DeviceWorkspaceTooSmall { required, available: self.layout })
     }
 
-    /// What it has room for.
+    /// The layout that the workspace has room for.
     pub fn layout(&self) -> WorkspaceLayout {
         self.layout
     }
 
-    /// The device that it is on.
+    /// The device that the workspace is on.
     pub fn device(&self) -> &Device {
         self.words.device()
     }

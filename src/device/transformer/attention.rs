@@ -16,24 +16,24 @@ use crate::error::{Error, Result};
 use crate::plan::transformer::attention::{AttentionPlan, AttentionProblem, AttentionShape};
 use crate::{ComputePath, WorkspaceLayout};
 
-/// Keys and values that a call's queries see beside its own.
+/// Keys and values that a call's queries attend to, besides its own.
 #[derive(Debug)]
 pub enum AttentionMemory<'a, T> {
-    /// None.
+    /// No further keys and values.
     None,
-    /// What every sequence sees before its own tokens (prefix tuning): `[capacity, d]` each.
+    /// A prefix that every sequence attends to before its own tokens (prefix tuning): `[capacity, d]` each.
     Prefix {
         /// Keys, head by head.
         keys: DeviceMatrix<'a, T>,
         /// Values, head by head.
         values: DeviceMatrix<'a, T>,
     },
-    /// A KV cache: `[sequences·capacity, d]` each. Of sequence s the first `lengths[s]` rows, from row s·capacity on, are
-    /// filled. This call's keys and values are appended behind them by the same launch; the lengths stay as they are, to be
-    /// advanced by the caller.
+    /// A KV cache: `[sequences·capacity, d]` each. Sequence s has its rows from row s·capacity on, of which the first
+    /// `lengths[s]` are filled. The launch appends this call's keys and values behind them. It does not change the
+    /// lengths; the caller advances them.
     ///
     /// The lengths are read when the launch runs, so they cannot be checked before. A sequence with
-    /// `lengths[s] + tokens > capacity` gets rows of NaN; nothing of its cache is read or written.
+    /// `lengths[s] + tokens > capacity` gets rows of NaN, and its cache is neither read nor written.
     Cache {
         /// Keys of all sequences.
         keys: DeviceMatrixMut<'a, T>,
@@ -55,16 +55,16 @@ impl<T: Element> AttentionMemory<'_, T> {
     }
 }
 
-/// Attention of one shape: planned once, its kernel found, then launched any number of times. One launch a call, a decode
-/// for one token a sequence, else a prefill.
+/// Attention of one shape: planned once, its kernel loaded once, then launched any number of times. A call is one
+/// launch: a decode if there is one token per sequence, otherwise a prefill.
 ///
-/// The mathematics is [`AttentionShape`]'s. Sums, scores and the softmax are `f32`; on matrix instructions, which
-/// [`ComputePath::Auto`] takes for 16-bit types where there are any, the weights are rounded to the type on their way to the
-/// values. Scores and values must be finite: a weight of zero makes NaN of an infinity. The same bits from run to run,
-/// whatever the schedule.
+/// [`AttentionShape`] defines the mathematics. Sums, scores and the softmax are `f32`. On matrix instructions, which
+/// [`ComputePath::Auto`] uses for 16-bit types if the device has them, the softmax weights are rounded to the type
+/// before the product with the values. Scores and values must be finite: a weight of zero times an infinity is NaN.
+/// Results are the same bits from run to run, whatever the schedule.
 ///
 /// ```
-/// use fused_lora::attention::AttentionShape;
+/// use fused_lora::device::AttentionShape;
 /// use fused_lora::device::{Attention, AttentionMemory, Workspace};
 /// use fused_lora::device::{Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, Stream};
 ///
@@ -122,30 +122,30 @@ impl<T: Element> Attention<T> {
         Self { kernel: self.kernel.with_dependent_launch(), ..self }
     }
 
-    /// How it will run.
+    /// The plan of the launch.
     pub fn plan(&self) -> &AttentionPlan {
         &self.plan
     }
 
-    /// The kernel that it launches.
+    /// The kernel that is launched.
     pub fn kernel(&self) -> &Kernel {
         self.kernel.as_kernel()
     }
 
-    /// What a [`Workspace`] must have room for.
+    /// The layout that a [`Workspace`] must have room for.
     pub fn workspace(&self) -> WorkspaceLayout {
         self.plan.workspace
     }
 
     /// Issues one launch to a stream: qkv `[sequences·tokens, 3·d]` holds q, k and v side by side, out is
-    /// `[sequences·tokens, d]`. Nothing is allocated and nothing waits, so it may be captured in a
+    /// `[sequences·tokens, d]`. The call allocates nothing and does not wait, so it can be captured in a
     /// [`Graph`](crate::device::Graph), whose replays read the lengths of a cache anew.
     ///
     /// # Errors
     /// Before anything is launched: [`Error::WrongDevice`], [`Error::ShapeMismatch`], [`Error::LengthMismatch`] for the
-    /// lengths, [`Error::Misaligned`] if an operand is not at a multiple of its elements' size, [`Error::TooLarge`],
-    /// [`Error::DeviceWorkspaceTooSmall`], [`Error::Overlap`] if what is written shares memory with anything else.
-    /// Afterwards as [`Kernel::launch`].
+    /// lengths, [`Error::Misaligned`] if an operand's address is not a multiple of its elements' size,
+    /// [`Error::TooLarge`], [`Error::DeviceWorkspaceTooSmall`], [`Error::Overlap`] if an output, the cache or the
+    /// workspace shares memory with anything else. Afterwards as [`Kernel::launch`].
     pub fn launch(
         &self,
         stream: &Stream,
@@ -157,9 +157,10 @@ impl<T: Element> Attention<T> {
         let results = out.as_ref();
         self.check(stream, &qkv, &memory, &results, workspace)?;
         let params = self.params(&qkv, &memory, &results, workspace);
-        // SAFETY: the parameters are the attention kernels'. Shapes, devices and alignments were checked above, and nothing
-        // that is written overlaps anything else; a cache's lengths, which could not be, are held against its capacity by
-        // the kernel. The views borrow the memory during the call; afterwards it is given back only when this work is done.
+        // SAFETY: the parameters are the attention kernels'. Shapes, devices and alignments were checked above, and no
+        // memory that is written overlaps any other operand. A cache's lengths cannot be checked here; the kernel
+        // checks them against the capacity. The views borrow the memory during the call; afterwards it is freed only
+        // once this work is done.
         unsafe { self.kernel.launch(stream, &params) }
     }
 

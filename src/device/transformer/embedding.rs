@@ -15,23 +15,24 @@ use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::plan::transformer::rows::RowPlan;
 
-/// What is embedded, and the tables.
+/// The ids to embed, and the embedding tables.
 #[derive(Debug)]
 pub struct EmbeddingInput<'a, T> {
-    /// The tokens' vectors, `[vocabulary, width]`.
+    /// Token embeddings, `[vocabulary, width]`.
     pub tokens: DeviceMatrix<'a, T>,
-    /// More vectors, `[n, width]`: ids from the vocabulary on are its rows, as those of a trained prefix.
+    /// Further embeddings, `[n, width]`, for example of a trained prefix: id vocabulary + i is row i.
     pub extra: Option<DeviceMatrix<'a, T>>,
-    /// The positions' vectors, `[positions, width]`.
+    /// Position embeddings, `[positions, width]`.
     pub positions: DeviceMatrix<'a, T>,
-    /// The rows' tokens, `[rows]`. They are read when the launch runs, so that a captured graph replays with others; one beyond
-    /// both tables gives a row of NaN.
+    /// The token id of each row, `[rows]`. Ids are read when the launch runs, so replays of a captured graph can use
+    /// other ids. An id beyond both tables gives a row of NaN.
     pub ids: DeviceSlice<'a, u32>,
-    /// The rows of `positions` that are added, `[rows]`; likewise.
+    /// The row of `positions` that is added to each row, `[rows]`. Read like the ids; a place beyond the table gives a
+    /// row of NaN.
     pub places: DeviceSlice<'a, u32>,
 }
 
-// Derived, these would ask for `T: Clone`, which views do not need.
+// `derive` would require `T: Clone`, which views do not need.
 impl<T> Clone for EmbeddingInput<'_, T> {
     fn clone(&self) -> Self {
         *self
@@ -40,11 +41,12 @@ impl<T> Clone for EmbeddingInput<'_, T> {
 
 impl<T> Copy for EmbeddingInput<'_, T> {}
 
-/// The embedding of so many rows: planned once, its kernel found, then launched any number of times.
+/// The embedding of a fixed number of rows: planned once, its kernel loaded once, then launched any number of times.
 ///
-/// `x = tokens[id] + positions[place]`, rounded to the type of everything, and, if asked for, y = [LayerNorm](crate::device::LayerNorm)
-/// of the rounded x, bit for bit what a launch of its own would make of it if it gave a row as many threads. An id or a place
-/// beyond its table, which only the device sees, makes the row of x, and of y, NaN; nothing outside the tables is read.
+/// `x = tokens[id] + positions[place]`, rounded to the type of the tables, and optionally y =
+/// [LayerNorm](crate::device::LayerNorm) of the rounded x, bit for bit as a separate launch with as many threads per
+/// row would compute it. An id or a place beyond its table cannot be checked on the host: it makes the row of x, and of
+/// y, NaN. Nothing outside the tables is read.
 #[derive(Debug, Clone)]
 pub struct Embedding<T> {
     kernel: PlannedKernel,
@@ -55,7 +57,7 @@ pub struct Embedding<T> {
 }
 
 impl<T: Element> Embedding<T> {
-    /// For `rows` ids and vectors of `width` elements.
+    /// Plans launches for `rows` ids and embeddings of `width` elements.
     ///
     /// # Errors
     /// As [`RowPlan::embedding`] and [`Device::kernel`].
@@ -71,24 +73,25 @@ impl<T: Element> Embedding<T> {
         Self { kernel: self.kernel.with_dependent_launch(), ..self }
     }
 
-    /// How it will run.
+    /// The plan of the launch.
     pub fn plan(&self) -> &RowPlan {
         &self.plan
     }
 
-    /// The kernel that it launches.
+    /// The kernel that is launched.
     pub fn kernel(&self) -> &Kernel {
         self.kernel.as_kernel()
     }
 
-    /// Issues one launch to a stream. Nothing is allocated on the device and nothing waits, so it may be captured in a
+    /// Issues one launch to a stream. The call allocates no device memory and does not wait, so it can be captured in a
     /// [`Graph`](crate::device::Graph).
     ///
     /// # Errors
-    /// Before anything is launched: [`Error::WrongDevice`]; [`Error::ShapeMismatch`] for a table of another width, for x or y;
-    /// [`Error::LengthMismatch`] for ids, places, or the norm's weight or bias; [`Error::Misaligned`] if an address is no
-    /// multiple of its element's size; [`Error::TooLarge`]; [`Error::Overlap`] if x or y shares memory with anything else.
-    /// Afterwards as [`Kernel::launch`]. Ids and places beyond the tables are no error: they give NaN.
+    /// Before anything is launched: [`Error::WrongDevice`]; [`Error::ShapeMismatch`] for a table of another width, for
+    /// x or y; [`Error::LengthMismatch`] for ids, places, or the norm's weight or bias; [`Error::Misaligned`] if an
+    /// address is not a multiple of its element's size; [`Error::TooLarge`]; [`Error::Overlap`] if x or y shares memory
+    /// with anything else. Afterwards as [`Kernel::launch`]. Ids and places beyond the tables are not an error: they
+    /// give NaN.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -134,9 +137,9 @@ impl<T: Element> Embedding<T> {
             }
         }
         let params = self.params(input, &x, normed);
-        // SAFETY: the parameters are this kernel's. Shapes, bounds, devices and alignments were checked above, and neither
-        // output overlaps anything else. The kernel holds ids and places against the tables before it reads. The views borrow
-        // the memory during the call; afterwards it is given back only when this work is done.
+        // SAFETY: the parameters are this kernel's. Shapes, bounds, devices and alignments were checked above, and
+        // neither output overlaps anything else. The kernel checks ids and places against the tables before it reads
+        // them. The views borrow the memory during the call; afterwards it is freed only once this work is done.
         unsafe { self.kernel.launch(stream, &params) }
     }
 

@@ -14,19 +14,19 @@ use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::plan::transformer::rows::RowPlan;
 
-/// LayerNorm's parameters, f32 whatever the type of the rows.
+/// LayerNorm's parameters, f32 for every type of the rows.
 #[derive(Debug, Clone, Copy)]
 pub struct DeviceNorm<'a> {
-    /// What normalised elements are multiplied by, `[width]`.
+    /// The factors of the normalised elements, `[width]`.
     pub weight: DeviceSlice<'a, f32>,
-    /// What is added to them, `[width]`.
+    /// The terms added to these products, `[width]`.
     pub bias: DeviceSlice<'a, f32>,
     /// Added to the variance. With 0, a row of equal elements becomes NaN.
     pub epsilon: f32,
 }
 
 impl DeviceNorm<'_> {
-    /// Checks that both vectors are on the device and as long as a row; where they are, by name.
+    /// Checks that both vectors are on the device and as long as a row. Returns their names and their memory.
     pub(crate) fn validate(&self, device: &Device, width: usize) -> Result<[(&'static str, Extent); 2]> {
         let operands = [("norm weight", &self.weight), ("norm bias", &self.bias)];
         for (operand, vector) in operands {
@@ -40,12 +40,12 @@ impl DeviceNorm<'_> {
     }
 }
 
-/// LayerNorm of rows of one width: planned once, its kernel found, then launched any number of times.
+/// LayerNorm of rows of one width: planned once, its kernel loaded once, then launched any number of times.
 ///
-/// `y = (x − mean)/√(variance + ε)·weight + bias` for x and y `[rows, width]`, in f32 whatever they are stored as. The
-/// variance is the mean of squares (divided by the width). Rows of any width and alignment; those that start and end at
-/// multiples of 16 bytes, with parameters that start there, are faster. The bits depend on the width and on how many threads
-/// [`RowPlan`] gives a row, not on alignments or other rows.
+/// `y = (x − mean)/√(variance + ε)·weight + bias` for x and y `[rows, width]`, computed in f32 for every storage type.
+/// The variance is the mean of squares (divided by the width). Rows may have any width and alignment; rows that start
+/// and end at multiples of 16 bytes are faster, if the parameters start at such multiples as well. The bits of a result
+/// depend on the width and on how many threads [`RowPlan`] gives a row, not on alignments or other rows.
 #[derive(Debug, Clone)]
 pub struct LayerNorm<T> {
     kernel: PlannedKernel,
@@ -56,7 +56,7 @@ pub struct LayerNorm<T> {
 }
 
 impl<T: Element> LayerNorm<T> {
-    /// For `rows` rows of `width` elements.
+    /// Plans launches for `rows` rows of `width` elements.
     ///
     /// # Errors
     /// As [`RowPlan::layer_norm`] and [`Device::kernel`].
@@ -72,23 +72,24 @@ impl<T: Element> LayerNorm<T> {
         Self { kernel: self.kernel.with_dependent_launch(), ..self }
     }
 
-    /// How it will run.
+    /// The plan of the launch.
     pub fn plan(&self) -> &RowPlan {
         &self.plan
     }
 
-    /// The kernel that it launches.
+    /// The kernel that is launched.
     pub fn kernel(&self) -> &Kernel {
         self.kernel.as_kernel()
     }
 
-    /// Issues one launch to a stream. Nothing is allocated on the device and nothing waits, so it may be captured in a
+    /// Issues one launch to a stream. The call allocates no device memory and does not wait, so it can be captured in a
     /// [`Graph`](crate::device::Graph).
     ///
     /// # Errors
-    /// Before anything is launched: [`Error::WrongDevice`]; [`Error::ShapeMismatch`] for x or y, [`Error::LengthMismatch`] for
-    /// the weight or the bias; [`Error::Misaligned`] if an address is no multiple of its element's size; [`Error::TooLarge`];
-    /// [`Error::Overlap`] if y shares memory with anything else. Afterwards as [`Kernel::launch`].
+    /// Before anything is launched: [`Error::WrongDevice`]; [`Error::ShapeMismatch`] for x or y,
+    /// [`Error::LengthMismatch`] for the weight or the bias; [`Error::Misaligned`] if an address is not a multiple of
+    /// its element's size; [`Error::TooLarge`]; [`Error::Overlap`] if y shares memory with anything else. Afterwards as
+    /// [`Kernel::launch`].
     pub fn launch(
         &self,
         stream: &Stream,
@@ -108,9 +109,9 @@ impl<T: Element> LayerNorm<T> {
             y.extent().refuse_overlap("y", operand, &extent)?;
         }
         let params = self.params(&x, norm, &y);
-        // SAFETY: the parameters are this kernel's. Shapes, bounds, devices and alignments were checked above, and y overlaps
-        // nothing that is read. The views borrow the memory during the call; afterwards it is given back only when this work
-        // is done.
+        // SAFETY: the parameters are this kernel's. Shapes, bounds, devices and alignments were checked above, and y
+        // overlaps nothing that is read. The views borrow the memory during the call; afterwards it is freed only once
+        // this work is done.
         unsafe { self.kernel.launch(stream, &params) }
     }
 

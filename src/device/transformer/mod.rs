@@ -1,4 +1,4 @@
-//! What GPT-2 has beside linear layers, in device memory.
+//! The operations of GPT-2 besides linear layers, on a device.
 
 pub(crate) mod attention;
 pub(crate) mod embedding;

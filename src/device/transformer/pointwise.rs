@@ -1,4 +1,4 @@
-//! What is added to a layer's output by a launch of its own, and activations alone.
+//! Element-wise launches: adding a scaled matrix to a layer's output, and applying an activation.
 
 use std::marker::PhantomData;
 
@@ -14,9 +14,9 @@ use crate::error::{Error, Result};
 use crate::lora::Activation;
 use crate::plan::LaunchShape;
 
-/// `y = act(y + scale·added)` for `[rows, cols]`: found once, launched any number of times.
+/// `y = act(y + scale·added)` for `[rows, cols]`: the kernel is loaded once, then launched any number of times.
 ///
-/// A fused layer needs none of this. It is what a LoRA costs that runs beside its layer.
+/// A fused layer does not need this launch; a LoRA that runs separately from its layer does.
 #[derive(Debug, Clone)]
 pub struct Pointwise<T> {
     kernel: PlannedKernel,
@@ -27,10 +27,11 @@ pub struct Pointwise<T> {
 }
 
 impl<T: Element> Pointwise<T> {
-    /// For matrices of this shape.
+    /// Plans launches for matrices of this shape.
     ///
     /// # Errors
-    /// [`Error::EmptyProblem`], [`Error::TooLarge`] beyond 2³¹ rows times parts of a row, and as [`Device::kernel`].
+    /// [`Error::EmptyProblem`], [`Error::TooLarge`] if the grid would have 2³¹ blocks or more, and as
+    /// [`Device::kernel`].
     pub fn new(device: &Device, rows: usize, cols: usize) -> Result<Self> {
         if rows == 0 || cols == 0 {
             return Err(Error::EmptyProblem { tokens: rows, d_in: cols, d_out: cols });
@@ -52,16 +53,16 @@ impl<T: Element> Pointwise<T> {
         Self { kernel: self.kernel.with_dependent_launch(), ..self }
     }
 
-    /// The kernel that it launches.
+    /// The kernel that is launched.
     pub fn kernel(&self) -> &Kernel {
         self.kernel.as_kernel()
     }
 
-    /// Issues one launch; `added` is `[rows, cols]` and its scale, or nothing.
+    /// Issues one launch. `added` is a matrix `[rows, cols]` and its scale, or `None`.
     ///
     /// # Errors
-    /// [`Error::WrongDevice`], [`Error::ShapeMismatch`], [`Error::Misaligned`], [`Error::TooLarge`], [`Error::Overlap`] before
-    /// anything is launched; afterwards as [`Kernel::launch`].
+    /// [`Error::WrongDevice`], [`Error::ShapeMismatch`], [`Error::Misaligned`], [`Error::TooLarge`], [`Error::Overlap`]
+    /// before anything is launched; afterwards as [`Kernel::launch`].
     #[expect(clippy::cast_possible_truncation, reason = "checked: dimensions and strides fit 31 bits")]
     pub fn launch(
         &self,
@@ -92,9 +93,9 @@ impl<T: Element> Pointwise<T> {
             row_ctas: self.row_ctas,
             reserved: 0,
         };
-        // SAFETY: the parameters are this kernel's. Shapes, bounds, devices and alignments were checked above, and y overlaps
-        // nothing that is read. The views borrow the memory during the call; afterwards it is given back only when this
-        // work is done.
+        // SAFETY: the parameters are this kernel's. Shapes, bounds, devices and alignments were checked above, and y
+        // overlaps nothing that is read. The views borrow the memory during the call; afterwards it is freed only once
+        // this work is done.
         unsafe { self.kernel.launch(stream, &params) }
     }
 }

@@ -179,7 +179,7 @@ mod tests {
             for part in [&*plan.launch().kernel, "1 launch", &tile, &floor, &moved] {
                 assert!(text.contains(part), "no '{part}' in {text}");
             }
-            // Where A rides along, nothing goes through memory but the floor.
+            // With a fused shrink nothing goes through memory but the floor.
             assert_eq!(plan.moved_bytes() > plan.floor_bytes(), !plan.launch().kernel.ends_with('r'), "{plan}");
             assert_eq!(plan.stages().is_some(), tokens > 16 && text.contains("stages"));
         }

@@ -16,7 +16,8 @@ use super::case::{Case, SCALE};
 use super::cublaslt::{CublasLt, Form, Product, fastest};
 use super::device::{AdapterCopy, Copy, place};
 use super::rotation::{Issue, Rotation};
-use super::row::{BASE, CUBLASLT, Entry, FUSED, MODES, READ, Row, SEQUENTIAL, rows};
+use super::row::{Entry, Row, rows};
+use super::variant::{BASE, CUBLASLT, FUSED, MODES, READ, SEQUENTIAL};
 use crate::output::{emit, progress};
 use crate::trial::{Trials, interleave_timed};
 

@@ -14,7 +14,7 @@ use super::adapter_plan::AdapterPlan;
 use super::backward::{Buffers, Plans};
 use super::case::Case;
 use super::device::{AdapterCopy, Copy};
-use super::row::{BACKWARD, FORWARD, GRADIENTS, INPUT};
+use super::variant::{BACKWARD, FORWARD, GRADIENTS, INPUT};
 use crate::environment::Run;
 use crate::output::{emit, grouped, table};
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::Args;
 use super::adapter::Adapter;
-use super::row::{BACKWARD, FORWARD, GRADIENTS, INPUT};
+use super::variant::{BACKWARD, FORWARD, GRADIENTS, INPUT};
 use crate::output::{emit, grouped, table};
 
 #[derive(Debug, Default, Serialize)]

@@ -21,6 +21,7 @@ mod preset;
 mod rotation;
 mod row;
 mod summary;
+mod variant;
 
 use anyhow::{Result, bail, ensure};
 use fused_lora::lora::Layout;

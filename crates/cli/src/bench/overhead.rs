@@ -1,7 +1,7 @@
 //! The end of a run in words: what each way to adapt a layer costs over the base layer.
 
 use super::adapter::NAMES;
-use super::row::FUSED;
+use super::variant::FUSED;
 use crate::stats::median;
 
 /// One measured cell.

@@ -4,28 +4,9 @@ use serde::Serialize;
 
 use super::case::Case;
 use super::overhead::Cell;
+use super::variant::{BASE, CUBLASLT, FROZEN, FROZEN_OURS, MODES, SEQUENTIAL};
 use crate::output::{grouped, table};
 use crate::stats::{Excess, median};
-
-/// The two base products, ours and the vendor's.
-pub(super) const BASE: &str = "base";
-pub(super) const CUBLASLT: &str = "base (cuBLASLt)";
-/// The layer with its adapter, in one launch and in three products of the vendor's.
-pub(super) const FUSED: &str = "fused";
-pub(super) const SEQUENTIAL: &str = "sequential (cuBLASLt)";
-/// Of a training pass: the two products of a layer without an adapter, ours and the vendor's.
-pub(super) const FROZEN_OURS: &str = "frozen (ours)";
-pub(super) const FROZEN: &str = "frozen";
-/// The launches of a training pass: y with T kept, dx, dA and dB; and the last two together.
-pub(super) const FORWARD: &str = "forward, T kept";
-pub(super) const INPUT: &str = "dx";
-pub(super) const GRADIENTS: &str = "dA, dB";
-pub(super) const BACKWARD: &str = "backward";
-/// A plain read of the weight.
-pub(super) const READ: &str = "read";
-
-/// Issued launch by launch, and replayed from a graph.
-pub(super) const MODES: [&str; 2] = ["plain", "graph"];
 
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Row {
@@ -229,6 +210,7 @@ mod tests {
     use fused_lora::lora::Layout;
 
     use super::*;
+    use crate::bench::variant::FUSED;
 
     const CASE: Case = Case { tokens: 512, d_in: 4096, d_out: 1024, rank: 16, layout: Layout::OutIn };
 

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::row::{BASE, FUSED, Ratio, Row};
+use super::row::{Ratio, Row};
+use super::variant::{BASE, FUSED};
 
 /// A bound on a ratio of times, in every cell (a layer, tokens, rank and mode) that it is about.
 struct Goal {
@@ -186,7 +187,7 @@ pub(super) fn print(verdicts: &[Verdict]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::row::CUBLASLT;
+    use crate::bench::variant::CUBLASLT;
 
     const NONE: Option<[f64; 3]> = None;
 

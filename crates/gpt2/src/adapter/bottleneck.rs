@@ -16,19 +16,19 @@ use crate::model::{Linear, Norm};
 use crate::random::Random;
 use crate::tensor::Tensor;
 
-/// Where the adapters of a block sit. `A(s) = s + Up(ReLU(Down s))`, biases in both.
+/// The positions of a block's adapters. `A(s) = s + Up(ReLU(Down s))`, with biases in both projections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Two: `x += A(attn(ln_1 x)); x += A(mlp(ln_2 x))`.
+    /// Two adapters: `x += A(attn(ln_1 x)); x += A(mlp(ln_2 x))`.
     Houlsby,
-    /// One behind the block, with a LayerNorm of its own: `x += Up(ReLU(Down(LN x)))`.
+    /// One adapter after the block, with its own LayerNorm: `x += Up(ReLU(Down(LN x)))`.
     Lin,
-    /// One behind the block: `x = A(x)`.
+    /// One adapter after the block: `x = A(x)`.
     Pfeiffer,
 }
 
 impl Kind {
-    /// The adapters of one block, as keys spell them.
+    /// The names of a block's adapters in tensors' keys.
     fn names(self) -> &'static [&'static str] {
         match self {
             Kind::Houlsby => &["adapter_attn", "adapter_mlp"],
@@ -50,12 +50,12 @@ impl std::str::FromStr for Kind {
     }
 }
 
-/// One adapter. Its weights are kept `[in, out]`, which the products read fastest.
+/// One adapter. The weights are stored `[in, out]`, which the products read fastest.
 #[derive(Debug, Clone)]
 pub struct Adapter<W> {
-    /// `[d_model, width]`
+    /// The down projection, `[d_model, width]`.
     pub down: Linear<W>,
-    /// `[width, d_model]`
+    /// The up projection, `[width, d_model]`.
     pub up: Linear<W>,
     /// Adapter^L's own LayerNorm.
     pub norm: Option<Norm>,
@@ -64,14 +64,14 @@ pub struct Adapter<W> {
 /// The adapters of a whole model.
 #[derive(Debug, Clone)]
 pub struct Bottleneck<W> {
-    /// Where they sit.
+    /// The positions of the adapters.
     pub kind: Kind,
-    /// For each layer, its adapters; none where dropped.
+    /// The adapters of each layer; empty for layers whose adapters were dropped.
     pub layers: Vec<Vec<Adapter<W>>>,
 }
 
 impl<W: Element> Adapter<W> {
-    /// What the library's products take of it: both projections. Its LayerNorm has the model's ε and is run by the block.
+    /// Both projections as the library's type. The block runs the LayerNorm, which has the model's ε.
     pub(crate) fn view(&self) -> fused_lora::Result<fused_lora::bottleneck::Bottleneck<'_, W>> {
         fn weight<W: Element>(linear: &Linear<W>) -> fused_lora::Result<Weight<'_, W>> {
             Ok(Weight::in_out(MatrixRef::new(&linear.weight, linear.d_in, linear.d_out)?))
@@ -88,10 +88,10 @@ impl<W: Element> Adapter<W> {
 }
 
 impl<W: Element> Bottleneck<W> {
-    /// Random adapters of bottleneck width `width`, close to the identity as they start training.
+    /// Random adapters of bottleneck width `width`, close to the identity, as at the start of training.
     ///
     /// # Errors
-    /// [`Error::Io`] without memory.
+    /// [`Error::Io`] if memory cannot be allocated.
     pub fn random(config: &Config, kind: Kind, width: usize, seed: u64) -> Result<Self> {
         let mut random = Random::new(seed ^ 0xB077);
         let mut adapter = || -> Result<Adapter<W>> {
@@ -120,7 +120,7 @@ impl<W: Element> Bottleneck<W> {
                 Some(&[width, _]) => width,
                 _ => 1,
             };
-            // A width of 0 is as wrong as a wrong one: let the shape check name it.
+            // The shape check below reports a width of 0.
             let width = width.max(1);
             let floats = |what: &str, shape: &[usize]| {
                 let key = key(what);
@@ -174,7 +174,7 @@ impl<W: Element> Bottleneck<W> {
         self.layers.iter_mut().take(n).for_each(Vec::clear);
     }
 
-    /// Trainable parameters: `2·d·r + r + d` an adapter, `2·d` a LayerNorm.
+    /// Number of trainable parameters: `2·d·r + r + d` per adapter, `2·d` per LayerNorm.
     pub fn parameters(&self) -> usize {
         let linear = |l: &Linear<W>| l.weight.len() + l.bias.len();
         let norm = |n: &Norm| n.weight.len() + n.bias.len();
@@ -186,7 +186,7 @@ impl<W: Element> Bottleneck<W> {
         self.layers.iter().flatten().map(|a| a.down.d_out).max().unwrap_or(0)
     }
 
-    /// Checks that they were made for a model of this shape.
+    /// Checks that the adapters were made for a model of this shape.
     ///
     /// # Errors
     /// [`Error::OtherModel`].
@@ -196,7 +196,7 @@ impl<W: Element> Bottleneck<W> {
     }
 }
 
-/// Trainable parameters of `width` wide adapters in every block, as [`Bottleneck::parameters`] counts them.
+/// Number of trainable parameters of adapters of this width in every block, as [`Bottleneck::parameters`] counts them.
 pub fn parameters_for(config: &Config, kind: Kind, width: usize) -> usize {
     let d = config.d_model;
     let norm = if kind == Kind::Lin { 2 * d } else { 0 };

@@ -1,4 +1,4 @@
-//! LoRA on a GPT-2: low-rank factors on any of its projections, with a rank each.
+//! LoRA on a GPT-2: low-rank factors on any of its projections, each with its own rank.
 
 use std::ops::Range;
 
@@ -26,10 +26,10 @@ pub enum Projection {
 }
 
 impl Projection {
-    /// In the order they run.
+    /// All projections in the order in which they run.
     pub const ALL: [Projection; 4] = [Projection::Qkv, Projection::AttnOut, Projection::Fc, Projection::MlpOut];
 
-    /// The name inside a block, as checkpoints spell it.
+    /// The name inside a block, as in checkpoints.
     pub fn name(self) -> &'static str {
         match self {
             Projection::Qkv => "attn.c_attn",
@@ -56,7 +56,7 @@ impl Projection {
     }
 }
 
-/// What a LoRA is put on: a projection, or one third of the fused one.
+/// The target of a LoRA: a projection, or one third of the fused qkv projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Target {
     /// A whole projection.
@@ -70,7 +70,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// The projection it lies in.
+    /// The projection that the target lies in.
     pub fn projection(self) -> Projection {
         match self {
             Target::Whole(projection) => projection,
@@ -78,7 +78,7 @@ impl Target {
         }
     }
 
-    /// The output columns it covers.
+    /// The output columns that the target covers.
     pub fn columns(self, config: &Config) -> Range<usize> {
         let d = config.d_model;
         match self {
@@ -107,7 +107,7 @@ impl std::str::FromStr for Target {
     }
 }
 
-/// One pair of factors and where it acts.
+/// One pair of factors, and the columns that it adapts.
 #[derive(Debug, Clone)]
 pub struct Factors<W> {
     /// Output columns of the projection.
@@ -116,9 +116,9 @@ pub struct Factors<W> {
     pub a: Tensor<W>,
     /// B, `[columns.len(), rank]`.
     pub b: Tensor<W>,
-    /// r.
+    /// The rank r.
     pub rank: usize,
-    /// s.
+    /// The scale s.
     pub scale: f32,
 }
 
@@ -133,13 +133,13 @@ pub struct Lora<W> {
 }
 
 impl<W: Element> Lora<W> {
-    /// No factors yet, for a model of this shape.
+    /// A LoRA without factors, for a model of this shape.
     pub fn new(config: &Config) -> Self {
         let layers = (0..config.layers).map(|_| Default::default()).collect();
         Self { layers, d_model: config.d_model, d_ff: config.d_ff, warnings: vec![] }
     }
 
-    /// What PEFT passes over in the folders that this was loaded from, and whoever uses it should know of.
+    /// Warnings about the folders that the LoRA was loaded from: what PEFT ignores as well, but users should know of.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
@@ -148,11 +148,12 @@ impl<W: Element> Lora<W> {
         self.warnings.extend(warnings);
     }
 
-    /// Random factors on every target of every layer, each with its rank; both factors are non-zero, so that the
-    /// adapter does something.
+    /// Random factors on every target of every layer, each with its rank. Both factors are non-zero, so the adapter has
+    /// an effect.
     ///
     /// # Errors
-    /// [`Error::Combination`] for rank 0 or above the largest supported; [`Error::Io`] without memory.
+    /// [`Error::Combination`] for rank 0 or a rank above the largest supported; [`Error::Io`] if memory cannot be
+    /// allocated.
     pub fn random(config: &Config, targets: &[(Target, usize)], alpha: f32, seed: u64) -> Result<Self> {
         Self::with_deviation(config, targets, alpha, seed, 0.02)
     }
@@ -188,7 +189,7 @@ impl<W: Element> Lora<W> {
         Self::with_deviation(config, targets, alpha, seed, 0.0)
     }
 
-    /// Trainable parameters: 2·d·r a square target.
+    /// Number of trainable parameters: 2·d·r for a square target.
     pub fn parameters(&self) -> usize {
         self.layers.iter().flatten().flatten().map(|f| f.a.len() + f.b.len()).sum()
     }
@@ -196,7 +197,7 @@ impl<W: Element> Lora<W> {
     /// The segments on one projection.
     ///
     /// # Errors
-    /// If factors were given other shapes than they claim.
+    /// If a factor's length does not match its rank and columns.
     pub fn segments(&self, layer: usize, projection: Projection) -> Result<Vec<Segment<'_, W>>> {
         let d_in = if projection == Projection::MlpOut { self.d_ff } else { self.d_model };
         self.layers[layer][projection as usize].iter().map(|factors| factors.segment(d_in)).collect()
@@ -219,7 +220,7 @@ impl<W: Element> Lora<W> {
         Ok(())
     }
 
-    /// Checks that it was made for a model of this shape.
+    /// Checks that the LoRA was made for a model of this shape.
     ///
     /// # Errors
     /// [`Error::OtherModel`].
@@ -238,6 +239,8 @@ impl<W: Element> Factors<W> {
     }
 }
 
+/// Checks a rank.
+///
 /// # Errors
 /// [`Error::Combination`] unless the rank is supported.
 pub(crate) fn check_rank(rank: usize) -> Result<()> {

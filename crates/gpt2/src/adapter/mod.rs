@@ -1,4 +1,4 @@
-//! Everything that can be put on a frozen GPT-2.
+//! The adapters of a frozen GPT-2.
 
 pub mod bottleneck;
 pub mod lora;
@@ -15,12 +15,12 @@ use prefix::Prefix;
 /// How an unmerged LoRA is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LoraMode {
-    /// Inside the base product's own pass.
+    /// Fused into the base product's own pass.
     #[default]
     Fused,
     /// As PEFT does: base, x·Aᵀ, ·Bᵀ, scale, add.
     Sequential,
-    /// As loralib's `MergedLinear` does: ΔW in full, every call.
+    /// As loralib's `MergedLinear` does: every call computes ΔW in full.
     DenseDelta,
 }
 
@@ -29,7 +29,7 @@ pub enum LoraMode {
 pub struct Adapters<W> {
     /// Low-rank updates.
     pub lora: Option<Lora<W>>,
-    /// How they are run.
+    /// How the LoRA is run.
     pub mode: LoraMode,
     /// Bottleneck adapters.
     pub bottleneck: Option<Bottleneck<W>>,

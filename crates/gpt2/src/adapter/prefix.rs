@@ -10,12 +10,12 @@ use crate::random::Random;
 /// A trained prefix, always `f32`: it is small and is read by the attention, whose arithmetic is `f32`.
 #[derive(Debug, Clone)]
 pub enum Prefix {
-    /// Prefix-embedding: vectors in front of the token embeddings, `[length, d_model]`. Real tokens see them as they
-    /// see any earlier token, and start at position `length`.
+    /// Prefix-embedding: vectors in front of the token embeddings, `[length, d_model]`. Real tokens attend to them as
+    /// to any earlier token, and start at position `length`.
     Embedding {
         /// Number of prefix tokens.
         length: usize,
-        /// `[length, d_model]`
+        /// The vectors, `[length, d_model]`.
         vectors: Vec<f32>,
     },
     /// Prefix-layer, as PEFT's `PREFIX_TUNING` has it: keys and values in every layer, `[length, 2·layers, d_model]`.
@@ -23,7 +23,7 @@ pub enum Prefix {
     Layer {
         /// Number of prefix tokens.
         length: usize,
-        /// `[length, 2·layers, d_model]`
+        /// The keys and values, `[length, 2·layers, d_model]`.
         keys_values: Vec<f32>,
         /// Layers of the model.
         layers: usize,
@@ -34,7 +34,7 @@ impl Prefix {
     /// Random trainable tokens in front of the input.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) without memory.
+    /// [`Error::Io`](crate::Error::Io) if memory cannot be allocated.
     pub fn random_embedding(config: &Config, length: usize, seed: u64) -> Result<Self> {
         let vectors = Random::new(seed ^ 0x93EF).normal::<f32>(length * config.d_model, 0.02)?.to_vec();
         Ok(Prefix::Embedding { length, vectors })
@@ -43,7 +43,7 @@ impl Prefix {
     /// Random keys and values in every layer.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) without memory.
+    /// [`Error::Io`](crate::Error::Io) if memory cannot be allocated.
     pub fn random_layer(config: &Config, length: usize, seed: u64) -> Result<Self> {
         let elements = length * 2 * config.layers * config.d_model;
         let keys_values = Random::new(seed ^ 0x93EF).normal::<f32>(elements, 0.5)?.to_vec();
@@ -57,7 +57,7 @@ impl Prefix {
         }
     }
 
-    /// Trainable parameters: `d·l` in front of the input, `2·layers·d·l` as keys and values.
+    /// Number of trainable parameters: `d·l` in front of the input, `2·layers·d·l` as keys and values.
     pub fn parameters(&self) -> usize {
         match self {
             Prefix::Embedding { vectors, .. } => vectors.len(),
@@ -77,7 +77,7 @@ impl Prefix {
         }
     }
 
-    /// Checks that it was made for a model of this shape.
+    /// Checks that the prefix was made for a model of this shape.
     ///
     /// # Errors
     /// [`Error::OtherModel`](crate::Error::OtherModel).
@@ -94,12 +94,12 @@ impl Prefix {
     }
 }
 
-/// One layer's share of a prefix.
+/// One layer's keys and values in a prefix.
 #[derive(Clone, Copy)]
 pub(crate) struct KeysValues<'a> {
     pub(crate) data: &'a [f32],
     pub(crate) length: usize,
-    /// From one prefix token to the next.
+    /// Elements from one prefix token to the next.
     pub(crate) stride: usize,
     /// Where the first token's keys start; its values follow `d_model` later.
     pub(crate) key: usize,

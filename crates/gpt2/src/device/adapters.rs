@@ -24,7 +24,7 @@ pub struct DeviceAdapters<W> {
     /// A and B of all layers.
     factors: DeviceFactors<W>,
     segments: Places,
-    /// Whose factors passes run with instead, if another LoRA may take this one's place.
+    /// The slot from which passes take the factors, if the LoRA can be exchanged.
     slot: Option<FactorSlot<W>>,
     bottleneck: Option<(Kind, Vec<Vec<DeviceBottleneck<W>>>)>,
     prefix: Option<DevicePrefix<W>>,
@@ -58,11 +58,11 @@ enum DevicePrefix<W> {
 }
 
 impl<W: Element> DeviceAdapters<W> {
-    /// Copies adapters to the stream's device. Prefixes are rounded to the model's type: on a device attention reads that.
+    /// Copies adapters to the stream's device. Prefixes are rounded to the model's type, which a device's attention
+    /// reads.
     ///
     /// # Errors
-    /// [`Error::OtherModel`]; [`Error::Layer`] without memory, and for what the
-    /// driver refuses.
+    /// [`Error::OtherModel`]; [`Error::Layer`] if memory cannot be allocated, and for errors of the driver.
     pub fn upload(stream: &Stream, adapters: &Adapters<W>, config: &Config) -> Result<Self> {
         adapters.check(config)?;
         let (factors, segments) = match &adapters.lora {
@@ -91,29 +91,30 @@ impl<W: Element> DeviceAdapters<W> {
         Ok(uploaded)
     }
 
-    /// Lets another LoRA take this one's place, also under passes that are captured from now on: they find the factors through a
-    /// [`FactorSlot`], for two more loads a projection.
+    /// Makes the LoRA exchangeable, also in passes that are captured from now on: passes find the factors through a
+    /// [`FactorSlot`], with two more loads per projection.
     ///
     /// # Errors
-    /// [`Error::OtherAdapters`] unless the LoRA is fused; [`Error::Layer`] without memory.
+    /// [`Error::OtherAdapters`] unless the LoRA is fused; [`Error::Layer`] if memory cannot be allocated.
     pub fn swappable(mut self, stream: &Stream) -> Result<Self> {
         self.expect_fused()?;
         self.slot = Some(FactorSlot::new(stream, &self.factors).map_err(of_slot)?);
         Ok(self)
     }
 
-    /// Issues the exchange of this LoRA for another one's factors, on the same columns with at most the same ranks, whatever its
-    /// scale: passes issued or replayed on the stream afterwards run with those. They stay in memory while they are used.
+    /// Issues the exchange of this LoRA's factors for another's, on the same columns with at most the same ranks and
+    /// any scale. Passes issued or replayed on the stream afterwards run with the new factors, which stay in memory
+    /// while they are used.
     ///
     /// # Errors
-    /// [`Error::OtherAdapters`] unless this one is [swappable](Self::swappable) and the other one a fused LoRA alone, of the same
-    /// projections in every layer; [`Error::Layer`] for other columns or higher ranks.
+    /// [`Error::OtherAdapters`] unless this LoRA is [swappable](Self::swappable) and `other` is only a fused LoRA, of
+    /// the same projections in every layer; [`Error::Layer`] for other columns or higher ranks.
     pub fn put(&mut self, stream: &Stream, other: &Self) -> Result<()> {
         other.expect_fused()?;
         if other.bottleneck.is_some() || other.prefix.is_some() {
             return Err(other_adapters("a LoRA alone", "one with other adapters"));
         }
-        // Factors of one shape may be of another projection or another layer.
+        // Factors of the same shapes may belong to another projection or another layer.
         if self.segments != other.segments {
             return Err(other_adapters("a LoRA of the same projections in every layer", "one of others"));
         }
@@ -123,7 +124,7 @@ impl<W: Element> DeviceAdapters<W> {
     /// Issues the removal of the LoRA: passes issued or replayed on the stream afterwards are the base model's.
     ///
     /// # Errors
-    /// [`Error::OtherAdapters`] unless it is [swappable](Self::swappable).
+    /// [`Error::OtherAdapters`] unless the LoRA is [swappable](Self::swappable).
     pub fn clear(&mut self, stream: &Stream) -> Result<()> {
         self.expect_slot()?.clear(stream).map_err(of_slot)
     }
@@ -144,7 +145,7 @@ impl<W: Element> DeviceAdapters<W> {
         self.parameters
     }
 
-    /// Device memory that they take.
+    /// Bytes of device memory that the adapters take.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -168,7 +169,7 @@ impl<W: Element> DeviceAdapters<W> {
         self.places(layer, which).map(|index| self.factors.segment(index)).collect()
     }
 
-    /// The same through the slot, if passes are to find them there.
+    /// The segments on one projection through the slot, if there is one.
     pub(super) fn in_slot(&self, layer: usize, which: Projection) -> Option<SlotSegments<'_, W>> {
         let places = self.places(layer, which);
         self.slot.as_ref().filter(|_| !places.is_empty()).map(|slot| slot.segments(places))
@@ -178,7 +179,7 @@ impl<W: Element> DeviceAdapters<W> {
         self.segments.get(layer).map_or(0..0, |layer| layer[which as usize].clone())
     }
 
-    /// What sits behind the attention (0) and behind the MLP (1) of a layer.
+    /// The Houlsby adapter after the attention (0) or after the MLP (1) of a layer.
     pub(super) fn houlsby(&self, layer: usize, which: usize) -> Option<&DeviceBottleneck<W>> {
         match &self.bottleneck {
             Some((Kind::Houlsby, layers)) => layers[layer].get(which),
@@ -186,7 +187,7 @@ impl<W: Element> DeviceAdapters<W> {
         }
     }
 
-    /// What sits behind a layer.
+    /// The adapter after a layer.
     pub(super) fn behind(&self, layer: usize) -> Option<&DeviceBottleneck<W>> {
         match &self.bottleneck {
             Some((Kind::Lin | Kind::Pfeiffer, layers)) => layers[layer].first(),
@@ -202,7 +203,7 @@ impl<W: Element> DeviceAdapters<W> {
         }
     }
 
-    /// Vectors in front of the input, `[length, d_model]`.
+    /// Prefix vectors in front of the input, `[length, d_model]`.
     pub(super) fn vectors(&self, d_model: usize) -> fused_lora::Result<Option<DeviceMatrix<'_, W>>> {
         match &self.prefix {
             Some(DevicePrefix::Embedding { length, vectors }) => {
@@ -212,7 +213,7 @@ impl<W: Element> DeviceAdapters<W> {
         }
     }
 
-    /// Keys and values of a layer that every sequence sees, `[length, d_model]` each.
+    /// Prefix keys and values of a layer, to which every sequence attends, `[length, d_model]` each.
     pub(super) fn prefix_of(&self, layer: usize) -> Option<&[DeviceBuffer<W>; 2]> {
         match &self.prefix {
             Some(DevicePrefix::Layer { keys_values, .. }) => keys_values.get(layer),
@@ -221,10 +222,10 @@ impl<W: Element> DeviceAdapters<W> {
     }
 }
 
-/// Which of a LoRA's segments are a projection's, layer by layer.
+/// The indices of each projection's segments, layer by layer.
 type Places = Vec<[Range<usize>; 4]>;
 
-/// A LoRA's factors, and where to find a projection's.
+/// Uploads a LoRA's factors, and returns the places of each projection's segments.
 fn upload_factors<W: Element>(stream: &Stream, lora: &Lora<W>, mode: LoraMode) -> Result<(DeviceFactors<W>, Places)> {
     let (mut all, mut places) = (vec![], vec![]);
     for layer in 0..lora.layers.len() {
@@ -243,8 +244,8 @@ fn upload_factors<W: Element>(stream: &Stream, lora: &Lora<W>, mode: LoraMode) -
     Ok((DeviceFactors::upload(stream, &all)?, places))
 }
 
-/// A segment whose rank is rounded up with zeros. As products of their own, B and T are read fastest if their rows are whole 16
-/// bytes; fused, the factors stay as they are.
+/// A segment whose rank is padded with zeros. In separate products, B and T are read fastest if their rows are
+/// multiples of 16 bytes. Fused factors are not padded.
 struct Padded<W> {
     columns: Range<usize>,
     a: Vec<W>,

@@ -1,4 +1,4 @@
-//! All activations of a pass in one allocation, each part where nothing that lives at the same time is.
+//! All activations of a pass in one allocation, in which parts that live at the same time do not overlap.
 
 use fused_lora::Element;
 use fused_lora::device::{DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSliceMut, Stream};
@@ -10,35 +10,35 @@ use crate::error::Result;
 pub(super) struct Sizes {
     /// The residual stream, `[rows, d_model]`.
     pub(super) x: usize,
-    /// A second one, where a layer cannot add to its own input; what comes out of a sublayer with an adapter behind it.
+    /// A second residual stream, for a layer that cannot add to its own input, or the output of a sublayer that an
+    /// adapter follows.
     pub(super) other: usize,
-    /// Behind a LayerNorm, `[rows, d_model]`.
+    /// The output of a LayerNorm, `[rows, d_model]`.
     pub(super) normed: usize,
-    /// qkv `[rows, 3·d_model]` and the attention's output behind it; or the MLP's hidden values, which live when those are
-    /// gone.
+    /// qkv `[rows, 3·d_model]` followed by the attention's output, and afterwards the MLP's hidden values.
     pub(super) wide: usize,
-    /// T of a LoRA that runs beside its layer.
+    /// T of a LoRA that runs separately from its layer.
     pub(super) t: usize,
-    /// Its product T·Bᵀ.
+    /// The product T·Bᵀ of such a LoRA.
     pub(super) beside: usize,
     /// ΔW, and a weight of zeros that it is added to.
     pub(super) delta: usize,
     pub(super) zeros: usize,
-    /// `[rows, logits_stride]`
+    /// Logits, `[rows, logits_stride]`.
     pub(super) logits: usize,
 }
 
-/// What parts start at multiples of, in elements: a row of any of them that is as long starts at whole chunks.
+/// Alignment of the parts, in elements: a multiple of 16 bytes for every type.
 const ALIGNMENT: usize = 64;
 
-/// The allocation.
+/// The allocation of all parts.
 #[derive(Debug)]
 pub(super) struct Arena<W> {
     buffer: DeviceBuffer<W>,
     sizes: Sizes,
 }
 
-/// Views of its parts.
+/// Views of an arena's parts.
 pub(super) struct Parts<'a, W> {
     pub(super) x: DeviceSliceMut<'a, W>,
     pub(super) other: DeviceSliceMut<'a, W>,
@@ -76,7 +76,7 @@ impl<W: Element> Arena<W> {
 }
 
 impl Sizes {
-    /// Each part as large as the larger one.
+    /// For each part, the larger of the two sizes.
     pub(super) fn largest(&self, other: &Self) -> Self {
         Self {
             x: self.x.max(other.x),
@@ -113,7 +113,7 @@ pub(super) fn matrix<'a, W: Element>(
     DeviceMatrix::new(part.as_ref(), rows, cols)
 }
 
-/// The same, to be written.
+/// [`matrix`], mutable.
 pub(super) fn matrix_mut<'a, W: Element>(
     part: &'a mut DeviceSliceMut<'_, W>,
     rows: usize,

@@ -30,7 +30,7 @@ pub(super) struct Block<W> {
     behind_is_normed: bool,
 }
 
-/// What a pass runs on.
+/// The model, the adapters and the cache of a pass.
 pub(super) struct On<'a, W> {
     pub(super) model: &'a DeviceModel<W>,
     pub(super) adapters: &'a DeviceAdapters<W>,
@@ -100,7 +100,7 @@ impl<W: Element> Block<W> {
         }
     }
 
-    /// Elements that it needs of an arena's parts, beyond those of every block.
+    /// Elements that this block needs of an arena's parts, beyond those that every block needs.
     pub(super) fn sizes(
         &self,
         model: &DeviceModel<W>,
@@ -131,8 +131,8 @@ impl<W: Element> Block<W> {
         self.projections.iter().map(PlannedProjection::launches).sum::<usize>() + 1 + norms + adapters
     }
 
-    /// `x += c_proj(attn(ln_1 x)); x += c_proj(act(c_fc(ln_2 x)))`, with adapters. Finds `ln_1 x` made, and makes that of the
-    /// next block.
+    /// `x += c_proj(attn(ln_1 x)); x += c_proj(act(c_fc(ln_2 x)))`, with adapters. Expects `ln_1 x` in `normed`, and
+    /// leaves that of the next block there.
     pub(super) fn issue(
         &self,
         stream: &Stream,

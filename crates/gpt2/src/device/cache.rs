@@ -1,4 +1,4 @@
-//! Keys and values of the tokens that were.
+//! The KV cache: keys and values of earlier tokens.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 /// The keys and values of some sequences, in all layers of a model.
 ///
-/// It belongs to the adapters that it was started with: what they make of a token stays in it.
+/// A cache is valid only for the adapters that it was started with, because its keys and values depend on them.
 #[derive(Debug)]
 pub struct Cache<W> {
     capacity: usize,
@@ -24,11 +24,11 @@ pub struct Cache<W> {
 }
 
 impl<W: Element> Cache<W> {
-    /// Room for `capacity` keys of each of `sequences` sequences, a prefix's included.
+    /// A cache with room for `capacity` keys of each of `sequences` sequences, including those of a prefix.
     ///
     /// # Errors
-    /// [`Error::TooManyPositions`] if the model has fewer positions; [`Error::Layer`] without memory, and for what the driver
-    /// refuses.
+    /// [`Error::TooManyPositions`] if the model has fewer positions; [`Error::Layer`] if memory cannot be allocated,
+    /// and for errors of the driver.
     pub fn new(stream: &Stream, model: &DeviceModel<W>, sequences: usize, capacity: usize) -> Result<Self> {
         let Config { positions, d_model, layers, .. } = *model.config();
         if capacity > positions {
@@ -39,10 +39,10 @@ impl<W: Element> Cache<W> {
         Ok(Self { capacity, d_model, layers, lengths: vec![0; sequences] })
     }
 
-    /// Forgets all tokens, and lets every sequence begin with the adapters' keys and values if they have any.
+    /// Removes all tokens. Every sequence then begins with the adapters' prefix keys and values, if there are any.
     ///
     /// # Errors
-    /// [`Error::TooManyPositions`] if there is no room for them; [`Error::OtherModel`]; what the driver refuses.
+    /// [`Error::TooManyPositions`] if there is no room for the prefix; [`Error::OtherModel`]; errors of the driver.
     pub fn start(&mut self, stream: &Stream, adapters: &DeviceAdapters<W>) -> Result<()> {
         self.lengths.fill(0);
         let (d, capacity) = (self.d_model, self.capacity);
@@ -63,21 +63,21 @@ impl<W: Element> Cache<W> {
         Ok(())
     }
 
-    /// Keys of each sequence, prefix included.
+    /// Number of keys of each sequence, prefix included.
     pub fn lengths(&self) -> &[usize] {
         &self.lengths
     }
 
-    /// Keys that each sequence has room for.
+    /// Number of keys that each sequence has room for.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Sets how many keys a sequence has: fewer, to go on from there; or more, for measurements, what they hold being whatever
-    /// is there.
+    /// Sets the number of keys of a sequence: fewer, to continue from an earlier token, or more, for measurements, with
+    /// arbitrary contents.
     ///
     /// # Errors
-    /// [`Error::TooManyPositions`] beyond the capacity; [`Error::BatchSize`] for a sequence that there is not.
+    /// [`Error::TooManyPositions`] beyond the capacity; [`Error::BatchSize`] for a sequence that does not exist.
     pub fn set_length(&mut self, sequence: usize, length: usize) -> Result<()> {
         let sequences = self.lengths.len();
         if length > self.capacity {
@@ -88,7 +88,7 @@ impl<W: Element> Cache<W> {
         Ok(())
     }
 
-    /// Device memory that it takes.
+    /// Bytes of device memory that the cache takes.
     pub fn bytes(&self) -> usize {
         self.layers.iter().flatten().map(|buffer| buffer.len() * size_of::<W>()).sum()
     }

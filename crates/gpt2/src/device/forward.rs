@@ -16,10 +16,10 @@ use crate::adapter::expect_same;
 use crate::config::Config;
 use crate::error::{Error, Result};
 
-/// A pass: its launches, the memory that they share, and perhaps the graph that issues them at once.
+/// A pass: its launches, the memory that they share, and optionally a graph that issues them all at once.
 ///
-/// Nothing is allocated and nothing waits while it is [issued](Self::run) or [replayed](Self::replay), but for the tokens' own
-/// way to the device.
+/// A pass that is [issued](Self::run) or [replayed](Self::replay) allocates nothing and does not wait; only
+/// [`set_tokens`](Self::set_tokens) waits, for its copy.
 #[derive(Debug)]
 pub struct DeviceForward<W> {
     shape: PassShape,
@@ -35,13 +35,14 @@ pub struct DeviceForward<W> {
     /// Token ids, their positions, and the keys that each sequence has.
     inputs: DeviceBuffer<u32>,
     staged: Vec<u32>,
-    /// The cache's first sequence that the tokens continue, and the keys that each had when they were set.
+    /// The first of the cache's sequences that the tokens continue.
     first: usize,
+    /// The keys that each of these sequences had when the tokens were set.
     before: Vec<usize>,
     config: Config,
     logits_stride: usize,
     launches: usize,
-    /// With the first sequence that it was captured for.
+    /// The captured graph, and the first sequence that it was captured for.
     graph: Option<(Graph, usize)>,
 }
 
@@ -49,8 +50,8 @@ impl<W: Element> DeviceForward<W> {
     /// Plans a pass for models and adapters of these shapes, and allocates what it needs.
     ///
     /// # Errors
-    /// [`Error::Batch`] without tokens; [`Error::TooManyPositions`]; [`Error::Layer`] for what a layer's plan, a kernel or
-    /// memory is refused for.
+    /// [`Error::Batch`] without tokens; [`Error::TooManyPositions`]; [`Error::Layer`] if a layer cannot be planned, a
+    /// kernel cannot be loaded, or memory cannot be allocated.
     pub fn new(
         stream: &Stream,
         model: &DeviceModel<W>,
@@ -74,7 +75,7 @@ impl<W: Element> DeviceForward<W> {
 
         let blocks = (0..config.layers).map(|layer| Block::new(device, model, adapters, &shape, layer, length));
         let blocks = blocks.collect::<Result<Vec<_>>>()?;
-        // Rows of logits start at whole chunks, however many tokens a vocabulary has.
+        // Rows of logits start at multiples of 16 bytes for every size of the vocabulary.
         let logits_stride = config.vocabulary.next_multiple_of(16 / size_of::<W>());
         let mut sizes = Sizes {
             x: rows * d,
@@ -98,7 +99,7 @@ impl<W: Element> DeviceForward<W> {
         Ok(Self {
             shape,
             length,
-            // The embedding, with the first LayerNorm; blocks, each with the next one; lm_head.
+            // The embedding, with the first LayerNorm; the blocks, each with the next LayerNorm; lm_head.
             launches: 1 + usize::from(logits) + blocks.iter().map(Block::launches).sum::<usize>(),
             blocks,
             embedding,
@@ -117,32 +118,32 @@ impl<W: Element> DeviceForward<W> {
         })
     }
 
-    /// What it was planned for.
+    /// The shape that the pass was planned for.
     pub fn shape(&self) -> PassShape {
         self.shape
     }
 
-    /// Kernels that a pass launches.
+    /// Number of kernels that a pass launches.
     pub fn launches(&self) -> usize {
         self.launches
     }
 
-    /// Kernels that a block launches, the most of any.
+    /// The largest number of kernels that a block launches.
     pub fn launches_per_layer(&self) -> usize {
         self.blocks.iter().map(Block::launches).max().unwrap_or(0)
     }
 
-    /// Device memory of activations, workspace and inputs.
+    /// Bytes of device memory of activations, workspace and inputs.
     pub fn bytes(&self) -> usize {
         self.arena.bytes() + self.workspace.layout().bytes() + 4 * self.inputs.len()
     }
 
-    /// Copies tokens to the device, for passes that are issued from now on: one slice a sequence. `cache` is the one that they
-    /// continue, and the first of its sequences that they do.
+    /// Copies tokens to the device, for passes that are issued from now on: one slice per sequence. `cache` is the
+    /// cache that the tokens continue, with the first of the sequences that they continue.
     ///
     /// # Errors
-    /// [`Error::BatchSize`], [`Error::Batch`], [`Error::Token`], [`Error::TooManyPositions`]; [`Error::OtherCache`] for another
-    /// cache than planned; what the driver refuses.
+    /// [`Error::BatchSize`], [`Error::Batch`], [`Error::Token`], [`Error::TooManyPositions`]; [`Error::OtherCache`] for
+    /// a cache of another capacity than planned; errors of the driver.
     pub fn set_tokens(
         &mut self,
         stream: &Stream,
@@ -169,7 +170,7 @@ impl<W: Element> DeviceForward<W> {
         }
         let before = match cache {
             Some((cache, first)) => self.lengths(cache, first)?.to_vec(),
-            // Keys and values of a prefix have taken the first positions.
+            // Keys and values of a prefix take the first positions.
             None => vec![if self.length > each { 0 } else { adapters.prefix_length() }; sequences],
         };
         let positions = cache.map_or(config.positions, |(cache, _)| cache.capacity());
@@ -197,12 +198,12 @@ impl<W: Element> DeviceForward<W> {
         cache.lengths().get(sequences.clone()).ok_or(Error::BatchSize { actual: sequences.end, expected: there })
     }
 
-    /// Issues a pass over the tokens that were [set](Self::set_tokens). With a cache, the sequences that they continue have this
-    /// pass's keys and values then, behind those that they had when the tokens were set.
+    /// Issues a pass over the tokens that were [set](Self::set_tokens). With a cache, the pass appends its keys and
+    /// values to those that its sequences had when the tokens were set.
     ///
     /// # Errors
-    /// [`Error::OtherModel`], [`Error::OtherCache`]; [`Error::Layer`] with the layer that refused its operands, or what the driver
-    /// refuses.
+    /// [`Error::OtherModel`], [`Error::OtherCache`]; [`Error::Layer`] with the layer that refused its operands, or
+    /// errors of the driver.
     pub fn run(
         &mut self,
         stream: &Stream,
@@ -214,11 +215,11 @@ impl<W: Element> DeviceForward<W> {
         self.advance(cache)
     }
 
-    /// Captures the pass in a graph, for [`replay`](Self::replay): addresses of the model, the adapters and the cache, and which of
-    /// its sequences, are those of now.
+    /// Captures the pass in a graph, for [`replay`](Self::replay). The graph keeps the addresses of this model, these
+    /// adapters and this cache, and the sequences of the cache that the tokens continue now.
     ///
     /// # Errors
-    /// As [`run`](Self::run), and what cannot be captured.
+    /// As [`run`](Self::run); [`Error::Layer`] if the pass cannot be captured.
     pub fn capture(
         &mut self,
         stream: &Stream,
@@ -245,10 +246,12 @@ impl<W: Element> DeviceForward<W> {
         Ok(())
     }
 
-    /// Issues the captured pass, over the tokens that were [set](Self::set_tokens). `cache` is the one that it was captured with.
+    /// Issues the captured pass over the tokens that were [set](Self::set_tokens). `cache` must be the cache of the
+    /// capture.
     ///
     /// # Errors
-    /// [`Error::NotCaptured`], also for other sequences of the cache than now; [`Error::OtherCache`]; what the driver refuses.
+    /// [`Error::NotCaptured`], also if the pass was captured for other sequences of the cache; [`Error::OtherCache`];
+    /// errors of the driver.
     pub fn replay(&mut self, stream: &Stream, cache: Option<&mut Cache<W>>) -> Result<()> {
         self.expect_cache(cache.as_deref())?;
         match &self.graph {
@@ -263,7 +266,7 @@ impl<W: Element> DeviceForward<W> {
         if expected == actual { Ok(()) } else { Err(Error::OtherCache { expected, actual }) }
     }
 
-    /// The cache's lengths behind a pass.
+    /// Advances the cache's lengths after a pass.
     fn advance(&self, cache: Option<&mut Cache<W>>) -> Result<()> {
         let Some(cache) = cache else { return Ok(()) };
         let mut lengths = self.before.iter().enumerate();
@@ -346,11 +349,11 @@ impl<W: Element> DeviceForward<W> {
         Ok(())
     }
 
-    /// Waits for the stream's work and reads the last hidden state behind ln_f, `[sequences·tokens, d_model]`, real tokens
-    /// only.
+    /// Waits for the stream's work and reads the last hidden state after ln_f, `[sequences·tokens, d_model]`, without
+    /// prefix vectors.
     ///
     /// # Errors
-    /// What the driver refuses.
+    /// Errors of the driver.
     pub fn hidden(&mut self, stream: &Stream, model: &DeviceModel<W>) -> Result<Vec<f32>> {
         let PassShape { sequences, tokens, .. } = self.shape;
         let (d, length) = (model.config().d_model, self.length);
@@ -363,7 +366,7 @@ impl<W: Element> DeviceForward<W> {
     /// Waits for the stream's work and reads the logits, `[sequences·tokens, vocabulary]`.
     ///
     /// # Errors
-    /// [`Error::NoLogits`] if the pass was planned without; what the driver refuses.
+    /// [`Error::NoLogits`] if the pass was planned without logits; errors of the driver.
     pub fn logits(&mut self, stream: &Stream, model: &DeviceModel<W>) -> Result<Vec<f32>> {
         if self.lm_head.is_none() {
             return Err(Error::NoLogits);

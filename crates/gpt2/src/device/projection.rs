@@ -1,4 +1,4 @@
-//! One projection, planned: fused with its LoRA, or with the LoRA beside it.
+//! One planned projection: fused with its LoRA, or with the LoRA as separate launches.
 
 use fused_lora::Element;
 use fused_lora::WorkspaceLayout;
@@ -18,7 +18,7 @@ pub(super) struct PlannedProjection<W> {
     /// The base layer, with the segments inside where they are fused.
     layer: Forward<W>,
     beside: Beside<W>,
-    /// Behind what runs beside, since it changes the sum.
+    /// Applied after separate launches, since they change the sum.
     activation: Option<(Pointwise<W>, Activation)>,
 }
 
@@ -44,18 +44,18 @@ struct Products<W> {
     add: Pointwise<W>,
 }
 
-/// A projection's weights and adapters, and what becomes of the sum.
+/// A projection's weights, adapters and epilogue.
 pub(super) struct Call<'a, W> {
     pub(super) linear: &'a DeviceLinear<W>,
     pub(super) segments: &'a [DeviceSegment<'a, W>],
-    /// Whose factors fused segments have instead of their own.
+    /// The slot from which fused segments take their factors, instead of their own.
     pub(super) slot: Option<SlotSegments<'a, W>>,
     pub(super) activation: Activation,
-    /// Whether y is added to.
+    /// Whether the result is added to y.
     pub(super) adds: bool,
 }
 
-/// Where a projection's launches leave what is not its output.
+/// The memory that a projection's launches write besides its output.
 pub(super) struct Scratch<'p, 'a, W> {
     pub(super) t: &'p mut DeviceSliceMut<'a, W>,
     pub(super) beside: &'p mut DeviceSliceMut<'a, W>,
@@ -100,7 +100,8 @@ impl<W: Element> PlannedProjection<W> {
         Ok(Self { layer, beside, activation })
     }
 
-    /// But for those of a dense ΔW: its product asks for its weight before it waits, which the merge ahead is still writing.
+    /// Makes all launches dependent except those of a dense ΔW: its product loads its weight before it waits, while the
+    /// preceding merge may still be writing that weight.
     pub(super) fn with_dependent_launches(self) -> Self {
         let beside = match self.beside {
             Beside::Nothing => Beside::Nothing,
@@ -118,7 +119,7 @@ impl<W: Element> PlannedProjection<W> {
         Self { layer: self.layer.with_dependent_launch(), beside, activation }
     }
 
-    /// Elements that it needs of an arena's parts, beside its input and its output.
+    /// Elements that the projection needs of an arena's parts, besides its input and its output.
     pub(super) fn sizes(&self, linear: &DeviceLinear<W>, segments: &[DeviceSegment<'_, W>], rows: usize) -> Sizes {
         let (d_in, d_out) = linear.shape();
         match &self.beside {
@@ -204,7 +205,7 @@ impl<W: Element> PlannedProjection<W> {
     }
 }
 
-/// A product alone.
+/// A layer that is only a product.
 fn base<W: Element>(weight: DeviceMatrix<'_, W>, layout: Layout) -> DeviceLora<'_, W> {
     DeviceLora { weight, layout, bias: None, segments: &[], activation: Activation::Identity }
 }

@@ -1,21 +1,21 @@
-//! What a pass on a device is planned for.
+//! The shape of a pass on a device.
 
-/// What a pass is planned for.
+/// The shape that a pass is planned for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PassShape {
-    /// Sequences side by side.
+    /// Number of sequences.
     pub sequences: usize,
-    /// Tokens of each.
+    /// Tokens of each sequence.
     pub tokens: usize,
-    /// Keys that each sequence of the [`Cache`](super::Cache) has room for, which the pass reads and adds its own to; without one, only this
-    /// pass's tokens and the adapters' prefix are seen.
+    /// Keys that each sequence of the [`Cache`](super::Cache) has room for. The pass reads the cache and appends its
+    /// own keys. Without a cache, tokens attend only to this pass's tokens and to the adapters' prefix.
     pub cache: Option<usize>,
-    /// Whether the tokens follow others that are in the cache: then no prefix vectors come in front of them.
+    /// Whether the tokens follow others that are in the cache. Then no prefix vectors precede them.
     pub continues: bool,
-    /// Whether logits are computed, too.
+    /// Whether logits are computed as well.
     pub logits: bool,
-    /// Whether a launch may begin before the one ahead has ended (programmatic dependent launch, from compute capability 9.0
-    /// on).
+    /// Whether a launch may begin before the preceding one has ended (programmatic dependent launch, from compute
+    /// capability 9.0 on).
     pub dependent: bool,
 }
 

@@ -14,7 +14,7 @@ use crate::model::{Linear, Model, Norm};
 pub struct DeviceModel<W> {
     pub(super) config: Config,
     pub(super) wte: DeviceBuffer<W>,
-    /// The output layer, where it is not the token embedding.
+    /// The output layer; `None` if it is the token embedding.
     lm_head: Option<DeviceBuffer<W>>,
     pub(super) wpe: DeviceBuffer<W>,
     pub(super) layers: Vec<DeviceLayer<W>>,
@@ -45,11 +45,11 @@ pub(super) struct DeviceLinear<W> {
 }
 
 impl<W: Element> DeviceModel<W> {
-    /// Copies the weights to the stream's device, all of them before it returns.
+    /// Copies the weights to the stream's device; returns when the copies are done.
     ///
     /// # Errors
-    /// [`Error::Layer`](crate::Error::Layer): [`OutOfDeviceMemory`](fused_lora::Error::OutOfDeviceMemory) where they do not fit, and
-    /// what the driver refuses.
+    /// [`Error::Layer`](crate::Error::Layer): [`OutOfDeviceMemory`](fused_lora::Error::OutOfDeviceMemory) if the
+    /// weights do not fit, and errors of the driver.
     pub fn upload(stream: &Stream, model: &Model<W>) -> Result<Self> {
         let layer = |layer: &crate::model::Layer<W>| -> Result<DeviceLayer<W>> {
             let [qkv, attn_out, fc, mlp_out] = &layer.projections;
@@ -70,17 +70,17 @@ impl<W: Element> DeviceModel<W> {
         })
     }
 
-    /// Its shape.
+    /// The model's shape.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// The device that it is on.
+    /// The device that the model is on.
     pub fn device(&self) -> &Device {
         self.wte.device()
     }
 
-    /// Device memory that it takes.
+    /// Bytes of device memory that the model takes.
     pub fn bytes(&self) -> usize {
         let linear = |l: &DeviceLinear<W>| (l.weight.len() + l.bias.len()) * size_of::<W>();
         let layer =
@@ -91,7 +91,7 @@ impl<W: Element> DeviceModel<W> {
             + self.layers.iter().map(layer).sum::<usize>()
     }
 
-    /// The output layer, which is the token embedding as a rule: `[vocabulary, d_model]`, no bias.
+    /// The output layer, usually the token embedding: `[vocabulary, d_model]`, no bias.
     pub(super) fn lm_head(&self) -> fused_lora::Result<DeviceLora<'_, W>> {
         Ok(DeviceLora {
             weight: DeviceMatrix::new(

@@ -1,5 +1,4 @@
-//! What the system says about the place of an output: its kind, who may write to it, its mode and owner, whether two names
-//! are one file.
+//! Attributes of an output's file: its kind, write permission, mode and owner, and whether two names are one file.
 
 #[cfg(unix)]
 pub(super) use self::unix::{
@@ -17,7 +16,7 @@ mod unix {
     /// Mode bits without set-user-ID, set-group-ID and sticky.
     const ACCESS: u32 = 0o777;
 
-    /// Refuses what a result is never written to.
+    /// Refuses the kinds of files that a result is never written to.
     pub(crate) fn check_kind(metadata: &Metadata) -> std::result::Result<(), String> {
         let kind = metadata.file_type();
         let refused = if kind.is_dir() {
@@ -32,7 +31,7 @@ mod unix {
         Err(refused.to_owned())
     }
 
-    /// Fails where this process may not write to what is there.
+    /// Fails if this process may not write to the file at `path`.
     pub(crate) fn check_permission(path: &Path) -> Result<()> {
         Ok(rustix::fs::access(path, rustix::fs::Access::WRITE_OK)?)
     }
@@ -50,7 +49,7 @@ mod unix {
     }
 
     /// Whether a path is standard output: a link to its descriptor, or the file, FIFO or terminal that it is open on.
-    /// Other devices are not: what goes to `/dev/null` twice disturbs nobody.
+    /// Other devices do not count: writing to `/dev/null` twice does no harm.
     pub(crate) fn is_stdout(path: &Path, metadata: &Metadata) -> bool {
         let Ok(stdout) = std::io::stdout().as_fd().try_clone_to_owned() else { return false };
         let stdout = File::from(stdout);
@@ -75,7 +74,8 @@ mod unix {
         false
     }
 
-    /// Whether a link stands for an open descriptor, as those in `/proc/self/fd` do: what it names may be gone.
+    /// Whether a link stands for an open descriptor, as those in `/proc/self/fd` do. The file that such a link names
+    /// may no longer exist.
     pub(crate) fn is_descriptor(link: &Path) -> bool {
         let Ok(folder) = std::fs::canonicalize(super::super::folder_of(link)) else { return false };
         folder.starts_with("/proc") && folder.file_name().is_some_and(|name| name == "fd")
@@ -84,13 +84,13 @@ mod unix {
     /// Gives a new file the owner and the mode of the one it will replace, if there is one.
     pub(crate) fn keep(file: &File, replaced: &Path) -> Result<()> {
         let Ok(old) = std::fs::metadata(replaced) else { return Ok(()) };
-        // Only root may give a file away; its group may be changed to another one of the user's.
+        // Only root may change a file's owner; the owner may change its group to another of their own.
         let mode = if fchown(file, Some(old.uid()), Some(old.gid())).is_ok() {
             old.mode() & 0o7777
         } else if fchown(file, None, Some(old.gid())).is_ok() {
             old.mode() & ACCESS
         } else {
-            // Another group may do what everybody may.
+            // The group could not be kept, so the new group gets the permissions of everybody.
             old.mode() & 0o707 | (old.mode() & 0o007) << 3
         };
         if file.metadata()?.mode() & 0o7777 == mode {
@@ -119,7 +119,7 @@ mod other {
         Ok(())
     }
 
-    /// Without inodes, times and length tell files apart well enough to refuse an input as an output.
+    /// Without inodes, times and length distinguish files well enough to refuse an input as an output.
     pub(crate) fn inode(metadata: &Metadata) -> (u64, u64) {
         let since = |time: Result<std::time::SystemTime>| {
             time.ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos() as u64)

@@ -1,4 +1,4 @@
-//! Where a result is written: a file that is replaced as a whole, or a device, FIFO or descriptor that is written through.
+//! Outputs: a file that is replaced as a whole, or a device, FIFO or descriptor that is written to directly.
 
 mod attributes;
 mod staging;
@@ -13,13 +13,13 @@ use self::staging::StagedFile;
 pub(crate) use self::staging::StagedFolder;
 pub use self::staging::{StagedRemoved, remove_staged};
 
-/// Bytes that are collected before they go to the system.
+/// Bytes of the write buffer.
 const BUFFER: usize = 1 << 20;
 
-/// As many symbolic links as Linux follows in one path.
+/// The largest number of symbolic links that Linux follows in one path.
 const LINKS: usize = 40;
 
-/// A place to write a result to, found out before the result is there.
+/// A place to write a result to, checked before the result is computed.
 #[derive(Debug)]
 pub struct Output {
     named: PathBuf,
@@ -30,15 +30,16 @@ pub struct Output {
 enum Place {
     /// A regular file, or one that does not exist yet: the path behind all symbolic links.
     File(PathBuf),
-    /// The process's standard output, by whatever name.
+    /// The process's standard output, under any name.
     Stdout,
-    /// A regular file that the process has open: `/dev/fd/3`. Its name may lead nowhere, so what is open is added to.
+    /// A regular file that the process has open: `/dev/fd/3`. The file may no longer have a name, so the open file is
+    /// appended to.
     Descriptor,
     /// A character device or a FIFO.
     Through,
 }
 
-/// What two names of one place have in common.
+/// The identity of a place, the same for all its names.
 #[derive(Debug, PartialEq, Eq)]
 enum Identity {
     /// Device and inode.
@@ -48,17 +49,17 @@ enum Identity {
 }
 
 impl Output {
-    /// Looks at `path`, and makes and removes a temporary file where one will be needed.
+    /// Checks `path`, and creates and removes a temporary file if one will be needed.
     ///
     /// # Errors
     /// [`Error::Unwritable`] for a folder, a block device, a socket, a write-protected file, a name without a folder,
-    /// or a folder in which no file can be made.
+    /// or a folder in which no file can be created.
     pub fn at(path: &Path) -> Result<Self> {
         let place = Place::of(path).map_err(|reason| Error::Unwritable { path: path.into(), reason })?;
         Ok(Self { named: path.into(), place })
     }
 
-    /// Whether this is the process's standard output: nothing else may be printed there then.
+    /// Whether this is the process's standard output, to which nothing else may be printed then.
     pub fn is_stdout(&self) -> bool {
         self.place == Place::Stdout
     }
@@ -75,8 +76,8 @@ impl Output {
         (self.is_stdout() && other.is_stdout()) || (!shared && own == others)
     }
 
-    /// Refuses to write to `input`, or to a file directly in it where it is a folder, by whatever name: what is read
-    /// must not be replaced. An `input` that does not exist is nobody's file.
+    /// Refuses to write to `input` or, if it is a folder, to a file directly in it, under any name: input files must
+    /// not be replaced. An `input` that does not exist is accepted.
     ///
     /// # Errors
     /// [`Error::OutputIsInput`]; [`Error::Io`] if the folder cannot be read.
@@ -97,9 +98,9 @@ impl Output {
         }
     }
 
-    /// Writes what `write` writes. A file appears whole or not at all: a temporary file beside it is renamed. It keeps
-    /// its mode and, where the system allows, its owner; a new one follows the umask. Symbolic links stay. Standard
-    /// output whose reader went away is no error.
+    /// Writes what `write` writes. A file appears whole or not at all: a temporary file beside it is renamed. A
+    /// replaced file keeps its mode and, if the system allows, its owner; a new file's mode follows the umask. Symbolic
+    /// links are kept. Standard output whose reader has closed it is not an error.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -167,7 +168,7 @@ impl Place {
     }
 }
 
-/// The path behind all symbolic links, whether there is something or not; none if a link is a descriptor's.
+/// The path behind all symbolic links, whether or not it exists; `None` if a link is a descriptor's.
 fn follow(path: &Path) -> std::io::Result<Option<PathBuf>> {
     let mut path = path.to_path_buf();
     for _ in 0..LINKS {
@@ -199,7 +200,8 @@ fn write_buffered(
     buffered.flush()
 }
 
-/// Writes to `path` as [`Output::write`] does: a file appears whole or not at all, a device or a FIFO is written through.
+/// Writes to `path` as [`Output::write`] does: a file appears whole or not at all; a device or a FIFO is written to
+/// directly.
 ///
 /// # Errors
 /// [`Error::Unwritable`], [`Error::Io`].
@@ -210,7 +212,7 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::
 /// Refuses a new folder at `out` that would lie in `input`.
 ///
 /// # Errors
-/// [`Error::OutputIsInput`]; [`Error::Io`] if either cannot be looked at.
+/// [`Error::OutputIsInput`]; [`Error::Io`] if either path cannot be checked.
 pub(crate) fn refuse_inside(out: &Path, input: &Path) -> Result<()> {
     let at = |path: &Path| {
         let path = path.to_path_buf();

@@ -1,5 +1,5 @@
-//! Temporary files and folders that results grow in before they get their names, and the list of them: a program that is
-//! ended by a signal removes what is on it.
+//! Temporary files and folders that results are written to before they are renamed, and the list of them, so that a
+//! program that is ended by a signal can remove them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -9,19 +9,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::{NamedTempFile, TempDir};
 
-/// What the names of all temporary files and folders begin with.
+/// The prefix of the names of all temporary files and folders.
 const PREFIX: &str = ".fused-lora-";
 
-/// Every temporary file and folder there is. Whoever makes one, renames one or makes a file in one holds the lock, so that
-/// none appears or gets its name after [`remove_staged`].
+/// All temporary files and folders of this process. Code that creates one, renames one or creates a file in one holds
+/// the lock, so that none appears or is renamed after [`remove_staged`].
 static STAGED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 fn staged() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    // A set of paths is whole wherever a thread that held it panicked.
+    // A panic of a thread that held the lock cannot leave the set inconsistent.
     STAGED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// While this lives, no thread can stage anything or give anything staged its name: they wait.
+/// While this value lives, threads that create or rename temporary files wait.
 #[derive(Debug)]
 #[must_use = "files can be staged again as soon as this is dropped"]
 pub struct StagedRemoved(
@@ -29,18 +29,18 @@ pub struct StagedRemoved(
 );
 
 /// Removes every temporary file and folder of this process. For a program that is about to end without returning from
-/// the calls that write, such as in a thread that handles signals: hold what is returned until the end. A call that goes
-/// on afterwards returns an error and leaves its target as it was.
+/// the calls that write, for example from a thread that handles signals: keep the returned value until the end. A call
+/// that continues afterwards returns an error and leaves its target unchanged.
 pub fn remove_staged() -> StagedRemoved {
     let mut list = staged();
     for path in std::mem::take(&mut *list) {
-        // Its owner may just have removed it, and there is nobody left to tell about other failures.
+        // The owner may just have removed it, and other failures cannot be reported any more.
         let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
     }
     StagedRemoved(list)
 }
 
-/// A place on the list, left when it is dropped.
+/// An entry of the list, removed on drop.
 #[derive(Debug)]
 struct Listed(PathBuf);
 
@@ -63,10 +63,10 @@ fn builder() -> tempfile::Builder<'static, 'static> {
     builder
 }
 
-/// A file that has no name of its own yet; removed when it is dropped.
+/// A temporary file, removed on drop unless it is persisted.
 #[derive(Debug)]
 pub(crate) struct StagedFile {
-    // Removed before it leaves the list: fields are dropped in this order.
+    // Fields are dropped in this order, so the file is removed before its entry.
     file: NamedTempFile,
     listed: Listed,
 }
@@ -91,7 +91,7 @@ impl StagedFile {
         self.file.as_file_mut()
     }
 
-    /// Gives it its name, in the place of what has that name.
+    /// Renames the file to `path`, replacing a file that is there.
     pub(crate) fn persist(self, path: &Path) -> Result<()> {
         let Self { file, listed } = self;
         let list = staged();
@@ -102,7 +102,7 @@ impl StagedFile {
     }
 }
 
-/// A folder that has no name of its own yet; removed with everything in it when it is dropped.
+/// A temporary folder, removed on drop with everything in it unless it is persisted.
 #[derive(Debug)]
 pub(crate) struct StagedFolder {
     folder: TempDir,
@@ -121,13 +121,13 @@ impl StagedFolder {
         Ok(Self { folder, listed })
     }
 
-    /// Makes a file in it.
+    /// Creates a file in the folder.
     pub(crate) fn create(&self, name: impl AsRef<Path>) -> Result<File> {
         let _list = staged();
         File::create_new(self.folder.path().join(name))
     }
 
-    /// Gives it its name, which nothing may have.
+    /// Renames the folder to `path`, which must not exist.
     pub(crate) fn persist(self, path: &Path) -> Result<()> {
         let Self { folder, listed } = self;
         let list = staged();
@@ -142,7 +142,7 @@ impl StagedFolder {
     }
 }
 
-/// What the system said, without the temporary name: callers name the file that was asked for.
+/// The system's error without the temporary name; callers add the name of the file that was requested.
 fn reason(error: std::io::Error) -> std::io::Error {
     let cause = error.get_ref().and_then(std::error::Error::source).and_then(|cause| cause.downcast_ref());
     match cause.and_then(std::io::Error::raw_os_error) {

@@ -1,5 +1,5 @@
-//! Backward through causal self-attention. The weights P are computed again from qkv: keeping them would take
-//! heads·tokens² a sequence.
+//! The backward pass of causal self-attention. The weights P are computed again from qkv: keeping them would take
+//! heads·tokens² elements per sequence.
 
 use fused_lora::cpu::vector::vectorized;
 use fused_lora::cpu::{Operand, Scale, gemm_into};
@@ -45,7 +45,8 @@ pub(super) fn backward(qkv: &[f32], dout: &[f32], shape: Shape, buffers: &mut Bu
     });
 }
 
-/// Queries in blocks from the first to the last, so that sums over queries have an order.
+/// The gradients of one head. Blocks of queries run from the first to the last, so that sums over queries have a fixed
+/// order.
 fn one_head(
     sequence: &[f32],
     dout: Operand<'_, f32>,

@@ -1,4 +1,4 @@
-//! One transformer block in training: what the forward pass keeps, and the way back.
+//! One transformer block in training: the activations that are saved, the forward pass and the backward pass.
 
 use fused_lora::lora::Residual;
 use fused_lora::{Element, cpu};
@@ -12,18 +12,18 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::norm::{layer_norm, layer_norm_backward};
 
-/// Activations of a block that the backward pass reads. What an element-wise pass makes of them is made again.
+/// Activations of a block that the backward pass reads. Results of element-wise passes are computed again.
 #[derive(Debug)]
 pub(super) struct Saved {
     /// The residual stream before the attention, `[rows, d_model]`.
     before_attention: Vec<f32>,
-    /// `[rows, 3·d_model]`
+    /// Queries, keys and values, `[rows, 3·d_model]`.
     qkv: Vec<f32>,
-    /// `[rows, d_model]`
+    /// The attention's output, `[rows, d_model]`.
     attended: Vec<f32>,
     /// The residual stream before the MLP, `[rows, d_model]`.
     before_mlp: Vec<f32>,
-    /// What the activation is applied to, `[rows, d_ff]`.
+    /// The input of the activation, `[rows, d_ff]`.
     hidden: Vec<f32>,
     /// T = x·Aᵀ of each projection, `[rows, total_rank]`.
     t: [Vec<f32>; 4],
@@ -46,14 +46,15 @@ impl Saved {
 /// Buffers that all blocks share.
 #[derive(Debug)]
 pub(super) struct Scratch {
-    /// What a LayerNorm gives, `[rows, d_model]`.
+    /// The output of a LayerNorm, `[rows, d_model]`.
     normed: Vec<f32>,
-    /// What the activation gives, `[rows, d_ff]`.
+    /// The output of the activation, `[rows, d_ff]`.
     activated: Vec<f32>,
-    /// Gradients of both, one after the other in `d_narrow`, and of the attention's output.
+    /// The gradient of a LayerNorm's or the attention's output, one after the other, `[rows, d_model]`.
     d_narrow: Vec<f32>,
+    /// The gradient of `activated`, `[rows, d_ff]`.
     d_activated: Vec<f32>,
-    /// `[rows, 3·d_model]`
+    /// The gradient of queries, keys and values, `[rows, 3·d_model]`.
     d_qkv: Vec<f32>,
     attention: attention_backward::Buffers,
     pub(super) workspace: Vec<f32>,
@@ -107,8 +108,8 @@ pub(super) fn forward<W: Element>(
     site.forward(Projection::MlpOut, activated, x, Residual::InPlace, t_mlp_out, workspace)
 }
 
-/// From the gradient with respect to the block's output to the one with respect to its input, in `dx`, and to all dA and
-/// dB on the way. The way ends at the projection `lowest`, if there is one: nothing below it is trained.
+/// Turns the gradient with respect to the block's output, in `dx`, into the gradient with respect to its input, and
+/// computes all dA and dB. The pass ends at the projection `lowest`, if there is one: nothing below it is trained.
 pub(super) fn backward<W: Element>(
     site: Site<'_, W>,
     saved: &Saved,

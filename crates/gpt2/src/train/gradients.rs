@@ -1,4 +1,4 @@
-//! Where the gradients of a LoRA lie, and what else is as large as its factors.
+//! The gradients of a LoRA. The optimizer keeps its master copies and moments in the same type.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 pub struct FactorGradients {
     /// Output columns of the projection that the factors act on.
     pub columns: Range<usize>,
-    /// r.
+    /// The rank r.
     pub rank: usize,
     /// dA, `[rank, d_in]`.
     pub a: Vec<f32>,
@@ -46,17 +46,17 @@ impl Gradients {
         &self.layers[layer][projection as usize]
     }
 
-    /// Every pair, layer by layer, in the order projections run.
+    /// Every pair, layer by layer, in the order in which projections run.
     pub fn iter(&self) -> impl Iterator<Item = &FactorGradients> {
         self.layers.iter().flatten().flatten()
     }
 
-    /// Every pair, to write.
+    /// Every pair, mutable.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut FactorGradients> {
         self.layers.iter_mut().flatten().flatten()
     }
 
-    /// Checks that they are those of a LoRA of the same shapes.
+    /// Checks that the gradients have the shapes of `lora`.
     ///
     /// # Errors
     /// [`Error::OtherModel`] for another number of layers, [`Error::OtherAdapters`] for other columns or ranks.

@@ -21,7 +21,7 @@ pub(super) struct Site<'a, W> {
     pub(super) rows: usize,
     /// Tokens of a sequence.
     pub(super) sequence: usize,
-    /// Of this pass; each projection of each block makes a mask of its own from it.
+    /// The dropout of this pass. Each projection of each block makes its own mask from it.
     pub(super) dropout: Option<Dropout>,
 }
 
@@ -88,13 +88,13 @@ impl<W: Element> Site<'_, W> {
     }
 }
 
-/// The number by which a projection's mask is told from all others of the model.
+/// The number of a projection in the model, which gives it a dropout mask of its own.
 #[expect(clippy::cast_possible_truncation, reason = "a model has few layers")]
 fn number(index: usize, which: Projection) -> u32 {
     (Projection::ALL.len() * index + which as usize) as u32
 }
 
-/// [`cpu::backward`] in a workspace that grows to what it needs.
+/// [`cpu::backward`] in a workspace that grows as needed.
 pub(super) fn backward<'x, W: Element>(
     layer: &LoraLinear<'_, W>,
     x: impl Into<Input<'x, f32>>,
@@ -109,7 +109,8 @@ pub(super) fn backward<'x, W: Element>(
     cpu::backward(layer, input, dy, t, dx, gradients, Accumulate::Overwrite, at_least(workspace, needed))
 }
 
-/// What a plan needs depends on the rayon pool, which may be another one at the next call.
+/// Grows a workspace to `needed` elements. A plan's workspace depends on the rayon pool, which may differ at the next
+/// call.
 pub(super) fn at_least(workspace: &mut Vec<f32>, needed: usize) -> &mut [f32] {
     if workspace.len() < needed {
         workspace.resize(needed, 0.0);

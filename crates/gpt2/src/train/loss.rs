@@ -1,5 +1,5 @@
-//! The mean cross entropy of the next token behind the tied lm_head, some rows at a time: logits of all rows would be
-//! the largest buffer of a training step.
+//! The mean cross entropy of the next token after the lm_head, for a block of rows at a time: the logits of all rows
+//! would be the largest buffer of a training step.
 
 use fused_lora::cpu;
 use fused_lora::cpu::vector::{exp, vectorized};
@@ -19,14 +19,14 @@ const ROWS: usize = 128;
 #[derive(Debug, Default)]
 pub(super) struct Loss {
     logits: Vec<f32>,
-    /// The token that each row is to predict.
+    /// The token that each row is to predict; `None` for the last row of a sequence.
     targets: Vec<Option<u32>>,
     losses: Vec<f64>,
 }
 
 impl Loss {
-    /// The mean of −log p(next token) over every row that has one, shifted by one as transformers does; and the gradient
-    /// with respect to `normed`, `[rows, d_model]`, if it is asked for.
+    /// Returns the mean of −log p(next token) over every row that has a next token, as transformers does. Computes the
+    /// gradient with respect to `normed`, `[rows, d_model]`, if `d_normed` is given.
     pub(super) fn run<W: Element>(
         &mut self,
         model: &Model<W>,
@@ -49,7 +49,7 @@ impl Loss {
 
         let parts = rows.div_ceil(ROWS);
         for part in 0..parts {
-            // Parts of about one size: products of a few rows may be cut in other ways on other numbers of threads.
+            // Parts of about one size, because the tiles of a product of few rows depend on the number of threads.
             let (start, end) = (part * rows / parts, (part + 1) * rows / parts);
             let count = end - start;
             self.logits.resize(self.logits.len().max(count * vocabulary), 0.0);
@@ -77,7 +77,7 @@ impl Loss {
     }
 }
 
-/// −log softmax(row)\[target]; the row becomes its gradient, `weight · (softmax(row) − onehot)`.
+/// Returns −log softmax(row)\[target] and replaces the row by its gradient, `weight · (softmax(row) − onehot)`.
 fn cross_entropy(row: &mut [f32], target: usize, weight: f32) -> f64 {
     const LANES: usize = 16;
     vectorized(

@@ -45,11 +45,11 @@ pub use fused_lora::optim::{AdamW, Skip, Step};
 pub use gradients::{FactorGradients, Gradients};
 pub use optimizer::Optimizer;
 
-/// Passes forward and backward over batches of one shape, with the buffers they need: about (6·d_model + d_ff) `f32` a
-/// token for each layer from the lowest adapted one on, and the logits of 128 tokens.
+/// Forward and backward passes over batches of one shape, with their buffers: about (6·d_model + d_ff) `f32` per token
+/// for each layer from the lowest adapted one on, and the logits of 128 tokens.
 ///
-/// Sums run in a fixed order: the same bits from run to run on a rayon pool of the same size and, from 48 tokens a batch
-/// on, of any size.
+/// Sums run in a fixed order. Results are the same bits from run to run on a rayon pool of the same size and, from 48
+/// tokens per batch on, of any size.
 #[derive(Debug)]
 pub struct Training<'m, W> {
     model: &'m Model<W>,
@@ -57,23 +57,23 @@ pub struct Training<'m, W> {
     sequence: usize,
     /// The lowest layer with an adapter, and the first projection in it that has one.
     lowest: (usize, Projection),
-    /// For each layer from the lowest on.
+    /// The saved activations of each layer from the lowest adapted one on.
     saved: Vec<Saved>,
     scratch: Scratch,
     /// The residual stream, `[rows, d_model]`.
     x: Vec<f32>,
     dx: Vec<f32>,
-    /// Behind ln_f.
+    /// The output of ln_f.
     normed: Vec<f32>,
     d_normed: Vec<f32>,
     loss: Loss,
     gradients: Gradients,
-    /// Of the next call that makes gradients.
+    /// The dropout of the next call that computes gradients.
     dropout: Option<Dropout>,
 }
 
 impl<'m, W: Element> Training<'m, W> {
-    /// For batches of `batch` sequences of `sequence` tokens, and for `adapters` or others of the same shapes.
+    /// Training on batches of `batch` sequences of `sequence` tokens, of `adapters` or others of the same shapes.
     ///
     /// # Errors
     /// [`Error::NotTrainable`] if there is an adapter that is not a LoRA, [`Error::NothingToTrain`] without a LoRA,
@@ -111,25 +111,26 @@ impl<'m, W: Element> Training<'m, W> {
         })
     }
 
-    /// From now on drops out the LoRA's input wherever gradients are made, as PEFT's `lora_dropout` does in training. Each
-    /// call of [`loss_and_gradients`](Self::loss_and_gradients) that succeeds takes the next offset, starting from the
-    /// given one's. Each projection of each layer has a mask of its own, which its factors share; a layer number in
-    /// `dropout` is replaced. Processes that train on parts of one batch need seeds of their own.
+    /// Sets the dropout of the LoRA's input for all later calls that compute gradients, as PEFT's `lora_dropout` does
+    /// in training. Each call of [`loss_and_gradients`](Self::loss_and_gradients) that succeeds advances the offset by
+    /// one, starting from the given one's. Each projection of each layer has its own mask, which its factors share; a
+    /// layer number in `dropout` is replaced. Processes that train on parts of one batch need different seeds.
     pub fn set_dropout(&mut self, dropout: Option<Dropout>) {
         self.dropout = dropout;
     }
 
-    /// The dropout of the next call that makes gradients: what a run that is to be continued keeps.
+    /// The dropout of the next call that computes gradients. Save it to continue a run later.
     pub fn dropout(&self) -> Option<Dropout> {
         self.dropout
     }
 
-    /// The mean cross entropy of every sequence's tokens but the first, each predicted from those before it; and the
-    /// gradients of every A and B, which replace those of the call before. LoRA runs fused, whatever the adapters' mode.
+    /// Returns the mean cross entropy of every sequence's tokens but the first, each predicted from the tokens before
+    /// it. Computes the gradients of every A and B, which replace those of the previous call. LoRA runs fused, whatever
+    /// the adapters' mode.
     ///
     /// # Errors
-    /// As [`new`](Self::new); [`Error::BatchSize`] or [`Error::Batch`] for another number of sequences or tokens than it
-    /// was given, [`Error::Token`], [`Error::OtherAdapters`]. A loss that is not finite is returned as it is.
+    /// As [`new`](Self::new); [`Error::BatchSize`] or [`Error::Batch`] if the number of sequences or tokens differs
+    /// from `new`'s, [`Error::Token`], [`Error::OtherAdapters`]. A loss that is not finite is returned as it is.
     pub fn loss_and_gradients(&mut self, adapters: &Adapters<W>, tokens: &[&[u32]]) -> Result<f64> {
         let lora = self.forward(adapters, tokens, self.dropout)?;
         let (model, config) = (self.model, &self.model.config);
@@ -150,7 +151,7 @@ impl<'m, W: Element> Training<'m, W> {
         Ok(loss)
     }
 
-    /// The loss alone, for evaluation: without dropout. Gradients stay as they are.
+    /// The loss alone, for evaluation: without dropout. Gradients are unchanged.
     ///
     /// # Errors
     /// As [`loss_and_gradients`](Self::loss_and_gradients).
@@ -164,7 +165,7 @@ impl<'m, W: Element> Training<'m, W> {
         &self.gradients
     }
 
-    /// Up to and behind ln_f, keeping what the backward pass reads.
+    /// Runs the model up to and including ln_f, and saves what the backward pass reads.
     fn forward<'a>(
         &mut self,
         adapters: &'a Adapters<W>,
@@ -186,7 +187,7 @@ impl<'m, W: Element> Training<'m, W> {
         embed(model, adapters, tokens, &mut self.x);
         let first = self.lowest.0;
         for index in 0..config.layers {
-            // Below the lowest adapted layer nothing is kept: its place serves until its turn comes.
+            // Layers below the lowest adapted one save nothing; they use that layer's buffers as scratch memory.
             let saved = &mut self.saved[index.saturating_sub(first)];
             let rows = self.x.len() / config.d_model;
             let site = Site { dropout, ..site(model, lora, index, rows, self.sequence) };

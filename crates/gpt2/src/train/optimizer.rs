@@ -1,4 +1,4 @@
-//! AdamW on a LoRA: `f32` masters and moments of every factor, whatever the factors are stored in.
+//! AdamW on a LoRA: `f32` master copies and moments of every factor, for every storage type of the factors.
 
 use fused_lora::optim::{AdamW, Factor, Parameter, Step};
 use fused_lora::{Element, cpu};
@@ -14,14 +14,14 @@ pub struct Optimizer {
     /// The hyperparameters; a learning-rate schedule may change them between steps.
     pub config: AdamW,
     steps: u64,
-    /// The masters and the moments, each of the gradients' shapes.
+    /// The master copies and the moments, each of the gradients' shapes.
     values: Gradients,
     first_moments: Gradients,
     second_moments: Gradients,
 }
 
 impl Optimizer {
-    /// Starts from the LoRA as it is: its factors become the masters, moments are zero.
+    /// An optimizer that starts from the LoRA as it is: its factors become the master copies, moments are zero.
     ///
     /// # Errors
     /// [`Error::NotTrainable`], [`Error::NothingToTrain`]; [`Error::Layer`] for a hyperparameter out of range.
@@ -37,15 +37,16 @@ impl Optimizer {
         Ok(Self { config, steps: 0, values, first_moments: zeros.clone(), second_moments: zeros })
     }
 
-    /// One step on every A and B. The masters move, and the LoRA receives them, rounded to its type: it must be the one
-    /// that the optimizer was made from, or one to be overwritten. Tensors that others share are copied first.
+    /// One step on every A and B. The step updates the master copies and writes them to the LoRA, rounded to its type.
+    /// The LoRA must be the one that the optimizer was made from, or one that may be overwritten. Shared tensors are
+    /// copied first.
     ///
-    /// Where the result says that the step was skipped, nothing has changed.
+    /// A skipped step (see [`Step::skipped`]) changes nothing.
     ///
     /// # Errors
     /// [`Error::OtherAdapters`] or [`Error::OtherModel`] if the LoRA or the gradients have other shapes;
     /// [`Error::NotTrainable`], [`Error::NothingToTrain`]; [`Error::Layer`] for a hyperparameter out of range;
-    /// [`Error::Io`] without memory.
+    /// [`Error::Io`] if memory cannot be allocated.
     pub fn step<W: Element>(&mut self, adapters: &mut Adapters<W>, gradients: &Gradients) -> Result<Step> {
         trainable(adapters)?;
         let lora = adapters.lora.as_mut().ok_or(Error::NothingToTrain)?;

@@ -16,7 +16,7 @@ use crate::plan::lora::product::Product;
 use crate::plan::problem::{ComputePath, FACTOR_BYTES, LayerProblem};
 use crate::plan::workspace::WorkspaceLayout;
 use split::Cut;
-use tiles::{Ctas, M64N64R, M64N128R, M128N128R, RIDE};
+use tiles::{Ctas, FUSED_RANK};
 
 /// How one launch of `lora_forward` or `lora_dx` runs. Of the latter, x is dy, the depth d_out, y is dx, T is Q.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,9 +64,10 @@ pub struct ForwardPlan {
 /// Row tiles taken together: with 128 rows each, the x of so many and a few columns' weights stay in any L2.
 const RASTER_ROWS: usize = 8;
 
-/// The deepest part of a tile that A rides along with. Beyond it tiles of T, which take some 5000 cycles from the start to the
-/// flag's arrival, are ready before those of y ask for them, and A would only cost L2's bandwidth. A model, not a measurement.
-const RIDE_DEPTH: usize = 1024;
+/// The deepest part of a tile whose shrink is fused. With a deeper one tiles of T, which take some 5000 cycles from the start of
+/// the launch to the flag's arrival, are ready before tiles of y need them, and A would only cost L2 bandwidth. A model, not a
+/// measurement.
+const FUSED_DEPTH: usize = 1024;
 /// Rounds a rank up to what T has columns for.
 fn padded(rank: usize) -> usize {
     rank.next_multiple_of(abi::LORA_FORWARD_RANK_STEP as usize)
@@ -81,9 +82,9 @@ impl ForwardPlan {
         Self::of(Product::Output, problem)
     }
 
-    /// A plan for launches that keep T to themselves and drop nothing out. Where tiles are a cluster's with at
-    /// most 1024 of the depth a CTA, and the ranks, each rounded up, are at most 32 together, A's rows ride along with W0 and
-    /// nobody waits for T; y outside the segments has the same bits.
+    /// A plan for launches that neither store T nor drop out. Where a cluster's CTAs share a tile's depth, at most 1024 of it each,
+    /// and the ranks, each rounded up to 16, are at most 32 together, the shrink is fused into the main loop. Columns of y outside
+    /// the segments have the same bits either way.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -91,9 +92,9 @@ impl ForwardPlan {
         problem.validate()?;
         let mut cut = split::cut(problem, tiles::of_problem(problem)?);
         let total: usize = problem.ranks.iter().map(|&rank| padded(rank)).sum();
-        if (1..=RIDE).contains(&total)
-            && cut.split_depth <= RIDE_DEPTH
-            && let Some(tile) = [M128N128R, M64N128R, M64N64R].into_iter().find(|tile| tile.carries(&cut.tile))
+        if (1..=FUSED_RANK).contains(&total)
+            && cut.split_depth <= FUSED_DEPTH
+            && let Some(tile) = cut.tile.with_fused_shrink()
         {
             cut.tile = tile;
         }
@@ -119,11 +120,11 @@ impl ForwardPlan {
         let row_tiles = tile.row_tiles(tokens);
         let column_tiles = if product == Product::LowRankGradient { 0 } else { d_out.div_ceil(tile.columns) };
         let t_stride: usize = ranks.iter().map(|&rank| padded(rank)).sum();
-        // Where A rides along, T never leaves the registers.
-        let stored_t = if tile.ride == 0 { t_stride } else { 0 };
+        // With a fused shrink T never leaves the registers.
+        let stored_t = if tile.fused_rank == 0 { t_stride } else { 0 };
         let t_tiles = stored_t.div_ceil(abi::LORA_FORWARD_T_COLUMNS as usize);
         let (t_splits, t_split_depth) =
-            if tile.ride == 0 { split::t_splits(problem, cut, row_tiles * t_tiles) } else { (1, 0) };
+            if tile.fused_rank == 0 { split::t_splits(problem, cut, row_tiles * t_tiles) } else { (1, 0) };
         let tasks = row_tiles * (t_tiles * t_splits + column_tiles * splits);
         if tasks > i32::MAX as usize {
             return Err(Error::TooLarge { operand: "y", value: tasks });
@@ -133,7 +134,7 @@ impl ForwardPlan {
             Ctas::Pairs => tasks.min(problem.multiprocessors.max(2) / 2 * 2),
             Ctas::One | Ctas::Cluster => tasks,
         };
-        let ring = tile.stages * (tile.rows + tile.columns + tile.ride) * tile.depth * dtype.size();
+        let ring = tile.stages * (tile.rows + tile.columns + tile.fused_rank) * tile.depth * dtype.size();
         let shared = tile.extra_bytes + ring + FACTOR_BYTES;
         let shared_tiles = |tiles, splits, columns| {
             if splits == 1 { (0, 0) } else { (tiles, tiles * splits * tile.rows * columns) }
@@ -274,21 +275,21 @@ mod tests {
     }
 
     #[test]
-    fn low_ranks_ride_along_where_tiles_are_a_clusters() {
+    fn low_ranks_are_fused_where_tiles_are_a_clusters() {
         let serving = |problem: &LayerProblem<'_>| ForwardPlan::serving(problem).expect("a plan");
         for tokens in [17, 64, 128] {
             let problem = LayerProblem { tokens, d_in: 1024, d_out: 3072, ranks: &[4, 16], ..H100 };
-            let (riding, base) = (serving(&problem), plan(&LayerProblem { ranks: &[], ..problem.clone() }));
-            assert_eq!(riding.launch.kernel, format!("{}r", base.launch.kernel));
+            let (fused, base) = (serving(&problem), plan(&LayerProblem { ranks: &[], ..problem.clone() }));
+            assert_eq!(fused.launch.kernel, format!("{}r", base.launch.kernel));
             assert_eq!(
-                (riding.launch.grid, riding.splits, riding.split_depth),
+                (fused.launch.grid, fused.splits, fused.split_depth),
                 (base.launch.grid, base.splits, base.split_depth)
             );
-            assert_eq!((riding.t_tiles, riding.workspace), (0, base.workspace), "{riding}");
-            assert_eq!(riding.t_stride, 32, "a place for each segment's columns in the registers");
+            assert_eq!((fused.t_tiles, fused.workspace), (0, base.workspace), "{fused}");
+            assert_eq!(fused.t_stride, 32, "a place for each segment's columns in the registers");
             // Two CTAs an SM of 228 KiB, of which each takes 1 KiB more, or one.
-            let ctas = if riding.tile_rows == 64 { 2 } else { 1 };
-            assert!(ctas * (riding.launch.shared_bytes + 1024) <= 228 << 10, "{riding}");
+            let ctas = if fused.tile_rows == 64 { 2 } else { 1 };
+            assert!(ctas * (fused.launch.shared_bytes + 1024) <= 228 << 10, "{fused}");
             let three = serving(&LayerProblem { ranks: &[4, 4, 4], ..problem.clone() });
             assert_eq!(three, plan(&LayerProblem { ranks: &[4, 4, 4], ..problem.clone() }), "48 columns are too many");
             assert_eq!(serving(&LayerProblem { ranks: &[], ..problem.clone() }), base);

@@ -20,8 +20,8 @@ pub(crate) struct Tile {
     pub(crate) depth: usize,
     pub(crate) stages: usize,
     pub(crate) threads: usize,
-    /// Rows of A that ride along in a stage.
-    pub(crate) ride: usize,
+    /// Rows of A in a stage beside W0, where the shrink is fused into the main loop.
+    pub(crate) fused_rank: usize,
     /// Products a cycle that an SM makes with it, for the model.
     pub(crate) rate: usize,
     /// CTAs that may share a tile's depth.
@@ -45,9 +45,11 @@ pub(crate) enum Ctas {
 }
 
 impl Tile {
-    /// Whether this is that tile with rows of A along.
-    pub(crate) fn carries(&self, tile: &Tile) -> bool {
-        self.name.strip_suffix('r') == Some(tile.name)
+    /// The tile of the same size whose kernel fuses the shrink into the main loop, if there is one.
+    pub(crate) fn with_fused_shrink(&self) -> Option<Tile> {
+        [(M128N128, M128N128R), (M64N128, M64N128R), (M64N64, M64N64R)]
+            .into_iter()
+            .find_map(|(plain, fused)| (*self == plain).then_some(fused))
     }
 
     /// Tiles from top to bottom, of which some may lie below the last token.
@@ -65,7 +67,7 @@ pub(crate) const T128: Tile = Tile {
     depth: 32,
     stages: 3,
     threads: 256,
-    ride: 0,
+    fused_rank: 0,
     rate: 1024,
     max_splits: 16,
     extra_bytes: 128,
@@ -95,7 +97,7 @@ pub(crate) const N256: Tile = Tile {
     depth: 64,
     stages: 4,
     threads: abi::LORA_FORWARD_WGMMA_THREADS as usize,
-    ride: 0,
+    fused_rank: 0,
     rate: 2000,
     max_splits: 1,
     // The sums on their way out, barriers, drawn tickets.
@@ -109,11 +111,11 @@ pub(crate) const M128N128: Tile =
     Tile { name: "m128n128", rate: 1500, max_splits: 8, extra_bytes: 128, ctas: Ctas::Cluster, ..N128 };
 pub(crate) const M64N128: Tile = Tile { name: "m64n128", rows: 64, stages: 4, threads: 256, ..M128N128 };
 pub(crate) const M64N64: Tile = Tile { name: "m64n64", columns: 64, stages: 6, rate: 1100, ..M64N128 };
-/// The same with A's rows along.
-pub(crate) const RIDE: usize = abi::LORA_FORWARD_RIDE as usize;
-pub(crate) const M128N128R: Tile = Tile { name: "m128n128r", ride: RIDE, ..M128N128 };
-pub(crate) const M64N128R: Tile = Tile { name: "m64n128r", ride: RIDE, ..M64N128 };
-pub(crate) const M64N64R: Tile = Tile { name: "m64n64r", stages: 5, ride: RIDE, ..M64N64 };
+/// The same with a fused shrink.
+pub(crate) const FUSED_RANK: usize = abi::LORA_FORWARD_FUSED_RANK as usize;
+pub(crate) const M128N128R: Tile = Tile { name: "m128n128r", fused_rank: FUSED_RANK, ..M128N128 };
+pub(crate) const M64N128R: Tile = Tile { name: "m64n128r", fused_rank: FUSED_RANK, ..M64N128 };
+pub(crate) const M64N64R: Tile = Tile { name: "m64n64r", stages: 5, fused_rank: FUSED_RANK, ..M64N64 };
 
 /// Those that a problem may take, the largest first.
 ///

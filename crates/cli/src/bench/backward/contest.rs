@@ -12,7 +12,8 @@ use crate::bench::case::Case;
 use crate::bench::contest::{Bench, Contestant};
 use crate::bench::device::Copy;
 use crate::bench::rotation::{Issue, Rotation};
-use crate::bench::row::{Entry, FROZEN, FROZEN_OURS, FUSED, Row, SEQUENTIAL};
+use crate::bench::row::{Entry, Row};
+use crate::bench::variant::{FROZEN, FROZEN_OURS, FUSED, SEQUENTIAL};
 
 impl Bench<'_> {
     /// Times everyone on one case; `plans` are those of the frozen layer and of the adapted one.
@@ -96,7 +97,7 @@ mod emulated {
     use half::bf16;
 
     use super::*;
-    use crate::bench::row::MODES;
+    use crate::bench::variant::MODES;
 
     /// Runs our contestants, plain and replayed, where no GPU is: the emulator's clock says little, the rest is the same.
     #[test]

@@ -6,6 +6,6 @@
 //
 // sass: lora_forward_*_wgmma_bf16_m64*r  registers <= 128  has HGMMA  has UTMALDG  lacks HMMA  lacks ATOMG
 // sass: lora_forward_*_wgmma_bf16_m128*r  registers <= 168  has HGMMA  has UTMALDG  lacks HMMA  lacks ATOMG
-#include <lora/forward_wgmma_ride.h>
+#include <lora/forward_wgmma_fused.h>
 
-FORWARD_WGMMA_RIDE(bf16)
+FORWARD_WGMMA_FUSED(bf16)
