@@ -184,7 +184,7 @@ pub enum Error {
     /// The device has no memory left.
     #[error("no room for {bytes} bytes of device memory")]
     OutOfDeviceMemory {
-        /// Bytes asked for.
+        /// Bytes requested.
         bytes: usize,
     },
     /// An operation cannot be captured in a graph.

@@ -210,7 +210,7 @@ pub(crate) fn validate_segments<W: Element>(segments: &[Segment<'_, W>], d_in: u
 /// The activation, applied to `x W0ᵀ + bias + s·(x Aᵀ) Bᵀ` before the residual is added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Activation {
-    /// Nothing.
+    /// No activation.
     #[default]
     Identity,
     /// max(x, 0). A NaN stays a NaN.
@@ -222,10 +222,10 @@ pub enum Activation {
 /// The term added after the activation.
 #[derive(Debug, Clone, Copy, Default)]
 pub enum Residual<'a, X> {
-    /// Nothing: the output is overwritten.
+    /// No residual: the output is overwritten.
     #[default]
     None,
-    /// What the output holds before the call.
+    /// The output's contents before the call.
     InPlace,
     /// Another matrix, `[tokens, d_out]`.
     From(MatrixRef<'a, X>),

@@ -56,7 +56,7 @@ pub enum Factor {
 /// The operands of one trained tensor. All slices have the same length.
 #[derive(Debug)]
 pub struct Parameter<'a, W> {
-    /// The factor that the tensor is, which decides the learning rate.
+    /// Whether the tensor is A or B, which decides the learning rate.
     pub factor: Factor,
     /// The gradient.
     pub gradient: &'a [f32],

@@ -23,7 +23,6 @@
 namespace adapter {
 
 using namespace gpu;
-using tile::Along;
 
 /// The way out of y.
 template <class E>
@@ -64,7 +63,7 @@ struct Ends {
   const LoraAdapter& params;
 
   /// Stores a chunk of h.
-  template <class E, Along FACTORS>
+  template <class E, Major FACTORS>
   GPU_DEVICE void store_t(const LoraForward& p, const lora::SegmentFactors&, float (&value)[chunk_elements<E>], u32 row,
                           u32 column) const {
     const u32 width = p.segments[0].factors.rank;
@@ -86,7 +85,7 @@ struct Ends {
 /// Tiles of 64 × 64, as of small LoRA layers.
 template <class PRODUCT, class E, u32 DEPTH, bool ALIGNED>
 GPU_DEVICE void run(const LoraAdapter& params) {
-  using Tile = lora::ForwardTile<PRODUCT, E, Along::Depth, Along::Depth, 64, 64, 32, 32, DEPTH, 3, ALIGNED, Ends>;
+  using Tile = lora::ForwardTile<PRODUCT, E, Major::K, Major::K, 64, 64, 32, 32, DEPTH, 3, ALIGNED, Ends>;
   Tile(params.forward, Ends{params}).run();
 }
 

@@ -28,6 +28,9 @@ struct alignas(16) Chunk {
   u32 word[4];
 };
 
+/// Which dimension of an operand of a matrix product is contiguous in memory: K, the one that is summed over, or the other.
+enum class Major { K, MN };
+
 /// Elements of `E` in a chunk.
 template <class E>
 constexpr u32 chunk_elements = 16 / sizeof(E);

@@ -12,9 +12,6 @@
 
 namespace gpu {
 
-/// Which dimension of an operand is contiguous: the one summed over, or the other.
-enum class Major { K, MN };
-
 /// An operand in shared memory with the 128-byte swizzle, whose pattern starts at a multiple of 1024.
 ///   stride_bytes   K-major: from 8 rows to the next 8, 1024 where rows of 128 bytes are packed;
 ///                  MN-major: from 8 values of k to the next 8

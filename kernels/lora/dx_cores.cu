@@ -12,13 +12,13 @@
 #include <tile/thread_tile.h>
 
 #define DX_CORES_64(E, DEPTH)                                                                  \
-  DX_TILE(lora_dx_rows_##E##_t64, CudaCores, E, Depth, 64, 32, 32, DEPTH, true, 3)             \
-  DX_TILE(lora_dx_rows_##E##_any, CudaCores, E, Depth, 64, 32, 32, DEPTH, false, 3)            \
-  DX_TILE(lora_dx_columns_##E##_t64, CudaCores, E, Columns, 64, 32, 32, DEPTH, true, 3)        \
-  DX_TILE(lora_dx_columns_##E##_any, CudaCores, E, Columns, 64, 32, 32, DEPTH, false, 3)
+  DX_TILE(lora_dx_rows_##E##_t64, CudaCores, E, K, 64, 32, 32, DEPTH, true, 3)             \
+  DX_TILE(lora_dx_rows_##E##_any, CudaCores, E, K, 64, 32, 32, DEPTH, false, 3)            \
+  DX_TILE(lora_dx_columns_##E##_t64, CudaCores, E, MN, 64, 32, 32, DEPTH, true, 3)        \
+  DX_TILE(lora_dx_columns_##E##_any, CudaCores, E, MN, 64, 32, 32, DEPTH, false, 3)
 
-DX_TILE(lora_dx_rows_f32_t128, CudaCores, f32, Depth, 128, 64, 32, 16, true, 1)
-DX_TILE(lora_dx_columns_f32_t128, CudaCores, f32, Columns, 128, 64, 32, 16, true, 1)
+DX_TILE(lora_dx_rows_f32_t128, CudaCores, f32, K, 128, 64, 32, 16, true, 1)
+DX_TILE(lora_dx_columns_f32_t128, CudaCores, f32, MN, 128, 64, 32, 16, true, 1)
 DX_CORES_64(f32, 16)
 DX_CORES_64(f16, 32)
 DX_CORES_64(bf16, 32)

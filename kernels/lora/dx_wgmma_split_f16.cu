@@ -8,4 +8,4 @@
 // sass: lora_dx_*_wgmma_f16_m128*  registers <= 168  has HGMMA  has UTMALDG  lacks HMMA
 #include <lora/forward_wgmma_split.h>
 
-FORWARD_WGMMA_SPLIT(dx, Columns, f16)
+FORWARD_WGMMA_SPLIT(dx, MN, f16)

@@ -39,7 +39,6 @@
 namespace lora {
 
 using namespace gpu;
-using tile::Along;
 
 /// What a CTA is to do.
 struct ForwardTask {
@@ -114,9 +113,9 @@ struct LowRankSteps {
   u32 begin, end;
 
   /// In a backward pass, whose segments count the depth, all columns are every segment's.
-  template <Along FACTORS>
+  template <Major FACTORS>
   static GPU_DEVICE LowRankSteps of(const LoraForward& p, u32 begin, u32 end) {
-    if constexpr (FACTORS == Along::Depth) {
+    if constexpr (FACTORS == Major::K) {
       return {p, begin, end};
     } else {
       return {p, 0, ~0u};
@@ -157,14 +156,14 @@ GPU_DEVICE void await_t(const LoraForward& p, u32 row_tile, u32 begin, u32 end, 
 }
 
 /// What sums of T are multiplied by for what dropout has left out. In a backward pass it leaves out nothing of T.
-template <Along FACTORS>
+template <Major FACTORS>
 GPU_DEVICE float t_factor(const LoraForward& p) {
-  return FACTORS == Along::Depth ? p.dropout.scale : 1.0f;
+  return FACTORS == Major::K ? p.dropout.scale : 1.0f;
 }
 
 /// Stores columns `column` and the next of a row of T: s·T for the tiles of y, T for who asked for it. Both belong to one
 /// segment, whose first column is even.
-template <class E, Along FACTORS>
+template <class E, Major FACTORS>
 GPU_DEVICE void store_t(const LoraForward& p, const SegmentFactors& all, u32 row, u32 column, float low, float high) {
   const u32 s = segment_of(p, column);
   const LoraSegment& segment = p.segments[s];
@@ -182,7 +181,7 @@ GPU_DEVICE void store_t(const LoraForward& p, const SegmentFactors& all, u32 row
 
 /// The same for a whole chunk of columns, which lie in one segment: the steps by which ranks are rounded up are whole
 /// chunks.
-template <class E, Along FACTORS>
+template <class E, Major FACTORS>
 GPU_DEVICE void store_t_chunk(const LoraForward& p, const SegmentFactors& all, float (&value)[chunk_elements<E>], u32 row,
                               u32 column) {
   constexpr u32 elements = chunk_elements<E>;

@@ -11,13 +11,13 @@
 #include <tile/thread_tile.h>
 
 #define FORWARD_CORES_64(E, DEPTH)                                                                       \
-  FORWARD_TILE(lora_forward_rows_##E##_t64, CudaCores, E, Depth, 64, 32, 32, DEPTH, true, 3)             \
-  FORWARD_TILE(lora_forward_rows_##E##_any, CudaCores, E, Depth, 64, 32, 32, DEPTH, false, 3)            \
-  FORWARD_TILE(lora_forward_columns_##E##_t64, CudaCores, E, Columns, 64, 32, 32, DEPTH, true, 3)        \
-  FORWARD_TILE(lora_forward_columns_##E##_any, CudaCores, E, Columns, 64, 32, 32, DEPTH, false, 3)
+  FORWARD_TILE(lora_forward_rows_##E##_t64, CudaCores, E, K, 64, 32, 32, DEPTH, true, 3)             \
+  FORWARD_TILE(lora_forward_rows_##E##_any, CudaCores, E, K, 64, 32, 32, DEPTH, false, 3)            \
+  FORWARD_TILE(lora_forward_columns_##E##_t64, CudaCores, E, MN, 64, 32, 32, DEPTH, true, 3)        \
+  FORWARD_TILE(lora_forward_columns_##E##_any, CudaCores, E, MN, 64, 32, 32, DEPTH, false, 3)
 
-FORWARD_TILE(lora_forward_rows_f32_t128, CudaCores, f32, Depth, 128, 64, 32, 16, true, 1)
-FORWARD_TILE(lora_forward_columns_f32_t128, CudaCores, f32, Columns, 128, 64, 32, 16, true, 1)
+FORWARD_TILE(lora_forward_rows_f32_t128, CudaCores, f32, K, 128, 64, 32, 16, true, 1)
+FORWARD_TILE(lora_forward_columns_f32_t128, CudaCores, f32, MN, 128, 64, 32, 16, true, 1)
 FORWARD_CORES_64(f32, 16)
 FORWARD_CORES_64(f16, 32)
 FORWARD_CORES_64(bf16, 32)

@@ -5,11 +5,11 @@
 #include <tile/warp_mma.h>
 
 #define FORWARD_MMA_128(E)                                                                                   \
-  FORWARD_TILE(lora_forward_rows_mma_##E##_t128, TensorCores, E, Depth, 128, 64, 32, 32, true, 2)            \
-  FORWARD_TILE(lora_forward_columns_mma_##E##_t128, TensorCores, E, Columns, 128, 64, 32, 32, true, 2)
+  FORWARD_TILE(lora_forward_rows_mma_##E##_t128, TensorCores, E, K, 128, 64, 32, 32, true, 2)            \
+  FORWARD_TILE(lora_forward_columns_mma_##E##_t128, TensorCores, E, MN, 128, 64, 32, 32, true, 2)
 
 #define FORWARD_MMA_64(E)                                                                                    \
-  FORWARD_TILE(lora_forward_rows_mma_##E##_t64, TensorCores, E, Depth, 64, 32, 32, 64, true, 3)              \
-  FORWARD_TILE(lora_forward_rows_mma_##E##_any, TensorCores, E, Depth, 64, 32, 32, 64, false, 3)             \
-  FORWARD_TILE(lora_forward_columns_mma_##E##_t64, TensorCores, E, Columns, 64, 32, 32, 64, true, 3)         \
-  FORWARD_TILE(lora_forward_columns_mma_##E##_any, TensorCores, E, Columns, 64, 32, 32, 64, false, 3)
+  FORWARD_TILE(lora_forward_rows_mma_##E##_t64, TensorCores, E, K, 64, 32, 32, 64, true, 3)              \
+  FORWARD_TILE(lora_forward_rows_mma_##E##_any, TensorCores, E, K, 64, 32, 32, 64, false, 3)             \
+  FORWARD_TILE(lora_forward_columns_mma_##E##_t64, TensorCores, E, MN, 64, 32, 32, 64, true, 3)         \
+  FORWARD_TILE(lora_forward_columns_mma_##E##_any, TensorCores, E, MN, 64, 32, 32, 64, false, 3)

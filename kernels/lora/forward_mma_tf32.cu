@@ -16,9 +16,9 @@
 #include <lora/forward_tile.h>
 #include <tile/warp_mma_tf32.h>
 
-FORWARD_TILE(lora_forward_rows_mma_tf32_t128, Tf32TensorCores, f32, Depth, 128, 32, 64, 16, true, 2)
-FORWARD_TILE(lora_forward_rows_mma_tf32_t64, Tf32TensorCores, f32, Depth, 64, 32, 32, 32, true, 3)
-FORWARD_TILE(lora_forward_rows_mma_tf32_any, Tf32TensorCores, f32, Depth, 64, 32, 32, 32, false, 3)
-FORWARD_TILE(lora_forward_columns_mma_tf32_t128, Tf32TensorCores, f32, Columns, 128, 32, 64, 16, true, 2)
-FORWARD_TILE(lora_forward_columns_mma_tf32_t64, Tf32TensorCores, f32, Columns, 64, 32, 32, 32, true, 3)
-FORWARD_TILE(lora_forward_columns_mma_tf32_any, Tf32TensorCores, f32, Columns, 64, 32, 32, 32, false, 3)
+FORWARD_TILE(lora_forward_rows_mma_tf32_t128, Tf32TensorCores, f32, K, 128, 32, 64, 16, true, 2)
+FORWARD_TILE(lora_forward_rows_mma_tf32_t64, Tf32TensorCores, f32, K, 64, 32, 32, 32, true, 3)
+FORWARD_TILE(lora_forward_rows_mma_tf32_any, Tf32TensorCores, f32, K, 64, 32, 32, 32, false, 3)
+FORWARD_TILE(lora_forward_columns_mma_tf32_t128, Tf32TensorCores, f32, MN, 128, 32, 64, 16, true, 2)
+FORWARD_TILE(lora_forward_columns_mma_tf32_t64, Tf32TensorCores, f32, MN, 64, 32, 32, 32, true, 3)
+FORWARD_TILE(lora_forward_columns_mma_tf32_any, Tf32TensorCores, f32, MN, 64, 32, 32, 32, false, 3)

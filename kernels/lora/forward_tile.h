@@ -7,7 +7,7 @@
 // and the last to arrive adds all of them up in the splits' order, then takes T and B. A warp whose rows lie below the
 // last token leaves none.
 //
-// FACTORS says which way A and B lie: Along::Depth in the forward kernels, Along::Columns in those of dx (lora/dx.h).
+// FACTORS says which way A and B lie: Major::K in the forward kernels, Major::MN in those of dx (lora/dx.h).
 // ENDS says what happens to T and y on their way to memory, which is more in an adapter that is no LoRA (adapter/adapter.h).
 //
 // Shared memory: STAGES·(ROWS + COLUMNS)·DEPTH values, 128 bytes, and the factors; the sums on their way out use the ring's.
@@ -26,7 +26,7 @@ namespace lora {
 /// What becomes of a layer's sums.
 struct LayerEnds {
   /// Of a chunk of T.
-  template <class E, Along FACTORS>
+  template <class E, Major FACTORS>
   GPU_DEVICE void store_t(const LoraForward& p, const SegmentFactors& factors, float (&value)[chunk_elements<E>], u32 row,
                           u32 column) const {
     store_t_chunk<E, FACTORS>(p, factors, value, row, column);
@@ -40,7 +40,7 @@ struct LayerEnds {
 };
 
 /// WARP_ROWS × WARP_COLUMNS of y are a warp's. PRODUCT says what multiplies: tile::TensorCores or tile::CudaCores.
-template <class PRODUCT, class E, Along WEIGHT, Along FACTORS, u32 ROWS, u32 COLUMNS, u32 WARP_ROWS, u32 WARP_COLUMNS,
+template <class PRODUCT, class E, Major WEIGHT, Major FACTORS, u32 ROWS, u32 COLUMNS, u32 WARP_ROWS, u32 WARP_COLUMNS,
           u32 DEPTH, u32 STAGES, bool ALIGNED, class ENDS = LayerEnds>
 class ForwardTile {
  public:
@@ -101,7 +101,7 @@ class ForwardTile {
     using TSums = typename PRODUCT::template Sums<E, 16, t_columns, FACTORS>;
     TSums sums;
     sums.clear();
-    if constexpr (FACTORS == Along::Depth) {
+    if constexpr (FACTORS == Major::K) {
       const ARows a = a_rows(first);
       tile::through_ring<STAGES>(
           steps,
@@ -189,7 +189,7 @@ class ForwardTile {
   }
 
   GPU_DEVICE auto weight_columns(u32 first_column) const {
-    if constexpr (WEIGHT == Along::Depth) {
+    if constexpr (WEIGHT == Major::K) {
       return tile::DepthRows<E, COLUMNS, DEPTH, threads, ALIGNED>(
           [&](u32 i) { return at(p.weight, gpu::min(first_column + i, p.columns - 1), p.weight_stride); });
     } else {
@@ -215,7 +215,7 @@ class ForwardTile {
   /// Sends DEPTH of B's columns on their way, in dx rows of A. Both may have rows that start anywhere.
   GPU_DEVICE void stage_b(const LowRankStep& step, u32 stage, u32 first_column) const {
     const LoraSegment& segment = p.segments[step.segment];
-    if constexpr (FACTORS == Along::Columns) {
+    if constexpr (FACTORS == Major::MN) {
       constexpr u32 chunks = COLUMNS / elements;
       const bool a_aligned = a_is_aligned<E>(p, segment.factors);
 #pragma unroll 1
@@ -252,7 +252,7 @@ class ForwardTile {
                                u32 first_column) const {
     const LoraSegment& segment = p.segments[step.segment];
     const u32 steps = (segment.factors.rank - step.k + 15) / 16;
-    if constexpr (FACTORS == Along::Depth) {
+    if constexpr (FACTORS == Major::K) {
       const u32 from = gpu::max(segment.begin, first_column) - first_column;
       sums.template multiply_within<DEPTH, COLUMNS, FACTORS>(left(stage), warp_row, right(stage), warp_column, steps, from,
                                                              segment.end - first_column);
@@ -326,17 +326,17 @@ class ForwardTile {
 }  // namespace lora
 
 /// A kernel with tiles of SIZE × SIZE, of which WARP_ROWS × WARP_COLUMNS are a warp's.
-#define FORWARD_TILE(NAME, PRODUCT, E, ALONG, SIZE, WARP_ROWS, WARP_COLUMNS, DEPTH, ALIGNED, MIN_CTAS)                  \
+#define FORWARD_TILE(NAME, PRODUCT, E, MAJOR, SIZE, WARP_ROWS, WARP_COLUMNS, DEPTH, ALIGNED, MIN_CTAS)                  \
   GPU_KERNEL(NAME, LoraForward, SIZE * 2, MIN_CTAS) {                                                                  \
-    lora::ForwardTile<tile::PRODUCT, gpu::E, tile::Along::ALONG, tile::Along::Depth, SIZE, SIZE, WARP_ROWS,            \
+    lora::ForwardTile<tile::PRODUCT, gpu::E, gpu::Major::MAJOR, gpu::Major::K, SIZE, SIZE, WARP_ROWS,            \
                       WARP_COLUMNS, DEPTH, 3, ALIGNED>(params)                                                         \
         .run();                                                                                                        \
   }
 
-/// The same of dx. ALONG is W0's direction in this product: W0 [out, in] runs along the columns.
-#define DX_TILE(NAME, PRODUCT, E, ALONG, SIZE, WARP_ROWS, WARP_COLUMNS, DEPTH, ALIGNED, MIN_CTAS)                       \
+/// The same of dx. MAJOR is W0's direction in this product: W0 [out, in] runs along the columns.
+#define DX_TILE(NAME, PRODUCT, E, MAJOR, SIZE, WARP_ROWS, WARP_COLUMNS, DEPTH, ALIGNED, MIN_CTAS)                       \
   GPU_KERNEL(NAME, LoraForward, SIZE * 2, MIN_CTAS) {                                                                  \
-    lora::ForwardTile<tile::PRODUCT, gpu::E, tile::Along::ALONG, tile::Along::Columns, SIZE, SIZE, WARP_ROWS,          \
+    lora::ForwardTile<tile::PRODUCT, gpu::E, gpu::Major::MAJOR, gpu::Major::MN, SIZE, SIZE, WARP_ROWS,          \
                       WARP_COLUMNS, DEPTH, 3, ALIGNED>(params)                                                         \
         .run();                                                                                                        \
   }

@@ -262,16 +262,16 @@ class ForwardWgmma {
 
 }  // namespace lora
 
-#define FORWARD_WGMMA_TILE(NAME, FACTORS, LAYOUT, ALONG, E, TILE, COLUMNS, STAGES, CTAS)                                 \
+#define FORWARD_WGMMA_TILE(NAME, FACTORS, LAYOUT, MAJOR, E, TILE, COLUMNS, STAGES, CTAS)                                 \
   GPU_KERNEL(lora_##NAME##_##LAYOUT##_wgmma_##E##_##TILE, LoraForwardTma, LORA_FORWARD_WGMMA_THREADS, 1) {                \
-    using Config = lora::WgmmaConfig<gpu::E, tile::Along::ALONG, tile::Along::FACTORS, 2, COLUMNS, STAGES, CTAS>;         \
+    using Config = lora::WgmmaConfig<gpu::E, gpu::Major::MAJOR, gpu::Major::FACTORS, 2, COLUMNS, STAGES, CTAS>;         \
     lora::ForwardWgmma<Config>(params).run();                                                                             \
   }
 
 #define FORWARD_WGMMA(NAME, FACTORS, E)                                              \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, Depth, E, n256x2, 256, 4, 2)               \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, Depth, E, n256, 256, 4, 1)                 \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, Depth, E, n128, 128, 6, 1)                 \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, Columns, E, n256x2, 256, 4, 2)          \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, Columns, E, n256, 256, 4, 1)            \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, Columns, E, n128, 128, 6, 1)
+  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, K, E, n256x2, 256, 4, 2)               \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, K, E, n256, 256, 4, 1)                 \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, K, E, n128, 128, 6, 1)                 \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, MN, E, n256x2, 256, 4, 2)          \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, MN, E, n256, 256, 4, 1)            \
+  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, MN, E, n128, 128, 6, 1)

@@ -7,4 +7,4 @@
 // sass: lora_forward_*_wgmma_bf16_n*  registers <= 168  has HGMMA  has UTMALDG  has UTMASTG  lacks HMMA
 #include <lora/forward_wgmma.h>
 
-FORWARD_WGMMA(forward, Depth, bf16)
+FORWARD_WGMMA(forward, K, bf16)

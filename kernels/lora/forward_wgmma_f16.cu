@@ -7,4 +7,4 @@
 // sass: lora_forward_*_wgmma_f16_n*  registers <= 168  has HGMMA  has UTMALDG  has UTMASTG  lacks HMMA
 #include <lora/forward_wgmma.h>
 
-FORWARD_WGMMA(forward, Depth, f16)
+FORWARD_WGMMA(forward, K, f16)

@@ -177,7 +177,7 @@ class ForwardWgmmaFused {
 #pragma unroll
       for (u32 k = 0; k < C::depth / 16; k++) {
         const u64 left = pipe.left_descriptor(at.stage(), k), weight = pipe.weight_descriptor(at.stage(), k);
-        wgmma_m64k16<E, C::columns, Major::K, Pipeline<C>::weight_major>(d, left, weight, step != 0 || k != 0);
+        wgmma_m64k16<E, C::columns, Major::K, C::weight>(d, left, weight, step != 0 || k != 0);
         wgmma_m64k16<E, t_width, Major::K, Major::K>(t, left, a_descriptor(at.stage(), k), step != 0 || k != 0);
       }
       wgmma_commit();
@@ -261,17 +261,17 @@ class ForwardWgmmaFused {
 
 }  // namespace lora
 
-#define FORWARD_WGMMA_FUSED_TILE(LAYOUT, ALONG, E, GROUPS, TILE, COLUMNS, STAGES, MIN_CTAS)                               \
+#define FORWARD_WGMMA_FUSED_TILE(LAYOUT, MAJOR, E, GROUPS, TILE, COLUMNS, STAGES, MIN_CTAS)                               \
   GPU_KERNEL(lora_forward_##LAYOUT##_wgmma_##E##_##TILE, LoraForwardTma, 128 * (GROUPS + 1), MIN_CTAS) {                  \
-    using Config = lora::WgmmaConfig<gpu::E, tile::Along::ALONG, tile::Along::Depth, GROUPS, COLUMNS, STAGES, 1,          \
+    using Config = lora::WgmmaConfig<gpu::E, gpu::Major::MAJOR, gpu::Major::K, GROUPS, COLUMNS, STAGES, 1,          \
                                      LORA_FORWARD_FUSED_RANK>;                                                            \
     lora::ForwardWgmmaFused<Config>(params).run();                                                                        \
   }
 
 #define FORWARD_WGMMA_FUSED(E)                                          \
-  FORWARD_WGMMA_FUSED_TILE(rows, Depth, E, 1, m64n64r, 64, 5, 2)        \
-  FORWARD_WGMMA_FUSED_TILE(rows, Depth, E, 1, m64n128r, 128, 4, 2)      \
-  FORWARD_WGMMA_FUSED_TILE(rows, Depth, E, 2, m128n128r, 128, 6, 1)     \
-  FORWARD_WGMMA_FUSED_TILE(columns, Columns, E, 1, m64n64r, 64, 5, 2)   \
-  FORWARD_WGMMA_FUSED_TILE(columns, Columns, E, 1, m64n128r, 128, 4, 2) \
-  FORWARD_WGMMA_FUSED_TILE(columns, Columns, E, 2, m128n128r, 128, 6, 1)
+  FORWARD_WGMMA_FUSED_TILE(rows, K, E, 1, m64n64r, 64, 5, 2)        \
+  FORWARD_WGMMA_FUSED_TILE(rows, K, E, 1, m64n128r, 128, 4, 2)      \
+  FORWARD_WGMMA_FUSED_TILE(rows, K, E, 2, m128n128r, 128, 6, 1)     \
+  FORWARD_WGMMA_FUSED_TILE(columns, MN, E, 1, m64n64r, 64, 5, 2)   \
+  FORWARD_WGMMA_FUSED_TILE(columns, MN, E, 1, m64n128r, 128, 4, 2) \
+  FORWARD_WGMMA_FUSED_TILE(columns, MN, E, 2, m128n128r, 128, 6, 1)

@@ -8,4 +8,4 @@
 // sass: lora_forward_*_wgmma_bf16_m128*  registers <= 168  has HGMMA  has UTMALDG  lacks HMMA
 #include <lora/forward_wgmma_split.h>
 
-FORWARD_WGMMA_SPLIT(forward, Depth, bf16)
+FORWARD_WGMMA_SPLIT(forward, K, bf16)

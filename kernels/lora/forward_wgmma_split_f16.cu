@@ -8,4 +8,4 @@
 // sass: lora_forward_*_wgmma_f16_m128*  registers <= 168  has HGMMA  has UTMALDG  lacks HMMA
 #include <lora/forward_wgmma_split.h>
 
-FORWARD_WGMMA_SPLIT(forward, Depth, f16)
+FORWARD_WGMMA_SPLIT(forward, K, f16)

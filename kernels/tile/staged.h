@@ -12,9 +12,6 @@ namespace tile {
 
 using namespace gpu;
 
-/// The dimension that an operand's rows in memory run along.
-enum class Along { Depth, Columns };
-
 /// Where chunk `chunk` of row `row` is in a tile with CHUNKS of them a row: 4, or a multiple of 8.
 template <u32 CHUNKS>
 GPU_DEVICE u32 swizzled(u32 row, u32 chunk) {

@@ -18,11 +18,11 @@ namespace tile {
 
 using namespace gpu;
 
-template <class E, u32 ROWS, u32 COLUMNS, Along WEIGHT>
+template <class E, u32 ROWS, u32 COLUMNS, Major WEIGHT>
 class ThreadTile {
  public:
   static constexpr u32 elements = chunk_elements<E>, height = ROWS / 8, width = COLUMNS / 4, sums = height * width;
-  static_assert(WEIGHT == Along::Depth || width % elements == 0, "a lane owns whole chunks");
+  static_assert(WEIGHT == Major::K || width % elements == 0, "a lane owns whole chunks");
 
   float d[sums / 4][4];
 
@@ -33,14 +33,14 @@ class ThreadTile {
 
   /// d += left·right over one stage of DEPTH, from row `row` and column `column` of the tiles on; WIDTH is the right
   /// tile's.
-  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply(const Chunk* left, u32 row, const Chunk* right, u32 column) {
     static_assert(RIGHT == WEIGHT, "what the columns were dealt out for");
 #pragma unroll 1
     for (u32 k = 0; k < DEPTH / elements; k++) {
       Chunk a[height];
       load_left<DEPTH>(a, left, row, k);
-      if constexpr (WEIGHT == Along::Depth) {
+      if constexpr (WEIGHT == Major::K) {
 #pragma unroll
         for (u32 j = 0; j < width; j++) add(a, j, load_shared(right + swizzled<DEPTH / elements>(column + mine(j), k)));
       } else {
@@ -59,10 +59,10 @@ class ThreadTile {
   /// The same for the columns `begin` to `end` of the tile only, and the first `steps` times 16 of the depth: not a bit
   /// of another column changes, whatever the operands hold. Where a lane owns whole chunks of a right operand whose rows run
   /// across the depth, `begin` and `end` are a chunk's as well.
-  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply_within(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps, u32 begin,
                                   u32 end) {
-    if constexpr (RIGHT == Along::Columns && WEIGHT == Along::Depth) {
+    if constexpr (RIGHT == Major::MN && WEIGHT == Major::K) {
       multiply_values<DEPTH, WIDTH>(left, row, right, column, gpu::min(DEPTH, 16 * steps), begin, end);
     } else {
       multiply_chunks<DEPTH, WIDTH, RIGHT>(left, row, right, column, gpu::min(DEPTH, 16 * steps), begin, end);
@@ -71,7 +71,7 @@ class ThreadTile {
 
   /// d += left·right where dropout keeps x, scaled, over the first `steps` times 16 of the depth. The tiles' first row and
   /// column are `first_row` and `first_column` of x. Sums of 16 rows at a time are all that it takes beside d.
-  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply_kept(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps,
                                 const LoraDropout& dropout, u32 first_row, u32 first_column) {
     static_assert(COLUMNS == 32, "one block of the mask");
@@ -100,7 +100,7 @@ class ThreadTile {
   static constexpr GPU_DEVICE u32 first_column_of_four(u32 i) {
     static_assert(width % 4 == 0, "four sums are of one row");
     const u32 j = 4 * i % width;
-    return WEIGHT == Along::Depth ? 4 * j : j / elements * 4 * elements + j % elements;
+    return WEIGHT == Major::K ? 4 * j : j / elements * 4 * elements + j % elements;
   }
 
   /// Calls take(row, column, sum) for a lane's sums among the 16 rows from 16·m on.
@@ -117,14 +117,14 @@ class ThreadTile {
 
  private:
   /// multiply_within where a lane owns whole chunks of the right operand, or one column's chunks of the depth.
-  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply_chunks(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 depth, u32 begin,
                                   u32 end) {
 #pragma unroll 1
     for (u32 k = 0; k < depth / elements; k++) {
       Chunk a[height];
       load_left<DEPTH>(a, left, row, k);
-      if constexpr (RIGHT == Along::Depth) {
+      if constexpr (RIGHT == Major::K) {
 #pragma unroll
         for (u32 j = 0; j < width; j++) {
           const u32 at = column + mine(j);
@@ -172,7 +172,7 @@ class ThreadTile {
 
   /// The j-th column of this lane.
   static GPU_DEVICE u32 mine(u32 j) {
-    if constexpr (WEIGHT == Along::Depth) {
+    if constexpr (WEIGHT == Major::K) {
       return lane_id() % 4 + 4 * j;
     } else {
       return (lane_id() % 4 + j / elements * 4) * elements + j % elements;
@@ -230,7 +230,7 @@ class ThreadTile {
 };
 
 struct CudaCores {
-  template <class E, u32 ROWS, u32 COLUMNS, Along WEIGHT>
+  template <class E, u32 ROWS, u32 COLUMNS, Major WEIGHT>
   using Sums = ThreadTile<E, ROWS, COLUMNS, WEIGHT>;
 };
 

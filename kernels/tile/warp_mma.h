@@ -52,7 +52,7 @@ struct WarpTile {
 
   /// d += left·right over one stage of DEPTH, from row `row` and column `column` of the tiles on; WIDTH is the right
   /// tile's.
-  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply(const Chunk* left, u32 row, const Chunk* right, u32 column) {
 #pragma unroll
     for (u32 k = 0; k < DEPTH / 16; k++) {
@@ -74,7 +74,7 @@ struct WarpTile {
 
   /// The same for the columns `begin` to `end` of the tile only, and the first `steps` times 16 of the depth: not a bit
   /// of another column changes, whatever the operands hold.
-  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply_within(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps, u32 begin,
                                   u32 end) {
 #pragma unroll
@@ -100,7 +100,7 @@ struct WarpTile {
 
   /// d += left·right where dropout keeps x, scaled, over the first `steps` times 16 of the depth. The tiles' first row and
   /// column are `first_row` and `first_column` of x. Sums of 16 rows at a time are all that it takes beside d.
-  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply_kept(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps,
                                 const LoraDropout& dropout, u32 first_row, u32 first_column) {
     static_assert(COLUMNS8 == 4, "one block of the mask");
@@ -134,11 +134,11 @@ struct WarpTile {
   }
 
   /// 16 columns: b[0] the first 8, b[1] the others.
-  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   static GPU_DEVICE void load_right(u32 (&b)[2][2], const Chunk* tile, u32 column, u32 k) {
     const u32 lane = lane_id(), in_matrix = lane % 8, second = lane / 8 % 2, upper = lane / 16;
     u32 all[4];
-    if constexpr (RIGHT == Along::Depth) {
+    if constexpr (RIGHT == Major::K) {
       ldmatrix_x4(all, shared_address(tile + swizzled<DEPTH / 8>(column + 8 * upper + in_matrix, 2 * k + second)));
     } else {
       const u32 row = 16 * k + 8 * second + in_matrix;
@@ -162,7 +162,7 @@ struct WarpTile {
 };
 
 struct TensorCores {
-  template <class E, u32 ROWS, u32 COLUMNS, Along WEIGHT>
+  template <class E, u32 ROWS, u32 COLUMNS, Major WEIGHT>
   using Sums = WarpTile<E, ROWS / 16, COLUMNS / 8>;
 };
 

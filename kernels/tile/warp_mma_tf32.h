@@ -30,17 +30,17 @@ using namespace gpu;
 
 /// Sums of ROWS16 × COLUMNS8 instructions: d[m][n] is rows 16·m on and the columns `column_of(n, 0)` to
 /// `column_of(n, 7)`, laid out as C in gpu/mma.h. WEIGHT is how the right operand of `multiply` runs.
-template <u32 ROWS16, u32 COLUMNS8, Along WEIGHT>
+template <u32 ROWS16, u32 COLUMNS8, Major WEIGHT>
 struct WarpTileTf32 {
   /// Neighbouring instructions whose columns are neighbours.
-  static constexpr u32 group = WEIGHT == Along::Depth ? 2 : 4;
+  static constexpr u32 group = WEIGHT == Major::K ? 2 : 4;
   static_assert(COLUMNS8 % group == 0, "the right operand comes a group of instructions at a time");
   static constexpr u32 sums = ROWS16 * COLUMNS8 * 4;
   float d[ROWS16][COLUMNS8][4];
 
   /// Column g of instruction n.
   static constexpr GPU_DEVICE u32 column_of(u32 n, u32 g) {
-    return WEIGHT == Along::Depth ? 8 * n + g : n / 4 * 32 + (g / 2 + g % 2 * 4) * 4 + n % 4;
+    return WEIGHT == Major::K ? 8 * n + g : n / 4 * 32 + (g / 2 + g % 2 * 4) * 4 + n % 4;
   }
 
   /// The i-th four sums of a lane.
@@ -72,7 +72,7 @@ struct WarpTileTf32 {
 
   /// d += left·right over one stage of DEPTH, from row `row` and column `column` of the tiles on; WIDTH is the right
   /// tile's.
-  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply(const Chunk* left, u32 row, const Chunk* right, u32 column) {
     static_assert(RIGHT == WEIGHT, "what the columns were dealt out for");
 #pragma unroll
@@ -82,7 +82,7 @@ struct WarpTileTf32 {
       for (u32 m = 0; m < ROWS16; m++) load_left<DEPTH>(a[m], left, row + 16 * m, k);
 #pragma unroll
       for (u32 n = 0; n < COLUMNS8; n += group) {
-        if constexpr (RIGHT == Along::Depth) {
+        if constexpr (RIGHT == Major::K) {
           load_along<DEPTH>(b[n / group], right, column, n, k);
         } else {
           load_across<WIDTH>(b[n / group], right, column, n, k);
@@ -98,10 +98,10 @@ struct WarpTileTf32 {
 
   /// The same for the columns `begin` to `end` of the tile only, and the first `steps` times 16 of the depth: not a bit
   /// of another column changes, whatever the operands hold. The right operand's rows run along the depth.
-  template <u32 DEPTH, u32 WIDTH, Along RIGHT>
+  template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply_within(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps, u32 begin,
                                   u32 end) {
-    static_assert(RIGHT == Along::Depth, "factors of a forward pass");
+    static_assert(RIGHT == Major::K, "factors of a forward pass");
 #pragma unroll
     for (u32 k = 0; k < DEPTH / 8; k++) {
       if (k >= 2 * steps) break;
@@ -180,7 +180,7 @@ struct WarpTileTf32 {
 };
 
 struct Tf32TensorCores {
-  template <class E, u32 ROWS, u32 COLUMNS, Along WEIGHT>
+  template <class E, u32 ROWS, u32 COLUMNS, Major WEIGHT>
   using Sums = WarpTileTf32<ROWS / 16, COLUMNS / 8, WEIGHT>;
 };
 

@@ -6,7 +6,7 @@ use super::vector::{exp, vectorized};
 use crate::error::{Error, Result};
 use crate::lora::Activation;
 
-/// Elements of a task.
+/// Elements that one task processes.
 const CHUNK: usize = 1 << 14;
 
 /// `y = act(x)`, bit for bit as in an epilogue, for a backward pass, which needs x as well.

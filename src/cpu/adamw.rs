@@ -7,7 +7,7 @@ use crate::dtype::Element;
 use crate::error::Result;
 use crate::optim::{AdamW, Coefficients, Parameter, Step, validate};
 
-/// Elements of a task. The norm is summed chunk by chunk, so the chunk size determines its rounding.
+/// Elements that one task processes. The norm is summed chunk by chunk, so the chunk size determines its rounding.
 const CHUNK: usize = 1 << 14;
 /// Partial sums of a chunk's squares.
 const LANES: usize = 16;

@@ -72,8 +72,8 @@ pub fn low_rank_input<'x, W: Element, X: Element>(
 /// `None` if no layer below needs it. `gradients` holds one entry per segment. `workspace` holds at least
 /// [`backward_workspace_len`] elements. Sums run in a fixed order, so results are the same bits from run to run.
 ///
-/// With dropout ([`Input`] in place of `x`, with the forward pass's dropout), M is the forward pass's mask divided by 1
-/// − p: `dx = dy·W0 + M ⊙ (s·(dy·B)·A)` and `dA = s·(dy·B)ᵀ·x̂` with x̂ = M ⊙ x.
+/// With dropout ([`Input`] in place of `x`, with the forward pass's dropout), M is the forward pass's mask divided by
+/// 1 − p: `dx = dy·W0 + M ⊙ (s·(dy·B)·A)` and `dA = s·(dy·B)ᵀ·x̂` with x̂ = M ⊙ x.
 ///
 /// # Errors
 /// As [`LoraLinear::validate`]; [`Error::ShapeMismatch`] or [`Error::LengthMismatch`] for an operand;

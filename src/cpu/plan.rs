@@ -36,10 +36,10 @@ impl Problem {
 
 /// How the CPU backend runs one product.
 ///
-/// Threads take tickets in increasing order. The first [`shrink_tiles`](Self::shrink_tiles) tickets compute rows of T =
-/// x·Aᵀ, the others one tile of the output each. A tile needs T only after its own base product, so a thread that waits
-/// always holds a higher ticket than the threads that it waits for. A small product runs on the calling thread alone,
-/// without tickets but with the same tiles, so its bits are the same.
+/// Threads take tickets in increasing order. The first [`shrink_tiles`](Self::shrink_tiles) tickets compute rows of
+/// T = x·Aᵀ, the others one tile of the output each. A tile needs T only after its own base product, so a thread that
+/// waits always holds a higher ticket than the threads that it waits for. A small product runs on the calling thread
+/// alone, without tickets but with the same tiles, so its bits are the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub(crate) problem: Problem,
@@ -63,15 +63,14 @@ pub struct Plan {
 const PANEL_DEPTH: usize = 512;
 /// From this many tokens on, transposing a panel once is cheaper than reading it with a stride for every few tokens.
 const TRANSPOSE_FROM_TOKENS: usize = 12;
-/// Rows of T per ticket; small enough that two threads share the 128 tokens of the smallest case of the paper's Table
-/// 1.
+/// Rows of T per ticket; small enough that two threads share the 128 tokens of the smallest case in the paper.
 const SHRINK_TOKENS: usize = 64;
 
 /// A product that one thread finishes within this many microseconds runs on that thread alone: waking the pool's
 /// threads and waiting for them takes about 20 µs, and two threads save half of the product's time at best.
 const SINGLE_THREADED_US: usize = 25;
-/// The throughput of one thread, in bytes of uncached weights and in multiply-adds. Both are fitted to layers of 64 x
-/// 64 to 512 x 512 with 1 to 64 tokens.
+/// The throughput of one thread, in bytes of uncached weights and in multiply-adds. Both are fitted to layers of
+/// 64 x 64 to 512 x 512 with 1 to 64 tokens.
 const BYTES_PER_US: usize = 4_000;
 const MULTIPLY_ADDS_PER_US: usize = 40_000;
 

@@ -231,7 +231,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
     /// Rows of x in `f32`.
     ///
     /// # Safety
-    /// Where x is not stored as `f32`, these rows must have been widened before.
+    /// If x is not stored as `f32`, these rows must have been widened before.
     unsafe fn x_rows(&self, rows: Range<usize>) -> Operand<'_, f32> {
         let x = self.product.x;
         let (data, stride) = match X::as_f32(x.data()) {

@@ -3,8 +3,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Elements of a task of an element-wise pass. A pass of up to this size stays on the calling thread: it takes a few
-/// microseconds, and waking another thread takes longer.
+/// Elements that one task of an element-wise pass processes. A pass of up to this size stays on the calling thread: it
+/// takes a few microseconds, and waking another thread takes longer.
 pub(crate) const SMALL: usize = 1 << 14;
 
 /// Grows a buffer to at least `len` elements.

@@ -16,7 +16,7 @@ use crate::plan::optim::{ParameterAddresses, STATE_WORDS, UpdatePlan, initial_st
 /// The operands of one trained tensor, in device memory. All views have the same length and may start at any element.
 #[derive(Debug)]
 pub struct DeviceParameter<'a, W> {
-    /// The factor that the tensor is, which decides the learning rate.
+    /// Whether the tensor is A or B, which decides the learning rate.
     pub factor: Factor,
     /// The gradient.
     pub gradient: DeviceSlice<'a, f32>,

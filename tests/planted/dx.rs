@@ -65,7 +65,7 @@ pub(crate) const BUGS: &[Bug] = &[
         name: "the mask scales Q as well",
         file: FORWARD,
         scenario: DxMma,
-        original: "return FACTORS == Along::Depth ? p.dropout.scale : 1.0f;",
+        original: "return FACTORS == Major::K ? p.dropout.scale : 1.0f;",
         planted: "return p.dropout.scale;",
         build: Build::Plain,
         caught: &[WrongResult],

@@ -83,7 +83,7 @@ pub enum Error {
     /// The emulated device memory is full.
     #[error("no room for {bytes} bytes of emulated device memory")]
     OutOfMemory {
-        /// Bytes asked for.
+        /// Bytes requested.
         bytes: usize,
     },
     /// The driver would refuse to encode this tensor map.

@@ -82,7 +82,7 @@ impl Machine {
         })
     }
 
-    /// How the next launch will run.
+    /// The configuration of the next launch.
     pub fn config(&self) -> Config {
         *self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }

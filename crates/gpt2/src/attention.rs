@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::adapter::prefix::KeysValues;
 use crate::lanes::{largest, sum};
 
-/// Queries of a task, with all their heads.
+/// Queries that one task processes, with all their heads.
 pub(crate) const QUERIES: usize = 32;
 
 /// The shapes of one call.

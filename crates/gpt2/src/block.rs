@@ -241,7 +241,7 @@ fn fused<W: Element>(
     cpu::forward_with(&layer, x, &mut y, &step.epilogue(), None, workspace)
 }
 
-/// Elements of a task of an element-wise pass.
+/// Elements that one task of an element-wise pass processes.
 const CHUNK: usize = 1 << 14;
 
 fn add(x: &mut [f32], update: &[f32]) {

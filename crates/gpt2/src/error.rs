@@ -21,7 +21,7 @@ pub enum Error {
     },
     /// A checkpoint or a configuration is damaged, unsupported, or for another model.
     Checkpoint(fused_lora_peft::Error),
-    /// A result cannot be written where it was asked for.
+    /// A result cannot be written to the place requested.
     Unwritable {
         /// The file that was named.
         path: PathBuf,
@@ -85,7 +85,7 @@ pub enum Error {
         /// Sequences of a batch.
         expected: usize,
     },
-    /// Training supports no gradients for an adapter.
+    /// Training has no gradients for this kind of adapter.
     NotTrainable {
         /// The kind of adapter.
         what: &'static str,

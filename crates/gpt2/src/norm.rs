@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::lanes::{sum, sum_pairs};
 use crate::model::Norm;
 
-/// Elements of a task, rounded to whole rows.
+/// Elements that one task processes, rounded to whole rows.
 const CHUNK: usize = 1 << 14;
 
 /// `out = (x − mean) / √(variance + ε) · weight + bias` for every row of `x`, `[rows, d_model]`.

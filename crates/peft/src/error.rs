@@ -61,7 +61,7 @@ pub enum Error {
         path: PathBuf,
         /// The tensor's key.
         key: String,
-        /// Its shape or role.
+        /// The shape or role of the tensor.
         expected: String,
     },
     /// A tensor does not belong to the model.

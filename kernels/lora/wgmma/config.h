@@ -7,18 +7,19 @@
 
 namespace lora {
 
-using tile::Along;
+using namespace gpu;
 
-/// Element type E_, f16 or bf16. WEIGHT says which way W0 lies, FACTORS which way A and B lie: Along::Depth in the forward pass,
-/// Along::Columns in that of dx (lora/dx.h).
+
+/// Element type E_, f16 or bf16. WEIGHT says which way W0 lies, FACTORS which way A and B lie: Major::K in the forward pass,
+/// Major::MN in that of dx (lora/dx.h).
 ///
 /// GROUPS consumer warpgroups multiply 64 rows of a tile each; one more, the producer warpgroup, fills the ring. A tile of y has
 /// COLUMNS columns, the ring STAGES stages. CTAS CTAs of a cluster, 1 or 2, fetch an equal share of W0's part of a stage for
 /// all of them. A_ROWS rows of A travel in a stage beside W0 in the kernel with a fused shrink (lora/forward_wgmma_fused.h).
-template <class E_, Along WEIGHT, Along FACTORS, u32 GROUPS, u32 COLUMNS, u32 STAGES, u32 CTAS = 1, u32 A_ROWS = 0>
+template <class E_, Major WEIGHT, Major FACTORS, u32 GROUPS, u32 COLUMNS, u32 STAGES, u32 CTAS = 1, u32 A_ROWS = 0>
 struct WgmmaConfig {
   using E = E_;
-  static constexpr Along weight = WEIGHT, factors = FACTORS;
+  static constexpr Major weight = WEIGHT, factors = FACTORS;
   static constexpr u32 groups = GROUPS, rows = 64 * GROUPS, columns = COLUMNS, stages = STAGES, ctas = CTAS, a_rows = A_ROWS;
   static constexpr u32 consumer_threads = 128 * GROUPS, threads = consumer_threads + 128;
 

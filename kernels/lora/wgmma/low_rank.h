@@ -78,7 +78,7 @@ GPU_DEVICE void load_low_rank(const Pipeline<C>& pipe, const SegmentFactors& fac
     if (t_begin + 8 * chunk < t_end) t = load(reinterpret_cast<const Chunk*>(row_of_t + t_begin) + chunk);
     store_shared(pipe.left(stage) + tile::swizzled<C::row_chunks>(row, chunk), t);
   }
-  if constexpr (C::factors == Along::Depth) {
+  if constexpr (C::factors == Major::K) {
     store_b(pipe, factors, low, first_column, chunks, stage);
   } else {
     store_a(pipe, segment, low.k, first_column, 8 * chunks, stage);
@@ -201,7 +201,7 @@ GPU_DEVICE void add_adapters(const Pipeline<C>& pipe, float (&d)[C::columns / 2]
   const u32 first_column = task.column_tile * C::columns;
   const auto steps = low_rank_steps<C>(pipe.p, first_column);
   const u32 count = steps.count();
-  if constexpr (C::factors == Along::Depth) {
+  if constexpr (C::factors == Major::K) {
 #pragma unroll 1
     for (u32 i = first; i < count; i += distance) {
       add_step(pipe, d, steps.at(i), first_column, at);

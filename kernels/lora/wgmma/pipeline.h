@@ -137,7 +137,7 @@ class Pipeline {
     mbarrier_arrive_expect(full + 8 * stage, C::base_chunks * sizeof(Chunk));
     constexpr u32 share = C::columns / C::ctas;
     const u32 mine = C::ctas > 1 ? cluster_rank() * share : 0;
-    if constexpr (C::weight == Along::Depth) {
+    if constexpr (C::weight == Major::K) {
       fetch_box(stage, mine, k, first_column + mine);
     } else {
 #pragma unroll
@@ -206,13 +206,12 @@ class Pipeline {
 
   /// W0, as it lies.
   GPU_DEVICE u64 weight_descriptor(u32 stage, u32 k) const {
-    if constexpr (C::weight == Along::Depth) {
+    if constexpr (C::weight == Major::K) {
       return right_descriptor(stage, 0, k);
     } else {
       return panel_descriptor(stage, 0, k);
     }
   }
-  static constexpr Major weight_major = C::weight == Along::Depth ? Major::K : Major::MN;
 
   /// The main loop: d = x·W0ᵀ over `steps` steps, at least one. A stage is released one step later, when its products are done.
   GPU_DEVICE void multiply_base(float (&d)[C::columns / 2], u32 steps, Position& at) const {
@@ -224,7 +223,7 @@ class Pipeline {
 #pragma unroll
       for (u32 k = 0; k < C::depth / 16; k++) {
         const u64 a = left_descriptor(at.stage(), k), b = weight_descriptor(at.stage(), k);
-        wgmma_m64k16<E, C::columns, Major::K, weight_major>(d, a, b, i != 0 || k != 0);
+        wgmma_m64k16<E, C::columns, Major::K, C::weight>(d, a, b, i != 0 || k != 0);
       }
       wgmma_commit();
       wgmma_wait<1>();

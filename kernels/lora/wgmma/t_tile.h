@@ -92,7 +92,7 @@ GPU_DEVICE void load_b_and_dy(const Pipeline<C>& pipe, const ForwardTask& task, 
 template <class C>
 GPU_DEVICE void load_t_operands(const Pipeline<C>& pipe, const SegmentFactors& factors, const ForwardTask& task, bool copies,
                                 typename Pipeline<C>::Position& at) {
-  if constexpr (C::factors == Along::Depth) {
+  if constexpr (C::factors == Major::K) {
     load_a_and_x(pipe, factors, task, copies, at);
   } else {
     load_b_and_dy(pipe, task, copies, at);
@@ -197,7 +197,7 @@ GPU_DEVICE void compute_t(const Pipeline<C>& pipe, const SegmentFactors& factors
                           typename Pipeline<C>::Position& at) {
   const LoraForward& p = pipe.p;
   float d[C::t_columns / 2];
-  if constexpr (C::factors == Along::Depth) {
+  if constexpr (C::factors == Major::K) {
     multiply_x_a<C, MAY_BE_EMPTY>(pipe, d, task, at);
   } else {
     multiply_dy_b(pipe, d, task, at);

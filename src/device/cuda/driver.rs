@@ -44,7 +44,7 @@ impl Failure {
     pub(super) fn reason(self) -> String {
         let text = |f: Describe| {
             let mut text: *const c_char = std::ptr::null();
-            // SAFETY: on success the driver answers with a string of its own that is never freed, else it leaves the
+            // SAFETY: on success the driver returns a string of its own that is never freed; otherwise it leaves the
             // pointer null.
             unsafe {
                 let _ = f(self.code, &mut text);
@@ -62,7 +62,7 @@ fn checked(operation: &'static str, code: Code) -> Result<(), Failure> {
     if code == SUCCESS { Ok(()) } else { Err(Failure { operation, code }) }
 }
 
-/// Errors after which the context answers every call with the same error.
+/// Errors after which every call in the context returns the same error.
 fn is_sticky(code: u32) -> bool {
     matches!(code, 214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 721)
 }
@@ -296,7 +296,7 @@ impl Driver {
 /// The names of the driver's library, beginning with the name that every driver installs.
 const LIBRARIES: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
 
-/// Loads and initialises the driver, once a process.
+/// Loads and initialises the driver, once per process.
 ///
 /// # Errors
 /// [`Error::NoDriver`], [`Error::DriverTooOld`], or [`Error::NoDevice`] if the driver finds no GPU.

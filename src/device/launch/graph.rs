@@ -37,7 +37,7 @@ impl Drop for Capture<'_> {
 
 impl Graph {
     /// Captures the operations that `work` issues to `stream`, without running them. Kernels are best loaded before the
-    /// capture; if they are loaded inside, their code is still brought to the device at once.
+    /// capture; if they are loaded inside, their code is still loaded onto the device at once.
     ///
     /// # Errors
     /// The error of `work`, after which the capture is discarded. [`Error::CaptureRefused`] if the stream is being

@@ -120,8 +120,8 @@ impl Kernel {
     /// [`Error::KernelFault`] on the emulator; errors of the driver.
     ///
     /// # Safety
-    /// `params` has the kernel's own type, and until the launch has run, the kernel may access all addresses in it in
-    /// the way it does.
+    /// `params` is of the kernel's own type, and every address in it stays valid for the kernel's accesses until the
+    /// launch has run.
     pub unsafe fn launch<P: KernelParams>(&self, stream: &Stream, config: &LaunchConfig, params: &P) -> Result<()> {
         self.device.expect_same("stream", stream.device())?;
         self.check(config)?;

@@ -1,4 +1,4 @@
-//! A kernel, and its launch as a plan decided.
+//! Loaded kernels with the launch configuration of their plan.
 
 use crate::device::Device;
 use crate::device::launch::config::LaunchConfig;

@@ -77,7 +77,7 @@ impl Stream {
         unsafe { self.device.backend().wait(self.handle, event.handle) }
     }
 
-    /// Refuses an operation during a capture, which goes on then; a refusal by the driver would invalidate the capture.
+    /// Refuses an operation during a capture. The capture goes on, while a refusal by the driver would invalidate it.
     pub(crate) fn refuse_in_capture(&self, operation: &'static str) -> Result<()> {
         if self.is_capturing()? {
             let reason = "a captured graph cannot wait for the host".to_owned();

@@ -59,7 +59,7 @@ pub struct BackwardOutput<'a, T> {
 /// Options of a backward pass's plan, besides the layer's shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackwardOptions {
-    /// The instructions that multiply.
+    /// Whether CUDA cores or matrix instructions multiply.
     pub path: ComputePath,
     /// Whether dy may have any alignment, which takes a slower kernel. Otherwise, if the rows of W0 start and end at
     /// multiples of 16 bytes, the rows of dy must do so as well.

@@ -120,7 +120,7 @@ impl<T: Element> DeviceFactors<T> {
     }
 }
 
-/// Uploads a table: the records, and behind the last of them the table's own address.
+/// Uploads a table: the records, followed by the table's own address.
 pub(crate) fn upload_table(
     stream: &Stream,
     records: impl ExactSizeIterator<Item = [u64; RECORD_WORDS]>,

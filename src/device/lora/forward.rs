@@ -57,7 +57,7 @@ impl<'a, T> From<DeviceMatrix<'a, T>> for DeviceInput<'a, T> {
 /// Options of a launch's plan, besides the layer's shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ForwardOptions {
-    /// The instructions that multiply.
+    /// Whether CUDA cores or matrix instructions multiply.
     pub path: ComputePath,
     /// Whether x may have any alignment, which takes a slower kernel. Otherwise, if the rows of W0 and of every A start
     /// and end at multiples of 16 bytes, the rows of x must do so as well.

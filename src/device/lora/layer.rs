@@ -41,9 +41,9 @@ pub struct DeviceLora<'a, T> {
 /// The term added after the activation.
 #[derive(Debug, Clone, Copy)]
 pub enum DeviceResidual<'a, T> {
-    /// Nothing: the output is overwritten.
+    /// No residual: the output is overwritten.
     None,
-    /// What the output holds before the call.
+    /// The output's contents before the call.
     InPlace,
     /// Another matrix, `[tokens, d_out]`.
     From(DeviceMatrix<'a, T>),

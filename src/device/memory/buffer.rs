@@ -61,7 +61,7 @@ impl<T: Pod> DeviceBuffer<T> {
         }
     }
 
-    /// Memory of another library, which stays its owner: dropping the buffer gives nothing back.
+    /// Memory of another library, which stays its owner: dropping the buffer frees nothing.
     ///
     /// # Safety
     /// The `len` elements from `address` on must be in one allocation on this device that outlives the buffer, all work

@@ -22,7 +22,8 @@ impl<T: Pod> DeviceTensor<T> {
     /// A copy of `rows * cols` elements in host memory; returns when the copy is done.
     ///
     /// # Errors
-    /// [`Error::LengthMismatch`] unless `from` holds exactly `rows * cols` elements; otherwise as [`DeviceBuffer::from_slice`].
+    /// [`Error::LengthMismatch`] unless `from` holds exactly `rows * cols` elements; otherwise as
+    /// [`DeviceBuffer::from_slice`].
     pub fn from_slice(stream: &Stream, from: &[T], rows: usize, cols: usize) -> Result<Self> {
         let (expected, actual) = (rows.saturating_mul(cols), from.len());
         if actual != expected {

@@ -125,7 +125,7 @@ impl<W: Element> Block<W> {
     }
 
     pub(super) fn launches(&self) -> usize {
-        // The attention and two LayerNorms; Adapter^L has one more of its own.
+        // The attention and two LayerNorms. Adapter^L adds its own LayerNorm.
         let adapters = self.houlsby.iter().chain([&self.behind]).flatten().count();
         let norms = 2 + usize::from(self.behind_is_normed);
         self.projections.iter().map(PlannedProjection::launches).sum::<usize>() + 1 + norms + adapters

@@ -25,7 +25,7 @@ pub(super) struct PlannedProjection<W> {
 #[derive(Debug)]
 enum Beside<W> {
     Nothing,
-    /// x·Aᵀ, ·Bᵀ, scaled and added: three launches a segment.
+    /// x·Aᵀ, ·Bᵀ, scaled and added: three launches per segment.
     Products(Vec<Products<W>>),
     /// ΔW in full, then x·ΔW.
     DenseDelta(Box<DenseDelta<W>>),

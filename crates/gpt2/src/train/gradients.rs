@@ -8,7 +8,7 @@ use crate::adapter::expect_same;
 use crate::adapter::lora::{Factors, Lora, Projection};
 use crate::error::{Error, Result};
 
-/// The gradients of one pair of factors, in `f32` whatever the factors are stored in.
+/// The gradients of one pair of factors, in `f32` for every storage type of the factors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FactorGradients {
     /// Output columns of the projection that the factors act on.

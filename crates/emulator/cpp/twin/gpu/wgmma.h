@@ -7,8 +7,6 @@
 
 namespace gpu {
 
-enum class Major { K, MN };
-
 GPU_DEVICE u64 wgmma_descriptor(u32 shared_addr, u32 leading_bytes, u32 stride_bytes) {
   return emu::wgmma_descriptor(shared_addr, leading_bytes, stride_bytes);
 }
