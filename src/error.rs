@@ -257,7 +257,7 @@ pub enum Error {
         actual: String,
     },
     /// Factors do not fit a slot, or a slot does not fit the layer that is to read its factors.
-    #[error("segment {segment} leads from {actual}, where {expected} or less was expected")]
+    #[error("segment {segment}: expected {expected} or a lower rank, got {actual}")]
     SlotMismatch {
         /// Which segment of the slot.
         segment: usize,

@@ -5,16 +5,16 @@
 //
 // for x, y and residual [tokens, d], down [width, d], up [d, width].
 //
-// It is the forward kernel (lora/forward_tile.h) without W0: h is T, with a bias and an activation on its way to
-// memory, rounded to the type of everything; down is A, up is B, the scale 1. Tickets, flags, splits of T's depth and
-// the order of every sum are a LoRA layer's. A tile of y has no steps of its own: it waits for h's tile, which is all
-// of its depth. So the launch is as long as both products one after the other, as any adapter is; what it spares is the
-// second launch and its gap.
+// It is the forward kernel (lora/forward_tile.h) without W0: T is h, which gets a bias and an activation before it is
+// stored, rounded to the operands' type; A is down, B is up, the scale is 1. Tickets, flags, the split-K of T and the order
+// of every sum are those of a LoRA layer. A y tile has no K steps of its own: it waits for the T tiles of its rows, then
+// multiplies T and B. So the launch takes as long as both products one after the other, as in any bottleneck adapter; it
+// saves the second launch and the gap before it.
 //
-// Columns that round the width up to whole steps stay zero in h, whatever the activation makes of zero.
+// The columns of h that round the width up are stored as zeros, even where the activation of 0 is not 0.
 //
-// Bytes: x once for every 64 columns of h, and once more if it is added; down once a row tile, up once a tile of y; h
-// out and in, (width + 15)/16·16 columns; y out. All but x, y and the residual come from L2 after their first tile.
+// Bytes: x once per 64 columns of h, and once more if it is added; down and up once per row tile; h, of (width + 15)/16·16
+// columns, out and in; y out. After the first tile that reads them, all but x, y and the residual come from L2.
 #pragma once
 
 #include <gpu/grid.h>
@@ -24,7 +24,7 @@ namespace adapter {
 
 using namespace gpu;
 
-/// The way out of y.
+/// The epilogue of y: adds x if asked, then does what a LoRA layer's epilogue does.
 template <class E>
 class Epilogue {
  public:
@@ -58,11 +58,11 @@ class Epilogue {
   bool adds_input, x_aligned;
 };
 
-/// What becomes of an adapter's sums.
-struct Ends {
+/// How an adapter stores T and y: EPILOGUE of lora::ForwardTile.
+struct AdapterEpilogue {
   const LoraAdapter& params;
 
-  /// Stores a chunk of h.
+  /// Stores a chunk of h, after bias and activation.
   template <class E, Major FACTORS>
   GPU_DEVICE void store_t(const LoraForward& p, const lora::SegmentFactors&, float (&value)[chunk_elements<E>], u32 row,
                           u32 column) const {
@@ -82,11 +82,11 @@ struct Ends {
   }
 };
 
-/// Tiles of 64 × 64, as of small LoRA layers.
+/// Tiles of 64 × 64, like those of small LoRA layers.
 template <class PRODUCT, class E, u32 DEPTH, bool ALIGNED>
 GPU_DEVICE void run(const LoraAdapter& params) {
-  using Tile = lora::ForwardTile<PRODUCT, E, Major::K, Major::K, 64, 64, 32, 32, DEPTH, 3, ALIGNED, Ends>;
-  Tile(params.forward, Ends{params}).run();
+  using Tile = lora::ForwardTile<PRODUCT, E, Major::K, Major::K, 64, 64, 32, 32, DEPTH, 3, ALIGNED, AdapterEpilogue>;
+  Tile(params.forward, AdapterEpilogue{params}).run();
 }
 
 }  // namespace adapter

@@ -1,4 +1,4 @@
-// lora_adapter (adapter.h) on CUDA cores: true f32, and 16-bit types where there are no matrix instructions for them.
+// lora_adapter (adapter.h) on CUDA cores: true f32, and 16-bit types where there is no MMA for them.
 //
 // kernels: lora_adapter_f32_* lora_adapter_f16_* lora_adapter_bf16_*
 //

@@ -1,4 +1,4 @@
-// lora_adapter (adapter.h) on mma.sync for bf16, from sm_80 on: sm_75 has no matrix instruction for it.
+// lora_adapter (adapter.h) on mma.sync for bf16, from sm_80 on, because sm_75 has no MMA for bf16.
 //
 // targets: sm_80 sm_86 sm_89 sm_90a sm_100 sm_120
 //

@@ -1,6 +1,6 @@
-// How fast memory can be read at all: what the decode kernels are judged against. A CTA reads a contiguous tile, a thread
-// LORA_READ_UNROLL chunks of it at a time, as the decode kernels read a weight. Nothing is stored, but the compiler must
-// not know that.
+// Reads memory as fast as it can be read: the baseline of the decode kernels. A CTA reads a contiguous tile, each thread
+// LORA_READ_UNROLL chunks of it at a time, as the decode kernels read a weight. The store at the end depends on all loaded
+// words and keeps the compiler from removing the loads; with random data hardly any thread executes it.
 //
 // sass: lora_read  registers <= 64  has LDG.E.128  lacks STG.E.128
 #include <abi.h>

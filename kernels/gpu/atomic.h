@@ -1,6 +1,6 @@
-// Accesses by which threads of one GPU synchronise, all of global memory and of gpu scope.
+// Atomic accesses for synchronisation between threads of one GPU: global memory, gpu scope.
 //
-// "memory" keeps the compiler from moving other accesses across; the qualifiers do the same for the hardware.
+// The "memory" clobber keeps the compiler from moving other accesses across; the qualifiers do the same for the hardware.
 #pragma once
 
 #include <gpu/types.h>
@@ -52,25 +52,26 @@ GPU_DEVICE void store_relaxed(T* pointer, T value) {
   GPU_ATOMIC_STORE("relaxed", T, pointer, value)
 }
 
-/// What the releasing thread did before is visible to this thread after.
+/// What the releasing thread did before its release is visible to this thread after the load.
 template <class T>
 GPU_DEVICE T load_acquire(const T* pointer) {
   GPU_ATOMIC_LOAD("acquire", T, pointer)
 }
 
-/// What this thread did before is visible to whoever acquires the value.
+/// What this thread did before is visible to a thread that acquires the value.
 template <class T>
 GPU_DEVICE void store_release(T* pointer, T value) {
   GPU_ATOMIC_STORE("release", T, pointer, value)
 }
 
-/// The value before the addition.
+/// Returns the value before the addition.
 template <class T>
 GPU_DEVICE T fetch_add_relaxed(T* pointer, T value) {
   GPU_FETCH_ADD("relaxed", T, pointer, value)
 }
 
-/// The value before the addition. Both a release and an acquire: the last of several arrivals sees what all did.
+/// Returns the value before the addition. Both a release and an acquire: the last of several threads to arrive sees what all
+/// of them did before.
 template <class T>
 GPU_DEVICE T fetch_add_acq_rel(T* pointer, T value) {
   GPU_FETCH_ADD("acq_rel", T, pointer, value)
@@ -80,7 +81,7 @@ GPU_DEVICE T fetch_add_acq_rel(T* pointer, T value) {
 #undef GPU_ATOMIC_STORE
 #undef GPU_FETCH_ADD
 
-/// The value before; the larger stays.
+/// Stores the larger of both values; returns the value before.
 GPU_DEVICE u32 fetch_max_relaxed(u32* pointer, u32 value) {
   u32 before;
   asm volatile("atom.max.relaxed.gpu.global.u32 %0, [%1], %2;"
@@ -92,7 +93,7 @@ GPU_DEVICE u32 fetch_max_relaxed(u32* pointer, u32 value) {
 
 GPU_DEVICE void fence_acq_rel() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
-/// A rest of some 20 ns between two looks at a flag, which leaves the issue slots to those who will set it.
+/// Sleeps for about 20 ns between two polls of a flag, which leaves the issue slots to other warps.
 GPU_DEVICE void back_off() { asm volatile("nanosleep.u32 20;" ::: "memory"); }
 
 }  // namespace gpu

@@ -1,4 +1,4 @@
-// CTAs that run at the same time on neighbouring SMs and reach each other's shared memory (sm_90 and later).
+// Clusters: CTAs that run at the same time on neighbouring SMs and can access each other's shared memory (sm_90 and later).
 #pragma once
 
 #include <gpu/types.h>
@@ -20,7 +20,7 @@ GPU_DEVICE u32 cluster_size() {
   return size;
 }
 
-/// Every thread of the cluster arrives, whole warps together, then waits.
+/// Arrives at the cluster's barrier. Every thread of the cluster must arrive, whole warps together, and then wait.
 GPU_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 
 GPU_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
@@ -30,14 +30,14 @@ GPU_DEVICE void cluster_sync() {
   cluster_wait();
 }
 
-/// The address, among the cluster's, of what is at `shared_addr` in the CTA of that rank.
+/// The cluster address of `shared_addr` in the CTA of that rank.
 GPU_DEVICE u32 map_shared(u32 shared_addr, u32 rank) {
   u32 address;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_addr), "r"(rank));
   return address;
 }
 
-/// T: u32 or float. The other CTA must be known to have started, and must not exit before.
+/// T: u32 or float. The other CTA must have started, which a barrier has to ensure, and must not exit before the access.
 template <class T>
 GPU_DEVICE T load_cluster(u32 address) {
   static_assert(sizeof(T) == 4, "u32 or float");
@@ -46,7 +46,7 @@ GPU_DEVICE T load_cluster(u32 address) {
   return __builtin_bit_cast(T, value);
 }
 
-/// 16 bytes at a multiple of 16, likewise.
+/// The same for 16 bytes at a multiple of 16.
 GPU_DEVICE Chunk load_cluster_chunk(u32 address) {
   Chunk chunk;
   asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"

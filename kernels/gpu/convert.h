@@ -1,4 +1,4 @@
-// Conversions between storage types and f32, and bits as they are.
+// Conversions between storage types and f32, and bit casts.
 #pragma once
 
 #include <gpu/types.h>
@@ -9,7 +9,7 @@ GPU_DEVICE u32 bits(float value) { return __float_as_uint(value); }
 
 GPU_DEVICE float from_bits(u32 value) { return __uint_as_float(value); }
 
-/// Bytes of the 8 bytes a (0–3), b (4–7), chosen by the four nibbles of `selector`, each 0 to 7.
+/// Picks four of the 8 bytes a (0–3) and b (4–7), by the four nibbles of `selector`, each 0 to 7.
 GPU_DEVICE u32 byte_permute(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
 
 GPU_DEVICE float to_f32(float value) { return value; }
@@ -44,7 +44,7 @@ GPU_DEVICE E from_f32(float value) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
     return result;
 #else
-    // Half a unit in the last place, less a bit where the result is even: a tie then goes to the even neighbour.
+    // Adds half a unit in the last place, less one bit where the upper half is even: a tie then goes to the even neighbour.
     const u32 all = bits(value);
     const u32 rounded = (all + 0x7fff + (all >> 16 & 1)) >> 16;
     return E{static_cast<u16>(value == value ? rounded : 0x7fff)};
@@ -53,8 +53,9 @@ GPU_DEVICE E from_f32(float value) {
 }
 
 #if GPU_TARGET >= 800
-/// The bits of a value rounded to TF32's 10 fraction bits, to nearest, ties away from zero: what a product in TF32
-/// takes. Beyond the range infinity. Of a NaN the lower 13 bits are cut, which leaves infinity where no other is set.
+/// The bits of a value rounded to TF32's 10 fraction bits, to nearest, ties away from zero: the operand of an MMA in TF32.
+/// Values beyond the range become infinity. The lower 13 bits of a NaN are cut, which leaves an infinity if no other
+/// fraction bit is set.
 GPU_DEVICE u32 to_tf32(float value) {
   u32 result;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(value));
@@ -81,7 +82,7 @@ GPU_DEVICE u32 pack(float low, float high) {
   static_assert(same_type<E, f16> || same_type<E, bf16>, "a word holds two elements of 16 bits");
 #if GPU_TARGET >= 800
   u32 pair;
-  // The instruction names the upper half first.
+  // The instruction takes the upper half first.
   if constexpr (same_type<E, f16>) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   } else {

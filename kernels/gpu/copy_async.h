@@ -1,5 +1,5 @@
-// Copies from global to shared memory that go on while the thread does. They complete in groups, each thread's its own;
-// other threads see them after a `copy_async_wait` of the copying thread and a barrier. On sm_75 a copy is a load and a
+// Asynchronous copies from global to shared memory (cp.async). They complete in groups; every thread has its own groups.
+// Other threads see a copy after a `copy_async_wait` of the copying thread and a barrier. On sm_75 a copy is a load and a
 // store, complete at once.
 #pragma once
 
@@ -7,7 +7,8 @@
 
 namespace gpu {
 
-/// 16 bytes past L1. Both addresses are multiples of 16. Only the first `bytes` are read, the rest becomes zero.
+/// Copies 16 bytes, bypassing L1. Both addresses are multiples of 16. Only the first `bytes` are read, the rest becomes
+/// zero.
 GPU_DEVICE void copy_async_16(u32 shared_dst, const void* src, u32 bytes = 16) {
 #if GPU_TARGET >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_dst), "l"(src), "r"(bytes) : "memory");
@@ -28,7 +29,7 @@ GPU_DEVICE void copy_async_16(u32 shared_dst, const void* src, u32 bytes = 16) {
 #endif
 }
 
-/// 4 bytes through L1. Both addresses are multiples of 4. Only the first `bytes` are read, the rest becomes zero.
+/// Copies 4 bytes, through L1. Both addresses are multiples of 4. Only the first `bytes` are read, the rest becomes zero.
 GPU_DEVICE void copy_async_4(u32 shared_dst, const void* src, u32 bytes = 4) {
 #if GPU_TARGET >= 800
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_dst), "l"(src), "r"(bytes) : "memory");
@@ -47,7 +48,7 @@ GPU_DEVICE void copy_async_4(u32 shared_dst, const void* src, u32 bytes = 4) {
 #endif
 }
 
-/// Closes the group of the copies since the last one.
+/// Closes a group: the copies since the last commit.
 GPU_DEVICE void copy_async_commit() {
 #if GPU_TARGET >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");

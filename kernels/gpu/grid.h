@@ -6,15 +6,15 @@
 
 namespace gpu {
 
-/// Waits until the kernels before have ended and what they wrote is visible.
+/// Waits until the kernels before this one have ended and what they wrote is visible.
 GPU_DEVICE void grid_dependency_wait() {
 #if GPU_TARGET >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-/// Lets the kernel after start once every CTA has said so or has ended. What is written later is visible to it all the
-/// same, for it waits for this kernel's end.
+/// Lets the next kernel start once every CTA has called this or has ended. The next kernel still sees what is written later,
+/// because it waits for this kernel's end.
 GPU_DEVICE void grid_dependency_launch() {
 #if GPU_TARGET >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -1,4 +1,4 @@
-// Arithmetic. The names collide with those that nvcc declares globally: kernels say `gpu::`.
+// Arithmetic. nvcc declares global functions of the same names, so kernels write `gpu::`.
 #pragma once
 
 #include <gpu/types.h>

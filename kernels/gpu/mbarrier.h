@@ -10,27 +10,28 @@
 
 namespace gpu {
 
-/// Every phase expects `arrivals` arrivals. Others may use it after `fence_mbarrier_init` and a barrier.
+/// Every phase expects `arrivals` arrivals. Other threads may use the barrier after `fence_mbarrier_init` and a barrier of
+/// the CTA.
 GPU_DEVICE void mbarrier_init(u32 bar, u32 arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(arrivals) : "memory");
 }
 
-/// Needed before its memory is used for anything else.
+/// Must be called before the memory of the barrier is used for anything else.
 GPU_DEVICE void mbarrier_invalidate(u32 bar) {
   asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
 }
 
-/// One arrival; releases what this thread did to the threads of its CTA that wait.
+/// One arrival. What this thread did before is visible to the threads of its CTA that wait for the phase.
 GPU_DEVICE void mbarrier_arrive(u32 bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
-/// `bytes` more to come in this phase, then one arrival.
+/// Expects `bytes` more in this phase, then arrives.
 GPU_DEVICE void mbarrier_arrive_expect(u32 bar, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
 
-/// `bytes` more to come in this phase, without an arrival.
+/// Expects `bytes` more in this phase, without an arrival.
 GPU_DEVICE void mbarrier_expect(u32 bar, u32 bytes) {
   asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
@@ -40,7 +41,7 @@ GPU_DEVICE void mbarrier_arrive_cluster(u32 cluster_bar) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_bar) : "memory");
 }
 
-/// True when the phase of that parity has completed; the phase before the first has parity 1. Never waits.
+/// Returns whether the phase of that parity has completed; the phase before the first has parity 1. Never waits.
 GPU_DEVICE bool mbarrier_test(u32 bar, u32 parity) {
   u32 complete;
   asm volatile(
@@ -55,11 +56,11 @@ GPU_DEVICE bool mbarrier_test(u32 bar, u32 parity) {
   return complete != 0;
 }
 
-/// Waits until the phase of that parity has completed. What the copies brought and what threads of this CTA did before
-/// they arrived is visible after; what other CTAs wrote to global memory is not.
+/// Waits until the phase of that parity has completed. After it this thread sees what the phase's copies brought and what
+/// threads of this CTA did before they arrived, but not what other CTAs wrote to global memory.
 GPU_DEVICE void mbarrier_wait(u32 bar, u32 parity) {
   u32 complete;
-  // The instruction sleeps for a time of the hardware's choice, then gives up.
+  // The instruction waits for a time that the hardware chooses, then returns false.
   do {
     asm volatile(
         "{\n"
@@ -73,7 +74,7 @@ GPU_DEVICE void mbarrier_wait(u32 bar, u32 parity) {
   } while (complete == 0);
 }
 
-/// The same, and visible is also what threads of other CTAs of the cluster did before they arrived.
+/// The same; this thread also sees what threads of other CTAs of the cluster did before they arrived.
 GPU_DEVICE void mbarrier_wait_cluster(u32 bar, u32 parity) {
   u32 complete;
   do {

@@ -1,16 +1,16 @@
-// Loads and stores of global memory, and 16 bytes of shared memory at a time.
+// Loads and stores of global memory, and accesses of 16 bytes of shared memory.
 //
-// Every access is volatile so that it is issued where the kernel says: a load that is meant to be in flight early must
-// not sink to its first use. Those of memory that another thread may write also name "memory", which orders them with
-// plain accesses and barriers. The address is generic; global memory has the same address in both spaces.
+// Every access is volatile, so that it is issued where the kernel has it: a load that is meant to be in flight early must
+// not sink to its first use. Accesses of memory that another thread may write also have the "memory" clobber, which orders
+// them with plain accesses and barriers. Addresses are generic; global memory has the same address in both spaces.
 #pragma once
 
 #include <gpu/types.h>
 
 namespace gpu {
 
-// One load of sizeof(T) bytes. An 8-bit value travels in a 32-bit register: PTX has no smaller one in inline assembly
-// than 16 bits.
+// One load of sizeof(T) bytes. An 8-bit value takes a 32-bit register, because inline assembly has none of less than 16
+// bits.
 #define GPU_LOAD(INSTRUCTION, T, pointer, ...)                                                                   \
   if constexpr (sizeof(T) == 1) {                                                                                \
     u32 value;                                                                                                   \
@@ -38,13 +38,13 @@ namespace gpu {
     return value;                                                                                                \
   }
 
-/// Memory that threads of this launch may write.
+/// Loads from memory that threads of this launch may write.
 template <class T>
 GPU_DEVICE T load(const T* pointer) {
   GPU_LOAD("ld.global", T, pointer, "memory")
 }
 
-/// Memory that no thread writes during the launch: the non-coherent path, kept in L1.
+/// Loads from memory that no thread writes during the launch: through the non-coherent path, kept in L1.
 template <class T>
 GPU_DEVICE T load_constant(const T* pointer) {
   GPU_LOAD("ld.global.nc", T, pointer)
@@ -70,7 +70,8 @@ GPU_DEVICE void store(T* pointer, T value) {
   }
 }
 
-/// Weights, read once: not kept in L1, so that x stays there; L2 fetches the neighbouring sectors with it.
+/// Loads weights, which are read once: they are not kept in L1, so that x stays there. L2 also fetches the neighbouring
+/// sectors.
 GPU_DEVICE Chunk load_once(const Chunk* pointer) {
   Chunk value;
 #if GPU_TARGET >= 800
@@ -83,10 +84,10 @@ GPU_DEVICE Chunk load_once(const Chunk* pointer) {
   return value;
 }
 
-/// Asks for the line of an address that may be read soon; the address must be valid.
+/// Prefetches the line of an address into L2. The address must be valid.
 GPU_DEVICE void prefetch_l2(const void* pointer) { asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer)); }
 
-/// 16 bytes of shared memory in one access, which the compiler does not promise for a plain one.
+/// Loads 16 bytes of shared memory in one access, which the compiler does not promise for a plain load.
 GPU_DEVICE Chunk load_shared(const Chunk* pointer) {
   Chunk value;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -96,7 +97,7 @@ GPU_DEVICE Chunk load_shared(const Chunk* pointer) {
   return value;
 }
 
-/// 16 bytes of shared memory in one access.
+/// Stores 16 bytes of shared memory in one access.
 GPU_DEVICE void store_shared(Chunk* pointer, Chunk value) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(static_cast<u32>(__cvta_generic_to_shared(pointer))),
                "r"(value.word[0]), "r"(value.word[1]), "r"(value.word[2]), "r"(value.word[3])

@@ -1,7 +1,7 @@
-// Matrix products of a warp, and the moves between shared memory and their fragments.
+// MMAs of a warp, and the moves between shared memory and fragments.
 //
-// Addresses are those of `shared_address`. All 32 lanes take part. With g = lane / 4 and t = 2·(lane % 4), a register
-// holds the elements of two neighbouring columns (A, C) or rows (B):
+// Addresses come from `shared_address`. All 32 lanes make the call. With g = lane / 4 and t = 2·(lane % 4), a register holds
+// the elements of two neighbouring columns (A, C) or rows (B):
 //   A, 16×16  a[i] row g + 8·(i & 1), columns t + 8·(i >> 1) + {0, 1}
 //   B, 16×8   b[i] rows t + 8·i + {0, 1}, column g
 //   C, 16×8   d[i] row g + 8·(i >> 1), column t + (i & 1)
@@ -86,7 +86,7 @@ GPU_DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]
   }
 #else
   static_assert(same_type<E, f16>, "sm_75 has no matrix instruction for bf16");
-  // The two halves of the reduction dimension: registers 0, 1 of a belong to k 0–7, registers 2, 3 to k 8–15.
+  // The two halves of K: registers 0, 1 of a belong to k 0–7, registers 2, 3 to k 8–15.
 #pragma unroll
   for (u32 half = 0; half < 2; ++half) {
     asm volatile(
@@ -98,7 +98,7 @@ GPU_DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]
 }
 
 #if GPU_TARGET >= 800
-/// d += a·b of f32 values rounded by `to_tf32`: of others the hardware cuts the lower 13 bits, and the twin refuses
+/// d += a·b of f32 values rounded by `to_tf32`. Of other values the hardware cuts the lower 13 bits; the emulator refuses
 /// them. With c = lane % 4: a[i] is row g + 8·(i & 1), column c + 4·(i >> 1); b[i] is row c + 4·i, column g; d as above.
 GPU_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   asm volatile(

@@ -1,4 +1,4 @@
-// What nvcc and NVRTC bring: qualifiers, indices, and the form of a kernel.
+// Qualifiers, indices, and the form of a kernel, for nvcc and NVRTC.
 #pragma once
 
 #define GPU_DEVICE __device__ __forceinline__
@@ -9,8 +9,8 @@
 #define GPU_KERNEL(NAME, PARAMS, MAX_THREADS, MIN_CTAS) \
   extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_CTAS) NAME(const __grid_constant__ PARAMS params)
 
-// For the headers beside this one only: what the target has. nvcc's pass for the host parses kernels too but emits
-// none, so there every function is declared.
+// The architecture of the target, for the headers of this folder only. nvcc's host pass parses kernels too but emits none,
+// so there every function is declared.
 #ifdef __CUDA_ARCH__
 #define GPU_TARGET __CUDA_ARCH__
 #else

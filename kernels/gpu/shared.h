@@ -1,4 +1,5 @@
-// The CTA's dynamic shared memory. There is no other: the launch states its size, the kernel carves it.
+// The CTA's dynamic shared memory. Kernels have no static shared memory: the launch gives the size, and the kernel divides
+// it into pieces.
 #pragma once
 
 #include <gpu/types.h>
@@ -27,7 +28,7 @@ class SharedMemory {
   u32 used_;
 };
 
-/// The address within the CTA's shared memory, which is what the instructions on shared memory take.
+/// The address within the CTA's shared memory, as instructions on shared memory take it.
 GPU_DEVICE u32 shared_address(const void* pointer) { return static_cast<u32>(__cvta_generic_to_shared(pointer)); }
 
 }  // namespace gpu

@@ -1,8 +1,8 @@
-// Copies of boxes of a tensor between global and shared memory by the copy engine (sm_90 and later).
+// TMA: copies of boxes of a tensor between global and shared memory by the copy engine (sm_90 and later).
 //
-// One thread issues a copy. A load tells an mbarrier how many bytes came: always those of the whole box, of which the
-// part outside the tensor is zero. A store clips, and completes in the issuing thread's bulk groups. The engine reads
-// and writes through the asynchronous proxy: plain writes need a proxy fence before it reads them.
+// One thread issues a copy. A load completes at an mbarrier, always with the bytes of the whole box; the part outside the
+// tensor is zero. A store clips the box, and completes in the bulk groups of the issuing thread. The copy engine works
+// through the async proxy: a proxy fence must come between plain writes and the engine's reads of them.
 #pragma once
 
 #include <gpu/types.h>
@@ -14,8 +14,8 @@ struct TensorMap;
 
 namespace gpu {
 
-// The copies go to the CTA's own shared memory, which sm_90 can only call a part of the cluster's. Where the destination
-// is named as the CTA's, the compiler needs no check that it is.
+// The destination is the CTA's own shared memory, which sm_90 can only address as a part of the cluster's. Where it can be
+// named as the CTA's, the compiler needs no check that it is.
 #if GPU_TARGET >= 1000
 #define GPU_DESTINATION ".shared::cta"
 #else
@@ -25,7 +25,7 @@ namespace gpu {
 /// Fetches the descriptor itself, so that the first copy does not wait for it.
 GPU_DEVICE void tma_prefetch(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 
-/// Box at column x of row y into shared memory at `dst` (16-byte aligned, 1024 with the 128-byte swizzle).
+/// Copies the box at column x of row y to shared memory at `dst` (128-byte aligned, 1024 with the 128-byte swizzle).
 GPU_DEVICE void tma_load_2d(u32 dst, const TensorMap* map, u32 bar, i32 x, i32 y) {
   asm volatile(
       "cp.async.bulk.tensor.2d" GPU_DESTINATION ".global.tile.mbarrier::complete_tx::bytes "
@@ -34,8 +34,7 @@ GPU_DEVICE void tma_load_2d(u32 dst, const TensorMap* map, u32 bar, i32 x, i32 y
       : "memory");
 }
 
-/// Of a tensor that nobody writes while kernels use it, such as a weight: it may be asked for before the wait for the launch
-/// ahead.
+/// The same for a tensor that no kernel writes, such as a weight: it may be fetched before the wait for the launch ahead.
 GPU_DEVICE void tma_load_2d_constant(u32 dst, const TensorMap* map, u32 bar, i32 x, i32 y) {
   tma_load_2d(dst, map, bar, x, y);
 }
@@ -51,7 +50,8 @@ GPU_DEVICE void tma_load_3d(u32 dst, const TensorMap* map, u32 bar, i32 x, i32 y
 #undef GPU_DESTINATION
 
 #if GPU_TARGET_IS_90A
-/// The same box into every CTA whose rank has its bit in `cta_mask`, at the same offset, each CTA's own barrier told.
+/// Copies the box to the same offset in every CTA whose rank has its bit in `cta_mask`; the copy completes at each CTA's own
+/// barrier.
 GPU_DEVICE void tma_load_2d_multicast(u32 dst, const TensorMap* map, u32 bar, i32 x, i32 y, u16 cta_mask) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
@@ -61,7 +61,7 @@ GPU_DEVICE void tma_load_2d_multicast(u32 dst, const TensorMap* map, u32 bar, i3
 }
 #endif
 
-/// A box of shared memory at `src` to column x of row y; what lies outside the tensor is not written.
+/// Copies a box of shared memory at `src` to column x of row y; what lies outside the tensor is not written.
 GPU_DEVICE void tma_store_2d(const TensorMap* map, u32 src, i32 x, i32 y) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(src),
                "r"(x), "r"(y)
@@ -74,7 +74,7 @@ GPU_DEVICE void tma_store_3d(const TensorMap* map, u32 src, i32 x, i32 y, i32 z)
                : "memory");
 }
 
-/// Closes the group of this thread's stores since the last one.
+/// Closes a group: this thread's stores since the last commit.
 GPU_DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 
 /// Waits until at most the `N` latest groups are incomplete.

@@ -1,8 +1,10 @@
-// Matrix products of a warpgroup (128 threads), asynchronous, with operands in shared memory (sm_90a only).
+// Asynchronous MMAs of a warpgroup (128 threads) with operands in shared memory (sm_90a only).
 //
-// The order: `wgmma_fence`, products, `wgmma_commit`, `wgmma_wait`; accumulators and A registers may not be touched
-// from the first product to the wait. With w = warp in the group, g = lane / 4, t = 2·(lane % 4), accumulator d[i] is
-// row 16·w + g + 8·(i >> 1 & 1), column 8·(i >> 2) + t + (i & 1).
+// Order of calls: `wgmma_fence`, MMAs, `wgmma_commit`, `wgmma_wait`. From the first MMA to the wait, accumulators and A
+// registers must not be accessed.
+//
+// With w = warp in the group, g = lane / 4 and t = 2·(lane % 4), accumulator d[i] is
+//   row 16·w + g + 8·(i >> 1 & 1), column 8·(i >> 2) + t + (i & 1).
 #pragma once
 
 #include <gpu/types.h>
@@ -12,7 +14,7 @@
 
 namespace gpu {
 
-/// An operand in shared memory with the 128-byte swizzle, whose pattern starts at a multiple of 1024.
+/// The descriptor of an operand in shared memory with the 128-byte swizzle, whose pattern starts at a multiple of 1024.
 ///   stride_bytes   K-major: from 8 rows to the next 8, 1024 where rows of 128 bytes are packed;
 ///                  MN-major: from 8 values of k to the next 8
 ///   leading_bytes  K-major: not used; MN-major: from 64 elements of the contiguous dimension to the next 64
@@ -24,10 +26,10 @@ GPU_DEVICE u64 wgmma_descriptor(u32 shared_addr, u32 leading_bytes, u32 stride_b
   return address | leading << 16 | stride << 32 | swizzle_128;
 }
 
-/// Orders what was done to the registers before with the products after.
+/// Orders earlier accesses of accumulators and A registers before the MMAs after it.
 GPU_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
-/// Closes the group of the products since the last one.
+/// Closes a group: the MMAs since the last commit.
 GPU_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
 /// Waits until at most the `N` latest groups are incomplete.
@@ -37,22 +39,22 @@ GPU_DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-/// No instruction: keeps the compiler from moving reads and writes of the accumulators across this place, which must
-/// stand behind a wait and before a fence.
+/// Emits no instruction. Keeps the compiler from moving accesses of the accumulators across this place, which must be after
+/// a wait and before a fence.
 template <int N>
-GPU_DEVICE void wgmma_hold(float (&d)[N]) {
+GPU_DEVICE void wgmma_fence_operands(float (&d)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 /// The same for A registers.
 template <int N>
-GPU_DEVICE void wgmma_hold(u32 (&a)[N]) {
+GPU_DEVICE void wgmma_fence_operands(u32 (&a)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+r"(a[i])::"memory");
 }
 
-// One product. The predicate is false where the accumulators are to be overwritten. The two ones: nothing is negated.
+// One MMA. The predicate is false where the accumulators are overwritten. The two ones mean that no operand is negated.
 #define GPU_WGMMA(N, R, TYPE, PREDICATE, OPERANDS, ...)                                                \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #PREDICATE ", 0;\n"                                \
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" GPU_NAMES_##R "}, " \

@@ -1,5 +1,5 @@
-// The operand lists of wgmma.h, one shape a line: the accumulators are operands 0 to N/2 - 1, whatever else the
-// instruction takes is numbered after them.
+// The operand lists of wgmma.h, one shape per line: the accumulators are operands 0 to N/2 - 1, and the other operands of
+// the instruction are numbered after them.
 #pragma once
 
 // Accumulators %0 to %(R - 1), for R in steps of 4.
@@ -70,7 +70,7 @@
 #define GPU_ACCUMULATORS_124 GPU_ACCUMULATORS_120, GPU_QUAD(120)
 #define GPU_ACCUMULATORS_128 GPU_ACCUMULATORS_124, GPU_QUAD(124)
 
-// SHAPE(N, R, the numbers of the next seven operands), R = N / 2 the number of accumulators.
+// SHAPE(N, R, the numbers of the next seven operands), where R = N / 2 is the number of accumulators.
 #define GPU_WGMMA_SHAPES(SHAPE) \
   SHAPE(8, 4, 4, 5, 6, 7, 8, 9, 10)                  \
   SHAPE(16, 8, 8, 9, 10, 11, 12, 13, 14)             \

@@ -2,14 +2,14 @@
 //
 //   y[m, n] = act(Σ_k x[m, k] W0[n, k] + bias[n] + Σ_segments s·Σ_j B[n, j] T[m, j]) + residual[m, n],   T = x A^T
 //
-// What the four decode kernels share. They differ in how a CTA sums its tile of the base product: by rows of W0 [out, in]
-// or by columns of W0 [in, out], on CUDA cores or with mma.sync. Each leaves partial sums in shared memory, `parts` of
-// them, and `finish` adds these up in their order, then the low-rank terms, then the epilogue.
+// This file has what the four decode kernels share. They differ in how a CTA sums its tile of the base product: over rows of
+// W0 [out, in] or over columns of W0 [in, out], on CUDA cores or with mma.sync. Each stores `parts` partial sums per output
+// in shared memory; `finish` adds them in order, adds the low-rank terms, and runs the epilogue.
 //
-// Grid: x the tiles of `tile_columns` output columns, y the splits of the depth, z groups of TOKENS tokens.
-// Bytes: W0 once, x once a CTA, A and B once; the floor is W0 + A + B + x + y. Launches: 1. Nothing is allocated or reset.
-// Determinism: every sum has a fixed order, which depends on the depth, the layout and the plan, and not on the adapters,
-// the schedule or the other tokens. A column outside every segment is bit for bit the base product's.
+// Grid: x = tiles of `tile_columns` output columns, y = splits of K, z = groups of TOKENS tokens.
+// Bytes: W0 once, x once per CTA, A and B once; the floor is W0 + A + B + x + y. Launches: 1. Nothing is allocated or reset.
+// Determinism: every sum has a fixed order, which depends on K, the layout and the plan, and not on the adapters, the
+// schedule or the other tokens. A column outside every segment is bit for bit the base product's.
 #pragma once
 
 #include <abi.h>
@@ -23,14 +23,15 @@ namespace lora {
 
 using namespace gpu;
 
-/// Floats between two tokens' sums. A warp leaves 8 columns of 4 tokens at a time, or 4 of 8: all in different banks.
+/// Floats from one token's sums to the next. A warp stores 8 columns of 4 tokens at a time, or 4 columns of 8 tokens,
+/// without bank conflicts.
 template <u32 TOKENS>
 GPU_DEVICE u32 sums_stride(u32 tile_columns) {
   constexpr u32 offset = TOKENS == 8 ? 4 : 8;
   return (tile_columns + 31 - offset) / 32 * 32 + offset;
 }
 
-/// SHRINK_TOKENS: what one ticket's rows of T are computed for at a time.
+/// SHRINK_TOKENS: tokens of one ticket of the shrink.
 template <class E, u32 TOKENS, u32 THREADS, bool ALIGNED, u32 SHRINK_TOKENS = TOKENS>
 class DecodeTile {
  public:
@@ -49,17 +50,18 @@ class DecodeTile {
         stride(sums_stride<TOKENS>(params.tile_columns)),
         sums(shared.take<float>(parts * TOKENS * stride)) {}
 
-  /// Computes this CTA's share of T. Before it, so that the weight's first bytes are on their way: `prefetch`.
+  /// Waits for the launch ahead and computes this CTA's share of T. Callers prefetch the first rows of W0 into L2 before it.
   GPU_DEVICE void low_rank_input() {
     grid_dependency_launch();
     grid_dependency_wait();
     if (p.total_rank != 0) epoch = shrink.run();
   }
 
-  /// Where warp `part` leaves its sum for a token and a column, both counted from the tile's first.
+  /// The partial sum `part` of a token and a column, both counted from the tile's first.
   GPU_DEVICE float& sum(u32 part, u32 token, u32 column) { return sums[(part * TOKENS + token) * stride + column]; }
 
-  /// Adds the parts up, adds the rest, stores the tile. All threads of the CTA call it.
+  /// Adds the parts of every sum, the splits of K, the bias and the low-rank terms, then stores the tile. All threads of the
+  /// CTA call it.
   GPU_DEVICE void finish() {
     sync_block();
     for (u32 i = threadIdx.x; i < TOKENS * columns; i += THREADS) {
@@ -102,8 +104,8 @@ class DecodeTile {
   const u32 columns;
 
  private:
-  /// Where several CTAs share the tile's depth: leaves this one's sums in the workspace; the last to arrive adds all of
-  /// them up in the splits' order and goes on. Whether this CTA is that one.
+  /// Split-K: stores this CTA's sums in the workspace; the last CTA to arrive adds the sums of all splits in their order.
+  /// Returns whether this CTA is the last; without splits it is.
   GPU_DEVICE bool reduce_splits() {
     if (p.splits == 1) return true;
     const u32 tile = blockIdx.z * gridDim.x + blockIdx.x, size = TOKENS * p.tile_columns;

@@ -1,10 +1,10 @@
 // lora_decode with W0 [in, out], GPT-2's layout, on CUDA cores: 1 to 4 tokens (8 in f32), or any number where rows are
 // not aligned.
 //
-// Who owns what. `row_threads` neighbouring lanes read a run of W0's row, 16 bytes each, which is the CTA's tile of
-// columns; the CTA's other threads take the same run of further rows, UNROLL consecutive ones each, so that their x is a
-// chunk as well. A thread sums its own columns over its rows: the main loop has no exchange at all; lanes, then warps, are added up once at its end. Narrow tiles keep every SM
-// busy without splitting the depth: a run of 64 bytes is two whole sectors.
+// Who owns what. A CTA owns the columns of a run of W0's rows. `row_threads` neighbouring lanes read the run of one row, 16
+// bytes each; the other threads of the CTA read the same run of other rows. A thread takes UNROLL consecutive rows, so its
+// values of x are whole chunks too. It sums its own columns over its rows; the sums of lanes, then of warps, are added once
+// after the main loop. Narrow tiles keep every SM busy without split-K: a run of 64 bytes is two whole sectors.
 //
 // Bytes in flight: 512 threads x UNROLL x 16 B.
 //

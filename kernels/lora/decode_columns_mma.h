@@ -1,19 +1,20 @@
-// lora_decode with W0 [in, out], GPT-2's layout, for up to 16 tokens on matrix instructions.
+// lora_decode with W0 [in, out], GPT-2's layout, for up to 16 tokens with MMA.
 //
-// Who owns what. A CTA owns 64 output columns. A warp takes 32 rows of W0 at a time: a lane reads 16 bytes, 8 columns,
-// of 8 of them, so an instruction reads 128 contiguous bytes of 4 rows. The right operand wants pairs of k in one
-// register where memory has pairs of columns: two rows' words are interleaved by byte_permute, and each of a chunk's 8
-// columns is a column of its own instruction. So column c of instruction j is column 8c + j of the tile. Several CTAs
-// share the depth, for there are few tiles of 64 columns.
+// Who owns what. A CTA owns 64 output columns. A warp takes 32 rows of W0 at a time: a lane reads 16 bytes (8 columns) of 8
+// rows, so one load instruction of the warp reads 128 contiguous bytes of 4 rows. The right operand needs pairs of K in one
+// register, but memory has pairs of columns: byte_permute interleaves the words of two rows, and the 8 columns of a chunk go
+// to 8 different MMAs. So column c of MMA j is column 8c + j of the tile. Several CTAs split K, because there are few tiles
+// of 64 columns.
 //
-// Bytes in flight: 256 threads x 8 x 16 B, 32 KiB a CTA, two CTAs an SM.
+// Bytes in flight: 256 threads x 8 x 16 B, 32 KiB per CTA, two CTAs per SM.
 #pragma once
 
 #include <lora/decode_mma.h>
 
 namespace lora {
 
-/// Of two rows' words, each with two columns: the pair of the lower column, and that of the upper.
+/// Selectors of byte_permute for words of two rows, each with two columns: the pair of the lower column, and that of the
+/// upper.
 constexpr u32 lower_halves = 0x5410, upper_halves = 0x7632;
 
 template <class E>

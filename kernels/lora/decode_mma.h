@@ -1,10 +1,14 @@
-// What the two kernels on matrix instructions share: x as the left operand of mma.m16n8k16, and the way of a warp's
-// sums into the tile.
+// What the two decode kernels with MMA share: x as the left operand of mma.m16n8k16, and how a warp's sums are added to the
+// tile.
 //
-// Tokens are the 16 rows of the instruction, the absent ones zero. The order of k is not memory's. Of every 32 values
-// lane q = lane % 4 holds the 8 from 8q on, which are 16 contiguous bytes of x, and two instructions share them: the
-// first takes values 0 to 3 of each lane, the second 4 to 7. As long as the weight's operand says the same, the sum is
-// the same, and neither operand goes through shared memory.
+// Tokens are the 16 rows of the instruction; rows without a token are zero. K is permuted: of every 32 values, lane q = lane
+// % 4 holds values 8q to 8q + 7, which are 16 contiguous bytes of x, and two MMAs use them. The first takes values 0 to 3 of
+// each lane, the second values 4 to 7. The weight's operand is permuted in the same way, so the sum is the same, and neither
+// operand goes through shared memory.
+//
+// The shrink runs on CUDA cores here too, with four tokens per ticket: a ticket's cost is reading x, and smaller tickets
+// spread it over CTAs. x costs more L2 bytes the more CTAs share the columns, so with few columns several CTAs split K
+// instead.
 #pragma once
 
 #include <gpu/mma.h>
@@ -13,13 +17,13 @@
 namespace lora {
 
 constexpr u32 mma_tokens = 16;
-/// Values of k that a warp takes at a time.
+/// Values of K that a warp multiplies at a time.
 constexpr u32 mma_depth = 32;
 
 template <class E, u32 THREADS>
 using MmaTile = DecodeTile<E, mma_tokens, THREADS, true, 4>;
 
-/// x of all tokens for the 8 values of k from `k` on: the tokens g = lane / 4 and g + 8.
+/// 8 values of K of x, from `k` on, of the lane's tokens g = lane / 4 and g + 8.
 template <class E>
 struct MmaInput {
   Chunk low, high;
@@ -34,7 +38,7 @@ struct MmaInput {
     }
   }
 
-  /// sum += x·w for the first or second half of every lane's values.
+  /// sum += x·w for the first or the second half of every lane's values.
   GPU_DEVICE void multiply(u32 half, u32 first_pair, u32 second_pair, float (&sum)[4]) const {
     const u32 a[4] = {low.word[2 * half], high.word[2 * half], low.word[2 * half + 1], high.word[2 * half + 1]};
     const u32 b[2] = {first_pair, second_pair};
@@ -42,8 +46,8 @@ struct MmaInput {
   }
 };
 
-/// Calls leave(part, is_first) in each warp, as many warps at a time as the tile has parts; where it is not the first
-/// that comes to its part, a warp adds to what is there.
+/// Calls leave(part, is_first) in each warp, `parts` warps at a time. The first warp of a part stores its sums; the others
+/// add theirs.
 template <u32 WARPS, class F>
 GPU_DEVICE void in_turns(u32 parts, F&& leave) {
   for (u32 first = 0; first < WARPS; first += parts) {

@@ -1,4 +1,4 @@
-// lora_decode for 5 to 16 tokens on matrix instructions: f16.
+// lora_decode for 5 to 16 tokens with MMA: f16.
 //
 // sass: lora_decode_rows_mma_*     registers <= 128  has HMMA  has LDG.E.128
 // sass: lora_decode_columns_mma_*  registers <= 128  has HMMA  has LDG.E.128  has PRMT

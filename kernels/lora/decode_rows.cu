@@ -1,13 +1,13 @@
 // lora_decode with W0 [out, in] on CUDA cores: 1 to 4 tokens (8 in f32), or any number where rows are not aligned.
 //
-// Who owns what. `row_threads` threads share a row of W0, 16 bytes each; where that does not reach along the depth they
-// go over it in panels. A thread's part of x for a panel stays in its registers as f32 and meets every row of the tile,
-// so the main loop reads nothing but W0, ROWS chunks in flight a thread. The CTA's other threads take further rows.
-// A warp reduces ROWS x TOKENS sums at once (tile/reduce.h) and adds them to its own part in shared memory.
+// Who owns what. `row_threads` threads share a row of W0, 16 bytes each; if that does not cover K, they take K in panels. A
+// thread keeps its part of x for a panel in registers as f32 and multiplies it with every row of the tile, so the main loop
+// reads only W0, with ROWS chunks in flight per thread. The other threads of the CTA take other rows. A warp reduces ROWS x
+// TOKENS sums at once (tile/reduce.h) and adds them to its own partial sums in shared memory.
 //
-// Bytes in flight: 512 threads x ROWS x 16 B, 64 KiB a CTA at one token.
-// Tried on paper and dropped: one warp a row with x in shared memory (x is converted again for every row, and a few
-// rows more or less a warp unbalance the CTAs).
+// Bytes in flight: 512 threads x ROWS x 16 B, 64 KiB per CTA at one token.
+// Tried on paper and dropped: one warp per row with x in shared memory. x would be converted again for every row, and a few
+// rows more or less per warp would unbalance the CTAs.
 //
 // sass: lora_decode_rows_*      has LDG.E.128   lacks HMMA
 // sass: lora_decode_rows_*f16_t1   registers <= 64
@@ -30,7 +30,7 @@ GPU_DEVICE void decode_rows(const LoraDecode& p) {
   const E* x = static_cast<const E*>(p.x);
   const E* weight = static_cast<const E*>(p.weight) + u64(tile.first_column) * p.weight_stride;
 
-  // While the launch ahead ends, and tickets and T are on their way, so are the first rows.
+  // Prefetches the first rows; they arrive while the launch ahead ends and T is computed.
   for (u32 r = first_row; r < gpu::min(first_row + ROWS, end_row); r++) {
     prefetch_l2(weight + u64(r) * p.weight_stride + gpu::min(lane_in_row * elements, p.depth - 1));
   }

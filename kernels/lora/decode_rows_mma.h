@@ -1,12 +1,12 @@
-// lora_decode with W0 [out, in] for up to 16 tokens on matrix instructions.
+// lora_decode with W0 [out, in] for up to 16 tokens with MMA.
 //
-// Who owns what. A CTA owns 8·TILES output columns, 8 rows of W0 an instruction, and keeps their sums in registers along
-// the whole depth, so x is read once a CTA. Its 16 warps take turns along the depth, STEPS times 32 values each: of a row
-// a warp reads 64·STEPS contiguous bytes, a lane 16 at a time, and these are the right operand as they come. Where the
-// layer has too few columns for all SMs, several CTAs share the depth.
+// Who owns what. A CTA owns 8·TILES output columns, 8 rows of W0 per MMA, and keeps their sums in registers over all of its
+// K, so it reads x once. Its 16 warps take K in turns, STEPS times 32 values each: a warp reads 64·STEPS contiguous bytes of
+// a row, 16 bytes per lane at a time, and uses them as the right operand without rearranging them. Where the layer has too
+// few columns for all SMs, several CTAs split K.
 //
-// Bytes in flight: 512 threads x TILES·STEPS x 16 B, 64 KiB a CTA at 8 chunks. x comes from L2: 16 tokens cost
-// 2 / TILES of the weight's bytes there.
+// Bytes in flight: 512 threads x TILES·STEPS x 16 B, 64 KiB per CTA if TILES·STEPS = 8. x comes from L2: for 16 tokens it is
+// 2 / TILES of the weight's bytes.
 #pragma once
 
 #include <lora/decode_mma.h>
@@ -23,7 +23,7 @@ GPU_DEVICE void decode_rows_mma(const LoraDecode& p) {
   const u32 first = begin + warp_id() * run;
 
   if (q == 0 && first < end) {
-    // While the launch ahead ends, and tickets and T are on their way, so are the first rows.
+    // Prefetches the first rows; they arrive while the launch ahead ends and T is computed.
     for (u32 n = g; n < tile.columns; n += 8) prefetch_l2(weight + u64(n) * p.weight_stride + first);
   }
   tile.low_rank_input();

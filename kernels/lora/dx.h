@@ -1,18 +1,24 @@
-// The gradient of a linear layer's input, in one launch, and on its way what the gradients of its adapters need:
+// The gradient of a linear layer's input, and Q, which the gradients of its adapters need, in one launch:
 //
 //   Q_segment = s·dy[:, begin..end] B        [tokens, rank], left in the workspace
 //   dx = dy W0 + mask/(1 − p) ⊙ Σ_segments Q A + residual
 //
-// It is the forward kernel (lora/forward.h) with other operands: x is dy, the depth d_out, the columns d_in, W0 lies in its
-// other layout, Q is T. What is new, and is here:
+// It is the forward kernel (lora/forward.h) with other operands: x is dy, K is d_out, the columns are d_in, W0 is in its
+// other layout, T is Q. This file has what is different.
 //
-// B [end - begin, rank] and A [rank, d_in] lie across the depth of the products that they are the right operand of, and
-// their rows may start anywhere: a rank of 3 has rows of 6 bytes. `begin` and `end` of a segment count the depth, of which
-// B has no more; all columns are every segment's. A step of the depth in which no segment of a tile of Q has rows is not
-// fetched and not multiplied. Where a row of dy holds an infinity or a NaN, Q and dx hold a NaN.
+// Operands. The right operands B [end - begin, rank] and A [rank, d_in] are MN-major, and their rows may start anywhere: a
+// rank of 3 has rows of 6 bytes. `begin` and `end` of a segment are positions along K, and B has rows for these only; every
+// segment adds to all columns of dx. Where a row of dy holds an infinity or a NaN, Q and dx hold a NaN.
 //
-// Dropout is on the way out: Q A goes to sums of its own, step by step, which the forward pass's mask of x is laid over.
-// There may be no tiles of dx at all: below the lowest adapter of a model nobody wants them.
+// K steps of Q. A Q tile skips the K steps in which none of its segments has rows of B: they are neither loaded nor
+// multiplied. For q and v of a fused qkv projection a third of Q's K steps are skipped. Splits keep equal depth, and a split
+// without rows of a segment stores zeros.
+//
+// Dropout. The mask that the forward pass applied to x applies to Q·A, before Q·A is added to dx. With dropout each step
+// sums Q·A in accumulators of its own, 16 rows (on wgmma 64 columns) at a time, so no sum of dx is held twice.
+//
+// Without dx. Below the lowest adapter of a model dx is not needed. Then there are no dx tiles, and the launch reads neither
+// W0 nor A.
 #pragma once
 
 #include <lora/forward.h>
@@ -20,7 +26,7 @@
 
 namespace lora {
 
-/// Where a chunk of the columns of Q comes from: part of B's rows. It lies in one segment.
+/// The source of one chunk of Q's columns: part of the rows of B of the one segment in which the chunk lies.
 template <class E>
 class ChunkOfB {
  public:
@@ -35,7 +41,7 @@ class ChunkOfB {
     aligned = tile::rows_are_aligned<E>(b, stride) && rank % chunk_elements<E> == 0;
   }
 
-  /// On its way into shared memory, of depth `k`: zeros outside the segment and beyond its rank.
+  /// Copies position `k` of K to shared memory: zeros outside the segment and beyond its rank.
   GPU_DEVICE void stage(Chunk* place, u32 k) const {
     if (aligned) {
       tile::stage_chunk<E, true>(place, row(k), first, rank, b);
@@ -44,7 +50,7 @@ class ChunkOfB {
     }
   }
 
-  /// The same in registers, 16 bytes at a time where that `is_aligned`.
+  /// Loads the same into registers. ALIGNED loads 16 bytes at a time and requires `is_aligned`.
   template <bool ALIGNED>
   GPU_DEVICE Chunk load(u32 k) const {
     return tile::load_weight<E, ALIGNED>(row(k), first, k >= begin && k < end ? rank : 0);
@@ -60,7 +66,7 @@ class ChunkOfB {
   bool aligned;
 };
 
-/// A thread's share of the right operand of a tile of Q, on its way into tiles of DEPTH rows.
+/// A thread's share of the copies of a Q tile's right operand into stages of DEPTH rows.
 template <class E, u32 DEPTH, u32 THREADS>
 class ColumnsOfB {
  public:
@@ -82,7 +88,7 @@ class ColumnsOfB {
   ChunkOfB<E> chunk;
 };
 
-/// Whether a segment of a tile of Q has rows among the DEPTH from `k` on.
+/// Whether a segment of a Q tile has rows of B among the DEPTH positions of K from `k` on.
 template <u32 DEPTH>
 GPU_DEVICE bool has_rows(const LoraForward& p, u32 t_tile, u32 k) {
   const u32 first = t_tile * LORA_FORWARD_T_COLUMNS;
@@ -94,7 +100,7 @@ GPU_DEVICE bool has_rows(const LoraForward& p, u32 t_tile, u32 k) {
   return false;
 }
 
-/// The values of a segment's rank, from `k` on, that a stage of DEPTH holds: whole steps of the matrix instructions.
+/// The number of values of a segment's rank, from `k` on, that a stage of DEPTH holds: whole K steps of an MMA.
 template <u32 DEPTH>
 GPU_DEVICE u32 rank_values(const LoraSegment& segment, u32 k) {
   return gpu::min(padded_rank(segment) - k, DEPTH);
@@ -106,7 +112,7 @@ GPU_DEVICE bool a_is_aligned(const LoraForward& p, const LoraFactors& factors) {
   return tile::rows_are_aligned<E>(factors.a, factors.a_stride) && p.columns % chunk_elements<E> == 0;
 }
 
-/// Value `j` of a segment's rank: a row of A, or null where the rank was rounded up.
+/// Row `j` of a segment's A, or null where the rank was rounded up.
 template <class E>
 GPU_DEVICE const E* row_of_a(const LoraFactors& factors, u32 j) {
   return j < factors.rank ? static_cast<const E*>(factors.a) + u64(j) * factors.a_stride : nullptr;

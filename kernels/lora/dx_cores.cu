@@ -1,5 +1,4 @@
-// The gradient of a layer's input (lora/dx.h) on CUDA cores: true f32, and 16-bit types where there are no matrix
-// instructions for them.
+// The gradient of a layer's input (lora/dx.h) on CUDA cores: true f32, and 16-bit types where there is no MMA for them.
 //
 // kernels: lora_dx_rows_f32_* lora_dx_columns_f32_* lora_dx_rows_f16_* lora_dx_columns_f16_* lora_dx_rows_bf16_*
 // kernels: lora_dx_columns_bf16_*

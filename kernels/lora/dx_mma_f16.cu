@@ -1,4 +1,4 @@
-// The gradient of a layer's input (lora/dx.h) on mma.sync for f16, small tiles, as for sm_75.
+// The gradient of a layer's input (lora/dx.h) on mma.sync for f16, small tiles, the only ones on sm_75.
 //
 // kernels: lora_dx_*_mma_f16_t64 lora_dx_*_mma_f16_any
 //

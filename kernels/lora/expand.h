@@ -1,7 +1,7 @@
-// y += s·B T for the columns of one CTA, once T is there.
+// The expand of the decode kernels: y += s·B T for the columns of one CTA, once T is complete.
 //
-// A row of B is read by the fewest lanes that cover it 16 bytes each, up to a warp, so a pass of the CTA takes many rows
-// at once. The first chunk of B is on its way before the CTA waits for T.
+// A row of B is read by the fewest lanes, a power of two up to a warp, that cover it with 16 bytes each, so one pass of the
+// CTA takes many rows. The first chunk of B is loaded before the CTA waits for T.
 #pragma once
 
 #include <abi.h>
@@ -48,7 +48,7 @@ class Expand {
     load(factors, b, row, columns, lane, aligned, factor);
     receive(factors, segment.t_begin, first_token, epoch);
     sync_block();
-    // Every lane of a warp goes through every pass, for the shuffles' sake.
+    // All lanes of a warp run all passes, because of the shuffles.
     for (u32 first = 0; first < columns; first += rows) {
       const u32 column = first + row;
       float sum[TOKENS] = {};
@@ -65,7 +65,7 @@ class Expand {
         for (u32 m = 0; m < TOKENS; m++) sums[m * stride + column] += sum[m];
       }
     }
-    sync_block();  // `t` may be written again, `sums` read by others
+    sync_block();  // the next segment overwrites `t`, and other threads read `sums`
   }
 
   GPU_DEVICE void load(const LoraFactors& factors, const E* b, u32 column, u32 columns, u32 chunk, bool aligned,
@@ -87,7 +87,7 @@ class Expand {
     }
   }
 
-  /// Waits for the segment's part of T and keeps s·T, padded with zeros to whole chunks.
+  /// Waits for the segment's part of T and stores s·T in shared memory, padded with zeros to whole chunks.
   GPU_DEVICE void receive(const LoraFactors& factors, u32 t_begin, u32 first_token, u32 epoch) {
     const u32 padded = (factors.rank + elements - 1) / elements * elements;
     for (u32 i = threadIdx.x; i < TOKENS * padded; i += THREADS) {

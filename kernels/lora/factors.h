@@ -1,14 +1,14 @@
-// Which A and B each segment of a launch has: those of its parameters or, where it has a slot, those of whatever adapter is in
-// the slot as it runs.
+// Where a launch finds A and B of each segment: in its parameters or, if it has a slot, in the table of the adapter that is
+// in the slot while the launch runs.
 //
-// A slot is one word in device memory, the address of an adapter's table of factors. It changes in one store, so another
-// adapter takes its place under a captured graph, for every layer at once, and no launch sees a table half written.
+// A slot is one word in device memory: the address of an adapter's table of factors. One store replaces it. So a captured
+// graph can switch to another adapter, for every layer at once, and no launch reads a half-written table.
 //
-// The CTA's second warp copies the factors into shared memory. The slot's two loads, one after the other, take about as long as
-// the ticket that the first warp draws meanwhile, or as the first operands that are under way.
+// The CTA's second warp copies the factors into shared memory. With a slot these are two dependent loads, which take about
+// as long as the ticket that the first warp takes meanwhile, or as the first loads of the operands.
 //
-// The plan holds the segments' own ranks; those in a slot may be lower, down to none. Rows of A that are not there count as
-// zeros, and so does what lies beyond the last of B's.
+// The plan is made for the ranks in the parameters; the ranks in a slot may be lower, down to 0. Missing rows of A count as
+// zeros, and so do missing columns of B.
 #pragma once
 
 #include <abi.h>
@@ -24,12 +24,13 @@ using namespace gpu;
 
 class SegmentFactors {
  public:
-  /// In shared memory: room for those of so many segments as there can be.
+  /// `table` is room in shared memory for the factors of LORA_MAX_SEGMENTS segments.
   GPU_DEVICE explicit SegmentFactors(LoraFactors* table) : table(table) {}
 
   static GPU_DEVICE LoraFactors* take_room(SharedMemory& shared) { return shared.take<LoraFactors>(LORA_MAX_SEGMENTS); }
 
-  /// By all threads of the CTA; a barrier of theirs comes before the factors are used. `p` is LoraForward or LoraDecode.
+  /// The CTA's second warp must call it; other warps may. A barrier must come before the factors are used. `p` is
+  /// LoraForward or LoraDecode.
   template <class P>
   GPU_DEVICE void fetch(const P& p) const {
     const u32 segment = threadIdx.x - warp_size;

@@ -2,25 +2,27 @@
 //
 //   y[m, n] = act(Σ_k x[m, k] W0[n, k] + bias[n] + Σ_segments s·Σ_j B[n, j] T[m, j]) + residual[m, n],   T = x̂ A^T
 //
-// with x̂ = x, or what dropout makes of it.
+// with x̂ = x, or x after dropout.
 //
-// What the forward kernels share: which CTA does what, and how tiles of y get to know T.
+// This file has what the forward kernels share: which CTA computes what, and how y tiles wait for T.
 //
-// Tickets. A CTA draws one ticket, and the lowest stand for tiles of T. So whoever computes a tile of y knows that every
-// tile of T has been claimed, by CTAs that run and wait for nobody: no schedule can deadlock, not even one CTA at a time.
-// The drawer of the last ticket sets the counter up for the next launch, whose epoch is one higher.
+// Tickets. A CTA takes a ticket for each task; the lowest tickets are T tiles. So when a CTA has the ticket of a y tile,
+// every T tile has been claimed by a running CTA. T tiles wait for nothing, so the launch ends under any schedule, even with
+// one resident CTA. The CTA that takes the last ticket sets the counter up for the next launch, whose epoch is one higher.
 //
-// Flags. A tile of T is s·T, rounded to the operands' type, in a workspace, and one flag, set to the launch's epoch with
-// release once the tile is stored. Several CTAs share its depth, so that nobody waits long: each leaves its sums in the
-// workspace, and the last to arrive adds them up in the splits' order. Nothing is reset from outside, and a captured graph replays. A tile of y acquires the
-// flag when all of its own depth is on its way, then takes T and B as so much more depth.
+// Flags. A T tile is s·T, rounded to the operands' type, in the workspace. It has one flag, which is set to the launch's
+// epoch, with release, once the tile is stored. T tiles have a split-K of their own, so that y tiles do not wait long: each
+// CTA stores its sums in the workspace, and the last to arrive adds them in the order of the splits. Nothing is reset from
+// outside, and a captured graph can be replayed. A y tile acquires the flag after it has issued the loads of all of its own
+// K; then T and B are further K steps.
 //
-// Dropout. The tiles of T zero what is dropped of x in their own stages; the tiles of y see x as it is.
+// Dropout. T tiles zero the dropped values of x in their own stages; y tiles use x as it is.
 //
-// With no segments there are no tickets: a CTA's number is its index, and what is left is the base product.
+// Without segments there are no tickets: a CTA's task number is its block index, and the launch is the base product.
 //
-// Cost beyond the base product: T is rank / T_COLUMNS of a tile a row tile, rounded up by the copies and not by the
-// products; rank / depth more products in every tile of y; one atomic and one flag a CTA.
+// Cost beyond the base product: per row tile, T costs rank / T_COLUMNS of a T tile. Copies of A round the rank up to whole T
+// tiles. On wgmma the MMAs of T round it up too; mma.sync and CUDA cores skip the columns beyond the last rank. Every y tile
+// has rank / K more products. A task costs one atomic and one flag.
 // Determinism: every sum has a fixed order, which depends on the shape, the layout and the plan, and not on the adapters,
 // the schedule or the other rows of a tile. A column outside every segment is bit for bit the base product's.
 #pragma once
@@ -40,16 +42,16 @@ namespace lora {
 
 using namespace gpu;
 
-/// What a CTA is to do.
+/// A task of a CTA: a T tile or a y tile, or one split of it.
 struct ForwardTask {
   u32 epoch;
   bool is_t;
   u32 row_tile;
-  /// Of y, or of T.
+  /// In y, or in T if `is_t`.
   u32 column_tile;
   u32 split;
 
-  /// Fetches the factors, too. `word` is 8 bytes of shared memory. All threads of the CTA call it.
+  /// Takes a ticket and fetches the factors. `word` is 8 bytes of shared memory. All threads of the CTA call it.
   static GPU_DEVICE ForwardTask draw(const LoraForward& p, const SegmentFactors& factors, u64* word) {
     if (p.t_tiles == 0) return of_number(p, blockIdx.x, 0);
     factors.fetch(p);
@@ -62,7 +64,8 @@ struct ForwardTask {
     return of_number(p, tile::ticket_number(*word), tile::ticket_epoch(*word));
   }
 
-  /// Of `together` row tiles, that are taken together, this is the first.
+  /// The task of a ticket number. A task may be `together` consecutive row tiles, one for each CTA of a cluster; then
+  /// row_tile is the first of them.
   static GPU_DEVICE ForwardTask of_number(const LoraForward& p, u32 number, u32 epoch, u32 together = 1) {
     const u32 row_tiles = p.row_tiles / together, raster_rows = p.raster_rows / together;
     const u32 t_tasks = row_tiles * p.t_tiles * p.t_splits;
@@ -81,8 +84,8 @@ GPU_DEVICE u32 padded_rank(const LoraSegment& segment) {
   return (segment.factors.rank + LORA_FORWARD_RANK_STEP - 1) / LORA_FORWARD_RANK_STEP * LORA_FORWARD_RANK_STEP;
 }
 
-/// The segment that a column of the workspace's T belongs to. An index: nvcc 13.0 crashes over pointers into parameters
-/// that may be null.
+/// The segment of a column of the workspace's T. It is returned as an index, because nvcc 13.0 crashes on pointers into
+/// parameters that may be null.
 GPU_DEVICE u32 segment_of(const LoraForward& p, u32 t_column) {
   u32 found = 0;
   for (u32 s = 1; s < p.segment_count; s++) {
@@ -99,20 +102,20 @@ GPU_DEVICE const E* a_row(const LoraForward& p, const SegmentFactors& all, u32 t
   return row < factors.rank ? static_cast<const E*>(factors.a) + u64(row) * factors.a_stride : nullptr;
 }
 
-/// A step of the depth that an adapter adds to a tile of y.
+/// A K step that an adapter adds to a y tile.
 struct LowRankStep {
   u32 segment;
-  /// First value of the segment's rank.
+  /// The first of the step's values of the segment's rank.
   u32 k;
 };
 
-/// The steps of DEPTH by which the adapters deepen the columns `begin` to `end`.
+/// The K steps of DEPTH that the adapters add to a y tile of columns `begin` to `end`.
 template <u32 DEPTH>
 struct LowRankSteps {
   const LoraForward& p;
   u32 begin, end;
 
-  /// In a backward pass, whose segments count the depth, all columns are every segment's.
+  /// In dx every segment adds to all columns.
   template <Major FACTORS>
   static GPU_DEVICE LowRankSteps of(const LoraForward& p, u32 begin, u32 end) {
     if constexpr (FACTORS == Major::K) {
@@ -122,7 +125,7 @@ struct LowRankSteps {
     }
   }
 
-  /// Those of a segment: none if it has no column among them.
+  /// The steps of one segment: none if it has no column in the tile.
   GPU_DEVICE u32 of(const LoraSegment& segment) const {
     return segment.begin < end && segment.end > begin ? (segment.factors.rank + DEPTH - 1) / DEPTH : 0;
   }
@@ -135,7 +138,7 @@ struct LowRankSteps {
     return steps;
   }
 
-  /// The index-th of them, in the segments' order.
+  /// Step `index`, in the order of the segments.
   GPU_DEVICE LowRankStep at(u32 index) const {
     u32 segment = 0;
     while (true) {
@@ -147,7 +150,8 @@ struct LowRankSteps {
   }
 };
 
-/// Waits until the columns `begin` to `end` of a row tile's T are there; what is read of them after is this launch's.
+/// Waits until columns `begin` to `end` of T are stored for a row tile. Loads of these columns after it see this launch's
+/// values.
 GPU_DEVICE void await_t(const LoraForward& p, u32 row_tile, u32 begin, u32 end, u32 epoch) {
   for (u32 tile = begin / LORA_FORWARD_T_COLUMNS; tile <= (end - 1) / LORA_FORWARD_T_COLUMNS; tile++) {
     const u32* flag = p.flags + row_tile * p.t_tiles + tile;
@@ -155,14 +159,14 @@ GPU_DEVICE void await_t(const LoraForward& p, u32 row_tile, u32 begin, u32 end, 
   }
 }
 
-/// What sums of T are multiplied by for what dropout has left out. In a backward pass it leaves out nothing of T.
+/// The factor of T under dropout, 1/(1 - p). In dx T is Q, to which no dropout applies.
 template <Major FACTORS>
 GPU_DEVICE float t_factor(const LoraForward& p) {
   return FACTORS == Major::K ? p.dropout.scale : 1.0f;
 }
 
-/// Stores columns `column` and the next of a row of T: s·T for the tiles of y, T for who asked for it. Both belong to one
-/// segment, whose first column is even.
+/// Stores columns `column` and `column` + 1 of a row of T: s·T in the workspace, and T for the caller if asked. Both columns
+/// belong to one segment, whose first column is even.
 template <class E, Major FACTORS>
 GPU_DEVICE void store_t(const LoraForward& p, const SegmentFactors& all, u32 row, u32 column, float low, float high) {
   const u32 s = segment_of(p, column);
@@ -179,8 +183,7 @@ GPU_DEVICE void store_t(const LoraForward& p, const SegmentFactors& all, u32 row
   if (j + 1 < segment.factors.rank) store(packed + j + 1, from_f32<E>(high));
 }
 
-/// The same for a whole chunk of columns, which lie in one segment: the steps by which ranks are rounded up are whole
-/// chunks.
+/// The same for a whole chunk of columns. They belong to one segment, because ranks are rounded up to whole chunks.
 template <class E, Major FACTORS>
 GPU_DEVICE void store_t_chunk(const LoraForward& p, const SegmentFactors& all, float (&value)[chunk_elements<E>], u32 row,
                               u32 column) {
@@ -204,8 +207,8 @@ GPU_DEVICE void store_t_chunk(const LoraForward& p, const SegmentFactors& all, f
   }
 }
 
-/// Drops out what a tile of T has of x in a stage, by the threads that are to read it; a barrier of theirs comes before.
-/// Whether it did: then a barrier comes after.
+/// Applies dropout to x in a stage of a T tile. The threads that will read the stage call it, after a barrier. Returns
+/// whether there is dropout: then another barrier must follow.
 template <class E, u32 ROWS, u32 DEPTH>
 GPU_DEVICE bool drop_out_stage(const LoraForward& p, Chunk* tile, u32 first_row, u32 k, u32 thread, u32 threads) {
   if (p.dropout.threshold == 0) return false;
@@ -214,65 +217,66 @@ GPU_DEVICE bool drop_out_stage(const LoraForward& p, Chunk* tile, u32 first_row,
   return true;
 }
 
-/// The CTAs that share a tile's depth: where their sums are in the workspace, and who is the last of them.
+/// Split-K of one tile through the workspace: the sums of the splits, and the number of CTAs that have stored theirs.
 struct SharedTile {
-  /// [splits, fours of a thread, threads], four sums each.
+  /// [splits, groups of four sums of a thread, threads].
   Chunk* sums;
   u32* arrivals;
   u32 splits, split;
 
-  /// A tile of T.
+  /// Of a T tile.
   static GPU_DEVICE SharedTile of_t(const LoraForward& p, const ForwardTask& task, u32 tile_chunks) {
     const u32 tile = task.row_tile * p.t_tiles + task.column_tile;
     Chunk* sums = reinterpret_cast<Chunk*>(p.t_partial) + u64(tile) * p.t_splits * tile_chunks;
     return {sums, p.t_arrivals + tile, p.t_splits, task.split};
   }
 
-  /// A tile of y.
+  /// Of a y tile.
   static GPU_DEVICE SharedTile of_y(const LoraForward& p, const ForwardTask& task, u32 tile_chunks) {
     const u32 tile = task.row_tile * p.column_tiles + task.column_tile;
     Chunk* sums = reinterpret_cast<Chunk*>(p.partial) + u64(tile) * p.splits * tile_chunks;
     return {sums, p.arrivals + tile, p.splits, task.split};
   }
 
-  /// By one thread, behind a barrier of all that left sums: whether all CTAs have.
+  /// Called by one thread, after a barrier of the threads that stored sums. Returns whether this CTA is the last to arrive.
   GPU_DEVICE bool arrive() const {
     const bool last = fetch_add_acq_rel(arrivals, 1u) == splits - 1;
     if (last) store_relaxed(arrivals, 0u);
     return last;
   }
 
-  /// Of a thread's FOURS times four sums, four_of(i), those that wanted(i).
-  template <u32 FOURS, class Four, class Wanted>
-  GPU_DEVICE void leave(u32 threads, Four&& four_of, Wanted&& wanted) const {
-    Chunk* mine = sums + split * FOURS * threads + threadIdx.x;
+  /// Stores a thread's sums in the workspace. There are QUADS groups of four: group i is quad_of(i), and is left out unless
+  /// wanted(i).
+  template <u32 QUADS, class Quad, class Wanted>
+  GPU_DEVICE void leave(u32 threads, Quad&& quad_of, Wanted&& wanted) const {
+    Chunk* mine = sums + split * QUADS * threads + threadIdx.x;
 #pragma unroll
-    for (u32 i = 0; i < FOURS; i++) {
+    for (u32 i = 0; i < QUADS; i++) {
       if (!wanted(i)) continue;
-      const float* four = four_of(i);
+      const float* four = quad_of(i);
       store(mine + i * threads, pack<float>({four[0], four[1], four[2], four[3]}));
     }
   }
 
-  /// By the last: all splits' sums in place of its own.
-  template <u32 FOURS, class Four, class Wanted>
-  GPU_DEVICE void add_up(u32 threads, Four&& four_of, Wanted&& wanted) const {
+  /// Called by the last CTA to arrive: replaces its sums by the sums of all splits, added in their order.
+  template <u32 QUADS, class Quad, class Wanted>
+  GPU_DEVICE void add_up(u32 threads, Quad&& quad_of, Wanted&& wanted) const {
     const Chunk* part = sums + threadIdx.x;
 #pragma unroll
-    for (u32 i = 0; i < FOURS; i++) {
+    for (u32 i = 0; i < QUADS; i++) {
       if (!wanted(i)) continue;
-      float first[4], *four = four_of(i);
+      float first[4], *four = quad_of(i);
       unpack<float>(load(part + i * threads), first);
 #pragma unroll
       for (u32 e = 0; e < 4; e++) four[e] = first[e];
     }
 #pragma unroll 1
     for (u32 s = 1; s < splits; s++) {
-      part += FOURS * threads;
+      part += QUADS * threads;
 #pragma unroll
-      for (u32 i = 0; i < FOURS; i++) {
+      for (u32 i = 0; i < QUADS; i++) {
         if (!wanted(i)) continue;
-        float more[4], *four = four_of(i);
+        float more[4], *four = quad_of(i);
         unpack<float>(load(part + i * threads), more);
 #pragma unroll
         for (u32 e = 0; e < 4; e++) four[e] += more[e];
@@ -281,7 +285,7 @@ struct SharedTile {
   }
 };
 
-/// Says that a tile of T is stored. All threads of the CTA call it.
+/// Sets the flag of a T tile, after all threads' stores. All threads of the CTA call it.
 GPU_DEVICE void publish_t(const LoraForward& p, const ForwardTask& task) {
   sync_block();
   if (threadIdx.x == 0) store_release(p.flags + task.row_tile * p.t_tiles + task.column_tile, task.epoch);

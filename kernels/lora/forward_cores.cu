@@ -1,4 +1,4 @@
-// lora_forward on CUDA cores: true f32, and 16-bit types where there are no matrix instructions for them.
+// lora_forward on CUDA cores: true f32, and 16-bit types where there is no MMA for them.
 //
 // kernels: lora_forward_rows_f32_* lora_forward_columns_f32_* lora_forward_rows_f16_* lora_forward_columns_f16_*
 // kernels: lora_forward_rows_bf16_* lora_forward_columns_bf16_*

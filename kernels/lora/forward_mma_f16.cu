@@ -1,4 +1,5 @@
-// lora_forward on mma.sync for f16, small tiles, which is all that sm_75 has registers for: its copies pass through them.
+// lora_forward on mma.sync for f16, small tiles. sm_75 has no others: its copies pass through registers, of which larger
+// tiles leave too few.
 //
 // kernels: lora_forward_*_mma_f16_t64 lora_forward_*_mma_f16_any
 //

@@ -1,10 +1,10 @@
-// lora_forward on mma.sync for f32 in TF32: x, W0, A, T and B are rounded to 10 fraction bits on their way into the
-// products, to nearest, and summed up in f32. Only for who asks for it by name.
+// lora_forward on mma.sync for f32 in TF32: x, W0, A, T and B are rounded to nearest, to 10 fraction bits, before they are
+// multiplied; sums are f32. It runs only if the caller asks for TF32.
 //
-// Each rounding is off by u = 2^-11 of its value at most, so y by 2u·(Σ|x||w| + |s|·Σ(Σ|x||a|)|B| + Σ|s·T||B|), beside what
-// the f32 kernels are off by.
+// Each rounding changes a value by at most u = 2^-11 of it. This adds at most 2u·(Σ|x||w| + |s|·Σ(Σ|x||a|)|B| + Σ|s·T||B|)
+// to the error of y with the f32 kernels.
 //
-// Bytes are those of the f32 kernels; a stage is half as deep as one of 16 bits, and as large.
+// Bytes: those of the f32 kernels. A stage holds half the K of a stage of 16-bit values, in the same bytes.
 //
 // targets: sm_80 sm_86 sm_89 sm_90a sm_100 sm_120
 //

@@ -1,16 +1,16 @@
-// lora_forward with operands that cp.async brings and the threads' own products: mma.sync or CUDA cores.
+// lora_forward on mma.sync or CUDA cores, with operands that come by cp.async.
 //
-// Who owns what. A CTA owns ROWS × COLUMNS of y, a warp its share of them in registers. Stages of DEPTH values of both
-// operands go through a ring in shared memory. T and B follow W0 through the same ring, as so
-// much more depth. A tile of T is ROWS × 64, 16 rows a warp; products with columns beyond the last rank are left out.
-// Where there are too few tiles for the device, several CTAs share a tile's depth: each leaves its sums in the workspace,
-// and the last to arrive adds all of them up in the splits' order, then takes T and B. A warp whose rows lie below the
-// last token leaves none.
+// Who owns what. A CTA owns ROWS × COLUMNS of y; each warp holds the sums of its part in registers. Both operands pass
+// through a ring in shared memory, DEPTH values of K per stage. T and B follow x and W0 through the same ring, as further K
+// steps. A T tile is ROWS × 64, 16 rows per warp; products with columns beyond the last rank are skipped. Where there are
+// too few tiles for the device, several CTAs split K: each stores its sums in the workspace, and the last to arrive adds all
+// of them in the order of the splits, then multiplies T and B. A warp whose rows are all beyond the last token stores no
+// sums.
 //
-// FACTORS says which way A and B lie: Major::K in the forward kernels, Major::MN in those of dx (lora/dx.h).
-// ENDS says what happens to T and y on their way to memory, which is more in an adapter that is no LoRA (adapter/adapter.h).
+// FACTORS is the contiguous dimension of A and B: Major::K in the forward kernels, Major::MN in dx (lora/dx.h). EPILOGUE stores
+// T and y; a bottleneck adapter does more there than a LoRA layer (adapter/adapter.h).
 //
-// Shared memory: STAGES·(ROWS + COLUMNS)·DEPTH values, 128 bytes, and the factors; the sums on their way out use the ring's.
+// Shared memory: STAGES·(ROWS + COLUMNS)·DEPTH values, 128 bytes, and the factors. The epilogue reuses the ring.
 #pragma once
 
 #include <gpu/grid.h>
@@ -23,25 +23,26 @@
 
 namespace lora {
 
-/// What becomes of a layer's sums.
-struct LayerEnds {
-  /// Of a chunk of T.
+/// How a LoRA layer stores T and y.
+struct LoraEpilogue {
+  /// Stores a chunk of T.
   template <class E, Major FACTORS>
   GPU_DEVICE void store_t(const LoraForward& p, const SegmentFactors& factors, float (&value)[chunk_elements<E>], u32 row,
                           u32 column) const {
     store_t_chunk<E, FACTORS>(p, factors, value, row, column);
   }
 
-  /// Of chunks of y.
+  /// The epilogue that stores chunks of y.
   template <class E>
   GPU_DEVICE tile::Epilogue<E> epilogue(const LoraForward& p) const {
     return tile::Epilogue<E>(p);
   }
 };
 
-/// WARP_ROWS × WARP_COLUMNS of y are a warp's. PRODUCT says what multiplies: tile::TensorCores or tile::CudaCores.
+/// A warp owns WARP_ROWS × WARP_COLUMNS of y. PRODUCT is what multiplies: tile::TensorCores, tile::Tf32TensorCores or
+/// tile::CudaCores.
 template <class PRODUCT, class E, Major WEIGHT, Major FACTORS, u32 ROWS, u32 COLUMNS, u32 WARP_ROWS, u32 WARP_COLUMNS,
-          u32 DEPTH, u32 STAGES, bool ALIGNED, class ENDS = LayerEnds>
+          u32 DEPTH, u32 STAGES, bool ALIGNED, class EPILOGUE = LoraEpilogue>
 class ForwardTile {
  public:
   static constexpr u32 warps_across = COLUMNS / WARP_COLUMNS, warps = ROWS / WARP_ROWS * warps_across;
@@ -51,7 +52,7 @@ class ForwardTile {
   static constexpr u32 t_columns = LORA_FORWARD_T_COLUMNS;
   static_assert(warps * 16 == ROWS && t_columns <= COLUMNS, "a tile of T is 16 rows a warp, in the same ring");
 
-  GPU_DEVICE explicit ForwardTile(const LoraForward& params, const ENDS& ends = {})
+  GPU_DEVICE explicit ForwardTile(const LoraForward& params, const EPILOGUE& ends = {})
       : p(params),
         ends(ends),
         shared(),
@@ -79,7 +80,7 @@ class ForwardTile {
   GPU_DEVICE Chunk* left(u32 stage) const { return ring + stage * stage_chunks; }
   GPU_DEVICE Chunk* right(u32 stage) const { return left(stage) + ROWS * row_chunks; }
 
-  /// Rows of x beyond the last are the last again: nothing of theirs is stored.
+  /// Rows beyond the last token repeat the last row; their results are not stored.
   GPU_DEVICE Rows input() const {
     return Rows([&](u32 i) { return at(p.x, gpu::min(first_row + i, p.tokens - 1), p.x_stride); });
   }
@@ -92,7 +93,7 @@ class ForwardTile {
     return static_cast<const E*>(base) + u64(row) * stride;
   }
 
-  /// A tile of T.
+  /// A T tile, or a split of one.
   GPU_DEVICE void shrink() {
     const u32 first = task.column_tile * t_columns, columns = gpu::min(t_columns, p.t_stride - first);
     const Rows x = input();
@@ -143,7 +144,7 @@ class ForwardTile {
     publish_t(p, task);
   }
 
-  /// A tile of y, or a split of one.
+  /// A y tile, or a split of one.
   GPU_DEVICE void multiply() {
     const u32 first_column = task.column_tile * COLUMNS;
     const u32 columns = gpu::min(COLUMNS, p.columns - first_column);
@@ -157,7 +158,7 @@ class ForwardTile {
     Sums sums;
     sums.clear();
     u32 base_steps = (end - begin + DEPTH - 1) / DEPTH, steps = base_steps + (p.splits == 1 ? low_rank_steps : 0);
-    // Once, or, where the depth is split, once for the split's share and once for the adapters.
+    // One pass; with split-K two: the first over this CTA's split of K, the second over the adapters' steps.
 #pragma unroll 1
     while (true) {
       tile::through_ring<STAGES>(
@@ -198,7 +199,7 @@ class ForwardTile {
     }
   }
 
-  /// Waits for T, then sends DEPTH of its columns on their way.
+  /// Waits for T, then issues the copies of DEPTH of its columns.
   GPU_DEVICE void stage_t(const LowRankStep& step, u32 stage) const {
     constexpr u32 chunks = row_chunks;
     const LoraSegment& segment = p.segments[step.segment];
@@ -212,7 +213,7 @@ class ForwardTile {
     }
   }
 
-  /// Sends DEPTH of B's columns on their way, in dx rows of A. Both may have rows that start anywhere.
+  /// Issues the copies of DEPTH columns of B, in dx of DEPTH rows of A. Rows of both may start anywhere.
   GPU_DEVICE void stage_b(const LowRankStep& step, u32 stage, u32 first_column) const {
     const LoraSegment& segment = p.segments[step.segment];
     if constexpr (FACTORS == Major::MN) {
@@ -247,7 +248,7 @@ class ForwardTile {
     }
   }
 
-  /// sums += s·T·Bᵀ for a segment's columns, in dx s·Q·A for all.
+  /// sums += s·T·Bᵀ for a segment's columns; in dx sums += Q·A for all columns.
   GPU_DEVICE void add_low_rank(Sums& sums, const LowRankStep& step, u32 stage, u32 warp_row, u32 warp_column,
                                u32 first_column) const {
     const LoraSegment& segment = p.segments[step.segment];
@@ -265,17 +266,17 @@ class ForwardTile {
     }
   }
 
-  /// Leaves this CTA's sums in the workspace; the last of a tile's CTAs takes all of them. Whether this CTA is that one.
-  /// Those of rows and columns that nobody will store stay out.
+  /// Stores this CTA's sums in the workspace; the last CTA of the tile adds the sums of all splits. Returns whether this CTA
+  /// is the last. Sums of rows and columns that are not stored are left out.
   template <class S>
   GPU_DEVICE bool add_splits(S& sums, const SharedTile& shared_tile, u32 warp_row, u32 columns) const {
-    constexpr u32 fours = S::sums / 4;
-    const auto four_of = [&](u32 i) -> float* { return sums.four(i); };
-    const auto wanted = [&](u32 i) { return warp_row < p.tokens && S::first_column_of_four(i) < columns; };
-    shared_tile.leave<fours>(threads, four_of, wanted);
+    constexpr u32 quads = S::sums / 4;
+    const auto quad_of = [&](u32 i) -> float* { return sums.quad(i); };
+    const auto wanted = [&](u32 i) { return warp_row < p.tokens && S::first_column_of_quad(i) < columns; };
+    shared_tile.leave<quads>(threads, quad_of, wanted);
     sync_block();
     if (!sync_block_or(threadIdx.x == 0 && shared_tile.arrive())) return false;
-    shared_tile.add_up<fours>(threads, four_of, wanted);
+    shared_tile.add_up<quads>(threads, quad_of, wanted);
     return true;
   }
 
@@ -287,7 +288,8 @@ class ForwardTile {
     });
   }
 
-  /// Gives a warp's sums to `send(chunk, row, column)` in whole chunks, through its own part of the ring 16 rows at a time.
+  /// Calls send(chunk, row, column) for a warp's sums in whole chunks. They pass through the warp's part of the ring, 16
+  /// rows at a time.
   template <u32 HEIGHT, u32 WIDTH, class S, class F>
   GPU_DEVICE void send_out(const S& sums, F&& send) const {
     constexpr u32 stride = WIDTH + 8, chunks = WIDTH / elements;
@@ -314,7 +316,7 @@ class ForwardTile {
   }
 
   const LoraForward& p;
-  const ENDS ends;
+  const EPILOGUE ends;
   SharedMemory shared;
   u64* word;
   Chunk* ring;
@@ -325,7 +327,7 @@ class ForwardTile {
 
 }  // namespace lora
 
-/// A kernel with tiles of SIZE × SIZE, of which WARP_ROWS × WARP_COLUMNS are a warp's.
+/// A kernel with tiles of SIZE × SIZE, of which each warp owns WARP_ROWS × WARP_COLUMNS.
 #define FORWARD_TILE(NAME, PRODUCT, E, MAJOR, SIZE, WARP_ROWS, WARP_COLUMNS, DEPTH, ALIGNED, MIN_CTAS)                  \
   GPU_KERNEL(NAME, LoraForward, SIZE * 2, MIN_CTAS) {                                                                  \
     lora::ForwardTile<tile::PRODUCT, gpu::E, gpu::Major::MAJOR, gpu::Major::K, SIZE, SIZE, WARP_ROWS,            \
@@ -333,7 +335,7 @@ class ForwardTile {
         .run();                                                                                                        \
   }
 
-/// The same of dx. MAJOR is W0's direction in this product: W0 [out, in] runs along the columns.
+/// The same for dx. MAJOR is the contiguous dimension of W0 in this product: MN for W0 [out, in].
 #define DX_TILE(NAME, PRODUCT, E, MAJOR, SIZE, WARP_ROWS, WARP_COLUMNS, DEPTH, ALIGNED, MIN_CTAS)                       \
   GPU_KERNEL(NAME, LoraForward, SIZE * 2, MIN_CTAS) {                                                                  \
     lora::ForwardTile<tile::PRODUCT, gpu::E, gpu::Major::MAJOR, gpu::Major::MN, SIZE, SIZE, WARP_ROWS,          \

@@ -1,23 +1,24 @@
 // lora_forward on wgmma (sm_90a) for many tokens.
 //
-// Life of a CTA. As many CTAs as the device has SMs draw tasks, tiles of T and of y, until none is left. Two consumer warpgroups
-// multiply 64 rows of a tile of 128 × COLUMNS each; the producer warpgroup fills the ring (lora/wgmma/pipeline.h) ahead of
-// them, across the borders of tasks.
+// Life of a CTA. As many CTAs as the device has SMs draw tasks, tiles of T and of y, until none is left. Two consumer
+// warpgroups multiply 64 rows of a tile of 128 × COLUMNS each; the producer warpgroup fills the ring (lora/wgmma/pipeline.h)
+// ahead of them, across the borders of tasks.
 //
 //   producer   ┌ tile of T: x by TMA, A by its threads            (lora/wgmma/t_tile.h)
 //              └ tile of y: x and W0 by TMA; then T and B          (lora/wgmma/pipeline.h, lora/wgmma/low_rank.h)
 //   consumers  ┌ tile of T: x·Aᵀ, sums of all splits, flag         (lora/wgmma/t_tile.h)
 //              └ tile of y: main loop, adapters, epilogue, store   (lora/wgmma/pipeline.h, lora/wgmma/low_rank.h, here)
 //
-// Clusters. With CTAS = 2 clusters of two draw tasks: two tiles, one above the other, which share W0. Each CTA fetches half of W0's
-// part of a stage for both, so that L2 is asked for a third less. Both take the same steps, and a stage is empty when both have
-// released it.
+// Clusters. With CTAS = 2 clusters of two draw tasks: two tiles, one above the other, which share W0. Each CTA fetches half
+// of W0's part of a stage for both, so that L2 is asked for a third less. Both take the same steps, and a stage is empty when
+// both have released it.
 //
-// Tickets. One thread of a cluster draws and hands each task to all warps through one of two slots. A CTA takes tickets in increasing
-// order and tiles of T have the lowest: a tile of T that a tile of y waits for has been claimed by a running CTA.
+// Tickets. Without adapters there are none: a CTA's tasks follow from its index. Otherwise one thread of a cluster draws and
+// hands each task to all warps through one of two slots. A CTA takes tickets in increasing order and tiles of T have the
+// lowest: a tile of T that a tile of y waits for has been claimed by a running CTA.
 //
-// Store. Sums leave 64 columns at a time: rounded in registers, written to a swizzled panel of shared memory, stored by the copy
-// engine while the next panel is made; or by the threads, where y's rows do not suit the copy engine.
+// Store. Sums leave 64 columns at a time: rounded in registers, written to a swizzled panel of shared memory, stored by the
+// copy engine while the next panel is made; or by the threads, where y's rows do not suit the copy engine.
 //
 // Shared memory: 192 KiB of stages, 32 KiB of panels, the barriers, the factors.
 #pragma once
@@ -91,7 +92,8 @@ class ForwardWgmma {
       at.advance_by(base_steps);
       const auto steps = low_rank_steps<C>(p, first_column);
       const u32 count = steps.count();
-      // Parity tells a thread whether a barrier is one phase ahead of it, so no thread may fall two behind the one that copies.
+      // All other threads skip fetch_base. A wait by parity holds only for a barrier that is at most one phase early: without
+      // this barrier these threads could be two phases ahead of the ring.
       if (count != 0) pipe.sync_producers();
       for (u32 i = 0; i < count; i++) {
         load_low_rank(pipe, factors, task, steps.at(i), copies, at);
@@ -110,7 +112,7 @@ class ForwardWgmma {
         compute_t<C, false>(pipe, factors, task, words + 2, at);
         continue;
       }
-      // As the instruction for all columns numbers them: 32 registers for each 64.
+      // The accumulators lie in d as the MMA of all columns numbers them: 32 registers for each 64 columns.
       float d[C::columns / 2];
       pipe.multiply_base(d, pipe.steps_of_split(0, p.depth), at);
       add_adapters(pipe, d, task, 0, 1, at);

@@ -3,15 +3,15 @@
 //   y = Σ over the cluster's CTAs of ( x_k W0_kᵀ + s·(x_k A_kᵀ) Bᵀ ),   x_k, W0_k, A_k: a CTA's part of the depth
 //
 // Life of a CTA. As in lora/forward_wgmma_split.h, but there are no tiles of T. Each tile of y is widened by up to
-// LORA_FORWARD_FUSED_RANK columns that multiply x with A, of all segments. A CTA's part of T stays in the registers of the warps that
-// summed it up: it is rounded there, and is the left operand of one last product with B. So there are no tickets, no flags and no
-// workspace.
+// LORA_FORWARD_FUSED_RANK columns that multiply x with A, of all segments. A CTA's part of T stays in the registers of the
+// warps that summed it up: it is rounded there, and is the left operand of one last product with B. So there are no tickets,
+// no flags and no workspace.
 //
-// Extra cost: FUSED_RANK / COLUMNS more MMAs in the main loop, which hide behind W0's bytes, and the products with B in tiles that
-// have columns of a segment. Every tile of columns computes T again and reads A from L2.
+// Extra cost: FUSED_RANK / COLUMNS more MMAs in the main loop, which hide behind W0's bytes, and the products with B in tiles
+// that have columns of a segment. Every tile of columns computes T again and reads A from L2.
 //
-// Of the producer warpgroup one warp has the copy engine fetch x and W0, two gather A and then B. W0's first stages are under way
-// before the launch ahead has ended.
+// Of the producer warpgroup one warp has the copy engine fetch x and W0, two gather A and then B. W0's first stages are under
+// way before the launch ahead has ended.
 //
 // s·T is rounded to the operands' type in each CTA's part: the error is u·Σ|s·T_part||B|. In f16 a part may overflow where the
 // sum of the parts does not.
@@ -63,7 +63,7 @@ class ForwardWgmmaFused {
   }
 
  private:
-  /// Columns of T, in chunks.
+  /// Columns of T that every tile computes, and chunks in a row of them.
   static constexpr u32 t_width = C::a_rows, t_chunks = t_width / 8;
   static_assert(t_width == 32, "two products of 16 of the rank with B");
   /// Threads that gather A and B, and the warp behind them that copies.
@@ -187,8 +187,8 @@ class ForwardWgmmaFused {
       at.advance();
     }
     wgmma_wait<0>();
-    wgmma_hold(d);
-    wgmma_hold(t);
+    wgmma_fence_operands(d);
+    wgmma_fence_operands(t);
     pipe.release(previous);
 
     const u32 first_column = task.column_tile * C::columns;
@@ -223,13 +223,13 @@ class ForwardWgmmaFused {
       float sum[width / 2];
 #pragma unroll
       for (u32 i = 0; i < width / 2; i++) sum[i] = d[first / 2 + i];
-      wgmma_hold(sum);
-      wgmma_hold(left);
+      wgmma_fence_operands(sum);
+      wgmma_fence_operands(left);
       wgmma_fence();
       wgmma_m64k16_registers<E, width, Major::K>(sum, left, pipe.right_descriptor(stage, first, INDEX), 1);
       wgmma_commit();
       wgmma_wait<0>();
-      wgmma_hold(sum);
+      wgmma_fence_operands(sum);
 #pragma unroll
       for (u32 i = 0; i < width / 2; i++) {
         const u32 column = first + i / 4 * 8 + lane_id() % 4 * 2 + i % 2;

@@ -1,12 +1,12 @@
 // lora_forward on wgmma (sm_90a) for few tokens: the CTAs of a cluster share the depth of one tile (split K).
 //
-// Life of a CTA. A cluster, of as many CTAs as a tile has splits, draws one ticket. Of a tile of y each CTA multiplies a part of the
-// depth and, where the tile has adapters, every size-th step of T and B; then the cluster's CTAs add up their sums and store the
-// tile (lora/wgmma/cluster_reduce.h). Of a tile of T each CTA takes a split of its own, summed up through the workspace: a tile
-// of T is ready the earlier the more CTAs share it, and there may be more splits than a cluster has CTAs.
+// Life of a CTA. A cluster, of as many CTAs as a tile has splits, draws one ticket. Of a tile of y each CTA multiplies a part
+// of the depth and, where the tile has adapters, every size-th step of T and B; then the cluster's CTAs add up their sums and
+// store the tile (lora/wgmma/cluster_reduce.h). Of a tile of T each CTA takes a split of its own, summed up through the
+// workspace: a tile of T is ready the earlier the more CTAs share it, and there may be more splits than a cluster has CTAs.
 //
-// Within a CTA, GROUPS consumer warpgroups multiply 64 rows each; one producer warpgroup fills the ring. Where GROUPS is 1 two CTAs
-// fit an SM: one keeps memory busy while the other is at the end of its task.
+// Within a CTA, GROUPS consumer warpgroups multiply 64 rows each; one producer warpgroup fills the ring. Where GROUPS is 1
+// two CTAs fit an SM: one keeps memory busy while the other is at the end of its task.
 //
 // Without adapters there are no tickets, and W0's first stages are under way before the launch ahead has ended. Bytes in
 // flight: up to 192 KiB an SM.
@@ -94,7 +94,8 @@ class ForwardWgmmaSplit {
     if (copies) pipe.fetch_base(task.row_tile * C::rows, first_column, begin, base_steps, at, ahead);
     const auto steps = low_rank_steps<C>(p, first_column);
     const u32 count = steps.count();
-    // Parity tells a thread whether a barrier is one phase ahead of it, so no thread may fall two behind the one that copies.
+    // All other threads skip fetch_base. A wait by parity holds only for a barrier that is at most one phase early: without
+    // this barrier these threads could be two phases ahead of the ring.
     if (count > task.split) pipe.sync_producers();
     at.advance_by(base_steps);
     for (u32 i = task.split; i < count; i += p.splits) {

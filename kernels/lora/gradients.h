@@ -1,37 +1,37 @@
 // The gradients of all low-rank factors of a layer, and of its bias if asked for, in one launch:
 //
-//   dA_s [rank, d_in]        (+)= Σ_m Q[m, t_begin + j] · x̂[m, k]          Q = s·dy·B, as the launch before left it
+//   dA_s [rank, d_in]        (+)= Σ_m Q[m, t_begin + j] · x̂[m, k]          Q = s·dy·B, stored by the launch of dx
 //   dB_s [end - begin, rank] (+)= s · Σ_m dy[m, begin + n] · T[m, packed_begin + j]
 //   dbias [d_out]            (+)= Σ_m dy[m, n]
 //
-// with x̂ = x, or what dropout makes of it; T = x̂ A^T comes from the forward pass. Storage of x, dy, Q and T is one type,
-// gradients are f32.
+// with x̂ = x, or x after dropout. T = x̂ A^T comes from the forward pass. x, dy, Q and T are stored in one type; gradients
+// are f32.
 //
-// Who owns what. Both are products of a wide operand, x or dy, with a skinny one, Q or T, summed over tokens: a CTA owns a
-// panel of 256 neighbouring columns of the wide one, up to 64 columns of the skinny one and a range of tokens, a split. It
-// streams its tokens once, through a ring of stages in shared memory; a warp keeps 32 × 64 sums in registers. Columns of the
-// skinny operand come in steps of 16, none of which belongs to two segments. For dA they are all of Q's, side by side. For
-// dB they are those of the segments that touch the panel, so dy is read once where segments overlap or meet within a panel.
-// Panels begin at multiples of 256 columns whatever a segment does; the segments' columns are cut out on the way out.
-// Columns of dy of no segment are not read, unless their sums are asked for: then the panel's first CTAs add its columns
-// up, a thread each, from the same stages.
+// Who owns what. dA and dB are products of a wide operand (x or dy) and a skinny one (Q or T), summed over tokens. A CTA
+// owns a panel of 256 columns of the wide operand, a block of up to 64 columns of the skinny one, and a range of tokens, a
+// split. It reads its tokens once, through a ring of stages in shared memory; a warp keeps 32 × 64 sums in registers. The
+// columns of the skinny operand come in steps of 16, each of one segment. For dA the steps are all columns of Q. For dB they
+// are the columns of T of the segments that overlap the panel, so dy is read once even where segments overlap or meet within
+// a panel. Panels begin at multiples of 256 columns, wherever segments begin; results outside a segment are not stored.
+// Columns of dy outside every segment are read only if dbias is asked for: then the CTAs of the panel's first block also sum
+// its columns, one per thread, from the same stages.
 //
-// Splits. The tokens are shared by as many CTAs as fill the device; each leaves its sums in the workspace, and the last to
-// arrive adds them up in the splits' order and writes the gradients. It resets the arrivals: nothing is reset from outside.
+// Splits. Enough CTAs share the tokens to fill the device. Each stores its sums in the workspace; the last to arrive adds
+// them in the order of the splits, writes the gradients and resets the number of arrivals, so nothing is reset from outside.
 //
-// Dropout. The CTAs of dA zero what is dropped of x in their own stages; 1/(1 - p) goes to the sums.
+// Dropout. CTAs of dA zero the dropped values of x in their own stages and multiply the sums by 1/(1 - p).
 //
-// Bytes: x and dy once for every 64 columns of rank; Q and T once a panel, rank / 256 of the wide operand; a split's sums
-// out and in again, in 16 bits 4·rank / tokens of a split. 256 columns are where these two are least together at the shapes
-// of large models. In flight: two stages of 64·(256 + rank) B a CTA; 60 KiB of shared memory, which every target has, and
-// registers for two CTAs an SM.
+// Bytes: x and dy once per 64 columns of rank. Q and T once per panel, which is rank / 256 of the wide operand's bytes. The
+// sums of a split once out and once in, which in 16 bits is 4·rank / (tokens of a split) of the wide operand's bytes. At the
+// shapes of large models 256 columns minimise the last two together. In flight: two stages of 64·(256 + rank) B per CTA. A
+// CTA has 60 KiB of shared memory, which every target has, and registers for two CTAs per SM.
 // Determinism: every sum has a fixed order, which depends on the plan and not on the schedule. No float atomics.
-// Padding: Q's columns where ranks were rounded up, T's of other segments, and columns of dy of no segment are other rows
-// and columns of a product than those that are stored. Tokens beyond the last are zeros in both operands.
-// Alignment is looked at when operands are read (tile/panel.h): x, dy and T may have rows that start anywhere.
-// Tried on paper and dropped: tiles of 128 × 128, which ask for a fifth less at a rank of 512 and for twice as much of Q and
-// T at a rank of 16; sums of dy's columns by matrix instructions, which take 8 registers more; panels that begin with their
-// segment, which read dy twice where segments meet.
+// Padding: columns of Q that round a rank up, columns of T of other segments, and columns of dy outside the segment give
+// rows and columns of the result that are not stored. Tokens beyond the last are zeros in both operands.
+// Alignment is tested when operands are read (tile/panel.h): rows of x, dy and T may start anywhere.
+// Tried on paper and dropped: tiles of 128 × 128 (a fifth fewer bytes at a rank of 512, but twice the bytes of Q and T at a
+// rank of 16); column sums of dy by MMA (8 more registers); panels that begin where their segment begins (dy is read twice
+// where segments meet).
 #pragma once
 
 #include <abi.h>
@@ -48,15 +48,15 @@ namespace lora {
 
 using namespace gpu;
 
-/// What a CTA is to do.
+/// The task of a CTA: one split of a tile of dA or dB.
 struct GradientsTask {
-  /// Of dA, or of dB.
+  /// A tile of dA, or else of dB.
   bool is_a;
   u32 panel, block, split;
-  /// Number of the tile among all of the launch.
+  /// The tile's number in the launch.
   u32 tile;
 
-  /// A panel's blocks are neighbours, so that they find it in L2.
+  /// The blocks of a panel have consecutive numbers, so that the panel stays in L2 from one to the next.
   static GPU_DEVICE GradientsTask of_number(const LoraGradients& p, u32 number) {
     const u32 a_tiles = p.a_panels * p.a_blocks, a_tasks = a_tiles * p.splits;
     const bool is_a = number < a_tasks;
@@ -66,7 +66,7 @@ struct GradientsTask {
   }
 };
 
-/// The steps of 16 columns of the skinny operand that concern the columns `begin` to `end` of the wide one.
+/// The steps of 16 columns of the skinny operand whose segments overlap columns `begin` to `end` of the wide one.
 struct RankSteps {
   static constexpr u32 width = LORA_FORWARD_RANK_STEP;
 
@@ -75,7 +75,7 @@ struct RankSteps {
 
   struct Step {
     u32 segment;
-    /// First of its columns, counted from the segment's.
+    /// The step's first column, counted from the segment's first.
     u32 first;
   };
 
@@ -89,7 +89,7 @@ struct RankSteps {
     return steps;
   }
 
-  /// The index-th of them, in the segments' order.
+  /// Step `index`, in the order of the segments.
   GPU_DEVICE Step at(u32 index) const {
     u32 segment = 0;
     for (u32 steps; index >= (steps = of_segment(p.segments[segment])); segment++) index -= steps;
@@ -140,10 +140,10 @@ class Gradients {
   GPU_DEVICE Chunk* wide_stage(u32 stage) const { return ring + stage * (wide_chunks + skinny_chunks); }
   GPU_DEVICE Chunk* skinny_stage(u32 stage) const { return wide_stage(stage) + wide_chunks; }
 
-  /// Whether any of this warp's columns of the panel is there.
+  /// Whether the panel has columns of this warp.
   GPU_DEVICE bool has_columns() const { return warp_id() * warp_columns < width; }
 
-  /// This CTA's tokens, once.
+  /// The main loop over this CTA's tokens.
   GPU_DEVICE void stream(Sums& sums, float& column_sum, u32 first_step, u32 steps, bool adds_columns) const {
     const u32 begin = task.split * p.split_tokens, end = gpu::min(begin + p.split_tokens, p.tokens);
     const Wide wide = wide_columns(first_step, steps, adds_columns);
@@ -169,7 +169,7 @@ class Gradients {
         });
   }
 
-  /// This thread's columns of x, or of dy those that a step's segment has or whose sums are asked for.
+  /// The columns of x that this thread copies, or those of dy that lie in the segment of a step or are summed for dbias.
   GPU_DEVICE Wide wide_columns(u32 first_step, u32 steps, bool adds_columns) const {
     const u32 in_panel = Wide::first_column(), column = first_column + in_panel;
     bool wanted = task.is_a || adds_columns;
@@ -182,7 +182,7 @@ class Gradients {
     return Wide(present != 0 ? base + column : base, task.is_a ? p.x_stride : p.dy_stride, present);
   }
 
-  /// This thread's columns of Q, or of T, which end with their segment.
+  /// The columns of Q or T that this thread copies. Columns of T end with their segment.
   GPU_DEVICE Skinny skinny_columns(u32 first_step, u32 steps) const {
     const u32 column = Skinny::first_column();
     const E* base = static_cast<const E*>(task.is_a ? p.q : p.t);
@@ -202,7 +202,7 @@ class Gradients {
     return Skinny(base + first, task.is_a ? p.q_stride : p.t_stride, present);
   }
 
-  /// Adds a stage's rows of dy up, a column a thread.
+  /// Sums the rows of dy in a stage, one column per thread.
   GPU_DEVICE void add_column(float& sum, const Chunk* tile) const {
 #pragma unroll 8
     for (u32 row = 0; row < depth; row++) {
@@ -211,21 +211,22 @@ class Gradients {
     }
   }
 
-  /// Leaves this CTA's sums in the workspace; the last of a tile's CTAs takes all of them. Whether this CTA is that one.
+  /// Stores this CTA's sums in the workspace; the last CTA of the tile adds the sums of all splits. Returns whether this CTA
+  /// is the last.
   GPU_DEVICE bool add_splits(Sums& sums, float& column_sum, u32 columns, bool adds_columns) const {
-    constexpr u32 fours = Sums::sums / 4;
-    Chunk* tile_sums = reinterpret_cast<Chunk*>(p.partial) + u64(task.tile) * p.splits * fours * threads;
+    constexpr u32 quads = Sums::sums / 4;
+    Chunk* tile_sums = reinterpret_cast<Chunk*>(p.partial) + u64(task.tile) * p.splits * quads * threads;
     const SharedTile tile{tile_sums, p.arrivals + task.tile, p.splits, task.split};
-    const auto four_of = [&](u32 i) -> float* { return sums.four(i); };
-    const auto wanted = [&](u32 i) { return has_columns() && Sums::first_column_of_four(i) < columns; };
+    const auto quad_of = [&](u32 i) -> float* { return sums.quad(i); };
+    const auto wanted = [&](u32 i) { return has_columns() && Sums::first_column_of_quad(i) < columns; };
     const bool has_sum = adds_columns && threadIdx.x < width;
     float* column_sums = p.bias_partial + u64(task.panel) * p.splits * panel_columns + threadIdx.x;
 
-    tile.leave<fours>(threads, four_of, wanted);
+    tile.leave<quads>(threads, quad_of, wanted);
     if (has_sum) store(column_sums + task.split * panel_columns, column_sum);
     sync_block();
     if (!sync_block_or(threadIdx.x == 0 && tile.arrive())) return false;
-    tile.add_up<fours>(threads, four_of, wanted);
+    tile.add_up<quads>(threads, quad_of, wanted);
     if (has_sum) {
       column_sum = load(column_sums);
       for (u32 s = 1; s < p.splits; s++) column_sum += load(column_sums + s * panel_columns);
@@ -233,7 +234,7 @@ class Gradients {
     return true;
   }
 
-  /// Scales and stores what of a warp's sums belongs to a segment.
+  /// Scales and stores the sums of a warp that belong to a segment.
   GPU_DEVICE void store_factors(const Sums& sums, u32 first_step, u32 steps) const {
     const u32 first_row = first_column + warp_id() * warp_columns;
 #pragma unroll
@@ -241,7 +242,7 @@ class Gradients {
       if (i >= steps) break;
       const auto step = rank_steps.at(first_step + i);
       const LoraGradientsSegment& segment = p.segments[step.segment];
-      // Both gradients as a matrix of wide columns by ranks: dA is its transpose.
+      // Each gradient as a matrix [wide columns, rank]; dA is its transpose.
       float* gradient = task.is_a ? segment.da : segment.db;
       const u32 row_stride = task.is_a ? 1 : segment.db_stride, rank_stride = task.is_a ? segment.da_stride : 1;
       const u32 begin = task.is_a ? 0 : segment.begin, end = task.is_a ? p.d_in : segment.end;

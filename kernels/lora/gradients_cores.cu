@@ -1,4 +1,4 @@
-// lora_gradients on CUDA cores: true f32, and 16-bit types where there are no matrix instructions for them.
+// lora_gradients on CUDA cores: true f32, and 16-bit types where there is no MMA for them.
 //
 // kernels: lora_gradients_f32 lora_gradients_f16 lora_gradients_bf16
 //

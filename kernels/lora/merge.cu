@@ -1,5 +1,5 @@
-// lora_merge for both layouts and all types (merge.h): bound by memory, so on CUDA cores, whose f32 sums keep the merged
-// weight as exact as its type allows.
+// lora_merge for both layouts and all types (merge.h). It is memory-bound, so it runs on CUDA cores, whose f32 sums keep the
+// merged weight as exact as its type allows.
 //
 // sass: lora_merge_*  registers <= 128  has LDG.E.128  has STG.E.128  lacks HMMA
 #include <lora/merge.h>

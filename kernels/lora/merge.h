@@ -3,13 +3,14 @@
 //   weight[i, j] = round(source[i, j] + Σ_segments s·Σ_l B[i, l] A[l, j])        W0 [out, in]
 //                  round(source[i, j] + Σ_segments s·Σ_l A[l, i] B[j, l])        W0 [in, out]
 //
-// Who owns what. A CTA owns 64 rows by 16 chunks of 16 bytes of the weight, a thread 4 rows of one chunk column. The
-// factors pass through shared memory as f32, 32 values of the rank at a time: left[l][row], with the scale multiplied in,
-// and right[l][column]. Sums are f32, and the result is rounded to the weight's type once.
+// Who owns what. A CTA owns 64 rows by 16 chunks of 16 bytes of the weight, a thread 4 rows of one chunk column. The factors
+// pass through shared memory as f32, 32 values of the rank at a time: left[l][row], with the scale multiplied in, and
+// right[l][column]. Sums are f32, and the result is rounded to the weight's type once. What rounding lost goes to the report
+// by an atomic maximum.
 //
-// Bytes: the weight once each way, the factors once a CTA row or column of CTAs (L2). Launches: 1. An element that lies
-// in no segment is not touched in place, so is any tile without one. Unmerging is the same with -s; from a kept original
-// with no segments it is a copy.
+// Bytes: the weight once in and once out; A and B once for every row or column of CTAs, from L2. Launches: 1. In place,
+// elements outside every segment are not touched, nor are tiles without a segment. Unmerging in place is the same launch
+// with -s; unmerging from a kept original is a launch without segments, which copies.
 #pragma once
 
 #include <abi.h>
@@ -24,7 +25,7 @@ namespace lora {
 
 using namespace gpu;
 
-/// The distance of `stored` from the exact value of a + b, of which `sum` is the rounded one.
+/// The distance |stored - (a + b)| for the exact a + b, of which `sum` is the f32 rounding.
 GPU_DEVICE float rounding_error(float a, float b, float sum, float stored) {
   const float of_b = sum - a, of_a = sum - of_b;
   return gpu::abs((sum - stored) + ((a - of_a) + (b - of_b)));
@@ -38,7 +39,7 @@ class Merge {
  public:
   static constexpr u32 elements = chunk_elements<E>, tile_rows = LORA_MERGE_ROWS;
   static constexpr u32 tile_columns = LORA_MERGE_CHUNKS * elements, panel = 32, thread_rows = 4;
-  // Chunks stay aligned, and neither way of filling meets more than four lanes in a bank.
+  // Chunks stay aligned, and both fills have at most four lanes in one bank.
   static constexpr u32 left_stride = tile_rows + 4, right_stride = tile_columns + 4;
 
   GPU_DEVICE explicit Merge(const LoraMerge& params)
@@ -51,7 +52,7 @@ class Merge {
 
   GPU_DEVICE void run() {
     const bool in_place = p.source == p.weight;
-    u32 covered = in_place ? 0 : ~0u;  // of the thread's rows, or of its columns: those that lie in a segment
+    u32 covered = in_place ? 0 : ~0u;  // a bit for each of the thread's rows, or columns, that lies in a segment
     for (u32 s = 0; s < p.segment_count; s++) {
       const LoraSegment& segment = p.segments[s];
       const u32 first = BY_ROWS ? first_row : first_column, end = first + (BY_ROWS ? tile_rows : tile_columns);
@@ -89,7 +90,7 @@ class Merge {
   GPU_DEVICE void add_panel(const LoraSegment& segment, u32 l) {
     const LoraFactors& factors = segment.factors;
     const u32 depth = gpu::min(panel, factors.rank - l);
-    sync_block();  // the panel before may still be read
+    sync_block();  // other threads may still read the previous panel
     if (BY_ROWS) {
       fill_from_b(segment, l, depth, left, left_stride, first_row, tile_rows, factors.scale);
       fill_from_a(factors, l, depth, right, right_stride, first_column, tile_columns, p.columns, 1.0f);
@@ -140,7 +141,7 @@ class Merge {
     }
   }
 
-  /// The thread's chunk of row i: adds, rounds, stores those of its columns that have a bit set.
+  /// Adds, rounds and stores the thread's chunk of row i: those of its columns whose bit is set in `columns`.
   GPU_DEVICE void store_row(u32 i, u32 columns, float& rounding, float& change, u32& not_finite) {
     const E* source = static_cast<const E*>(p.source) + u64(row(i)) * p.source_stride;
     E* weight = static_cast<E*>(p.weight) + u64(row(i)) * p.weight_stride;

@@ -1,18 +1,21 @@
-// T = x A^T inside the base product's launch: who computes its rows, and how everyone gets to know them.
+// The shrink of the decode kernels, T = x A^T, in the launch of the base product: which CTA computes which values of T, and
+// how the other CTAs receive them.
 //
-// Tickets. A CTA draws tickets from a counter in global memory and computes rows of T for each, until it draws one that
-// stands for no rows; only then does it turn to its part of the base product. So whoever waits for T has seen that all
-// of T was claimed, by CTAs that run and wait for nobody: no schedule can deadlock, not even one CTA at a time. Every
-// CTA draws exactly one ticket beyond the last row, so the drawer of the very last knows that it is, and sets the counter
-// up for the next launch. Nothing is reset from outside, and a captured graph replays.
+// Tickets. A ticket stands for a few rows of A and the values of T that they give for TOKENS tokens. A CTA takes tickets
+// from a counter in global memory and computes their values of T until it gets a ticket beyond the last row; only then does
+// it start its part of the base product. So when a CTA waits for T, all of T has been claimed by running CTAs, which wait
+// for nothing before they have stored it: the launch ends under any schedule, even with one resident CTA. A CTA that counted
+// only its first ticket could hold a row of T and wait for a row whose CTA cannot start, so every CTA takes tickets until it
+// gets one beyond the last row. Each takes exactly one such ticket, so the CTA that takes the very last one can set the
+// counter up for the next launch. Nothing is reset from outside, and a captured graph can be replayed.
 //
-// Words. A value of T is published together with the launch's epoch in one 64-bit store, and readers poll that word:
-// value and flag arrive together, with no fence, no second trip, and nothing to clear. The epoch is the upper half of
-// the ticket counter and grows by one a launch. A word could be mistaken only if it were left unwritten for exactly
-// 2^32 launches.
+// Words. A value of T and the launch's epoch are stored in one 64-bit word, and readers poll that word. Value and flag
+// arrive together: no fence, no second trip to L2, and nothing to clear. The epoch comes from the upper half of the ticket
+// counter and grows by one per launch. A stale word could be mistaken for a new one only if it had not been written for
+// exactly 2^32 launches.
 //
-// Cost beyond the rows' own bytes: one atomic a CTA, 8 bytes a value of T written once and read once by each CTA that
-// has columns in its segment.
+// Cost beyond reading A and x: one atomic per ticket and one more per CTA; 8 bytes per value of T, written once and read
+// once by each CTA that has columns in its segment.
 #pragma once
 
 #include <abi.h>
@@ -29,7 +32,7 @@ namespace lora {
 
 using namespace gpu;
 
-/// Row `t` of [A_0; A_1; ...], or null if the adapter in the slot has fewer than its place.
+/// Row `t` of [A_0; A_1; ...], or null if the adapter in the slot has a lower rank.
 template <class E>
 GPU_DEVICE const E* shrink_row(const LoraDecode& p, const SegmentFactors& all, u32 t) {
   u32 segment = 0;
@@ -43,18 +46,18 @@ GPU_DEVICE const E* shrink_row(const LoraDecode& p, const SegmentFactors& all, u
 
 GPU_DEVICE u64 t_word(float value, u32 epoch) { return u64(epoch) << 32 | bits(value); }
 
-/// TOKENS is what one ticket stands for, THREADS the size of a CTA.
+/// TOKENS: tokens of one ticket. THREADS: threads of a CTA.
 template <class E, u32 TOKENS, u32 THREADS, bool ALIGNED>
 class Shrink {
  public:
   static constexpr u32 warps = THREADS / warp_size;
-  // The slow path's scalar loads leave no registers for several rows; its plan says one a ticket.
+  // The scalar loads of the unaligned path leave no registers for several rows, so its plan has one row per ticket.
   static constexpr u32 most_rows = ALIGNED ? LORA_SHRINK_ROWS : 1;
 
   GPU_DEVICE Shrink(const LoraDecode& params, const SegmentFactors& factors, SharedMemory& shared)
       : p(params), factors(factors), word(shared.take<u64>(2)), sums(shared.take<float>(warps * most_rows * TOKENS)) {}
 
-  /// Fetches the factors, and computes rows of T until none is left to claim. All threads of the CTA call it; returns the
+  /// Fetches the factors, then computes rows of T until no ticket is left. All threads of the CTA call it. Returns the
   /// launch's epoch.
   GPU_DEVICE u32 run() {
     const u32 groups = (p.tokens + TOKENS - 1) / TOKENS, per_group = (p.total_rank + p.shrink_rows - 1) / p.shrink_rows;
@@ -64,7 +67,7 @@ class Shrink {
     sync_block();
     u64 mine = word[0];
     for (u32 round = 1; tile::ticket_number(mine) < claims; round++) {
-      // The next ticket is on its way while this one's rows are computed.
+      // The next ticket is taken while this one's rows are computed.
       if (threadIdx.x == 0) word[round % 2] = draw(draws);
       const u32 ticket = tile::ticket_number(mine);
       compute(ticket / per_group * TOKENS, ticket % per_group * p.shrink_rows, tile::ticket_epoch(mine));
@@ -80,7 +83,7 @@ class Shrink {
     return ticket;
   }
 
-  /// T[token.., t..] for TOKENS tokens and shrink_rows rows, by the whole CTA.
+  /// Computes T for TOKENS tokens from `token` on and shrink_rows rows of A from `t` on. All threads of the CTA call it.
   GPU_DEVICE void compute(u32 token, u32 t, u32 epoch) {
     constexpr u32 elements = chunk_elements<E>, values = most_rows * TOKENS;
     const u32 rows = gpu::min(p.shrink_rows, p.total_rank - t);
@@ -90,7 +93,7 @@ class Shrink {
     const E* x = static_cast<const E*>(p.x);
 
     float sum[values] = {};
-    // Not unrolled: a CTA covers most depths in one step, and the registers are the main loop's.
+    // Not unrolled: in most layers one step of the CTA covers all of K, and the main loop needs the registers.
 #pragma unroll 1
     for (u32 k = threadIdx.x * elements; k < p.depth; k += THREADS * elements) {
       Chunk weight[most_rows];
@@ -112,7 +115,7 @@ class Shrink {
       }
     }
 
-    // A warp's sums are reduced 32 values at a time at most, which is as many as it has lanes.
+    // A warp reduces at most 32 sums at a time, one per lane.
     constexpr u32 at_once = values < 32 ? values : 32;
 #pragma unroll
     for (u32 first = 0; first < values; first += at_once) {
@@ -132,7 +135,7 @@ class Shrink {
       const u32 m = token + i % TOKENS;
       if (m < p.tokens) store_relaxed(p.t + u64(m) * p.total_rank + t + i / TOKENS, u64(t_word(total, epoch)));
     }
-    // `sums` is written again by the next round, and the next ticket is read.
+    // The next round overwrites `sums` and reads the next ticket.
     sync_block();
   }
 

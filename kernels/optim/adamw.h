@@ -1,41 +1,42 @@
-// AdamW on every factor of every adapter in one launch, behind clipping by the norm of all gradients:
+// AdamW on every factor of every adapter in one launch, with gradients clipped by the norm of all of them:
 //
 //   norm = √Σ g²      clip = min(1, max_norm / (norm + 1e-6))      g ← clip·g
 //   m ← β₁·m + (1 − β₁)·g      v ← β₂·v + (1 − β₂)·g²
 //   p ← p·(1 − lr·λ) − lr/(1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)      stored ← round(p)
 //
-// All of g, p, m, v are f32; `stored` is what the layer reads, in its own type. lr is that of A or of B, times a number in
-// device memory if there is one. Where the norm is not finite, or a square might overflow v, or lr is no learning rate,
-// nothing is written but the report.
+// g, p, m and v are f32; `stored` is the copy that the layer reads, in the layer's type. lr is the learning rate of A or of
+// B, times a factor in device memory if there is one. If the norm is not finite, a square might overflow v, or lr is not a
+// valid learning rate, only the report is written.
 //
-// Who owns what. The parameters are cut into chunks, each of one tensor; a table in device memory has a line for each, with
-// addresses that need no arithmetic (hundreds of tensors do not fit a launch's parameters, and a search would cost trips to
-// L2 one after the other). A CTA works on one chunk at a time, a thread on four neighbouring elements: 16 bytes where all
-// addresses allow it, element by element elsewhere. Which thread adds which squares does not depend on that.
+// Who owns what. The parameters are cut into chunks, each of one tensor. A table in device memory has one entry per chunk,
+// with its final addresses: hundreds of tensors do not fit a launch's parameters, and a search would cost dependent trips to
+// L2. A CTA works on one chunk at a time, a thread on four neighbouring elements: 16 bytes at once where all addresses allow
+// it, else element by element. Which thread sums which squares does not depend on the alignment.
 //
-// Tickets (tile/ticket.h). One counter serves both passes: the tickets 0 to chunks - 1 stand for a sum of squares, the next
-// as many for an update. Who draws one of the latter has seen that every sum was claimed, by a CTA that runs and waits for
-// nobody while it holds sums: waiting for the norm ends with any number of resident CTAs, in any order. No barrier of the
-// grid, no cooperative launch. When a CTA has no more sums it arrives with their number; the last to arrive adds all of them up
-// in the chunks' order and judges.
+// Tickets (tile/ticket.h). One counter serves both passes: tickets 0 to chunks - 1 stand for sums of squares, the next
+// `chunks` tickets for updates. When a CTA takes the ticket of an update, every sum has been claimed by a running CTA, which
+// does not wait before its sums are stored. So the launch ends with any number of resident CTAs, in any order, without a
+// grid barrier and without a cooperative launch. A CTA that has no more sums arrives with their number; the last to arrive
+// adds the sums of all chunks in their order and publishes the verdict.
 //
-// The verdict is one 64-bit word: the clip factor, or NaN for a skipped step, and the launch's epoch. Its readers poll that
-// word, which needs no fence and is never cleared. While they wait they work out what does not depend on the norm (βᵗ in
-// double precision, lr, λ) and ask for the lines of p, m and v that they will need.
+// The verdict is one 64-bit word: the clip factor, or NaN for a skipped step, and the launch's epoch. The other CTAs poll
+// that word, which needs no fence and is never cleared. Before they poll they compute what does not depend on the norm (βᵗ
+// in double precision, lr, λ) and prefetch the lines of p, m and v of their next chunk.
 //
-// State. The steps taken are kept on the device, in the report: a launch reads that of the one before and writes its own,
-// so that nobody reads what is being written. A graph replays with steps that count on.
+// State. The number of steps taken is kept on the device, in the report. A launch reads the report of the launch before and
+// writes its own, so no report is read while it is written. Replays of a captured graph continue the count.
 //
-// Bytes: g, p, m, v in, p, m, v and the copy out: 28 + sizeof(copy) an element is the floor. The norm must be known before
-// anything is written, so g is read a second time, 4 bytes an element more: from L2, where a LoRA's gradients fit (the second
-// pass goes backwards, so that also of more the last part is still there). A table line of 48 bytes and a sum of 8 a
-// chunk: 0.1 % where tensors fill their chunks. In flight: 64 bytes a thread in the first pass, 128 in the second, three CTAs of 256 threads an SM.
-// Squares are exact in double precision and their sum cannot overflow: so the norm is finite exactly where all gradients
-// are. That is one conversion and one fma in f64 an element; with 2 lanes of f64 an SM (sm_75, 86, 89, 120) that is 64 elements in
-// 64 cycles, about what their memory delivers.
+// Bytes: g, p, m, v in, p, m, v and the copy out: the floor is 28 + sizeof(copy) per element. The norm must be known before
+// anything is written, so g is read a second time, 4 bytes more per element; the gradients of a LoRA fit L2. The second pass
+// runs in reverse, so when the gradients exceed L2, the most recently read part still hits. A table entry of 48 bytes and a
+// sum of 8 bytes per chunk are 0.1 % where tensors fill their chunks. In flight: 64 bytes per thread in the first pass, 128
+// in the second; three CTAs of 256 threads per SM.
+// Precision: squares are exact in double precision and their sum cannot overflow, so the norm is finite exactly if all
+// gradients are. That costs one conversion and one fma in f64 per element. On an SM with 2 lanes of f64 (sm_75, 86, 89, 120)
+// 64 elements take 64 cycles, about the rate at which memory delivers them.
 //
-// Determinism: a chunk's sum has a fixed order, and so has the sum of the chunks; no other value depends on another
-// thread's. The same bits from run to run, for any grid, any schedule and any alignment.
+// Determinism: the sum of a chunk has a fixed order, and so has the sum of the chunks; no other value depends on another
+// thread's. The bits are the same from run to run, for any grid, any schedule and any alignment.
 #pragma once
 
 #include <abi.h>
@@ -50,7 +51,7 @@ namespace optim {
 
 using namespace gpu;
 
-/// A step's constants for one factor. NaN for the rate if lr is none.
+/// A step's constants for A or for B. `rate` is NaN if lr is not a valid learning rate.
 struct Coefficients {
   float decay;      // 1 - lr·λ
   float first[2];   // β₁, 1 - β₁
@@ -60,7 +61,7 @@ struct Coefficients {
   float eps;
 };
 
-/// Within `exponent` units in the last place.
+/// base^exponent, within `exponent` units in the last place.
 GPU_DEVICE double power(double base, u64 exponent) {
   double result = 1.0;
 #pragma unroll 1
@@ -74,7 +75,7 @@ GPU_DEVICE void load_four(const float* from, float (&out)[4]) {
   unpack<float>(load(reinterpret_cast<const Chunk*>(from)), out);
 }
 
-/// 16 bytes, or 8 of a 16-bit type.
+/// Stores four values: 16 bytes, or 8 in a 16-bit type.
 template <class E>
 GPU_DEVICE void store_four(E* to, const float (&in)[4]) {
   if constexpr (same_type<E, float>) {
@@ -85,12 +86,12 @@ GPU_DEVICE void store_four(E* to, const float (&in)[4]) {
   }
 }
 
-/// E: what the stored copies are of.
+/// E: the type of the stored copies.
 template <class E>
 class Adamw {
  public:
   static constexpr u32 threads = LORA_ADAMW_THREADS, warps = threads / warp_size;
-  /// Elements that the CTA takes at a time, and how often an update does before it looks at the first.
+  /// Elements that the CTA takes at a time, and the number of such groups that an update loads before it uses the first.
   static constexpr u32 stride = 4 * threads, unroll = LORA_ADAMW_STEP / stride;
   static constexpr float largest_f32 = 0x1.fffffep127f;
   static constexpr double largest_f64 = 0x1.fffffffffffffp1023;
@@ -105,7 +106,7 @@ class Adamw {
 
   GPU_DEVICE void run() {
     const u32 chunks = p.chunk_count, draws = 2 * chunks + gridDim.x;
-    u64 next = 0;  // thread 0's alone
+    u64 next = 0;  // only thread 0 uses it
     const auto hand_out = [&](u32 round) {
       if (threadIdx.x != 0) return;
       tile::settle_ticket(&p.state->ticket, next, draws);
@@ -122,7 +123,7 @@ class Adamw {
     const u32 epoch = tile::ticket_epoch(mine);
     u32 round = 1;
     for (; tile::ticket_number(mine) < chunks; round++) {
-      draw();  // on its way while this one's squares are added up
+      draw();  // in flight while this ticket's squares are summed
       const double sum = tile::sum_of_warp(sum_of_squares(tile::ticket_number(mine)));
       double* parts = sums + round % 2 * warps;
       if (lane_id() == 0) parts[warp_id()] = sum;
@@ -141,7 +142,7 @@ class Adamw {
     if (threadIdx.x < 2) coefficients[threadIdx.x] = work_out(threadIdx.x, before + 1);
     if (threadIdx.x == 0) *clip = await_verdict(epoch);
     sync_block();
-    // NaN is equal to nothing.
+    // False for NaN, which is not equal to itself.
     const bool has_rates = coefficients[0].rate == coefficients[0].rate && coefficients[1].rate == coefficients[1].rate;
     const bool applies = has_rates && *clip == *clip;
     if (judges && threadIdx.x == 0) tell(verdict, has_rates, before, &p.state->reports[epoch % 2]);
@@ -160,7 +161,7 @@ class Adamw {
     u32 skipped;
   };
 
-  /// Of a chunk's gradients: this thread's share.
+  /// This thread's part of the sum of squares of a chunk's gradients.
   GPU_DEVICE double sum_of_squares(u32 index) const {
     const float* gradient = load_constant(&p.chunks[index].gradient);
     const u32 elements = load_constant(&p.chunks[index].elements);
@@ -187,10 +188,10 @@ class Adamw {
     return sum;
   }
 
-  /// Says that `summed` more chunks have their sums. Whether these were the last.
+  /// Counts `summed` more chunks as summed. Returns whether these were the last.
   GPU_DEVICE bool arrive(u32 summed) {
     bool last = false;
-    // A CTA without sums says nothing: between the last arrival and its reset it would be taken for the last, too.
+    // A CTA without sums does not arrive: between the last arrival and the reset it would look like the last one too.
     if (threadIdx.x == 0 && summed != 0) {
       last = fetch_add_acq_rel(&p.state->arrivals, summed) + summed == p.chunk_count;
       if (last) store_relaxed(&p.state->arrivals, 0u);
@@ -198,7 +199,7 @@ class Adamw {
     return sync_block_or(last);
   }
 
-  /// Adds up what all have left, and publishes what becomes of it. All threads of the CTA call it; thread 0 gets the verdict.
+  /// Adds the sums of all chunks and publishes the verdict. All threads of the CTA call it; only thread 0 gets the verdict.
   GPU_DEVICE Verdict judge(u32 epoch) {
     double sum = 0.0;
 #pragma unroll 8
@@ -211,7 +212,7 @@ class Adamw {
     verdict.norm = gpu::sqrt(total(sums));
     verdict.clipped_by = p.max_norm / (verdict.norm + p.norm_epsilon);
     if (!(verdict.clipped_by < 1.0)) verdict.clipped_by = 1.0;
-    // No gradient is larger than the norm of all.
+    // No clipped gradient is larger than this.
     const double largest = verdict.norm * verdict.clipped_by;
     if (!(verdict.norm <= largest_f64)) {
       verdict.skipped = LORA_ADAMW_NON_FINITE;
@@ -223,7 +224,7 @@ class Adamw {
     return verdict;
   }
 
-  /// What gradients are multiplied by, or NaN.
+  /// Waits for the verdict: the factor of all gradients, or NaN.
   GPU_DEVICE float await_verdict(u32 epoch) const {
     while (true) {
       const u64 said = load_relaxed(&p.state->verdict);
@@ -258,7 +259,7 @@ class Adamw {
     store(&report->skipped, skipped);
   }
 
-  /// Asks for what the update of a chunk will read, but for the gradient, which has been read before.
+  /// Prefetches what the update of a chunk will read, except the gradient, which the first pass has read.
   GPU_DEVICE void prefetch(u32 index) const {
     const LoraAdamwChunk chunk = chunk_at(index);
     constexpr u32 line = 128 / sizeof(float);
@@ -270,7 +271,7 @@ class Adamw {
   }
 
   GPU_DEVICE LoraAdamwChunk chunk_at(u32 index) const {
-    // Field by field: as three chunks of 16 bytes, ptxas spills on sm_120.
+    // Field by field: with three loads of 16 bytes ptxas spills on sm_120.
     const LoraAdamwChunk* chunk = p.chunks + index;
     return {load_constant(&chunk->gradient),
             load_constant(&chunk->value),
@@ -295,7 +296,7 @@ class Adamw {
       float g[unroll][4], value[unroll][4], m[unroll][4], v[unroll][4];
 #pragma unroll
       for (u32 u = 0; u < unroll; u++) {
-        // Where there is no second four, the first is loaded twice.
+        // Where the second group of four does not exist, the first is loaded twice.
         const u32 at = first + u * stride < in_fours ? first + u * stride : first;
         load_four(chunk.gradient + at, g[u]);
         load_four(chunk.first_moment + at, m[u]);
@@ -334,11 +335,11 @@ class Adamw {
 
   const LoraAdamw& p;
   SharedMemory shared;
-  /// This round's ticket and the next one's.
+  /// The tickets of this round and of the next.
   u64* word;
-  /// The warps' sums of a chunk, likewise.
+  /// The warps' sums of a chunk, in this round and in the next.
   double* sums;
-  /// Of A and of B.
+  /// The constants of A and of B.
   Coefficients* coefficients;
   float* clip;
 };

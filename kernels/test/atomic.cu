@@ -13,7 +13,8 @@ GPU_DEVICE void count(const LoraTest& p, u32 to) {
   store(before + thread_of_grid(), fetch_add_relaxed(out<T>(p, to), T{3}));
 }
 
-// CTA by CTA in the order of their tickets: each adds to what the one before left, a plain array, and hands it on.
+// CTAs run in the order of their tickets: each updates a plain array that the CTA before it stored, then sets the flag for
+// the next.
 template <class T>
 GPU_DEVICE void hand_on(const LoraTest& p, u32 flags_at, u32 values_at) {
   SharedMemory shared;
@@ -31,7 +32,7 @@ GPU_DEVICE void hand_on(const LoraTest& p, u32 flags_at, u32 values_at) {
   if (threadIdx.x == 0) store_release(flag + 1, T(*ticket + 1));
 }
 
-// Each CTA leaves a value a thread; whichever arrives last adds up all.
+// Each CTA stores a value per thread; the last to arrive adds all of them.
 template <class T>
 GPU_DEVICE void last_adds(const LoraTest& p, u32 counter_at, u32 values_at) {
   SharedMemory shared;
@@ -49,7 +50,8 @@ GPU_DEVICE void last_adds(const LoraTest& p, u32 counter_at, u32 values_at) {
 
 }  // namespace test
 
-// out[0] u32, out[1] u64: a counter and what each thread found in it; out[2]: the largest of in[0], and what was found.
+// out[0] u32, out[1] u64: a counter and the value that each thread found in it; out[2]: the largest value of in[0], and the
+// values found.
 GPU_KERNEL(test_atomic_counters, LoraTest, 32, 1) {
   using namespace test;
   count<u32>(params, 0);
@@ -58,16 +60,16 @@ GPU_KERNEL(test_atomic_counters, LoraTest, 32, 1) {
   store(out<u32>(params, 2) + 1 + thread_of_grid(), fetch_max_relaxed(out<u32>(params, 2), value));
 }
 
-// out[0]: tickets, flag; out[1]: a value a thread.
+// out[0]: tickets, flag; out[1]: a value per thread.
 GPU_KERNEL(test_atomic_hand_on_u32, LoraTest, 32, 1) { test::hand_on<gpu::u32>(params, 0, 1); }
 GPU_KERNEL(test_atomic_hand_on_u64, LoraTest, 32, 1) { test::hand_on<gpu::u64>(params, 0, 1); }
 
-// out[0]: arrivals; out[1]: a sum a thread, then each CTA's values.
+// out[0]: arrivals; out[1]: a sum per thread, then each CTA's values.
 GPU_KERNEL(test_atomic_last_u32, LoraTest, 32, 1) { test::last_adds<gpu::u32>(params, 0, 1); }
 GPU_KERNEL(test_atomic_last_u64, LoraTest, 32, 1) { test::last_adds<gpu::u64>(params, 0, 1); }
 
-// Words that say themselves whether they are there. The first CTA by ticket writes, the others wait and read.
-// out[0]: tickets; out[1] u64 and out[2] u32: the words, zero at first; out[3]: what was read.
+// Words that are flags themselves: zero until they are written. The CTA with the first ticket writes, the others poll and
+// read. out[0]: tickets; out[1] u64 and out[2] u32: the words, zero at first; out[3]: what was read.
 GPU_KERNEL(test_atomic_words, LoraTest, 32, 1) {
   using namespace test;
   SharedMemory shared;

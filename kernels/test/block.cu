@@ -5,8 +5,8 @@
 #include <gpu/warp.h>
 #include <test/test.h>
 
-// A value moves to the next thread n[0] times. Threads from the third warp on leave at once: a barrier is of those that
-// stay. out[0]: the value of each of 64 threads.
+// A value moves to the next thread n[0] times. Threads from the third warp on exit at once: the barrier counts the others
+// only. out[0]: the value of each of 64 threads.
 GPU_KERNEL(test_block_rotate, LoraTest, 128, 1) {
   using namespace test;
   SharedMemory shared;
@@ -22,7 +22,7 @@ GPU_KERNEL(test_block_rotate, LoraTest, 128, 1) {
   store(out<u32>(params, 0) + threadIdx.x, mine);
 }
 
-// in[0]: a word a thread, whose bits are conditions. out[0]: for each thread the bits for which any thread's holds.
+// in[0]: a word per thread, whose bits are conditions. out[0]: for each thread the bits for which any thread's holds.
 GPU_KERNEL(test_block_or, LoraTest, 96, 1) {
   using namespace test;
   const u32 word = load(in<u32>(params, 0) + threadIdx.x);
@@ -31,8 +31,8 @@ GPU_KERNEL(test_block_or, LoraTest, 96, 1) {
   store(out<u32>(params, 0) + threadIdx.x, any);
 }
 
-// The first warp writes, the second and third read; barrier 1 says that a value is there, 2 that it may be overwritten.
-// Barrier 15 is of the readers alone. out[0]: a sum a reader.
+// The first warp writes, the second and third read. Barrier 1: a value is there; barrier 2: it may be overwritten; barrier
+// 15: the readers alone. out[0]: a sum per reader.
 GPU_KERNEL(test_block_named, LoraTest, 96, 1) {
   using namespace test;
   SharedMemory shared;

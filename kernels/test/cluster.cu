@@ -33,11 +33,11 @@ GPU_KERNEL(test_cluster_exchange, LoraTest, 64, 1) {
     store(out<Chunk>(params, 3) + blockIdx.x * 16 + threadIdx.x, chunk);
   }
   cluster_sync();
-  // Nobody leaves while others may still read its shared memory: the barrier above has seen to that.
+  // The barrier above keeps a CTA from exiting while others may still read its shared memory.
 }
 
-// The first CTA of each cluster writes n[0] rounds of words, which the others read; they say at its barrier when it may
-// write again. out[0]: a sum a thread of the others.
+// The first CTA of each cluster writes n[0] rounds of words, which the others read; they arrive at its barrier when it may
+// write again. out[0]: a sum per thread of the others.
 GPU_KERNEL(test_cluster_arrive, LoraTest, 32, 1) {
   using namespace test;
   SharedMemory shared;

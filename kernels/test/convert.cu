@@ -12,7 +12,7 @@ GPU_DEVICE void widen_all(u32* to) {
   }
 }
 
-// Each chunk of eight elements, unpacked word by word, all at once, and packed again.
+// Each chunk is unpacked all at once, packed again, and unpacked word by word.
 template <class E>
 GPU_DEVICE void repack(const LoraTest& p, u32 from, u32 to) {
   constexpr u32 elements = chunk_elements<E>;
@@ -44,8 +44,8 @@ GPU_KERNEL(test_convert_widen, LoraTest, 64, 1) {
   test::widen_all<gpu::bf16>(test::out<gpu::u32>(params, 1));
 }
 
-// in[0]: n[0] bit patterns of f32. Of each, with its successor modulo n[0]: out[0] f16 in the lower half, bf16 in the
-// upper; out[1] the packed f16, out[2] the packed bf16; out[3] itself as storage.
+// in[0]: n[0] bit patterns of f32. For each, with its successor modulo n[0]: out[0]: f16 in the lower half, bf16 in the
+// upper; out[1]: both packed as f16; out[2]: both packed as bf16; out[3]: the value itself as f32.
 GPU_KERNEL(test_convert_narrow, LoraTest, 64, 1) {
   using namespace test;
   for (u32 i = threadIdx.x; i < params.n[0]; i += blockDim.x) {
@@ -58,14 +58,14 @@ GPU_KERNEL(test_convert_narrow, LoraTest, 64, 1) {
   }
 }
 
-// in[i]: n[0] chunks of f32, f16, bf16. out[i]: for each its values, and those of what they pack to.
+// in[i]: n[0] chunks of f32, f16, bf16. out[i]: for each chunk its values, then its values after packing them again.
 GPU_KERNEL(test_convert_chunks, LoraTest, 64, 1) {
   test::repack<float>(params, 0, 0);
   test::repack<gpu::f16>(params, 1, 1);
   test::repack<gpu::bf16>(params, 2, 2);
 }
 
-// in[0]: n[0] triples of two words and a selector.
+// in[0]: n[0] triples of two words and a selector. out[0]: byte_permute of each.
 GPU_KERNEL(test_convert_bytes, LoraTest, 64, 1) {
   using namespace test;
   for (u32 i = threadIdx.x; i < params.n[0]; i += blockDim.x) {

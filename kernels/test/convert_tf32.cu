@@ -1,4 +1,4 @@
-// gpu/convert.h: the rounding that came with sm_80.
+// gpu/convert.h: the rounding to TF32, which targets from sm_80 on have.
 //
 // targets: sm_80 sm_86 sm_89 sm_90a sm_100 sm_120
 #include <gpu/convert.h>

@@ -5,7 +5,8 @@
 #include <gpu/shared.h>
 #include <test/test.h>
 
-// in[0]: 17 chunks of 16 bytes, in[1]: 5 words. out[0]: of chunk i the first i bytes and zeros, out[1]: of word i.
+// in[0]: 17 chunks of 16 bytes, in[1]: 5 words. out[0]: the first i bytes of chunk i, then zeros; out[1]: the same of word
+// i.
 GPU_KERNEL(test_copy_async_part, LoraTest, 32, 1) {
   using namespace test;
   SharedMemory shared;
@@ -19,12 +20,12 @@ GPU_KERNEL(test_copy_async_part, LoraTest, 32, 1) {
   copy_async_commit();
   copy_async_wait<0>();
   sync_block();
-  // Other threads than those that copied.
+  // Read by other threads than those that copied.
   if (i < 18) store(out<Chunk>(params, 0) + 17 - i, load_shared(chunks + 17 - i));
   if (i < 6) store(out<u32>(params, 1) + 5 - i, words[5 - i]);
 }
 
-// Stages of 32 chunks, two of them on their way while one is summed up. n[0]: stages. out[0]: four sums a thread.
+// Stages of 32 chunks; two are in flight while one is summed. n[0]: steps. out[0]: four sums per thread.
 GPU_KERNEL(test_copy_async_ring, LoraTest, 32, 1) {
   using namespace test;
   constexpr u32 stages = 3;
@@ -40,7 +41,7 @@ GPU_KERNEL(test_copy_async_ring, LoraTest, 32, 1) {
   for (u32 i = 0; i < rounds; i++) {
     copy_async_wait<stages - 2>();
     sync_block();
-    // The barrier also says that everyone is done with the stage that is filled now.
+    // After the barrier all threads have also read the stage that is filled now.
     const u32 next = i + stages - 1;
     if (next < rounds) copy_async_16(shared_address(ring + next % stages * 32 + threadIdx.x), source + next * 32);
     copy_async_commit();

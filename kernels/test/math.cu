@@ -4,8 +4,8 @@
 #include <gpu/memory.h>
 #include <test/test.h>
 
-// in[0]: n[0] triples of f32. out[0]: of each, fma of the three, then of the first: tanh, exp2, rsqrt, sqrt, abs; then
-// min and max of the first two.
+// in[0]: n[0] triples of f32. out[0]: for each, fma of the three; tanh, exp2, rsqrt, sqrt, abs of the first; min and max of
+// the first two.
 GPU_KERNEL(test_math_floats, LoraTest, 64, 1) {
   using namespace test;
   for (u32 i = threadIdx.x; i < params.n[0]; i += blockDim.x) {
@@ -23,7 +23,7 @@ GPU_KERNEL(test_math_floats, LoraTest, 64, 1) {
   }
 }
 
-// in[0]: n[0] f64. out[0]: of each its square root, and what rounding it to f32 and widening that again makes of it.
+// in[0]: n[0] f64. out[0]: for each its square root, then the value rounded to f32 and widened again.
 GPU_KERNEL(test_math_doubles, LoraTest, 64, 1) {
   using namespace test;
   for (u32 i = threadIdx.x; i < params.n[0]; i += blockDim.x) {
@@ -33,7 +33,7 @@ GPU_KERNEL(test_math_doubles, LoraTest, 64, 1) {
   }
 }
 
-// in[0]: n[0] pairs of words. out[0]: of each min and max as u32, as i32, and multiply_high.
+// in[0]: n[0] pairs of words. out[0]: for each min and max as u32, min and max as i32, and multiply_high.
 GPU_KERNEL(test_math_integers, LoraTest, 64, 1) {
   using namespace test;
   for (u32 i = threadIdx.x; i < params.n[0]; i += blockDim.x) {

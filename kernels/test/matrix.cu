@@ -1,4 +1,4 @@
-// gpu/mma.h, what every target has of it.
+// gpu/mma.h: the functions that every target has.
 #include <gpu/block.h>
 #include <gpu/memory.h>
 #include <gpu/mma.h>
@@ -8,8 +8,8 @@
 
 namespace test {
 
-// Rows of 16 bytes, from the first of each matrix to the next 3 rows apart, so that no two addresses are what an error
-// in the order of lanes would give.
+// The row of 16 bytes of a lane. Rows of a matrix are 3 rows apart, so that an error in the order of lanes gives another
+// address.
 GPU_DEVICE u32 row_of_lane(u32 lane) { return lane % 8 * 3 + lane / 8 * 24; }
 
 template <u32 COUNT>
@@ -44,7 +44,7 @@ GPU_KERNEL(test_matrix_load, LoraTest, 32, 1) {
   store_registers(x4, to);
 }
 
-// One product a warp. in[0], in[1], in[2]: registers of a, b, d, lane by lane. out[0]: d.
+// One MMA per warp. in[0], in[1], in[2]: registers of a, b, d, lane by lane. out[0]: d.
 GPU_KERNEL(test_matrix_multiply_f16, LoraTest, 32, 1) {
   using namespace test;
   u32 a[4], b[2];
@@ -56,8 +56,7 @@ GPU_KERNEL(test_matrix_multiply_f16, LoraTest, 32, 1) {
   for (u32 i = 0; i < 4; i++) store(out<float>(params, 0) + thread_of_grid() * 4 + i, d[i]);
 }
 
-// The way a tile takes: A [16, 32] and B [32, 8] of f16 by rows to shared memory, two steps of 16. out[0]: their
-// product.
+// A whole tile: A [16, 32] and B [32, 8] of f16, by rows in shared memory, in two K steps of 16. out[0]: their product.
 GPU_KERNEL(test_matrix_tile, LoraTest, 32, 1) {
   using namespace test;
   SharedMemory shared;

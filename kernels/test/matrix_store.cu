@@ -8,7 +8,7 @@
 #include <gpu/warp.h>
 #include <test/test.h>
 
-// in[0]: four registers a lane. out[0]: 96 rows of 16 bytes, of which each of the two forms wrote 32.
+// in[0]: four registers per lane. out[0]: for each of the two forms 96 rows of 16 bytes, of which it wrote 32.
 GPU_KERNEL(test_matrix_store, LoraTest, 32, 1) {
   using namespace test;
   SharedMemory shared;

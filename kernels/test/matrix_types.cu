@@ -1,4 +1,4 @@
-// gpu/mma.h: products of the types that came with sm_80.
+// gpu/mma.h: MMAs of the types that targets from sm_80 on have.
 //
 // targets: sm_80 sm_86 sm_89 sm_90a sm_100 sm_120
 #include <gpu/memory.h>
@@ -28,6 +28,6 @@ struct MultiplyTf32 {
 
 }  // namespace test
 
-// in[0], in[1], in[2]: registers of a, b, d, lane by lane, of a product a warp. out[0]: d.
+// One MMA per warp. in[0], in[1], in[2]: registers of a, b, d, lane by lane. out[0]: d.
 GPU_KERNEL(test_matrix_multiply_bf16, LoraTest, 32, 1) { test::multiply(params, test::MultiplyBf16()); }
 GPU_KERNEL(test_matrix_multiply_tf32, LoraTest, 32, 1) { test::multiply(params, test::MultiplyTf32()); }

@@ -1,4 +1,4 @@
-// gpu/mbarrier.h within a CTA; what copies tell barriers is in tma.cu.
+// gpu/mbarrier.h within a CTA; copies that complete at barriers are in tma.cu.
 //
 // targets: sm_90a sm_100 sm_120
 #include <gpu/block.h>
@@ -8,8 +8,8 @@
 #include <gpu/warp.h>
 #include <test/test.h>
 
-// The first warp writes, the other two read, over a ring of two stages. n[0]: rounds. out[0]: a sum a reader; out[1]:
-// what mbarrier_test says of a fresh barrier's parities.
+// The first warp writes, the other two read, over a ring of two stages. n[0]: rounds. out[0]: a sum per reader; out[1]: what
+// mbarrier_test returns for both parities of a fresh barrier.
 GPU_KERNEL(test_mbarrier_ring, LoraTest, 96, 1) {
   using namespace test;
   constexpr u32 stages = 2;
@@ -43,8 +43,8 @@ GPU_KERNEL(test_mbarrier_ring, LoraTest, 96, 1) {
   if (warp_id() != 0) store(out<u32>(params, 0) + threadIdx.x - 32, sum);
 }
 
-// Thread 0 polls until the others have arrived; then the barrier's memory holds words, then a barrier again.
-// out[0]: a word a thread.
+// Thread 0 polls until the others have arrived; then the barrier's memory holds a word, then a barrier again. out[0]: a word
+// per thread.
 GPU_KERNEL(test_mbarrier_again, LoraTest, 64, 1) {
   using namespace test;
   SharedMemory shared;

@@ -6,8 +6,8 @@
 
 namespace test {
 
-// Copies `bytes` bytes element by element, and once more through `load_constant`. A thread stores two bytes at least:
-// the emulator's race detector tells no finer ones apart.
+// Copies `bytes` bytes element by element, and once more through `load_constant`. A thread stores at least two bytes, which
+// is the granularity of the emulator's race detector.
 template <class T>
 GPU_DEVICE void copy(const LoraTest& p, u32 region, u32 bytes) {
   constexpr u32 run = sizeof(T) == 1 ? 2 : 1;
@@ -33,7 +33,7 @@ GPU_KERNEL(test_memory_widths, LoraTest, 64, 1) {
   copy<Chunk>(params, 4, bytes);
 }
 
-// out[0][i] = in[0][i ^ 5], chunks of 16 bytes by way of shared memory.
+// out[0][i] = in[0][i ^ 5], chunks of 16 bytes through shared memory.
 GPU_KERNEL(test_memory_shared, LoraTest, 64, 1) {
   using namespace test;
   SharedMemory shared;

@@ -10,9 +10,9 @@
 #include <gpu/warp.h>
 #include <test/test.h>
 
-// Clusters of two sum up the same boxes of 16 rows of 128 bytes, of which each CTA fetches one half for both. A stage
-// is filled again when both CTAs have said, at both barriers, that they are done with it. n[0]: boxes. out[0]: four
-// sums a consumer thread.
+// The two CTAs of a cluster sum the same boxes of 16 rows of 128 bytes; each CTA fetches one half of a box for both. A stage
+// is filled again when the consumers of both CTAs have arrived at the barriers of both. n[0]: boxes. out[0]: four sums per
+// consumer thread.
 GPU_KERNEL(test_multicast_ring, LoraTest, 64, 1) {
   using namespace test;
   constexpr u32 stages = 2, half_chunks = 64, half_bytes = 1024;

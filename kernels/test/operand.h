@@ -1,7 +1,7 @@
-// Operands of wgmma in shared memory: rows of 128 bytes with the 128-byte swizzle, 64 values of a row's dimension.
+// Operands of wgmma in shared memory: rows of 128 bytes with the 128-byte swizzle, 64 values per row.
 //
-// K-major: a row is one m or n, 64 values of k. MN-major: a row is one k, 64 values of m or n; what is wider lies in
-// panels of 64, one behind the other.
+// K-major: a row is 64 values of k of one m or n. MN-major: a row is 64 values of m or n of one k; wider operands are panels
+// of 64, one after the other.
 #pragma once
 
 #include <gpu/memory.h>
@@ -24,7 +24,7 @@ struct Operand {
 
   Chunk* tile;
 
-  /// By all threads of the CTA, from a matrix of WIDTH × 64 or 64 × WIDTH packed values.
+  /// Called by all threads of the CTA: fills the operand from a matrix of WIDTH × 64 or 64 × WIDTH packed values.
   GPU_DEVICE void fill(const Chunk* source) const {
     constexpr u32 width = is_k_major ? tile_depth : WIDTH, chunks = width / 8;
     for (u32 i = threadIdx.x; i < rows * chunks; i += blockDim.x) {
@@ -34,7 +34,7 @@ struct Operand {
     }
   }
 
-  /// By one thread: the same by the copy engine, boxes of 64 × `rows` from column `x` and row `y` of a matrix on.
+  /// Called by one thread: the same by TMA, boxes of 64 × `rows` from column `x` and row `y` of a matrix on.
   GPU_DEVICE void fetch(const TensorMap* map, u32 barrier, u32 x, u32 y) const {
     for (u32 panel = 0; panel < panels; panel++) {
       tma_load_2d(shared_address(tile + panel * rows * row_chunks), map, barrier, static_cast<i32>(x + 64 * panel),
@@ -42,10 +42,10 @@ struct Operand {
     }
   }
 
-  /// For the 16 values of k from 16·step on.
+  /// The descriptor of the 16 values of k from 16·step on.
   GPU_DEVICE u64 descriptor(u32 step) const {
     const u64 first = wgmma_descriptor(shared_address(tile), is_k_major ? 0 : rows * row_bytes, pattern_bytes);
-    // Sixteen bytes a unit: along a row, or on by two groups of eight rows.
+    // In units of 16 bytes: 32 bytes along a row, or two groups of eight rows.
     return first + step * (is_k_major ? 32 / 16 : 2 * pattern_bytes / 16);
   }
 };

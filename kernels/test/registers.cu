@@ -7,8 +7,8 @@
 #include <gpu/warp.h>
 #include <test/test.h>
 
-// 384 threads start with 168 registers each. The first warpgroup gives up most, the others take them; then all are as
-// at the start. out[0]: a sum a thread of the values it held meanwhile.
+// 384 threads start with 168 registers each. The first warpgroup gives up most of its registers, the others take them; then
+// all have as many as at the start. out[0]: a sum per thread of the values that it held meanwhile.
 GPU_KERNEL(test_registers, LoraTest, 384, 1) {
   using namespace test;
   const u32 first = load(in<u32>(params, 0) + threadIdx.x);

@@ -1,4 +1,4 @@
-// What every test kernel begins with: the names, and its parameters by their type.
+// Helpers of all test kernels: names, and typed pointers to the parameters.
 #pragma once
 
 #include <abi.h>
@@ -18,7 +18,7 @@ GPU_DEVICE T* out(const LoraTest& p, u32 i) {
   return static_cast<T*>(p.out[i]);
 }
 
-/// This thread's number in the grid, whose CTAs have a warp each where a kernel does not say otherwise.
+/// This thread's number in the grid. CTAs have one warp unless a kernel says otherwise.
 GPU_DEVICE u32 thread_of_grid() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
 }  // namespace test

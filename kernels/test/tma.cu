@@ -1,4 +1,4 @@
-// gpu/tma.h, and what its copies tell the barriers of gpu/mbarrier.h.
+// gpu/tma.h, and the completion of its copies at the barriers of gpu/mbarrier.h.
 //
 // targets: sm_90a sm_100 sm_120
 #include <gpu/atomic.h>
@@ -45,9 +45,9 @@ GPU_KERNEL(test_tma_load, LoraTest, 32, 1) {
   for (u32 i = threadIdx.x; i < bytes / 4; i += 32) store(out<u32>(params, 0) + i, box[i]);
 }
 
-// in[0]: two boxes of n[1] bytes. The first goes to n[2], n[3], n[4], the second to n[5], n[6], n[7] of maps[0], from
-// the same shared memory. n[0]: dimensions. out[0]: the first of n[8] words of out[1], the tensor, as this CTA sees
-// them then.
+// in[0]: two boxes of n[1] bytes. The first goes to n[2], n[3], n[4], the second to n[5], n[6], n[7] of maps[0], from the
+// same shared memory. n[0]: dimensions. out[0]: the first n[8] words of out[1], the tensor, as this CTA sees them
+// afterwards.
 GPU_KERNEL(test_tma_store, LoraTest, 32, 1) {
   using namespace test;
   const u32 words = params.n[1] / 4;
@@ -76,8 +76,8 @@ GPU_KERNEL(test_tma_store, LoraTest, 32, 1) {
   }
 }
 
-// Boxes of 8 rows of 128 bytes, swizzled, over a ring: one thread of the first warp has them copied, the second warp
-// sums them up, and the third sends each on, changed, to maps[1]. n[0]: boxes. out[0]: 4 words of each lane of the
+// Boxes of 8 rows of 128 bytes, swizzled, over a ring: one thread of the first warp issues the copies, the second warp sums
+// the boxes, and the third changes each box and stores it to maps[1]. n[0]: boxes. out[0]: 4 words of each lane of the
 // second warp.
 GPU_KERNEL(test_tma_ring, LoraTest, 96, 1) {
   using namespace test;
@@ -138,8 +138,8 @@ GPU_KERNEL(test_tma_ring, LoraTest, 96, 1) {
   if (warp_id() == 2 && lane == 31) bulk_wait_read<0>();
 }
 
-// The first CTA by ticket writes 8 rows of 128 bytes of the tensor at out[1]; the others have the copy engine fetch
-// them once its flag says so. out[0]: ticket, flag. out[2]: what each of the others got.
+// The CTA with the first ticket writes 8 rows of 128 bytes of the tensor at out[1]; the others fetch them by TMA once the
+// flag is set. out[0]: ticket, flag. out[2]: what each of the others got.
 GPU_KERNEL(test_tma_other_cta, LoraTest, 32, 1) {
   using namespace test;
   SharedMemory shared;

@@ -7,7 +7,7 @@
 
 namespace test {
 
-// Four shuffles of all lanes, four of the even and of the odd ones apart.
+// Four shuffles of all lanes, then four of the even lanes and four of the odd lanes separately.
 template <class T>
 GPU_DEVICE void shuffles(T value, T* to) {
   const u32 lane = lane_id();
@@ -16,7 +16,7 @@ GPU_DEVICE void shuffles(T value, T* to) {
   store(mine + 1 * warp_size, shuffle_xor(value, 21));
   store(mine + 2 * warp_size, shuffle_down(value, 5));
   store(mine + 3 * warp_size, shuffle_up(value, 9));
-  // Lanes of a divergent warp meet those that they name only.
+  // In a divergent warp a shuffle is between the lanes of its mask only.
   if (lane % 2 == 0) {
     store(mine + 4 * warp_size, shuffle(value, (lane + 10) % warp_size, 0x55555555));
     store(mine + 5 * warp_size, shuffle_xor(value, 6, 0x55555555));
@@ -32,7 +32,8 @@ GPU_DEVICE void shuffles(T value, T* to) {
 
 }  // namespace test
 
-// in[0]: a u64 a thread. out[i]: what the shuffles gave of it as u32, i32, float, u64; out[3] behind that: as double.
+// in[0]: a u64 per thread. out[i]: results of the shuffles of its value as u32, i32, float, u64; behind those in out[3]: as
+// double.
 GPU_KERNEL(test_warp_shuffles, LoraTest, 64, 1) {
   using namespace test;
   const u64 value = load(in<u64>(params, 0) + threadIdx.x);
@@ -43,8 +44,8 @@ GPU_KERNEL(test_warp_shuffles, LoraTest, 64, 1) {
   shuffles(__builtin_bit_cast(double, value), out<double>(params, 3) + 8 * blockDim.x);
 }
 
-// in[0]: a word a thread, whose bits are conditions. out[0]: for each bit the ballot, all, any of the warp, then those
-// of its lower eight lanes.
+// in[0]: a word per thread, whose bits are conditions. out[0]: for each bit the ballot, all, any of the warp, then those of
+// its lower eight lanes.
 GPU_KERNEL(test_warp_votes, LoraTest, 64, 1) {
   using namespace test;
   const u32 word = load(in<u32>(params, 0) + threadIdx.x);
@@ -62,8 +63,8 @@ GPU_KERNEL(test_warp_votes, LoraTest, 64, 1) {
   }
 }
 
-// Neighbours pass words through shared memory; then the upper half among itself. out[0]: what came, out[1]: whether the
-// lane was elected, in two elections.
+// Neighbouring lanes pass words through shared memory; then the lanes of the upper half do so alone. out[0]: the sum of what
+// came; out[1]: whether the lane was elected, in two elections.
 GPU_KERNEL(test_warp_memory, LoraTest, 64, 1) {
   using namespace test;
   SharedMemory shared;

@@ -13,8 +13,8 @@ GPU_DEVICE u32 first_accumulator() {
   return (threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4) * N + 2 * (threadIdx.x % 4);
 }
 
-// n[0]: whether the product is added to in[2]. n[1]: whether operands come by the copy engine (maps[0], maps[1])
-// instead of plain stores (in[0], in[1]). out[0]: [64, N].
+// n[0]: whether the product is added to in[2]. n[1]: whether operands come by TMA (maps[0], maps[1]) instead of plain stores
+// (in[0], in[1]). out[0]: [64, N].
 template <u32 N>
 GPU_DEVICE void load_accumulators(const LoraTest& p, float (&d)[N / 2]) {
   const float* from = in<float>(p, 2) + first_accumulator<N>();
@@ -58,7 +58,7 @@ GPU_DEVICE void product(const LoraTest& p) {
   fill(p, &a, b, shared.take<u64>(1));
   float d[N / 2];
   load_accumulators<N>(p, d);
-  wgmma_hold(d);
+  wgmma_fence_operands(d);
   wgmma_fence();
 #pragma unroll
   for (u32 step = 0; step < 4; step++) {
@@ -66,7 +66,7 @@ GPU_DEVICE void product(const LoraTest& p) {
   }
   wgmma_commit();
   wgmma_wait<0>();
-  wgmma_hold(d);
+  wgmma_fence_operands(d);
   store_accumulators<N>(p, d);
 }
 
@@ -86,7 +86,7 @@ GPU_DEVICE void product_of_registers(const LoraTest& p) {
       a[step][i] = load(in<u32>(p, 0) + (row + 8 * (i & 1)) * (tile_depth / 2) + 8 * step + 4 * (i >> 1) + pair);
     }
   }
-  wgmma_hold(d);
+  wgmma_fence_operands(d);
   wgmma_fence();
 #pragma unroll
   for (u32 step = 0; step < 4; step++) {
@@ -94,7 +94,7 @@ GPU_DEVICE void product_of_registers(const LoraTest& p) {
   }
   wgmma_commit();
   wgmma_wait<0>();
-  wgmma_hold(d);
+  wgmma_fence_operands(d);
   store_accumulators<N>(p, d);
 }
 

@@ -1,4 +1,4 @@
-// The way of a tile through all of it: copy engine, barriers, wgmma, and back by the copy engine.
+// A whole tile: TMA loads, mbarriers, wgmma, and a TMA store.
 //
 // targets: sm_90a
 #include <gpu/block.h>
@@ -8,10 +8,9 @@
 #include <gpu/warp.h>
 #include <test/operand.h>
 
-// d [128, 64] = a [128, 64 n[0]] · b [64, 64 n[0]]ᵀ in bf16. One warp copies tiles of k (maps[0], maps[1]) over a ring;
-// two warpgroups multiply 64 rows each, keep one group of products in flight, and give a stage back once its products
-// are done. Then they write bf16 to shared memory, from where it goes to out[0], whose map lies in global memory at
-// in[0].
+// d [128, 64] = a [128, 64 n[0]] · b [64, 64 n[0]]ᵀ in bf16. One warp copies K steps (maps[0], maps[1]) into a ring; two
+// consumer warpgroups multiply 64 rows each, keep one group of MMAs in flight, and release a stage once its MMAs are done.
+// Then they write bf16 to shared memory, from where TMA stores it to out[0]; the map of out[0] is in global memory at in[0].
 GPU_KERNEL(test_wgmma_ring, LoraTest, 384, 1) {
   using namespace test;
   constexpr u32 stages = 3, n = 64;
@@ -64,11 +63,11 @@ GPU_KERNEL(test_wgmma_ring, LoraTest, 384, 1) {
     }
     wgmma_commit();
     wgmma_wait<1>();
-    // The products of the round before are done, in all of the warpgroup: so says the wait, which all its warps make.
+    // After the wait the MMAs of the previous round are done in all warps of the warpgroup.
     if (i != 0 && thread == 0) mbarrier_arrive(empty + 8 * ((i - 1) % stages));
   }
   wgmma_wait<0>();
-  wgmma_hold(d);
+  wgmma_fence_operands(d);
 
   u32* result = reinterpret_cast<u32*>(results + group * 64 * row_chunks);
   const u32 row = thread / 32 * 16 + thread % 32 / 4;
@@ -87,8 +86,8 @@ GPU_KERNEL(test_wgmma_ring, LoraTest, 384, 1) {
   }
 }
 
-// Two products of one warpgroup into accumulators of their own, in two groups, of which the first is waited for and
-// stored while the other goes on. in[0], in[1]: [64, 64] bf16. out[0]: a·bᵀ, out[1]: b·aᵀ.
+// Two groups of MMAs of one warpgroup with separate accumulators: the first is waited for and stored while the second is in
+// flight. in[0], in[1]: [64, 64] bf16. out[0]: a·bᵀ, out[1]: b·aᵀ.
 GPU_KERNEL(test_wgmma_groups, LoraTest, 128, 1) {
   using namespace test;
   using Square = Operand<64, Major::K>;
@@ -111,13 +110,13 @@ GPU_KERNEL(test_wgmma_groups, LoraTest, 128, 1) {
   }
   wgmma_commit();
   wgmma_wait<1>();
-  wgmma_hold(first);
+  wgmma_fence_operands(first);
   const u32 place = (threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4) * 64 + 2 * (threadIdx.x % 4);
   float *to_first = out<float>(params, 0) + place, *to_second = out<float>(params, 1) + place;
 #pragma unroll
   for (u32 i = 0; i < 32; i++) store(to_first + 512 * (i >> 1 & 1) + 8 * (i >> 2) + (i & 1), first[i]);
   wgmma_wait<0>();
-  wgmma_hold(second);
+  wgmma_fence_operands(second);
 #pragma unroll
   for (u32 i = 0; i < 32; i++) store(to_second + 512 * (i >> 1 & 1) + 8 * (i >> 2) + (i & 1), second[i]);
 }

@@ -1,10 +1,10 @@
-// Dropout of an adapter's input: the mask is made where it is needed, again in every pass, and never stored.
+// Dropout of an adapter's input. The mask is computed wherever it is needed, again in every pass, and never stored.
 //
-// One Philox counter stands for eight values of a row: of 32 neighbouring columns those that one lane holds as operand or
-// as accumulator of the matrix instructions, 2p, 2p + 1 and the same 8, 16 and 24 further on (p: 0 to 3). Each gets 16 bits
-// and is dropped if they are less than the threshold. src/dropout.rs makes the same mask.
+// One Philox counter gives the random bits of eight values of a row. Of a block of 32 columns these are columns 2p and 2p +
+// 1, and the same plus 8, 16 and 24, with p from 0 to 3: the values that one lane holds in fragments and accumulators of
+// mma.sync. Each value gets 16 bits, and is dropped if they are less than the threshold. src/dropout.rs makes the same mask.
 //
-// Cost: some 85 instructions for eight values. Values that are kept are not scaled here: their sums are.
+// Cost: about 85 instructions for eight values. Kept values are not scaled here; the sums of their products are.
 #pragma once
 
 #include <abi.h>
@@ -17,7 +17,7 @@ namespace tile {
 
 using namespace gpu;
 
-/// The random bits of eight values: word q is of the columns 32·block + 8q + 2·pair and the next, the lower half first.
+/// The random bits of eight values. Word q belongs to columns 32·block + 8q + 2·pair (lower half) and the next (upper half).
 GPU_DEVICE void dropout_words(const LoraDropout& dropout, u32 row, u32 block, u32 pair, u32 (&words)[4]) {
   u32 offset = dropout.offset;
   if (dropout.step != nullptr) offset += load_constant(dropout.step);
@@ -28,7 +28,7 @@ GPU_DEVICE void dropout_words(const LoraDropout& dropout, u32 row, u32 block, u3
   philox(words, dropout.seed_low, dropout.seed_high);
 }
 
-/// Which of these eight values are kept, a bit each: 2q and 2q + 1 are of word q.
+/// Which of these eight values are kept, one bit each: bits 2q and 2q + 1 belong to word q.
 GPU_DEVICE u32 kept_of_eight(const LoraDropout& dropout, u32 row, u32 block, u32 pair) {
   u32 words[4], kept = 0;
   dropout_words(dropout, row, block, pair, words);
@@ -40,8 +40,8 @@ GPU_DEVICE u32 kept_of_eight(const LoraDropout& dropout, u32 row, u32 block, u32
   return kept;
 }
 
-/// Which of the 32 values of a row's block are kept, by four neighbouring lanes that ask for the same: each makes a
-/// counter's eight.
+/// Which of the 32 values of a row's block are kept, one bit each. Four neighbouring lanes call it for the same block; each
+/// computes the eight values of one counter.
 GPU_DEVICE u32 kept_of_block(const LoraDropout& dropout, u32 row, u32 block) {
   const u32 pair = lane_id() % 4, eight = kept_of_eight(dropout, row, block, pair);
   u32 kept = 0;
@@ -51,9 +51,9 @@ GPU_DEVICE u32 kept_of_block(const LoraDropout& dropout, u32 row, u32 block) {
   return kept | shuffle_xor(kept, 2);
 }
 
-/// Zeros what is dropped of `rows` rows of a tile in shared memory, which holds the columns `first_column` to
-/// `first_column` + DEPTH of x from row `first_row` on. Of `threads` threads this is number `thread`; a barrier comes before
-/// and after.
+/// Zeros the dropped values of a tile in shared memory: `rows` rows of x from `first_row` on, columns `first_column` to
+/// `first_column` + DEPTH. `threads` threads call it, of which this is number `thread`; a barrier must come before and
+/// after.
 template <class E, u32 DEPTH>
 GPU_DEVICE void drop_out(const LoraDropout& dropout, Chunk* tile, u32 rows, u32 first_row, u32 first_column, u32 thread,
                          u32 threads) {

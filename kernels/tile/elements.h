@@ -1,4 +1,4 @@
-// Sixteen bytes of a row as f32, from memory that may or may not be aligned to them.
+// Loads of 16 bytes of a row, from memory that may or may not be aligned to 16 bytes.
 #pragma once
 
 #include <gpu/convert.h>
@@ -16,8 +16,8 @@ GPU_DEVICE bool rows_are_aligned(const void* base, u32 stride) {
   return (reinterpret_cast<u64>(base) | u64(stride) * sizeof(E)) % sizeof(Chunk) == 0;
 }
 
-/// Elements `first` to `first + chunk_elements<E>` of a row, those from `end` on as zeros. ALIGNED promises that the row
-/// is and that `end` is a multiple of a chunk.
+/// Loads elements `first` to `first + chunk_elements<E>` of a row as f32; those from `end` on are zeros. ALIGNED requires
+/// that the row is aligned and that `end` is a multiple of a chunk.
 template <class E, bool ALIGNED>
 GPU_DEVICE void load_elements(const E* row, u32 first, u32 end, float (&out)[chunk_elements<E>]) {
   if constexpr (ALIGNED) {
@@ -30,7 +30,7 @@ GPU_DEVICE void load_elements(const E* row, u32 first, u32 end, float (&out)[chu
   }
 }
 
-/// The same where alignment is known only at run time.
+/// The same, where alignment is known only at run time.
 template <class E>
 GPU_DEVICE void load_elements(const E* row, u32 first, u32 end, bool aligned, float (&out)[chunk_elements<E>]) {
   if (aligned && first + chunk_elements<E> <= end) {
@@ -40,7 +40,7 @@ GPU_DEVICE void load_elements(const E* row, u32 first, u32 end, bool aligned, fl
   }
 }
 
-/// Elements of a weight, which no one reads twice, as they are in memory.
+/// Loads elements of a weight, which is read only once, without converting them.
 template <class E, bool ALIGNED>
 GPU_DEVICE Chunk load_weight(const E* row, u32 first, u32 end) {
   Chunk chunk = zero_chunk;

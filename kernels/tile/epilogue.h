@@ -1,4 +1,4 @@
-// What happens to a sum on its way to memory: activation, residual, rounding.
+// What happens to a sum before it is stored: bias, activation, residual, rounding.
 #pragma once
 
 #include <abi.h>
@@ -29,7 +29,7 @@ GPU_DEVICE void finish(float value, u32 activation, const E* residual, E* y) {
   store(y, from_f32<E>(value));
 }
 
-/// The way out of sums of a whole chunk: bias, activation, residual, rounding.
+/// The epilogue of a layer's sums: bias, activation, residual, rounding.
 template <class E>
 class Epilogue {
  public:
@@ -39,7 +39,7 @@ class Epilogue {
         aligned(rows_are_aligned<E>(p.y, p.y_stride) &&
                 (p.residual == nullptr || rows_are_aligned<E>(p.residual, p.residual_stride))) {}
 
-  /// y[row, column..] for a chunk of neighbouring columns, of which those that y lacks are left out.
+  /// Stores y[row, column..] for a chunk of neighbouring columns; columns that y does not have are left out.
   GPU_DEVICE void store_chunk(float (&value)[chunk_elements<E>], u32 row, u32 column) const {
     constexpr u32 elements = chunk_elements<E>;
     if (row >= p.tokens || column >= p.columns) return;
@@ -70,11 +70,11 @@ class Epilogue {
     }
   }
 
-  /// Columns `column`, which is even, and the next of a row of y, rounded; anything where y has none.
+  /// Returns y[row, column] and y[row, column + 1], rounded and packed; `column` is even. Values outside y are arbitrary.
   GPU_DEVICE u32 finish_pair(float low, float high, u32 row, u32 column) const {
     if (row >= p.tokens || column >= p.columns) return 0;
     const bool both = column + 1 < p.columns;
-    // A zero is added, too: sums of wgmma that a branch changes make the compiler serialise its products.
+    // Without a bias a zero is added: if a branch changed accumulators of wgmma, ptxas would serialise the MMAs.
     float first = 0.0f, second = 0.0f;
     if (p.bias) load_pair<true>(static_cast<const E*>(p.bias) + column, both, first, second);
     float value[2] = {low + first, high + second};
@@ -89,7 +89,7 @@ class Epilogue {
   }
 
  private:
-  /// In one access where that is possible; the second only if there are `both`.
+  /// Loads two values in one access where alignment allows it; the second only if there are `both`.
   template <bool CONSTANT>
   static GPU_DEVICE void load_pair(const E* from, bool both, float& first, float& second) {
     if (both && reinterpret_cast<u64>(from) % 4 == 0) {

@@ -1,5 +1,5 @@
-// A warp's part of leftᵀ·right on tensor cores, where the rows of both operands run across the sum, as those of activations
-// do in a sum over tokens: tiles of DEPTH rows in swizzled shared memory, which ldmatrix transposes on the way.
+// A warp's part of leftᵀ·right on tensor cores. Both operands are MN-major: their rows run across K, like the rows of
+// activations in a sum over tokens. Tiles have DEPTH rows in swizzled shared memory; ldmatrix transposes them.
 #pragma once
 
 #include <gpu/mma.h>
@@ -11,8 +11,8 @@ namespace tile {
 
 using namespace gpu;
 
-/// Sums of ROWS columns of the left tile with COLUMNS of the right one: d[m][n] is rows 16·m, columns 8·n on, laid out as C
-/// in gpu/mma.h.
+/// The sums of ROWS columns of the left tile with COLUMNS columns of the right one: d[m][n] has rows from 16·m and columns
+/// from 8·n on, in the layout of C in gpu/mma.h.
 template <class E, u32 ROWS, u32 COLUMNS>
 class OuterMma {
  public:
@@ -21,16 +21,16 @@ class OuterMma {
 
   GPU_DEVICE void clear() {
 #pragma unroll
-    for (u32 i = 0; i < sums; i++) four(i / 4)[i % 4] = 0.0f;
+    for (u32 i = 0; i < sums; i++) quad(i / 4)[i % 4] = 0.0f;
   }
 
-  /// The i-th four sums of a lane.
-  GPU_DEVICE float (&four(u32 i))[4] { return d[i / columns_8][i % columns_8]; }
+  /// The i-th group of four of a lane's sums.
+  GPU_DEVICE float (&quad(u32 i))[4] { return d[i / columns_8][i % columns_8]; }
 
-  /// No lane's i-th four sums are of a column before this one.
-  static constexpr GPU_DEVICE u32 first_column_of_four(u32 i) { return i % columns_8 * 8; }
+  /// The lowest column of the i-th group in any lane.
+  static constexpr GPU_DEVICE u32 first_column_of_quad(u32 i) { return i % columns_8 * 8; }
 
-  /// Calls take(row, column, sum) for a lane's sums in the 16 columns from 16·step on.
+  /// Calls take(row, column, sum) for a lane's sums in the 16 columns from 16·step on; `column` is 0 to 15.
   template <class F>
   GPU_DEVICE void each_of_step(u32 step, F&& take) const {
 #pragma unroll
@@ -43,12 +43,13 @@ class OuterMma {
     }
   }
 
-  /// d += leftᵀ·right over a stage of DEPTH rows: of the left tile, which is HEIGHT wide, from column `row` on, of the right
-  /// one, WIDTH wide, its first `columns`, in whole steps of 16.
+  /// d += leftᵀ·right over a stage of DEPTH rows, for the columns of the left tile (HEIGHT wide) from `row` on and the first
+  /// `columns` of the right tile (WIDTH wide), in whole steps of 16.
   template <u32 DEPTH, u32 HEIGHT, u32 WIDTH>
   GPU_DEVICE void multiply(const Chunk* left, u32 row, const Chunk* right, u32 columns) {
     static_assert(DEPTH % 16 == 0, "a product takes 16 rows");
-    // Of the four matrices of an ldmatrix the left operand wants its second 8 columns next, the right one its second 8 rows.
+    // Of the four matrices of an ldmatrix the second is the next 8 columns of the left tile, but the next 8 rows of the
+    // right one.
     const u32 in_matrix = lane_id() % 8, odd = lane_id() / 8 % 2, upper = lane_id() / 16;
 #pragma unroll
     for (u32 k = 0; k < DEPTH; k += 16) {

@@ -1,9 +1,9 @@
-// A warp's part of leftᵀ·right on CUDA cores, where the rows of both operands run across the sum: tiles in swizzled shared
-// memory, f32 sums in registers, every product rounded once.
+// A warp's part of leftᵀ·right on CUDA cores. Both operands are MN-major: their rows run across K. Tiles are in swizzled
+// shared memory, sums are f32 in registers, and every fma rounds once.
 //
-// A lane owns four neighbouring rows of the result, 4·(lane / 4) on, and of every 16 columns four, 4·(lane % 4) on. So a row
-// of the tiles gives a lane 4 values of the left one and 4 for each 16 columns of the right one, in f32 16 bytes at a time:
-// 5 loads for 64 products of a full row. Eight neighbouring chunks of a row share no bank.
+// A lane owns four rows of the result from 4·(lane / 4) on and, of every 16 columns, four from 4·(lane % 4) on. So of each
+// row of the tiles it loads 4 values of the left tile and 4 for every 16 columns of the right one, in f32 16 bytes at a
+// time: with 64 columns 5 loads for 64 products. Eight neighbouring chunks of a row are in different banks.
 #pragma once
 
 #include <gpu/convert.h>
@@ -16,7 +16,7 @@ namespace tile {
 
 using namespace gpu;
 
-/// Sums of ROWS columns of the left tile with COLUMNS of the right one.
+/// The sums of ROWS columns of the left tile with COLUMNS columns of the right one.
 template <class E, u32 ROWS, u32 COLUMNS>
 class OuterThreads {
  public:
@@ -28,13 +28,13 @@ class OuterThreads {
     for (u32 i = 0; i < sums; i++) d[i / 4][i % 4] = 0.0f;
   }
 
-  /// The i-th four sums of a lane: neighbouring columns of one row.
-  GPU_DEVICE float (&four(u32 i))[4] { return d[i]; }
+  /// The i-th group of four of a lane's sums: neighbouring columns of one row.
+  GPU_DEVICE float (&quad(u32 i))[4] { return d[i]; }
 
-  /// No lane's i-th four sums are of a column before this one.
-  static constexpr GPU_DEVICE u32 first_column_of_four(u32 i) { return i / 4 * 16; }
+  /// The lowest column of the i-th group in any lane.
+  static constexpr GPU_DEVICE u32 first_column_of_quad(u32 i) { return i / 4 * 16; }
 
-  /// Calls take(row, column, sum) for a lane's sums in the 16 columns from 16·step on.
+  /// Calls take(row, column, sum) for a lane's sums in the 16 columns from 16·step on; `column` is 0 to 15.
   template <class F>
   GPU_DEVICE void each_of_step(u32 step, F&& take) const {
 #pragma unroll
@@ -43,8 +43,8 @@ class OuterThreads {
     }
   }
 
-  /// d += leftᵀ·right over a stage of DEPTH rows: of the left tile, which is HEIGHT wide, from column `row` on, of the right
-  /// one, WIDTH wide, its first `columns`, in whole steps of 16.
+  /// d += leftᵀ·right over a stage of DEPTH rows, for the columns of the left tile (HEIGHT wide) from `row` on and the first
+  /// `columns` of the right tile (WIDTH wide), in whole steps of 16.
   template <u32 DEPTH, u32 HEIGHT, u32 WIDTH>
   GPU_DEVICE void multiply(const Chunk* left, u32 row, const Chunk* right, u32 columns) {
 #pragma unroll 2
@@ -66,7 +66,7 @@ class OuterThreads {
   }
 
  private:
-  /// Columns `column` to `column` + 4, a multiple of 4, of a row of a tile that is WIDTH wide.
+  /// Four values from column `column`, a multiple of 4, of a row of a tile that is WIDTH wide.
   template <u32 WIDTH>
   static GPU_DEVICE void load_four(float (&out)[4], const Chunk* tile, u32 row, u32 column) {
     const Chunk* chunk = tile + swizzled<WIDTH / chunk_elements<E>>(row, column / chunk_elements<E>);

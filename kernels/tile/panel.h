@@ -1,8 +1,9 @@
-// Neighbouring columns of a row-major matrix on their way into tiles of DEPTH × COLUMNS in shared memory, rows after rows.
+// Copies neighbouring columns of a row-major matrix into tiles of DEPTH × COLUMNS in shared memory, DEPTH rows at a time.
 //
-// A thread always copies the same chunk of columns, so what of them is there, and how memory lets itself be read, is found
-// out once: 16 bytes at a time, 4, or element by element. Hence rows may start and end anywhere, at no cost where they start
-// at multiples of 16 bytes, and with no kernel of its own where they do not.
+// A thread always copies the same chunk of columns, so it tests only once which of these exist and how they can be copied:
+// 16 bytes at a time, 4 bytes at a time, or element by element. A rank of 4 in bf16 (rows of 8 bytes) still goes by
+// cp.async, 4 bytes at a time. So rows may start and end anywhere without a kernel of their own, and this costs nothing
+// where they start at multiples of 16 bytes.
 #pragma once
 
 #include <gpu/copy_async.h>
@@ -21,18 +22,19 @@ class PanelColumns {
   static constexpr u32 elements = chunk_elements<E>, chunks = COLUMNS / elements, count = DEPTH * chunks / THREADS;
   static_assert(THREADS % chunks == 0 && DEPTH * chunks % THREADS == 0, "a thread has one chunk of columns");
 
-  /// The first of this thread's columns, counted from the panel's.
+  /// This thread's first column, counted from the panel's first.
   static GPU_DEVICE u32 first_column() { return threadIdx.x % chunks * elements; }
 
-  /// `first` is this thread's first element of row 0 (any valid address of the matrix, if none is there); `present` of its
-  /// elements are there, the others become zeros.
+  /// `first` is this thread's first element of row 0, or any valid address of the matrix if the thread has none. The first
+  /// `present` elements of its chunk exist; the others become zeros.
   GPU_DEVICE PanelColumns(const E* first, u32 stride, u32 present)
       : first(first),
         stride(stride),
         present(present),
         alignment(u32(reinterpret_cast<u64>(first) | u64(stride) * sizeof(E)) % 16) {}
 
-  /// Rows `row` to `row` + DEPTH, those from `end` on as zeros. Has arrived as copy_async does, or at once.
+  /// Copies rows `row` to `row` + DEPTH; those from `end` on become zeros. The copies complete like copy_async or, element
+  /// by element, at once.
   GPU_DEVICE void stage(Chunk* tile, u32 row, u32 end) const {
     if (alignment == 0) {
       each_row(tile, row, end, [](Chunk* place, const E* from, u32 there) {
@@ -55,7 +57,7 @@ class PanelColumns {
   }
 
  private:
-  /// Calls copy(place, from, there) for the thread's chunk of each row.
+  /// Calls copy(place, from, there) for the thread's chunk of each row, of which `there` elements exist.
   template <class F>
   GPU_DEVICE void each_row(Chunk* tile, u32 row, u32 end, F&& copy) const {
 #pragma unroll

@@ -8,9 +8,10 @@ namespace tile {
 
 using namespace gpu;
 
-/// The 128 random bits of a counter, in its place.
+/// Replaces a counter by its 128 random bits.
 GPU_DEVICE void philox(u32 (&counter)[4], u32 key_low, u32 key_high) {
-  // Five at a time: the compiler would keep all twenty keys in registers, and spill where sums fill them.
+  // Unrolled by five only: otherwise the compiler keeps all twenty keys in registers, and spills where accumulators fill
+  // them.
 #pragma unroll 5
   for (u32 round = 0; round < 10; round++) {
     const u32 high_0 = multiply_high(0xD2511F53u, counter[0]), low_0 = 0xD2511F53u * counter[0];

@@ -7,9 +7,9 @@ namespace tile {
 
 using namespace gpu;
 
-/// Sums COUNT values (a power of two up to 32) over the 32 lanes, with COUNT - 1 + log2(32 / COUNT) shuffles: at each
-/// step a lane gives away half of its values and takes the other half's sums. Lane l is left with the total of value
-/// `reduced_index<COUNT>(l)` in value[0]. The order of additions is that of a butterfly, whatever COUNT is.
+/// Sums COUNT values (a power of two up to 32) over the 32 lanes, with COUNT - 1 + log2(32 / COUNT) shuffles. In each step a
+/// lane sends half of its values to another lane and adds what it receives to the other half. In the end lane l has the
+/// total of value `reduced_index<COUNT>(l)` in value[0]. The order of additions is that of a butterfly for every COUNT.
 template <u32 COUNT, u32 OFFSET = warp_size / 2, u32 SIZE = COUNT>
 GPU_DEVICE void reduce_transposed(float (&value)[SIZE]) {
   if constexpr (COUNT > 1) {
@@ -36,7 +36,7 @@ GPU_DEVICE u32 reduced_index(u32 lane) {
   return index;
 }
 
-/// Whether this lane is the one that speaks for its value: all that hold the same agree.
+/// Whether this lane stores its total; the other lanes with the same total have the same bits.
 template <u32 COUNT>
 GPU_DEVICE bool holds_reduced(u32 lane) {
   return lane % (32 / COUNT) == 0;

@@ -1,7 +1,7 @@
-// Tiles of 16-byte chunks in shared memory, and the way of global memory into them.
+// Tiles of 16-byte chunks in shared memory, and the copies from global memory into them.
 //
-// Rows are swizzled so that neither 8 neighbouring rows' chunks of one column nor 8 neighbouring chunks of one row share
-// a bank: ldmatrix and the copies run without conflicts.
+// Rows are swizzled, so that the chunks of one column in 8 neighbouring rows are in different banks, and so are 8
+// neighbouring chunks of one row: ldmatrix and the copies have no bank conflicts.
 #pragma once
 
 #include <gpu/copy_async.h>
@@ -12,7 +12,7 @@ namespace tile {
 
 using namespace gpu;
 
-/// Where chunk `chunk` of row `row` is in a tile with CHUNKS of them a row: 4, or a multiple of 8.
+/// The place of chunk `chunk` of row `row` in a tile with CHUNKS chunks per row: 4, or a multiple of 8.
 template <u32 CHUNKS>
 GPU_DEVICE u32 swizzled(u32 row, u32 chunk) {
   static_assert(CHUNKS == 4 || CHUNKS % 8 == 0, "rows of 64 bytes, or of whole 128");
@@ -23,8 +23,9 @@ GPU_DEVICE u32 swizzled(u32 row, u32 chunk) {
   }
 }
 
-/// Sends 16 bytes from element `first` of a row on their way; zeros from `end` on, and where there is no row. `anywhere`
-/// is any valid address, for the copies that read nothing. Not ALIGNED: they have arrived when the call returns.
+/// Copies 16 bytes from element `first` of a row; elements from `end` on become zeros, and so does everything if `row` is
+/// null. `anywhere` is any valid address, for copies that read nothing. ALIGNED copies by cp.async; otherwise the copy is
+/// complete on return.
 template <class E, bool ALIGNED>
 GPU_DEVICE void stage_chunk(Chunk* place, const E* row, u32 first, u32 end, const void* anywhere) {
   const bool present = row != nullptr && first < end;
@@ -35,7 +36,7 @@ GPU_DEVICE void stage_chunk(Chunk* place, const E* row, u32 first, u32 end, cons
   }
 }
 
-/// A thread's share of an operand whose rows run along the depth, on its way into tiles of ROWS × DEPTH elements.
+/// A thread's share of the copies of a K-major operand, into tiles of ROWS × DEPTH elements.
 template <class E, u32 ROWS, u32 DEPTH, u32 THREADS, bool ALIGNED>
 class DepthRows {
  public:
@@ -64,14 +65,14 @@ class DepthRows {
   const E* rows[count];
 };
 
-/// The same for an operand whose rows run across the depth, into tiles of DEPTH × COLUMNS.
+/// The same for an MN-major operand, whose rows run across K, into tiles of DEPTH × COLUMNS.
 template <class E, u32 COLUMNS, u32 DEPTH, u32 THREADS, bool ALIGNED>
 class DepthColumns {
  public:
   static constexpr u32 chunks = COLUMNS / chunk_elements<E>, count = DEPTH * chunks / THREADS;
   static_assert(DEPTH * chunks % THREADS == 0, "every thread copies as many chunks");
 
-  /// `base` is element [0, 0] of the whole operand, `column` the tile's first column of `columns`.
+  /// `base` is element [0, 0] of the whole operand, which has `columns` columns; `column` is the tile's first.
   GPU_DEVICE DepthColumns(const E* base, u32 stride, u32 column, u32 columns)
       : base(base), stride(stride), first(column + threadIdx.x % chunks * chunk_elements<E>), columns(columns) {}
 

@@ -1,10 +1,9 @@
-// A warp's part of a tile's product on CUDA cores: operands from swizzled shared memory 16 bytes at a time, f32 sums in
-// registers, every product rounded once.
+// A warp's part of a tile's product on CUDA cores: operands come from swizzled shared memory 16 bytes at a time, sums are
+// f32 in registers, and every fma rounds once.
 //
-// A lane owns rows r, r + 8, r + 16, ... with r = lane / 4. Where the right operand's rows run along the depth, it owns
-// columns c, c + 4, c + 8, ... with c = lane % 4: the warp's loads are 8 neighbouring rows of the left tile or 4 of the
-// right one, which the swizzle keeps in different banks. Where they run across the depth, it owns whole chunks of columns,
-// c, c + 4, ... of them.
+// A lane owns rows r, r + 8, r + 16, ... with r = lane / 4. With a K-major right operand it owns columns c, c + 4, c + 8,
+// ... with c = lane % 4: the warp's loads read 8 neighbouring rows of the left tile or 4 of the right one, which the swizzle
+// puts in different banks. With an MN-major right operand it owns whole chunks of columns: chunks c, c + 4, ...
 #pragma once
 
 #include <gpu/convert.h>
@@ -31,8 +30,8 @@ class ThreadTile {
     for (u32 i = 0; i < sums; i++) d[i / 4][i % 4] = 0.0f;
   }
 
-  /// d += left·right over one stage of DEPTH, from row `row` and column `column` of the tiles on; WIDTH is the right
-  /// tile's.
+  /// d += left·right over one stage of DEPTH values of K, for the rows of the left tile from `row` on and the columns of the
+  /// right tile (WIDTH wide) from `column` on.
   template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply(const Chunk* left, u32 row, const Chunk* right, u32 column) {
     static_assert(RIGHT == WEIGHT, "what the columns were dealt out for");
@@ -56,9 +55,9 @@ class ThreadTile {
     }
   }
 
-  /// The same for the columns `begin` to `end` of the tile only, and the first `steps` times 16 of the depth: not a bit
-  /// of another column changes, whatever the operands hold. Where a lane owns whole chunks of a right operand whose rows run
-  /// across the depth, `begin` and `end` are a chunk's as well.
+  /// The same for columns `begin` to `end` of the tile only, over the first 16·`steps` values of K. Not a bit of another
+  /// column changes, whatever the operands hold. Where a lane owns whole chunks of an MN-major right operand, `begin` and
+  /// `end` must be multiples of a chunk.
   template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply_within(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps, u32 begin,
                                   u32 end) {
@@ -69,8 +68,8 @@ class ThreadTile {
     }
   }
 
-  /// d += left·right where dropout keeps x, scaled, over the first `steps` times 16 of the depth. The tiles' first row and
-  /// column are `first_row` and `first_column` of x. Sums of 16 rows at a time are all that it takes beside d.
+  /// d += dropout.scale·left·right in the elements that dropout keeps, over the first 16·`steps` values of K. The tile
+  /// starts at row `first_row` and column `first_column` of x. Besides d it holds the sums of 16 rows only.
   template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply_kept(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps,
                                 const LoraDropout& dropout, u32 first_row, u32 first_column) {
@@ -93,17 +92,17 @@ class ThreadTile {
     }
   }
 
-  /// The i-th four sums of a lane.
-  GPU_DEVICE float (&four(u32 i))[4] { return d[i]; }
+  /// The i-th group of four of a lane's sums.
+  GPU_DEVICE float (&quad(u32 i))[4] { return d[i]; }
 
-  /// No lane's i-th four sums are of a column before this one.
-  static constexpr GPU_DEVICE u32 first_column_of_four(u32 i) {
+  /// The lowest column of the i-th group in any lane.
+  static constexpr GPU_DEVICE u32 first_column_of_quad(u32 i) {
     static_assert(width % 4 == 0, "four sums are of one row");
     const u32 j = 4 * i % width;
     return WEIGHT == Major::K ? 4 * j : j / elements * 4 * elements + j % elements;
   }
 
-  /// Calls take(row, column, sum) for a lane's sums among the 16 rows from 16·m on.
+  /// Calls take(row, column, sum) for a lane's sums in the 16 rows from 16·m on; `row` is 0 to 15.
   template <class F>
   GPU_DEVICE void each_of_rows(u32 m, F&& take) const {
 #pragma unroll
@@ -116,7 +115,8 @@ class ThreadTile {
   }
 
  private:
-  /// multiply_within where a lane owns whole chunks of the right operand, or one column's chunks of the depth.
+  /// multiply_within where a lane reads whole chunks of the right operand: of the columns that it owns, or of K in one
+  /// column.
   template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply_chunks(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 depth, u32 begin,
                                   u32 end) {
@@ -144,7 +144,7 @@ class ThreadTile {
     }
   }
 
-  /// multiply_within where neither is so: value by value.
+  /// multiply_within where a lane owns single columns of an MN-major right operand: value by value.
   template <u32 DEPTH, u32 WIDTH>
   GPU_DEVICE void multiply_values(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 depth, u32 begin,
                                   u32 end) {
@@ -187,7 +187,7 @@ class ThreadTile {
     }
   }
 
-  /// Column j, a chunk of the depth.
+  /// Adds the products of column j over one chunk of K.
   GPU_DEVICE void add(const Chunk (&a)[height], u32 j, Chunk chunk) {
     float b[elements];
     unpack<E>(chunk, b);
@@ -212,7 +212,7 @@ class ThreadTile {
     }
   }
 
-  /// A chunk of columns from j on, value e of the chunk of the depth.
+  /// Adds the products of a chunk of columns from j on with value e of a chunk of K.
   GPU_DEVICE void add_across(const Chunk (&a)[height], u32 e, u32 j, Chunk chunk) {
     float b[elements];
     unpack<E>(chunk, b);

@@ -1,9 +1,9 @@
-// Tickets: numbers that CTAs draw from a counter in global memory. Whoever draws one knows that all lower ones were drawn, by
-// CTAs that run.
+// Tickets: numbers that CTAs take from a counter in global memory. When a CTA takes a ticket, all lower tickets have been
+// taken, by CTAs that are running or have ended.
 //
-// The counter holds the next number in its lower half and the launches before this one in its upper. A launch draws a
-// number of tickets that every CTA knows, so the drawer of the last can set the counter up for the next launch: nothing is
-// reset from outside, and a captured graph replays.
+// The counter holds the next ticket in its lower half and the number of launches before this one in its upper half. Every
+// CTA can compute the number of tickets of a launch, so the CTA that takes the last one sets the counter up for the next
+// launch: nothing is reset from outside, and a captured graph can be replayed.
 #pragma once
 
 #include <gpu/atomic.h>
@@ -14,13 +14,13 @@ using namespace gpu;
 
 GPU_DEVICE u32 ticket_number(u64 ticket) { return u32(ticket); }
 
-/// The launch's own number. Not zero in a fresh workspace, so that nothing there is taken for its work.
+/// The number of this launch. It is never 0, so nothing in a zeroed workspace looks like the work of a launch.
 GPU_DEVICE u32 ticket_epoch(u64 ticket) { return u32(ticket >> 32) + 1; }
 
 GPU_DEVICE u64 draw_ticket(u64* counter) { return fetch_add_relaxed(counter, u64(1)); }
 
-/// To be called for every ticket by who drew it, once it is there: kept apart from the draw so that the ticket can be on
-/// its way while its drawer works. `draws` tickets are drawn in a launch.
+/// Must be called for every ticket by the thread that took it. It is separate from draw_ticket, so that the ticket can be in
+/// flight while the thread works. A launch takes `draws` tickets.
 GPU_DEVICE void settle_ticket(u64* counter, u64 ticket, u32 draws) {
   if (ticket_number(ticket) == draws - 1) store_relaxed(counter, u64(ticket_epoch(ticket)) << 32);
 }

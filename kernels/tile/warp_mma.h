@@ -1,7 +1,8 @@
-// A warp's part of a tile's product: operands from swizzled shared memory by ldmatrix, sums in registers.
+// A warp's part of a tile's product on tensor cores: fragments come from swizzled shared memory by ldmatrix, sums are in
+// registers.
 //
-// The left operand's rows run along the depth. The right one's do (of a forward pass W0 [out, in], A, B) or run across it
-// (W0 [in, out]; of a backward pass A, B): ldmatrix transposes the latter on the way.
+// The left operand is K-major. The right operand is K-major (in the forward pass W0 [out, in], A and B) or MN-major (W0 [in,
+// out]; in dx A and B); ldmatrix transposes the latter.
 #pragma once
 
 #include <gpu/mma.h>
@@ -14,20 +15,20 @@ namespace tile {
 
 using namespace gpu;
 
-/// Sums of ROWS16 × COLUMNS8 instructions: d[m][n] is rows 16·m, columns 8·n on, laid out as C in gpu/mma.h.
+/// The sums of ROWS16 × COLUMNS8 MMAs: d[m][n] has rows from 16·m and columns from 8·n on, in the layout of C in gpu/mma.h.
 template <class E, u32 ROWS16, u32 COLUMNS8>
 struct WarpTile {
   static_assert(COLUMNS8 % 2 == 0, "the right operand comes 16 columns at a time");
   static constexpr u32 sums = ROWS16 * COLUMNS8 * 4;
   float d[ROWS16][COLUMNS8][4];
 
-  /// The i-th four sums of a lane.
-  GPU_DEVICE float (&four(u32 i))[4] { return d[i / COLUMNS8][i % COLUMNS8]; }
+  /// The i-th group of four of a lane's sums.
+  GPU_DEVICE float (&quad(u32 i))[4] { return d[i / COLUMNS8][i % COLUMNS8]; }
 
-  /// No lane's i-th four sums are of a column before this one.
-  static constexpr GPU_DEVICE u32 first_column_of_four(u32 i) { return i % COLUMNS8 * 8; }
+  /// The lowest column of the i-th group in any lane.
+  static constexpr GPU_DEVICE u32 first_column_of_quad(u32 i) { return i % COLUMNS8 * 8; }
 
-  /// Calls take(row, column, sum) for a lane's sums among the 16 rows from 16·m on.
+  /// Calls take(row, column, sum) for a lane's sums in the 16 rows from 16·m on; `row` is 0 to 15.
   template <class F>
   GPU_DEVICE void each_of_rows(u32 m, F&& take) const {
 #pragma unroll
@@ -50,8 +51,8 @@ struct WarpTile {
     }
   }
 
-  /// d += left·right over one stage of DEPTH, from row `row` and column `column` of the tiles on; WIDTH is the right
-  /// tile's.
+  /// d += left·right over one stage of DEPTH values of K, for the rows of the left tile from `row` on and the columns of the
+  /// right tile (WIDTH wide) from `column` on.
   template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply(const Chunk* left, u32 row, const Chunk* right, u32 column) {
 #pragma unroll
@@ -72,8 +73,8 @@ struct WarpTile {
     }
   }
 
-  /// The same for the columns `begin` to `end` of the tile only, and the first `steps` times 16 of the depth: not a bit
-  /// of another column changes, whatever the operands hold.
+  /// The same for columns `begin` to `end` of the tile only, over the first 16·`steps` values of K. Not a bit of another
+  /// column changes, whatever the operands hold.
   template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply_within(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps, u32 begin,
                                   u32 end) {
@@ -98,8 +99,8 @@ struct WarpTile {
     }
   }
 
-  /// d += left·right where dropout keeps x, scaled, over the first `steps` times 16 of the depth. The tiles' first row and
-  /// column are `first_row` and `first_column` of x. Sums of 16 rows at a time are all that it takes beside d.
+  /// d += dropout.scale·left·right in the elements that dropout keeps, over the first 16·`steps` values of K. The tile
+  /// starts at row `first_row` and column `first_column` of x. Besides d it holds the sums of 16 rows only.
   template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply_kept(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps,
                                 const LoraDropout& dropout, u32 first_row, u32 first_column) {
@@ -107,7 +108,7 @@ struct WarpTile {
     const u32 block = (first_column + column) / 32;
 #pragma unroll
     for (u32 m = 0; m < ROWS16; m++) {
-      // Before the sums: those and Philox's words would be too many registers.
+      // The mask is computed before the sums: the sums and Philox's words together would take too many registers.
       u32 kept = 0;
 #pragma unroll 1
       for (u32 half = 0; half < 2; half++) {
@@ -126,14 +127,14 @@ struct WarpTile {
   }
 
  private:
-  /// Rows `row` to `row` + 16, 16 values of the depth.
+  /// The fragment of rows `row` to `row` + 15 and of K step k, 16 values.
   template <u32 DEPTH>
   static GPU_DEVICE void load_left(u32 (&a)[4], const Chunk* tile, u32 row, u32 k) {
     const u32 lane = lane_id();
     ldmatrix_x4(a, shared_address(tile + swizzled<DEPTH / 8>(row + lane % 16, 2 * k + lane / 16)));
   }
 
-  /// 16 columns: b[0] the first 8, b[1] the others.
+  /// The fragments of 16 columns: b[0] has the first 8, b[1] the others.
   template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   static GPU_DEVICE void load_right(u32 (&b)[2][2], const Chunk* tile, u32 column, u32 k) {
     const u32 lane = lane_id(), in_matrix = lane % 8, second = lane / 8 % 2, upper = lane / 16;

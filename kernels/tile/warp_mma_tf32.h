@@ -1,20 +1,20 @@
-// A warp's part of a tile's product of f32 in TF32: operands from swizzled shared memory, rounded to 10 fraction bits
-// in registers, sums in f32.
+// A warp's part of a tile's product of f32 in TF32: fragments come from swizzled shared memory and are rounded to 10
+// fraction bits in registers; sums are f32.
 //
-// Operands that run along the depth come by ldmatrix, to which 16 bytes of a row are eight values of 16 bits: a lane
-// gets one f32, row lane / 4 and value lane % 4 of eight rows' chunks, which is the fragment of mma.m16n8k8.
+// K-major operands come by ldmatrix, to which 16 bytes of a row are eight 16-bit values. A lane gets one f32, value lane % 4
+// of the chunk of row lane / 4, which is the fragment of mma.m16n8k8.
 //
-// A right operand that runs across the depth (W0 [in, out]) would have to be transposed, which ldmatrix does to 16 bits
-// only. But which columns an instruction takes is free. Lane (g, t), g = lane / 4, t = lane % 4, wants rows t and t + 4
-// of the depth: it reads a chunk of either, and each of the four values is of a column of another instruction. Of the
-// eight chunks beside each other lane g takes g / 2 + 4·(g % 2). Eight lanes are served at a time, those of two chunks
-// that differ in bit 2, by four rows that differ in bits 0 and 1: the swizzle (chunk ^ row % 8) makes eight places of
-// them. With chunk g for lane g they would be four places of two lanes each.
+// An MN-major right operand (W0 [in, out]) would have to be transposed, which ldmatrix does for 16-bit values only. But any
+// eight columns can be the columns of an MMA. Lane (g, t), g = lane / 4, t = lane % 4, needs rows t and t + 4 of K: it reads
+// a chunk of each, and the four values of a chunk go to four different MMAs. Of eight neighbouring chunks lane g takes chunk
+// g / 2 + 4·(g % 2). Eight lanes are served at a time: they read two chunks, which differ in bit 2, of four rows, which
+// differ in bits 0 and 1, and the swizzle (chunk ^ row % 8) puts these in eight different places. With chunk g for lane g
+// there would be four places of two lanes each.
 //
-// B, which runs along the depth, follows these columns. Only two of an instruction's eight differ modulo 8, so ldmatrix
-// takes four times as long over them: in the adapters' steps, not in those of the depth.
+// B is K-major and is loaded in this order of columns. Of the eight columns of an MMA only two differ modulo 8, so ldmatrix
+// takes four times as long for B: in the adapters' steps, not in those of W0.
 //
-// Cost: every warp rounds what it reads, in three instructions a register (compare, add, mask).
+// Cost: every warp rounds what it loads, three instructions per register (compare, add, mask).
 #pragma once
 
 #include <gpu/convert.h>
@@ -28,28 +28,28 @@ namespace tile {
 
 using namespace gpu;
 
-/// Sums of ROWS16 × COLUMNS8 instructions: d[m][n] is rows 16·m on and the columns `column_of(n, 0)` to
-/// `column_of(n, 7)`, laid out as C in gpu/mma.h. WEIGHT is how the right operand of `multiply` runs.
+/// The sums of ROWS16 × COLUMNS8 MMAs: d[m][n] has rows from 16·m on and columns `column_of(n, 0)` to `column_of(n, 7)`, in
+/// the layout of C in gpu/mma.h. WEIGHT is the contiguous dimension of the right operand of `multiply`.
 template <u32 ROWS16, u32 COLUMNS8, Major WEIGHT>
 struct WarpTileTf32 {
-  /// Neighbouring instructions whose columns are neighbours.
+  /// Consecutive MMAs whose fragments are loaded together and whose columns are contiguous.
   static constexpr u32 group = WEIGHT == Major::K ? 2 : 4;
   static_assert(COLUMNS8 % group == 0, "the right operand comes a group of instructions at a time");
   static constexpr u32 sums = ROWS16 * COLUMNS8 * 4;
   float d[ROWS16][COLUMNS8][4];
 
-  /// Column g of instruction n.
+  /// Column g of MMA n.
   static constexpr GPU_DEVICE u32 column_of(u32 n, u32 g) {
     return WEIGHT == Major::K ? 8 * n + g : n / 4 * 32 + (g / 2 + g % 2 * 4) * 4 + n % 4;
   }
 
-  /// The i-th four sums of a lane.
-  GPU_DEVICE float (&four(u32 i))[4] { return d[i / COLUMNS8][i % COLUMNS8]; }
+  /// The i-th group of four of a lane's sums.
+  GPU_DEVICE float (&quad(u32 i))[4] { return d[i / COLUMNS8][i % COLUMNS8]; }
 
-  /// No lane's i-th four sums are of a column before this one.
-  static constexpr GPU_DEVICE u32 first_column_of_four(u32 i) { return column_of(i % COLUMNS8, 0); }
+  /// The lowest column of the i-th group in any lane.
+  static constexpr GPU_DEVICE u32 first_column_of_quad(u32 i) { return column_of(i % COLUMNS8, 0); }
 
-  /// Calls take(row, column, sum) for a lane's sums among the 16 rows from 16·m on.
+  /// Calls take(row, column, sum) for a lane's sums in the 16 rows from 16·m on; `row` is 0 to 15.
   template <class F>
   GPU_DEVICE void each_of_rows(u32 m, F&& take) const {
 #pragma unroll
@@ -70,8 +70,8 @@ struct WarpTileTf32 {
     }
   }
 
-  /// d += left·right over one stage of DEPTH, from row `row` and column `column` of the tiles on; WIDTH is the right
-  /// tile's.
+  /// d += left·right over one stage of DEPTH values of K, for the rows of the left tile from `row` on and the columns of the
+  /// right tile (WIDTH wide) from `column` on.
   template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply(const Chunk* left, u32 row, const Chunk* right, u32 column) {
     static_assert(RIGHT == WEIGHT, "what the columns were dealt out for");
@@ -96,8 +96,8 @@ struct WarpTileTf32 {
     }
   }
 
-  /// The same for the columns `begin` to `end` of the tile only, and the first `steps` times 16 of the depth: not a bit
-  /// of another column changes, whatever the operands hold. The right operand's rows run along the depth.
+  /// The same for columns `begin` to `end` of the tile only, over the first 16·`steps` values of K. Not a bit of another
+  /// column changes, whatever the operands hold. The right operand is K-major.
   template <u32 DEPTH, u32 WIDTH, Major RIGHT>
   GPU_DEVICE void multiply_within(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps, u32 begin,
                                   u32 end) {
@@ -124,7 +124,7 @@ struct WarpTileTf32 {
   }
 
  private:
-  /// The column of this lane's i-th sum of instruction n.
+  /// The column of this lane's sum i of MMA n.
   static GPU_DEVICE u32 mine(u32 n, u32 i) { return column_of(n, lane_id() % 4 * 2 + i % 2); }
 
   template <u32 COUNT>
@@ -133,9 +133,10 @@ struct WarpTileTf32 {
     for (u32 i = 0; i < COUNT; i++) words[i] = to_tf32(from_bits(words[i]));
   }
 
-  // Two chunks further along a row is two bits of the address: rows are whole multiples of their swizzle's width.
+  // Moving 2k chunks along a row is an XOR of the address with 32·k, because rows are whole multiples of their swizzle's
+  // width.
 
-  /// Rows `row` to `row` + 16, 8 values of the depth.
+  /// The fragment of rows `row` to `row` + 15 and of K step k, 8 values.
   template <u32 DEPTH>
   static GPU_DEVICE void load_left(u32 (&a)[4], const Chunk* tile, u32 row, u32 k) {
     const u32 lane = lane_id();
@@ -143,7 +144,7 @@ struct WarpTileTf32 {
     round(a);
   }
 
-  /// For instructions n and n + 1.
+  /// The fragments of MMAs n and n + 1.
   template <u32 DEPTH>
   static GPU_DEVICE void load_along(u32 (&b)[2][2], const Chunk* tile, u32 column, u32 n, u32 k) {
     const u32 lane = lane_id(), row = column + column_of(n + lane / 16, lane % 8);
@@ -154,7 +155,7 @@ struct WarpTileTf32 {
     for (u32 i = 0; i < 4; i++) b[i / 2][i % 2] = all[i];
   }
 
-  /// For instructions n to n + 3.
+  /// The fragments of MMAs n to n + 3.
   template <u32 WIDTH>
   static GPU_DEVICE void load_across(u32 (&b)[4][2], const Chunk* tile, u32 column, u32 n, u32 k) {
     const u32 lane = lane_id(), chunk = (column + column_of(n, lane / 4)) / 4;

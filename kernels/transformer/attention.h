@@ -1,20 +1,20 @@
 // Causal self-attention, every head of every sequence in one launch:
 //
-//   out[s, i] = Σ_j p_j·v[s, j],   p = softmax_j(scale·q[s, i]·k[s, j])       over a memory's keys and the own j <= i
+//   out[s, i] = Σ_j p_j·v[s, j],   p = softmax_j(scale·q[s, i]·k[s, j])       over the memory's keys and own keys j <= i
 //
-// What the attention kernels share: where a head's rows are, a softmax that has not seen all of its scores yet, and
-// how several of them become one.
+// This file has what the attention kernels share: the addresses of a head's rows, the online softmax, and the merge of
+// several partial softmaxes.
 //
-// Memory. A prefix is seen by every sequence before its own tokens. A cache holds, for each sequence, as many rows as
-// `lengths` says, in device memory: so the grid never depends on it, and a captured graph replays with other lengths.
-// The call's own keys and values are read from qkv and appended behind the filled rows by the CTAs that own their
-// queries; no CTA reads a row of the cache that another one writes. Where they do not fit, the sequence's rows of out
-// become NaN, and nothing of its cache is read or written.
+// Memory. A prefix comes before the tokens of every sequence. A cache has, for each sequence, the number of filled rows that
+// `lengths` gives. `lengths` is in device memory and the grid does not depend on it, so a captured graph can be replayed
+// with other lengths. The call's own keys and values are read from qkv, and the CTAs that own the queries of these tokens
+// append them to the cache behind the filled rows; no CTA reads a row of the cache that another one writes. Where they do
+// not fit, the sequence's rows of out become NaN, and its cache is neither read nor written.
 //
-// Softmax. Scores are scaled and in units of log2(e), so weights are powers of two. The largest score so far is taken
-// from every exponent: no score that is finite in f32 overflows. With scores s the result is that of exact arithmetic
-// but for |δs| in each exponent, the rounding of sums, and, on matrix instructions, of each weight to the operands'
-// type. A score that is infinite or NaN makes its query's result NaN.
+// Softmax. Scores are scaled and multiplied by log2(e), so weights are powers of two. The largest score so far is subtracted
+// in every exponent, so no score that is finite in f32 overflows. The result differs from exact arithmetic by the error |δs|
+// of each exponent, by the rounding of sums and, with MMA, by the rounding of each weight to the operands' type. A score
+// that is infinite or NaN makes its query's result NaN.
 //
 // Determinism: every sum has a fixed order, which depends on the plan and the lengths and not on the schedule.
 #pragma once
@@ -31,7 +31,7 @@ using namespace gpu;
 
 GPU_DEVICE float minus_infinity() { return from_bits(0xff800000); }
 
-/// One head of one sequence. Keys are counted from the memory's first; `past` of them are the memory's.
+/// One head of one sequence. Keys are numbered from the memory's first; the first `past` keys are in the memory.
 template <class E>
 class AttentionHead {
  public:
@@ -64,7 +64,7 @@ class AttentionHead {
     return static_cast<E*>(p.out) + (u64(sequence) * p.tokens + token) * p.out_stride + column;
   }
 
-  /// Copies these tokens' keys and values into the cache, if there is one. All threads of the CTA call it.
+  /// Appends the keys and values of tokens `begin` to `end` to the cache, if there is one. All threads of the CTA call it.
   GPU_DEVICE void append(u32 begin, u32 end) const {
     if (!is_cache) return;
     if (aligned) {
@@ -74,7 +74,7 @@ class AttentionHead {
     }
   }
 
-  /// What these tokens' results are where the cache has no room. All threads of the CTA call it.
+  /// Stores NaN as the results of tokens `begin` to `end`, where the cache has no room. All threads of the CTA call it.
   GPU_DEVICE void refuse(u32 begin, u32 end) const {
     for (u32 i = threadIdx.x; i < (end - begin) * p.head_size; i += LORA_ATTENTION_THREADS) {
       store(out(begin + i / p.head_size) + i % p.head_size, from_f32<E>(from_bits(0x7fc00000)));
@@ -86,7 +86,7 @@ class AttentionHead {
   /// Keys before the call's own.
   u32 past;
   bool is_cache;
-  /// Whether the call's own keys have room behind them.
+  /// Whether the cache has room for the call's own keys.
   bool fits;
   /// Whether queries, keys and values can be read 16 bytes at a time.
   bool aligned;
@@ -96,10 +96,10 @@ class AttentionHead {
     return static_cast<const E*>(p.qkv) + (u64(sequence) * p.tokens + token) * p.qkv_stride + column;
   }
 
-  /// The memory's row of a key.
+  /// The row of a key in the memory.
   GPU_DEVICE u64 row_of(u32 j) const { return (is_cache ? u64(sequence) * p.capacity : 0) + j; }
 
-  /// The same a UNIT at a time.
+  /// `append`, one UNIT at a time.
   template <class UNIT>
   GPU_DEVICE void append_as(u32 begin, u32 end) const {
     const u32 units = p.head_size * sizeof(E) / sizeof(UNIT);
@@ -116,16 +116,15 @@ class AttentionHead {
   }
 };
 
-/// What of a query's softmax is known: the largest score so far, and the sum of weights relative to it.
+/// The online softmax of one query: the largest score so far, and the sum of weights relative to it.
 struct Softmax {
   float largest = minus_infinity();
   float sum = 0.0f;
 
-  /// Where exponents count from. Not the largest score where there is none: -inf less -inf is no number.
+  /// What is subtracted from scores: the largest or, before any, 0, because -inf - (-inf) is NaN.
   GPU_DEVICE float reference() const { return largest == minus_infinity() ? 0.0f : largest; }
 
-  /// Takes further scores in, of which `most` is the largest. What was summed up so far is to be multiplied by the
-  /// result.
+  /// Takes in further scores, of which `most` is the largest. The caller must multiply its sums so far by the result.
   GPU_DEVICE float see(float most) {
     const float before = largest;
     largest = gpu::max(largest, most);
@@ -134,7 +133,7 @@ struct Softmax {
     return factor;
   }
 
-  /// Of a score that was taken in. Not yet part of the sum.
+  /// The weight of a score that was taken in. The caller adds it to `sum`.
   GPU_DEVICE float weight(float score) const { return gpu::exp2(score - reference()); }
 };
 
@@ -144,8 +143,8 @@ struct SoftmaxColumn {
   float value;
 };
 
-/// One made of several that have each seen some of the keys, in their order. at(part, i) is element i of a part's
-/// record: the sums of HEAD columns, the largest score, the sum of weights.
+/// Merges the softmaxes of several parts of the keys, in their order. at(part, i) is element i of a part's record: the sums
+/// of HEAD columns, the largest score, the sum of weights.
 template <u32 HEAD, class At>
 GPU_DEVICE SoftmaxColumn merged(u32 parts, u32 column, At&& at) {
   SoftmaxColumn all = {{}, 0.0f};

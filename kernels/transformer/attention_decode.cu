@@ -1,20 +1,19 @@
-// lora_attention_decode: one query a sequence. attention.h says what is computed.
+// lora_attention_decode: one query per sequence. attention.h says what is computed.
 //
-// Who owns what. A CTA owns a range of one head's keys, a split. As many lanes as a padded row has chunks share a
-// key: each reads 16 bytes of it and of its value straight into registers, four keys ahead, and has the same columns
-// of the query and of the sums. Groups of lanes take every groups-th key and have a softmax of their own; they are
-// merged in their order through shared memory.
+// Who owns what. A CTA owns a range of one head's keys, a split. A group of lanes, one per chunk of a padded row, shares a
+// key: each lane loads 16 bytes of the key and of its value into registers, for four keys at once, and owns the same columns
+// of the query and of the sums. With G groups each group takes every G-th key and has a softmax of its own; these are merged
+// in their order through shared memory.
 //
-// Splits. Where there are few heads, several CTAs share one's keys: each leaves its record in the workspace, and the
-// last to arrive merges all of them in the splits' order. How many have keys follows from the cache's length, which
-// every CTA reads: the others leave at once, and nobody waits for them. The last resets the arrivals. The split that
-// has the sequence's own key appends it.
+// Splits. Where there are few heads, several CTAs share the keys of one: each stores its record in the workspace, and the
+// last to arrive merges all records in the order of the splits and resets the number of arrivals. How many splits have keys
+// follows from the cache's length, which every CTA reads: CTAs without keys exit at once and are not waited for. The split
+// that has the sequence's own key appends it.
 //
-// Grid: x the heads of all sequences, y the splits that a full memory has. Launches: 1. Nothing is allocated or
-// reset.
-// Bytes: every key and value once, which is the floor; a split's record of a head out and in again, 1 / split_keys of
-// them.
-// In flight: 128 threads × 8 × 16 B, 16 KiB a CTA.
+// Grid: x = heads of all sequences, y = splits of a full memory. Launches: 1. Nothing is allocated or reset.
+// Bytes: every key and value once, which is the floor. A split's record is written and read once, in f32 1 / split_keys of
+// these bytes.
+// In flight: 128 threads × 8 × 16 B, 16 KiB per CTA.
 // Determinism: every sum has a fixed order, which depends on the plan and the length and not on the schedule.
 //
 // kernels: lora_attention_decode_*
@@ -83,7 +82,7 @@ class AttentionDecode {
   }
 
  private:
-  /// The keys `begin` to `end`. All lanes go round as often.
+  /// Processes keys `begin` to `end`. All lanes run the same number of iterations.
   template <bool ALIGNED>
   GPU_DEVICE void meet(u32 begin, u32 end) {
     float query[elements];
@@ -119,7 +118,7 @@ class AttentionDecode {
     }
   }
 
-  /// Of the query and a key, in every lane that shares it.
+  /// The product of the query and a key, in every lane that shares the key.
   static GPU_DEVICE float product(const float (&query)[elements], Chunk key) {
     float factor[elements], total = 0.0f;
     unpack<E>(key, factor);
@@ -140,7 +139,8 @@ class AttentionDecode {
     }
   }
 
-  /// Whether all `parts` of the head's records are there. All threads of the CTA call it, who left this one's.
+  /// Returns whether this CTA is the last of `parts` to store its record of the head. All threads of the CTA call it after
+  /// storing the record.
   GPU_DEVICE bool is_last(u32 parts) const {
     sync_block();
     bool last = false;
@@ -157,7 +157,7 @@ class AttentionDecode {
 
   const LoraAttention& p;
   AttentionHead<E> head;
-  /// The first of this lane's.
+  /// This lane's first column.
   u32 column;
   SharedMemory shared;
   float* records;

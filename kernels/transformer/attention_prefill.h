@@ -1,16 +1,16 @@
-// lora_attention_prefill: many queries a sequence. attention.h says what is computed.
+// lora_attention_prefill: many queries per sequence. attention.h says what is computed.
 //
-// Who owns what. A CTA owns a tile of neighbouring queries of one head: 64, or 16 where there would be too few CTAs.
-// It goes over the keys that the last of them sees, in tiles, and no further: the ring's two stages hold keys and
-// values, the next tile's are on their way while this one's are multiplied, one barrier a tile. What multiplies is a
-// BLOCK: attention_prefill_mma.h or attention_prefill_cores.h. Later queries see more keys, so the last tile is the
-// first in the grid: what is left for the end is small.
+// Who owns what. A CTA owns a tile of neighbouring queries of one head: 64, or 16 where there would be too few CTAs. It
+// processes, in tiles, the keys up to the last one that the last of its queries sees. The ring's two stages hold keys and
+// values: the next tile is copied while this one is multiplied, with one barrier per tile. The products are in a BLOCK:
+// attention_prefill_mma.h or attention_prefill_cores.h. Later queries see more keys, so the grid begins with the last tile
+// of queries and ends with the shortest work.
 //
-// Grid: x the heads of all sequences, y the tiles of queries. Launches: 1. Nothing is allocated or reset.
-// Bytes: queries and results once, keys and values once a tile of queries, mostly from L2.
-// Alignment is looked at when rows are copied: where they do not start at multiples of 16 bytes, value by value.
-// Later tokens reach a query only through their weight of zero: a value that is not finite makes NaN of the queries
-// before it in its tile of queries, as 0·∞ does in a product with a masked matrix.
+// Grid: x = heads of all sequences, y = tiles of queries. Launches: 1. Nothing is allocated or reset.
+// Bytes: queries and results once, keys and values once per tile of queries, mostly from L2.
+// Alignment is tested when rows are copied: rows that do not start at multiples of 16 bytes are copied value by value.
+// Keys after a query have a weight of zero. If their value is not finite, earlier queries of the same tile become NaN, as
+// 0·∞ does in a product with a masked matrix.
 #pragma once
 
 #include <gpu/block.h>
@@ -22,8 +22,9 @@
 
 namespace transformer {
 
-/// A block has: E, elements of a padded head HEAD, queries, keys; row_chunks, the chunks from row to row of a tile in
-/// shared memory; own_chunks, shared memory of its own, where queries stay (0: they go to registers).
+/// A BLOCK has: Element, the type; head, the elements of a padded head; queries and keys of a tile; row_chunks, the chunks
+/// from row to row of a tile in shared memory; own_chunks, the chunks of its own shared memory, where queries stay (0: they
+/// stay in registers).
 template <class BLOCK>
 class AttentionPrefill {
  public:
@@ -72,7 +73,7 @@ class AttentionPrefill {
   }
 
  private:
-  /// Sends a tile of keys and values on their way, zeros from `seen` on.
+  /// Issues the copies of a tile of keys and values; those from `seen` on become zeros.
   GPU_DEVICE void fetch(u32 tile, u32 seen) const {
     Chunk* keys = ring + tile % 2 * stage_chunks;
     const u32 begin = tile * BLOCK::keys;
@@ -93,7 +94,7 @@ class AttentionPrefill {
   template <u32 ROWS, bool ALIGNED, class F>
   GPU_DEVICE void stage_as(Chunk* tile, F&& row_of) const {
     constexpr u32 count = (ROWS * chunks + threads - 1) / threads;
-    // Value by value there are enough loads in flight as it is, and registers for no more.
+    // Value by value, one chunk at a time has enough loads in flight, and more would not fit the registers.
     [[maybe_unused]] constexpr u32 at_a_time = ALIGNED ? count : 1;
 #pragma unroll at_a_time
     for (u32 i = 0; i < count; i++) {
@@ -104,7 +105,7 @@ class AttentionPrefill {
     }
   }
 
-  /// Columns `column` on of a row of the result.
+  /// Stores a chunk of a row of the result, from column `column` on.
   GPU_DEVICE void store_results(E* row, u32 column, Chunk results) const {
     if (column + elements <= p.head_size && reinterpret_cast<u64>(row + column) % sizeof(Chunk) == 0) {
       return store(reinterpret_cast<Chunk*>(row + column), results);
@@ -119,7 +120,7 @@ class AttentionPrefill {
 
   const LoraAttention& p;
   AttentionHead<E> head;
-  /// Queries `first` to `end`.
+  /// The CTA's queries: `first` to `end`.
   u32 first, end;
   SharedMemory shared;
   Chunk* ring;

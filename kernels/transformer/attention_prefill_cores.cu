@@ -1,4 +1,4 @@
-// lora_attention_prefill on CUDA cores: true f32, and 16-bit types where there are no matrix instructions for them.
+// lora_attention_prefill on CUDA cores: true f32, and 16-bit types where there is no MMA for them.
 //
 // kernels: lora_attention_prefill_f32_* lora_attention_prefill_f16_* lora_attention_prefill_bf16_*
 //

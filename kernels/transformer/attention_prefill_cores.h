@@ -1,8 +1,8 @@
-// A block of attention on CUDA cores: true f32, and 16-bit types where there are no matrix instructions for them.
+// A block of attention on CUDA cores: true f32, and 16-bit types where there is no MMA for them.
 //
-// Eight lanes share ROWS queries: each has a score of every eighth key of a tile, and every eighth chunk of the
-// results' columns. A warp's queries are neighbours. Queries stay in shared memory. Weights pass from the lanes that
-// made them to those that need them through rows of shared memory that only their warp touches.
+// Eight lanes share ROWS queries: each lane owns the scores of every eighth key of a tile and every eighth chunk of the
+// results' columns. A warp's queries are neighbours. Queries stay in shared memory. Weights pass from the lanes that compute
+// them to the lanes that need them through rows of shared memory that only their warp uses.
 #pragma once
 
 #include <gpu/warp.h>
@@ -17,15 +17,15 @@ class AttentionCores {
   static constexpr u32 head = HEAD, elements = chunk_elements<E>, row_chunks = HEAD / elements, lanes = 8;
   static constexpr u32 warp_queries = warp_size / lanes * ROWS;
   static constexpr u32 queries = LORA_ATTENTION_THREADS / lanes * ROWS;
-  /// As many as leave room for the queries.
+  /// Keys of a tile, limited by the shared memory that the queries leave.
   static constexpr u32 keys = HEAD * sizeof(E) > 256 ? 16 : 32;
   static constexpr u32 lane_keys = keys / lanes, lane_chunks = row_chunks / lanes;
-  /// Chunks of a query's weights, one more than keys need: the rows that a warp reads at a time are in different
+  /// Chunks of a query's weights, one more than the keys need, so that the rows that a warp reads at a time are in different
   /// banks.
   static constexpr u32 weight_chunks = keys / 4 + 1;
   static constexpr u32 own_chunks = queries * (row_chunks + weight_chunks);
 
-  /// `chunks` of a row there are; the first query sees the keys up to `seen`.
+  /// `chunks`: the chunks of a row that exist. `seen`: the last key that the first query sees.
   GPU_DEVICE AttentionCores(float scale, Chunk* own, u32 chunks, u32 seen)
       : scale(scale),
         chunks(chunks),
@@ -42,10 +42,10 @@ class AttentionCores {
     }
   }
 
-  /// They are where they stay.
+  /// Nothing to do: the queries stay in shared memory.
   GPU_DEVICE void take_queries(const Chunk*) {}
 
-  /// A tile of keys and values, the first of them key `first`.
+  /// Processes a tile of keys and values that begins with key `first`.
   GPU_DEVICE void meet(const Chunk* key_tile, const Chunk* value_tile, u32 first) {
     if (first > seen + warp_queries - 1) return;
     float score[ROWS][lane_keys];
@@ -80,7 +80,7 @@ class AttentionCores {
     add_values(value_tile);
   }
 
-  /// Calls store(query, chunk, results) for everything that this lane has.
+  /// Calls store(query, chunk, results) for all results of this lane.
   template <class F>
   GPU_DEVICE void finish(Chunk*, F&& store) {
 #pragma unroll
@@ -102,7 +102,8 @@ class AttentionCores {
  private:
   static GPU_DEVICE u32 lane() { return lane_id() % lanes; }
   static GPU_DEVICE u32 first_row() { return warp_id() * warp_queries; }
-  /// Of the warp's queries. Those of one r are neighbours, whose chunks are in different banks.
+  /// Query r of this lane among the warp's. For one r the warp's queries are neighbours, whose chunks are in different
+  /// banks.
   static GPU_DEVICE u32 row_of(u32 r) { return lane_id() / lanes + r * (warp_size / lanes); }
 
   GPU_DEVICE void multiply_keys(float (&score)[ROWS][lane_keys], const Chunk* key_tile) const {
@@ -158,7 +159,7 @@ class AttentionCores {
   float scale;
   u32 chunks;
   const Chunk* query_tile;
-  /// Of the warp's queries.
+  /// The weights of the warp's queries.
   Chunk* weights;
   /// The last key that the warp's first query sees.
   u32 seen;

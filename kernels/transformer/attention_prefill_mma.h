@@ -1,15 +1,16 @@
 // A block of attention on mma.sync, for types of 16 bits. A head is padded to HEAD columns with zeros.
 //
-// Who owns what. A warp owns 16 queries, whose fragments stay in registers with the 16 × HEAD sums. Of 64 queries
-// each of the four warps has its own, and sees every key of a tile. Of 16 queries all warps have the same: each sees
-// a quarter of a tile's keys, and at the end their sums are merged in the warps' order, so that a short sequence
-// still has many CTAs. Scores leave a product as accumulators, which are laid out as the left operand of the next:
-// weights never go through shared memory. They are rounded to the type on the way, their sum is not.
+// Who owns what. A warp owns 16 queries; their fragments and the 16 × HEAD sums stay in registers. With 64 queries in a tile
+// each of the four warps has its own, and processes every key of a tile. With 16 queries all warps have the same: each
+// processes a quarter of a tile's keys, and at the end their sums are merged in the order of the warps. So a short sequence
+// still has many CTAs: 128 tokens of 16 heads are 128 CTAs with 16 queries each. The accumulators of the scores are laid out
+// like the left operand of the next product, so weights never go through shared memory. Weights are rounded to the operands'
+// type; their sum is not.
 //
-// Bytes in flight: a tile of keys and values, 16 KiB at 64 columns. Shared memory: two of them, which queries pass
-// through before; 64 KiB at 128 columns, which every target has.
-// Tried on paper and dropped: leaving out the products above the diagonal 16 keys at a time, a branch in every
-// product for a sixth of the work at 256 tokens; queries in shared memory, read again for every tile of keys.
+// Bytes in flight: a tile of keys and values, 16 KiB at 64 columns. Shared memory: two such tiles, through which the queries
+// pass first; 64 KiB at 128 columns, which every target has.
+// Tried on paper and dropped: skipping the products above the diagonal 16 keys at a time (a branch in every product, for a
+// sixth of the work at 256 tokens); queries in shared memory (read again for every tile of keys).
 #pragma once
 
 #include <gpu/mma.h>
@@ -18,22 +19,22 @@
 
 namespace transformer {
 
-/// QUERY_WARPS: 4, or 1 where the warps share the keys.
+/// QUERY_WARPS: warps with queries of their own, 4, or 1 where all warps share the queries and split the keys.
 template <class E, u32 HEAD, u32 QUERY_WARPS>
 class AttentionMma {
  public:
   using Element = E;
   static constexpr u32 head = HEAD, warps = LORA_ATTENTION_THREADS / warp_size, key_warps = warps / QUERY_WARPS;
   static constexpr u32 queries = 16 * QUERY_WARPS, keys = LORA_ATTENTION_MMA_KEYS, warp_keys = keys / key_warps;
-  /// Rows of 192 bytes lie as far apart as those of 256: no swizzle keeps twelve chunks to themselves.
+  /// Rows of 192 bytes are padded to 256: no swizzle permutes twelve chunks without bank conflicts.
   static constexpr u32 row_chunks = HEAD == 32 ? 4 : HEAD == 64 ? 8 : 16;
   static constexpr u32 own_chunks = 0;
-  /// From one record to the next: whole chunks, and no multiple of the banks.
+  /// Floats from one record to the next: whole chunks, and not a multiple of the 32 banks.
   static constexpr u32 record_floats = HEAD + 8;
   static_assert(chunk_elements<E> == 8, "types of 16 bits");
   static_assert(HEAD % 32 == 0 && HEAD / 8 <= row_chunks, "a padded head");
 
-  /// The first query sees the keys up to `seen`.
+  /// `seen`: the last key that the first query sees.
   GPU_DEVICE AttentionMma(float scale, Chunk*, u32 chunks, u32 seen)
       : scale(scale), chunks(chunks), seen(seen + first_row()) {
 #pragma unroll
@@ -52,7 +53,7 @@ class AttentionMma {
     }
   }
 
-  /// A tile of keys and values, the first of them key `first`.
+  /// Processes a tile of keys and values that begins with key `first`.
   GPU_DEVICE void meet(const Chunk* key_tile, const Chunk* value_tile, u32 first) {
     const u32 mine = first + first_key();
     if (mine > seen + 15) return;
@@ -69,7 +70,7 @@ class AttentionMma {
     add_values(score, value_tile);
   }
 
-  /// Calls store(query, chunk, results) for everything that this thread has. `memory` is the ring's.
+  /// Calls store(query, chunk, results) for all results of this thread. `memory` is the ring's.
   template <class F>
   GPU_DEVICE void finish(Chunk* memory, F&& store) {
 #pragma unroll
@@ -104,7 +105,7 @@ class AttentionMma {
     }
   }
 
-  /// Of a tile that reaches beyond the diagonal: what a query does not see weighs nothing.
+  /// Gives weight 0 to the keys after each query, in a tile that reaches beyond the diagonal.
   GPU_DEVICE void hide_later(float (&score)[warp_keys / 8][4], u32 mine) const {
 #pragma unroll
     for (u32 n = 0; n < warp_keys / 8; n++) {
@@ -116,7 +117,7 @@ class AttentionMma {
     }
   }
 
-  /// Makes weights of the scores of a lane's upper query, or of its lower.
+  /// Turns the scores of a lane's upper or lower query into weights.
   GPU_DEVICE void weigh(float (&score)[warp_keys / 8][4], u32 half) {
     float most = minus_infinity();
 #pragma unroll
@@ -156,7 +157,7 @@ class AttentionMma {
     }
   }
 
-  /// Results go through the warp's rows of shared memory, so that they leave in whole chunks.
+  /// Results pass through the warp's rows of shared memory, so that they are stored in whole chunks.
   template <class F>
   GPU_DEVICE void finish_alone(Chunk* memory, F&& store) const {
 #pragma unroll
@@ -175,7 +176,7 @@ class AttentionMma {
     }
   }
 
-  /// Every warp leaves a record of each query; they are merged in the warps' order.
+  /// Every warp stores a record of each query; the records are merged in the order of the warps.
   template <class F>
   GPU_DEVICE void finish_together(float* memory, F&& store) const {
     constexpr u32 ring_floats = 4 * LORA_ATTENTION_STAGES * 2 * keys * row_chunks;
@@ -221,7 +222,7 @@ class AttentionMma {
     }
   }
 
-  /// What a warp leaves of a query: its sums, its largest score, its sum of weights.
+  /// A warp's record of a query: sums of values, largest score, sum of weights.
   static GPU_DEVICE float* record(float* memory, u32 warp, u32 row) {
     return memory + (warp * 16 + row) * record_floats;
   }
@@ -231,7 +232,7 @@ class AttentionMma {
   /// The last key that the warp's first query sees.
   u32 seen;
   u32 query[HEAD / 16][4];
-  /// Of a lane's two queries; sums of weights are the lane's own until the end.
+  /// The softmaxes of a lane's two queries. Until `finish` the sums of weights cover this lane's keys only.
   Softmax softmax[2];
   float sum[HEAD / 8][4];
 };

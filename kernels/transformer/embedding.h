@@ -2,12 +2,12 @@
 //
 //   x = round(tokens[id] + positions[place])      y = LayerNorm(x)
 //
-// Ids from the vocabulary on are rows of a second table: trained prefix vectors. ids and places are read on the device,
-// where no host has checked them: one beyond its table gives a row of NaN, and no byte outside the tables is read.
+// Ids from the vocabulary on are rows of a second table, of trained prefix vectors. ids and places are read on the device,
+// and the host cannot check them: an index beyond its table gives a row of NaN, and no byte outside the tables is read.
 //
-// Who owns what, the moments and their order: row.h. The warps of a row hold x, rounded, from its making on.
+// Who owns what, and the moments and their order: row.h. The warps of a row keep x, rounded, in registers.
 //
-// Bytes: a row of each table in, x and y out: 4·sizeof(E) an element. In flight: twice what LayerNorm has.
+// Bytes: a row of each table in, x and y out: 4·sizeof(E) per element. In flight: twice the bytes of LayerNorm.
 #pragma once
 
 #include <transformer/row.h>

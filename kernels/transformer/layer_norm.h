@@ -1,16 +1,16 @@
-// LayerNorm of rows [rows, width], in f32 whatever they are stored as:
+// LayerNorm of rows [rows, width], computed in f32 for every storage type:
 //
 //   y = (x - mean) / √(variance + ε) · weight + bias      mean = Σ x / width      variance = Σ (x - mean)² / width
 //
-// Who owns what: row.h. A row is spread over as many warps as it takes to hold it, and over more where there are few
-// rows, as long as each thread has a chunk: 128 rows of 1024 are a CTA each.
+// Who owns what: row.h. A row gets the warps that it takes to hold it in registers, and more where there are few rows, as
+// long as each thread has a chunk: 128 rows of 1024 are a CTA each.
 //
-// Bytes: x in and y out once, 2·sizeof(E) an element; weight and bias, 8 bytes a column, come from L2 for all rows but
-// the first. In flight: up to 128 bytes a thread of f32, 64 of 16-bit types, issued before the first is looked at. A
-// row of more than 8192 elements is read twice but for its last block, the second time from L2.
+// Bytes: x in and y out once, 2·sizeof(E) per element; weight and bias, 8 bytes per column, come from L2 for all rows but
+// the first. In flight: up to 128 bytes per thread in f32, 64 in 16-bit types, issued before the first is used. A row of
+// more than 8192 elements is read twice except for its last block, the second time from L2.
 //
-// A row that is not made of whole chunks, or a parameter that does not start at a multiple of 16 bytes, costs accesses
-// of one element for all; the sums are the same, in the same order. Determinism: row.h.
+// If rows are not whole chunks, or a parameter does not start at a multiple of 16 bytes, all accesses are of one element;
+// the sums are the same, in the same order. Determinism: row.h.
 #pragma once
 
 #include <transformer/row.h>

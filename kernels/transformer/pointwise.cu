@@ -1,8 +1,8 @@
-// y = activation(y + scale * added): what a LoRA that runs beside its layer adds to it, or an activation alone. Bound by
-// memory: both read once, y written once.
+// y = activation(y + scale * added): adds the result of a LoRA that runs beside its layer, or applies an activation alone.
+// Memory-bound: both are read once, y is written once.
 //
-// Who owns what. A thread owns a chunk of 16 bytes of a row; where rows do not start and end at such, it takes the chunk's
-// elements one by one. Sums are f32, rounded once.
+// Who owns what. A thread owns a chunk of 16 bytes of a row; where rows do not start and end at multiples of 16 bytes, it
+// takes the chunk's elements one by one. Sums are f32, rounded once.
 //
 // sass: lora_pointwise_*  registers <= 40  has LDG.E.128  has STG.E.128  lacks HMMA
 #include <gpu/grid.h>

@@ -1,16 +1,16 @@
-// A row in the registers of a few warps: how it is dealt out, and its mean and variance. What LayerNorm and the
-// embedding share.
+// A row in the registers of a few warps: how it is dealt to threads, and its mean and variance. LayerNorm and the embedding
+// share this.
 //
-// Who owns what. A CTA has one row or several, of as many warps each; of a row, whose chunks of 16 bytes are dealt out
-// to its threads in turns, a thread holds LORA_ROW_ELEMENTS elements at a time, a block. A row of more elements than
-// its threads hold goes through them block by block, and is read again from the last but one block on: the last is
-// still there.
+// Who owns what. A CTA has one or several rows, each with the same number of warps. The chunks of 16 bytes of a row are
+// dealt to its threads in turns; a thread holds LORA_ROW_ELEMENTS elements at a time, a block. A row of more elements than
+// its threads hold is processed block by block. The second pass runs backwards: the last block is still in registers, and
+// the others are read again.
 //
-// Moments. A thread knows its block's mean before it adds up the squares of what is left, from registers: what
-// Welford's recurrence computes with a division an element. Blocks, then lanes, then warps are combined in pairs, as
-// Chan, Golub and LeVeque do (1979), the part that comes first in the row's deal always first. So there is one barrier
-// for both moments, no cancellation of large squares, and no order that depends on anything but the width and the
-// number of warps: not on the alignment, the other rows, the grid or the schedule.
+// Moments. A thread first computes the mean of its block, then the squared distances from it, both from registers; Welford's
+// recurrence gives the same with a division per element. Blocks, then lanes, then warps are combined in pairs, as in Chan,
+// Golub and LeVeque (1979), the part that comes first in the row's deal always first. So both moments take one barrier,
+// large squares do not cancel, and the order of the sums depends on nothing but the width and the number of warps: not on
+// the alignment, the other rows, the grid or the schedule.
 #pragma once
 
 #include <abi.h>
@@ -25,23 +25,23 @@ namespace transformer {
 
 using namespace gpu;
 
-/// Of some values their number, their mean, and the sum of their squared distances from it.
+/// The number of some values, their mean, and the sum of their squared distances from it.
 struct Moments {
   float count, mean, squares;
 
   static GPU_DEVICE Moments of_both(const Moments& a, const Moments& b) {
     const float count = a.count + b.count;
-    // Where both have as many there is nothing to divide; also where both have none.
+    // If both counts are equal, no division is needed; this includes two counts of 0.
     const float share = a.count == b.count ? 0.5f : b.count / count;
     const float apart = b.mean - a.mean;
     const float squares = a.squares + b.squares + apart * (apart * (a.count * share));
     return {count, gpu::fma(apart, share, a.mean), squares};
   }
 
-  /// Of this lane's values and those of lane ^ `offset`: the same bits in both.
+  /// The moments of this lane's values and those of lane ^ `offset` together: the same bits in both lanes.
   GPU_DEVICE Moments with_lane_across(u32 offset) const {
     const Moments other = {shuffle_xor(count, offset), shuffle_xor(mean, offset), shuffle_xor(squares, offset)};
-    // Values are chosen, not places: the compiler keeps what has a place in memory.
+    // Selects values, not references: the compiler keeps objects that are selected by reference in local memory.
     const bool second = lane_id() & offset;
     const Moments low = {second ? other.count : count, second ? other.mean : mean, second ? other.squares : squares};
     const Moments high = {second ? count : other.count, second ? mean : other.mean, second ? squares : other.squares};
@@ -49,7 +49,7 @@ struct Moments {
   }
 };
 
-/// Element type E; ALIGNED promises that all rows start and end at multiples of 16 bytes.
+/// E: the element type. ALIGNED: all rows start and end at multiples of 16 bytes.
 template <class E, bool ALIGNED>
 class Row {
  public:
@@ -76,7 +76,7 @@ class Row {
     }
   }
 
-  /// The same backwards, where the last block is there already.
+  /// The same backwards; the last block is in registers already.
   template <class Fetch, class Use>
   GPU_DEVICE void back_through(Fetch&& fetch, Use&& use) {
 #pragma unroll 1
@@ -96,13 +96,13 @@ class Row {
     }
   }
 
-  /// Adds this thread's part of a block, the next, to `sum`.
+  /// Adds the moments of this thread's part of the next block to `sum`.
   GPU_DEVICE void gather(u32 block, Moments& sum) {
     const Moments more = moments(block);
     sum = block == 0 ? more : Moments::of_both(sum, more);
   }
 
-  /// Of this thread's part of a block. What a chunk has beyond the row is zero.
+  /// The moments of this thread's part of a block. Elements of a chunk beyond the row are zero.
   GPU_DEVICE Moments moments(u32 block) {
     float sum = 0.0f;
     u32 count = 0;
@@ -129,8 +129,8 @@ class Row {
     return {float(count), mean, squares};
   }
 
-  /// Those of the whole row from those of this thread's part. All threads of the CTA call it; `shared` has room for
-  /// `warps`.
+  /// The moments of the whole row, from those of this thread's part. All threads of the CTA call it; `shared` has room for
+  /// `warps` of them.
   GPU_DEVICE Moments of_row(Moments mine, Moments* shared) const {
 #pragma unroll
     for (u32 offset = 1; offset < warp_size; offset *= 2) mine = mine.with_lane_across(offset);
@@ -161,7 +161,7 @@ class Row {
     });
   }
 
-  /// A chunk of a row that an earlier launch wrote; zeros beyond the row's end.
+  /// Loads a chunk of a row, which an earlier launch may have written; zeros beyond the row's end.
   GPU_DEVICE Chunk load_chunk(const E* row, u32 first) const {
     if constexpr (ALIGNED) {
       return load(reinterpret_cast<const Chunk*>(row + first));
@@ -197,7 +197,7 @@ GPU_DEVICE bool rows_are_chunks(const void* base, u32 stride, u32 width) {
   return tile::rows_are_aligned<E>(base, stride) && width % chunk_elements<E> == 0;
 }
 
-/// Asks for a norm's parameters while the launch ahead still runs.
+/// Prefetches a norm's parameters while the launch ahead still runs.
 GPU_DEVICE void ask_for_norm(const float* weight, const float* bias, u32 width) {
   constexpr u32 line = 128 / sizeof(float);
   for (u32 i = line * threadIdx.x; i < width; i += line * blockDim.x) {

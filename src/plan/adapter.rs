@@ -4,7 +4,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::lora::Layout;
 use crate::plan::lora::forward::ForwardPlan;
-use crate::plan::lora::forward::split::Cut;
+use crate::plan::lora::forward::split::Tiling;
 use crate::plan::lora::forward::tiles::{ANY, CORES_ANY, CORES_T64, CORES16_ANY, CORES16_T64, T64, Tile};
 use crate::plan::lora::product::Product;
 use crate::plan::problem::{ComputePath, LayerProblem};
@@ -66,7 +66,7 @@ impl ForwardPlan {
             },
         };
         // No depth of y's own: the kernel takes no step of W0.
-        let mut plan = Self::with_cut(Product::Adapter, &layer, &Cut { tile, splits: 1, split_depth: 0 })?;
+        let mut plan = Self::with_tiling(Product::Adapter, &layer, &Tiling { tile, splits: 1, split_depth: 0 })?;
         let multiplied = format!("{}{dtype}", tile.family);
         plan.launch.kernel = format!("lora_adapter_{multiplied}_{}", tile.name);
         Ok(plan)

@@ -184,7 +184,7 @@ fn factors_that_do_not_fit_are_refused() {
     assert!(matches!(refused, Error::SlotMismatch { segment: 0, .. }), "{refused}: a rank too high");
     assert_eq!(
         refused.to_string(),
-        "segment 0 leads from 64 to 3..9 of rank 9, where 64 to 3..9 of rank 8 or less was expected"
+        "segment 0: expected 64 inputs, columns 3..9, rank 8 or a lower rank, got 64 inputs, columns 3..9, rank 9"
     );
     let refused = slot.put(&stream, &with(vec![(0, 16, 8), (23, 40, 5)], 64)).unwrap_err();
     assert!(matches!(refused, Error::SlotMismatch { segment: 2, .. }), "{refused}: other columns");

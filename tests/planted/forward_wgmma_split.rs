@@ -89,7 +89,7 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "rows = C::rows / SPLITS;",
         planted: "rows = C::rows / (SPLITS + 1);",
         build: Build::Plain,
-        caught: &[WrongResult, By(Fault::Race)],
+        caught: &[WrongResult],
     },
     Bug {
         name: "sums of a CTA are left out",

@@ -150,7 +150,12 @@ const PRODUCTS: &[Case] = &[
     case("wgmma_registers_written", ALL, Fault::InFlight, "wgmma: registers of A were overwritten in thread "),
     case("wgmma_operand_written", PLAIN, Fault::InFlight, "was overwritten before the product completed"),
     case("wgmma_operand_written", RACE, Fault::Race, "write after an unordered read"),
-    case("wgmma_held_early", ALL, Fault::InFlight, "wgmma_hold of accumulators that have not been waited for"),
+    case(
+        "wgmma_held_early",
+        ALL,
+        Fault::InFlight,
+        "wgmma_fence_operands of accumulators that have not been waited for",
+    ),
     case("wgmma_overlapping", ALL, Fault::InFlight, "wgmma: accumulators overlap those of another product"),
     case("wgmma_not_waited_for", ALL, Fault::InFlight, "a thread exits without having waited for its wgmma products"),
     case("wgmma_different_waits", ALL, Fault::Collective, "wgmma_wait for different numbers of groups"),

@@ -1,7 +1,8 @@
 // The sum of a tile whose depth the CTAs of a cluster share (sm_90a), and its way to memory.
 //
-// Each CTA leaves its sums in its own shared memory, where the ring was. Behind the cluster's barrier each finishes a share of the
-// tile's rows: it reads all CTAs' sums through distributed shared memory, adds them in the splits' order, and stores the rows.
+// Each CTA leaves its sums in its own shared memory, where the ring was. Behind the cluster's barrier each finishes a share
+// of the tile's rows: it reads all CTAs' sums through distributed shared memory, adds them in the splits' order, and stores
+// the rows.
 //
 // Determinism: the order of the splits, whichever CTA comes first.
 #pragma once
@@ -12,8 +13,8 @@
 
 namespace lora {
 
-/// Floats from a row of the sums to the next: two lanes that hold the same column lie 8 rows apart, so that they and their neighbours
-/// meet 32 different banks.
+/// Floats from a row of the sums to the next. Rows lie 8 banks apart, so that the four rows to which a half-warp stores 8
+/// bytes a lane meet 32 different banks.
 template <class C>
 constexpr u32 sum_stride = C::columns + 8;
 

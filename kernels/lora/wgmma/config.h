@@ -1,4 +1,4 @@
-// What tells one kernel on wgmma (sm_90a) from another: the only template argument of everything in this folder.
+// What tells one kernel on wgmma (sm_90a) from another: the template argument that everything in this folder shares.
 #pragma once
 
 #include <abi.h>
@@ -9,13 +9,13 @@ namespace lora {
 
 using namespace gpu;
 
-
 /// Element type E_, f16 or bf16. WEIGHT says which way W0 lies, FACTORS which way A and B lie: Major::K in the forward pass,
 /// Major::MN in that of dx (lora/dx.h).
 ///
-/// GROUPS consumer warpgroups multiply 64 rows of a tile each; one more, the producer warpgroup, fills the ring. A tile of y has
-/// COLUMNS columns, the ring STAGES stages. CTAS CTAs of a cluster, 1 or 2, fetch an equal share of W0's part of a stage for
-/// all of them. A_ROWS rows of A travel in a stage beside W0 in the kernel with a fused shrink (lora/forward_wgmma_fused.h).
+/// GROUPS consumer warpgroups multiply 64 rows of a tile each; one more, the producer warpgroup, fills the ring. A tile of y
+/// has COLUMNS columns, the ring STAGES stages. CTAS CTAs of a cluster, 1 or 2, fetch an equal share of W0's part of a stage
+/// for all of them. A_ROWS rows of A travel in a stage beside W0 in the kernel with a fused shrink
+/// (lora/forward_wgmma_fused.h).
 template <class E_, Major WEIGHT, Major FACTORS, u32 GROUPS, u32 COLUMNS, u32 STAGES, u32 CTAS = 1, u32 A_ROWS = 0>
 struct WgmmaConfig {
   using E = E_;
@@ -25,7 +25,7 @@ struct WgmmaConfig {
 
   /// Depth of a stage: what the 128 bytes of a swizzled row hold.
   static constexpr u32 depth = 64, row_chunks = depth / 8, row_bytes = 2 * depth;
-  /// Of a stage: x or T, with that W0 or B, with that A.
+  /// Chunks of a stage: its left operand; both operands; with rows of A beside W0.
   static constexpr u32 left_chunks = rows * row_chunks, base_chunks = left_chunks + columns * row_chunks;
   static constexpr u32 stage_chunks = base_chunks + a_rows * row_chunks;
   /// Arrivals that make a stage full: of the copy engine's thread and, where A travels along, of the warps that gather it.

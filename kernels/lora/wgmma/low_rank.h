@@ -1,7 +1,8 @@
 // What the adapters add to a tile of y on wgmma (sm_90a): T and B follow x and W0 through the ring as additional depth.
 //
-// The producer warpgroup's threads load T and B, whose rows may start and end anywhere: a stage holds up to 64 of a segment's rank. The
-// consumers multiply them 64 columns at a time; sums of columns outside the segment are put back as they were.
+// The producer warpgroup's threads load T and B, since B's rows may start and end anywhere: a stage holds up to 64 of a
+// segment's rank. The consumers multiply them 64 columns at a time; sums of columns outside the segment are put back as they
+// were.
 //
 // In dx the left operand is Q and the right one A, in MN-major panels of 64 columns, and dropout masks the result.
 #pragma once
@@ -58,7 +59,7 @@ GPU_DEVICE void store_a(const Pipeline<C>& pipe, const LoraSegment& segment, u32
   }
 }
 
-/// A step's T and B, of dx Q and A, by all threads of the producer warpgroup; one of them `copies`. Waits for the tile of T.
+/// A step's T and B, of dx Q and A, by all threads of the producer warpgroup; one of them `copies`. Waits for its tiles of T.
 template <class C>
 GPU_DEVICE void load_low_rank(const Pipeline<C>& pipe, const SegmentFactors& factors, const ForwardTask& task,
                               const LowRankStep& low, bool copies, typename Pipeline<C>::Position at) {
@@ -90,8 +91,8 @@ GPU_DEVICE void load_low_rank(const Pipeline<C>& pipe, const SegmentFactors& fac
 
 /// d += s·T·Bᵀ in columns `begin` to `end` of the tile, over 16·K_STEPS of the rank.
 ///
-/// The number of products is known when compiled, and each group's sums are its own from the copy to the copy back: otherwise
-/// ptxas serialises all products of the kernel.
+/// The number of products is known when compiled, and the sums of 64 columns are variables of their own from the copy to the
+/// copy back: otherwise ptxas serialises all products of the kernel.
 template <u32 K_STEPS, class C>
 GPU_DEVICE void add_t_b(const Pipeline<C>& pipe, float (&d)[C::columns / 2], u32 stage, u32 begin, u32 end) {
 #pragma unroll
@@ -100,7 +101,7 @@ GPU_DEVICE void add_t_b(const Pipeline<C>& pipe, float (&d)[C::columns / 2], u32
     float sum[32];
 #pragma unroll
     for (u32 i = 0; i < 32; i++) sum[i] = d[32 * part + i];
-    wgmma_hold(sum);
+    wgmma_fence_operands(sum);
     wgmma_fence();
 #pragma unroll
     for (u32 k = 0; k < K_STEPS; k++) {
@@ -109,7 +110,7 @@ GPU_DEVICE void add_t_b(const Pipeline<C>& pipe, float (&d)[C::columns / 2], u32
     }
     wgmma_commit();
     wgmma_wait<0>();
-    wgmma_hold(sum);
+    wgmma_fence_operands(sum);
 #pragma unroll
     for (u32 i = 0; i < 32; i++) {
       const u32 column = 64 * part + i / 4 * 8 + lane_id() % 4 * 2 + i % 2;
@@ -118,7 +119,7 @@ GPU_DEVICE void add_t_b(const Pipeline<C>& pipe, float (&d)[C::columns / 2], u32
   }
 }
 
-/// Of dx: d += s·Q·A in all columns, where dropout keeps x.
+/// Of dx: d += Q·A in all columns, where dropout keeps x.
 template <u32 K_STEPS, class C>
 GPU_DEVICE void add_q_a(const Pipeline<C>& pipe, float (&d)[C::columns / 2], u32 stage, const u32 (&kept)[C::parts], u32 columns) {
 #pragma unroll
@@ -127,7 +128,7 @@ GPU_DEVICE void add_q_a(const Pipeline<C>& pipe, float (&d)[C::columns / 2], u32
     float sum[32];
 #pragma unroll
     for (u32 i = 0; i < 32; i++) sum[i] = 0.0f;
-    wgmma_hold(sum);
+    wgmma_fence_operands(sum);
     wgmma_fence();
 #pragma unroll
     for (u32 k = 0; k < K_STEPS; k++) {
@@ -136,7 +137,7 @@ GPU_DEVICE void add_q_a(const Pipeline<C>& pipe, float (&d)[C::columns / 2], u32
     }
     wgmma_commit();
     wgmma_wait<0>();
-    wgmma_hold(sum);
+    wgmma_fence_operands(sum);
 #pragma unroll
     for (u32 i = 0; i < 32; i++) {
       const u32 bit = 8 * (i / 16 * 2 + i / 2 % 2) + i / 4 % 4 * 2 + i % 2;

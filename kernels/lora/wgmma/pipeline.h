@@ -1,10 +1,11 @@
 // The ring of stages through which the kernels on wgmma (sm_90a) bring operands to shared memory, and the product of x and W0
 // that comes out of it.
 //
-// One thread of the producer warpgroup has the copy engine fetch x and W0 (TMA). A, B and T, whose rows may start anywhere, are
-// stored in the ring by the producer warpgroup's threads (lora/wgmma/t_tile.h, lora/wgmma/low_rank.h).
+// One thread of the producer warpgroup has the copy engine fetch x and W0 (TMA). A, B and T are stored in the ring by all
+// threads of the producer warpgroup (lora/wgmma/t_tile.h, lora/wgmma/low_rank.h): their rows belong to several adapters, and
+// those of B may start anywhere.
 //
-// A stage is full when the bytes that it expects have arrived and every producer has arrived at its barrier. It is empty when all
+// A stage is full when the bytes that it expects and C::full_arrivals arrivals have come to its barrier. It is empty when all
 // consumer warpgroups that read it have released it, those of both CTAs of a pair. With C::ctas = 2 each CTA of a cluster
 // fetches half of W0's part of a stage for both, so both go through the same steps at the same stages.
 #pragma once
@@ -53,7 +54,7 @@ class RingPosition {
  private:
   /// The step or, where STAGES is no power of two, the stage.
   u32 place = 0;
-  /// How often the ring has gone round, modulo 2.
+  /// Where STAGES is no power of two: how often the ring has gone round, modulo 2.
   u32 odd = 0;
 };
 
@@ -76,11 +77,11 @@ class Pipeline {
     }
   }
 
-  /// Where a stage has x or T, ...
+  /// A stage's left operand: x or T, in dx dy or Q.
   GPU_DEVICE Chunk* left(u32 stage) const { return ring + stage * C::stage_chunks; }
-  /// ... W0 or B, ...
+  /// A stage's right operand: W0, A of a tile of T, or B; in dx W0, B of a tile of Q, or A.
   GPU_DEVICE Chunk* right(u32 stage) const { return left(stage) + C::left_chunks; }
-  /// ... and rows of A, in the kernel with a fused shrink.
+  /// A stage's rows of A beside W0, in the kernel with a fused shrink.
   GPU_DEVICE Chunk* fused_a(u32 stage) const { return left(stage) + C::base_chunks; }
 
   /// Waits at a barrier that threads of the cluster's other CTA may arrive at.
@@ -123,8 +124,8 @@ class Pipeline {
     }
   }
 
-  /// By one thread: fetches W0 of the first steps, as many as the ring has stages. No launch writes W0, so this may come before the
-  /// wait for the launch ahead. Returns how many.
+  /// By one thread: fetches W0 of the first steps, as many as the ring has stages. No launch that may overlap with this one
+  /// writes W0, so this may come before the wait for the launch ahead. Returns how many.
   GPU_DEVICE u32 fetch_weight_ahead(u32 first_column, u32 k, u32 steps) const {
     const u32 ahead = gpu::min(steps, C::stages);
 #pragma unroll 1
@@ -157,8 +158,8 @@ class Pipeline {
     fetch_x(stage, k, first_row);
   }
 
-  /// By all threads of the producer warpgroup, behind what they stored in a stage: fences it for wgmma's proxy; then one thread, which
-  /// `copies`, arrives for all.
+  /// By all threads of the producer warpgroup, behind what they stored in a stage: fences it for wgmma's proxy; then one
+  /// thread, which `copies`, arrives for all.
   GPU_DEVICE void commit_stores(u32 stage, bool copies) const {
     fence_proxy_async_shared();
     sync_producers();
@@ -171,7 +172,7 @@ class Pipeline {
     sync_named(NamedBarrier::producers, 128);
   }
 
-  /// By one thread: `count` arrivals at the barrier of a full stage.
+  /// By one thread: `count` arrivals at a stage's barrier `full`.
   GPU_DEVICE void arrive_full(u32 stage, u32 count) const {
     for (u32 i = 0; i < count; i++) mbarrier_arrive(full + 8 * stage);
   }
@@ -180,7 +181,7 @@ class Pipeline {
 
   GPU_DEVICE void await_full(Position at) const { mbarrier_wait(full + 8 * at.stage(), at.parity()); }
 
-  /// Gives a stage back, behind the wait for its products: wgmma_wait is made by all warps of the warpgroup, so all have finished.
+  /// Gives a stage back, behind the wait for its products, which are those of the whole warpgroup.
   GPU_DEVICE void release(u32 stage) const {
     if (threadIdx.x % 128 != 0) return;
 #pragma unroll
@@ -232,7 +233,7 @@ class Pipeline {
       at.advance();
     }
     wgmma_wait<0>();
-    wgmma_hold(d);
+    wgmma_fence_operands(d);
     release(previous);
   }
 

@@ -1,7 +1,8 @@
 // A tile of T = x·Aᵀ on wgmma (sm_90a): A goes through the ring beside x, the sums to the workspace, then the flag is set.
 //
-// A's rows may start and end anywhere: the producer warpgroup's threads load them into registers, half a stage one step ahead, and
-// store them in the ring, while the copy engine fetches x. In dx it is a tile of Q = dy·B, and B's rows lie across the depth.
+// A's rows belong to several adapters: the producer warpgroup's threads load them into registers one step ahead and store
+// them in the ring, while the copy engine fetches x. In dx it is a tile of Q = dy·B, and B's rows lie across the depth and
+// may start anywhere.
 #pragma once
 
 #include <lora/dx.h>
@@ -131,7 +132,7 @@ GPU_DEVICE void multiply_x_a(const Pipeline<C>& pipe, float (&d)[C::t_columns / 
     at.advance();
   }
   wgmma_wait<0>();
-  wgmma_hold(d);
+  wgmma_fence_operands(d);
   if (!MAY_BE_EMPTY || steps != 0) {
     pipe.release(previous);
   } else {
@@ -147,7 +148,7 @@ GPU_DEVICE void multiply_dy_b(const Pipeline<C>& pipe, float (&d)[C::t_columns /
   const LoraForward& p = pipe.p;
 #pragma unroll
   for (u32 i = 0; i < C::t_columns / 2; i++) d[i] = 0.0f;
-  wgmma_hold(d);
+  wgmma_fence_operands(d);
   const u32 begin = task.split * p.t_split_depth, steps = pipe.steps_of_split(begin, p.t_split_depth);
   bool has_previous = false;
   u32 previous = 0;
@@ -169,25 +170,25 @@ GPU_DEVICE void multiply_dy_b(const Pipeline<C>& pipe, float (&d)[C::t_columns /
     at.advance();
   }
   wgmma_wait<0>();
-  wgmma_hold(d);
+  wgmma_fence_operands(d);
   if (has_previous) pipe.release(previous);
 }
 
-/// Leaves this CTA's sums of a tile of T in the workspace; the last CTA of the tile adds all of them up. Returns whether this CTA is
-/// that one. Sums of rows and columns that are not stored are left out. `word` is 8 bytes of shared memory.
+/// Leaves this CTA's sums of a tile of T in the workspace; the last CTA of the tile adds all of them up. Returns whether this
+/// CTA is that one. Sums of rows and columns that are not stored are left out. `word` is 8 bytes of shared memory.
 template <class C>
 GPU_DEVICE bool add_splits_of_t(const LoraForward& p, float (&d)[C::t_columns / 2], const ForwardTask& task, u32 first_row,
                                 u32 columns, u64* word) {
-  constexpr u32 fours = C::t_columns / 8;
-  const SharedTile shared_tile = SharedTile::of_t(p, task, fours * C::consumer_threads);
-  const auto four_of = [&](u32 i) -> float* { return &d[4 * i]; };
+  constexpr u32 quads = C::t_columns / 8;
+  const SharedTile shared_tile = SharedTile::of_t(p, task, quads * C::consumer_threads);
+  const auto quad_of = [&](u32 i) -> float* { return &d[4 * i]; };
   const auto wanted = [&](u32 i) { return first_row < p.tokens && 8 * i < columns; };
-  shared_tile.leave<fours>(C::consumer_threads, four_of, wanted);
+  shared_tile.leave<quads>(C::consumer_threads, quad_of, wanted);
   sync_named(NamedBarrier::consumers, C::consumer_threads);
   if (threadIdx.x == 0) *word = shared_tile.arrive();
   sync_named(NamedBarrier::consumers, C::consumer_threads);
   if (*word == 0) return false;
-  shared_tile.add_up<fours>(C::consumer_threads, four_of, wanted);
+  shared_tile.add_up<quads>(C::consumer_threads, quad_of, wanted);
   return true;
 }
 

@@ -144,7 +144,7 @@ impl Place {
     }
 
     pub(crate) fn mismatch(&self, segment: usize, other: &Place) -> Error {
-        let shape = |place: &Place| format!("{} to {:?} of rank {}", place.d_in, place.columns, place.rank);
+        let shape = |place: &Place| format!("{} inputs, columns {:?}, rank {}", place.d_in, place.columns, place.rank);
         Error::SlotMismatch { segment, expected: shape(self), actual: shape(other) }
     }
 }

@@ -1,5 +1,5 @@
-// Asynchronous operations in flight: posted now, carried out at the latest moment that their waits allow (or at once, or
-// at random, as the launch is configured).
+// Asynchronous operations in flight. An operation is queued when it is issued, and carried out at the last moment that a
+// wait allows, at once, or at a random moment, as the launch is configured. Its source is read when the operation is issued.
 #pragma once
 
 #include <cstddef>
@@ -19,15 +19,15 @@ class AsyncState {
   void start_launch();
   void end_launch();
   void start_thread(Thread& thread);
-  /// Refuses to let a thread, or a CTA's last thread, leave while what it began still needs it.
+  /// Faults if a thread, or a CTA's last thread, exits while operations that it issued still need it.
   void finish_thread(Thread& thread);
   void finish_cta(Cta& cta);
 
-  /// Queues an operation, or carries it out at once where completion is eager. Its number is never zero.
+  /// Queues an operation, or carries it out at once if completion is eager. Returns its number, which is never zero.
   uint64_t post(Operation operation);
   /// Carries out the operation now if it is still queued.
   void finish(uint64_t number);
-  /// Carries out one queued operation: the oldest, or any. False if there was none.
+  /// Carries out one queued operation: the oldest or, with random completion, any. Returns false if there was none.
   bool complete_one();
   bool empty() const { return queue_.empty(); }
 
@@ -40,7 +40,7 @@ class AsyncState {
   uint64_t last_ = 0;
 };
 
-/// Lets everything else run before a wait returns, so that what it waits for completes as late as it may.
+/// Runs all other threads before a wait returns, so that what it waits for completes as late as possible.
 void settle(const char* why);
 
 }  // namespace emu

@@ -1,4 +1,4 @@
-// A box of a tensor: which bytes of global memory it is, and where they lie in shared memory.
+// A box of a tensor: which bytes of global memory it covers, and where they lie in shared memory.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 
 namespace emu {
 
-/// The 128-byte swizzle: bits 4 to 6 of an address, by 16 bytes, are exchanged with the help of bits 7 to 9.
+/// The 128-byte swizzle: bits 4 to 6 of an address are XORed with bits 7 to 9.
 inline char* swizzled(char* p) {
   uintptr_t at = reinterpret_cast<uintptr_t>(p);
   return reinterpret_cast<char*>(at ^ (at >> 3 & 0x70));
@@ -25,7 +25,7 @@ struct Box {
   Box() = default;
   Box(const TensorMap& tensor, const int32_t* at) : map(tensor) { std::copy(at, at + map.rank, start); }
 
-  /// For each row of the box, the part inside the tensor: where it is, its bytes, and their place in the packed box.
+  /// Calls f(address, bytes, place in the packed box) for the part of each row of the box that is inside the tensor.
   template <class F>
   void for_each_row(F&& f) const {
     const int64_t first = std::max<int64_t>(start[0], 0);
@@ -48,7 +48,7 @@ struct Box {
     }
   }
 
-  /// For each 16 bytes of the packed box, their place in shared memory where the box lies at `shared`.
+  /// Calls f(address, place in the packed box) for each 16 bytes of a box that lies at `shared` in shared memory.
   template <class F>
   void for_each_chunk(char* shared, F&& f) const {
     for (size_t at = 0; at < map.box_bytes(); at += chunk_bytes) {

@@ -15,7 +15,7 @@ namespace emu {
 
 namespace {
 
-// What the detector knows a phase of the barrier by.
+// The race detector's key for a phase of the cluster's barrier.
 const void* phase_key(const Cluster& cluster, uint64_t phase) {
   return reinterpret_cast<const char*>(&cluster.phase) + phase % 2;
 }
@@ -24,14 +24,14 @@ void complete(Cluster& cluster) {
   cluster.arrived = 0;
   cluster.phase++;
   machine->events++;
-  // The slot of the phase before last is used again.
+  // The new phase has the key of the phase before the last.
   machine->race->forget(phase_key(cluster, cluster.phase));
   std::vector<Thread*> waiting;
   waiting.swap(cluster.waiting);
   for (Thread* thread : waiting) machine->wake(thread);
 }
 
-// `.aligned`: all lanes of the warp that live are at the same instruction.
+// `.aligned`: all live lanes of the warp must be at the same instruction.
 void converge(const char* name) {
   warp_instruction(self->warp->live, name, [](const Rendezvous&) {}, nullptr);
 }
@@ -47,7 +47,7 @@ void cluster_arrive() {
   if (self->cluster_arrived) fail(Fault::barrier, "cluster_arrive twice without cluster_wait between");
   self->cluster_arrived = true;
   self->cluster_phase = cluster.phase;
-  // An earlier cluster may have lain at the same address.
+  // An earlier cluster may have been at the same address.
   if (cluster.phase == 0 && cluster.arrived == 0) machine->race->forget(phase_key(cluster, 0));
   machine->race->release(self->clock, phase_key(cluster, cluster.phase));
   cluster.arrived++;

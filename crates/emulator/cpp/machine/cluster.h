@@ -1,4 +1,5 @@
-// CTAs that reach each other's shared memory.
+// Clusters: CTAs that access each other's shared memory. A CTA may not exit before accesses of other CTAs to its shared
+// memory are ordered.
 #pragma once
 
 #include <cstddef>
@@ -11,12 +12,12 @@ struct Thread;
 
 uint32_t cluster_rank();
 uint32_t cluster_size();
-/// The two halves of the cluster's barrier, of all its threads that have not exited.
+/// The two halves of the cluster's barrier, which counts all its threads that have not exited.
 void cluster_arrive();
 void cluster_wait();
-/// The same place of the CTA's own shared memory in another CTA.
+/// The address, in the CTA of that rank, of an address of the calling CTA's shared memory.
 uint32_t map_shared(uint32_t address, uint32_t rank);
-/// `bytes` is a power of two that the address is a multiple of.
+/// `bytes` is a power of two, and the address a multiple of it.
 void load_cluster(uint32_t address, void* to, uint32_t bytes);
 void store_cluster(uint32_t address, uint32_t value);
 

@@ -1,31 +1,31 @@
-// How a launch is to be run.
+// How a launch runs.
 #pragma once
 
 #include <cstdint>
 
 namespace emu {
 
-/// Which of the threads that can run does, and in which order CTAs start.
+/// Which of the runnable threads runs next, and in which order CTAs start.
 enum class Schedule : uint32_t { first_in, last_in, random };
 
 /// When an asynchronous operation completes: at the last moment allowed, at once, or at any moment between.
 enum class Completion : uint32_t { late, eager, random };
 
-/// Shared with the Rust side by layout.
+/// The Rust side has a struct of the same layout.
 struct Config {
   Schedule schedule;
   Completion completion;
   uint64_t seed;
-  /// CTAs that run side by side; further ones start as these end.
+  /// CTAs that are resident at the same time; others start as these end.
   uint32_t resident_ctas;
   /// Whether warp instructions are grouped to count transactions and bank conflicts.
   uint32_t count_transactions;
-  /// Dynamic shared memory of a CTA at most, in bytes.
+  /// Dynamic shared memory of a CTA, at most, in bytes.
   uint32_t shared_bytes_limit;
   uint32_t reserved;
 };
 
-/// Shared with the Rust side by layout. Global memory counts what threads and copy engines ask for.
+/// The Rust side has a struct of the same layout. Counts of global memory are of what threads and copy engines request.
 struct Counters {
   uint64_t load_bytes, load_instructions, load_sectors, load_ideal_sectors;
   uint64_t once_bytes, once_instructions, once_sectors, once_ideal_sectors;

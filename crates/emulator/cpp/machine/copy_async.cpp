@@ -25,7 +25,7 @@ struct Copy {
   const void* site;
   uint8_t width, bytes;
   bool landed;
-  char source[16];  // as it was when the copy began, and zeros
+  char source[16];  // as it was when the copy was issued, then zeros
 };
 
 struct Group {
@@ -119,7 +119,8 @@ void copy_async_wait(uint32_t groups) {
     machine->async->finish(group->operation);
     mine.committed.pop_front();
     for (const Race::Engine& engine : group->engines) machine->race->join(&self, 1, engine);
-    // From here on they are as the thread's own writes: a barrier shows them to others, a proxy fence to the async proxy.
+    // From here on the copies count as the thread's own writes: a barrier makes them visible to other threads, a proxy fence
+    // to the async proxy.
     for (const Copy& copy : group->copies) {
       machine->race->access(self->clock, copy.to, copy.width, Race::Kind::write, copy.site);
     }

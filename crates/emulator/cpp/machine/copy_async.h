@@ -1,4 +1,4 @@
-// cp.async: copies from global to shared memory that land, group by group, at the issuing thread's waits.
+// cp.async: copies from global to shared memory that complete, group by group, at waits of the issuing thread.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@ namespace emu {
 
 struct Thread;
 
-/// `width` bytes of shared memory, of which the first `bytes` come from global memory and the others are zero.
+/// Copies to `width` bytes of shared memory: the first `bytes` come from global memory, the others become zero.
 void copy_async(uint32_t to, const void* from, uint32_t width, uint32_t bytes);
 void copy_async_commit();
 void copy_async_wait(uint32_t groups);

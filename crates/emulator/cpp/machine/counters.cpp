@@ -13,7 +13,7 @@ namespace {
 constexpr size_t counted_granule = 4;
 constexpr size_t map_bytes = Memory::global_bytes / counted_granule * sizeof(uint16_t);
 constexpr uintptr_t sector_bytes = 32;
-// A lane that left a loop early never comes back to it: groups older than this are counted as they are.
+// A lane that left a loop early never returns to it, so if more groups than this are open, the oldest is counted as it is.
 constexpr size_t most_open = 4096;
 
 }  // namespace
@@ -104,7 +104,7 @@ void CounterState::gather(bool is_shared, Access kind, const void* p, uint32_t b
   site.is_shared = is_shared;
   site.kind = kind;
   uint64_t visit = site.visits[self->lane]++;
-  if (visit < site.first) return;  // its group was given up and counted without it
+  if (visit < site.first) return;  // its group was counted already, without it
   while (site.first + site.open.size() <= visit) site.open.emplace_back();
   Gathered& group = site.open[visit - site.first];
   group.lanes |= 1u << self->lane;
@@ -145,7 +145,7 @@ void CounterState::matrix_rows(char* const* rows, uint32_t n) {
 
 void CounterState::count(const Site& site, const Gathered& access) {
   if (site.is_shared) {
-    // A phase serves 128 bytes: 32 lanes of 4 bytes, 16 of 8, 8 of 16. In each, a bank gives one word.
+    // A phase serves 128 bytes: 32 lanes of 4 bytes, 16 of 8, 8 of 16. In each phase a bank delivers one word.
     uint32_t per_phase = std::min(32u, 128 / std::max(4u, access.bytes));
     for (uint32_t first = 0; first < 32; first += per_phase) {
       std::vector<uintptr_t> words;

@@ -1,6 +1,6 @@
-// What a launch asked of the memory system. Bytes and instructions are counted as they come; transactions need the 32
-// accesses of a warp instruction together, so these are gathered by code address and occurrence until every lane that
-// lives has contributed.
+// What a launch requested of the memory system. Bytes and instructions are counted at each access. Transactions need the 32
+// accesses of a warp instruction together, so accesses are gathered by code address and occurrence until every live lane has
+// contributed.
 #pragma once
 
 #include <cstddef>
@@ -32,9 +32,9 @@ class CounterState {
 
   void global(Access kind, const void* p, uint32_t bytes, const void* site);
   void shared(const void* p, uint32_t bytes, bool write, const void* site);
-  /// Rows of 16 bytes that a matrix move touches, eight at a time.
+  /// Rows of 16 bytes that ldmatrix or stmatrix accesses, eight at a time.
   void matrix_rows(char* const* rows, uint32_t n);
-  /// A copy engine's access.
+  /// An access by a copy engine.
   void engine(const void* p, uint32_t bytes, bool write);
 
   Counters totals{};
@@ -48,7 +48,7 @@ class CounterState {
   struct Site {
     bool is_shared = false;
     Access kind = Access::load;
-    uint64_t first = 0;          // occurrence that `open.front()` is
+    uint64_t first = 0;          // the occurrence that `open.front()` gathers
     uint64_t visits[32] = {};
     std::deque<Gathered> open;
   };
@@ -57,13 +57,13 @@ class CounterState {
   void gather(bool is_shared, Access kind, const void* p, uint32_t bytes, const void* site);
   void flush(Site& site, bool all, uint32_t live);
   void count(const Site& site, const Gathered& access);
-  /// One pass of the shared memory over these words, longer by what shares a bank.
+  /// One phase of shared memory for these words: a wavefront for each of the words in the busiest bank.
   void pass(std::vector<uintptr_t>& words);
   void distinct(uint16_t* seen, const void* p, uint32_t bytes, uint64_t& total);
 
   Memory& memory_;
   bool transactions_ = false;
-  uint16_t* loaded_;  // of every 4 bytes of global memory, the last launch that loaded them
+  uint16_t* loaded_;  // for every 4 bytes of global memory, the last launch that loaded them
   uint16_t* stored_;
   uint16_t launch_ = 0;
   std::unordered_map<const Warp*, Sites> warps_;

@@ -14,7 +14,7 @@ namespace emu {
 
 namespace {
 
-// AddressSanitizer has a handler of its own, which says more.
+// AddressSanitizer has a handler of its own, which reports more.
 constexpr bool handles = !EMU_ADDRESS_SANITIZER;
 constexpr size_t signal_stack_bytes = 64 << 10;
 
@@ -24,20 +24,20 @@ thread_local int crash_signal = 0;
 thread_local const void* crash_address = nullptr;
 
 void crashed() {
-  // The GPU gives any value; C++ leaves it undefined.
+  // A GPU gives an unspecified value; in C++ this is undefined.
   if (crash_signal == SIGFPE) fail(Fault::crash, "integer division by zero, or out of range");
   fail(Fault::crash, "segmentation fault at %p", crash_address);
 }
 
 void handler(int signal, siginfo_t* info, void* context) {
   if (!machine || !self) {
-    // Not a kernel's doing: put back what was there, and let the instruction fault again.
+    // Not caused by a kernel: restores the previous handler and lets the instruction fault again.
     sigaction(signal, &before[signal == SIGFPE], nullptr);
     return;
   }
   crash_signal = signal;
   crash_address = info->si_addr;
-  // Goes on in `crashed` on the thread's own stack, as if it had been called where the fault was.
+  // Continues in `crashed` on the thread's own stack, as if the faulting instruction had called it.
 #if defined(__x86_64__)
   auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
   registers[REG_RSP] = ((registers[REG_RSP] - 256) & ~15ll) - 8;

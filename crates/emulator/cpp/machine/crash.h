@@ -1,10 +1,10 @@
-// Turns what the host's processor refuses into a fault of the launch.
+// Turns crashes of the host's processor into faults of the launch.
 #pragma once
 
 namespace emu {
 
-/// While it lives, a segmentation fault of a kernel's thread, or on x86-64 an integer division by zero, ends the launch
-/// instead of the process.
+/// While a guard exists, a segmentation fault of a kernel's thread, or on x86-64 an integer division by zero, ends the
+/// launch instead of the process.
 class CrashGuard {
  public:
   CrashGuard();

@@ -80,7 +80,7 @@ namespace emu {
 
 namespace {
 
-// Sanitizers put red zones round every local variable.
+// Sanitizers put red zones around every local variable.
 #if EMU_ADDRESS_SANITIZER
 constexpr size_t stack_bytes = 256 << 10;
 #else
@@ -88,7 +88,7 @@ constexpr size_t stack_bytes = 64 << 10;
 #endif
 constexpr size_t guard_bytes = 4096;
 
-// The stack that the last switch left: the sanitizer reports its bounds to the side switched to.
+// The fiber that the last switch left. The sanitizer reports the bounds of its stack to the fiber that runs next.
 thread_local Fiber* left = nullptr;
 
 }  // namespace

@@ -1,4 +1,4 @@
-// A stack and the point at which its owner was left.
+// A fiber: a stack, and the point at which it was suspended.
 #pragma once
 
 #include <cstddef>
@@ -12,13 +12,13 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  /// Makes the fiber start in `entry` at the next switch to it, whatever it was doing before.
+  /// Makes the fiber start in `entry` at the next switch to it, whatever its state.
   void reset(void (*entry)());
 
-  /// Leaves `from` where it is and continues `to`. `final` promises that `from` is never continued.
+  /// Suspends `from` and continues `to`. `final`: `from` is never continued.
   static void switch_to(Fiber& from, Fiber& to, bool final = false);
 
-  /// To be called first thing in `entry`.
+  /// Must be the first call in `entry`.
   static void started();
 
  private:

@@ -1,5 +1,5 @@
-// The race build's runtime: what -fsanitize=thread calls before each access of a kernel. Accesses outside the arena (a
-// thread's own stack, mostly) are no business of the detector.
+// The race build's runtime: the functions that -fsanitize=thread calls before each access of a kernel. Accesses outside the
+// arena, mostly to a thread's own stack, are not checked.
 #ifdef EMU_RACE
 
 #include <cstring>

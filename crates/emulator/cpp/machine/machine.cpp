@@ -126,7 +126,7 @@ Thread* Machine::pick() {
     if (async->complete_one()) continue;
     if (live_threads_ == 0) return nullptr;
     if (spinners_.empty()) fail(Fault::deadlock, "no thread can run");
-    // Whoever spins gets one more look after everything else came to rest. If nothing happened since, nothing will.
+    // Threads that spin poll once more after all others have come to rest. If nothing has happened since, nothing will.
     idle_spins_ = events_at_last_spin_ == events ? idle_spins_ + 1 : 0;
     if (idle_spins_ > 2) fail(Fault::livelock, "every thread left spins, and nothing it reads can change any more");
     events_at_last_spin_ = events;
@@ -136,7 +136,7 @@ Thread* Machine::pick() {
 }
 
 size_t Machine::pick_at_random() {
-  // For a while one CTA is favoured, so that some run far ahead of others that are in the middle of something.
+  // One CTA is favoured for a while, so that some CTAs run far ahead while others are in the middle of their work.
   if (burst_left_ == 0) {
     favourite_ = static_cast<uint32_t>(random() % ctas.size());
     burst_left_ = 1u << random() % 16;
@@ -152,7 +152,7 @@ size_t Machine::pick_at_random() {
 
 void Machine::run_next() {
   Thread* leaving = self;
-  self = nullptr;  // a deadlock is nobody's in particular
+  self = nullptr;  // the report of a deadlock names no thread
   Thread* next = pick();
   self = next;
   if (next && next == leaving) return;
@@ -291,7 +291,7 @@ void Machine::finish_thread() {
 }
 
 void Machine::retire(Cluster* cluster) {
-  // The running thread still stands on its stack: it is handed out again one retirement later.
+  // The running thread still uses its stack, so it is reused only after the next retirement.
   if (zombie_) pool_.push_back(zombie_);
   zombie_ = self;
   for (Cta* cta : cluster->ctas) {
@@ -328,7 +328,7 @@ bool Machine::launch(const KernelInfo& kernel, const LaunchShape& launch_shape, 
                                           Race::max_resident_threads / (shape.cluster * shape.threads)});
   order_.clear();
   for (uint32_t i = 0; i < total / shape.cluster; i++) order_.push_back(i);
-  // Hardware promises no order of CTAs.
+  // Hardware guarantees no order of CTAs.
   if (config.schedule == Schedule::last_in) std::reverse(order_.begin(), order_.end());
   if (config.schedule == Schedule::random) {
     for (size_t i = order_.size(); i > 1; i--) std::swap(order_[i - 1], order_[random() % i]);

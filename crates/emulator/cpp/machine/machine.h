@@ -1,4 +1,4 @@
-// One emulated GPU: its memory, and while a launch runs its threads, warps, CTAs and what they wait for.
+// One emulated GPU: its memory and, while a launch runs, its threads, warps and CTAs and what they wait for.
 //
 // Every CUDA thread is a fiber. One OS thread runs them all, switching only where a thread waits, so the runtime needs
 // no locks; several machines may run on several OS threads.
@@ -44,23 +44,23 @@ struct Thread {
   uint32_t clock = 0;  // its number in the race detector: slot of the CTA times threads plus rank
   Cta* cta = nullptr;
   Warp* warp = nullptr;
-  const char* waits = "";    // what for, in words
+  const char* waits = "";    // what the thread waits for, in words
   uint64_t waits_detail = 0;
   bool done = true;
   // The last polled address and value: a thread that reads the same again is spinning.
   const void* polled = nullptr;
   uint64_t polled_value = 0;
-  // Shared memory taken so far: as on the GPU, and with the emulator's red zones.
+  // Bytes of shared memory taken so far, without red zones, and bytes of the emulator's red zones between them.
   uint32_t shared_taken = 0;
   uint32_t shared_offset = 0;
   uint32_t vote_round = 0;
   // Null until the thread uses them.
   std::shared_ptr<ThreadCopies> copies;  // cp.async
   std::shared_ptr<ThreadStores> stores;  // bulk copies out of shared memory
-  // The first access to global memory that the launch ahead may write, and whether that launch was waited for.
+  // The first access to global memory that the launch ahead may write, and whether this thread has waited for that launch.
   const char* touched = nullptr;
   bool waited = false;
-  // Between the two halves of the cluster's barrier, and of which of its phases.
+  // Whether the thread is between the two halves of the cluster's barrier, and in which phase of it.
   bool cluster_arrived = false;
   uint64_t cluster_phase = 0;
 };
@@ -84,11 +84,11 @@ struct Warp {
 struct Barrier {
   uint32_t expected = 0;
   uint32_t arrived = 0;
-  std::vector<Thread*> all;      // everyone who arrived in this phase
-  std::vector<Thread*> waiting;  // of these, who waits
+  std::vector<Thread*> all;      // threads that arrived in this phase
+  std::vector<Thread*> waiting;  // those of them that wait
 };
 
-/// Of a CTA's slot, what a kernel took at once.
+/// A piece of shared memory that a kernel took with one call, within the CTA's slot.
 struct Piece {
   uint32_t offset, bytes;
 };
@@ -116,7 +116,7 @@ struct Cta {
 
 struct Cluster {
   std::vector<Cta*> ctas;
-  // The cluster's barrier: how many arrived, who waits, how often it completed.
+  // The cluster's barrier: threads that arrived, threads that wait, completed phases.
   uint32_t arrived = 0;
   std::vector<Thread*> waiting;
   uint64_t phase = 0;
@@ -132,7 +132,7 @@ struct KernelInfo {
   uint32_t max_threads;
 };
 
-/// The kernels of all libraries that were loaded, in the order in which they came. A reference stays valid.
+/// The kernels of all loaded libraries, in the order of loading. A reference stays valid.
 uint32_t kernel_count();
 const KernelInfo& kernel_at(uint32_t index);
 void add_kernel(const KernelInfo& kernel);
@@ -149,7 +149,7 @@ class Machine {
   Machine();
   ~Machine();
 
-  /// Runs a kernel to its end. False after a fault, of which `fault` and `report` tell.
+  /// Runs a kernel to its end. Returns false after a fault, which `fault` and `report` describe.
   bool launch(const KernelInfo& kernel, const LaunchShape& shape, const void* params, const Config& config);
 
   // --- what the runtime's parts share while a launch runs ---
@@ -161,18 +161,18 @@ class Machine {
   std::unique_ptr<AsyncState> async;
   std::unique_ptr<Shadow> shadow;
   std::vector<std::unique_ptr<Cta>> ctas;  // resident now
-  uint64_t events = 0;                     // grows with everything that could end someone's wait
+  uint64_t events = 0;                     // grows with every event that could end a wait
   Fault fault = Fault::none;
   std::string report;
 
-  /// Parks the running thread until `wake`; `why` is what a deadlock report says of it.
+  /// Parks the running thread until `wake`. A deadlock report shows `why`.
   void block(const char* why, uint64_t detail = 0);
   void wake(Thread* thread);
-  /// Lets the others run; the running thread goes on later.
+  /// Runs other threads; the calling thread stays runnable.
   void yield(const char* why);
-  /// Parks the running thread until something happened.
+  /// Parks the calling thread, which polls, until no other thread can run.
   void park_spinner();
-  /// Under the random schedule, sometimes lets others run between two accesses.
+  /// Under the random schedule, sometimes runs other threads between two accesses.
   void jitter();
   uint64_t random();
   [[noreturn]] void abandon();
@@ -181,7 +181,7 @@ class Machine {
   bool in_params(const void* p, size_t bytes) const;
   const KernelInfo& kernel() const { return *kernel_; }
 
-  /// Who is where, a line for each group of threads that wait for the same.
+  /// Where all threads are: a line for each group of threads that wait for the same thing.
   std::string whereabouts() const;
 
  private:
@@ -211,8 +211,8 @@ class Machine {
   uint64_t rng_ = 0;
   uint64_t events_at_last_spin_ = 0;
   uint32_t idle_spins_ = 0;
-  uint32_t favourite_ = 0;   // among the resident CTAs, under the random schedule
-  uint32_t burst_left_ = 0;  // picks until another is
+  uint32_t favourite_ = 0;   // the resident CTA that the random schedule favours
+  uint32_t burst_left_ = 0;  // picks until it changes
 };
 
 extern thread_local Machine* machine __attribute__((tls_model("initial-exec")));

@@ -163,7 +163,7 @@ void multiply_f16(float* d, const uint32_t* a, const uint32_t* b) { multiply("mm
 void multiply_bf16(float* d, const uint32_t* a, const uint32_t* b) { multiply("mma_m16n8k16<bf16>", multiply_16<true>, d, a, b); }
 
 void multiply_tf32(float* d, const uint32_t* a, const uint32_t* b) {
-  // Hardware reads the upper 19 bits and so cuts what to_tf32 would have rounded: twice the error, always towards zero.
+  // Hardware reads the upper 19 bits, so it cuts where to_tf32 would round: twice the error, always towards zero.
   for (uint32_t i = 0; i < 6; i++) {
     const uint32_t word = i < 4 ? a[i] : b[i - 4];
     if (word & 0x1fff) fail(Fault::operand, "mma_m16n8k8_tf32: the operand %08x was not rounded by to_tf32", word);

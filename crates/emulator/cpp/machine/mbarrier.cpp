@@ -28,7 +28,7 @@ void seal(MBarrier& b) {
   memcpy(b.at, &word, sizeof word);
 }
 
-// What the detector knows a phase's arrivals by: those of the barrier's own CTA, or all of the cluster's.
+// The race detector's key for the arrivals of a phase: those of the barrier's own CTA, or those of the whole cluster.
 const void* phase_key(const MBarrier& b, uint64_t phase, bool cluster) { return b.at + phase % 2 + 2 * cluster; }
 
 MBarrier& find(Cta& cta, uint32_t offset, const char* name) {
@@ -67,7 +67,7 @@ void complete_if_due(MBarrier& b, const char* name) {
   b.phase++;
   b.pending = b.count;
   b.observed = false;
-  // Arrivals of a phase are after all phases before, as operations on one atomic are.
+  // Arrivals of a phase are ordered after all earlier phases, like operations on one atomic.
   for (bool cluster : {false, true}) {
     machine->race->inherit(phase_key(b, b.phase, cluster), phase_key(b, b.phase - 1, cluster));
   }
@@ -153,7 +153,7 @@ void mbarrier_expect(uint32_t address, uint32_t bytes) {
 bool mbarrier_test(uint32_t address, uint32_t parity) {
   MBarrier* b = &find_own(address, "mbarrier_test", SITE);
   if (!has_completed(*b, parity, "mbarrier_test")) {
-    // The same barrier in the same phase twice in a row is a spin loop.
+    // Two tests in a row of the same barrier in the same phase are a spin loop.
     if (self->polled == b->at && self->polled_value == b->phase) {
       machine->park_spinner();
     } else {

@@ -33,9 +33,9 @@ size_t rounded(size_t bytes) { return (bytes + alignment - 1) / alignment * alig
 Memory::Memory() {
   base_ = static_cast<char*>(reserve(arena_bytes));
   state_ = static_cast<uint8_t*>(reserve(arena_bytes / 16));
-  // Everything is out of bounds for the instrumented kernels until it is allocated.
+  // For the instrumented kernels everything is out of bounds until it is allocated.
 #if EMU_ADDRESS_SANITIZER
-  // Poisoning the whole arena would touch its shadow, so global memory is poisoned as it is handed out.
+  // Poisoning the whole arena would touch all of its shadow memory, so global memory is poisoned as it is allocated.
 #endif
 }
 

@@ -1,5 +1,5 @@
-// Device memory: one arena of address space with global memory below and the CTAs' shared memory above, and a map that
-// says which bytes are anyone's.
+// Device memory: one arena of address space, with global memory below and the CTAs' shared memory above, and a map of the
+// bytes that are accessible.
 #pragma once
 
 #include <cstddef>
@@ -51,7 +51,7 @@ class Memory {
 
  private:
   char* base_;
-  uint8_t* state_;  // of every 16 bytes, how many from their start on are accessible
+  uint8_t* state_;  // for every 16 bytes, how many from their start are accessible
   size_t top_ = 0;
   std::map<char*, size_t> live_;
   std::multimap<size_t, char*> free_;

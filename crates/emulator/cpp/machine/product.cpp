@@ -5,7 +5,8 @@
 
 namespace emu {
 
-// The widest vectors that the machine has: multiplication and addition stay apart, so the result is the same on all.
+// Compiled for the widest vectors of the host. Multiplication and addition stay separate, so the result is the same on all
+// hosts.
 #if defined(__x86_64__)
 __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
@@ -25,7 +26,7 @@ float widen(uint16_t bits, bool is_bf16) {
     memcpy(&value, &word, sizeof value);
     return value;
   }
-  // f16 with its fields moved to f32's: the exponent is then 112 too small, for subnormals as well.
+  // An f16 in the fields of f32: the exponent is then 112 too small, for subnormals as well.
   uint32_t sign = word & 0x80000000, magnitude = bits & 0x7fff;
   word = magnitude << 13;
   memcpy(&value, &word, sizeof value);

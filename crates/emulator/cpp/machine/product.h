@@ -9,7 +9,7 @@ namespace emu {
 /// 16-bit factors are exact in f32, so each step rounds once.
 void multiply_add(float* c, const float* a, const float* b, int m, int n, int k);
 
-/// Both 16-bit types, widened.
+/// An f16 or bf16 value as f32.
 float widen(uint16_t bits, bool is_bf16);
 
 }  // namespace emu

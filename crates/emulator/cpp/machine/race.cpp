@@ -31,7 +31,7 @@ void Race::start_launch(uint32_t threads) {
   auto nothing = std::make_shared<const Vector>(threads + engines, 0u);
   for (Clock& clock : clocks_) clock.told = nothing, clock.own = clock.born = 1;
   objects_.clear();
-  // Launches are ordered among each other.
+  // Each launch is ordered after the launches before it.
   madvise(places_, Memory::arena_bytes / granule * sizeof(Place), MADV_DONTNEED);
 }
 
@@ -124,7 +124,7 @@ void Race::access(const Actor& actor, const void* p, size_t n, Kind kind, const 
              address, site, at->writer_site);
     }
     if (kind == Kind::read) {
-      // Readers that this one has been told of need not be remembered.
+      // Readers that are ordered before this one need not be kept.
       int slot = -1;
       for (int i = 0; i < 3 && slot < 0; i++) {
         if (at->reader[i] == 0 || knows(actor, at->reader[i])) slot = i;
@@ -218,7 +218,7 @@ Race::Engine Race::begin_engine(uint32_t clock) {
   engine.parent_born = parent.born;
   engine.parent_own = parent.own;
   engine.told = parent.told;
-  // What the parent does from now on is not before the engine.
+  // What the parent does from now on is not ordered before the operation.
   tick(clock);
   return engine;
 }
@@ -233,14 +233,14 @@ Race::Engine Race::begin_engine(Thread* const* threads, size_t n) {
   engine.id = threads_ + next_engine_++ % engines;
   tick(engine.id);
   engine.when = clocks_[engine.id].own;
-  // Threads that share a vector are looked at once.
+  // Threads that share a vector are merged once.
   std::unordered_map<const Vector*, std::vector<uint32_t>> sharing;
   for (size_t i = 0; i < n; i++) sharing[clocks_[threads[i]->clock].told.get()].push_back(threads[i]->clock);
   Vector least = *sharing.begin()->first;
   for (const auto& [told, clocks] : sharing) {
     for (size_t k = 0; k < least.size(); k++) least[k] = least[k] < (*told)[k] ? least[k] : (*told)[k];
   }
-  // Of its own doings each knows all, whatever its vector says.
+  // A thread's own accesses are ordered before it, whatever its vector holds.
   for (const auto& [told, clocks] : sharing) {
     if (clocks.size() > 1) continue;
     uint32_t known = clocks_[clocks[0]].own;
@@ -283,7 +283,7 @@ bool Race::proxy_fenced(uint32_t clock, const void* p, size_t n, uint32_t* write
     uint32_t by = who(at->writer), time = when(at->writer);
     if (at->writer == 0 || by >= threads_) continue;
     const bool own = by / cta_threads == clock / cta_threads;
-    // A multicast reaches other CTAs' shared memory: there as here the writer's own fence counts.
+    // A multicast writes to other CTAs' shared memory: there too the writer's own fence is enough.
     if ((own || shared) && time <= clocks_[by].fenced[shared]) continue;
     if (!(own && shared) && at_fence && (*at_fence)[by] >= time) continue;
     *writer = by % cta_threads;

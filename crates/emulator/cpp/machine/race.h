@@ -1,9 +1,10 @@
 // Happens-before between CUDA threads, and the accesses that it does not order.
 //
-// Each thread knows, of every other, up to which of its releases it has been told: a vector clock. Threads that met at a
-// barrier share one vector and differ only in their own entry. A place in memory remembers who wrote it last and who
-// read it since; an access by someone who has not been told is a race. CTAs that take over a slot start knowing
-// nothing, not even of the CTA that had the slot before: the hardware orders nothing between them.
+// Each thread has a vector clock: for every other thread, the last of its releases that is ordered before this thread.
+// Threads that met at a barrier share one vector and differ only in their own entry. A place in memory keeps its last writer
+// and the readers since; an access that is not ordered after them is a race. Each asynchronous operation is a thread of its
+// own, ordered after its issuer and before its waiter. A CTA that takes over a slot starts with an empty clock, even with
+// respect to the CTA that had the slot before: hardware orders nothing between them.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +27,7 @@ class Race {
 #else
   static constexpr bool enabled = false;
 #endif
-  /// Threads of their own for copy engines and tensor cores, used in turn.
+  /// Clocks for asynchronous operations, used in turn.
   static constexpr uint32_t engines = 64;
   static constexpr uint32_t clock_bits = 19;
   static constexpr uint32_t max_resident_threads = (1u << (32 - clock_bits)) - 1 - engines;
@@ -43,41 +44,41 @@ class Race {
   /// An access by the thread with this clock; `site` is a code address for the report.
   void access(uint32_t clock, const void* p, size_t n, Kind kind, const void* site);
 
-  /// Everyone who `arrived` is ordered before everyone in `waiting` goes on.
+  /// All threads in `arrived` are ordered before what the threads in `waiting` do next.
   void barrier(Thread* const* arrived, size_t arrivals, Thread* const* waiting, size_t waiters);
   void release(uint32_t clock, const void* object);
   void acquire(uint32_t clock, const void* object);
   void forget(const void* object);
 
   using Vector = std::vector<uint32_t>;
-  /// An asynchronous operation: ordered after what its issuer had done and been told when it began it. Nothing is ordered
-  /// after it but by `join` or an acquire of what it released.
+  /// An asynchronous operation. It is ordered after what its issuer had done when it issued the operation, and after what
+  /// was ordered before the issuer then. Only `join`, or an acquire of what it released, is ordered after it.
   struct Engine {
     uint32_t id = 0, when = 0;
     uint32_t parent = no_clock, parent_born = 0, parent_own = 0;
     std::shared_ptr<const Vector> told;
   };
   Engine begin_engine(uint32_t clock);
-  /// Begun by several threads together: ordered after what all of them have been told.
+  /// An operation that several threads issue together: it is ordered after what is ordered before all of them.
   Engine begin_engine(Thread* const* threads, size_t n);
-  /// Whether an engine begun by this thread now would be ordered after the same.
+  /// Whether an operation that this thread issued now would be ordered after the same accesses.
   bool begun_now(const Engine& engine, uint32_t clock) const;
   void access(const Engine& engine, const void* p, size_t n, Kind kind, const void* site);
   void release(const Engine& engine, const void* object);
   void join(Thread* const* threads, size_t n, const Engine& engine);
-  /// Whoever acquires `to` from now on acquires what `from` has been told, and nothing older.
+  /// An acquire of `to` from now on acquires what was released to `from`, and nothing older.
   void inherit(const void* to, const void* from);
 
   /// fence.proxy.async by this thread, on shared or global memory.
   void fence_proxy(uint32_t clock, bool shared);
-  /// Whether the async proxy, asked by `clock`, may touch what ordinary writes left there: their thread must have fenced
-  /// since; for another CTA's writes the asking thread must, after it was told of them. (Within a CTA either will do for
-  /// global memory.)
+  /// Whether an operation of the async proxy, issued by the thread `clock`, may access what ordinary writes left there. In
+  /// the shared memory of its own CTA, the writing thread must have fenced since. A write of another CTA to global memory
+  /// needs a fence of the issuing thread after the write was ordered before it. In the other cases either fence is enough.
   bool proxy_fenced(uint32_t clock, const void* p, size_t n, uint32_t* writer) const;
 
-  /// Whether this thread has been told of anything that a thread of the CTA did, so that the CTA has started.
+  /// Whether anything that a thread of the CTA did is ordered before this thread, so that the CTA has started.
   bool knows_started(uint32_t clock, const Cta& cta) const;
-  /// A CTA is about to take its shared memory with it: false if accesses by other CTAs are not ordered before that.
+  /// Whether all accesses to the CTA's shared memory, also those of other CTAs, are ordered before its exit.
   bool may_exit(const Cta& cta) const;
 
  private:
@@ -93,11 +94,11 @@ class Race {
   struct Clock {
     std::shared_ptr<const Vector> told;
     uint32_t own = 0;
-    uint32_t born = 0;  // its own entry when the present CTA took the slot
-    uint32_t fenced[2] = {};                          // its own entry at its last proxy fence: global, shared
-    std::shared_ptr<const Vector> told_at_fence[2];  // and what it had been told
+    uint32_t born = 0;  // own entry when the present CTA took the slot
+    uint32_t fenced[2] = {};                          // own entry at the last proxy fence: global, shared
+    std::shared_ptr<const Vector> told_at_fence[2];  // the vector at that fence
   };
-  /// Who makes an access: a thread or an engine.
+  /// What makes an access: a thread or an asynchronous operation.
   struct Actor {
     uint32_t epoch, born;
     uint32_t parent, parent_born, parent_own;
@@ -122,7 +123,7 @@ class Race {
   std::unordered_map<const void*, std::shared_ptr<const Vector>> objects_;
   uint32_t threads_ = 0;
   uint32_t next_engine_ = 0;
-  // The last merge of an acquire: the threads of a barrier tend to make the same one.
+  // The last merge of an acquire, kept because the threads of a barrier often make the same one.
   std::shared_ptr<const Vector> merged_from_, merged_with_, merged_;
 };
 

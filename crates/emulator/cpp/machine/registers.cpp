@@ -8,9 +8,9 @@
 
 namespace emu {
 
-/// A CTA starts with as many registers a thread as its launch bounds allow, and never gets more in all.
+/// A CTA starts with the registers per thread that its launch bounds allow, and never gets more in total.
 struct Registers {
-  uint32_t free = 0;                 // given up, in registers a thread of a warp
+  uint32_t free = 0;                 // registers that were given up, per thread of a warp
   std::vector<uint32_t> of_warp;
   std::vector<Thread*> waiting;
 };
@@ -59,7 +59,7 @@ void increase_registers(uint32_t to) {
   if (self->lane == 0) {
     uint32_t& mine = all.of_warp[warp_index()];
     if (to < mine) fail(Fault::resources, "increase_registers to %u, from %u", to, mine);
-    // Where nobody gives up enough this is a deadlock, which says so.
+    // If no warp gives up enough registers, this is a deadlock, and the report says so.
     while (to - mine > all.free) {
       all.waiting.push_back(self);
       machine->block("increase_registers", to);

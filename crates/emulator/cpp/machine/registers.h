@@ -1,4 +1,4 @@
-// setmaxnreg: registers that go from one warpgroup of a CTA to another.
+// setmaxnreg: registers that move from one warpgroup of a CTA to another.
 #pragma once
 
 #include <cstdint>

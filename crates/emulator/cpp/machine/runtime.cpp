@@ -25,8 +25,8 @@ void check(const void* p, uint32_t bytes, bool global, const char* name) {
   }
 }
 
-// An access to global memory that is not a weight's: before a wait for the launch ahead it would see what was there before,
-// or change what is still read.
+// Records an access to global memory other than to a weight. Before the wait for the launch ahead it could read old values,
+// or overwrite what that launch still reads.
 void touch(const char* name) {
   if (!self->touched) self->touched = name;
 }
@@ -85,7 +85,7 @@ uint64_t load_strong(const void* from, uint32_t bytes, Order order, const char* 
   check(from, bytes, true, name);
   touch(name);
   uint64_t value = get(from, bytes);
-  // The same value from the same place twice in a row is a spin loop: it can end only after something happened.
+  // The same value from the same place twice in a row is a spin loop: only an event elsewhere can end it.
   if (self->polled == from && self->polled_value == value) {
     machine->park_spinner();
     value = get(from, bytes);
@@ -107,7 +107,7 @@ void store_strong(void* to, uint64_t value, uint32_t bytes, Order order, const c
   machine->jitter();
   machine->counters->global(Access::atomic, to, bytes, SITE);
   machine->race->access(self->clock, to, bytes, Race::Kind::atomic, SITE);
-  // A store begins a release sequence of its own: what earlier releases of this word told is gone.
+  // A store begins a new release sequence: what earlier releases of this word published is dropped.
   machine->race->forget(to);
   if (releases(order)) machine->race->release(self->clock, to);
   memcpy(to, &value, bytes);

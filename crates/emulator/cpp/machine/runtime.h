@@ -1,5 +1,5 @@
-// What the twins of kernels/gpu call: the emulator as the kernels see it. Compiled without instrumentation, in every
-// build; each function checks, counts, tells the race detector, and then does what the instruction does.
+// The functions that the twins of kernels/gpu call. They are compiled without instrumentation, in every build. Each checks,
+// counts, informs the race detector, and then does what the instruction does.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +21,7 @@ uint32_t lane();
 enum class Cache : uint32_t { normal, once };
 
 // --- memory ---
-/// Global memory, 1 to 16 bytes, aligned to their number.
+/// Accesses of global memory, 1 to 16 bytes, aligned to their size.
 void load_global(void* to, const void* from, uint32_t bytes, Cache cache, const char* name);
 void store_global(void* to, const void* from, uint32_t bytes, const char* name);
 void load_shared(void* to, const void* from, uint32_t bytes, const char* name);
@@ -35,17 +35,17 @@ void store_strong(void* to, uint64_t value, uint32_t bytes, Order order, const c
 uint64_t update_strong(void* at, uint64_t operand, uint32_t bytes, Update update, Order order, const char* name);
 void fence_gpu();
 
-/// Waits for the launch ahead: launches run one after the other, so only that nothing it may write was touched before is
-/// checked.
+/// The wait for the launch ahead. Launches run one after the other, so it only checks that the thread has not accessed
+/// memory that the launch ahead may write.
 void grid_dependency_wait();
 
-/// The next `bytes` of the CTA's dynamic shared memory at a multiple of `alignment`.
+/// Takes the next `bytes` of the CTA's dynamic shared memory at a multiple of `alignment`.
 void* take_shared(uint32_t bytes, uint32_t alignment);
-/// Forgets what this thread has taken.
+/// Makes this thread take shared memory from its start again.
 void restart_shared();
 /// The 32-bit address of a shared-memory pointer: its CTA's rank in the cluster in the top byte.
 uint32_t shared_window(const void* p);
-/// And back, for `bytes` that must all be accessible.
+/// The pointer of a 32-bit shared-memory address; all `bytes` must be accessible.
 void* shared_pointer(uint32_t address, uint32_t bytes, const char* name);
 /// The same for an address that must be the CTA's own and a multiple of `alignment`.
 void* own_shared_pointer(uint32_t address, uint32_t bytes, uint32_t alignment, const char* name);
@@ -56,7 +56,7 @@ void sync_block();
 bool sync_block_or(bool vote);
 void named_barrier(uint32_t id, uint32_t threads, bool wait);
 void sync_warp(uint32_t members);
-/// `source` is the lane whose value this one gets; T of 4 or 8 bytes.
+/// `source` is the lane whose value this lane gets; values have 4 or 8 bytes.
 uint64_t shuffle(uint64_t value, uint32_t source, uint32_t members, const char* name);
 uint32_t ballot(bool vote, uint32_t members, const char* name);
 

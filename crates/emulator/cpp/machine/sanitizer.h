@@ -1,6 +1,6 @@
-// Which of the three builds this is, and the little that the runtime tells the sanitizers.
+// Which of the three builds this is, and the calls that inform the sanitizers.
 //   plain      no instrumentation
-//   race       kernels compiled with -fsanitize=thread; race.cpp answers the call-outs (EMU_RACE)
+//   race       kernels compiled with -fsanitize=thread; instrument.cpp has the functions that this calls (EMU_RACE)
 //   sanitize   AddressSanitizer and UndefinedBehaviorSanitizer
 #pragma once
 

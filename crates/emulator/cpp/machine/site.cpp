@@ -59,7 +59,7 @@ const Module* module_of(uintptr_t address) {
 }  // namespace
 
 uint32_t site_number(const void* site) {
-  // Of the kernel that runs: nearly every access comes from the same library.
+  // The module of the last access: nearly all accesses come from the same library.
   static thread_local const Module* latest = nullptr;
   auto address = reinterpret_cast<uintptr_t>(site);
   if (!latest || !latest->holds(address)) {

@@ -38,14 +38,14 @@ void arrive(Barrier& barrier, uint32_t expected, bool wait, const char* name, ui
 
 void sync_block() {
   Cta& cta = *self->cta;
-  // The threads that are expected shrink with every exit, so the count is set by hand.
+  // Every exit lowers the number of expected threads, so the count is set here.
   cta.barriers[0].expected = cta.live;
   arrive(cta.barriers[0], cta.live, true, "sync_block", 0);
 }
 
 bool sync_block_or(bool vote) {
-  // Three rounds' votes in turn: after a round's barrier nobody can still read the round before, so the slot that the
-  // next but one will use is free to clear.
+  // The votes of three rounds are kept in turn. After a round's barrier no thread can still read the votes of the round
+  // before, so their slot, which the next round but one uses, is cleared.
   Cta& cta = *self->cta;
   uint32_t round = self->vote_round++;
   cta.votes[round % 3] |= vote;
@@ -84,7 +84,7 @@ void warp_instruction(uint32_t members, const char* name, WarpFunction function,
     if (other.members == members) {
       open = &other;
     } else if (other.members & me && other.arrived & members) {
-      // Each of the two waits for a lane that waits in the other. Lanes that are merely ahead will come to both.
+      // Each of the two instructions waits for a lane that waits in the other. Lanes that are merely ahead would reach both.
       fail(Fault::collective, "%s with members %08x meets %s with members %08x: the warp has diverged", name, members,
            other.name, other.members);
     }

@@ -53,7 +53,7 @@ const char* encode_tensor_map(TensorMap& map, uint32_t element_bytes, uint32_t r
   }
   uint64_t inner = uint64_t(box[0]) * element_bytes;
   if (inner % 16) return "the box's rows are no multiple of 16 bytes";
-  // The driver takes shorter rows; how they lie in shared memory is not modelled.
+  // The driver accepts shorter rows; their layout in shared memory is not modelled.
   if (swizzle == 3 && inner != 128) return "with the 128-byte swizzle the box's rows are of 128 bytes";
   map.address = address;
   map.rank = static_cast<uint8_t>(rank);

@@ -1,4 +1,4 @@
-// What the driver's CUtensorMap says, in the emulator's own encoding of its 128 bytes.
+// The content of the driver's CUtensorMap, in the emulator's own encoding of its 128 bytes.
 #pragma once
 
 #include <cstdint>
@@ -8,10 +8,10 @@ namespace emu {
 struct alignas(64) TensorMap {
   static constexpr uint32_t most_dimensions = 5;
 
-  uint64_t check;    // of everything below
+  uint64_t check;    // checksum of everything below
   uint64_t address;  // of the tensor in global memory
   uint64_t stride[most_dimensions - 1];  // in bytes, of dimensions 1 to 4
-  uint32_t last[most_dimensions];        // index of each dimension
+  uint32_t last[most_dimensions];        // largest index of each dimension
   uint16_t box[most_dimensions];
   uint8_t rank;
   uint8_t element_bytes;
@@ -25,11 +25,12 @@ struct alignas(64) TensorMap {
 };
 static_assert(sizeof(TensorMap) == 128, "as large as CUtensorMap");
 
-/// Null, or why cuTensorMapEncodeTiled would refuse.
+/// Returns null, or why cuTensorMapEncodeTiled would refuse.
 const char* encode_tensor_map(TensorMap& map, uint32_t element_bytes, uint32_t rank, uint64_t address, const uint64_t* dims,
                               const uint64_t* strides, const uint32_t* box, uint32_t swizzle);
 
-/// The map of a copy of `rank` dimensions, checked: a parameter of the kernel or global memory, and what was encoded.
+/// The map of a copy of `rank` dimensions, or with 0 of any. Faults unless the map is in the kernel's parameters or in
+/// global memory, and was made by encode_tensor_map.
 const TensorMap& tensor_map(const void* p, uint32_t rank, const char* name);
 
 }  // namespace emu

@@ -20,7 +20,7 @@
 namespace emu {
 
 struct Store {
-  uint64_t read = 0, write = 0;  // the two operations
+  uint64_t read = 0, write = 0;  // numbers of its two operations
   Race::Engine reader, writer;
 };
 
@@ -28,7 +28,7 @@ struct ThreadStores {
   using Group = std::vector<std::shared_ptr<Store>>;
   Group open;
   std::deque<Group> committed;
-  size_t read = 0;  // of the committed groups, from the oldest on, those that were waited for to have read
+  size_t read = 0;  // how many committed groups, from the oldest on, have been waited for to read
 };
 
 namespace {
@@ -38,7 +38,7 @@ constexpr uint32_t offset_mask = 0xffffff;
 struct Target {
   Cta* cta;
   char* to;
-  uint64_t phase;  // of its barrier, when the copy began
+  uint64_t phase;  // phase of its barrier when the copy was issued
 };
 
 struct Load {
@@ -46,7 +46,7 @@ struct Load {
   const char* name;
   uint32_t barrier;
   std::vector<Target> targets;
-  std::vector<char> source;  // as it was when the copy began
+  std::vector<char> source;  // as it was when the copy was issued
   Race::Engine engine;
 };
 
@@ -64,7 +64,7 @@ void land(const Load& load) {
 }
 
 void check_address(const Box& box, uint32_t address, const char* name) {
-  // The swizzle's pattern repeats every 1024 bytes; without it the engine wants 128.
+  // The swizzle's pattern repeats every 1024 bytes; without a swizzle the engine requires 128.
   own_shared_pointer(address, box.map.box_bytes(), box.map.swizzle ? 1024 : 128, name);
 }
 

@@ -8,13 +8,13 @@ namespace emu {
 struct Thread;
 
 void tma_prefetch(const void* map);
-/// The box at `at` (as many coordinates as `rank`) to the CTAs of `ctas`, a bit each; 0 is the own CTA. Whether it is
-/// `constant`: no launch ahead writes it.
+/// Copies the box at `at` (`rank` coordinates) to the CTAs whose bits are set in `ctas`; 0 means the calling CTA.
+/// `constant`: no launch ahead writes the tensor.
 void tma_load(uint32_t to, const void* map, uint32_t barrier, const int32_t* at, uint32_t rank, uint32_t ctas,
               const char* name, bool constant = false);
 void tma_store(const void* map, uint32_t from, const int32_t* at, uint32_t rank, const char* name);
 void bulk_commit();
-/// Until at most `groups` are incomplete, or with `read_only` still read shared memory.
+/// Waits until at most `groups` groups are incomplete or, with `read_only`, still read shared memory.
 void bulk_wait(uint32_t groups, bool read_only);
 void fence_proxy_async(bool shared);
 

@@ -24,14 +24,14 @@ constexpr uint32_t threads_of_group = 128;
 constexpr uint32_t rows = 64;
 constexpr uint32_t depth = 16;
 
-/// The 64 x N accumulators that a product has taken from its threads' registers.
+/// The 64 x N accumulators that an MMA has taken from the registers of its threads.
 struct Accumulators {
   float* registers[threads_of_group];
   uint32_t columns;
   std::vector<float> values;  // [64, N]
-  uint32_t products = 0;      // that have yet to be waited for
+  uint32_t products = 0;      // MMAs that have not been waited for
 
-  /// f(register, its value's place in the matrix)
+  /// Calls f(register, its value in the matrix, thread) for every accumulator.
   template <class F>
   void for_each(F&& f) {
     for (uint32_t t = 0; t < threads_of_group; t++) {
@@ -47,7 +47,7 @@ struct Product {
   WgmmaInstruction instruction;
   std::shared_ptr<Accumulators> d;
   SharedOperand a, b;
-  std::vector<uint16_t> a_data, b_data;  // as they were when the product began
+  std::vector<uint16_t> a_data, b_data;  // as they were when the MMA was issued
   const uint32_t* a_registers[threads_of_group] = {};
   uint32_t a_values[threads_of_group][4] = {};
   bool computed = false;
@@ -57,13 +57,13 @@ struct Product {
 }  // namespace
 
 struct Warpgroup {
-  // The instruction that waits for its threads.
+  // The instruction that waits for threads of the warpgroup.
   const char* name = nullptr;
   uint32_t arrived = 0;
   Thread* thread[threads_of_group] = {};
   void* argument[threads_of_group] = {};
 
-  bool fenced[threads_of_group] = {};  // by wgmma_fence, since registers could last be written
+  bool fenced[threads_of_group] = {};  // whether wgmma_fence was called since registers could last be written
   std::vector<std::shared_ptr<Product>> open;
   std::deque<std::vector<std::shared_ptr<Product>>> committed;
   std::vector<std::shared_ptr<Accumulators>> taken, returned;
@@ -79,7 +79,7 @@ Warpgroup& warpgroup_of(const Thread& thread) {
   return *group;
 }
 
-// Waits until all 128 threads have come to the same instruction, which the last one carries out for all.
+// Waits until all 128 threads have arrived at the same instruction, which the last one carries out for all.
 void warpgroup_instruction(const char* name, void (*function)(Warpgroup&), void* argument) {
   Warpgroup& group = warpgroup_of(*self);
   const Cta& cta = *self->cta;
@@ -170,7 +170,7 @@ std::shared_ptr<Accumulators> take(Warpgroup& group, uint32_t columns) {
       }
     }
   }
-  // Registers that are as the last wait left them need no fence; others do.
+  // Registers that still hold what the last wait left need no fence; others do.
   bool unchanged = false;
   auto before = std::find_if(group.returned.begin(), group.returned.end(), is_same);
   if (before != group.returned.end()) {
@@ -238,7 +238,7 @@ void issue(Warpgroup& group) {
   machine->counters->totals.wgmma_instructions++;
   machine->counters->totals.mma_flops += uint64_t(2) * rows * in.columns * depth;
 
-  // Products complete in order: one may go ahead at once only if nothing before it waits.
+  // MMAs complete in order: one may complete at once only if all earlier ones have.
   bool next = group.committed.empty();
   for (const auto& earlier : group.open) next &= earlier->computed;
   const Completion completion = machine->config.completion;
@@ -304,10 +304,10 @@ void wgmma_wait(uint32_t groups) {
   warpgroup_instruction("wgmma_wait", complete, &groups);
 }
 
-void wgmma_hold(const float* d) {
+void wgmma_fence_operands(const float* d) {
   for (const auto& taken : warpgroup_of(*self).taken) {
     if (taken->registers[self->rank % threads_of_group] == d) {
-      fail(Fault::in_flight, "wgmma_hold of accumulators that have not been waited for");
+      fail(Fault::in_flight, "wgmma_fence_operands of accumulators that have not been waited for");
     }
   }
 }

@@ -1,4 +1,4 @@
-// Matrix products of a warpgroup, which go on while its threads do.
+// Asynchronous MMAs of a warpgroup.
 #pragma once
 
 #include <cstdint>
@@ -24,13 +24,13 @@ struct WgmmaInstruction {
 };
 
 void wgmma_fence();
-/// `d` are the thread's N / 2 accumulators, `a` its four registers of A, if A is in registers. Both stay where they are
-/// until the wait that covers the product.
+/// `d` are the thread's N / 2 accumulators, `a` its four registers of A, if A is in registers. Both must keep their
+/// addresses until the wait for the MMA.
 void wgmma(const WgmmaInstruction& instruction, float* d, const uint32_t* a);
 void wgmma_commit();
 void wgmma_wait(uint32_t groups);
-/// Faults if these accumulators are a product's that has not been waited for.
-void wgmma_hold(const float* d);
+/// Faults if these accumulators belong to an MMA that has not been waited for.
+void wgmma_fence_operands(const float* d);
 
 void check_wgmma_at_exit(const Thread& thread);
 

@@ -1,4 +1,4 @@
-// An operand of wgmma in shared memory: 16 values of k by some rows (columns, for B), with the 128-byte swizzle.
+// An operand of wgmma in shared memory: 16 values of k of some rows (for B: columns), with the 128-byte swizzle.
 //
 // In bytes from the start address, before the swizzle is applied to the whole address:
 //   K-major    row r, value k:  r / 8 · stride + r % 8 · 128 + 2 k
@@ -17,14 +17,14 @@ class SharedOperand {
   static constexpr uint32_t chunk_bytes = 16;
 
   SharedOperand() = default;
-  /// Faults on a descriptor that the hardware would not take, or that is not modelled.
+  /// Faults on a descriptor that the hardware would reject, or that is not modelled.
   SharedOperand(uint64_t descriptor, bool mn_major, uint32_t rows, const char* name);
 
   uint32_t chunks() const { return 2 * rows_; }
   char* chunk(uint32_t i) const;
   /// All chunks as they are now.
   std::vector<uint16_t> read() const;
-  /// The value at (row, k) of what `read` gave to to[row * row_stride + k * k_stride].
+  /// Stores the value at (row, k) of what `read` returned, as f32, in to[row * row_stride + k * k_stride].
   void widen_to(float* to, uint32_t row_stride, uint32_t k_stride, const std::vector<uint16_t>& data, bool is_bf16) const;
 
  private:

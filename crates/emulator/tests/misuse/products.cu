@@ -58,7 +58,7 @@ GPU_DEVICE void multiply(float (&d)[32], u64 a, u64 b) { wgmma_m64k16<f16, 64, M
 GPU_DEVICE void finish(float (&d)[32]) {
   wgmma_commit();
   wgmma_wait<0>();
-  wgmma_hold(d);
+  wgmma_fence_operands(d);
 }
 
 }  // namespace
@@ -72,7 +72,7 @@ MISUSE(wgmma_right) {
   // Before the wait there is nothing in the registers.
   store(words_out(params) + threadIdx.x, __builtin_bit_cast(u32, static_cast<volatile float*>(d)[5]));
   wgmma_wait<0>();
-  wgmma_hold(d);
+  wgmma_fence_operands(d);
   store(words_out(params) + 128 + threadIdx.x, __builtin_bit_cast(u32, d[5]));
 }
 MISUSE(wgmma_of_two_warps) {
@@ -163,7 +163,7 @@ MISUSE(wgmma_held_early) {
   wgmma_fence();
   multiply(d, tiles.a_descriptor, tiles.b_descriptor);
   wgmma_commit();
-  wgmma_hold(d);
+  wgmma_fence_operands(d);
 }
 MISUSE(wgmma_overlapping) {
   const Tiles tiles(true);

@@ -16,7 +16,7 @@ const MAX_SPLITS: usize = 16;
 
 /// A tiling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Cut {
+pub(crate) struct Tiling {
     pub(crate) threads: usize,
     pub(crate) tile_columns: usize,
     pub(crate) splits: usize,
@@ -24,7 +24,7 @@ pub(crate) struct Cut {
 }
 
 /// The tiling that the model below finds cheapest.
-pub(crate) fn cut(tokens: usize, d_in: usize, d_out: usize, layout: Layout, multiprocessors: usize) -> Cut {
+pub(crate) fn choose(tokens: usize, d_in: usize, d_out: usize, layout: Layout, multiprocessors: usize) -> Tiling {
     let (tiles, threads, ctas_per_sm): (&[usize], usize, usize) = match layout {
         Layout::OutIn => (&ROW_TILES, abi::LORA_DECODE_THREADS as usize, 1),
         Layout::InOut => (&[COLUMN_TILE], abi::LORA_DECODE_COLUMN_MMA_THREADS as usize, 2),
@@ -35,11 +35,11 @@ pub(crate) fn cut(tokens: usize, d_in: usize, d_out: usize, layout: Layout, mult
     let candidates = tiles.iter().flat_map(|&tile_columns| {
         (1..=most_splits).map(move |wanted| {
             let split_depth = d_in.div_ceil(wanted).next_multiple_of(STEP);
-            Cut { threads, tile_columns, splits: d_in.div_ceil(split_depth), split_depth }
+            Tiling { threads, tile_columns, splits: d_in.div_ceil(split_depth), split_depth }
         })
     });
     let slots = multiprocessors.max(1) * ctas_per_sm;
-    candidates.min_by_key(|cut| cost(cut, tokens, d_out, slots)).unwrap_or(Cut {
+    candidates.min_by_key(|tiling| cost(tiling, tokens, d_out, slots)).unwrap_or(Tiling {
         threads,
         tile_columns: tiles[0],
         splits: 1,
@@ -49,11 +49,11 @@ pub(crate) fn cut(tokens: usize, d_in: usize, d_out: usize, layout: Layout, mult
 
 /// Half-bytes of memory traffic that the busiest place for a CTA sees. A model, not a measurement: a byte from L2 counts
 /// as half of one from memory, and gathering the splits as 24 KiB.
-fn cost(cut: &Cut, tokens: usize, d_out: usize, slots: usize) -> usize {
-    let waves = (d_out.div_ceil(cut.tile_columns) * cut.splits).div_ceil(slots);
-    let weight = cut.tile_columns.min(d_out) * cut.split_depth * 2;
-    let x = tokens * cut.split_depth * 2;
-    let gather = if cut.splits > 1 { 2 * (24 << 10) + 2 * TOKENS * cut.tile_columns * 4 } else { 0 };
+fn cost(tiling: &Tiling, tokens: usize, d_out: usize, slots: usize) -> usize {
+    let waves = (d_out.div_ceil(tiling.tile_columns) * tiling.splits).div_ceil(slots);
+    let weight = tiling.tile_columns.min(d_out) * tiling.split_depth * 2;
+    let x = tokens * tiling.split_depth * 2;
+    let gather = if tiling.splits > 1 { 2 * (24 << 10) + 2 * TOKENS * tiling.tile_columns * 4 } else { 0 };
     waves * (2 * weight + x + gather)
 }
 
@@ -65,11 +65,11 @@ mod tests {
     fn big_layers_keep_the_sms_busy() {
         for (d_in, d_out) in [(4096, 4096), (4096, 11008), (11008, 4096), (4096, 1024), (1024, 4096), (4096, 50257)] {
             for layout in [Layout::OutIn, Layout::InOut] {
-                let cut = cut(16, d_in, d_out, layout, 132);
-                let ctas = d_out.div_ceil(cut.tile_columns) * cut.splits;
+                let tiling = choose(16, d_in, d_out, layout, 132);
+                let ctas = d_out.div_ceil(tiling.tile_columns) * tiling.splits;
                 let slots = if layout == Layout::OutIn { 132 } else { 264 };
                 let waves = ctas.div_ceil(slots);
-                assert!(ctas * 10 >= waves * slots * 4, "{d_in} to {d_out}, {layout:?}: {cut:?} is {ctas} CTAs");
+                assert!(ctas * 10 >= waves * slots * 4, "{d_in} to {d_out}, {layout:?}: {tiling:?} is {ctas} CTAs");
             }
         }
     }
@@ -79,9 +79,11 @@ mod tests {
         for d_in in [8, 64, 520, 1024, 2056, 4096, 11008] {
             for layout in [Layout::OutIn, Layout::InOut] {
                 for multiprocessors in [1, 6, 64, 132] {
-                    let cut = cut(5, d_in, 64, layout, multiprocessors);
-                    assert!(cut.splits * cut.split_depth >= d_in && (cut.splits - 1) * cut.split_depth < d_in);
-                    assert_eq!(cut.split_depth % STEP, 0);
+                    let tiling = choose(5, d_in, 64, layout, multiprocessors);
+                    assert!(
+                        tiling.splits * tiling.split_depth >= d_in && (tiling.splits - 1) * tiling.split_depth < d_in
+                    );
+                    assert_eq!(tiling.split_depth % STEP, 0);
                 }
             }
         }

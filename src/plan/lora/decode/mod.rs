@@ -66,11 +66,11 @@ impl DecodePlan {
         let misaligned = (!problem.aligned).then_some("rows do not all start at multiples of 16 bytes");
         match (problem.path, problem.matrix_obstacle().or(misaligned)) {
             (ComputePath::Auto, None) if tokens >= MIN_MATRIX_TOKENS => {
-                Ok(Self::matrix(problem, &matrix::cut(tokens, d_in, d_out, layout, multiprocessors)))
+                Ok(Self::matrix(problem, &matrix::choose(tokens, d_in, d_out, layout, multiprocessors)))
             }
             (ComputePath::Auto | ComputePath::CudaCores, _) => Ok(Self::cuda_cores(problem)),
             (ComputePath::Matrix, None) => {
-                Ok(Self::matrix(problem, &matrix::cut(tokens, d_in, d_out, layout, multiprocessors)))
+                Ok(Self::matrix(problem, &matrix::choose(tokens, d_in, d_out, layout, multiprocessors)))
             }
             (ComputePath::Matrix, Some(reason)) => Err(Error::NoMatrixInstructions { dtype, reason }),
             (ComputePath::Tf32, _) => match problem.matrix_obstacle() {
@@ -109,20 +109,20 @@ impl DecodePlan {
         Self { row_threads: row_threads as u32, ..plan }
     }
 
-    fn matrix(problem: &LayerProblem<'_>, cut: &matrix::Cut) -> Self {
+    fn matrix(problem: &LayerProblem<'_>, tiling: &matrix::Tiling) -> Self {
         let dtype = problem.dtype;
         let kernel = match problem.layout {
-            Layout::OutIn => format!("lora_decode_rows_mma_{dtype}_n{}", cut.tile_columns / 8),
+            Layout::OutIn => format!("lora_decode_rows_mma_{dtype}_n{}", tiling.tile_columns / 8),
             Layout::InOut => format!("lora_decode_columns_mma_{dtype}"),
         };
         let plan = |count| {
             let shrink_rows = abi::LORA_SHRINK_ROWS as usize;
             let parts = Parts { count, tokens: matrix::TOKENS, shrink_tokens: 4, shrink_rows };
-            let (kernel, depth) = (kernel.clone(), [cut.splits, cut.split_depth]);
-            Self::with_grid(kernel, problem, cut.threads, cut.tile_columns, depth, 1, &parts)
+            let (kernel, depth) = (kernel.clone(), [tiling.splits, tiling.split_depth]);
+            Self::with_grid(kernel, problem, tiling.threads, tiling.tile_columns, depth, 1, &parts)
         };
         // All warps leave their sums at once if there is room, else they take turns.
-        let mut parts = cut.threads / 32;
+        let mut parts = tiling.threads / 32;
         while parts > 1 && plan(parts).launch.shared_bytes > PORTABLE_SHARED_BYTES {
             parts /= 2;
         }

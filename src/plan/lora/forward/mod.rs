@@ -15,7 +15,7 @@ use crate::plan::launch::LaunchShape;
 use crate::plan::lora::product::Product;
 use crate::plan::problem::{ComputePath, FACTOR_BYTES, LayerProblem};
 use crate::plan::workspace::WorkspaceLayout;
-use split::Cut;
+use split::Tiling;
 use tiles::{Ctas, FUSED_RANK};
 
 /// How one launch of `lora_forward` or `lora_dx` runs. Of the latter, x is dy, the depth d_out, y is dx, T is Q.
@@ -90,25 +90,25 @@ impl ForwardPlan {
     /// As [`new`](Self::new).
     pub fn serving(problem: &LayerProblem<'_>) -> Result<Self> {
         problem.validate()?;
-        let mut cut = split::cut(problem, tiles::of_problem(problem)?);
+        let mut tiling = split::choose(problem, tiles::of_problem(problem)?);
         let total: usize = problem.ranks.iter().map(|&rank| padded(rank)).sum();
         if (1..=FUSED_RANK).contains(&total)
-            && cut.split_depth <= FUSED_DEPTH
-            && let Some(tile) = cut.tile.with_fused_shrink()
+            && tiling.split_depth <= FUSED_DEPTH
+            && let Some(tile) = tiling.tile.with_fused_shrink()
         {
-            cut.tile = tile;
+            tiling.tile = tile;
         }
-        Self::with_cut(Product::Output, problem, &cut)
+        Self::with_tiling(Product::Output, problem, &tiling)
     }
 
     /// Of a valid problem whose inputs and layout are the product's, not the layer's.
     pub(crate) fn of(product: Product, problem: &LayerProblem<'_>) -> Result<Self> {
-        Self::with_cut(product, problem, &split::cut(problem, tiles::of_problem(problem)?))
+        Self::with_tiling(product, problem, &split::choose(problem, tiles::of_problem(problem)?))
     }
 
-    pub(crate) fn with_cut(product: Product, problem: &LayerProblem<'_>, cut: &Cut) -> Result<Self> {
+    pub(crate) fn with_tiling(product: Product, problem: &LayerProblem<'_>, tiling: &Tiling) -> Result<Self> {
         let &LayerProblem { tokens, d_out, layout, dtype, ranks, .. } = problem;
-        let Cut { tile, splits, split_depth } = *cut;
+        let Tiling { tile, splits, split_depth } = *tiling;
         let along = match layout {
             Layout::OutIn => "rows",
             Layout::InOut => "columns",
@@ -124,7 +124,7 @@ impl ForwardPlan {
         let stored_t = if tile.fused_rank == 0 { t_stride } else { 0 };
         let t_tiles = stored_t.div_ceil(abi::LORA_FORWARD_T_COLUMNS as usize);
         let (t_splits, t_split_depth) =
-            if tile.fused_rank == 0 { split::t_splits(problem, cut, row_tiles * t_tiles) } else { (1, 0) };
+            if tile.fused_rank == 0 { split::t_splits(problem, tiling, row_tiles * t_tiles) } else { (1, 0) };
         let tasks = row_tiles * (t_tiles * t_splits + column_tiles * splits);
         if tasks > i32::MAX as usize {
             return Err(Error::TooLarge { operand: "y", value: tasks });
@@ -150,7 +150,7 @@ impl ForwardPlan {
                 grid: [ctas as u32, 1, 1],
                 threads: tile.threads as u32,
                 shared_bytes: shared as u32,
-                cluster: cut.cluster() as u32,
+                cluster: tiling.cluster() as u32,
             },
             tile_rows: tile.rows as u32,
             tile_columns: tile.columns as u32,

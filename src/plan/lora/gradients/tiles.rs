@@ -116,7 +116,7 @@ pub(crate) fn splits(
     let stage = stage_tokens(problem.dtype);
     // A split is worth as many steps as the ring has stages.
     let most = (tokens / (abi::LORA_GRADIENTS_STAGES as usize * stage)).clamp(1, MAX_SPLITS);
-    let cut = |wanted: usize| {
+    let tiling = |wanted: usize| {
         let split_tokens = tokens.div_ceil(wanted).next_multiple_of(stage);
         (tokens.div_ceil(split_tokens), split_tokens)
     };
@@ -126,7 +126,7 @@ pub(crate) fn splits(
         let exchange = if splits > 1 { widest.left() * 4 / 16 } else { 0 };
         ctas_per_sm * (split_tokens * token + exchange) + splits * exchange + 3000
     };
-    (1..=most).map(cut).min_by_key(cost).unwrap_or((1, tokens.next_multiple_of(stage)))
+    (1..=most).map(tiling).min_by_key(cost).unwrap_or((1, tokens.next_multiple_of(stage)))
 }
 
 /// The last of a tile's CTAs adds up as many parts.

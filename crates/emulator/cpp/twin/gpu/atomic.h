@@ -39,10 +39,10 @@ GPU_DEVICE u32 fetch_max_relaxed(u32* p, u32 value) {
   return u32(emu::update_strong(p, value, sizeof(u32), emu::Update::max, emu::Order::relaxed, "fetch_max_relaxed"));
 }
 
-// The race detector orders nothing by it: publish with a release of the word itself.
+// The race detector takes no order from a fence: publish with a release of the word itself.
 GPU_DEVICE void fence_acq_rel() { emu::fence_gpu(); }
 
-// A spinning thread is parked by its second look at the same value.
+// Nothing to do: a load that finds the same value twice in a row parks the thread.
 GPU_DEVICE void back_off() {}
 
 }  // namespace gpu

@@ -26,7 +26,7 @@ GPU_DEVICE float to_f32(bf16 value) { return from_bits(u32(value.bits) << 16); }
 GPU_DEVICE float to_f32(f16 value) {
   u32 sign = u32(value.bits & 0x8000) << 16, magnitude = value.bits & 0x7fff;
   if (magnitude >= 0x7c00) return from_bits(sign | 0x7f800000 | magnitude << 13);  // infinity, NaN
-  // Moved to f32's fields the exponent is 112 too small, for subnormals as well.
+  // In the fields of f32 the exponent is 112 too small, for subnormals as well.
   return from_bits(sign | bits(from_bits(magnitude << 13) * 0x1p112f));
 }
 
@@ -55,7 +55,7 @@ GPU_DEVICE f16 from_f32<f16>(float value) {
   if (magnitude > 0x7f800000) return {0x7fff};
   if (magnitude >= 0x477ff000) return {u16(sign | 0x7c00)};  // rounds to 65536 or more
   if (magnitude < 0x38800000) {
-    // Subnormal: adding 0.5 leaves the value in steps of 2^-24 in the low bits, rounded by the addition itself.
+    // Subnormal: the addition of 0.5 rounds the value to steps of 2^-24, which are then in the low bits.
     return {u16(sign | (bits(from_bits(magnitude) + 0.5f) - bits(0.5f)))};
   }
   return {u16(sign | (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13)};
@@ -63,7 +63,7 @@ GPU_DEVICE f16 from_f32<f16>(float value) {
 
 GPU_DEVICE u32 to_tf32(float value) {
   u32 word = bits(value);
-  if ((word & 0x7fffffff) < 0x7f800000) word += 0x1000;  // a carry out of the fraction is one more in the exponent
+  if ((word & 0x7fffffff) < 0x7f800000) word += 0x1000;  // a carry out of the fraction increments the exponent
   return word & ~0x1fffu;
 }
 

@@ -1,5 +1,5 @@
-// The twin of kernels/gpu/grid.h: launches run one after the other, so nothing is left to wait for, but what was done before
-// the wait is looked at.
+// The twin of kernels/gpu/grid.h. Launches run one after the other, so there is nothing to wait for; the wait checks what
+// the thread did before it.
 #pragma once
 
 #include <gpu/types.h>

@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/platform.h: a kernel is a function that is registered by its name, an index is asked of the
+// The twin of kernels/gpu/platform.h: a kernel is a function that is registered by its name, and an index is a call into the
 // machine.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/registers.h: who holds how many is followed, though no value moves.
+// The twin of kernels/gpu/registers.h: the machine counts the registers of each warp, but moves no values.
 #pragma once
 
 #include <machine/registers.h>

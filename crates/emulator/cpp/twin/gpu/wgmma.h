@@ -21,12 +21,12 @@ GPU_DEVICE void wgmma_wait() {
 }
 
 template <int N>
-GPU_DEVICE void wgmma_hold(float (&d)[N]) {
-  emu::wgmma_hold(d);
+GPU_DEVICE void wgmma_fence_operands(float (&d)[N]) {
+  emu::wgmma_fence_operands(d);
 }
 
 template <int N>
-GPU_DEVICE void wgmma_hold(u32 (&)[N]) {}
+GPU_DEVICE void wgmma_fence_operands(u32 (&)[N]) {}
 
 template <class E, int N>
 constexpr void check_wgmma() {
