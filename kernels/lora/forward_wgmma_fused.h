@@ -169,7 +169,6 @@ class ForwardWgmmaFused {
   GPU_DEVICE void consume(const ForwardTask& task, u32 steps) const {
     float d[C::columns / 2], t[t_width / 2];
     Position at;
-    u32 previous = 0;
 #pragma unroll 1
     for (u32 step = 0; step < steps; step++) {
       pipe.await_full(at);
@@ -182,14 +181,13 @@ class ForwardWgmmaFused {
       }
       wgmma_commit();
       wgmma_wait<1>();
-      if (step != 0) pipe.release(previous);
-      previous = at.stage();
+      if (step != 0) pipe.release(at.previous_stage());
       at.advance();
     }
     wgmma_wait<0>();
     wgmma_fence_operands(d);
     wgmma_fence_operands(t);
-    pipe.release(previous);
+    pipe.release(at.previous_stage());
 
     const u32 first_column = task.column_tile * C::columns;
     if (low_rank_steps<C>(p, first_column).count() != 0) {

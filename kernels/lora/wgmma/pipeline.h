@@ -35,6 +35,11 @@ class RingPosition {
   /// Of the phase in which the stage becomes full at this step.
   GPU_DEVICE u32 parity() const { return is_power ? place / STAGES % 2 : odd; }
 
+  /// The stage of the step before.
+  GPU_DEVICE u32 previous_stage() const {
+    return is_power ? (place - 1) % STAGES : (place == 0 ? STAGES : place) - 1;
+  }
+
   GPU_DEVICE void advance() {
     place++;
     if (!is_power && place == STAGES) {
@@ -216,7 +221,6 @@ class Pipeline {
 
   /// The main loop: d = x·W0ᵀ over `steps` steps, at least one. A stage is released one step later, when its products are done.
   GPU_DEVICE void multiply_base(float (&d)[C::columns / 2], u32 steps, Position& at) const {
-    u32 previous = 0;
 #pragma unroll 1
     for (u32 i = 0; i < steps; i++) {
       await_full(at);
@@ -228,13 +232,12 @@ class Pipeline {
       }
       wgmma_commit();
       wgmma_wait<1>();
-      if (i != 0) release(previous);
-      previous = at.stage();
+      if (i != 0) release(at.previous_stage());
       at.advance();
     }
     wgmma_wait<0>();
     wgmma_fence_operands(d);
-    release(previous);
+    release(at.previous_stage());
   }
 
   const LoraForwardTma& maps;

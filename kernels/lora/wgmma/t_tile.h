@@ -79,7 +79,12 @@ GPU_DEVICE void load_b_and_dy(const Pipeline<C>& pipe, const ForwardTask& task, 
       } else {
 #pragma unroll 1
         for (u32 i = row; i < C::depth; i += rows_apart) {
-          store_shared(pipe.right(at.stage()) + tile::swizzled<chunks>(i, chunk), b.template load<false>(k + i));
+          // The compiler must not see that the column is the same each time: it would keep what each of the chunk's elements
+          // needs in registers across all steps, and spill them, since a producer has 72.
+          u32 column[1] = {task.column_tile * C::t_columns + 8 * chunk};
+          wgmma_fence_operands(column);
+          const ChunkOfB<typename C::E> same(p, column[0]);
+          store_shared(pipe.right(at.stage()) + tile::swizzled<chunks>(i, chunk), same.template load<false>(k + i));
         }
       }
       pipe.commit_stores(at.stage(), copies);
@@ -108,7 +113,7 @@ GPU_DEVICE void multiply_x_a(const Pipeline<C>& pipe, float (&d)[C::t_columns / 
                              typename Pipeline<C>::Position& at) {
   using E = typename C::E;
   const LoraForward& p = pipe.p;
-  u32 k_begin = task.split * p.t_split_depth, previous = 0;
+  u32 k_begin = task.split * p.t_split_depth;
   const u32 steps = pipe.steps_of_split(k_begin, p.t_split_depth);
 #pragma unroll 1
   for (u32 i = 0; i < steps; i++, k_begin += C::depth) {
@@ -127,14 +132,13 @@ GPU_DEVICE void multiply_x_a(const Pipeline<C>& pipe, float (&d)[C::t_columns / 
     }
     wgmma_commit();
     wgmma_wait<1>();
-    if (i != 0) pipe.release(previous);
-    previous = at.stage();
+    if (i != 0) pipe.release(at.previous_stage());
     at.advance();
   }
   wgmma_wait<0>();
   wgmma_fence_operands(d);
   if (!MAY_BE_EMPTY || steps != 0) {
-    pipe.release(previous);
+    pipe.release(at.previous_stage());
   } else {
 #pragma unroll
     for (u32 i = 0; i < C::t_columns / 2; i++) d[i] = 0.0f;
@@ -151,7 +155,6 @@ GPU_DEVICE void multiply_dy_b(const Pipeline<C>& pipe, float (&d)[C::t_columns /
   wgmma_fence_operands(d);
   const u32 begin = task.split * p.t_split_depth, steps = pipe.steps_of_split(begin, p.t_split_depth);
   bool has_previous = false;
-  u32 previous = 0;
 #pragma unroll 1
   for (u32 i = 0; i < steps; i++) {
     if (!has_rows<C::depth>(p, task.column_tile, begin + i * C::depth)) continue;
@@ -164,14 +167,13 @@ GPU_DEVICE void multiply_dy_b(const Pipeline<C>& pipe, float (&d)[C::t_columns /
     }
     wgmma_commit();
     wgmma_wait<1>();
-    if (has_previous) pipe.release(previous);
+    if (has_previous) pipe.release(at.previous_stage());
     has_previous = true;
-    previous = at.stage();
     at.advance();
   }
   wgmma_wait<0>();
   wgmma_fence_operands(d);
-  if (has_previous) pipe.release(previous);
+  if (has_previous) pipe.release(at.previous_stage());
 }
 
 /// Leaves this CTA's sums of a tile of T in the workspace; the last CTA of the tile adds all of them up. Returns whether this
