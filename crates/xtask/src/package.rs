@@ -6,11 +6,16 @@ use std::{env, fmt, fs};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::prove;
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Package what is not committed, too
     #[arg(long)]
     allow_dirty: bool,
+    /// Run the tests to the depth of `cargo xtask prove`
+    #[arg(long)]
+    proof: bool,
 }
 
 /// Makes the archive of every crate that is meant to be published, unpacks them side by side, where nothing of this checkout
@@ -40,10 +45,17 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     // The versions that this checkout is tested with.
     fs::copy(root.join("Cargo.lock"), unpacked.path().join("Cargo.lock")).context("cannot copy Cargo.lock")?;
     println!("from their archives: {}", names.join(", "));
-    let mut test = cargo(unpacked.path());
-    // What others wrote is built already.
-    test.args(["test", "--workspace", "--all-features"]).env("CARGO_TARGET_DIR", &target);
-    succeed(&mut test)
+    let test = || {
+        let mut test = cargo(unpacked.path());
+        // What others wrote is built already.
+        test.args(["test", "--workspace", "--all-features"]).env("CARGO_TARGET_DIR", &target);
+        test
+    };
+    if args.proof {
+        succeed(prove::to_the_proof(&mut test()))?;
+        return succeed(test().arg("--doc"));
+    }
+    succeed(&mut test())
 }
 
 /// A workspace of the unpacked crates, which find each other in place of crates.io, with this workspace's profiles.

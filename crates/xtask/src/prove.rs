@@ -14,14 +14,14 @@ pub(crate) struct Args {
 /// Runs the tests of all crates under every schedule, with every moment of completion, in the plain, race and sanitizer
 /// builds, and the bugs that are planted.
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .current_dir(root)
-        .args(["test", "--workspace", "--lib", "--bins", "--tests", "--", "--include-ignored"])
-        .args(&args.filters)
-        .env("FUSED_LORA_TEST_DEPTH", "proof")
-        .status()
-        .context("cannot run cargo")?;
+    let mut test = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let test = to_the_proof(test.current_dir(root).args(["test", "--workspace"])).args(&args.filters);
+    let status = test.status().context("cannot run cargo")?;
     ensure!(status.success(), "not everything is proven: see above");
     Ok(())
+}
+
+/// Gives `cargo test` the depth of the proof. What follows are filters.
+pub(crate) fn to_the_proof(test: &mut Command) -> &mut Command {
+    test.args(["--lib", "--bins", "--tests", "--", "--include-ignored"]).env("FUSED_LORA_TEST_DEPTH", "proof")
 }
