@@ -1,4 +1,5 @@
-//! Embeds the C++ of the machine and of the twins, which is compiled when a kernel is first launched.
+//! Embeds the C++ sources of the machine and the headers in cpp/host, which are compiled when a kernel is first
+//! launched.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -11,14 +12,14 @@ fn main() {
     let mut files = vec![];
     find(&root, &mut files);
     files.sort();
-    let mut table = String::from("pub(crate) static MACHINE: &[(&str, &str)] = &[\n");
+    let mut table = String::from("pub(crate) static CPP_SOURCES: &[(&str, &str)] = &[\n");
     for file in files {
         let name = file.strip_prefix(&root).expect("it was found there").to_string_lossy().replace('\\', "/");
         let _ = writeln!(table, "    ({name:?}, include_str!({file:?})),");
     }
     table.push_str("];\n");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-    fs::write(out.join("machine.rs"), table).expect("OUT_DIR can be written to");
+    fs::write(out.join("cpp_sources.rs"), table).expect("OUT_DIR can be written to");
 }
 
 fn find(folder: &Path, files: &mut Vec<PathBuf>) {

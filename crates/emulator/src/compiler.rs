@@ -1,7 +1,7 @@
-//! The C++ compiler and the libraries that it makes: the machine, and the kernels, one library for each source.
+//! The C++ compiler and the libraries that it makes: one for the machine, and one for each source of kernels.
 //!
 //! A library's name is the digest of all that it was made from, so it is never out of date. If two processes need the
-//! same library at once, a lock file beside it lets one of them compile it.
+//! same library at once, a lock file beside it lets only one of them compile it.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::config::Build;
 use crate::error::Error;
-use crate::kernels::{Hash, Kernels, MACHINE};
+use crate::kernels::{CPP_SOURCES, Hash, Kernels};
 
-/// The way libraries are made, which is part of their digests.
-const RECIPE: &str = include_str!("compiler.rs");
+/// This file's text. It says how libraries are made, so it is part of their digests.
+const COMPILER_SOURCE: &str = include_str!("compiler.rs");
 
-/// Kernels get IEEE arithmetic as written: the compiler must not fuse operations.
+/// Arithmetic must be IEEE and as written, so the compiler may not fuse multiplications and additions.
 const COMMON: [&str; 6] = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-g1", "-Wall", "-Wno-unknown-pragmas"];
 const SANITIZERS: [&str; 3] = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-sanitize=vptr"];
 
@@ -26,7 +26,7 @@ pub(crate) struct Compiler {
     program: OsString,
     version: String,
     is_clang: bool,
-    /// Where libraries and the sources they are made from are kept.
+    /// The folder in which libraries and their sources are kept.
     folder: PathBuf,
 }
 
@@ -49,16 +49,17 @@ impl Build {
 
     fn kernel_flags(self, is_clang: bool) -> Vec<&'static str> {
         match self {
-            // Compiling with more optimisation takes longer than the kernels of all tests run.
+            // With more optimisation, compiling takes longer than all tests' kernels save in running.
             Build::Plain => vec!["-O1"],
-            // The race detector does not use calls at every function's entry and exit.
+            // The race detector needs no calls at every function's entry and exit.
             Build::Race if is_clang => {
                 vec!["-O1", "-DEMU_RACE", "-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0"]
             }
             Build::Race => {
                 vec!["-O1", "-DEMU_RACE", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"]
             }
-            // Optimising what the sanitizers add takes most of a compilation, and removes accesses before they are checked.
+            // Optimising the sanitizers' code would take most of a compilation, and would remove accesses before they
+            // are checked.
             Build::Sanitize => [&["-O0"], &SANITIZERS[..]].concat(),
         }
     }
@@ -90,14 +91,14 @@ impl Compiler {
         Ok(Self { program, version, is_clang, folder })
     }
 
-    /// The machine of a build, and its path.
+    /// The path of a build's machine, which is compiled if need be.
     pub(crate) fn machine(&self, build: Build) -> Result<PathBuf, Error> {
         let flags = build.machine_flags();
         let mut hash = Hash::default();
-        [RECIPE, &self.version, &flags.join(" "), &further_flags().join(" ")]
+        [COMPILER_SOURCE, &self.version, &flags.join(" "), &further_flags().join(" ")]
             .into_iter()
             .for_each(|word| hash.add(word));
-        MACHINE.iter().filter(|(path, _)| path.starts_with("machine/")).for_each(|(path, text)| {
+        CPP_SOURCES.iter().filter(|(path, _)| path.starts_with("machine/")).for_each(|(path, text)| {
             hash.add(path);
             hash.add(text);
         });
@@ -105,8 +106,9 @@ impl Compiler {
         self.make(&library, |to| {
             let sources = self.machine_sources()?;
             let mut command = self.command(&flags);
-            // All units are compiled as one, because most of a unit's time goes to the standard library's headers.
-            let units: String = MACHINE
+            // All source files are compiled as one unit: apart, each would spend most of its time on the standard
+            // library's headers.
+            let units: String = CPP_SOURCES
                 .iter()
                 .filter(|(path, _)| path.ends_with(".cpp"))
                 .map(|(path, _)| format!("#include \"{path}\"\n"))
@@ -124,15 +126,15 @@ impl Compiler {
         Ok(library)
     }
 
-    /// The kernels of one source, linked to the machine of a build.
+    /// The path of the library with the kernels of one source, linked to the machine of a build; compiled if need be.
     pub(crate) fn kernels(&self, build: Build, kernels: &Kernels, source: &str) -> Result<PathBuf, Error> {
         let machine = self.machine(build)?;
         let mut flags = build.kernel_flags(self.is_clang);
         if kernels.changed().next().is_some() {
-            // Changed kernels run once, and warnings about code that a planted bug leaves unused do not matter.
+            // Kernels with a planted bug run once. The bug may leave code unused, so warnings do not matter.
             flags.extend(["-O0", "-w"]);
         }
-        // The machine's name covers everything but the flags and the texts.
+        // The machine's name covers the compiler and the machine; the flags and the texts are added to it.
         let digest = kernels.digest(source, &[&flags.join(" "), &machine.to_string_lossy()]);
         let library = self.library(build, &source.trim_end_matches(".cu").replace('/', "-"), &digest);
         self.make(&library, |to| {
@@ -146,13 +148,13 @@ impl Compiler {
                 command.arg("-I").arg(&changed);
                 file = Some(changed.join(source)).filter(|path| path.exists()).unwrap_or(file);
             }
-            // The folder of twins comes first, so that <gpu/...> includes the twins.
-            command.arg("-I").arg(machine_sources.join("twin")).arg("-I").arg(machine_sources);
+            // The folder host/ comes first, so that <gpu/...> includes its headers instead of kernels/gpu.
+            command.arg("-I").arg(machine_sources.join("host")).arg("-I").arg(machine_sources);
             command.arg("-I").arg(originals).args(["-x", "c++", "-c"]).arg(file);
             let object = to.with_extension("o");
             self.run(command, &object)?;
-            // The functions that the race build calls are the machine's own, not those of the compiler's runtime
-            // library.
+            // The race build calls the machine's own __tsan functions, so the compiler's runtime library must not be
+            // linked.
             let mut link = self.command(&flags);
             link.arg("-fno-sanitize=thread").arg(&object).arg(&machine).arg("-Wl,-rpath,$ORIGIN");
             let linked = self.run(link, to);
@@ -162,7 +164,7 @@ impl Compiler {
         Ok(library)
     }
 
-    /// The library that must be named in `LD_PRELOAD` of a process that runs the sanitizers' build.
+    /// The library that `LD_PRELOAD` must name in a process that runs the sanitizers' build.
     pub(crate) fn sanitizer_preload(&self) -> Option<PathBuf> {
         let runtime = match self.is_clang {
             true => format!("libclang_rt.asan-{}.so", std::env::consts::ARCH),
@@ -179,7 +181,7 @@ impl Compiler {
     fn command(&self, flags: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(COMMON).args(flags).args(further_flags()).arg("-shared");
-        // Symbols that are unique in a process would be shared by two builds of the machine.
+        // With GNU unique symbols, two builds of the machine in one process would share static variables.
         if !self.is_clang {
             command.arg("-fno-gnu-unique");
         } else if flags.contains(&SANITIZERS[0]) {
@@ -193,7 +195,7 @@ impl Compiler {
         if output.status.success() { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(&output.stderr))) }
     }
 
-    /// Makes a file unless it exists: `make` writes it under a temporary name, and it is then renamed.
+    /// Makes a file unless it exists. `make` writes it under a temporary name; then it is renamed.
     fn make(&self, file: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), Error> {
         let made = || {
             if file.exists() {
@@ -217,10 +219,10 @@ impl Compiler {
     }
 
     fn machine_sources(&self) -> io::Result<PathBuf> {
-        self.staged("machine", MACHINE.iter().copied())
+        self.staged("machine", CPP_SOURCES.iter().copied())
     }
 
-    /// A folder that holds these files, made once.
+    /// A folder that holds these files; it is made at the first call.
     fn staged<'a>(&self, name: &str, files: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> io::Result<PathBuf> {
         let mut hash = Hash::default();
         files.clone().for_each(|(path, text)| {
@@ -237,7 +239,7 @@ impl Compiler {
             fs::create_dir_all(file.parent().unwrap_or(&temporary))?;
             fs::write(file, text)?;
         }
-        // If another process was first, its folder holds the same files.
+        // The rename fails if another process was first; its folder then holds the same files.
         if fs::rename(&temporary, &folder).is_err() {
             fs::remove_dir_all(&temporary)?;
         }
@@ -245,7 +247,7 @@ impl Compiler {
     }
 }
 
-/// Further flags for the compiler, for work on the kernels, such as `-Werror`.
+/// Further compiler flags from `$FUSED_LORA_CXXFLAGS`, such as `-Werror` while working on kernels.
 fn further_flags() -> Vec<String> {
     let flags = std::env::var("FUSED_LORA_CXXFLAGS").unwrap_or_default();
     flags.split_whitespace().map(str::to_owned).collect()

@@ -3,16 +3,16 @@
 /// Which of the kernels' three builds runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Build {
-    /// No instrumentation: the machine's own checks only.
+    /// No instrumentation: only the checks that `gpu::` functions make.
     #[default]
     Plain,
-    /// Every access is checked against vector clocks.
+    /// Every memory access is checked by the race detector.
     Race,
     /// AddressSanitizer and UndefinedBehaviorSanitizer.
     Sanitize,
 }
 
-/// Which of the ready threads runs next, and in which order CTAs start. The CUDA model guarantees neither.
+/// Which of the ready threads runs next, and in which order CTAs start. CUDA guarantees neither.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Schedule {
     /// The thread that has waited longest; CTAs in ascending order.
@@ -27,12 +27,12 @@ pub enum Schedule {
 /// When an asynchronous copy or matrix product completes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Completion {
-    /// At the last moment that the waits allow.
+    /// When a thread waits for it, after all other threads have run.
     #[default]
     Late,
-    /// As soon as it is issued.
+    /// At once when it is issued.
     Eager,
-    /// At any moment between, drawn from the schedule's seed.
+    /// At a random moment between issue and wait, drawn from the schedule's seed.
     Random,
 }
 
@@ -45,13 +45,13 @@ pub struct Config {
     pub schedule: Schedule,
     /// The completion of asynchronous operations.
     pub completion: Completion,
-    /// CTAs that run side by side; further ones start as these end.
+    /// How many CTAs are resident at the same time; others start when these end.
     pub resident_ctas: u32,
-    /// The compute capability that the device reports, by which kernels are chosen.
+    /// The compute capability that the device reports. Plans choose kernels by it.
     pub compute_capability: (u32, u32),
-    /// The number of SMs that the device reports, by which grids are planned.
+    /// The number of SMs that the device reports. Plans choose grids by it.
     pub multiprocessors: u32,
-    /// Whether to group accesses by warp instruction, for [`Counters`]' sectors and bank conflicts. Costs time.
+    /// Whether to group accesses by warp instruction, to count sectors and bank conflicts in [`Counters`]. Takes time.
     pub count_transactions: bool,
 }
 
@@ -69,10 +69,10 @@ impl Default for Config {
     }
 }
 
-/// The use that one launch made of the memory system and the tensor cores.
+/// How one launch used the memory system and the tensor cores.
 ///
 /// Bytes and instructions are counted per thread; sectors (32 bytes) are counted once per warp instruction, and only
-/// with [`Config::count_transactions`]. The ideal sectors are those that the same bytes would take if they were
+/// with [`Config::count_transactions`]. The ideal sectors are as many as the same bytes would need if they were
 /// contiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
@@ -82,7 +82,7 @@ pub struct Counters {
     pub load_instructions: u64,
     pub load_sectors: u64,
     pub load_ideal_sectors: u64,
-    /// The loads through `gpu::load_once`, of weights, which are counted above as well.
+    /// Loads by `gpu::load_once` (weights). They are counted in `load_*` as well.
     pub once_bytes: u64,
     pub once_instructions: u64,
     pub once_sectors: u64,
@@ -91,16 +91,16 @@ pub struct Counters {
     pub store_instructions: u64,
     pub store_sectors: u64,
     pub store_ideal_sectors: u64,
-    /// Strong accesses: flags, tickets and what is read by polling.
+    /// Atomic and other strong accesses: tickets, flags, and values that are polled.
     pub atomic_bytes: u64,
     pub atomic_instructions: u64,
-    /// Bytes of global memory moved by copy engines.
+    /// Bytes of global memory read or written by `cp.async` and TMA.
     pub async_bytes: u64,
     /// Bytes of global memory loaded at least once.
     pub distinct_load_bytes: u64,
     /// Bytes of global memory stored at least once.
     pub distinct_store_bytes: u64,
-    /// Passes of the shared memory, 128 bytes each at best.
+    /// Wavefronts of shared memory: each serves 128 bytes at most.
     pub shared_wavefronts: u64,
     /// The wavefronts that bank conflicts added.
     pub shared_conflicts: u64,
@@ -109,7 +109,7 @@ pub struct Counters {
     pub mma_flops: u64,
     /// Switches from one thread to another.
     pub switches: u64,
-    /// Times a thread was found spinning.
+    /// How often a thread was found spinning.
     pub spins: u64,
     /// Threads that waited for the preceding launch (`gpu::grid_dependency_wait`).
     pub dependency_waits: u64,
@@ -128,7 +128,7 @@ impl Counters {
     }
 }
 
-/// The layout that the C++ side reads.
+/// [`Config`] in the layout of `emu::Config` on the C++ side.
 #[repr(C)]
 pub(crate) struct RawConfig {
     schedule: u32,

@@ -12,25 +12,25 @@ pub enum Fault {
     Uninitialised,
     /// Two unordered accesses to one address, one of them a write.
     Race,
-    /// An asynchronous copy's destination touched before its wait, or its source changed before it completed.
+    /// An asynchronous copy's destination accessed, or its source changed, before the copy completed.
     InFlight,
-    /// Ordinary writes read by a copy engine or tensor core without a proxy fence between.
+    /// Ordinary writes read by a copy engine or wgmma without a proxy fence between.
     Proxy,
-    /// Thread counts that disagree, arrivals over the count, an mbarrier never initialised.
+    /// A barrier with contradicting thread counts, too many arrivals, or no initialisation.
     Barrier,
-    /// A warp instruction with absent, exited or diverged lanes.
+    /// A warp instruction that not all its lanes reach: some exited, diverged or are not in the mask.
     Collective,
     /// A tensor map or matrix descriptor that the hardware would refuse.
     Descriptor,
-    /// A matrix operand that was not rounded to the instruction's type.
+    /// A matrix operand that was not rounded to the instruction's input type.
     Operand,
-    /// Every thread waits.
+    /// Every thread waits for another.
     Deadlock,
-    /// Threads spin on a value that no other thread can change any more.
+    /// Every remaining thread spins on a value that no thread can change any more.
     Livelock,
     /// More shared memory or parameters than the launch may have.
     Resources,
-    /// A signal: the host's own memory protection or, on x86-64, an integer division by zero.
+    /// A signal of the host: a segmentation fault or, on x86-64, an integer division by zero.
     Crash,
 }
 
@@ -63,12 +63,12 @@ impl Fault {
 #[non_exhaustive]
 pub enum Error {
     /// This machine lacks something that the emulator needs.
-    #[error("no emulator: {reason}")]
+    #[error("the emulator is not available: {reason}")]
     Unavailable {
         /// What is missing.
         reason: String,
     },
-    /// AddressSanitizer was not in the process from its start.
+    /// AddressSanitizer was not loaded when the process started.
     #[error("the sanitize build runs only in a process started with LD_PRELOAD={preload}")]
     SanitizerNotPreloaded {
         /// The library to preload.
@@ -92,10 +92,10 @@ pub enum Error {
         /// The rule that the driver would enforce.
         reason: String,
     },
-    /// No kernel of this name is among the machine's.
+    /// The machine has no kernel of this name.
     #[error("there is no kernel '{0}'")]
     NoSuchKernel(String),
-    /// The parameter struct given differs in size from the kernel's.
+    /// The given parameter struct has another size than the kernel's.
     #[error("kernel '{kernel}' takes {expected} bytes of parameters, not {actual}")]
     WrongParameters {
         /// The kernel.
@@ -105,7 +105,7 @@ pub enum Error {
         /// Bytes given.
         actual: usize,
     },
-    /// A launch shape that no GPU accepts, or that this kernel does not.
+    /// A launch shape that no GPU, or not this kernel, accepts.
     #[error("kernel '{kernel}' cannot be launched: {reason}")]
     BadLaunch {
         /// The kernel.
@@ -120,7 +120,7 @@ pub enum Error {
         kernel: String,
         /// Which check caught it.
         fault: Fault,
-        /// What happened and where, and the positions of all other threads.
+        /// What happened and where, and what all other threads wait for.
         report: String,
     },
 }

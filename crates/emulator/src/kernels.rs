@@ -5,14 +5,14 @@ use std::sync::{Arc, LazyLock};
 
 use sha2::{Digest, Sha256};
 
-include!(concat!(env!("OUT_DIR"), "/machine.rs"));
+include!(concat!(env!("OUT_DIR"), "/cpp_sources.rs"));
 
-/// Sources and headers of CUDA kernels, and which source a kernel is in. A clone shares them.
+/// Sources and headers of CUDA kernels, and a function that says which source a kernel is in. Clones share the texts.
 #[derive(Clone)]
 pub struct Kernels {
     /// The files' texts, by path below the kernels' folder.
     files: Arc<BTreeMap<String, Arc<str>>>,
-    /// The texts that replace those of some files.
+    /// Texts that replace those of some files, by path.
     changed: BTreeMap<String, Arc<str>>,
     source_of: Arc<SourceOf>,
 }
@@ -30,8 +30,8 @@ impl Kernels {
         Self { files: Arc::new(files), changed: BTreeMap::new(), source_of: Arc::new(source_of) }
     }
 
-    /// The same kernels with the text of one file replaced, which is how the checks themselves are tested. Such kernels
-    /// run once, so they are compiled without optimisation.
+    /// The same kernels with the text of one file replaced, for tests that plant a bug and see it found. Such kernels
+    /// are compiled without optimisation, because they run only once.
     #[must_use]
     pub fn with_file(&self, path: &str, text: impl Into<Arc<str>>) -> Self {
         let mut kernels = self.clone();
@@ -60,12 +60,12 @@ impl Kernels {
         (self.source_of)(kernel).filter(|path| self.text(path).is_some())
     }
 
-    /// The files before any was replaced, by path.
+    /// Path and text of every file, without the replacements.
     pub(crate) fn originals(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
         self.files.iter().map(|(path, text)| (path.as_str(), &**text))
     }
 
-    /// The replaced files, by path.
+    /// Path and text of the replaced files.
     pub(crate) fn changed(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
         self.changed.iter().map(|(path, text)| (path.as_str(), &**text))
     }
@@ -91,13 +91,13 @@ impl Kernels {
         hash.name()
     }
 
-    /// The file that the compiler finds under this name: twins come before the kernels' own headers.
+    /// The file that the compiler includes under this name: headers in `cpp/host` come before those of the kernels.
     fn find(&self, name: &str) -> Option<(String, &str)> {
-        static MACHINE_FILES: LazyLock<BTreeMap<&str, &str>> = LazyLock::new(|| MACHINE.iter().copied().collect());
+        static CPP_FILES: LazyLock<BTreeMap<&str, &str>> = LazyLock::new(|| CPP_SOURCES.iter().copied().collect());
         let changed = self.changed.get(name).map(|text| (name.to_owned(), &**text));
-        let of_machine = |path: String| MACHINE_FILES.get(path.as_str()).map(|text| (path.clone(), *text));
+        let in_cpp = |path: String| CPP_FILES.get(path.as_str()).map(|text| (path.clone(), *text));
         let own = || self.files.get(name).map(|text| (name.to_owned(), &**text));
-        changed.or_else(|| of_machine(format!("twin/{name}"))).or_else(|| of_machine(name.to_owned())).or_else(own)
+        changed.or_else(|| in_cpp(format!("host/{name}"))).or_else(|| in_cpp(name.to_owned())).or_else(own)
     }
 }
 
@@ -108,7 +108,7 @@ impl std::fmt::Debug for Kernels {
     }
 }
 
-/// A digest of texts and of the boundaries between them.
+/// A digest of a sequence of texts. The lengths are hashed too, so moving a boundary changes the digest.
 #[derive(Default)]
 pub(crate) struct Hash(Sha256);
 
@@ -124,7 +124,7 @@ impl Hash {
     }
 }
 
-/// The files that a source includes, and whether each is searched for beside the source.
+/// The names that a source includes, each with whether it is quoted: then the compiler looks beside the source first.
 fn includes(text: &str) -> impl Iterator<Item = (&str, bool)> {
     let lines = text.lines().filter_map(|line| line.trim_start().strip_prefix("#include "));
     lines.filter_map(|rest| {
@@ -156,9 +156,9 @@ mod tests {
     }
 
     #[test]
-    fn a_twin_stands_before_the_header_of_the_kernels() {
+    fn host_headers_replace_those_of_the_kernels() {
         let kernels = Kernels::new([("gpu/warp.h", "")], |_| None);
-        assert_eq!(kernels.find("gpu/warp.h").unwrap().0, "twin/gpu/warp.h");
+        assert_eq!(kernels.find("gpu/warp.h").unwrap().0, "host/gpu/warp.h");
         assert!(kernels.find("machine/runtime.h").is_some());
         assert_eq!(kernels.with_file("gpu/warp.h", "x").find("gpu/warp.h").unwrap().1, "x");
     }

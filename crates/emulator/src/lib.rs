@@ -1,19 +1,21 @@
 //! Runs the project's CUDA kernels on the CPU, and is stricter about them than hardware.
 //!
-//! The kernels include only `gpu/` headers; here the include path leads to their twins in plain C++. Every CUDA thread
-//! is a fiber, and all fibers run on one OS thread, so a launch with the same [`Schedule`] always runs the same way.
-//! Asynchronous copies complete as late as their waits allow, unless configured otherwise. Bugs that hardware may
-//! tolerate end a launch with a [`Fault`]: an address outside an allocation, shared memory read before it was written,
-//! lanes that diverge before a shuffle, a barrier that not all threads reach, threads that wait for each other.
+//! The kernels include only `gpu/` headers; here the include path leads to host versions of these headers, in plain
+//! C++, which call the [`Machine`]: an emulated GPU with memory, CTAs, warps and threads. Every CUDA thread is a fiber,
+//! and all fibers run on one OS thread, so a launch with the same [`Schedule`] always runs the same way. Asynchronous
+//! copies complete as late as their waits allow, unless configured otherwise. Bugs that hardware may not show end a
+//! launch with a [`Fault`]: an address outside an allocation, shared memory read before it was written, lanes that
+//! diverge before a shuffle, a barrier that not all threads reach, threads that wait for each other.
 //!
-//! Three [`Build`]s of the same kernels exist. `Plain` is the fastest. `Race` follows every access with vector clocks
-//! and reports unordered ones; it also counts shared-memory bank conflicts. `Sanitize` adds AddressSanitizer and
-//! UndefinedBehaviorSanitizer, and needs [`sanitizer_preload`] to be loaded before the process starts.
+//! A kernel can be compiled in three [`Build`]s. `Plain` is the fastest. `Race` checks every access against vector
+//! clocks and reports unordered ones; it also counts the bank conflicts of ordinary accesses to shared memory.
+//! `Sanitize` adds AddressSanitizer and UndefinedBehaviorSanitizer, and needs [`sanitizer_preload`] to be loaded before
+//! the process starts.
 //!
 //! Building this crate compiles no C++. A machine is given [`Kernels`] as texts, and a source is compiled by g++ or
 //! clang++ when one of its kernels is first used. The libraries are kept in `$FUSED_LORA_CACHE`, else in cargo's target
-//! folder if the program lies in one, else in `~/.cache/fused-lora`, under names that change with every text, flag and
-//! compiler that they are made from.
+//! folder if the program lies in one, else in `~/.cache/fused-lora`, under names that depend on the compiler,
+//! its flags and every source text.
 //!
 //! ```no_run
 //! use fused_lora_emulator::{Config, Kernels, Machine};

@@ -25,7 +25,7 @@ pub struct KernelInfo {
     pub(crate) index: u32,
 }
 
-/// The machine of the C++ side.
+/// `emu::Machine` on the C++ side.
 #[repr(C)]
 pub(crate) struct RawMachine {
     private: [u8; 0],
@@ -71,8 +71,8 @@ type EncodeTensorMapFn = unsafe extern "C" fn(
     usize,
 ) -> c_int;
 
-/// The entry points of one build's machine.
-pub(crate) struct Functions {
+/// The C functions of one build's machine (`capi.cpp`).
+pub(crate) struct MachineApi {
     pub(crate) create: unsafe extern "C" fn() -> *mut RawMachine,
     pub(crate) destroy: unsafe extern "C" fn(*mut RawMachine),
     pub(crate) allocate: unsafe extern "C" fn(*mut RawMachine, usize) -> *mut c_char,
@@ -88,16 +88,16 @@ pub(crate) struct Functions {
     loaded: Mutex<HashMap<PathBuf, Vec<KernelInfo>>>,
 }
 
-fn failed(error: &libloading::Error) -> Error {
-    // The loader's own message is the cause.
+fn load_error(error: &libloading::Error) -> Error {
+    // The dynamic loader's message is the source of the error.
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
     Error::Load { reason: format!("{error}{cause}") }
 }
 
-impl Functions {
+impl MachineApi {
     /// The machine of `build`, compiled if need be and loaded at the first call.
     pub(crate) fn of(build: Build) -> Result<&'static Self, Error> {
-        static LOADED: [OnceLock<Result<Functions, Error>>; 3] = [const { OnceLock::new() }; 3];
+        static LOADED: [OnceLock<Result<MachineApi, Error>>; 3] = [const { OnceLock::new() }; 3];
         LOADED[build as usize].get_or_init(|| Self::load(build)).as_ref().map_err(Clone::clone)
     }
 
@@ -112,7 +112,7 @@ impl Functions {
             ($name:literal) => {
                 // SAFETY: the types are those of capi.cpp.
                 *unsafe { library.get(concat!("fused_lora_emulator_", $name, "\0").as_bytes()) }
-                    .map_err(|error| failed(&error))?
+                    .map_err(|error| load_error(&error))?
             };
         }
         Ok(Self {
@@ -158,7 +158,7 @@ impl Functions {
         KernelInfo { name, params_bytes: kernel.params_bytes as usize, max_threads: kernel.max_threads, index }
     }
 
-    /// The library of a site number in a report, and the address in that library.
+    /// The library of the code address that a report gives by number, and the address within that library.
     pub(crate) fn site(&self, number: u32) -> Option<(String, u64)> {
         let mut path = [0u8; 4096];
         // SAFETY: the buffer is as long as its length says, and the call writes a text with a final zero.
@@ -169,13 +169,13 @@ impl Functions {
 }
 
 fn open(path: &Path) -> Result<&'static Library, Error> {
-    // SAFETY: the compiler made it from this crate's machine and a set of kernels, whose initialisers only fill the
+    // SAFETY: the library was compiled from this crate's machine or from kernels. Their initialisers only add to the
     // table of kernels.
-    let library = unsafe { Library::new(path) }.map_err(|error| failed(&error))?;
+    let library = unsafe { Library::new(path) }.map_err(|error| load_error(&error))?;
     Ok(Box::leak(Box::new(library)))
 }
 
-/// The library that must be named in `LD_PRELOAD` of a process that uses [`Build::Sanitize`].
+/// The library that `LD_PRELOAD` must name in a process that uses [`Build::Sanitize`].
 ///
 /// # Errors
 /// [`Error::Unavailable`] without a C++ compiler, [`Error::Load`] if the compiler has no AddressSanitizer.
@@ -184,7 +184,7 @@ pub fn sanitizer_preload() -> Result<PathBuf, Error> {
     found.ok_or_else(|| Error::Load { reason: "the C++ compiler has no AddressSanitizer".to_owned() })
 }
 
-/// Checks that there is what the emulator needs: Linux and a C++ compiler.
+/// Checks that the emulator can run here: on Linux, with a C++ compiler.
 ///
 /// # Errors
 /// [`Error::Unavailable`], which says what is missing.

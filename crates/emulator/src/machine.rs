@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::config::{Completion, Config, Counters, RawConfig, Schedule};
 use crate::error::{Error, Fault};
 use crate::kernels::Kernels;
-use crate::library::{Functions, KernelInfo, RawLaunch, RawMachine};
+use crate::library::{KernelInfo, MachineApi, RawLaunch, RawMachine};
 use crate::symbols;
 
 /// A launch of a kernel.
@@ -48,12 +48,12 @@ pub struct TensorMap<'a> {
 /// An emulated GPU with its own memory. Launches on one machine run one after the other; several machines may run at
 /// the same time on several OS threads.
 pub struct Machine {
-    functions: &'static Functions,
+    api: &'static MachineApi,
     raw: Mutex<Raw>,
     config: Mutex<Config>,
     kernels: Kernels,
-    /// The kernels that were looked up, and all others in their sources.
-    found: Mutex<HashMap<String, KernelInfo>>,
+    /// The kernels of all sources that have been compiled so far.
+    loaded: Mutex<HashMap<String, KernelInfo>>,
 }
 
 struct Raw(*mut RawMachine);
@@ -61,7 +61,7 @@ struct Raw(*mut RawMachine);
 // SAFETY: the C++ machine keeps all its state in the object, and thread-local pointers only while a launch runs.
 unsafe impl Send for Raw {}
 
-/// The longest report that is kept.
+/// Reports are truncated to this length.
 const REPORT_BYTES: usize = 16 << 10;
 
 impl Machine {
@@ -70,15 +70,15 @@ impl Machine {
     /// # Errors
     /// [`Error::Unavailable`] without a C++ compiler, [`Error::SanitizerNotPreloaded`], [`Error::Load`].
     pub fn new(config: Config, kernels: &Kernels) -> Result<Self, Error> {
-        let functions = Functions::of(config.build)?;
+        let api = MachineApi::of(config.build)?;
         // SAFETY: an entry point of the loaded machine.
-        let raw = Raw(unsafe { (functions.create)() });
+        let raw = Raw(unsafe { (api.create)() });
         Ok(Self {
-            functions,
+            api,
             raw: Mutex::new(raw),
             config: Mutex::new(config),
             kernels: kernels.clone(),
-            found: Mutex::default(),
+            loaded: Mutex::default(),
         })
     }
 
@@ -94,7 +94,7 @@ impl Machine {
         config.completion = completion;
     }
 
-    /// Changes how many CTAs the following launches run side by side.
+    /// Changes how many CTAs are resident at the same time in the following launches.
     pub fn set_resident_ctas(&self, resident_ctas: u32) {
         self.config.lock().unwrap_or_else(PoisonError::into_inner).resident_ctas = resident_ctas;
     }
@@ -104,15 +104,15 @@ impl Machine {
     /// # Errors
     /// [`Error::NoSuchKernel`]; [`Error::Load`] with the compiler's message if it refuses the source.
     pub fn kernel(&self, name: &str) -> Result<KernelInfo, Error> {
-        if let Some(info) = self.found.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
+        if let Some(info) = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
             return Ok(info.clone());
         }
         let missing = || Error::NoSuchKernel(name.to_owned());
         let source = self.kernels.source_of(name).ok_or_else(missing)?;
-        let infos = self.functions.kernels_of(&self.kernels, &source)?;
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        found.extend(infos.into_iter().map(|info| (info.name.clone(), info)));
-        found.get(name).cloned().ok_or_else(missing)
+        let infos = self.api.kernels_of(&self.kernels, &source)?;
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.extend(infos.into_iter().map(|info| (info.name.clone(), info)));
+        loaded.get(name).cloned().ok_or_else(missing)
     }
 
     /// All kernels of a source, which is compiled if need be.
@@ -120,11 +120,11 @@ impl Machine {
     /// # Errors
     /// As [`kernel`](Self::kernel).
     pub fn kernels_of(&self, source: &str) -> Result<Vec<KernelInfo>, Error> {
-        self.functions.kernels_of(&self.kernels, source)
+        self.api.kernels_of(&self.kernels, source)
     }
 
-    fn with_raw<R>(&self, use_it: impl FnOnce(*mut RawMachine) -> R) -> R {
-        use_it(self.raw.lock().unwrap_or_else(PoisonError::into_inner).0)
+    fn with_raw<R>(&self, f: impl FnOnce(*mut RawMachine) -> R) -> R {
+        f(self.raw.lock().unwrap_or_else(PoisonError::into_inner).0)
     }
 
     /// Memory for `bytes` bytes, 256-byte aligned and filled with NaN.
@@ -133,7 +133,7 @@ impl Machine {
     /// [`Error::OutOfMemory`].
     pub fn allocate(&self, bytes: usize) -> Result<u64, Error> {
         // SAFETY: the machine lives, and the lock is held.
-        let address = self.with_raw(|raw| unsafe { (self.functions.allocate)(raw, bytes.max(1)) });
+        let address = self.with_raw(|raw| unsafe { (self.api.allocate)(raw, bytes.max(1)) });
         if address.is_null() { Err(Error::OutOfMemory { bytes }) } else { Ok(address as u64) }
     }
 
@@ -143,14 +143,14 @@ impl Machine {
     /// Nothing may use the memory any more.
     pub unsafe fn free(&self, address: u64) {
         // SAFETY: the machine lives, and the lock is held; an address that does not begin an allocation is refused.
-        let known = self.with_raw(|raw| unsafe { (self.functions.release)(raw, address as *mut _) });
+        let known = self.with_raw(|raw| unsafe { (self.api.release)(raw, address as *mut _) });
         debug_assert!(known != 0, "{address:#x} is not an allocation");
     }
 
     /// Whether all of these bytes lie in one allocation.
     pub fn is_allocated(&self, address: u64, bytes: usize) -> bool {
         // SAFETY: the machine lives, and the lock is held; the address is only compared.
-        self.with_raw(|raw| unsafe { (self.functions.accessible)(raw, address as *const _, bytes) != 0 })
+        self.with_raw(|raw| unsafe { (self.api.accessible)(raw, address as *const _, bytes) != 0 })
     }
 
     fn check(&self, address: u64, bytes: usize) {
@@ -209,12 +209,12 @@ impl Machine {
         let bad = |reason: &str| Error::BadTensorMap { reason: reason.to_owned() };
         let rank = tensor.dims.len();
         if !(1..=5).contains(&rank) || tensor.boxes.len() != rank || tensor.strides.len() + 1 != rank {
-            return Err(bad("a tensor has 1 to 5 dimensions, a box as many, and one stride less"));
+            return Err(bad("a tensor must have 1 to 5 dimensions, its box as many, and one stride fewer"));
         }
         let mut report = [0u8; 256];
         // SAFETY: the arrays are as long as the rank says, checked above; the map is 128 bytes at a multiple of 128.
         let code = unsafe {
-            (self.functions.encode_tensor_map)(
+            (self.api.encode_tensor_map)(
                 map.0.as_mut_ptr().cast(),
                 tensor.element_bytes,
                 rank as u32,
@@ -240,8 +240,8 @@ impl Machine {
     /// [`Error::Fault`] if one of the emulator's checks fails.
     ///
     /// # Safety
-    /// The parameters must be the kernel's struct, with addresses that may be used the way the kernel uses them. A wild
-    /// address ends in an error if a check sees it, but a kernel's plain pointers are not checked.
+    /// The parameters must be the kernel's struct, with addresses that the kernel may access as it does. `gpu::`
+    /// functions check the addresses that they get; accesses through plain pointers are checked in the race build only.
     pub unsafe fn launch(&self, launch: &Launch<'_>) -> Result<Counters, Error> {
         let kernel = || launch.kernel.to_owned();
         let info = self.kernel(launch.kernel)?;
@@ -251,7 +251,7 @@ impl Machine {
         }
         let config = self.config();
         let raw_config = RawConfig::from(&config);
-        if let Some(reason) = refusal(launch, &info, &raw_config) {
+        if let Some(reason) = launch_error(launch, &info, &raw_config) {
             return Err(Error::BadLaunch { kernel: kernel(), reason });
         }
         let request = RawLaunch {
@@ -268,22 +268,18 @@ impl Machine {
         // SAFETY: all pointers outlive the call, the sizes are theirs, and the lock is held.
         let code = self.with_raw(|raw| unsafe {
             let text = report.as_mut_ptr().cast::<c_char>();
-            (self.functions.launch)(raw, &request, &raw_config, &mut counters, text, report.len())
+            (self.api.launch)(raw, &request, &raw_config, &mut counters, text, report.len())
         });
         if code == 0 {
             return Ok(counters);
         }
         let text = CStr::from_bytes_until_nul(&report).map(CStr::to_string_lossy).unwrap_or_default();
-        Err(Error::Fault {
-            kernel: kernel(),
-            fault: Fault::from_code(code),
-            report: symbols::resolve(&text, self.functions),
-        })
+        Err(Error::Fault { kernel: kernel(), fault: Fault::from_code(code), report: symbols::resolve(&text, self.api) })
     }
 }
 
-/// Why no GPU accepts this launch of the kernel; `None` if there is no reason.
-fn refusal(launch: &Launch<'_>, kernel: &KernelInfo, config: &RawConfig) -> Option<String> {
+/// Why no GPU accepts this launch of the kernel; `None` if GPUs do.
+fn launch_error(launch: &Launch<'_>, kernel: &KernelInfo, config: &RawConfig) -> Option<String> {
     let ctas = launch.grid.iter().try_fold(1u32, |product, &n| product.checked_mul(n));
     if launch.params.len() > 4096 {
         Some(format!("{} bytes of parameters (limit 4096)", launch.params.len()))
@@ -303,7 +299,7 @@ fn refusal(launch: &Launch<'_>, kernel: &KernelInfo, config: &RawConfig) -> Opti
 impl Drop for Machine {
     fn drop(&mut self) {
         // SAFETY: the machine was made by `create`, and nothing can use it any more.
-        self.with_raw(|raw| unsafe { (self.functions.destroy)(raw) });
+        self.with_raw(|raw| unsafe { (self.api.destroy)(raw) });
     }
 }
 

@@ -1,5 +1,5 @@
-//! Kernels that each do one thing that they must not: what the emulator says of it, and that it has a word for every
-//! check there is.
+//! Kernels that each break one rule, with the fault and the report that must end each of them; and that every check of
+//! the emulator has such a kernel.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -9,12 +9,12 @@ use fused_lora::abi::{self, LoraTest};
 use fused_lora::device::emulator_kernels;
 use fused_lora_emulator::{Build, Completion, Config, Error, Fault, Launch, Machine, Schedule, TensorMap};
 
-/// A kernel of misuse/*.cu and what ends it.
+/// A kernel of misuse/*.cu and the fault that must end it.
 struct Case {
     kernel: &'static str,
     builds: &'static [Build],
     fault: Fault,
-    /// Part of the report; of its fixed text, so that the last test here finds it in the sources.
+    /// A part of the report's format string, which the last test of this file looks up in the sources.
     text: &'static str,
     threads: u32,
     cluster: u32,
@@ -39,49 +39,69 @@ const THREADS: &[Case] = &[
     case("atomic_outside", ALL, Fault::OutOfBounds, ", outside every allocation of "),
     case("plain_store_outside", RACE, Fault::OutOfBounds, " bytes outside every allocation, at "),
     case("dependency_ignored", ALL, Fault::Race, "grid_dependency_wait after "),
-    case("division_by_zero", PLAIN, Fault::Crash, "integer division by zero, or out of range"),
+    case("division_by_zero", PLAIN, Fault::Crash, "integer division by zero, or with a result out of range"),
     case("null", PLAIN, Fault::Crash, "segmentation fault at "),
     case("shared_outside", ALL, Fault::OutOfBounds, ", outside every allocation of "),
     case("shared_too_much", ALL, Fault::Resources, " bytes of shared memory, the launch gave "),
     case("shared_aligned_too_much", ALL, Fault::Resources, "shared memory aligned to "),
-    case("shared_too_many_pieces", ALL, Fault::Resources, " bytes of shared memory in so many pieces"),
-    case("address_of_global", ALL, Fault::OutOfBounds, ", which is not the cluster's shared memory"),
+    case("shared_too_many_pieces", ALL, Fault::Resources, " bytes of shared memory in so many arrays"),
+    case("address_of_global", ALL, Fault::OutOfBounds, ", which is not in the cluster's shared memory"),
     case("shared_uninitialised", RACE, Fault::Uninitialised, " is read before anything wrote it"),
     case("read_after_write", RACE, Fault::Race, "read after an unordered write"),
     case("write_after_write", RACE, Fault::Race, " memory at 0x"),
     case("write_after_read", RACE, Fault::Race, "write after an unordered read"),
     case("relaxed_flag", RACE, Fault::Race, "read after an unordered write"),
     case("barrier_counts", ALL, Fault::Barrier, " threads here and "),
-    case("barrier_number", ALL, Fault::Barrier, "there are barriers 0 to 15, not "),
+    case("barrier_number", ALL, Fault::Barrier, " does not exist; a CTA has barriers 0 to 15"),
     case("barrier_part_of_a_warp", ALL, Fault::Barrier, " threads are not whole warps"),
     case("barrier_of_too_many", ALL, Fault::Barrier, " threads in a CTA of "),
-    case("barrier_not_reached", ALL, Fault::Deadlock, "no thread can run"),
-    case("flag_never_set", ALL, Fault::Livelock, "every thread left spins, and nothing it reads can change any more"),
-    case("shuffle_not_a_member", ALL, Fault::Collective, "the calling lane is not among its members "),
-    case("shuffle_exited", ALL, Fault::Collective, " name lanes that exited or never were (live: "),
+    case("barrier_not_reached", ALL, Fault::Deadlock, "no thread can run: every thread waits for another"),
+    case(
+        "flag_never_set",
+        ALL,
+        Fault::Livelock,
+        "every remaining thread spins on a value that no thread can change any more",
+    ),
+    case("shuffle_not_a_member", ALL, Fault::Collective, "the calling lane is not in the mask "),
+    case("shuffle_exited", ALL, Fault::Collective, " names lanes that have exited or do not exist (live lanes: "),
     case("shuffle_from_outside", ALL, Fault::Collective, ", which is not among members "),
     case("warp_diverged", ALL, Fault::Collective, ": the warp has diverged"),
     case("warp_at_two_places", ALL, Fault::Collective, "lanes of one warp are at different instructions, "),
     Case {
         threads: 64,
-        ..case("registers_of_half_a_group", ALL, Fault::Collective, " in a CTA that is not made of warpgroups")
+        ..case("registers_of_half_a_group", ALL, Fault::Collective, " in a CTA whose threads are not whole warpgroups")
     },
     case("registers_decrease_to_more", ALL, Fault::Resources, "decrease_registers to "),
     case("registers_increase_to_less", ALL, Fault::Resources, "increase_registers to "),
-    case("registers_over_budget", ALL, Fault::Deadlock, "no thread can run"),
+    case("registers_over_budget", ALL, Fault::Deadlock, "no thread can run: every thread waits for another"),
 ];
 
 const COPIES: &[Case] = &[
-    case("copy_longer_than_wide", ALL, Fault::OutOfBounds, "copy_async of %u bytes to %u"),
+    case("copy_longer_than_wide", ALL, Fault::OutOfBounds, "copy_async of %u bytes to a destination of %u"),
     case("copy_from_misaligned", ALL, Fault::Misaligned, "copy_async of %u bytes from %p"),
-    case("copy_to_misaligned", ALL, Fault::Misaligned, ", no multiple of "),
+    case("copy_to_misaligned", ALL, Fault::Misaligned, ", which is not a multiple of "),
     case("copy_from_outside", ALL, Fault::OutOfBounds, ", outside every allocation of global memory"),
-    case("copy_to_outside", ALL, Fault::OutOfBounds, ", outside every piece taken"),
+    case("copy_to_outside", ALL, Fault::OutOfBounds, ", outside every array in shared memory"),
     case("copy_not_waited_for", ALL, Fault::InFlight, "a thread exits without having waited for its copy_async groups"),
-    case("copy_read_early", ALL, Fault::InFlight, " of shared memory, where a copy has not landed yet"),
-    case("copy_read_early_plainly", RACE, Fault::InFlight, " of shared memory, where a copy has not landed yet"),
-    case("copy_overwritten", PLAIN, Fault::InFlight, ", was written before it completed"),
-    case("copy_overwritten", RACE, Fault::InFlight, " of shared memory, where a copy has not landed yet"),
+    case(
+        "copy_read_early",
+        ALL,
+        Fault::InFlight,
+        " of shared memory, the destination of a copy that has not completed",
+    ),
+    case(
+        "copy_read_early_plainly",
+        RACE,
+        Fault::InFlight,
+        " of shared memory, the destination of a copy that has not completed",
+    ),
+    case("copy_overwritten", PLAIN, Fault::InFlight, ", was written before the copy completed"),
+    case(
+        "copy_overwritten",
+        RACE,
+        Fault::InFlight,
+        " of shared memory, the destination of a copy that has not completed",
+    ),
     case(
         "copy_source_changed",
         PLAIN,
@@ -90,32 +110,42 @@ const COPIES: &[Case] = &[
     ),
     case("copy_source_changed", RACE, Fault::Race, "write after an unordered read"),
     case("copy_without_barrier", RACE, Fault::Race, "read after an unordered write"),
-    case("mbarrier_uninitialised", ALL, Fault::Barrier, ": there is no mbarrier, or none any more"),
-    case("mbarrier_invalidated", ALL, Fault::Barrier, ": there is no mbarrier, or none any more"),
+    case("mbarrier_uninitialised", ALL, Fault::Barrier, ": no mbarrier was initialised there, or it was invalidated"),
+    case("mbarrier_invalidated", ALL, Fault::Barrier, ": no mbarrier was initialised there, or it was invalidated"),
     case("mbarrier_overwritten", PLAIN, Fault::Barrier, ": the mbarrier has been overwritten"),
-    case("mbarrier_of_none", ALL, Fault::Barrier, "mbarrier_init: a phase of "),
+    case("mbarrier_of_none", ALL, Fault::Barrier, "mbarrier_init for "),
     case("mbarrier_twice", ALL, Fault::Barrier, ", where an mbarrier is already"),
-    case("mbarrier_misaligned", ALL, Fault::Misaligned, ", no multiple of "),
-    case("mbarrier_parity", ALL, Fault::Barrier, ": a parity is 0 or 1, not "),
-    case("mbarrier_wrong_phase", ALL, Fault::Deadlock, "no thread can run"),
+    case("mbarrier_misaligned", ALL, Fault::Misaligned, ", which is not a multiple of "),
+    case("mbarrier_parity", ALL, Fault::Barrier, " is neither 0 nor 1"),
+    case("mbarrier_wrong_phase", ALL, Fault::Deadlock, "no thread can run: every thread waits for another"),
     case("mbarrier_invalidated_under_waiters", ALL, Fault::Barrier, ": threads are waiting there"),
-    case("mbarrier_too_many_arrivals", ALL, Fault::Barrier, ": an arrival too many"),
-    case("mbarrier_overtaken", ALL, Fault::Barrier, " threads have not yet run since their phase "),
-    case("mbarrier_arrivals_over_bytes", ALL, Fault::Barrier, " arrivals of the phase have been made"),
-    case("mbarrier_bytes_over_the_count", ALL, Fault::Barrier, " bytes are more than an mbarrier counts"),
-    case("tma_without_init_fence", ALL, Fault::Proxy, " was initialised without fence_mbarrier_init since"),
-    case("tma_fewer_bytes_expected", ALL, Fault::Barrier, ": more bytes came than the phase expects"),
-    case("tma_no_bytes_expected", ALL, Fault::Barrier, "completed before its bytes came: they were not expected"),
-    case("tma_more_bytes_expected", ALL, Fault::Deadlock, "no thread can run"),
-    case("tma_box_misaligned", ALL, Fault::Misaligned, ", no multiple of "),
-    case("tma_box_misaligned_without_swizzle", ALL, Fault::Misaligned, ", no multiple of "),
-    case("tma_map_of_another_rank", ALL, Fault::Descriptor, ": a copy of "),
-    case("tma_map_on_the_stack", ALL, Fault::Descriptor, "neither a parameter of the kernel nor in global memory"),
-    case("tma_map_misaligned", ALL, Fault::Descriptor, ": a tensor map at "),
-    case("tma_no_map", ALL, Fault::Descriptor, ": these 128 bytes are no tensor map"),
+    case("mbarrier_too_many_arrivals", ALL, Fault::Barrier, ": there was an arrival too many"),
+    case("mbarrier_overtaken", ALL, Fault::Barrier, " threads that waited for phase "),
+    case("mbarrier_arrivals_over_bytes", ALL, Fault::Barrier, " arrivals of the phase have been made already"),
+    case("mbarrier_bytes_over_the_count", ALL, Fault::Barrier, " bytes are more than an mbarrier can count"),
+    case("tma_without_init_fence", ALL, Fault::Proxy, ": no fence_mbarrier_init since the mbarrier at "),
+    case("tma_fewer_bytes_expected", ALL, Fault::Barrier, ": more bytes arrived than the mbarrier's phase expects"),
+    case(
+        "tma_no_bytes_expected",
+        ALL,
+        Fault::Barrier,
+        "completed before the copy did: the copy's bytes were not expected",
+    ),
+    case("tma_more_bytes_expected", ALL, Fault::Deadlock, "no thread can run: every thread waits for another"),
+    case("tma_box_misaligned", ALL, Fault::Misaligned, ", which is not a multiple of "),
+    case("tma_box_misaligned_without_swizzle", ALL, Fault::Misaligned, ", which is not a multiple of "),
+    case("tma_map_of_another_rank", ALL, Fault::Descriptor, ": the copy has "),
+    case("tma_map_on_the_stack", ALL, Fault::Descriptor, "is neither a parameter of the kernel nor in global memory"),
+    case("tma_map_misaligned", ALL, Fault::Descriptor, " is not at a multiple of 64 bytes"),
+    case("tma_no_map", ALL, Fault::Descriptor, ": these 128 bytes are not an encoded tensor map"),
     case("tma_tensor_outside", ALL, Fault::OutOfBounds, ": the tensor's rows do not lie in global memory"),
-    case("tma_read_early", ALL, Fault::InFlight, " of shared memory, where a copy has not landed yet"),
-    case("tma_two_at_one_place", ALL, Fault::InFlight, " of shared memory, where a copy has not landed yet"),
+    case("tma_read_early", ALL, Fault::InFlight, " of shared memory, the destination of a copy that has not completed"),
+    case(
+        "tma_two_at_one_place",
+        ALL,
+        Fault::InFlight,
+        " of shared memory, the destination of a copy that has not completed",
+    ),
     case("tma_source_changed", PLAIN, Fault::InFlight, ": its source in global memory changed before it completed"),
     case("tma_source_changed", RACE, Fault::Race, "write after an unordered read"),
     case("tma_not_waited_for", ALL, Fault::InFlight, " copies use its shared memory"),
@@ -123,10 +153,10 @@ const COPIES: &[Case] = &[
         "tma_over_plain_writes",
         ALL,
         Fault::Proxy,
-        " of shared memory, written without fence_proxy_async_shared since",
+        " of shared memory without fence_proxy_async_shared since they were written",
     ),
     case("tma_of_another_threads_writes", RACE, Fault::Proxy, " of a CTA wrote, with no proxy fence between"),
-    case("tma_store_without_fence", ALL, Fault::Proxy, "written without fence_proxy_async_shared since"),
+    case("tma_store_without_fence", ALL, Fault::Proxy, "without fence_proxy_async_shared since they were written"),
     case("tma_store_not_waited_for", ALL, Fault::InFlight, "until its bulk stores have read shared memory"),
     case("tma_store_source_changed", PLAIN, Fault::InFlight, "in shared memory was overwritten before it was read"),
     case("tma_store_source_changed", RACE, Fault::Race, "write after an unordered read"),
@@ -134,24 +164,27 @@ const COPIES: &[Case] = &[
 ];
 
 const PRODUCTS: &[Case] = &[
-    case("ldmatrix_misaligned", ALL, Fault::Misaligned, ", no multiple of "),
-    case("ldmatrix_outside", ALL, Fault::OutOfBounds, ", outside every piece taken"),
-    case("mma_without_a_lane", ALL, Fault::Collective, " name lanes that exited or never were (live: "),
+    case("ldmatrix_misaligned", ALL, Fault::Misaligned, ", which is not a multiple of "),
+    case("ldmatrix_outside", ALL, Fault::OutOfBounds, ", outside every array in shared memory"),
+    case("mma_without_a_lane", ALL, Fault::Collective, " names lanes that have exited or do not exist (live lanes: "),
     case("mma_not_rounded", ALL, Fault::Operand, " was not rounded by to_tf32"),
-    Case { threads: 64, ..case("wgmma_of_two_warps", ALL, Fault::Collective, "of the warpgroup exited or never was") },
-    case("wgmma_after_an_exit", ALL, Fault::Collective, "of the warpgroup exited or never was"),
+    Case {
+        threads: 64,
+        ..case("wgmma_of_two_warps", ALL, Fault::Collective, "of the warpgroup has exited or does not exist")
+    },
+    case("wgmma_after_an_exit", ALL, Fault::Collective, "of the warpgroup has exited or does not exist"),
     case("wgmma_at_two_places", ALL, Fault::Collective, "threads of one warpgroup are at different instructions, "),
     case("wgmma_of_different_operands", ALL, Fault::Collective, " has other operands than thread 0"),
-    case("wgmma_without_proxy_fence", ALL, Fault::Proxy, "written without fence_proxy_async_shared since"),
-    case("wgmma_without_fence", ALL, Fault::Proxy, "wgmma: accumulators of thread "),
-    case("wgmma_second_without_fence", ALL, Fault::Proxy, " without wgmma_fence since they may have been written"),
-    case("wgmma_registers_without_fence", ALL, Fault::Proxy, "wgmma: A in registers of thread "),
+    case("wgmma_without_proxy_fence", ALL, Fault::Proxy, "without fence_proxy_async_shared since they were written"),
+    case("wgmma_without_fence", ALL, Fault::Proxy, "wgmma: no wgmma_fence since accumulators of thread "),
+    case("wgmma_second_without_fence", ALL, Fault::Proxy, "no wgmma_fence since accumulators of thread "),
+    case("wgmma_registers_without_fence", ALL, Fault::Proxy, "wgmma: no wgmma_fence since registers of A in thread "),
     case("wgmma_accumulators_written", ALL, Fault::InFlight, " were written before wgmma_wait"),
     case("wgmma_registers_written", ALL, Fault::InFlight, "wgmma: registers of A were overwritten in thread "),
     case("wgmma_operand_written", PLAIN, Fault::InFlight, "was overwritten before the product completed"),
     case("wgmma_operand_written", RACE, Fault::Race, "write after an unordered read"),
     case(
-        "wgmma_held_early",
+        "wgmma_fence_operands_early",
         ALL,
         Fault::InFlight,
         "wgmma_fence_operands of accumulators that have not been waited for",
@@ -159,22 +192,17 @@ const PRODUCTS: &[Case] = &[
     case("wgmma_overlapping", ALL, Fault::InFlight, "wgmma: accumulators overlap those of another product"),
     case("wgmma_not_waited_for", ALL, Fault::InFlight, "a thread exits without having waited for its wgmma products"),
     case("wgmma_different_waits", ALL, Fault::Collective, "wgmma_wait for different numbers of groups"),
-    case(
-        "wgmma_descriptor_unswizzled",
-        ALL,
-        Fault::Descriptor,
-        " is not one of a 128-byte swizzle without base offset",
-    ),
-    case("wgmma_descriptor_within_a_pattern", ALL, Fault::Descriptor, " starts within a pattern of 1024 bytes"),
-    case("wgmma_descriptor_over_a_row", ALL, Fault::Descriptor, " reaches over the end of a row of 128 bytes"),
-    case("wgmma_descriptor_stride", ALL, Fault::Descriptor, " bytes, not by whole patterns"),
-    case("wgmma_descriptor_leads_outside", ALL, Fault::OutOfBounds, "wgmma: a descriptor leads outside every piece"),
-    case("wgmma_descriptor_odd", ALL, Fault::Descriptor, " are not all multiples of 16 below 2^18"),
+    case("wgmma_descriptor_unswizzled", ALL, Fault::Descriptor, " is not for the 128-byte swizzle with base offset 0"),
+    case("wgmma_descriptor_within_a_pattern", ALL, Fault::Descriptor, " starts inside a 1024-byte swizzle pattern"),
+    case("wgmma_descriptor_over_a_row", ALL, Fault::Descriptor, " extends beyond a 128-byte row"),
+    case("wgmma_descriptor_stride", ALL, Fault::Descriptor, ", not multiples of 1024"),
+    case("wgmma_descriptor_leads_outside", ALL, Fault::OutOfBounds, "wgmma: a descriptor leads outside every array"),
+    case("wgmma_descriptor_odd", ALL, Fault::Descriptor, " must be multiples of 16 below 2^18"),
     case(
         "wgmma_descriptor_far",
         ALL,
         Fault::Resources,
-        "wgmma_descriptor: shared memory in so many pieces has no address",
+        "wgmma_descriptor: with so many arrays in shared memory, address ",
     ),
 ];
 
@@ -186,8 +214,8 @@ const CLUSTERS: &[Case] = &[
     of_two("cluster_mapped_twice", ALL, Fault::OutOfBounds, "map_shared of shared address "),
     of_two("cluster_load_misaligned", ALL, Fault::Misaligned, "load_cluster at shared address "),
     of_two("cluster_store_misaligned", ALL, Fault::Misaligned, "store_cluster at shared address "),
-    of_two("cluster_load_outside", ALL, Fault::OutOfBounds, ", outside every piece taken"),
-    of_two("cluster_store_early", RACE, Fault::OutOfBounds, ": nothing orders the start of CTA "),
+    of_two("cluster_load_outside", ALL, Fault::OutOfBounds, ", outside every array in shared memory"),
+    of_two("cluster_store_early", RACE, Fault::OutOfBounds, ": CTA %u of the cluster is not known to have started"),
     of_two(
         "cluster_exit_early",
         RACE,
@@ -201,8 +229,9 @@ const CLUSTERS: &[Case] = &[
     of_two("cluster_descriptor_of_another_cta", ALL, Fault::Descriptor, "wgmma_descriptor of shared address "),
 ];
 
-/// Reports that no kernel can be made to give in a test's time.
-const UNREACHED: [&str; 1] = ["the race detector's clock of a thread is full"];
+/// The checks that no kernel fails in the time that a test may take.
+const WITHOUT_KERNEL: [&str; 1] =
+    ["a thread has more synchronisation events than its clock in the race detector can count"];
 
 fn machine(build: Build, source: &str) -> Machine {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/misuse");
@@ -217,7 +246,7 @@ fn machine(build: Build, source: &str) -> Machine {
     Machine::new(Config { build, ..Config::default() }, &kernels).unwrap()
 }
 
-/// Runs a kernel with the parameters that misuse.h describes; what it left in `out[0]`, or the error.
+/// Runs a kernel with the parameters that misuse.h describes. Returns what it wrote to `out[0]`, or the error.
 fn run(machine: &Machine, case: &Case) -> Result<Vec<u32>, Error> {
     const WORDS: usize = 4096;
     let [input, output] = [0; 2].map(|_| machine.allocate(4 * WORDS).unwrap());
@@ -250,7 +279,7 @@ fn run(machine: &Machine, case: &Case) -> Result<Vec<u32>, Error> {
         cluster: case.cluster,
         params,
     };
-    // SAFETY: the addresses are those of allocations; the kernels stray no further than the red zones around them.
+    // SAFETY: the addresses are those of allocations; outside them the kernels access only the red zones around them.
     let result = unsafe { machine.launch(&launch) };
     let mut words = vec![0u8; 4 * WORDS];
     // SAFETY: as above.
@@ -262,11 +291,11 @@ fn run(machine: &Machine, case: &Case) -> Result<Vec<u32>, Error> {
     result.map(|_| words.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect())
 }
 
-/// Whether the fixed parts of a format string stand in the report, in their order.
-fn says(report: &str, format: &str) -> bool {
+/// Whether the report holds the fixed parts of a format string, in their order.
+fn matches_format(report: &str, format: &str) -> bool {
     let mut rest = report;
     format.split('%').enumerate().all(|(i, part)| {
-        // Behind a per cent sign stands the conversion, a letter or more.
+        // A conversion such as `%u` is a per cent sign followed by letters and digits.
         let part = if i == 0 { part } else { part.trim_start_matches(|c: char| c.is_ascii_alphanumeric()) };
         let found = rest.find(part).map(|at| &rest[at + part.len()..]);
         rest = found.unwrap_or_default();
@@ -274,73 +303,77 @@ fn says(report: &str, format: &str) -> bool {
     })
 }
 
-fn all_refused(source: &str, cases: &[Case]) {
-    let mut missed = vec![];
+fn check_cases(source: &str, cases: &[Case]) {
+    let mut unexpected = vec![];
     for &build in ALL {
         let machine = machine(build, source);
         for case in cases.iter().filter(|case| case.builds.contains(&build)) {
             if case.kernel == "division_by_zero" && !cfg!(target_arch = "x86_64") {
-                continue; // other processors go on with some value, as the GPU does
+                continue; // on other processors the division gives some value, as on a GPU
             }
             for schedule in [Schedule::FirstIn, Schedule::LastIn, Schedule::Random(1), Schedule::Random(2)] {
                 machine.set_schedule(schedule, Completion::Late);
                 let outcome = run(&machine, case);
                 let expected = match &outcome {
-                    // Other orders may run into something else first.
+                    // In another order the kernel may break another rule first.
                     Err(Error::Fault { fault, report, .. }) => {
-                        schedule != Schedule::FirstIn || *fault == case.fault && says(report, case.text)
+                        schedule != Schedule::FirstIn || *fault == case.fault && matches_format(report, case.text)
                     }
                     _ => false,
                 };
                 if !expected {
-                    missed.push(format!("{build:?}, {schedule:?}, {}: {:?}", case.kernel, outcome.map(|_| "passed")));
+                    unexpected.push(format!(
+                        "{build:?}, {schedule:?}, {}: {:?}",
+                        case.kernel,
+                        outcome.map(|_| "passed")
+                    ));
                 }
             }
         }
     }
-    assert!(missed.is_empty(), "{missed:#?}");
+    assert!(unexpected.is_empty(), "{unexpected:#?}");
 }
 
 #[test]
 fn misuse_of_memory_barriers_and_warps() {
-    all_refused("threads.cu", THREADS);
+    check_cases("threads.cu", THREADS);
 }
 
 #[test]
 fn misuse_of_copies() {
-    all_refused("copies.cu", COPIES);
+    check_cases("copies.cu", COPIES);
 }
 
 #[test]
 fn misuse_of_matrix_instructions() {
-    all_refused("products.cu", PRODUCTS);
+    check_cases("products.cu", PRODUCTS);
 }
 
 #[test]
 fn misuse_of_clusters() {
-    all_refused("clusters.cu", CLUSTERS);
+    check_cases("clusters.cu", CLUSTERS);
 }
 
 #[test]
-fn accumulators_hold_nothing_before_the_wait() {
+fn accumulators_are_nan_before_the_wait() {
     let machine = machine(Build::Plain, "products.cu");
     for completion in [Completion::Late, Completion::Eager, Completion::Random] {
         machine.set_schedule(Schedule::FirstIn, completion);
-        let words = run(&machine, &case("wgmma_right", PLAIN, Fault::Crash, "")).unwrap();
+        let words = run(&machine, &case("wgmma_correct", PLAIN, Fault::Crash, "")).unwrap();
         assert!(words[..128].iter().all(|&word| f32::from_bits(word).is_nan()), "{:?}", &words[..128]);
         assert!(words[128..256].iter().all(|&word| f32::from_bits(word) == 16.0), "{:?}", &words[128..256]);
     }
 }
 
-/// The format strings of all that the machine refuses.
-fn refusals() -> Vec<String> {
+/// The format strings of all checks of the machine.
+fn check_formats() -> Vec<String> {
     let mut found = vec![];
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("cpp/machine")).unwrap() {
         let text = fs::read_to_string(entry.unwrap().path()).unwrap();
         for (start, _) in text.match_indices("fail(Fault::") {
             let call = &text[start..];
             let Some(first) = call.find('"') else { continue };
-            // Adjacent literals are one: what stands between quotes until something else than space comes.
+            // C++ joins adjacent string literals, so all literals that only white space separates are read.
             let mut pieces = call[first..].split('"').skip(1);
             let mut format = pieces.next().unwrap().to_owned();
             while pieces.next().is_some_and(|between| between.trim().is_empty()) {
@@ -353,14 +386,14 @@ fn refusals() -> Vec<String> {
 }
 
 #[test]
-fn every_refusal_has_a_kernel() {
-    let refusals = refusals();
-    assert!(refusals.len() > 70, "this many were found: {}", refusals.len());
+fn every_check_has_a_kernel() {
+    let formats = check_formats();
+    assert!(formats.len() > 70, "found only {} checks in the sources", formats.len());
     let cases: Vec<&Case> = [THREADS, COPIES, PRODUCTS, CLUSTERS].into_iter().flatten().collect();
-    let missing: Vec<&String> = refusals
+    let missing: Vec<&String> = formats
         .iter()
         .filter(|format| !cases.iter().any(|case| format.contains(case.text)))
-        .filter(|format| !UNREACHED.contains(&format.as_str()))
+        .filter(|format| !WITHOUT_KERNEL.contains(&format.as_str()))
         .collect();
-    assert!(missing.is_empty(), "no kernel provokes {missing:#?}");
+    assert!(missing.is_empty(), "no kernel fails these checks: {missing:#?}");
 }

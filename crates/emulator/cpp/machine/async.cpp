@@ -36,7 +36,7 @@ void AsyncState::finish_cta(Cta& cta) {
   }
   if (cta.cluster->ctas.size() == 1) return;
   if (!machine->race->may_exit(cta)) {
-    fail(Fault::out_of_bounds, "CTA %u exits, and another CTA's access to its shared memory is not ordered before that",
+    fail(Fault::out_of_bounds, "CTA %u exits, and another CTA's access to its shared memory is not ordered before the exit",
          cta.linear);
   }
   machine->memory.close(cta.shared, Memory::slot_bytes);
@@ -69,7 +69,7 @@ bool AsyncState::complete_one() {
   return true;
 }
 
-void settle(const char* why) {
+void run_others_first(const char* why) {
   Machine& m = *machine;
   if (m.config.completion == Completion::eager) return;
   if (m.config.completion == Completion::random && m.random() % 2) return;

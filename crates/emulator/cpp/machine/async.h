@@ -1,5 +1,5 @@
-// Asynchronous operations in flight. An operation is queued when it is issued, and carried out at the last moment that a
-// wait allows, at once, or at a random moment, as the launch is configured. Its source is read when the operation is issued.
+// Asynchronous operations in flight. An operation is queued when it is issued. It is carried out when a thread waits for it,
+// at once, or at a random moment between, as Config::completion says. Its source is read when it is issued.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ class AsyncState {
   void start_launch();
   void end_launch();
   void start_thread(Thread& thread);
-  /// Faults if a thread, or a CTA's last thread, exits while operations that it issued still need it.
+  /// Called when a thread, or a CTA's last thread, exits. Faults if operations that it issued still need it.
   void finish_thread(Thread& thread);
   void finish_cta(Cta& cta);
 
@@ -40,7 +40,7 @@ class AsyncState {
   uint64_t last_ = 0;
 };
 
-/// Runs all other threads before a wait returns, so that what it waits for completes as late as possible.
-void settle(const char* why);
+/// Called at the start of a wait: runs all other threads first, so that the operations waited for complete as late as possible.
+void run_others_first(const char* why);
 
 }  // namespace emu

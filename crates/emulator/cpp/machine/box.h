@@ -1,4 +1,4 @@
-// A box of a tensor: which bytes of global memory it covers, and where they lie in shared memory.
+// A box of a tensor map: which bytes of global memory it covers, and where they lie in shared memory.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,7 @@ struct Box {
   Box() = default;
   Box(const TensorMap& tensor, const int32_t* at) : map(tensor) { std::copy(at, at + map.rank, start); }
 
-  /// Calls f(address, bytes, place in the packed box) for the part of each row of the box that is inside the tensor.
+  /// Calls f(address, bytes, offset in the packed box) for the part of each row of the box that is inside the tensor.
   template <class F>
   void for_each_row(F&& f) const {
     const int64_t first = std::max<int64_t>(start[0], 0);
@@ -48,7 +48,7 @@ struct Box {
     }
   }
 
-  /// Calls f(address, place in the packed box) for each 16 bytes of a box that lies at `shared` in shared memory.
+  /// Calls f(address, offset in the packed box) for each 16 bytes of a box that lies at `shared` in shared memory.
   template <class F>
   void for_each_chunk(char* shared, F&& f) const {
     for (size_t at = 0; at < map.box_bytes(); at += chunk_bytes) {

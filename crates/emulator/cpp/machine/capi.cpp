@@ -43,8 +43,8 @@ EXPORT KernelDescription fused_lora_emulator_kernel(uint32_t index) {
   return {kernel.name, kernel.params_bytes, kernel.max_threads};
 }
 
-/// Returns the address, within its library, of a site that a report gives as `@0x...`. `library` gets the library's path,
-/// cut to `bytes` with the final zero; it is empty for an unknown number.
+/// A report gives a code address as `@0x<number>`. Returns the address within its library, and writes the path of the library
+/// to `library`, truncated to `bytes` with the final zero; the path is empty if the number is unknown.
 EXPORT uint64_t fused_lora_emulator_site(uint32_t number, char* library, size_t bytes) {
   uint64_t address = 0;
   std::string path = emu::site_library(number, address);
@@ -53,7 +53,7 @@ EXPORT uint64_t fused_lora_emulator_site(uint32_t number, char* library, size_t 
   return address;
 }
 
-/// Returns 0, or 1 with the reason in `report`. `map` is 128 bytes at a multiple of 64.
+/// Returns 0, or 1 with the reason in `report`. `map` has 128 bytes, at a multiple of 64.
 EXPORT int fused_lora_emulator_encode_tensor_map(void* map, uint32_t element_bytes, uint32_t rank, uint64_t address,
                                                  const uint64_t* dims, const uint64_t* strides, const uint32_t* box,
                                                  uint32_t swizzle, char* report, size_t report_bytes) {
@@ -65,7 +65,7 @@ EXPORT int fused_lora_emulator_encode_tensor_map(void* map, uint32_t element_byt
   return 1;
 }
 
-/// Returns 0, or the fault, whose text `report` then holds, cut to `report_bytes` with the final zero.
+/// Returns 0, or the number of a Fault with its text in `report`, truncated to `report_bytes` with the final zero.
 EXPORT int fused_lora_emulator_launch(Machine* machine, const LaunchRequest* request, const emu::Config* config,
                                       emu::Counters* counters, char* report, size_t report_bytes) {
   emu::LaunchShape shape{{request->grid[0], request->grid[1], request->grid[2]},

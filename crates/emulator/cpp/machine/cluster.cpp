@@ -15,7 +15,7 @@ namespace emu {
 
 namespace {
 
-// The race detector's key for a phase of the cluster's barrier.
+// The object that stands for a phase of the cluster's barrier in the race detector.
 const void* phase_key(const Cluster& cluster, uint64_t phase) {
   return reinterpret_cast<const char*>(&cluster.phase) + phase % 2;
 }
@@ -24,16 +24,16 @@ void complete(Cluster& cluster) {
   cluster.arrived = 0;
   cluster.phase++;
   machine->events++;
-  // The new phase has the key of the phase before the last.
+  // The new phase has the same key as the phase two before it.
   machine->race->forget(phase_key(cluster, cluster.phase));
   std::vector<Thread*> waiting;
   waiting.swap(cluster.waiting);
   for (Thread* thread : waiting) machine->wake(thread);
 }
 
-// `.aligned`: all live lanes of the warp must be at the same instruction.
+// The instructions are `.aligned`: all live lanes of the warp must be at the same instruction.
 void converge(const char* name) {
-  warp_instruction(self->warp->live, name, [](const Rendezvous&) {}, nullptr);
+  warp_instruction(self->warp->live, name, [](const WarpInstruction&) {}, nullptr);
 }
 
 }  // namespace
@@ -66,7 +66,7 @@ void cluster_wait() {
   self->cluster_arrived = false;
 }
 
-void cluster_thread_left(Cluster& cluster) {
+void on_cluster_thread_exit(Cluster& cluster) {
   if (cluster.arrived != 0 && cluster.arrived == cluster.live) complete(cluster);
 }
 
@@ -88,8 +88,8 @@ void load_cluster(uint32_t address, void* to, uint32_t bytes) {
   if (address % bytes) fail(Fault::misaligned, "load_cluster at shared address 0x%x", address);
   machine->jitter();
   const void* p = shared_pointer(address, bytes, "load_cluster");
-  machine->shadow->expect_landed(p, bytes, "load_cluster");
-  machine->race->access(self->clock, p, bytes, Race::Kind::read, SITE);
+  machine->shadow->check_no_copy_in_flight(p, bytes, "load_cluster");
+  machine->race->access(self->clock, p, bytes, RaceDetector::Kind::read, SITE);
   memcpy(to, p, bytes);
 }
 
@@ -97,8 +97,8 @@ void store_cluster(uint32_t address, uint32_t value) {
   if (address % 4) fail(Fault::misaligned, "store_cluster at shared address 0x%x", address);
   machine->jitter();
   void* p = shared_pointer(address, 4, "store_cluster");
-  machine->shadow->expect_landed(p, 4, "store_cluster");
-  machine->race->access(self->clock, p, 4, Race::Kind::write, SITE);
+  machine->shadow->check_no_copy_in_flight(p, 4, "store_cluster");
+  machine->race->access(self->clock, p, 4, RaceDetector::Kind::write, SITE);
   memcpy(p, &value, 4);
 }
 

@@ -1,5 +1,5 @@
-// Clusters: CTAs that access each other's shared memory. A CTA may not exit before accesses of other CTAs to its shared
-// memory are ordered.
+// Clusters: CTAs that access each other's shared memory. A CTA may not exit before all accesses of other CTAs to its shared
+// memory happen before the exit.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ struct Thread;
 
 uint32_t cluster_rank();
 uint32_t cluster_size();
-/// The two halves of the cluster's barrier, which counts all its threads that have not exited.
+/// barrier.cluster.arrive and .wait. The barrier counts all threads of the cluster that have not exited.
 void cluster_arrive();
 void cluster_wait();
 /// The address, in the CTA of that rank, of an address of the calling CTA's shared memory.
@@ -21,7 +21,7 @@ uint32_t map_shared(uint32_t address, uint32_t rank);
 void load_cluster(uint32_t address, void* to, uint32_t bytes);
 void store_cluster(uint32_t address, uint32_t value);
 
-void cluster_thread_left(Cluster& cluster);
+void on_cluster_thread_exit(Cluster& cluster);
 void check_cluster_at_exit(const Thread& thread);
 
 }  // namespace emu

@@ -5,13 +5,13 @@
 
 namespace emu {
 
-/// Which of the runnable threads runs next, and in which order CTAs start.
+/// Which of the runnable threads runs next, and the order in which CTAs start.
 enum class Schedule : uint32_t { first_in, last_in, random };
 
-/// When an asynchronous operation completes: at the last moment allowed, at once, or at any moment between.
+/// When an asynchronous operation completes: when it is waited for, when it is issued, or at a random moment between.
 enum class Completion : uint32_t { late, eager, random };
 
-/// The Rust side has a struct of the same layout.
+/// RawConfig on the Rust side has the same layout.
 struct Config {
   Schedule schedule;
   Completion completion;
@@ -25,7 +25,7 @@ struct Config {
   uint32_t reserved;
 };
 
-/// The Rust side has a struct of the same layout. Counts of global memory are of what threads and copy engines request.
+/// The Rust side has a struct of the same layout. Global memory is counted as threads and copy engines request it.
 struct Counters {
   uint64_t load_bytes, load_instructions, load_sectors, load_ideal_sectors;
   uint64_t once_bytes, once_instructions, once_sectors, once_ideal_sectors;

@@ -24,29 +24,29 @@ struct Copy {
   const char* from;
   const void* site;
   uint8_t width, bytes;
-  bool landed;
-  char source[16];  // as it was when the copy was issued, then zeros
+  bool complete;
+  char source[16];  // the source bytes at the time of issue, then zeros
 };
 
 struct Group {
   Cta* cta = nullptr;
   std::vector<Copy> copies;
-  std::vector<Race::Engine> engines;
+  std::vector<RaceDetector::AsyncOperation> operations;
   uint64_t operation = 0;
 };
 
-void land(Copy& copy, Cta& cta) {
-  if (copy.landed) return;
+void complete(Copy& copy, Cta& cta) {
+  if (copy.complete) return;
   if (memcmp(copy.from, copy.source, copy.bytes) != 0) {
     fail(Fault::in_flight, "copy_async: its source in global memory changed before it completed");
   }
-  machine->shadow->land(copy.to, copy.source, copy.width, false, "copy_async");
-  copy.landed = true;
+  machine->shadow->complete_copy(copy.to, copy.source, copy.width, false, "copy_async");
+  copy.complete = true;
   cta.copies_in_flight--;
 }
 
-void land(Group& group) {
-  for (Copy& copy : group.copies) land(copy, *group.cta);
+void complete(Group& group) {
+  for (Copy& copy : group.copies) complete(copy, *group.cta);
 }
 
 }  // namespace
@@ -68,42 +68,42 @@ ThreadCopies& copies() {
 void copy_async(uint32_t to, const void* from, uint32_t width, uint32_t bytes) {
   const void* site = SITE;
   Machine& m = *machine;
-  if (bytes > width) fail(Fault::out_of_bounds, "copy_async of %u bytes to %u", bytes, width);
+  if (bytes > width) fail(Fault::out_of_bounds, "copy_async of %u bytes to a destination of %u", bytes, width);
   if (reinterpret_cast<uintptr_t>(from) % width) fail(Fault::misaligned, "copy_async of %u bytes from %p", width, from);
   if (bytes != 0 && (!m.memory.is_global(from) || !m.memory.accessible(from, bytes))) {
     fail(Fault::out_of_bounds, "copy_async of %u bytes from %p, outside every allocation of global memory", bytes, from);
   }
   char* p = static_cast<char*>(own_shared_pointer(to, width, width, "copy_async"));
-  m.shadow->expect_landed(p, width, "copy_async");
+  m.shadow->check_no_copy_in_flight(p, width, "copy_async");
 
-  if (bytes != 0 && !self->touched) self->touched = "copy_async";
+  if (bytes != 0 && !self->first_access) self->first_access = "copy_async";
   Group& group = *copies().open;
   group.cta = self->cta;
-  if (group.engines.empty() || !m.race->begun_now(group.engines.back(), self->clock)) {
-    group.engines.push_back(m.race->begin_engine(self->clock));
+  if (group.operations.empty() || !m.race->is_current(group.operations.back(), self->clock)) {
+    group.operations.push_back(m.race->begin_operation(self->clock));
   }
-  const Race::Engine& engine = group.engines.back();
+  const RaceDetector::AsyncOperation& engine = group.operations.back();
   if (bytes != 0) {
-    m.race->access(engine, from, bytes, Race::Kind::read, site);
+    m.race->access(engine, from, bytes, RaceDetector::Kind::read, site);
     m.counters->engine(from, bytes, false);
   }
-  m.race->access(engine, p, width, Race::Kind::write, site);
+  m.race->access(engine, p, width, RaceDetector::Kind::write, site);
   m.counters->shared(p, width, true, site);
 
   Copy copy{p, static_cast<const char*>(from), site, static_cast<uint8_t>(width), static_cast<uint8_t>(bytes), false, {}};
   memcpy(copy.source, from, bytes);
-  m.shadow->take_off(p, width);
+  m.shadow->start_copy(p, width);
   self->cta->copies_in_flight++;
   group.copies.push_back(copy);
   const bool at_once = m.config.completion == Completion::random && m.random() % 4 == 0;
-  if (at_once || m.config.completion == Completion::eager) land(group.copies.back(), *group.cta);
+  if (at_once || m.config.completion == Completion::eager) complete(group.copies.back(), *group.cta);
 }
 
 void copy_async_commit() {
   ThreadCopies& mine = copies();
   auto group = std::move(mine.open);
   mine.open = std::make_shared<Group>();
-  if (!group->copies.empty()) group->operation = machine->async->post([group] { land(*group); });
+  if (!group->copies.empty()) group->operation = machine->async->post([group] { complete(*group); });
   mine.committed.push_back(std::move(group));
 }
 
@@ -113,16 +113,16 @@ void copy_async_wait(uint32_t groups) {
   while (mine.committed.size() > groups) {
     std::shared_ptr<Group> group = mine.committed.front();
     if (!group->copies.empty() && !settled) {
-      settle("copy_async_wait");
+      run_others_first("copy_async_wait");
       settled = true;
     }
     machine->async->finish(group->operation);
     mine.committed.pop_front();
-    for (const Race::Engine& engine : group->engines) machine->race->join(&self, 1, engine);
+    for (const RaceDetector::AsyncOperation& engine : group->operations) machine->race->join(&self, 1, engine);
     // From here on the copies count as the thread's own writes: a barrier makes them visible to other threads, a proxy fence
     // to the async proxy.
     for (const Copy& copy : group->copies) {
-      machine->race->access(self->clock, copy.to, copy.width, Race::Kind::write, copy.site);
+      machine->race->access(self->clock, copy.to, copy.width, RaceDetector::Kind::write, copy.site);
     }
   }
 }

@@ -1,4 +1,4 @@
-// cp.async: copies from global to shared memory that complete, group by group, at waits of the issuing thread.
+// cp.async: copies from global to shared memory. The issuing thread waits for them group by group.
 #pragma once
 
 #include <cstdint>

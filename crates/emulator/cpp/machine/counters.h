@@ -1,6 +1,6 @@
-// What a launch requested of the memory system. Bytes and instructions are counted at each access. Transactions need the 32
-// accesses of a warp instruction together, so accesses are gathered by code address and occurrence until every live lane has
-// contributed.
+// What a launch requested of the memory system. Bytes and instructions are counted at each access. Sectors and bank conflicts
+// depend on all 32 accesses of a warp instruction, so accesses are gathered by code address and by how often the lane has been
+// there, until every live lane has contributed.
 #pragma once
 
 #include <cstddef>
@@ -40,7 +40,7 @@ class CounterState {
   Counters totals{};
 
  private:
-  struct Gathered {
+  struct WarpAccess {
     uint32_t lanes = 0;
     uint32_t bytes = 0;
     const void* address[32] = {};
@@ -48,18 +48,19 @@ class CounterState {
   struct Site {
     bool is_shared = false;
     Access kind = Access::load;
-    uint64_t first = 0;          // the occurrence that `open.front()` gathers
+    uint64_t first = 0;  // the visit that `open.front()` gathers
     uint64_t visits[32] = {};
-    std::deque<Gathered> open;
+    std::deque<WarpAccess> open;
   };
   using Sites = std::unordered_map<const void*, Site>;
 
   void gather(bool is_shared, Access kind, const void* p, uint32_t bytes, const void* site);
   void flush(Site& site, bool all, uint32_t live);
-  void count(const Site& site, const Gathered& access);
-  /// One phase of shared memory for these words: a wavefront for each of the words in the busiest bank.
-  void pass(std::vector<uintptr_t>& words);
-  void distinct(uint16_t* seen, const void* p, uint32_t bytes, uint64_t& total);
+  void count(const Site& site, const WarpAccess& access);
+  /// Counts the wavefronts in which shared memory serves these words: as many as the busiest bank has words.
+  void count_wavefronts(std::vector<uintptr_t>& words);
+  /// Adds to `total` the bytes that this launch has not accessed before.
+  void count_distinct(uint16_t* seen, const void* p, uint32_t bytes, uint64_t& total);
 
   Memory& memory_;
   bool transactions_ = false;

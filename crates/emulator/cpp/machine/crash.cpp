@@ -14,8 +14,8 @@ namespace emu {
 
 namespace {
 
-// AddressSanitizer has a handler of its own, which reports more.
-constexpr bool handles = !EMU_ADDRESS_SANITIZER;
+// AddressSanitizer has its own signal handler, whose report says more.
+constexpr bool installs_handler = !EMU_ADDRESS_SANITIZER;
 constexpr size_t signal_stack_bytes = 64 << 10;
 
 constexpr int signals[] = {SIGSEGV, SIGFPE};
@@ -24,8 +24,8 @@ thread_local int crash_signal = 0;
 thread_local const void* crash_address = nullptr;
 
 void crashed() {
-  // A GPU gives an unspecified value; in C++ this is undefined.
-  if (crash_signal == SIGFPE) fail(Fault::crash, "integer division by zero, or out of range");
+  // On a GPU the result is an unspecified value; in C++ the behaviour is undefined.
+  if (crash_signal == SIGFPE) fail(Fault::crash, "integer division by zero, or with a result out of range");
   fail(Fault::crash, "segmentation fault at %p", crash_address);
 }
 
@@ -55,7 +55,7 @@ int guards = 0;
 }  // namespace
 
 CrashGuard::CrashGuard() {
-  if (!handles) return;
+  if (!installs_handler) return;
   thread_local void* stack = nullptr;
   stack_t current;
   if (sigaltstack(nullptr, &current) == 0 && (current.ss_flags & SS_DISABLE) && !stack) {
@@ -75,7 +75,7 @@ CrashGuard::CrashGuard() {
 }
 
 CrashGuard::~CrashGuard() {
-  if (!handles) return;
+  if (!installs_handler) return;
   std::lock_guard<std::mutex> hold(count_lock);
   if (--guards != 0) return;
   for (int i = 0; i < 2; i++) sigaction(signals[i], &before[i], nullptr);

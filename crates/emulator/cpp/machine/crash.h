@@ -1,4 +1,4 @@
-// Turns crashes of the host's processor into faults of the launch.
+// Turns signals of the host's processor (segmentation fault, division by zero) into faults of the launch.
 #pragma once
 
 namespace emu {

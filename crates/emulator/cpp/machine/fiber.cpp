@@ -8,7 +8,7 @@
 
 #include "sanitizer.h"
 
-// Saves the registers that a callee must keep, swaps stacks, and restores the other side's.
+// Saves the callee-saved registers on the current stack, switches to the other stack and restores its registers.
 #if defined(__x86_64__)
 asm(R"(
 .text
@@ -88,8 +88,8 @@ constexpr size_t stack_bytes = 64 << 10;
 #endif
 constexpr size_t guard_bytes = 4096;
 
-// The fiber that the last switch left. The sanitizer reports the bounds of its stack to the fiber that runs next.
-thread_local Fiber* left = nullptr;
+// The fiber that the last switch suspended. AddressSanitizer reports the bounds of its stack to the fiber that runs next.
+thread_local Fiber* suspended = nullptr;
 
 }  // namespace
 
@@ -123,20 +123,20 @@ void Fiber::reset(void (*entry)()) {
 }
 
 void Fiber::switch_to(Fiber& from, Fiber& to, bool final) {
-  left = &from;
+  suspended = &from;
 #if EMU_ADDRESS_SANITIZER
   __sanitizer_start_switch_fiber(final ? nullptr : &from.fake_stack_, to.bottom_, to.size_);
 #endif
   (void)final;
   fused_lora_emulator_switch(&from.stack_pointer_, to.stack_pointer_);
 #if EMU_ADDRESS_SANITIZER
-  __sanitizer_finish_switch_fiber(from.fake_stack_, &left->bottom_, &left->size_);
+  __sanitizer_finish_switch_fiber(from.fake_stack_, &suspended->bottom_, &suspended->size_);
 #endif
 }
 
 void Fiber::started() {
 #if EMU_ADDRESS_SANITIZER
-  __sanitizer_finish_switch_fiber(nullptr, &left->bottom_, &left->size_);
+  __sanitizer_finish_switch_fiber(nullptr, &suspended->bottom_, &suspended->size_);
 #endif
 }
 

@@ -1,4 +1,4 @@
-// A fiber: a stack, and the point at which it was suspended.
+// A fiber: a stack, and the point of execution at which it is suspended.
 #pragma once
 
 #include <cstddef>
@@ -12,10 +12,10 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  /// Makes the fiber start in `entry` at the next switch to it, whatever its state.
+  /// The next switch to the fiber starts `entry` on an empty stack, whatever the fiber did before.
   void reset(void (*entry)());
 
-  /// Suspends `from` and continues `to`. `final`: `from` is never continued.
+  /// Suspends `from` and continues `to`. With `final`, `from` will never be continued.
   static void switch_to(Fiber& from, Fiber& to, bool final = false);
 
   /// Must be the first call in `entry`.

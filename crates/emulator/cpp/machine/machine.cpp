@@ -63,15 +63,15 @@ void fail(Fault fault, const char* format, ...) {
              self->rank, self->rank / 32, self->lane);
     m.report += where;
   }
-  m.report += m.whereabouts();
+  m.report += m.describe_threads();
   m.abandon();
 }
 
 Machine::Machine()
-    : race(std::make_unique<Race>(memory)),
+    : race(std::make_unique<RaceDetector>(memory)),
       counters(std::make_unique<CounterState>(memory)),
       async(std::make_unique<AsyncState>()),
-      shadow(std::make_unique<Shadow>(memory)) {}
+      shadow(std::make_unique<ShadowMemory>(memory)) {}
 
 Machine::~Machine() = default;
 
@@ -87,7 +87,7 @@ bool Machine::in_params(const void* p, size_t bytes) const {
   return at < kernel_->params_bytes && bytes <= kernel_->params_bytes - at;
 }
 
-std::string Machine::whereabouts() const {
+std::string Machine::describe_threads() const {
   std::map<std::string, std::vector<const Thread*>> groups;
   for (const auto& cta : ctas) {
     for (const Thread* thread : cta->threads) {
@@ -125,10 +125,10 @@ Thread* Machine::pick() {
     }
     if (async->complete_one()) continue;
     if (live_threads_ == 0) return nullptr;
-    if (spinners_.empty()) fail(Fault::deadlock, "no thread can run");
-    // Threads that spin poll once more after all others have come to rest. If nothing has happened since, nothing will.
+    if (spinners_.empty()) fail(Fault::deadlock, "no thread can run: every thread waits for another");
+    // When all other threads wait, the spinning threads poll once more. If no event has happened since, none will.
     idle_spins_ = events_at_last_spin_ == events ? idle_spins_ + 1 : 0;
-    if (idle_spins_ > 2) fail(Fault::livelock, "every thread left spins, and nothing it reads can change any more");
+    if (idle_spins_ > 2) fail(Fault::livelock, "every remaining thread spins on a value that no thread can change any more");
     events_at_last_spin_ = events;
     runnable_.insert(runnable_.end(), spinners_.begin(), spinners_.end());
     spinners_.clear();
@@ -136,23 +136,23 @@ Thread* Machine::pick() {
 }
 
 size_t Machine::pick_at_random() {
-  // One CTA is favoured for a while, so that some CTAs run far ahead while others are in the middle of their work.
+  // One CTA is favoured for a while, so that some CTAs run far ahead of others.
   if (burst_left_ == 0) {
-    favourite_ = static_cast<uint32_t>(random() % ctas.size());
+    favoured_cta_ = static_cast<uint32_t>(random() % ctas.size());
     burst_left_ = 1u << random() % 16;
   }
   burst_left_--;
   size_t at = 0;
   for (int tries = 0; tries < 8; tries++) {
     at = random() % runnable_.size();
-    if (favourite_ < ctas.size() && runnable_[at]->cta == ctas[favourite_].get()) break;
+    if (favoured_cta_ < ctas.size() && runnable_[at]->cta == ctas[favoured_cta_].get()) break;
   }
   return at;
 }
 
 void Machine::run_next() {
   Thread* leaving = self;
-  self = nullptr;  // the report of a deadlock names no thread
+  self = nullptr;  // so that a deadlock report names no thread as its cause
   Thread* next = pick();
   self = next;
   if (next && next == leaving) return;
@@ -191,8 +191,8 @@ void Machine::jitter() {
 
 void Machine::abandon() {
   self = nullptr;
-  Fiber nowhere;
-  Fiber::switch_to(nowhere, launcher_, true);
+  Fiber abandoned;
+  Fiber::switch_to(abandoned, launcher_, true);
   __builtin_unreachable();
 }
 
@@ -247,8 +247,8 @@ void Machine::start_cluster(uint32_t first_cta, uint32_t slot) {
       thread->waits_detail = 0;
       thread->done = false;
       thread->polled = nullptr;
-      thread->touched = nullptr;
-      thread->waited = false;
+      thread->first_access = nullptr;
+      thread->dependency_waited = false;
       thread->shared_taken = thread->shared_offset = thread->vote_round = 0;
       thread->warp->lane[thread->lane] = thread;
       thread->warp->live |= 1u << thread->lane;
@@ -284,16 +284,16 @@ void Machine::finish_thread() {
     retire(cta->cluster);
     start_ctas();
   } else {
-    thread_left(*cta);
+    on_thread_exit(*cta);
   }
   run_next();
   __builtin_unreachable();
 }
 
 void Machine::retire(Cluster* cluster) {
-  // The running thread still uses its stack, so it is reused only after the next retirement.
-  if (zombie_) pool_.push_back(zombie_);
-  zombie_ = self;
+  // The running thread still uses its stack, so the thread goes to the pool only when the next cluster retires.
+  if (last_finished_) pool_.push_back(last_finished_);
+  last_finished_ = self;
   for (Cta* cta : cluster->ctas) {
     if (cta->rank == 0) free_slots_.push_back(cta->slot / shape.cluster);
     counters->finish_cta(*cta);
@@ -319,13 +319,13 @@ bool Machine::launch(const KernelInfo& kernel, const LaunchShape& launch_shape, 
   report.clear();
   events = events_at_last_spin_ = 0;
   idle_spins_ = 0;
-  favourite_ = burst_left_ = 0;
+  favoured_cta_ = burst_left_ = 0;
   live_threads_ = 0;
 
   uint32_t total = shape.grid.x * shape.grid.y * shape.grid.z;
   uint32_t wanted = std::max(1u, config.resident_ctas / shape.cluster);
   uint32_t resident = std::min<uint32_t>({wanted, total / shape.cluster, static_cast<uint32_t>(Memory::slots) / shape.cluster,
-                                          Race::max_resident_threads / (shape.cluster * shape.threads)});
+                                          RaceDetector::max_resident_threads / (shape.cluster * shape.threads)});
   order_.clear();
   for (uint32_t i = 0; i < total / shape.cluster; i++) order_.push_back(i);
   // Hardware guarantees no order of CTAs.
@@ -353,7 +353,7 @@ bool Machine::launch(const KernelInfo& kernel, const LaunchShape& launch_shape, 
   ctas.clear();
   clusters_.clear();
   pool_.clear();
-  zombie_ = nullptr;
+  last_finished_ = nullptr;
   for (auto& thread : all_threads_) pool_.push_back(thread.get());
   machine = nullptr;
   self = nullptr;

@@ -30,22 +30,22 @@ struct MoveArgument {
 
 using Matrix = uint16_t[8][8];
 
-// The rows that the lanes point to, each checked as an access of its lane.
-void rows_of(const Rendezvous& lanes, uint32_t count, bool write, char** rows) {
+// The rows that the lanes point to. Each row is checked as an access of the lane that gives its address.
+void check_rows(const WarpInstruction& lanes, uint32_t count, bool write, char** rows) {
   for (uint32_t lane = 0; lane < 8 * count; lane++) {
     const auto* mine = static_cast<MoveArgument*>(lanes.argument[lane]);
     rows[lane] = static_cast<char*>(own_shared_pointer(mine->address, row_bytes, row_bytes, lanes.name));
-    machine->shadow->expect_landed(rows[lane], row_bytes, lanes.name);
-    machine->race->access(lanes.thread[lane]->clock, rows[lane], row_bytes, write ? Race::Kind::write : Race::Kind::read,
-                          mine->site);
+    machine->shadow->check_no_copy_in_flight(rows[lane], row_bytes, lanes.name);
+    const auto kind = write ? RaceDetector::Kind::write : RaceDetector::Kind::read;
+    machine->race->access(lanes.thread[lane]->clock, rows[lane], row_bytes, kind, mine->site);
   }
   machine->counters->matrix_rows(rows, 8 * count);
 }
 
-void load(const Rendezvous& lanes) {
+void load(const WarpInstruction& lanes) {
   const auto& first = *static_cast<MoveArgument*>(lanes.argument[0]);
   char* rows[32];
-  rows_of(lanes, first.count, false, rows);
+  check_rows(lanes, first.count, false, rows);
   Matrix matrix[4];
   for (uint32_t row = 0; row < 8 * first.count; row++) memcpy(matrix[row / 8][row % 8], rows[row], row_bytes);
   for (uint32_t lane = 0; lane < 32; lane++) {
@@ -58,10 +58,10 @@ void load(const Rendezvous& lanes) {
   }
 }
 
-void store(const Rendezvous& lanes) {
+void store(const WarpInstruction& lanes) {
   const auto& first = *static_cast<MoveArgument*>(lanes.argument[0]);
   char* rows[32];
-  rows_of(lanes, first.count, true, rows);
+  check_rows(lanes, first.count, true, rows);
   Matrix matrix[4];
   for (uint32_t lane = 0; lane < 32; lane++) {
     const uint32_t* registers = static_cast<MoveArgument*>(lanes.argument[lane])->registers;
@@ -88,7 +88,7 @@ void count(uint32_t flops) {
 }
 
 template <class F>
-void for_each_accumulator(const Rendezvous& lanes, F&& f) {
+void for_each_accumulator(const WarpInstruction& lanes, F&& f) {
   for (uint32_t lane = 0; lane < 32; lane++) {
     float* d = static_cast<MultiplyArgument*>(lanes.argument[lane])->d;
     for (uint32_t i = 0; i < 4; i++) f(d[i], lane / 4 + 8 * (i >> 1), lane % 4 * 2 + (i & 1));
@@ -96,7 +96,7 @@ void for_each_accumulator(const Rendezvous& lanes, F&& f) {
 }
 
 template <bool IS_BF16>
-void multiply_16(const Rendezvous& lanes) {
+void multiply_16(const WarpInstruction& lanes) {
   float a[16][16], b[16][8], c[16][8];
   for (uint32_t lane = 0; lane < 32; lane++) {
     const auto& mine = *static_cast<MultiplyArgument*>(lanes.argument[lane]);
@@ -123,7 +123,7 @@ float as_tf32(uint32_t word) {
   return value;
 }
 
-void multiply_tf32_all(const Rendezvous& lanes) {
+void multiply_tf32_all(const WarpInstruction& lanes) {
   float a[16][8], b[8][8], c[16][8];
   for (uint32_t lane = 0; lane < 32; lane++) {
     const auto& mine = *static_cast<MultiplyArgument*>(lanes.argument[lane]);
@@ -158,12 +158,17 @@ void store_matrix(const uint32_t* registers, uint32_t count, bool transposed, ui
   warp_instruction(all_lanes, names[transposed][count / 2], store, &argument);
 }
 
-void multiply_f16(float* d, const uint32_t* a, const uint32_t* b) { multiply("mma_m16n8k16<f16>", multiply_16<false>, d, a, b); }
+void multiply_f16(float* d, const uint32_t* a, const uint32_t* b) {
+  multiply("mma_m16n8k16<f16>", multiply_16<false>, d, a, b);
+}
 
-void multiply_bf16(float* d, const uint32_t* a, const uint32_t* b) { multiply("mma_m16n8k16<bf16>", multiply_16<true>, d, a, b); }
+void multiply_bf16(float* d, const uint32_t* a, const uint32_t* b) {
+  multiply("mma_m16n8k16<bf16>", multiply_16<true>, d, a, b);
+}
 
 void multiply_tf32(float* d, const uint32_t* a, const uint32_t* b) {
-  // Hardware reads the upper 19 bits, so it cuts where to_tf32 would round: twice the error, always towards zero.
+  // Hardware ignores the lower 13 bits, so an operand that to_tf32 has not rounded is truncated: up to twice the error, always
+  // towards zero.
   for (uint32_t i = 0; i < 6; i++) {
     const uint32_t word = i < 4 ? a[i] : b[i - 4];
     if (word & 0x1fff) fail(Fault::operand, "mma_m16n8k8_tf32: the operand %08x was not rounded by to_tf32", word);

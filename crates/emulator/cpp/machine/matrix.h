@@ -1,11 +1,11 @@
-// Matrix instructions of a warp.
+// Matrix instructions of a warp: ldmatrix, stmatrix, mma.sync.
 #pragma once
 
 #include <cstdint>
 
 namespace emu {
 
-/// Moves `count` 8×8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
+/// ldmatrix and stmatrix: move `count` 8×8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
 void load_matrix(uint32_t* registers, uint32_t count, bool transposed, uint32_t address);
 void store_matrix(const uint32_t* registers, uint32_t count, bool transposed, uint32_t address);
 /// d += a·b, 16×8 += 16×16 · 16×8.

@@ -1,7 +1,7 @@
-// Barriers in shared memory that count arrivals and bytes.
+// mbarriers: barriers in shared memory that count arrivals and bytes.
 //
-// The state of a barrier is kept outside the kernel's memory. Its 8 bytes hold a checksum of the state, so that the
-// barrier's next use finds any other write to them.
+// The state of a barrier is kept outside the kernel's memory. The barrier's 8 bytes in shared memory hold a checksum of that
+// state, by which the barrier's next use finds out whether anything else has written there.
 #pragma once
 
 #include <cstddef>
@@ -24,9 +24,9 @@ struct MBarrier {
   int64_t bytes = 0;     // bytes expected less bytes arrived
   uint64_t phase = 0;    // phases completed
   const Thread* initialiser = nullptr;
-  bool published = false;  // visible to the async proxy
-  bool observed = true;    // a thread has seen the last phase complete
-  uint32_t unseen = 0;     // waiters that were woken and have not run yet
+  bool published = false;  // whether its initialisation is visible to the async proxy
+  bool observed = true;    // whether a thread has seen the last phase complete
+  uint32_t woken = 0;     // threads that were woken from a wait and have not run yet
   std::vector<Thread*> waiting;
 };
 
@@ -36,20 +36,21 @@ struct MBarriers {
 
 void mbarrier_init(uint32_t address, uint32_t arrivals);
 void mbarrier_invalidate(uint32_t address);
-/// Expects `bytes` more, then arrives. `cluster`: the barrier may be in any CTA of the cluster.
+/// Adds `bytes` to those expected, then arrives. With `cluster`, the barrier may be in any CTA of the cluster.
 void mbarrier_arrive(uint32_t address, uint32_t bytes, bool cluster, const char* name);
 void mbarrier_expect(uint32_t address, uint32_t bytes);
 bool mbarrier_test(uint32_t address, uint32_t parity);
-/// `cluster`: acquires what any CTA of the cluster did before it arrived, not only the barrier's own.
+/// With `cluster`, acquires what threads of any CTA of the cluster did before they arrived; without, only those of the own CTA.
 void mbarrier_wait(uint32_t address, uint32_t parity, bool cluster, const char* name);
-/// Makes this thread's initialisations visible to the copy engine.
-void publish_mbarriers();
+/// Makes the barriers that this thread initialised visible to the async proxy.
+void publish_initialised_mbarriers();
 void fence_mbarrier_init();
 
-/// Returns the barrier at which a copy is to complete, after checking it.
-MBarrier& engine_mbarrier(Cta& cta, uint32_t offset, const char* name);
-/// Counts the bytes of a copy that was issued in phase `phase`.
-void complete_bytes(Cta& cta, uint32_t offset, uint32_t bytes, uint64_t phase, const Race::Engine& engine, const char* name);
+/// Returns the barrier that a copy is to complete on, after checking it.
+MBarrier& mbarrier_of_copy(Cta& cta, uint32_t offset, const char* name);
+/// complete_tx: counts the bytes of a copy that was issued in phase `phase` of the barrier.
+void complete_bytes(Cta& cta, uint32_t offset, uint32_t bytes, uint64_t phase,
+                    const RaceDetector::AsyncOperation& copy, const char* name);
 
 /// For reports: the barriers at which threads wait.
 std::string describe_mbarriers(const Cta& cta);

@@ -13,7 +13,7 @@ namespace emu {
 void* reserve(size_t bytes) {
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) {
-    fprintf(stderr, "emulator: no %zu bytes of address space\n", bytes);
+    fprintf(stderr, "emulator: cannot reserve %zu bytes of address space\n", bytes);
     abort();
   }
   return p;
@@ -33,10 +33,8 @@ size_t rounded(size_t bytes) { return (bytes + alignment - 1) / alignment * alig
 Memory::Memory() {
   base_ = static_cast<char*>(reserve(arena_bytes));
   state_ = static_cast<uint8_t*>(reserve(arena_bytes / 16));
-  // For the instrumented kernels everything is out of bounds until it is allocated.
-#if EMU_ADDRESS_SANITIZER
-  // Poisoning the whole arena would touch all of its shadow memory, so global memory is poisoned as it is allocated.
-#endif
+  // Global memory is poisoned piece by piece in `allocate`: poisoning all of it here would write all of AddressSanitizer's
+  // shadow memory.
 }
 
 Memory::~Memory() {
@@ -55,7 +53,7 @@ char* Memory::allocate(size_t bytes) {
   } else {
     if (top_ == 0) {
       poison(base_, red_zone);
-      top_ = red_zone;  // an underrun of the first allocation is caught as well
+      top_ = red_zone;  // so that an access below the first allocation is found as well
     }
     if (size > global_bytes - top_) return nullptr;
     p = base_ + top_;

@@ -1,5 +1,5 @@
-// Device memory: one arena of address space, with global memory below and the CTAs' shared memory above, and a map of the
-// bytes that are accessible.
+// Device memory: one arena of address space with global memory at the bottom and the CTAs' shared memory above it, and a map
+// that says which bytes are accessible.
 #pragma once
 
 #include <cstddef>
@@ -15,8 +15,8 @@ class Memory {
   static constexpr size_t slot_bytes = 512 << 10;
   static constexpr size_t slots = 512;
   static constexpr size_t arena_bytes = global_bytes + slots * slot_bytes;
-  /// Between two pieces of shared memory. A multiple of the swizzle's period, so that bits 0 to 9 of an address are
-  /// those of the GPU's.
+  /// Bytes between two arrays in shared memory. A multiple of the swizzle's period of 1024 bytes, so that bits 0 to 9 of an
+  /// address are the same as on a GPU.
   static constexpr size_t shared_red_zone = 1024;
 
   Memory();
@@ -24,14 +24,15 @@ class Memory {
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
 
-  /// 256-byte aligned, filled with NaN; null when the arena is full.
+  /// Memory at a multiple of 256 bytes, filled with NaN; null when the arena is full.
   char* allocate(size_t bytes);
   /// False if `p` is not the start of an allocation.
   bool release(char* p);
 
   char* slot(size_t index) const { return base_ + global_bytes + index * slot_bytes; }
-  void open(char* p, size_t bytes);   // bytes become accessible
-  void close(char* p, size_t bytes);  // and inaccessible again; both from a multiple of 16
+  /// Makes bytes accessible, and inaccessible again. `p` is a multiple of 16.
+  void open(char* p, size_t bytes);
+  void close(char* p, size_t bytes);
 
   size_t offset(const void* p) const { return static_cast<size_t>(static_cast<const char*>(p) - base_); }
   bool is_global(const void* p) const { return offset(p) < global_bytes; }
@@ -57,7 +58,7 @@ class Memory {
   std::multimap<size_t, char*> free_;
 };
 
-/// Address space that takes no memory until it is touched; ends the process where there is none.
+/// Reserves address space, which takes no memory until it is written; aborts the process if there is none.
 void* reserve(size_t bytes);
 void unreserve(void* p, size_t bytes);
 

@@ -1,4 +1,4 @@
-// The arithmetic of the matrix instructions.
+// The arithmetic of the matrix instructions (mma.sync and wgmma).
 #pragma once
 
 #include <cstdint>

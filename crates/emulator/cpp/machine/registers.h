@@ -1,4 +1,4 @@
-// setmaxnreg: registers that move from one warpgroup of a CTA to another.
+// setmaxnreg: moves registers from one warpgroup of a CTA to another.
 #pragma once
 
 #include <cstdint>

@@ -25,16 +25,16 @@ void check(const void* p, uint32_t bytes, bool global, const char* name) {
   }
 }
 
-// Records an access to global memory other than to a weight. Before the wait for the launch ahead it could read old values,
-// or overwrite what that launch still reads.
-void touch(const char* name) {
-  if (!self->touched) self->touched = name;
+// Records an access to global memory that is not a read of a weight. Before grid_dependency_wait, such an access could read
+// values that the preceding launch has yet to write, or overwrite what it has yet to read.
+void note_global_access(const char* name) {
+  if (!self->first_access) self->first_access = name;
 }
 
 bool acquires(Order order) { return order == Order::acquire || order == Order::acquire_release; }
 bool releases(Order order) { return order == Order::release || order == Order::acquire_release; }
 
-uint64_t get(const void* p, uint32_t bytes) {
+uint64_t read_word(const void* p, uint32_t bytes) {
   uint64_t value = 0;
   memcpy(&value, p, bytes);
   return value;
@@ -50,63 +50,63 @@ uint32_t lane() { return self->lane; }
 
 void load_global(void* to, const void* from, uint32_t bytes, Cache cache, const char* name) {
   check(from, bytes, true, name);
-  if (cache != Cache::once) touch(name);
+  if (cache != Cache::once) note_global_access(name);
   machine->counters->global(cache == Cache::once ? Access::once : Access::load, from, bytes, SITE);
-  machine->race->access(self->clock, from, bytes, Race::Kind::read, SITE);
+  machine->race->access(self->clock, from, bytes, RaceDetector::Kind::read, SITE);
   memcpy(to, from, bytes);
 }
 
 void store_global(void* to, const void* from, uint32_t bytes, const char* name) {
   check(to, bytes, true, name);
-  touch(name);
+  note_global_access(name);
   machine->counters->global(Access::store, to, bytes, SITE);
-  machine->race->access(self->clock, to, bytes, Race::Kind::write, SITE);
+  machine->race->access(self->clock, to, bytes, RaceDetector::Kind::write, SITE);
   memcpy(to, from, bytes);
   machine->events++;
 }
 
 void load_shared(void* to, const void* from, uint32_t bytes, const char* name) {
   check(from, bytes, false, name);
-  machine->shadow->expect_landed(from, bytes, name);
+  machine->shadow->check_no_copy_in_flight(from, bytes, name);
   machine->counters->shared(from, bytes, false, SITE);
-  machine->race->access(self->clock, from, bytes, Race::Kind::read, SITE);
+  machine->race->access(self->clock, from, bytes, RaceDetector::Kind::read, SITE);
   memcpy(to, from, bytes);
 }
 
 void store_shared(void* to, const void* from, uint32_t bytes, const char* name) {
   check(to, bytes, false, name);
-  machine->shadow->expect_landed(to, bytes, name);
+  machine->shadow->check_no_copy_in_flight(to, bytes, name);
   machine->counters->shared(to, bytes, true, SITE);
-  machine->race->access(self->clock, to, bytes, Race::Kind::write, SITE);
+  machine->race->access(self->clock, to, bytes, RaceDetector::Kind::write, SITE);
   memcpy(to, from, bytes);
 }
 
 uint64_t load_strong(const void* from, uint32_t bytes, Order order, const char* name) {
   check(from, bytes, true, name);
-  touch(name);
-  uint64_t value = get(from, bytes);
-  // The same value from the same place twice in a row is a spin loop: only an event elsewhere can end it.
+  note_global_access(name);
+  uint64_t value = read_word(from, bytes);
+  // A thread that reads the same value from the same address twice in a row spins: only another thread can end its loop.
   if (self->polled == from && self->polled_value == value) {
     machine->park_spinner();
-    value = get(from, bytes);
+    value = read_word(from, bytes);
   } else {
     machine->jitter();
-    value = get(from, bytes);
+    value = read_word(from, bytes);
   }
   self->polled = from;
   self->polled_value = value;
   machine->counters->global(Access::atomic, from, bytes, SITE);
-  machine->race->access(self->clock, from, bytes, Race::Kind::atomic, SITE);
+  machine->race->access(self->clock, from, bytes, RaceDetector::Kind::atomic, SITE);
   if (acquires(order)) machine->race->acquire(self->clock, from);
   return value;
 }
 
 void store_strong(void* to, uint64_t value, uint32_t bytes, Order order, const char* name) {
   check(to, bytes, true, name);
-  touch(name);
+  note_global_access(name);
   machine->jitter();
   machine->counters->global(Access::atomic, to, bytes, SITE);
-  machine->race->access(self->clock, to, bytes, Race::Kind::atomic, SITE);
+  machine->race->access(self->clock, to, bytes, RaceDetector::Kind::atomic, SITE);
   // A store begins a new release sequence: what earlier releases of this word published is dropped.
   machine->race->forget(to);
   if (releases(order)) machine->race->release(self->clock, to);
@@ -116,13 +116,13 @@ void store_strong(void* to, uint64_t value, uint32_t bytes, Order order, const c
 
 uint64_t update_strong(void* at, uint64_t operand, uint32_t bytes, Update update, Order order, const char* name) {
   check(at, bytes, true, name);
-  touch(name);
+  note_global_access(name);
   machine->jitter();
   machine->counters->global(Access::atomic, at, bytes, SITE);
-  machine->race->access(self->clock, at, bytes, Race::Kind::atomic, SITE);
+  machine->race->access(self->clock, at, bytes, RaceDetector::Kind::atomic, SITE);
   if (acquires(order)) machine->race->acquire(self->clock, at);
   if (releases(order)) machine->race->release(self->clock, at);
-  uint64_t before = get(at, bytes);
+  uint64_t before = read_word(at, bytes);
   uint64_t after = update == Update::add ? before + operand : (before > operand ? before : operand);
   memcpy(at, &after, bytes);
   machine->events++;
@@ -132,11 +132,12 @@ uint64_t update_strong(void* at, uint64_t operand, uint32_t bytes, Update update
 void fence_gpu() { machine->jitter(); }
 
 void grid_dependency_wait() {
-  if (self->touched && !self->waited) {
-    fail(Fault::race, "grid_dependency_wait after %s: the launch ahead may not have ended then", self->touched);
+  if (self->first_access && !self->dependency_waited) {
+    fail(Fault::race, "grid_dependency_wait after %s: the preceding launch may still have been running then",
+         self->first_access);
   }
-  if (!self->waited) machine->counters->totals.dependency_waits++;
-  self->waited = true;
+  if (!self->dependency_waited) machine->counters->totals.dependency_waits++;
+  self->dependency_waited = true;
 }
 
 void restart_shared() { self->shared_taken = self->shared_offset = 0; }
@@ -144,25 +145,28 @@ void restart_shared() { self->shared_taken = self->shared_offset = 0; }
 void* take_shared(uint32_t bytes, uint32_t alignment) {
   Thread& thread = *self;
   Cta& cta = *thread.cta;
-  auto round = [&](uint32_t offset) { return (offset + alignment - 1) / alignment * alignment; };
-  if (alignment > Memory::shared_red_zone) fail(Fault::resources, "shared memory aligned to %u bytes", alignment);
+  auto round = [&](uint32_t at) { return (at + alignment - 1) / alignment * alignment; };
+  if (alignment > Memory::shared_red_zone) {
+    fail(Fault::resources, "shared memory aligned to %u bytes, more than the emulator's 1024", alignment);
+  }
   uint32_t start = round(thread.shared_taken);
   if (start + bytes > cta.shared_bytes) {
     fail(Fault::resources, "the kernel takes %u bytes of shared memory, the launch gave %u", start + bytes,
          cta.shared_bytes);
   }
-  // The emulator's place differs from the GPU's by whole red zones, one before each piece.
-  uint32_t place = thread.shared_offset + Memory::shared_red_zone + start;
+  // The offset differs from the GPU's by whole red zones, one before each array.
+  uint32_t offset = thread.shared_offset + Memory::shared_red_zone + start;
   thread.shared_offset += Memory::shared_red_zone;
   thread.shared_taken = start + bytes;
-  if (place + bytes + Memory::shared_red_zone > Memory::slot_bytes) {
-    fail(Fault::resources, "%u bytes of shared memory in so many pieces", start + bytes);
+  if (offset + bytes + Memory::shared_red_zone > Memory::slot_bytes) {
+    fail(Fault::resources, "%u bytes of shared memory in so many arrays leave no room for the emulator's red zones",
+         start + bytes);
   }
-  char* p = cta.shared + place;
+  char* p = cta.shared + offset;
   if (!machine->memory.accessible(p, bytes)) {
     machine->memory.open(p, bytes);
     memset(p, 0xff, bytes);
-    cta.pieces.push_back({place, bytes});
+    cta.shared_arrays.push_back({offset, bytes});
   }
   return p;
 }
@@ -172,7 +176,7 @@ uint32_t shared_window(const void* p) {
     size_t at = static_cast<size_t>(static_cast<const char*>(p) - cta->shared);
     if (at < Memory::slot_bytes) return cta->rank << 24 | static_cast<uint32_t>(at);
   }
-  fail(Fault::out_of_bounds, "shared_address of %p, which is not the cluster's shared memory", p);
+  fail(Fault::out_of_bounds, "shared_address of %p, which is not in the cluster's shared memory", p);
 }
 
 void* shared_pointer(uint32_t address, uint32_t bytes, const char* name) {
@@ -180,17 +184,20 @@ void* shared_pointer(uint32_t address, uint32_t bytes, const char* name) {
   uint32_t rank = address >> 24, at = address & 0xffffff;
   if (rank >= ctas.size() || at + bytes > Memory::slot_bytes ||
       !machine->memory.accessible(ctas[rank]->shared + at, bytes)) {
-    fail(Fault::out_of_bounds, "%s of %u bytes at shared address 0x%x, outside every piece taken", name, bytes, address);
+    fail(Fault::out_of_bounds, "%s of %u bytes at shared address 0x%x, outside every array in shared memory", name, bytes,
+         address);
   }
   if (rank != self->cta->rank && !machine->race->knows_started(self->clock, *ctas[rank])) {
-    fail(Fault::out_of_bounds, "%s at shared address 0x%x: nothing orders the start of CTA %u of the cluster before it", name,
+    fail(Fault::out_of_bounds, "%s at shared address 0x%x: CTA %u of the cluster is not known to have started", name,
          address, rank);
   }
   return ctas[rank]->shared + at;
 }
 
 void* own_shared_pointer(uint32_t address, uint32_t bytes, uint32_t alignment, const char* name) {
-  if (address % alignment) fail(Fault::misaligned, "%s at shared address 0x%x, no multiple of %u", name, address, alignment);
+  if (address % alignment) {
+    fail(Fault::misaligned, "%s at shared address 0x%x, which is not a multiple of %u", name, address, alignment);
+  }
   if (address >> 24 != self->cta->rank) {
     fail(Fault::out_of_bounds, "%s at shared address 0x%x, which is not the CTA's own", name, address);
   }
@@ -200,7 +207,7 @@ void* own_shared_pointer(uint32_t address, uint32_t bytes, uint32_t alignment, c
 void sync_warp(uint32_t members) {
   warp_instruction(
       members, "sync_warp",
-      [](const Rendezvous& lanes) {
+      [](const WarpInstruction& lanes) {
         Thread* threads[32];
         size_t n = 0;
         for (Thread* thread : lanes.thread) {
@@ -229,7 +236,7 @@ uint64_t shuffle(uint64_t value, uint32_t source, uint32_t members, const char* 
   ShuffleArgument argument{value, source};
   warp_instruction(
       members, name,
-      [](const Rendezvous& lanes) {
+      [](const WarpInstruction& lanes) {
         uint64_t values[32];
         for (uint32_t lane = 0; lane < 32; lane++) {
           if (lanes.thread[lane]) values[lane] = static_cast<ShuffleArgument*>(lanes.argument[lane])->value;
@@ -252,7 +259,7 @@ uint32_t ballot(bool vote, uint32_t members, const char* name) {
   BallotArgument argument{vote, 0};
   warp_instruction(
       members, name,
-      [](const Rendezvous& lanes) {
+      [](const WarpInstruction& lanes) {
         uint32_t votes = 0;
         for (uint32_t lane = 0; lane < 32; lane++) {
           if (lanes.thread[lane] && static_cast<BallotArgument*>(lanes.argument[lane])->vote) votes |= 1u << lane;

@@ -1,5 +1,5 @@
-// The functions that the twins of kernels/gpu call. They are compiled without instrumentation, in every build. Each checks,
-// counts, informs the race detector, and then does what the instruction does.
+// The functions that the headers in host/gpu call. They are compiled without instrumentation in every build. Each checks its
+// arguments, counts, informs the race detector, and then does what the instruction does.
 #pragma once
 
 #include <cstddef>
@@ -35,23 +35,23 @@ void store_strong(void* to, uint64_t value, uint32_t bytes, Order order, const c
 uint64_t update_strong(void* at, uint64_t operand, uint32_t bytes, Update update, Order order, const char* name);
 void fence_gpu();
 
-/// The wait for the launch ahead. Launches run one after the other, so it only checks that the thread has not accessed
-/// memory that the launch ahead may write.
+/// The wait for the preceding launch. Launches run one after the other, so it only checks that the thread has not accessed
+/// memory that the preceding launch may write.
 void grid_dependency_wait();
 
 /// Takes the next `bytes` of the CTA's dynamic shared memory at a multiple of `alignment`.
 void* take_shared(uint32_t bytes, uint32_t alignment);
-/// Makes this thread take shared memory from its start again.
+/// This thread's next take_shared starts at the beginning of shared memory again.
 void restart_shared();
-/// The 32-bit address of a shared-memory pointer: its CTA's rank in the cluster in the top byte.
+/// The 32-bit address of a shared-memory pointer. The top byte is the CTA's rank in the cluster.
 uint32_t shared_window(const void* p);
-/// The pointer of a 32-bit shared-memory address; all `bytes` must be accessible.
+/// The pointer for a 32-bit shared-memory address. Faults unless all `bytes` are accessible.
 void* shared_pointer(uint32_t address, uint32_t bytes, const char* name);
-/// The same for an address that must be the CTA's own and a multiple of `alignment`.
+/// The same for an address that must lie in the CTA's own shared memory and be a multiple of `alignment`.
 void* own_shared_pointer(uint32_t address, uint32_t bytes, uint32_t alignment, const char* name);
 
 // --- threads ---
-struct Rendezvous;
+struct WarpInstruction;
 void sync_block();
 bool sync_block_or(bool vote);
 void named_barrier(uint32_t id, uint32_t threads, bool wait);

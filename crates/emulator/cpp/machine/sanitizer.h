@@ -1,6 +1,6 @@
 // Which of the three builds this is, and the calls that inform the sanitizers.
 //   plain      no instrumentation
-//   race       kernels compiled with -fsanitize=thread; instrument.cpp has the functions that this calls (EMU_RACE)
+//   race       kernels compiled with -fsanitize=thread, whose functions instrument.cpp defines (EMU_RACE)
 //   sanitize   AddressSanitizer and UndefinedBehaviorSanitizer
 #pragma once
 

@@ -9,7 +9,7 @@ namespace emu {
 
 namespace {
 
-/// A library's code, whose numbers begin with `first`.
+/// The code of one library. The number of its first byte is `first`.
 struct Module {
   uintptr_t base, begin, end;
   uint32_t first;

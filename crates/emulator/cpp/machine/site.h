@@ -1,5 +1,5 @@
-// Code addresses as 32-bit numbers: the race detector keeps four for every place in memory, and the kernels' libraries are
-// spread over the address space.
+// Code addresses as 32-bit numbers. The race detector stores four of them in every AccessRecord, and the kernels' libraries
+// are spread over the 64-bit address space.
 #pragma once
 
 #include <cstdint>
@@ -7,10 +7,11 @@
 
 namespace emu {
 
-/// The number of a code address; 0 if the address is in no library.
+/// The number of a code address; 0 if the address is not in a loaded library.
 uint32_t site_number(const void* site);
 
-/// The path of the library of a number's address, and the address within it; empty if the number is unknown.
+/// The path of the library that a number's code address is in, and its address within that library. The path is empty if the
+/// number is unknown.
 std::string site_library(uint32_t number, uint64_t& address);
 
 }  // namespace emu

@@ -38,14 +38,14 @@ void arrive(Barrier& barrier, uint32_t expected, bool wait, const char* name, ui
 
 void sync_block() {
   Cta& cta = *self->cta;
-  // Every exit lowers the number of expected threads, so the count is set here.
+  // Exited threads are not expected, so the count is set anew at each arrival.
   cta.barriers[0].expected = cta.live;
   arrive(cta.barriers[0], cta.live, true, "sync_block", 0);
 }
 
 bool sync_block_or(bool vote) {
-  // The votes of three rounds are kept in turn. After a round's barrier no thread can still read the votes of the round
-  // before, so their slot, which the next round but one uses, is cleared.
+  // Three slots hold the votes of successive rounds in turn. After the barrier of a round no thread can still read the votes
+  // of the round before, so their slot is cleared; the next round but one uses it.
   Cta& cta = *self->cta;
   uint32_t round = self->vote_round++;
   cta.votes[round % 3] |= vote;
@@ -57,7 +57,7 @@ bool sync_block_or(bool vote) {
 
 void named_barrier(uint32_t id, uint32_t threads, bool wait) {
   const char* name = wait ? "sync_named" : "arrive_named";
-  if (id > 15) fail(Fault::barrier, "%s: there are barriers 0 to 15, not %u", name, id);
+  if (id > 15) fail(Fault::barrier, "%s: barrier %u does not exist; a CTA has barriers 0 to 15", name, id);
   if (threads == 0 || threads % 32) fail(Fault::barrier, "%s: %u threads are not whole warps", name, threads);
   if (threads > self->cta->threads.size()) {
     fail(Fault::barrier, "%s: %u threads in a CTA of %zu", name, threads, self->cta->threads.size());
@@ -65,26 +65,26 @@ void named_barrier(uint32_t id, uint32_t threads, bool wait) {
   arrive(self->cta->barriers[id], threads, wait, name, id);
 }
 
-void thread_left(Cta& cta) {
+void on_thread_exit(Cta& cta) {
   Barrier& block = cta.barriers[0];
   if (block.arrived && block.arrived == cta.live) complete(block);
-  cluster_thread_left(*cta.cluster);
+  on_cluster_thread_exit(*cta.cluster);
 }
 
 void warp_instruction(uint32_t members, const char* name, WarpFunction function, void* argument) {
   Warp& warp = *self->warp;
   uint32_t me = 1u << self->lane;
-  if (!(members & me)) fail(Fault::collective, "%s: the calling lane is not among its members %08x", name, members);
+  if (!(members & me)) fail(Fault::collective, "%s: the calling lane is not in the mask %08x", name, members);
   if (members & ~warp.live) {
-    fail(Fault::collective, "%s: members %08x name lanes that exited or never were (live: %08x)", name, members,
+    fail(Fault::collective, "%s: the mask %08x names lanes that have exited or do not exist (live lanes: %08x)", name, members,
          warp.live);
   }
-  Rendezvous* open = nullptr;
-  for (Rendezvous& other : warp.open) {
+  WarpInstruction* open = nullptr;
+  for (WarpInstruction& other : warp.open) {
     if (other.members == members) {
       open = &other;
     } else if (other.members & me && other.arrived & members) {
-      // Each of the two instructions waits for a lane that waits in the other. Lanes that are merely ahead would reach both.
+      // Each of the two instructions waits for a lane that waits at the other, so neither can complete.
       fail(Fault::collective, "%s with members %08x meets %s with members %08x: the warp has diverged", name, members,
            other.name, other.members);
     }
@@ -103,7 +103,7 @@ void warp_instruction(uint32_t members, const char* name, WarpFunction function,
     machine->block(name, members);
     return;
   }
-  Rendezvous all = *open;
+  WarpInstruction all = *open;
   warp.open.erase(warp.open.begin() + (open - warp.open.data()));
   function(all);
   for (uint32_t lane = 0; lane < 32; lane++) {

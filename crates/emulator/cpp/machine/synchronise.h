@@ -1,4 +1,4 @@
-// Hardware barriers and warp instructions.
+// The hardware barriers of a CTA, and how warp instructions wait for their lanes.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +17,11 @@ bool sync_block_or(bool vote);
 /// bar.sync (wait) and bar.arrive on one of 16 barriers.
 void named_barrier(uint32_t id, uint32_t threads, bool wait);
 
-/// Called when a thread has exited: barriers that count live threads may be complete now.
-void thread_left(Cta& cta);
+/// Called when a thread has exited, because that may complete barriers that count live threads.
+void on_thread_exit(Cta& cta);
 
 /// What a warp instruction does once all its lanes have arrived: `argument[lane]` is the argument of each lane.
-using WarpFunction = void (*)(const Rendezvous& lanes);
+using WarpFunction = void (*)(const WarpInstruction& lanes);
 /// Waits until every lane of `members` has arrived at the same instruction, which the last one carries out for all.
 void warp_instruction(uint32_t members, const char* name, WarpFunction function, void* argument);
 

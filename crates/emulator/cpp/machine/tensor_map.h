@@ -1,4 +1,4 @@
-// The content of the driver's CUtensorMap, in the emulator's own encoding of its 128 bytes.
+// What the driver's CUtensorMap holds. Its 128 bytes are encoded in the emulator's own way.
 #pragma once
 
 #include <cstdint>
@@ -6,16 +6,16 @@
 namespace emu {
 
 struct alignas(64) TensorMap {
-  static constexpr uint32_t most_dimensions = 5;
+  static constexpr uint32_t max_dimensions = 5;
 
   uint64_t check;    // checksum of everything below
   uint64_t address;  // of the tensor in global memory
-  uint64_t stride[most_dimensions - 1];  // in bytes, of dimensions 1 to 4
-  uint32_t last[most_dimensions];        // largest index of each dimension
-  uint16_t box[most_dimensions];
+  uint64_t stride[max_dimensions - 1];  // in bytes, of dimensions 1 to 4
+  uint32_t last[max_dimensions];        // largest index of each dimension
+  uint16_t box[max_dimensions];
   uint8_t rank;
   uint8_t element_bytes;
-  uint8_t swizzle;  // 0 none, 3 of 128 bytes: the driver's numbers
+  uint8_t swizzle;  // as in the driver: 0 for none, 3 for 128 bytes
   uint8_t reserved[41];
 
   uint64_t checksum() const;
@@ -23,7 +23,7 @@ struct alignas(64) TensorMap {
   uint32_t row_bytes() const { return box[0] * element_bytes; }
   uint32_t box_bytes() const;
 };
-static_assert(sizeof(TensorMap) == 128, "as large as CUtensorMap");
+static_assert(sizeof(TensorMap) == 128, "TensorMap must be as large as CUtensorMap");
 
 /// Returns null, or why cuTensorMapEncodeTiled would refuse.
 const char* encode_tensor_map(TensorMap& map, uint32_t element_bytes, uint32_t rank, uint64_t address, const uint64_t* dims,

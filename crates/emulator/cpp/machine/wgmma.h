@@ -1,4 +1,4 @@
-// Asynchronous MMAs of a warpgroup.
+// wgmma: asynchronous MMAs of a warpgroup.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@ struct WgmmaInstruction {
 };
 
 void wgmma_fence();
-/// `d` are the thread's N / 2 accumulators, `a` its four registers of A, if A is in registers. Both must keep their
-/// addresses until the wait for the MMA.
+/// `d` are the thread's N / 2 accumulators; `a` its four registers of A if A is in registers, else null. Neither may move
+/// until the wait for the MMA.
 void wgmma(const WgmmaInstruction& instruction, float* d, const uint32_t* a);
 void wgmma_commit();
 void wgmma_wait(uint32_t groups);

@@ -12,7 +12,7 @@ namespace {
 
 constexpr uint64_t address_bits = 0x3ffff;
 constexpr uint64_t unused_bits = 0x3ff1c000c000c000;  // 14–15, 30–31, 46–48, 52–61
-constexpr uint32_t pattern_bytes = 1024;
+constexpr uint32_t pattern_bytes = 1024;  // of the 128-byte swizzle
 
 }  // namespace
 
@@ -21,10 +21,14 @@ uint64_t wgmma_descriptor(uint32_t address, uint32_t leading_bytes, uint32_t str
     fail(Fault::descriptor, "wgmma_descriptor of shared address 0x%x, which is not the CTA's own", address);
   }
   const uint64_t start = address & 0xffffff;
-  if (start > address_bits) fail(Fault::resources, "wgmma_descriptor: shared memory in so many pieces has no address");
+  if (start > address_bits) {
+    fail(Fault::resources,
+         "wgmma_descriptor: with so many arrays in shared memory, address 0x%llx does not fit into a descriptor",
+         static_cast<unsigned long long>(start));
+  }
   if (start % 16 || leading_bytes % 16 || stride_bytes % 16 || leading_bytes > address_bits || stride_bytes > address_bits) {
-    fail(Fault::descriptor, "wgmma_descriptor: 0x%x, %u, %u are not all multiples of 16 below 2^18", address, leading_bytes,
-         stride_bytes);
+    fail(Fault::descriptor, "wgmma_descriptor: address 0x%x and offsets %u and %u must be multiples of 16 below 2^18", address,
+         leading_bytes, stride_bytes);
   }
   return start >> 4 | uint64_t(leading_bytes >> 4) << 16 | uint64_t(stride_bytes >> 4) << 32 | uint64_t(1) << 62;
 }
@@ -38,18 +42,18 @@ SharedOperand::SharedOperand(uint64_t descriptor, bool mn_major, uint32_t rows, 
       mn_major_(mn_major) {
   const auto shown = static_cast<unsigned long long>(descriptor);
   if (descriptor >> 62 != 1 || descriptor & unused_bits || descriptor >> 49 & 7) {
-    fail(Fault::descriptor, "%s: descriptor 0x%llx is not one of a 128-byte swizzle without base offset", name, shown);
+    fail(Fault::descriptor, "%s: descriptor 0x%llx is not for the 128-byte swizzle with base offset 0", name, shown);
   }
-  if (start_ & 0x380) fail(Fault::descriptor, "%s: descriptor 0x%llx starts within a pattern of 1024 bytes", name, shown);
+  if (start_ & 0x380) fail(Fault::descriptor, "%s: descriptor 0x%llx starts inside a 1024-byte swizzle pattern", name, shown);
   const uint32_t row_bytes = mn_major ? 2 * (rows < 64 ? rows : 64) : 32;
   if (start_ % 128 + row_bytes > 128) {
-    fail(Fault::descriptor, "%s: descriptor 0x%llx reaches over the end of a row of 128 bytes", name, shown);
+    fail(Fault::descriptor, "%s: descriptor 0x%llx extends beyond a 128-byte row", name, shown);
   }
   const bool uses_stride = mn_major || rows > 8, uses_leading = mn_major && rows > 64;
   if ((uses_stride && (stride_ == 0 || stride_ % pattern_bytes)) ||
       (uses_leading && (leading_ == 0 || leading_ % pattern_bytes))) {
-    fail(Fault::descriptor, "%s: descriptor 0x%llx steps %u and %u bytes, not by whole patterns", name, shown, leading_,
-         stride_);
+    fail(Fault::descriptor, "%s: descriptor 0x%llx has leading and stride offsets %u and %u, not multiples of 1024", name,
+         shown, leading_, stride_);
   }
 }
 

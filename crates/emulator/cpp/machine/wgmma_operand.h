@@ -1,4 +1,4 @@
-// An operand of wgmma in shared memory: 16 values of k of some rows (for B: columns), with the 128-byte swizzle.
+// An operand of wgmma in shared memory, with the 128-byte swizzle: rows of A (or columns of B) with 16 values of k each.
 //
 // In bytes from the start address, before the swizzle is applied to the whole address:
 //   K-major    row r, value k:  r / 8 · stride + r % 8 · 128 + 2 k

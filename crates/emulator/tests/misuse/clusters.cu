@@ -1,4 +1,4 @@
-// CTAs that reach each other: two of a cluster.
+// Accesses of a CTA to the shared memory of the other CTA of its cluster.
 #include <gpu/cluster.h>
 #include <gpu/mbarrier.h>
 #include <gpu/tma.h>
@@ -24,7 +24,7 @@ MISUSE(cluster_load_outside) {
   load_cluster<u32>(map_shared(own, 1) + 16);
   cluster_sync();
 }
-// The other CTA has started, but nothing that this one was told says so: a relaxed read orders nothing.
+// The other CTA has started, but nothing that this CTA has synchronised with shows it: a relaxed read orders nothing.
 MISUSE(cluster_store_early) {
   const u32 own = shared_address(SharedMemory().take<u32>(1));
   if (threadIdx.x != 0) return;
@@ -32,7 +32,7 @@ MISUSE(cluster_store_early) {
   while (load_relaxed(words_out(params) + (cluster_rank() ^ 1)) != 7) back_off();
   store_cluster(map_shared(own, cluster_rank() ^ 1), 5u);
 }
-// The other CTA may have exited, and taken its shared memory with it.
+// The other CTA may have exited, after which its shared memory does not exist any more.
 MISUSE(cluster_exit_early) {
   u32* word = SharedMemory().take<u32>(1);
   if (threadIdx.x == 0) *word = 5;

@@ -1,4 +1,4 @@
-// cp.async, mbarriers, the copy engine.
+// cp.async, mbarriers and TMA.
 #include <gpu/mbarrier.h>
 #include <gpu/tma.h>
 #include <misuse.h>
@@ -61,7 +61,7 @@ MISUSE(copy_source_changed) {
     copy_async_wait<0>();
   }
 }
-// The wait is of the copying thread: a barrier has to show it to others.
+// The wait orders the copy before the copying thread only; other threads need a barrier after it.
 MISUSE(copy_without_barrier) {
   u32* word = SharedMemory().take<u32>(1);
   if (threadIdx.x == 0) {
@@ -88,7 +88,7 @@ GPU_DEVICE u32 barrier_of(u32 arrivals, bool fenced) {
   return barrier;
 }
 
-// A box behind the barrier.
+// A box in shared memory, after the barrier.
 GPU_DEVICE u8* box_of() {
   SharedMemory shared;
   shared.take<u64, 1024>(1);
@@ -209,7 +209,7 @@ MISUSE(tma_map_misaligned) { tma_prefetch(reinterpret_cast<const TensorMap*>(&pa
 MISUSE(tma_no_map) { tma_prefetch(reinterpret_cast<const TensorMap*>(&params.in[0])); }
 MISUSE(tma_tensor_outside) {
   const u32 barrier = barrier_of(1, true);
-  // in[1] is a map of more rows than there are in in[0].
+  // in[1] is a tensor map with more rows than in[0] has.
   if (threadIdx.x == 0) {
     tma_load_2d(shared_address(box_of()), static_cast<const TensorMap*>(params.in[1]), barrier, 0, 124);
   }
@@ -245,7 +245,7 @@ MISUSE(tma_not_waited_for) {
     tma_load_2d(shared_address(box_of()), &params.maps[0], barrier, 0, 0);
   }
 }
-// The box was written plainly before, and no fence keeps that from coming after the copy.
+// The box was written by ordinary stores, and no proxy fence orders them before the copy.
 MISUSE(tma_over_plain_writes) {
   const u32 barrier = barrier_of(1, true);
   u8* box = box_of();
@@ -299,7 +299,7 @@ MISUSE(tma_store_source_changed) {
     bulk_wait_read<0>();
   }
 }
-// That the engine has read shared memory does not mean that it has written.
+// bulk_wait_read says only that shared memory has been read, not that global memory has been written.
 MISUSE(tma_store_read_early) {
   u8* box = filled_box(true);
   if (threadIdx.x == 0) {

@@ -1,7 +1,8 @@
-// Kernels that each do one thing that the emulator has to refuse.
+// Kernels that each break one rule, for which the emulator must end them.
 //
-// All get the same: in[0] and out[0] are 4096 words of global memory; maps[0] (with the 128-byte swizzle) and maps[1]
-// see in[0] as 64 rows of 64 elements of 16 bits, of which a box has 8 rows; maps[1] is of three dimensions.
+// All get the same parameters: in[0] and out[0] are 4096 words of global memory; maps[0] (with the 128-byte swizzle) and
+// maps[1] are tensor maps of in[0] as 64 rows of 64 elements of 16 bits, with boxes of 8 rows; that of maps[1] has three
+// dimensions.
 #pragma once
 
 #include <abi.h>

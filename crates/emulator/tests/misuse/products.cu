@@ -1,4 +1,4 @@
-// Matrix instructions of a warp and of a warpgroup.
+// Matrix instructions: ldmatrix, mma.sync and wgmma.
 #include <gpu/convert.h>
 #include <gpu/mma.h>
 #include <gpu/tma.h>
@@ -32,7 +32,7 @@ MISUSE(mma_not_rounded) {
 
 namespace {
 
-// Two tiles of 64 × 64 with ones in them.
+// Two tiles of 64 × 64 in shared memory, filled with ones.
 struct Tiles {
   u8 *a, *b;
   u64 a_descriptor, b_descriptor;
@@ -63,13 +63,13 @@ GPU_DEVICE void finish(float (&d)[32]) {
 
 }  // namespace
 
-MISUSE(wgmma_right) {
+MISUSE(wgmma_correct) {
   const Tiles tiles(true);
   float d[32];
   wgmma_fence();
   multiply(d, tiles.a_descriptor, tiles.b_descriptor);
   wgmma_commit();
-  // Before the wait there is nothing in the registers.
+  // Before the wait the registers hold NaN.
   store(words_out(params) + threadIdx.x, __builtin_bit_cast(u32, static_cast<volatile float*>(d)[5]));
   wgmma_wait<0>();
   wgmma_fence_operands(d);
@@ -157,7 +157,7 @@ MISUSE(wgmma_operand_written) {
   if (threadIdx.x == 40) *reinterpret_cast<volatile u32*>(tiles.b) = 5;
   wgmma_wait<0>();
 }
-MISUSE(wgmma_held_early) {
+MISUSE(wgmma_fence_operands_early) {
   const Tiles tiles(true);
   float d[32];
   wgmma_fence();

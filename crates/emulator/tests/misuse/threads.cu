@@ -1,4 +1,4 @@
-// Memory, barriers, warps.
+// Global and shared memory, barriers, warp instructions, registers.
 #include <gpu/registers.h>
 #include <misuse.h>
 
@@ -27,7 +27,7 @@ MISUSE(shared_too_many_pieces) {
 }
 MISUSE(address_of_global) { shared_address(words_in(params)); }
 
-// Unordered accesses, which only the race build sees.
+// Unordered accesses, which only the race build finds.
 MISUSE(shared_uninitialised) {
   SharedMemory shared;
   u32* word = shared.take<u32>(1);

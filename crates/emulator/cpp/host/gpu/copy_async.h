@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/copy_async.h.
+// Host version of kernels/gpu/copy_async.h.
 #pragma once
 
 #include <machine/copy_async.h>
@@ -18,7 +18,7 @@ GPU_DEVICE void copy_async_commit() { emu::copy_async_commit(); }
 
 template <int N>
 GPU_DEVICE void copy_async_wait() {
-  static_assert(N >= 0, "a number of groups");
+  static_assert(N >= 0, "N is a number of groups, so not negative");
   emu::copy_async_wait(N);
 }
 

@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/wgmma.h.
+// Host version of kernels/gpu/wgmma.h.
 #pragma once
 
 #include <machine/wgmma.h>
@@ -16,7 +16,7 @@ GPU_DEVICE void wgmma_commit() { emu::wgmma_commit(); }
 
 template <int N>
 GPU_DEVICE void wgmma_wait() {
-  static_assert(N >= 0 && N <= 7, "0 to 7 groups");
+  static_assert(N >= 0 && N <= 7, "N must be 0 to 7 groups");
   emu::wgmma_wait(N);
 }
 
@@ -30,8 +30,8 @@ GPU_DEVICE void wgmma_fence_operands(u32 (&)[N]) {}
 
 template <class E, int N>
 constexpr void check_wgmma() {
-  static_assert(same_type<E, f16> || same_type<E, bf16>, "f16 or bf16");
-  static_assert(N >= 8 && N <= 256 && N % 8 == 0, "8 to 256 in steps of 8");
+  static_assert(same_type<E, f16> || same_type<E, bf16>, "E must be f16 or bf16");
+  static_assert(N >= 8 && N <= 256 && N % 8 == 0, "N must be 8 to 256 in steps of 8");
 }
 
 template <class E, int N, Major A, Major B>

@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/mma.h.
+// Host version of kernels/gpu/mma.h.
 #pragma once
 
 #include <machine/matrix.h>
@@ -19,7 +19,7 @@ GPU_DEVICE void stmatrix_x4_trans(u32 shared_addr, const u32 (&r)[4]) { emu::sto
 
 template <class E>
 GPU_DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  static_assert(same_type<E, f16> || same_type<E, bf16>, "f16 or bf16");
+  static_assert(same_type<E, f16> || same_type<E, bf16>, "E must be f16 or bf16");
   if constexpr (same_type<E, f16>) {
     emu::multiply_f16(d, a, b);
   } else {

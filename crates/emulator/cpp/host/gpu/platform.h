@@ -1,5 +1,5 @@
-// The twin of kernels/gpu/platform.h: a kernel is a function that is registered by its name, and an index is a call into the
-// machine.
+// Host version of kernels/gpu/platform.h: a kernel is a function registered under its name, and threadIdx and the like
+// are calls into the machine.
 #pragma once
 
 #include "machine/runtime.h"

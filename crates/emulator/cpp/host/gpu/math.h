@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/math.h.
+// Host version of kernels/gpu/math.h.
 #pragma once
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/memory.h.
+// Host version of kernels/gpu/memory.h.
 #pragma once
 
 #include <gpu/types.h>
@@ -30,7 +30,7 @@ GPU_DEVICE Chunk load_once(const Chunk* p) {
   return value;
 }
 
-// A hint: the machine has no caches.
+// Only a hint on hardware; the machine has no caches.
 GPU_DEVICE void prefetch_l2(const void*) {}
 
 GPU_DEVICE Chunk load_shared(const Chunk* p) {

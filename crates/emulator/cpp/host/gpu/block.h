@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/block.h.
+// Host version of kernels/gpu/block.h.
 #pragma once
 
 #include <gpu/types.h>

@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/atomic.h.
+// Host version of kernels/gpu/atomic.h.
 #pragma once
 
 #include <gpu/types.h>
@@ -39,10 +39,10 @@ GPU_DEVICE u32 fetch_max_relaxed(u32* p, u32 value) {
   return u32(emu::update_strong(p, value, sizeof(u32), emu::Update::max, emu::Order::relaxed, "fetch_max_relaxed"));
 }
 
-// The race detector takes no order from a fence: publish with a release of the word itself.
+// The race detector derives no order from a fence: a kernel must publish with a release of the word itself.
 GPU_DEVICE void fence_acq_rel() { emu::fence_gpu(); }
 
-// Nothing to do: a load that finds the same value twice in a row parks the thread.
+// Nothing to do: a load that finds the same value twice in a row suspends the thread.
 GPU_DEVICE void back_off() {}
 
 }  // namespace gpu

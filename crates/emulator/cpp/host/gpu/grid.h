@@ -1,5 +1,5 @@
-// The twin of kernels/gpu/grid.h. Launches run one after the other, so there is nothing to wait for; the wait checks what
-// the thread did before it.
+// Host version of kernels/gpu/grid.h. Launches run one after the other, so there is nothing to wait for; the wait
+// checks what the thread accessed before it.
 #pragma once
 
 #include <gpu/types.h>

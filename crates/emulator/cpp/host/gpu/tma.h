@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/tma.h.
+// Host version of kernels/gpu/tma.h.
 #pragma once
 
 #include <machine/tma.h>

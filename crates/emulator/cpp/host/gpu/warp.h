@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/warp.h.
+// Host version of kernels/gpu/warp.h.
 #pragma once
 
 #include <cstring>
@@ -48,7 +48,7 @@ GPU_DEVICE u32 ballot(bool vote, u32 members = full_warp) { return emu::ballot(v
 GPU_DEVICE bool all(bool vote, u32 members = full_warp) { return emu::ballot(vote, members, "all") == members; }
 GPU_DEVICE bool any(bool vote, u32 members = full_warp) { return emu::ballot(vote, members, "any") != 0; }
 
-// Hardware may elect any lane. The twin elects the last, because a kernel is most likely to rely on lane 0 by mistake.
+// Hardware may elect any lane. This version elects the last, because a kernel is most likely to rely on lane 0 by mistake.
 GPU_DEVICE bool elect_one() { return lane_id() == 31; }
 
 }  // namespace gpu

@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/cluster.h.
+// Host version of kernels/gpu/cluster.h.
 #pragma once
 
 #include <machine/cluster.h>
@@ -23,7 +23,7 @@ GPU_DEVICE u32 map_shared(u32 shared_addr, u32 rank) { return emu::map_shared(sh
 
 template <class T>
 GPU_DEVICE T load_cluster(u32 address) {
-  static_assert(sizeof(T) == 4, "u32 or float");
+  static_assert(sizeof(T) == 4, "T must be u32 or float");
   T value;
   emu::load_cluster(address, &value, sizeof value);
   return value;
@@ -37,7 +37,7 @@ GPU_DEVICE Chunk load_cluster_chunk(u32 address) {
 
 template <class T>
 GPU_DEVICE void store_cluster(u32 address, T value) {
-  static_assert(sizeof(T) == 4, "u32 or float");
+  static_assert(sizeof(T) == 4, "T must be u32 or float");
   u32 word;
   memcpy(&word, &value, sizeof word);
   emu::store_cluster(address, word);

@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/shared.h: each piece lies between red zones.
+// Host version of kernels/gpu/shared.h: each array lies between red zones.
 #pragma once
 
 #include <gpu/types.h>

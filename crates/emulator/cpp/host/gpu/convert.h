@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/convert.h.
+// Host version of kernels/gpu/convert.h.
 #pragma once
 
 #include <cstring>

@@ -1,4 +1,4 @@
-// The twin of kernels/gpu/mbarrier.h.
+// Host version of kernels/gpu/mbarrier.h.
 #pragma once
 
 #include <machine/mbarrier.h>
