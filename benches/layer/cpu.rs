@@ -1,4 +1,5 @@
-//! One layer on the CPU: fused, sequential, base and bottleneck adapters behind it, forward; fused and base, backward.
+//! One layer on the CPU. Forward: base, fused LoRA, sequential LoRA, bottleneck adapters. Backward: base and fused
+//! LoRA.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use fused_lora::bottleneck::{Bottleneck, LayerNorm};
@@ -9,7 +10,7 @@ use fused_lora::{MatrixMut, MatrixRef};
 const CASES: [(usize, usize, usize, usize); 4] =
     [(1, 1024, 1024, 4), (1, 4096, 1024, 16), (128, 1024, 3072, 4), (128, 1024, 4096, 16)];
 
-/// A fixed sequence of numbers in [-0.5, 0.5): values do not change what is measured.
+/// A fixed sequence of numbers in [-0.5, 0.5). Times do not depend on the values.
 fn numbers(n: usize) -> Vec<f32> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 - 0.5).collect()
 }
@@ -33,15 +34,15 @@ impl Operands {
     }
 }
 
-/// The base layer and a bottleneck adapter behind it.
-struct Adapted {
+/// The weights of a bottleneck adapter that follows the base layer.
+struct AdapterWeights {
     width: usize,
     down: Vec<f32>,
     up: Vec<f32>,
     vector: Vec<f32>,
 }
 
-impl Adapted {
+impl AdapterWeights {
     fn new(d: usize, width: usize) -> Self {
         let [down, up, vector] = [d * width, width * d, d.max(width)].map(numbers);
         Self { width, down, up, vector }
@@ -83,7 +84,7 @@ pub(crate) fn forward(c: &mut Criterion) {
                 b.iter(|| cpu::forward_sequential(&layer, x, &mut y, &plain, &mut buffers));
             });
             for (variant, has_norm, width) in crate::adapters((d_in, d_out), rank) {
-                let adapted = Adapted::new(d_out, width);
+                let adapted = AdapterWeights::new(d_out, width);
                 let adapter = adapted.view(d_out, has_norm)?;
                 let mut buffers = BottleneckBuffers::new();
                 group.bench_function(id(variant), |b| {

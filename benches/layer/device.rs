@@ -1,4 +1,5 @@
-//! One layer on a device in bf16, few tokens and many: fused, base, and bottleneck adapters behind it, weights cold.
+//! One layer on a device in bf16, with few tokens and many: base, fused LoRA, bottleneck adapters. Weights are not in a
+//! cache.
 
 use std::time::Duration;
 
@@ -19,14 +20,14 @@ const DECODE: [Shape; 4] = [(1, 4096, 4096, 16), (1, 1024, 3072, 4), (4, 4096, 4
 const FORWARD: [Shape; 5] =
     [(17, 4096, 4096, 16), (64, 4096, 4096, 16), (128, 1024, 3072, 4), (512, 4096, 4096, 16), (4096, 4096, 4096, 16)];
 
-/// As many tokens on small layers: the emulator executes every product.
+/// Smaller layers with as many tokens, because the emulator executes every product.
 const FORWARD_COUNTED: [Shape; 4] =
     [(17, 1024, 1024, 16), (64, 1024, 512, 16), (128, 512, 512, 4), (512, 256, 512, 16)];
 
-/// Copies of the weights are together so many times the L2 cache.
-pub(crate) const COLD: usize = 3;
+/// All copies of the weights together have this many times the size of the L2 cache.
+pub(crate) const L2_MULTIPLE: usize = 3;
 
-/// A fixed sequence of numbers in [-0.5, 0.5), with as many different bits as random ones.
+/// A fixed sequence of numbers in [-0.5, 0.5) whose bits vary like those of random numbers.
 pub(crate) fn numbers(n: usize) -> Vec<bf16> {
     let number = |i: u32| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 - 0.5;
     (0..n as u32).map(|i| bf16::from_f32(number(i))).collect()
@@ -71,7 +72,7 @@ impl Case {
         self.with_layer(0, adapted, |layer| Forward::new(device, layer, self.shape.0))?
     }
 
-    /// Issues so many launches, one copy after the other.
+    /// Issues launches, each with the next copy of the weights.
     fn launch(&mut self, plan: &Forward<bf16>, adapted: bool, workspace: &mut Workspace, launches: u64) -> Result<()> {
         let (tokens, d_in, d_out, _) = self.shape;
         let mut y = std::mem::replace(&mut self.y, DeviceBuffer::zeros(&self.stream, 0)?);
@@ -88,18 +89,18 @@ impl Case {
     }
 }
 
-/// A bottleneck adapter behind the base layer, planned, with as many copies of its weights as the layer has.
-struct Behind {
+/// A planned bottleneck adapter that follows the base layer, with as many copies of its weights as the layer has.
+struct AdaptedLayer {
     norm: Option<LayerNorm<bf16>>,
     adapter: Adapter<bf16>,
     width: usize,
     /// Down, up, both biases.
     copies: Vec<[DeviceBuffer<bf16>; 4]>,
     vector: DeviceBuffer<f32>,
-    beside: DeviceBuffer<bf16>,
+    between: DeviceBuffer<bf16>,
 }
 
-impl Behind {
+impl AdaptedLayer {
     fn new(device: &Device, case: &Case, has_norm: bool, width: usize) -> Result<Self> {
         let (tokens, _, d, _) = case.shape;
         let upload = |n| DeviceBuffer::from_slice(&case.stream, &numbers(n));
@@ -108,18 +109,18 @@ impl Behind {
         let adapter = Adapter::new(device, &view(&copies[0], d, width)?, tokens)?;
         let norm = has_norm.then(|| LayerNorm::new(device, tokens, d)).transpose()?;
         let vector = DeviceBuffer::from_slice(&case.stream, &vec![0.5; d])?;
-        Ok(Self { norm, adapter, width, copies, vector, beside: upload(tokens * d)? })
+        Ok(Self { norm, adapter, width, copies, vector, between: upload(tokens * d)? })
     }
 
-    /// Issues so many calls of the layer and the adapter, one copy after the other.
+    /// Issues calls of the layer and the adapter, each with the next copy of the weights.
     fn launch(&mut self, case: &mut Case, base: &Forward<bf16>, workspace: &mut Workspace, calls: u64) -> Result<()> {
         let (tokens, d_in, d, _) = case.shape;
         let mut y = std::mem::replace(&mut case.y, DeviceBuffer::zeros(&case.stream, 0)?);
         for call in 0..calls {
             let copy = (call % case.copies.len() as u64) as usize;
-            let Self { norm, adapter, width, copies, vector, beside } = self;
-            // An adapter cannot overwrite its own input; LayerNorm's output is another.
-            let layer_output = if norm.is_some() { &mut y } else { &mut *beside };
+            let Self { norm, adapter, width, copies, vector, between } = self;
+            // The adapter cannot write y over its input, so without a LayerNorm the layer writes to `between`.
+            let layer_output = if norm.is_some() { &mut y } else { &mut *between };
             case.with_layer(copy, false, |layer| {
                 let x = DeviceMatrix::new(case.x.as_slice(), tokens, d_in)?;
                 let out = DeviceMatrixMut::new(layer_output.as_mut_slice(), tokens, d)?;
@@ -130,10 +131,10 @@ impl Behind {
                 let vector = vector.as_slice();
                 let parameters = DeviceNorm { weight: vector, bias: vector, epsilon: 1e-5 };
                 let x = DeviceMatrix::new(y.as_slice(), tokens, d)?;
-                norm.launch(&case.stream, x, &parameters, DeviceMatrixMut::new(beside.as_mut_slice(), tokens, d)?)?;
+                norm.launch(&case.stream, x, &parameters, DeviceMatrixMut::new(between.as_mut_slice(), tokens, d)?)?;
                 (adds_input, residual) = (false, DeviceResidual::InPlace);
             }
-            let x = DeviceMatrix::new(beside.as_slice(), tokens, d)?;
+            let x = DeviceMatrix::new(between.as_slice(), tokens, d)?;
             let out = DeviceMatrixMut::new(y.as_mut_slice(), tokens, d)?;
             let view = view(&copies[copy], d, *width)?;
             adapter.launch(&case.stream, &view, x, adds_input, residual, out, workspace)?;
@@ -154,24 +155,24 @@ fn view(copy: &[DeviceBuffer<bf16>; 4], d: usize, width: usize) -> Result<Device
     })
 }
 
-/// Times launches by the device's own clock.
+/// Times launches with the device's events.
 pub(crate) fn time(c: &mut Criterion, device: &Device) -> Result<()> {
     group(c, device, "decode", &DECODE)?;
     group(c, device, "forward", &FORWARD)
 }
 
-/// Products and sums.
+/// Floating-point operations of a launch.
 fn flops((tokens, d_in, d_out, rank): Shape, adapted: bool) -> u64 {
     let low_rank = if adapted { rank * (d_in + d_out) } else { 0 };
     (2 * tokens * (d_in * d_out + low_rank)) as u64
 }
 
-/// By what limits them: bytes with few tokens, arithmetic with many.
+/// The benchmarks of a group. Throughput is in bytes for decode, in operations for the others.
 fn group(c: &mut Criterion, device: &Device, name: &str, shapes: &[Shape]) -> Result<()> {
     let mut group = c.benchmark_group(name);
     for &shape in shapes {
         let (tokens, d_in, d_out, rank) = shape;
-        let copies = (COLD * device.properties().l2_bytes).div_ceil(2 * d_in * d_out).max(2);
+        let copies = (L2_MULTIPLE * device.properties().l2_bytes).div_ceil(2 * d_in * d_out).max(2);
         let mut case = Case::new(device, shape, copies)?;
         for (variant, adapted) in [("base", false), ("fused", true)] {
             let plan = case.plan(device, adapted)?;
@@ -188,15 +189,18 @@ fn group(c: &mut Criterion, device: &Device, name: &str, shapes: &[Shape]) -> Re
         }
         let base = case.plan(device, false)?;
         for (variant, has_norm, width) in crate::adapters((d_in, d_out), rank) {
-            let mut behind = Behind::new(device, &case, has_norm, width)?;
-            let mut workspace = Workspace::new(&case.stream, base.workspace().union(&behind.adapter.workspace()))?;
+            let mut adapted_layer = AdaptedLayer::new(device, &case, has_norm, width)?;
+            let mut workspace =
+                Workspace::new(&case.stream, base.workspace().union(&adapted_layer.adapter.workspace()))?;
             group.throughput(match name {
-                "decode" => Throughput::Bytes((base.plan().floor_bytes() + behind.adapter.plan().floor_bytes) as u64),
+                "decode" => {
+                    Throughput::Bytes((base.plan().floor_bytes() + adapted_layer.adapter.plan().floor_bytes) as u64)
+                }
                 _ => Throughput::Elements(flops(shape, false) + (4 * tokens * d_out * width) as u64),
             });
             group.bench_function(id(shape, variant), |b| {
                 b.iter_custom(|calls| {
-                    timed(device, &mut case, |case| behind.launch(case, &base, &mut workspace, calls))
+                    timed(device, &mut case, |case| adapted_layer.launch(case, &base, &mut workspace, calls))
                 });
             });
         }
@@ -209,7 +213,7 @@ fn id((tokens, d_in, d_out, rank): Shape, variant: &str) -> BenchmarkId {
     BenchmarkId::new(variant, format!("{tokens}x{d_in}->{d_out} r{rank}"))
 }
 
-/// What `work` takes by the device's clock.
+/// The time that the device takes for what `work` issues.
 fn timed(device: &Device, case: &mut Case, work: impl FnOnce(&mut Case) -> Result<()>) -> Duration {
     let timed = || {
         let (start, end) = (Event::new(device)?, Event::new(device)?);
@@ -222,7 +226,7 @@ fn timed(device: &Device, case: &mut Case, work: impl FnOnce(&mut Case) -> Resul
     Duration::from_secs_f64(f64::from(milliseconds) * 1e-3)
 }
 
-/// Prints what one launch asks of memory.
+/// Prints the bytes that one launch of each variant requests.
 pub(crate) fn count(device: &Device) -> Result<()> {
     let named = |name, shapes: &'static [Shape]| shapes.iter().map(move |&shape| (name, shape));
     for (group, shape) in named("decode", &DECODE).chain(named("forward", &FORWARD_COUNTED)) {
@@ -241,13 +245,14 @@ pub(crate) fn count(device: &Device) -> Result<()> {
         }
         let base = case.plan(device, false)?;
         for (variant, has_norm, width) in crate::adapters((d_in, d_out), rank) {
-            let mut behind = Behind::new(device, &case, has_norm, width)?;
-            let mut workspace = Workspace::new(&case.stream, base.workspace().union(&behind.adapter.workspace()))?;
-            behind.launch(&mut case, &base, &mut workspace, 1)?;
+            let mut adapted_layer = AdaptedLayer::new(device, &case, has_norm, width)?;
+            let mut workspace =
+                Workspace::new(&case.stream, base.workspace().union(&adapted_layer.adapter.workspace()))?;
+            adapted_layer.launch(&mut case, &base, &mut workspace, 1)?;
             let counted = device.take_all_counters();
             let requested = counted.iter().map(|counters| counters.requested_bytes()).sum::<u64>();
-            let norm = behind.norm.as_ref().map_or(0, |norm| norm.plan().floor_bytes);
-            let floor = base.plan().floor_bytes() + norm + behind.adapter.plan().floor_bytes;
+            let norm = adapted_layer.norm.as_ref().map_or(0, |norm| norm.plan().floor_bytes);
+            let floor = base.plan().floor_bytes() + norm + adapted_layer.adapter.plan().floor_bytes;
             println!(
                 "{group}/{variant}/{tokens}x{d_in}->{d_out} r{rank}: {requested} bytes requested, {:.4} of the floor, {} \
                  launches",

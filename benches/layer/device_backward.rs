@@ -1,4 +1,5 @@
-//! One layer's backward pass on a device in bf16: dx, dA and dB against dx of the base, weights cold.
+//! The backward pass of one layer on a device in bf16: dx, dA and dB of fused LoRA, and dx of the base. Weights are not
+//! in a cache.
 
 use std::time::Duration;
 
@@ -11,16 +12,16 @@ use fused_lora::device::{
 };
 use half::bf16;
 
-use crate::device::{COLD, Case, Shape, numbers};
+use crate::device::{Case, L2_MULTIPLE, Shape, numbers};
 
 const SHAPES: [Shape; 3] = [(512, 1024, 4096, 16), (512, 4096, 4096, 16), (4096, 4096, 4096, 16)];
 
-/// As many tokens on small layers: the emulator executes every product.
+/// Smaller layers, because the emulator executes every product.
 const COUNTED: [Shape; 2] = [(128, 512, 512, 4), (512, 256, 512, 16)];
 
 const VARIANTS: [(&str, bool); 2] = [("base (dx only)", false), ("fused (dx, dA, dB)", true)];
 
-struct Pass {
+struct BackwardCase {
     case: Case,
     t: DeviceBuffer<bf16>,
     dx: DeviceBuffer<bf16>,
@@ -28,8 +29,8 @@ struct Pass {
     db: DeviceBuffer<f32>,
 }
 
-impl Pass {
-    /// x and y of the case are x and dy.
+impl BackwardCase {
+    /// `x` and `y` of the case are used as x and dy.
     fn new(device: &Device, shape: Shape, copies: usize) -> Result<Self> {
         let (tokens, d_in, d_out, rank) = shape;
         let case = Case::new(device, shape, copies)?;
@@ -44,18 +45,18 @@ impl Pass {
         self.case.with_layer(0, adapted, |layer| Backward::new(device, layer, tokens, BackwardOptions::default()))?
     }
 
-    /// Issues so many passes, one copy after the other.
+    /// Issues backward passes, each with the next copy of the weights.
     fn launch(&mut self, plan: &Backward<bf16>, adapted: bool, workspace: &mut Workspace, passes: u64) -> Result<()> {
         let Self { case, t, dx, da, db } = self;
         let (tokens, d_in, d_out, rank) = case.shape;
-        let kept = if adapted { rank } else { 0 };
+        let rank_of_t = if adapted { rank } else { 0 };
         for pass in 0..passes {
             let copy = (pass % case.copies.len() as u64) as usize;
             case.with_layer(copy, adapted, |layer| {
                 let input = BackwardInput {
                     x: DeviceMatrix::new(case.x.as_slice(), tokens, d_in)?,
                     dy: DeviceMatrix::new(case.y.as_slice(), tokens, d_out)?,
-                    t: DeviceMatrix::new(t.as_slice(), tokens, kept)?,
+                    t: DeviceMatrix::new(t.as_slice(), tokens, rank_of_t)?,
                     dropout: None,
                 };
                 let da = DeviceMatrixMut::new(da.as_mut_slice(), rank, d_in)?;
@@ -75,13 +76,13 @@ impl Pass {
     }
 }
 
-/// Times passes by the device's own clock.
+/// Times passes with the device's events.
 pub(crate) fn time(c: &mut Criterion, device: &Device) -> Result<()> {
     let mut group = c.benchmark_group("backward");
     for shape in SHAPES {
         let (tokens, d_in, d_out, rank) = shape;
-        let copies = (COLD * device.properties().l2_bytes).div_ceil(2 * d_in * d_out).max(2);
-        let mut pass = Pass::new(device, shape, copies)?;
+        let copies = (L2_MULTIPLE * device.properties().l2_bytes).div_ceil(2 * d_in * d_out).max(2);
+        let mut pass = BackwardCase::new(device, shape, copies)?;
         for (variant, adapted) in VARIANTS {
             let plan = pass.plan(device, adapted)?;
             let mut workspace = Workspace::new(&pass.case.stream, plan.workspace())?;
@@ -105,11 +106,11 @@ pub(crate) fn time(c: &mut Criterion, device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// Prints what the launches of one pass ask of memory.
+/// Prints the bytes that the launches of one pass of each variant request.
 pub(crate) fn count(device: &Device) -> Result<()> {
     for shape in COUNTED {
         let (tokens, d_in, d_out, rank) = shape;
-        let mut pass = Pass::new(device, shape, 1)?;
+        let mut pass = BackwardCase::new(device, shape, 1)?;
         for (variant, adapted) in VARIANTS {
             let plan = pass.plan(device, adapted)?;
             let mut workspace = Workspace::new(&pass.case.stream, plan.workspace())?;

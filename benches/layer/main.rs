@@ -1,5 +1,6 @@
-//! One layer, fused against base (on a CPU against sequential, too) and against a bottleneck adapter behind it: `cargo bench`, or
-//! `cargo bench --bench layer -- --device cuda` for a GPU, `--device emulator` for what its kernels ask of memory.
+//! One layer with fused LoRA, with bottleneck adapters, alone and, on a CPU, with sequential LoRA: `cargo bench`, or
+//! `cargo bench --bench layer -- --device cuda` for a GPU. `--device emulator` counts the bytes that the CUDA kernels
+//! request.
 //!
 //! Criterion prints times; `fused-lora bench` prints ratios within one process.
 #![allow(missing_docs)]
@@ -13,16 +14,16 @@ use std::process::{Command, ExitCode};
 use criterion::Criterion;
 use fused_lora::device::{Device, EmulatorConfig};
 
-/// Where to run, for the process that Criterion's own arguments are left to.
+/// The variable that names the device to the second process, which gets only the arguments that Criterion knows.
 const DEVICE: &str = "FUSED_LORA_BENCH_DEVICE";
 
-/// The bottleneck adapters beside a LoRA of `rank`: name, whether it has a LayerNorm, width. Those of as many parameters, and
-/// those of the widths that have the paper's 11M parameters on GPT-2 medium.
+/// The bottleneck adapters that a LoRA of `rank` is compared with: name, whether it has a LayerNorm, width. Two have as
+/// many parameters as the LoRA, and two have the paper's widths, which give 11M parameters on GPT-2 medium.
 fn adapters((d_in, d_out): (usize, usize), rank: usize) -> [(&'static str, bool, usize); 4] {
-    let as_many = |has_norm| fused_lora::bottleneck::width_for(d_out, has_norm, (rank * (d_in + d_out)) as f64);
+    let lora_sized = |has_norm| fused_lora::bottleneck::width_for(d_out, has_norm, (rank * (d_in + d_out)) as f64);
     [
-        ("adapter-h", false, as_many(false)),
-        ("adapter-l", true, as_many(true)),
+        ("adapter-h", false, lora_sized(false)),
+        ("adapter-l", true, lora_sized(true)),
         ("adapter-h (paper)", false, 112),
         ("adapter-l (paper)", true, 224),
     ]
@@ -31,7 +32,7 @@ fn adapters((d_in, d_out): (usize, usize), rank: usize) -> [(&'static str, bool,
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let Some(at) = arguments.iter().position(|argument| argument == "--device") {
-        return again_without(&arguments, at);
+        return rerun_without(&arguments, at);
     }
     let criterion = || Criterion::default().configure_from_args();
     let device = std::env::var(DEVICE).unwrap_or_default();
@@ -72,8 +73,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Criterion refuses arguments that are not its own.
-fn again_without(arguments: &[String], at: usize) -> ExitCode {
+/// Starts this program again without `--device`, because Criterion refuses arguments that it does not know.
+fn rerun_without(arguments: &[String], at: usize) -> ExitCode {
     let rest = arguments.iter().enumerate().filter(|(i, _)| *i != at && *i != at + 1).map(|(_, argument)| argument);
     let device = arguments.get(at + 1).map_or("", String::as_str);
     let program = std::env::current_exe().expect("it is running");

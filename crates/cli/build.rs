@@ -1,4 +1,4 @@
-//! Puts the commit into the binary, so that every result says what made it.
+//! Puts the commit into the binary, so that every result names the code that produced it.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ fn main() {
     let folder = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
     let folder = Path::new(&folder);
     println!("cargo:rerun-if-changed=build.rs");
-    // Naming a file that is not there would run this at every build.
+    // cargo would run this at every build if the file did not exist.
     let log = git(folder, &["rev-parse", "--git-path", "logs/HEAD"]).map(|path| folder.join(path));
     if let Some(log) = log.filter(|log| log.exists()) {
         println!("cargo:rerun-if-changed={}", log.display());
@@ -17,7 +17,7 @@ fn main() {
     println!("cargo:rustc-env=FUSED_LORA_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
 }
 
-/// What cargo wrote into an archive: the commit that it was made from.
+/// The commit that cargo recorded in a package's archive.
 fn packaged(folder: &Path) -> Option<String> {
     let text = fs::read_to_string(folder.join(".cargo_vcs_info.json")).ok()?;
     let digits = text.split("\"sha1\"").nth(1)?.split('"').nth(1)?;

@@ -1,11 +1,11 @@
-//! One column of Table 1: so many sequences of so many tokens.
+//! A column of Table 1: a batch size and a number of tokens.
 
 use anyhow::Result;
 use fused_lora_gpt2::Random;
 
 use crate::common::parse_size;
 
-/// One column of the table.
+/// A column of Table 1: `batch` sequences of `tokens` tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Column {
     pub(crate) batch: usize,
@@ -22,7 +22,7 @@ impl std::str::FromStr for Column {
     }
 }
 
-/// Token ids for a whole column.
+/// Random token ids for all sequences of a column.
 pub(crate) fn random_tokens(seed: u64, column: Column, vocabulary: usize) -> Result<Vec<u32>> {
     let noise = Random::new(seed ^ 0x70CE).normal::<f32>(column.batch * column.tokens, 1.0)?;
     Ok(noise.iter().map(|v| v.to_bits().wrapping_mul(0x9E37_79B9) % vocabulary as u32).collect())

@@ -1,4 +1,4 @@
-//! What subcommands share: where to compute, on what model, in which type.
+//! Arguments that several subcommands share: device, type and model.
 
 use std::path::Path;
 
@@ -12,91 +12,97 @@ pub(crate) use crate::results::ResultFiles;
 
 /// Where and in which type to compute.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct Compute {
-    /// Device to compute on: auto takes the best there is
+pub(crate) struct ComputeArgs {
+    /// Device to compute on; auto takes a GPU if there is one and the command supports it
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceArg,
     /// Type that weights are stored in; arithmetic is f32 on a CPU
     #[arg(long, value_name = "f32|f16|bf16", default_value = "f32")]
     pub(crate) dtype: DType,
-    /// Threads to compute with [default: one a core]
+    /// Threads to compute with [default: one for each core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum DeviceArg {
-    /// A GPU if there is one and the command runs on it, else the CPU
+    /// A GPU if there is one and the command supports it, else the CPU
     Auto,
     Cpu,
     Cuda,
-    /// The GPU's kernels on the CPU, counted instead of timed
+    /// The CUDA kernels, emulated on the CPU; they are counted, not timed
     Emulator,
 }
 
 /// What a command computes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum On {
+pub(crate) enum Backend {
     Cpu,
     Cuda,
     Emulator,
 }
 
-impl On {
-    /// As the command line spells it.
+impl Backend {
+    /// The name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            On::Cpu => "cpu",
-            On::Cuda => "cuda",
-            On::Emulator => "emulator",
+            Backend::Cpu => "cpu",
+            Backend::Cuda => "cuda",
+            Backend::Emulator => "emulator",
         }
     }
 }
 
-/// SMs of the device that the emulator's launches are planned for: an H100 or H200.
+/// SMs of the emulated device: as many as an H100 or H200 has.
 #[cfg(feature = "emulator")]
 const MULTIPROCESSORS: u32 = 132;
 
-impl On {
-    /// The device; an error for the CPU, which is none.
+impl Backend {
+    /// Opens the device; an error for the CPU.
     pub(crate) fn open(self) -> fused_lora::Result<Device> {
         match self {
-            On::Cpu => Err(fused_lora::Error::NoDriver { reason: "the CPU was asked for".to_owned() }),
-            On::Cuda => Device::cuda(0),
+            Backend::Cpu => Err(fused_lora::Error::NoDriver { reason: "the CPU was asked for".to_owned() }),
+            Backend::Cuda => Device::cuda(0),
             #[cfg(feature = "emulator")]
-            On::Emulator => Device::emulator(fused_lora::device::EmulatorConfig {
+            Backend::Emulator => Device::emulator(fused_lora::device::EmulatorConfig {
                 multiprocessors: MULTIPROCESSORS,
                 ..fused_lora::device::EmulatorConfig::default()
             }),
             #[cfg(not(feature = "emulator"))]
-            On::Emulator => Err(fused_lora::Error::NoEmulator {
+            Backend::Emulator => Err(fused_lora::Error::NoEmulator {
                 reason: "this build has none: build it with `--features emulator`".to_owned(),
             }),
         }
     }
 }
 
-impl Compute {
-    /// Resolves the device among those that the command runs on, and starts the thread pool.
-    pub(crate) fn start(&self, able: &[On]) -> Result<On> {
-        let on = match self.device {
-            DeviceArg::Auto if able.contains(&On::Cuda) && Device::cuda_count().is_ok_and(|n| n > 0) => On::Cuda,
-            DeviceArg::Auto | DeviceArg::Cpu => On::Cpu,
-            DeviceArg::Cuda => On::Cuda,
-            DeviceArg::Emulator => On::Emulator,
+impl ComputeArgs {
+    /// Chooses among the devices that the command supports, and starts the thread pool.
+    pub(crate) fn start(&self, supported: &[Backend]) -> Result<Backend> {
+        let backend = match self.device {
+            DeviceArg::Auto if supported.contains(&Backend::Cuda) && Device::cuda_count().is_ok_and(|n| n > 0) => {
+                Backend::Cuda
+            }
+            DeviceArg::Auto | DeviceArg::Cpu => Backend::Cpu,
+            DeviceArg::Cuda => Backend::Cuda,
+            DeviceArg::Emulator => Backend::Emulator,
         };
-        if !able.contains(&on) {
-            let able: Vec<_> = able.iter().map(|on| on.name()).collect();
-            bail!("device '{}' is not available to this command, expected auto or {}", on.name(), able.join(" or "));
+        if !supported.contains(&backend) {
+            let supported: Vec<_> = supported.iter().map(|backend| backend.name()).collect();
+            bail!(
+                "device '{}' is not available to this command, expected auto or {}",
+                backend.name(),
+                supported.join(" or ")
+            );
         }
         if let Some(threads) = self.threads {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
             pool.build_global().context("cannot start the threads")?;
         }
-        Ok(on)
+        Ok(backend)
     }
 
-    /// Whether the CPU was asked for by name.
+    /// Whether `--device cpu` was given.
     pub(crate) fn asks_for_cpu(&self) -> bool {
         self.device == DeviceArg::Cpu
     }
@@ -108,13 +114,13 @@ pub(crate) struct ModelArgs {
     /// A model folder (config.json, model.safetensors), or gpt2, gpt2-medium, gpt2-large, gpt2-xl for random weights
     #[arg(long, value_name = "DIR|NAME", default_value = "gpt2-medium")]
     pub(crate) model: String,
-    /// Seed of everything random
+    /// Seed of all random values
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
 }
 
 impl ModelArgs {
-    /// Loads the folder, or makes random weights of the named size.
+    /// Loads the model of a folder, or makes one of the named size with random weights.
     pub(crate) fn load<W: Element>(&self) -> Result<Model<W>> {
         let folder = Path::new(&self.model);
         if folder.is_dir() {
@@ -124,12 +130,12 @@ impl ModelArgs {
         }
         match Config::named(&self.model) {
             Some(config) => Ok(Model::random(&config, self.seed)?),
-            None => bail!("{}: not a folder, and not one of gpt2, gpt2-medium, gpt2-large, gpt2-xl", self.model),
+            None => bail!("{}: neither a folder nor one of gpt2, gpt2-medium, gpt2-large, gpt2-xl", self.model),
         }
     }
 }
 
-/// Calls a function that is generic over the weights' type with the type a [`DType`] names.
+/// Calls a function that is generic over the weights' type with the type that a [`DType`] names.
 macro_rules! with_dtype {
     ($dtype:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match $dtype {
@@ -141,7 +147,7 @@ macro_rules! with_dtype {
 }
 pub(crate) use with_dtype;
 
-/// `a,b,c` of whole numbers.
+/// A whole number of at least 1.
 pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("expected at least 1".into()),
@@ -150,7 +156,7 @@ pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A parameter budget: `11064576`, `11M`, `0.5M`, `300k`.
+/// A number of parameters: `11064576`, `11M`, `0.5M`, `300k`.
 pub(crate) fn parse_budget(text: &str) -> Result<usize, String> {
     let (number, unit) = match text.to_ascii_lowercase() {
         t if t.ends_with('m') => (t.trim_end_matches('m').to_owned(), 1e6),
@@ -163,17 +169,18 @@ pub(crate) fn parse_budget(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A small emulated GPU for tests. `None` without a C++ compiler, which is said once on the process's own error stream: the
-/// test harness keeps what tests print.
+/// A small emulated GPU for tests; `None` without a C++ compiler. The first such call says so on the process's stderr,
+/// because the test harness captures what `eprintln` prints.
 #[cfg(all(test, feature = "emulator"))]
 pub(crate) fn emulator_for_tests() -> Option<Device> {
     use std::io::Write;
 
     use fused_lora::device::EmulatorConfig;
 
-    static SAY: std::sync::Once = std::sync::Once::new();
+    static REPORT: std::sync::Once = std::sync::Once::new();
     if let Err(error) = Device::expect_emulator() {
-        SAY.call_once(|| drop(writeln!(std::io::stderr(), "left out: all tests on the emulator of a GPU ({error})")));
+        REPORT
+            .call_once(|| drop(writeln!(std::io::stderr(), "left out: all tests on the emulator of a GPU ({error})")));
         return None;
     }
     let config = EmulatorConfig { multiprocessors: 4, ..EmulatorConfig::default() };

@@ -1,11 +1,11 @@
-//! What a result was made on: commit, processor, threads, memory, date.
+//! The circumstances of a result: commit, processor, threads, memory, date.
 
 use serde::Serialize;
 
 /// The commit this binary was built from.
 pub(crate) const COMMIT: &str = env!("FUSED_LORA_COMMIT");
 
-/// One run of a command.
+/// The circumstances of a run of a command.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Run {
     pub(crate) command: String,
@@ -17,7 +17,7 @@ pub(crate) struct Run {
     pub(crate) cpu_features: Vec<&'static str>,
     pub(crate) dtype: String,
     pub(crate) threads: usize,
-    /// The largest resident set of the process so far, where the system tells.
+    /// The largest resident set of the process so far; `None` if the system does not tell.
     pub(crate) peak_memory_bytes: Option<u64>,
 }
 
@@ -45,7 +45,7 @@ impl Run {
         self.date.split('T').next().unwrap_or_default()
     }
 
-    /// A line for the head of a table.
+    /// All of it in one line, for the head of a table.
     pub(crate) fn summary(&self) -> String {
         let plural = if self.threads == 1 { "" } else { "s" };
         format!(
@@ -62,7 +62,7 @@ pub(crate) fn processor() -> String {
     name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
 }
 
-/// Vector instructions that matter to the CPU backend and are there.
+/// The processor's vector instructions that matter to the CPU backend.
 pub(crate) fn cpu_features() -> Vec<&'static str> {
     let mut found = vec![];
     #[cfg(target_arch = "x86_64")]
@@ -84,7 +84,8 @@ pub(crate) fn peak_memory() -> Option<u64> {
     kibibytes("/proc/self/status", "VmHWM:")
 }
 
-/// Bytes of memory that a process can still have, where the system tells: the machine's, within the control group's limit.
+/// Bytes of memory that this process can still get: what the machine has left, within the limit of the control group.
+/// `None` if the system does not tell.
 pub(crate) fn available_memory() -> Option<u64> {
     let machine = kibibytes("/proc/meminfo", "MemAvailable:")?;
     let group = |file: &str| -> Option<u64> {

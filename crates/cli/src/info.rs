@@ -1,4 +1,4 @@
-//! `info`: what there is to compute with, and what to install to get more.
+//! `info`: the devices, compilers and kernels that are available, and why others are not.
 
 use std::fmt::Write;
 
@@ -25,7 +25,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     describe_cuda(&mut text);
     describe_kernels(&mut text);
     let _ = match expect_emulator() {
-        Ok(()) => writeln!(text, "emulator   a C++ compiler is there, and compiles a kernel when it is first launched"),
+        Ok(()) => writeln!(text, "emulator   available; a C++ compiler compiles a kernel when it is first launched"),
         Err(reason) => writeln!(text, "emulator   not available: {reason}"),
     };
     let _ = writeln!(text, "\n--device auto takes: cpu");
@@ -39,10 +39,10 @@ fn expect_emulator() -> fused_lora::Result<()> {
 
 #[cfg(not(feature = "emulator"))]
 fn expect_emulator() -> fused_lora::Result<()> {
-    crate::common::On::Emulator.open().map(drop)
+    crate::common::Backend::Emulator.open().map(drop)
 }
 
-/// The GPUs and what the driver says of them, or why there are none.
+/// The GPUs and their properties, or why there are none.
 fn describe_cuda(text: &mut String) {
     let count = match Device::cuda_count() {
         Ok(count) => count,
@@ -73,10 +73,10 @@ fn details(properties: &Properties) -> String {
     if let DeviceKind::Cuda { driver_version: (major, minor), .. } = properties.kind {
         let _ = write!(text, "\n           driver for CUDA {major}.{minor}");
     }
-    // Two transfers a clock, whose number is 0 where the driver does not tell.
+    // Two transfers a clock. The clock is 0 if the driver does not tell it.
     let bandwidth = 2.0 * f64::from(properties.memory_clock_khz) * f64::from(properties.memory_bus_bits) / 8e6;
     if bandwidth > 0.0 {
-        let _ = write!(text, ", {bandwidth:.0} GB/s of memory bandwidth by its clock");
+        let _ = write!(text, ", {bandwidth:.0} GB/s of memory bandwidth by the memory clock");
     }
     text
 }
@@ -90,7 +90,7 @@ fn describe_kernels(text: &mut String) {
             "kernels    {} of {} files built in as machine code by nvcc {nvcc}",
             built_in.compiled, built_in.files
         ),
-        None => writeln!(text, "kernels    {} files built in as sources: there was no nvcc", built_in.files),
+        None => writeln!(text, "kernels    {} files built in as sources: the build found no nvcc", built_in.files),
     };
     let _ = match device::nvrtc_version() {
         Ok((major, minor)) => {

@@ -1,10 +1,10 @@
-//! Ctrl-C and other requests to end: temporary files are removed, then the process dies by the signal.
+//! SIGINT (Ctrl-C), SIGTERM and SIGHUP: temporary files are removed, then the signal ends the process.
 
 use anyhow::{Context, Result};
 
-/// Starts a thread that waits for SIGINT, SIGTERM and SIGHUP. On the first of them it removes what results grow in and
-/// lets the signal have its usual effect, so that a shell sees 130, 143 or 129. A signal that this process was started
-/// to ignore, as under `nohup`, is ignored.
+/// Starts a thread that waits for SIGINT, SIGTERM and SIGHUP. At the first of them it removes the temporary files of
+/// results and lets the signal end the process, so that a shell sees exit status 130, 143 or 129. A signal that was
+/// ignored when the process started, as under `nohup`, stays ignored.
 #[cfg(unix)]
 pub(crate) fn remove_temporary_files_when_ended() -> Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -14,13 +14,16 @@ pub(crate) fn remove_temporary_files_when_ended() -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new(handled).context("cannot wait for signals")?;
     let wait = move || {
         if let Some(signal) = signals.forever().next() {
-            // Held until the process is gone: no thread can make or rename a file any more, nor fail and report it.
+            // Held until the process ends, so that no other thread makes, renames or reports a file in the meantime.
             let _removed = fused_lora_gpt2::remove_staged();
             let _ = signal_hook::low_level::emulate_default_handler(signal);
             std::process::exit(128 + signal);
         }
     };
-    std::thread::Builder::new().name("signals".into()).spawn(wait).context("cannot start the thread of signals")?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(wait)
+        .context("cannot start the thread that waits for signals")?;
     Ok(())
 }
 
@@ -30,7 +33,7 @@ pub(crate) fn remove_temporary_files_when_ended() -> Result<()> {
     Ok(())
 }
 
-/// The set of signals that are ignored, signal n as bit n - 1; empty where the system does not tell.
+/// The ignored signals, signal n as bit n - 1; none if the system does not tell.
 #[cfg(unix)]
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `logits`: what a model with an adapter computes, to compare with PyTorch.
+//! `logits`: computes the logits of a model with an adapter, to compare them with PyTorch.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use fused_lora_peft::{few, one_line};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use crate::common::{Compute, On, with_dtype};
+use crate::common::{Backend, ComputeArgs, with_dtype};
 use crate::output::{emit, warn};
 use crate::results::check_outputs;
 
@@ -24,14 +24,14 @@ Examples:
   fused-lora logits --model ./gpt2 --adapter ./my-lora --tokens batch.safetensors --out logits.safetensors
       A PEFT LoRA, unmerged and fused; token ids from the tensor 'tokens' [batch, tokens]
   fused-lora logits --model ./gpt2 --bottleneck adapter.safetensors --kind houlsby --drop-adapters 6 --tokens 464 --out o.safetensors
-      Houlsby adapters, without those of the lowest six layers";
+      Houlsby adapters, without the adapters of the lowest six layers";
 
 /// Arguments of `logits`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
-    compute: Compute,
+    compute: ComputeArgs,
     /// Model folder: config.json and model.safetensors, or its shards and model.safetensors.index.json
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
@@ -41,7 +41,7 @@ pub(crate) struct Args {
     /// Bottleneck adapters: h.{i}.adapter[_attn|_mlp].{down,up}.{weight,bias} and, for lin, .ln.{weight,bias}
     #[arg(long, value_name = "FILE", requires = "kind")]
     bottleneck: Option<PathBuf>,
-    /// Which bottleneck adapters they are
+    /// Kind of the bottleneck adapters
     #[arg(long, value_name = "houlsby|lin|pfeiffer", requires = "bottleneck")]
     kind: Option<Kind>,
     /// Leave out the adapters of the lowest N layers
@@ -66,11 +66,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let folders = std::iter::once(&args.model).chain(&args.adapter).map(PathBuf::as_path);
     let inputs: Vec<&Path> = files.into_iter().flatten().chain(folders).collect();
     check_outputs(&[("--out", &args.out)], &inputs)?;
-    let on = args.compute.start(&[On::Cpu, On::Cuda, On::Emulator])?;
-    with_dtype!(args.compute.dtype, compute(args, on))
+    let backend = args.compute.start(&[Backend::Cpu, Backend::Cuda, Backend::Emulator])?;
+    with_dtype!(args.compute.dtype, compute(args, backend))
 }
 
-fn compute<W: Element>(args: &Args, on: On) -> Result<()> {
+fn compute<W: Element>(args: &Args, backend: Backend) -> Result<()> {
     let tokens = read_tokens(&args.tokens)?;
     let mut model = Model::<W>::load(&args.model)?;
     warn(model.warnings());
@@ -90,35 +90,35 @@ fn compute<W: Element>(args: &Args, on: On) -> Result<()> {
     if args.merged {
         match adapters.lora.take() {
             Some(lora) => model = model.merged(&lora)?,
-            None => bail!("--merged: no --adapter holds a LoRA to merge"),
+            None => bail!("--merged: none of the --adapter folders holds a LoRA"),
         }
     }
     if args.unfused {
         adapters.mode = LoraMode::Sequential;
     }
     let sequences: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
-    let logits = match on {
-        On::Cpu => Forward::new().logits(&model, &adapters, &sequences).map(<[f32]>::to_vec),
-        _ => on_device(on, &model, &adapters, &sequences),
+    let logits = match backend {
+        Backend::Cpu => Forward::new().logits(&model, &adapters, &sequences).map(<[f32]>::to_vec),
+        _ => on_device(backend, &model, &adapters, &sequences),
     };
     let logits = logits.with_context(|| format!("--tokens {}", one_line(&args.tokens)))?;
     if !fused_lora::cpu::vector::all_finite(&logits) {
         bail!("{}: the logits are not all finite; nothing was written", args.model.display());
     }
     let shape = vec![sequences.len(), sequences[0].len(), model.config.vocabulary];
-    // The format is little-endian, as is every machine this runs on.
+    // safetensors is little-endian, as are all processors that this crate supports.
     let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(&logits)).context("logits")?;
     write_tensors(&args.out, &BTreeMap::from([("logits".to_owned(), view)]), None)?;
     emit(&format!("{}: logits f32 {shape:?}\n", args.out.display()))
 }
 
 fn on_device<W: Element>(
-    on: On,
+    backend: Backend,
     model: &Model<W>,
     adapters: &Adapters<W>,
     sequences: &[&[u32]],
 ) -> fused_lora_gpt2::Result<Vec<f32>> {
-    let stream = Stream::new(&on.open()?)?;
+    let stream = Stream::new(&backend.open()?)?;
     let adapters = DeviceAdapters::upload(&stream, adapters, &model.config)?;
     let model = DeviceModel::upload(&stream, model)?;
     let tokens = sequences.first().map_or(0, |sequence| sequence.len());
@@ -133,7 +133,7 @@ fn read_tokens(text: &str) -> Result<Vec<Vec<u32>>> {
         let file = Checkpoint::open(Path::new(text))?;
         let others: Vec<String> = file.keys().into_iter().filter(|key| key != "tokens").collect();
         if !others.is_empty() {
-            warn([&Warning::new(text, format!("not read beside 'tokens': {}", few(&others)))]);
+            warn([&Warning::new(text, format!("only 'tokens' is read, not {}", few(&others)))]);
         }
         return Ok(file.token_ids("tokens")?);
     }

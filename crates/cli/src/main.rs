@@ -4,6 +4,7 @@ mod column;
 mod common;
 mod environment;
 mod interrupt;
+mod messages;
 mod method;
 mod output;
 mod passes;
@@ -12,7 +13,6 @@ mod results;
 mod setting;
 mod stats;
 mod trial;
-mod words;
 
 mod bench;
 mod info;
@@ -25,10 +25,11 @@ use clap::{Parser, Subcommand};
 
 /// Fused LoRA kernels: the paper's Table 1, benchmarks, logits and merges.
 ///
-/// A result file appears whole or not at all, behind symbolic links too; a device or a FIFO is written through. Where a
-/// result goes to /dev/stdout, everything else is printed to stderr.
+/// A result file is written completely or not at all, also through symbolic links; a device or a FIFO is written to
+/// directly. If a result goes to /dev/stdout, everything else is printed to stderr.
 ///
-/// Exit codes: 0 for success, 1 for a failure at run time, 2 for bad usage, 128 + N when ended by signal N (Ctrl-C: 130).
+/// Exit codes: 0 for success, 1 for a failure at run time, 2 for bad usage, 128 + N when ended by signal N (Ctrl-C:
+/// 130).
 #[derive(Debug, Parser)]
 #[command(name = "fused-lora", version, max_term_width = 110)]
 struct Cli {
@@ -40,20 +41,20 @@ struct Cli {
 enum Command {
     /// Time a forward pass with every method of the LoRA paper's Table 1.
     Table1(table1::Args),
-    /// Slow-down over batch size and rank, as in the paper's Figure 5.
+    /// Measure the slow-down by batch size and rank, as in the paper's Figure 5.
     Sweep(sweep::Args),
-    /// One adapted layer: fused against sequential against the base layer alone.
+    /// Time one layer with fused LoRA, with sequential LoRA, with bottleneck adapters, and alone.
     Bench(bench::Args),
     /// Compute logits with any adapter, to compare with PyTorch.
     Logits(logits::Args),
     /// Merge LoRA adapters into a model folder that transformers loads.
     Merge(merge::Args),
-    /// Show devices, CPU features and what this build can run.
+    /// Show devices, CPU features and the kernels of this build.
     Info(info::Args),
 }
 
 fn main() -> std::process::ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| match words::usage(&error) {
+    let cli = Cli::try_parse().unwrap_or_else(|error| match messages::usage_error(&error) {
         Some(text) => {
             eprint!("{text}");
             std::process::exit(error.exit_code())
@@ -63,7 +64,7 @@ fn main() -> std::process::ExitCode {
     match interrupt::remove_temporary_files_when_ended().and_then(|()| run(cli.command)) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", words::sentence(&error));
+            eprintln!("error: {}", messages::error_line(&error));
             std::process::ExitCode::FAILURE
         }
     }

@@ -1,4 +1,4 @@
-//! `merge`: LoRA adapters folded into a model folder.
+//! `merge`: merges LoRA adapters into a copy of a model folder.
 
 use std::path::{Path, PathBuf};
 

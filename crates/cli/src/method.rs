@@ -1,4 +1,4 @@
-//! The methods of Table 1 by name, and how each is put on a model.
+//! The methods of Table 1 by name, and the adapters that each adds to a model.
 
 use anyhow::{Context, Result, ensure};
 use fused_lora::Element;
@@ -8,10 +8,10 @@ use fused_lora_gpt2::adapter::lora::{Lora, Target};
 use fused_lora_gpt2::adapter::prefix::Prefix;
 use fused_lora_gpt2::{Adapters, Config, Error, LoraMode, Model};
 
-use crate::common::On;
-use crate::output::grouped;
+use crate::common::Backend;
+use crate::output::with_commas;
 
-/// Every name `--methods` accepts, with what it stands for.
+/// The names that `--methods` accepts.
 pub(crate) const NAMES: &[(&str, Kind)] = &[
     ("none", Kind::None),
     ("lora-merged", Kind::LoraMerged),
@@ -27,7 +27,8 @@ pub(crate) const NAMES: &[(&str, Kind)] = &[
     ("lora-prefix", Kind::LoraPrefix),
 ];
 
-/// Prefix tokens of prefix-embedding where no size is given: its budget would need more tokens than there are positions.
+/// Default length of prefix-embedding. With as many parameters as the other methods it would be longer than the model's
+/// context.
 const EMBEDDING_TOKENS: usize = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub(crate) enum Kind {
     None,
     LoraMerged,
     Lora(LoraMode),
-    /// Fused, with factors that launches find in a slot, so that another adapter can take their place under a graph.
+    /// Fused, with factors in a slot, so that a captured graph can run with another adapter.
     LoraSlot,
     Bottleneck(bottleneck::Kind),
     PrefixLayer,
@@ -43,13 +44,13 @@ pub(crate) enum Kind {
     LoraPrefix,
 }
 
-/// A method, perhaps with layers dropped and a size of its own: `NAME[-dropN][:SIZE]`.
+/// A method as given on the command line: `NAME[-dropN][:SIZE]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Method {
     pub(crate) kind: Kind,
-    /// AdapterDrop: adapters of the lowest so many layers are left out.
+    /// AdapterDrop: in how many of the lowest layers adapters are left out.
     pub(crate) drop: usize,
-    /// Rank, bottleneck width or prefix length, instead of what the column asks for.
+    /// Rank, bottleneck width or prefix length, instead of the column's.
     pub(crate) size: Option<usize>,
 }
 
@@ -91,22 +92,22 @@ impl std::fmt::Display for Method {
     }
 }
 
-/// How large adapters are where a method does not say.
+/// The sizes of adapters of methods without a size of their own.
 #[derive(Debug, Clone)]
-pub(crate) struct Sizes {
-    /// LoRA's targets and their rank.
+pub(crate) struct AdapterSizes {
+    /// The projections that get a LoRA.
     pub(crate) targets: Vec<Target>,
     pub(crate) rank: usize,
     pub(crate) alpha: f32,
-    /// The budget for bottleneck adapters and prefix-layer.
+    /// Parameters of bottleneck adapters and prefix-layer.
     pub(crate) parameters: usize,
-    /// The paper's own widths for its budgets, which no single number rounds to.
+    /// The paper's widths for its numbers of parameters; rounding from one number does not give both.
     pub(crate) houlsby_width: Option<usize>,
     pub(crate) lin_width: Option<usize>,
     pub(crate) seed: u64,
 }
 
-/// A method put on a model.
+/// A model with the adapters of a method.
 pub(crate) struct Prepared<W> {
     pub(crate) method: Method,
     /// The base model (sharing its weights), or one with merged weights.
@@ -117,17 +118,18 @@ pub(crate) struct Prepared<W> {
 }
 
 impl Method {
-    /// Checks that the method can be put on a model of this shape and run behind it: before any memory is taken for it.
+    /// Checks, before any memory is taken, that a model of this shape can have the method's adapters and run on this
+    /// backend.
     ///
     /// # Errors
     /// One sentence that says why not.
-    pub(crate) fn check(&self, config: &Config, sizes: &Sizes, tokens: usize, on: On) -> Result<()> {
+    pub(crate) fn check(&self, config: &Config, sizes: &AdapterSizes, tokens: usize, backend: Backend) -> Result<()> {
         ensure!(self.drop <= config.layers, "the model has only {} layers", config.layers);
         if let Some(rank) = self.rank(sizes) {
             ensure!((1..=MAX_RANK).contains(&rank), "rank {rank} is not supported, expected 1 to {MAX_RANK}");
         }
         if let Kind::Bottleneck(kind) = self.kind {
-            self.check_width(config, sizes, kind, on)?;
+            self.check_width(config, sizes, kind, backend)?;
         }
         let prefix = self.prefix_tokens(config, sizes)?;
         if tokens + prefix > config.positions {
@@ -136,11 +138,17 @@ impl Method {
         Ok(())
     }
 
-    fn check_width(&self, config: &Config, sizes: &Sizes, kind: bottleneck::Kind, on: On) -> Result<()> {
+    fn check_width(
+        &self,
+        config: &Config,
+        sizes: &AdapterSizes,
+        kind: bottleneck::Kind,
+        backend: Backend,
+    ) -> Result<()> {
         let width = self.width(config, sizes, kind);
-        // A width that was given is taken as it is; one that follows from a budget must still be a bottleneck.
+        // A given width is taken as it is. One computed from a number of parameters must still be a bottleneck.
         if self.size.or(sizes.paper_width(kind)).is_none() {
-            let [least, budget] = [bottleneck::parameters_for(config, kind, 1), sizes.parameters].map(grouped);
+            let [least, budget] = [bottleneck::parameters_for(config, kind, 1), sizes.parameters].map(with_commas);
             ensure!(
                 bottleneck::parameters_for(config, kind, 1) <= sizes.parameters,
                 "the narrowest adapters on this model have {least} parameters, more than the {budget} of --params"
@@ -148,53 +156,53 @@ impl Method {
             ensure!(
                 width <= config.d_ff,
                 "adapters of {budget} parameters are {} wide on this model, wider than its MLP of {} features; --params \
-                 sets another number",
-                grouped(width),
-                grouped(config.d_ff)
+                 sets another number of parameters",
+                with_commas(width),
+                with_commas(config.d_ff)
             );
         }
         ensure!(
-            on == On::Cpu || width <= MAX_RANK,
-            "adapters {width} wide have no kernel, expected at most {MAX_RANK} on a device"
+            backend == Backend::Cpu || width <= MAX_RANK,
+            "no kernel runs adapters of width {width}, expected at most {MAX_RANK} on a device"
         );
         Ok(())
     }
 
     /// LoRA's rank, if the method has a LoRA.
-    fn rank(&self, sizes: &Sizes) -> Option<usize> {
+    fn rank(&self, sizes: &AdapterSizes) -> Option<usize> {
         let has_lora = matches!(self.kind, Kind::LoraMerged | Kind::Lora(_) | Kind::LoraSlot | Kind::LoraPrefix);
         has_lora.then(|| self.size.unwrap_or(sizes.rank))
     }
 
-    fn width(&self, config: &Config, sizes: &Sizes, kind: bottleneck::Kind) -> usize {
+    fn width(&self, config: &Config, sizes: &AdapterSizes, kind: bottleneck::Kind) -> usize {
         let given = self.size.or(sizes.paper_width(kind));
         given.unwrap_or_else(|| bottleneck::width_for(config, kind, sizes.parameters))
     }
 
-    /// Tokens in front of the input; 0 without a prefix.
-    fn prefix_tokens(&self, config: &Config, sizes: &Sizes) -> Result<usize> {
-        let own = match self.kind {
+    /// Length of the prefix in tokens; 0 without a prefix.
+    fn prefix_tokens(&self, config: &Config, sizes: &AdapterSizes) -> Result<usize> {
+        let given = match self.kind {
             Kind::PrefixEmbedding => return Ok(self.size.unwrap_or(EMBEDDING_TOKENS)),
             Kind::PrefixLayer => self.size,
-            // Its size is the LoRA's rank.
+            // The method's size is the LoRA's rank.
             Kind::LoraPrefix => None,
             _ => return Ok(0),
         };
-        let a_token = 2 * config.layers * config.d_model;
-        if let Some(tokens) = own {
+        let parameters_per_token = 2 * config.layers * config.d_model;
+        if let Some(tokens) = given {
             return Ok(tokens);
         }
         ensure!(
-            a_token <= sizes.parameters,
+            parameters_per_token <= sizes.parameters,
             "a single prefix token on this model has {} parameters, more than the {} of --params",
-            grouped(a_token),
-            grouped(sizes.parameters)
+            with_commas(parameters_per_token),
+            with_commas(sizes.parameters)
         );
-        Ok((sizes.parameters as f64 / a_token as f64).round() as usize)
+        Ok((sizes.parameters as f64 / parameters_per_token as f64).round() as usize)
     }
 
-    /// Makes the adapters, random, and merges them if the method asks for it.
-    pub(crate) fn prepare<W: Element>(&self, base: &Model<W>, sizes: &Sizes) -> Result<Prepared<W>> {
+    /// Makes random adapters, and merges them if the method does.
+    pub(crate) fn prepare<W: Element>(&self, base: &Model<W>, sizes: &AdapterSizes) -> Result<Prepared<W>> {
         let config = &base.config;
         let mut adapters = Adapters::default();
         if let Some(rank) = self.rank(sizes) {
@@ -231,38 +239,38 @@ impl Method {
     }
 }
 
-/// The methods to measure, and those left out, with the reason why each does not fit.
-pub(crate) struct Choice {
+/// The methods to measure, and the default methods that do not fit, each with the reason.
+pub(crate) struct MethodSelection {
     pub(crate) methods: Vec<Method>,
     pub(crate) left_out: Vec<(Method, String)>,
 }
 
-impl Choice {
-    /// `asked`, all of which must fit, or if that is empty those of `usual` that do.
+impl MethodSelection {
+    /// The `requested` methods, all of which must fit; if there are none, those of the `defaults` that fit.
     ///
     /// # Errors
-    /// Why a method that was asked for, or the base model itself, does not fit.
-    pub(crate) fn of(
-        asked: &[Method],
-        usual: impl IntoIterator<Item = Method>,
+    /// Why a requested method, or the base model itself, does not fit.
+    pub(crate) fn new(
+        requested: &[Method],
+        defaults: impl IntoIterator<Item = Method>,
         fits: impl Fn(&Method) -> Result<()>,
     ) -> Result<Self> {
-        let mut choice = Self { methods: asked.to_vec(), left_out: vec![] };
-        for method in asked {
+        let mut selection = Self { methods: requested.to_vec(), left_out: vec![] };
+        for method in requested {
             fits(method).with_context(|| method.to_string())?;
         }
-        for method in usual.into_iter().filter(|_| asked.is_empty()) {
+        for method in defaults.into_iter().filter(|_| requested.is_empty()) {
             match fits(&method) {
-                Ok(()) => choice.methods.push(method),
+                Ok(()) => selection.methods.push(method),
                 Err(error) if method.kind == Kind::None => return Err(error.context("none")),
-                Err(error) => choice.left_out.push((method, format!("{error:#}"))),
+                Err(error) => selection.left_out.push((method, format!("{error:#}"))),
             }
         }
-        Ok(choice)
+        Ok(selection)
     }
 }
 
-impl Sizes {
+impl AdapterSizes {
     fn paper_width(&self, kind: bottleneck::Kind) -> Option<usize> {
         match kind {
             bottleneck::Kind::Houlsby => self.houlsby_width,
@@ -290,7 +298,7 @@ mod tests {
     #[test]
     fn adapters_that_no_kernel_takes_do_not_fit_a_device() {
         let config = Config::named("gpt2").unwrap();
-        let sizes = Sizes {
+        let sizes = AdapterSizes {
             targets: vec![Target::Q],
             rank: 4,
             alpha: 32.0,
@@ -299,30 +307,30 @@ mod tests {
             lin_width: None,
             seed: 0,
         };
-        let check = |text: &str, on| {
+        let check = |text: &str, backend| {
             let method: Method = text.parse().unwrap();
-            method.check(&config, &sizes, 128, on).map_err(|error| error.to_string())
+            method.check(&config, &sizes, 128, backend).map_err(|error| error.to_string())
         };
-        assert_eq!(check("adapter-h", On::Cuda), Ok(()));
-        assert_eq!(check("adapter-l", On::Cpu), Ok(()));
-        let wide = check("adapter-l", On::Cuda).unwrap_err();
-        assert_eq!(wide, "adapters 595 wide have no kernel, expected at most 512 on a device");
-        assert!(check("adapter-h:513", On::Emulator).is_err());
-        assert_eq!(check("adapter-h-drop13", On::Cpu), Err("the model has only 12 layers".to_owned()));
+        assert_eq!(check("adapter-h", Backend::Cuda), Ok(()));
+        assert_eq!(check("adapter-l", Backend::Cpu), Ok(()));
+        let wide = check("adapter-l", Backend::Cuda).unwrap_err();
+        assert_eq!(wide, "no kernel runs adapters of width 595, expected at most 512 on a device");
+        assert!(check("adapter-h:513", Backend::Emulator).is_err());
+        assert_eq!(check("adapter-h-drop13", Backend::Cpu), Err("the model has only 12 layers".to_owned()));
     }
 
     #[test]
-    fn only_what_was_not_asked_for_is_left_out() {
+    fn only_default_methods_are_left_out() {
         let methods = |text: &str| text.split(',').map(|m| m.parse().unwrap()).collect::<Vec<Method>>();
         let fits = |method: &Method| if method.size == Some(9) { Err(anyhow::anyhow!("too large")) } else { Ok(()) };
-        let usual = || methods("none,lora-fused:9,adapter-h");
-        let choice = Choice::of(&[], usual(), fits).unwrap();
-        assert_eq!(choice.methods, methods("none,adapter-h"));
-        assert_eq!(choice.left_out, [(methods("lora-fused:9").remove(0), "too large".to_owned())]);
-        let choice = Choice::of(&methods("adapter-l"), usual(), fits).unwrap();
-        assert_eq!((choice.methods, choice.left_out), (methods("adapter-l"), vec![]));
-        let error = |asked: &[Method], fits: fn(&Method) -> Result<()>| {
-            Choice::of(asked, usual(), fits).err().map(|error| format!("{error:#}"))
+        let defaults = || methods("none,lora-fused:9,adapter-h");
+        let selection = MethodSelection::new(&[], defaults(), fits).unwrap();
+        assert_eq!(selection.methods, methods("none,adapter-h"));
+        assert_eq!(selection.left_out, [(methods("lora-fused:9").remove(0), "too large".to_owned())]);
+        let selection = MethodSelection::new(&methods("adapter-l"), defaults(), fits).unwrap();
+        assert_eq!((selection.methods, selection.left_out), (methods("adapter-l"), vec![]));
+        let error = |requested: &[Method], fits: fn(&Method) -> Result<()>| {
+            MethodSelection::new(requested, defaults(), fits).err().map(|error| format!("{error:#}"))
         };
         let never = |_: &Method| Err(anyhow::anyhow!("too large"));
         assert_eq!(error(&methods("lora-fused:9"), never).as_deref(), Some("lora-fused:9: too large"));

@@ -1,4 +1,4 @@
-//! Tables on the terminal, progress on stderr.
+//! Prints tables, warnings and progress.
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,34 +7,34 @@ use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Whether a result is written to standard output, so that tables have to go elsewhere.
-static STDOUT_IS_TAKEN: AtomicBool = AtomicBool::new(false);
+/// Whether a result is written to stdout, so that tables go to stderr.
+static STDOUT_HAS_RESULT: AtomicBool = AtomicBool::new(false);
 
-/// From now on [`emit`] prints to stderr: standard output belongs to a result.
-pub(crate) fn leave_stdout() {
-    STDOUT_IS_TAKEN.store(true, Ordering::Relaxed);
+/// From now on [`emit`] prints to stderr, because a result is written to stdout.
+pub(crate) fn print_tables_to_stderr() {
+    STDOUT_HAS_RESULT.store(true, Ordering::Relaxed);
 }
 
-/// Prints to stdout, or to stderr where standard output belongs to a result. A reader that went away is not an error.
+/// Prints to stdout, or to stderr if a result is written to stdout. A closed pipe is not an error.
 pub(crate) fn emit(text: &str) -> Result<()> {
     let print = |to: &mut dyn Write, name: &'static str| match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.with_context(|| format!("cannot write to {name}")),
     };
-    match STDOUT_IS_TAKEN.load(Ordering::Relaxed) {
+    match STDOUT_HAS_RESULT.load(Ordering::Relaxed) {
         true => print(&mut std::io::stderr().lock(), "stderr"),
         false => print(&mut std::io::stdout().lock(), "stdout"),
     }
 }
 
-/// Prints what was passed over to stderr, one line each.
+/// Prints warnings to stderr, one a line.
 pub(crate) fn warn<'a>(warnings: impl IntoIterator<Item = &'a fused_lora_gpt2::Warning>) {
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
 }
 
-/// A Markdown table, the first column to the left, numbers to the right.
+/// A Markdown table with the first column aligned left and all others right.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(comfy_table::presets::ASCII_MARKDOWN).set_header(header);
@@ -45,7 +45,7 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     format!("{table}\n")
 }
 
-/// A bar with the time left, on stderr, where that is a terminal.
+/// A progress bar with the remaining time, on stderr; hidden unless stderr is a terminal.
 pub(crate) fn progress(steps: u64, what: &str) -> ProgressBar {
     let target =
         if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
@@ -58,7 +58,7 @@ pub(crate) fn progress(steps: u64, what: &str) -> ProgressBar {
     bar
 }
 
-/// A time with as many digits as say something.
+/// A time with four significant digits or so.
 pub(crate) fn milliseconds(ms: f64) -> String {
     match ms {
         ms if ms >= 100.0 => format!("{ms:.1}"),
@@ -68,7 +68,7 @@ pub(crate) fn milliseconds(ms: f64) -> String {
 }
 
 /// 1234567 as 1,234,567.
-pub(crate) fn grouped(n: usize) -> String {
+pub(crate) fn with_commas(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn digits_are_grouped_by_three() {
         for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (11_064_576, "11,064,576")] {
-            assert_eq!(grouped(n), text);
+            assert_eq!(with_commas(n), text);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Passes through whole models that are timed or counted against each other: on the CPU, on a GPU, on the emulator.
+//! Runs forward passes of whole models with different adapters, to compare them on the CPU, on a GPU or on the
+//! emulator.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -11,60 +12,61 @@ use fused_lora_gpt2::{Forward, Model};
 use serde::Serialize;
 
 use crate::column::{Column, random_tokens};
-use crate::common::On;
+use crate::common::Backend;
 use crate::method::{Kind, Prepared};
 
-/// How a pass's launches reach the device.
+/// How the launches of a pass are issued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
     /// One by one.
     Eager,
-    /// All at once, captured before.
+    /// As one captured graph.
     Graph,
 }
 
-/// What a pass is, whatever the method.
+/// What all methods of a comparison have in common.
 #[derive(Debug, Clone)]
-pub(crate) struct Setting {
+pub(crate) struct PassConfig {
     pub(crate) column: Column,
-    /// One token a sequence, of which the column's tokens are those before and it.
+    /// Whether a pass computes one token of each sequence; the column's tokens are then its context and itself.
     pub(crate) decode: bool,
     pub(crate) logits: bool,
-    /// On a device: whether launches may begin before the one ahead has ended, and how they get there.
+    /// On a device, whether a launch may begin before the preceding one has ended.
     pub(crate) dependent: bool,
+    /// On a device, the ways to issue launches that are compared.
     pub(crate) modes: Vec<Mode>,
     pub(crate) seed: u64,
 }
 
-/// What is known of a contestant without a clock.
+/// The costs of a pass that are known without measuring.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Facts {
+pub(crate) struct StaticCosts {
     pub(crate) launches: usize,
     pub(crate) launches_per_layer: usize,
     /// Weights, adapters, activations, workspace and cache.
     pub(crate) device_bytes: usize,
 }
 
-/// One pass's time in milliseconds: on a GPU the device's own, and beside it the host's until everything was issued.
+/// The time of a pass in milliseconds: on a GPU the device's, and the time that the host took to issue it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Time {
     pub(crate) ms: f64,
     pub(crate) host_ms: f64,
 }
 
-/// What passes run on, with what stays from column to column.
-pub(crate) enum Engine<W> {
+/// Runs passes, and keeps what all columns share.
+pub(crate) enum Executor<W> {
     Cpu(Box<Forward<W>>),
     Device { stream: Stream, base: Rc<DeviceModel<W>> },
 }
 
-impl<W: Element> Engine<W> {
-    pub(crate) fn start(on: On, base: &Model<W>) -> Result<Self> {
-        if on == On::Cpu {
+impl<W: Element> Executor<W> {
+    pub(crate) fn start(backend: Backend, base: &Model<W>) -> Result<Self> {
+        if backend == Backend::Cpu {
             return Ok(Self::Cpu(Box::new(Forward::new())));
         }
-        let device = on.open()?;
+        let device = backend.open()?;
         let stream = Stream::new(&device)?;
         let base = Rc::new(DeviceModel::upload(&stream, base).context("the weights")?);
         Ok(Self::Device { stream, base })
@@ -78,57 +80,61 @@ impl<W: Element> Engine<W> {
         }
     }
 
-    /// Everyone that is prepared, ready to run in every mode: contestant `i` is `prepared[i / modes]` in mode `i % modes`.
-    pub(crate) fn contest<'a>(&'a mut self, prepared: &'a [Prepared<W>], setting: &Setting) -> Result<Contest<'a, W>> {
-        let Setting { column, decode, logits, seed, .. } = *setting;
+    /// Sets up a pass of every prepared model in every mode: pass `i` is `prepared[i / modes]` in mode `i % modes`.
+    pub(crate) fn compare<'a>(
+        &'a mut self,
+        prepared: &'a [Prepared<W>],
+        setting: &PassConfig,
+    ) -> Result<Comparison<'a, W>> {
+        let PassConfig { column, decode, logits, seed, .. } = *setting;
         let vocabulary = prepared.first().map_or(1, |p| p.model.config.vocabulary);
         let ids = random_tokens(seed, Column { tokens: if decode { 1 } else { column.tokens }, ..column }, vocabulary)?;
         match self {
-            Self::Cpu(_) if decode => bail!("--decode keeps keys and values on a device: --device cuda or emulator"),
+            Self::Cpu(_) if decode => bail!("--decode needs a device for its KV cache: --device cuda or emulator"),
             Self::Cpu(_) if prepared.iter().any(|p| p.method.kind == Kind::LoraSlot) => {
-                bail!("lora-slot finds its factors in a device's memory: --device cuda or emulator")
+                bail!("lora-slot needs device memory: --device cuda or emulator")
             }
-            Self::Cpu(forward) => Ok(Contest::Cpu { forward, prepared, ids, batch: column.batch, logits }),
+            Self::Cpu(forward) => Ok(Comparison::Cpu { forward, prepared, ids, batch: column.batch, logits }),
             Self::Device { stream, base } => {
-                let contestant = |p: &Prepared<W>| {
-                    let contestant = Contestant::new(stream, base, p, setting, &ids);
-                    contestant.with_context(|| p.method.to_string())
+                let pass = |p: &Prepared<W>| {
+                    let pass = DevicePass::new(stream, base, p, setting, &ids);
+                    pass.with_context(|| p.method.to_string())
                 };
-                let contestants = prepared.iter().map(contestant).collect::<Result<_>>()?;
+                let passes = prepared.iter().map(pass).collect::<Result<_>>()?;
                 let events = [Event::new(stream.device())?, Event::new(stream.device())?];
-                Ok(Contest::Device { stream, contestants, modes: setting.modes.clone(), events })
+                Ok(Comparison::Device { stream, passes, modes: setting.modes.clone(), events })
             }
         }
     }
 }
 
-/// Contestants of one column.
-pub(crate) enum Contest<'a, W> {
+/// The passes that are compared in one column.
+pub(crate) enum Comparison<'a, W> {
     Cpu { forward: &'a mut Forward<W>, prepared: &'a [Prepared<W>], ids: Vec<u32>, batch: usize, logits: bool },
-    Device { stream: &'a Stream, contestants: Vec<Contestant<W>>, modes: Vec<Mode>, events: [Event; 2] },
+    Device { stream: &'a Stream, passes: Vec<DevicePass<W>>, modes: Vec<Mode>, events: [Event; 2] },
 }
 
-impl<W: Element> Contest<'_, W> {
-    /// How many there are, each mode counted.
+impl<W: Element> Comparison<'_, W> {
+    /// The number of passes, each mode counted.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Cpu { prepared, .. } => prepared.len(),
-            Self::Device { contestants, modes, .. } => contestants.len() * modes.len(),
+            Self::Device { passes, modes, .. } => passes.len() * modes.len(),
         }
     }
 
-    /// The method of a contestant, and how it is issued; nothing on the CPU.
-    pub(crate) fn of(&self, i: usize) -> (usize, Option<Mode>) {
+    /// The index of a pass's method, and its mode; `None` on the CPU.
+    pub(crate) fn method_and_mode(&self, i: usize) -> (usize, Option<Mode>) {
         match self {
             Self::Cpu { .. } => (i, None),
             Self::Device { modes, .. } => (i / modes.len(), Some(modes[i % modes.len()])),
         }
     }
 
-    pub(crate) fn facts(&self, i: usize) -> Option<Facts> {
+    pub(crate) fn static_costs(&self, i: usize) -> Option<StaticCosts> {
         match self {
             Self::Cpu { .. } => None,
-            Self::Device { contestants, modes, .. } => Some(contestants[i / modes.len()].facts()),
+            Self::Device { passes, modes, .. } => Some(passes[i / modes.len()].static_costs()),
         }
     }
 
@@ -147,16 +153,16 @@ impl<W: Element> Contest<'_, W> {
                 let ms = start.elapsed().as_secs_f64() * 1e3;
                 Ok(Time { ms, host_ms: ms })
             }
-            Self::Device { stream, contestants, modes, events } => {
-                let contestant = &mut contestants[i / modes.len()];
-                contestant.run(stream, modes[i % modes.len()], events).with_context(|| contestant.name.clone())
+            Self::Device { stream, passes, modes, events } => {
+                let pass = &mut passes[i / modes.len()];
+                pass.run(stream, modes[i % modes.len()], events).with_context(|| pass.name.clone())
             }
         }
     }
 }
 
-/// One method on a device.
-pub(crate) struct Contestant<W> {
+/// The passes of one method on a device.
+pub(crate) struct DevicePass<W> {
     name: String,
     model: Rc<DeviceModel<W>>,
     adapters: DeviceAdapters<W>,
@@ -164,15 +170,15 @@ pub(crate) struct Contestant<W> {
     cache: Option<Cache<W>>,
 }
 
-impl<W: Element> Contestant<W> {
+impl<W: Element> DevicePass<W> {
     fn new(
         stream: &Stream,
         base: &Rc<DeviceModel<W>>,
         prepared: &Prepared<W>,
-        setting: &Setting,
+        setting: &PassConfig,
         ids: &[u32],
     ) -> Result<Self> {
-        let Setting { column, decode, logits, dependent, ref modes, .. } = *setting;
+        let PassConfig { column, decode, logits, dependent, ref modes, .. } = *setting;
         let model = match prepared.method.kind {
             Kind::LoraMerged => Rc::new(DeviceModel::upload(stream, &prepared.model)?),
             _ => base.clone(),
@@ -209,9 +215,9 @@ impl<W: Element> Contestant<W> {
         Ok(Self { name: prepared.method.to_string(), model, adapters, forward, cache })
     }
 
-    fn facts(&self) -> Facts {
+    fn static_costs(&self) -> StaticCosts {
         let cache = self.cache.as_ref().map_or(0, Cache::bytes);
-        Facts {
+        StaticCosts {
             launches: self.forward.launches(),
             launches_per_layer: self.forward.launches_per_layer(),
             device_bytes: self.model.bytes() + self.adapters.bytes() + self.forward.bytes() + cache,
@@ -220,13 +226,14 @@ impl<W: Element> Contestant<W> {
 
     fn run(&mut self, stream: &Stream, mode: Mode, [start, end]: &[Event; 2]) -> Result<Time> {
         let Self { model, adapters, forward, cache, .. } = self;
-        // Every pass puts its token in the same place, and reads whatever the cache holds: time does not depend on it.
+        // Every pass writes to the same position of the cache and reads what happens to be there: times do not depend
+        // on it.
         let mut issue = || match mode {
             Mode::Eager => forward.run(stream, model, adapters, cache.as_mut()),
             Mode::Graph => forward.replay(stream, cache.as_mut()),
         };
-        // While the GPU is at this one, the host issues the one that is timed: so what it takes to launch a graph is not counted
-        // as the graph's.
+        // The host issues the timed pass while the GPU still runs this one, so the time to launch a graph is not
+        // counted.
         if matches!(stream.device().properties().kind, DeviceKind::Cuda { .. }) {
             issue()?;
         }
@@ -239,7 +246,7 @@ impl<W: Element> Contestant<W> {
     }
 }
 
-/// The clocks of the first GPU, as its own tool tells them, such as `1980 MHz, memory 3201 MHz`.
+/// The clocks of the first GPU according to nvidia-smi, such as `1980 MHz, memory 3201 MHz`.
 pub(crate) fn clocks() -> Option<String> {
     let query = ["--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader", "--id=0"];
     let output = std::process::Command::new("nvidia-smi").args(query).output().ok()?;

@@ -1,4 +1,4 @@
-//! The files that a command writes its results to: looked at before any work, then written whole.
+//! The files that a command writes its results to. They are checked before any work.
 
 use std::path::{Path, PathBuf};
 
@@ -6,12 +6,12 @@ use anyhow::{Context, Result, bail};
 use fused_lora_gpt2::Output;
 use serde::Serialize;
 
-use crate::output::leave_stdout;
+use crate::output::print_tables_to_stderr;
 
 /// Files that results are written to, besides the table on the terminal.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ResultFiles {
-    /// Write all results and how they were made to a JSON file; to /dev/stdout, and the table goes to stderr
+    /// Write all results and their circumstances to a JSON file; if it is /dev/stdout, the table goes to stderr
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
     /// Write the table to a CSV file
@@ -20,21 +20,21 @@ pub(crate) struct ResultFiles {
 }
 
 impl ResultFiles {
-    /// Fails now rather than after an hour if a file, `plot` included, cannot be written, is written twice or is one of
-    /// `inputs`, files and folders that the command reads.
+    /// Checks, before the work, that every file (`plot` included) can be written, that no file is named twice, and that
+    /// none is among `inputs`, the files and folders that the command reads.
     pub(crate) fn check(&self, plot: Option<&PathBuf>, inputs: &[&Path]) -> Result<()> {
         let outputs = [("--json", self.json.as_ref()), ("--csv", self.csv.as_ref()), ("--plot", plot)];
         let named = outputs.into_iter().filter_map(|(option, path)| Some((option, path?.as_path())));
         check_outputs(&named.collect::<Vec<_>>(), inputs)
     }
 
-    /// Writes those that were asked for; `report` is what goes to the JSON file.
+    /// Writes the files that were asked for. `report` makes the content of the JSON file.
     pub(crate) fn write<J: Serialize, R: Serialize>(&self, report: impl FnOnce() -> J, rows: &[R]) -> Result<()> {
         self.write_where(|_| true, report, rows)
     }
 
-    /// As [`ResultFiles::write`], of what is there before the end: only to files, which the next call replaces. A device
-    /// or a FIFO would receive one result after the other.
+    /// As [`ResultFiles::write`], for results that are not complete. Writes to regular files only, which the next call
+    /// replaces; a device or a FIFO would receive every result one after the other.
     pub(crate) fn write_so_far<J: Serialize, R: Serialize>(
         &self,
         report: impl FnOnce() -> J,
@@ -71,8 +71,8 @@ fn csv_of<R: Serialize>(rows: &[R]) -> Result<Vec<u8>> {
     writer.into_inner().map_err(|e| anyhow::anyhow!("cannot write the results as CSV: {e}"))
 }
 
-/// Looks at what the options name before any work: each must be a place that can be written to, none may be named twice,
-/// none may be a file that is read. `inputs` are files and folders. Where one is standard output, tables go to stderr.
+/// Checks the files that options name, before any work: each must be writable, none may be named twice, and none may be
+/// among `inputs`, which are files and folders. If one of them is stdout, tables go to stderr from now on.
 pub(crate) fn check_outputs(named: &[(&'static str, &Path)], inputs: &[&Path]) -> Result<()> {
     let mut outputs: Vec<(&str, Output)> = vec![];
     for &(option, path) in named {
@@ -81,12 +81,12 @@ pub(crate) fn check_outputs(named: &[(&'static str, &Path)], inputs: &[&Path]) -
             output.refuse_input(input)?;
         }
         if let Some((other, _)) = outputs.iter().find(|(_, earlier)| earlier.is_same(&output)) {
-            bail!("{option} {}: {other} names the same file, expected another one", path.display());
+            bail!("{option} {}: {other} names the same file, expected a different one", path.display());
         }
         outputs.push((option, output));
     }
     if outputs.iter().any(|(_, output)| output.is_stdout()) {
-        leave_stdout();
+        print_tables_to_stderr();
     }
     Ok(())
 }

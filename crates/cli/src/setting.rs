@@ -1,4 +1,4 @@
-//! What must agree before cells of an earlier sweep and new ones are put into one file.
+//! The setting of a sweep: an earlier file is continued only if its setting is the same.
 
 use std::io::Read;
 use std::path::Path;
@@ -10,10 +10,10 @@ use sha2::{Digest, Sha256};
 
 use crate::environment::Run;
 
-/// The model, how it was run, on what, and the build that ran it.
+/// The model, how and where it was run, and the build that ran it.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Setting {
-    /// A name, for random weights of that size; else `sha256:` and the digest of the folder's configuration and weights.
+pub(crate) struct SweepSetting {
+    /// The name of a size with random weights; else `sha256:` and the digest of the folder's configuration and weights.
     pub(crate) model: String,
     pub(crate) seed: u64,
     pub(crate) dtype: String,
@@ -29,15 +29,15 @@ pub(crate) struct Setting {
     pub(crate) build: String,
 }
 
-/// The result of a sweep, of which only the rows have to be understood.
+/// An earlier result file: its rows, and its setting as it was written.
 #[derive(Deserialize)]
 struct Earlier<C> {
     setting: serde_json::Map<String, Value>,
     rows: Vec<C>,
 }
 
-impl Setting {
-    /// What `run` was started with, on `device`.
+impl SweepSetting {
+    /// The setting of this run on `device`.
     pub(crate) fn new(
         run: &Run,
         device: String,
@@ -62,7 +62,7 @@ impl Setting {
         })
     }
 
-    /// Cells that a stopped run left behind in `path`; cells of anything else are refused, with what differs.
+    /// The cells that an earlier run left in `path`. An error that names the differences, if its setting was another.
     pub(crate) fn earlier_cells<C: for<'a> Deserialize<'a>>(&self, path: &Path) -> Result<Vec<C>> {
         let name = path.display();
         let text = std::fs::read(path).with_context(|| format!("{name}: cannot be read"))?;
@@ -75,12 +75,12 @@ impl Setting {
         };
         let differences = self.differences(&earlier.setting)?;
         if !differences.is_empty() {
-            bail!("{name}: holds cells that were measured otherwise: {}: {remedy}", differences.join("; "));
+            bail!("{name}: holds cells of another setting: {}: {remedy}", differences.join("; "));
         }
         Ok(earlier.rows)
     }
 
-    /// Each field in which an earlier setting differs, with both values.
+    /// Each field in which an earlier setting differs, as text with both values.
     fn differences(&self, earlier: &serde_json::Map<String, Value>) -> Result<Vec<String>> {
         let Value::Object(own) = serde_json::to_value(self).context("the setting cannot be written as JSON")? else {
             bail!("the setting is not a JSON object");
@@ -132,9 +132,9 @@ mod tests {
 
     use super::*;
 
-    fn setting() -> Setting {
+    fn setting() -> SweepSetting {
         let run = Run::new("cpu", DType::F32);
-        Setting::new(&run, "cpu".into(), ("gpt2", 0), "[Q]".into(), 5).unwrap()
+        SweepSetting::new(&run, "cpu".into(), ("gpt2", 0), "[Q]".into(), 5).unwrap()
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Means, medians, and whether two methods differ at all.
+//! Mean, median, and whether the times of two methods differ significantly.
 
 use fused_lora_gpt2::Random;
 
-/// Resamples behind a confidence interval.
+/// Bootstrap resamples of a confidence interval.
 const RESAMPLES: usize = 2000;
 
 /// Mean.
@@ -11,7 +11,7 @@ pub(crate) fn mean(values: &[f64]) -> f64 {
 }
 
 /// Sample standard deviation; 0 for a single value.
-pub(crate) fn deviation(values: &[f64]) -> f64 {
+pub(crate) fn std_dev(values: &[f64]) -> f64 {
     if values.len() < 2 {
         return 0.0;
     }
@@ -29,24 +29,26 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 
 /// How much longer one method takes than another, in per cent.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Excess {
-    /// Of the medians.
+pub(crate) struct Overhead {
+    /// The difference of the medians.
     pub(crate) percent: f64,
-    /// 95 % confidence interval; none of a single trial, which says nothing about the next.
+    /// 95 % confidence interval; `None` for a single trial.
     pub(crate) interval: Option<(f64, f64)>,
 }
 
-impl Excess {
-    /// Compares trial by trial: trial i of both ran right after each other, so a machine that slows down slows both.
+impl Overhead {
+    /// Compares pairs of trials: trial i of one method ran soon after trial i of the other, so a machine that slows
+    /// down slows both.
     ///
-    /// The interval is the bootstrap's: the statistic on resampled pairs of trials, its 2.5th to 97.5th percentile.
+    /// The interval is from the 2.5th to the 97.5th percentile of the bootstrap: the statistic on resampled pairs of
+    /// trials.
     pub(crate) fn of(method: &[f64], base: &[f64]) -> Self {
         let percent = |m: &[f64], b: &[f64]| 100.0 * (median(m) / median(b) - 1.0);
         let n = method.len().min(base.len());
         if n < 2 {
             return Self { percent: percent(method, base), interval: None };
         }
-        let mut uniform = Uniform::new(n);
+        let mut uniform = ResampleIndices::new(n);
         let mut resampled: Vec<f64> = (0..RESAMPLES)
             .map(|_| {
                 let picks: Vec<usize> = (0..n).map(|_| uniform.next()).collect();
@@ -59,7 +61,7 @@ impl Excess {
         Self { percent: percent(method, base), interval: Some((at(0.025), at(0.975))) }
     }
 
-    /// What a row of results holds: the per cent and both ends of the interval.
+    /// From the three fields that a row of results stores.
     pub(crate) fn from_row(percent: f64, low: Option<f64>, high: Option<f64>) -> Self {
         Self { percent, interval: low.zip(high) }
     }
@@ -74,29 +76,28 @@ impl Excess {
         self.interval.map(|(_, high)| high)
     }
 
-    /// Whether zero lies inside the interval. Without an interval nobody knows.
-    pub(crate) fn is_noise(&self) -> bool {
+    /// Whether the interval contains zero; false without an interval.
+    pub(crate) fn is_insignificant(&self) -> bool {
         self.interval.is_some_and(|(low, high)| low <= 0.0 && high >= 0.0)
     }
 
-    /// The two cells of a table: the difference, or that there is none, and the interval.
+    /// Two cells of a table: the difference (or "no difference", if it is insignificant) and the interval.
     pub(crate) fn cells(&self) -> [String; 2] {
-        let over = if self.is_noise() { "no difference".to_owned() } else { format!("{:+.1} %", self.percent) };
+        let over = if self.is_insignificant() { "no difference".to_owned() } else { format!("{:+.1} %", self.percent) };
         [over, self.interval.map_or("-".to_owned(), |(low, high)| format!("{low:+.1} to {high:+.1}"))]
     }
 }
 
-/// Reproducible picks from `0..n`.
-struct Uniform {
+/// Reproducible pseudo-random indices below `n`.
+struct ResampleIndices {
     values: Vec<f32>,
     next: usize,
     n: usize,
 }
 
-impl Uniform {
+impl ResampleIndices {
     fn new(n: usize) -> Self {
-        // Any fixed stream will do; the sign and magnitude of normal numbers are turned into uniform picks by hashing
-        // their bits.
+        // The bits of normal numbers from a fixed seed are hashed to uniform indices.
         let values = Random::new(0x57A7).normal::<f32>(RESAMPLES * n.max(1), 1.0).map(|t| t.to_vec());
         Self { values: values.unwrap_or_default(), next: 0, n }
     }
@@ -117,37 +118,40 @@ mod tests {
         assert_eq!(mean(&[1.0, 2.0, 6.0]), 3.0);
         assert_eq!(median(&[5.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert!((deviation(&[2.0, 4.0]) - 2f64.sqrt()).abs() < 1e-12);
-        assert_eq!(deviation(&[2.0]), 0.0);
+        assert!((std_dev(&[2.0, 4.0]) - 2f64.sqrt()).abs() < 1e-12);
+        assert_eq!(std_dev(&[2.0]), 0.0);
     }
 
     #[test]
-    fn a_difference_is_told_from_noise() {
+    fn a_difference_is_distinguished_from_noise() {
         let noise = |i: usize| ((i * 7919) % 13) as f64 / 13.0;
         let base: Vec<f64> = (0..40).map(|i| 100.0 + noise(i)).collect();
         let same: Vec<f64> = (0..40).map(|i| 100.0 + noise(i + 5)).collect();
         let slower: Vec<f64> = (0..40).map(|i| 103.0 + noise(i + 5)).collect();
-        assert!(Excess::of(&same, &base).is_noise(), "{:?}", Excess::of(&same, &base));
-        let excess = Excess::of(&slower, &base);
-        assert!(!excess.is_noise());
+        assert!(Overhead::of(&same, &base).is_insignificant(), "{:?}", Overhead::of(&same, &base));
+        let excess = Overhead::of(&slower, &base);
+        assert!(!excess.is_insignificant());
         assert!((excess.percent - 3.0).abs() < 0.5, "{excess:?}");
         let (low, high) = excess.interval.unwrap();
         assert!(low <= excess.percent && excess.percent <= high);
         assert_eq!(excess.cells(), [format!("{:+.1} %", excess.percent), format!("{low:+.1} to {high:+.1}")]);
-        assert_eq!(Excess::from_row(excess.percent, excess.low(), excess.high()), excess);
+        assert_eq!(Overhead::from_row(excess.percent, excess.low(), excess.high()), excess);
     }
 
     #[test]
     fn one_trial_has_no_interval() {
-        let excess = Excess::of(&[103.0], &[100.0]);
-        assert!((excess.percent - 3.0).abs() < 1e-9 && excess.interval.is_none() && !excess.is_noise(), "{excess:?}");
+        let excess = Overhead::of(&[103.0], &[100.0]);
+        assert!(
+            (excess.percent - 3.0).abs() < 1e-9 && excess.interval.is_none() && !excess.is_insignificant(),
+            "{excess:?}"
+        );
         assert_eq!(excess.cells(), ["+3.0 %", "-"]);
-        assert!(Excess::of(&[103.0, 103.0], &[100.0, 100.0]).interval.is_some());
+        assert!(Overhead::of(&[103.0, 103.0], &[100.0, 100.0]).interval.is_some());
     }
 
     #[test]
     fn picks_cover_the_range_evenly() {
-        let mut uniform = Uniform::new(10);
+        let mut uniform = ResampleIndices::new(10);
         let mut counts = [0; 10];
         (0..20_000).for_each(|_| counts[uniform.next()] += 1);
         assert!(counts.iter().all(|&c| (1800..2200).contains(&c)), "{counts:?}");

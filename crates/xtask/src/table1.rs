@@ -18,18 +18,11 @@ pub(crate) struct Args {
     check: bool,
 }
 
-/// The paper's columns in its order: batch x tokens, |Θ|, and in ms with their deviations Fine-Tune/LoRA, Adapter^L, Adapter^H.
-const PAPER: [Paper; 3] = [
-    Paper { column: "32 x 512", parameters: "0.5M", times: [(1449.4, 0.8), (1482.0, 1.0), (1492.2, 1.0)] },
-    Paper { column: "16 x 256", parameters: "11M", times: [(338.0, 0.6), (354.8, 0.5), (366.3, 0.5)] },
-    Paper { column: "1 x 128", parameters: "11M", times: [(19.8, 2.7), (23.9, 2.1), (25.8, 2.2)] },
-];
+#[path = "../../cli/src/table1/paper_figures.rs"]
+#[allow(dead_code, reason = "only the command uses the adapters' widths")]
+mod paper_figures;
 
-struct Paper {
-    column: &'static str,
-    parameters: &'static str,
-    times: [(f64, f64); 3],
-}
+use paper_figures::{PAPER, PaperColumn};
 
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let all = read(&root.join("results"))?;
@@ -56,14 +49,14 @@ fn text(all: &BTreeMap<PathBuf, Results>) -> String {
          there because it was merged; precision and whether logits count are not stated.\n\n",
     );
     let header = ["batch x tokens", "|Θ|", "Fine-Tune/LoRA", "Adapter^L", "Adapter^H"];
-    let rows = PAPER.iter().map(|&Paper { column, parameters, times }| {
-        let base = times[0].0;
-        let time = |(mean, deviation): (f64, f64)| match 100.0 * (mean / base - 1.0) {
+    // The paper's order is from the largest batch to the smallest.
+    let rows = PAPER.iter().rev().map(|&PaperColumn { batch, tokens, parameters, base, lin, houlsby, .. }| {
+        let time = |(mean, deviation): (f64, f64)| match 100.0 * (mean / base.0 - 1.0) {
             0.0 => format!("{mean:.1} ± {deviation:.1}"),
             percent => format!("{mean:.1} ± {deviation:.1} ({percent:+.1} %)"),
         };
-        let [lora, lin, houlsby] = times.map(time);
-        vec![column.to_owned(), parameters.to_owned(), lora, lin, houlsby]
+        let column = format!("{batch} x {tokens}");
+        vec![column, format!("{}M", parameters as f64 / 1e6), time(base), time(lin), time(houlsby)]
     });
     out += &table(&header, rows);
     let on_gpu: Vec<&str> = all.values().filter(|results| results.gpu.is_some()).map(Results::device).collect();

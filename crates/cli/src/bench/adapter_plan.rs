@@ -1,11 +1,11 @@
-//! How a bottleneck adapter is launched behind a layer on a device.
+//! The launches of a bottleneck adapter after a layer on a device.
 
 use fused_lora::device::{Adapter, Device, DeviceBuffer, DeviceMatrix, DeviceResidual, LayerNorm, Stream, Workspace};
 use fused_lora::{Element, WorkspaceLayout};
 
-use super::device::{AdapterCopy, place};
+use super::device::{AdapterCopy, output_view};
 
-/// The launches behind the layer's own: the adapter's one, and before it Adapter^L's LayerNorm.
+/// The launches that follow the layer's: Adapter^L's LayerNorm, then the adapter itself.
 pub(super) struct AdapterPlan<T> {
     pub(super) norm: Option<LayerNorm<T>>,
     pub(super) adapter: Adapter<T>,
@@ -21,7 +21,7 @@ impl<T: Element> AdapterPlan<T> {
         self.adapter.workspace()
     }
 
-    /// Behind the layer's own launch, in order: what tables call each, the bytes that it must move, how it is launched.
+    /// The launches that follow the layer's, in order: name in tables, bytes that it must move at least, plan.
     #[cfg(feature = "emulator")]
     pub(super) fn launches(&self, adapter: &super::adapter::Adapter) -> Vec<(&'static str, usize, String)> {
         let norm = self.norm.as_ref().map(|norm| {
@@ -32,17 +32,14 @@ impl<T: Element> AdapterPlan<T> {
         norm.into_iter().chain([(adapter.name, plan.floor_bytes, plan.to_string())]).collect()
     }
 
-    /// Where the layer writes to, y or a buffer beside it. An adapter cannot overwrite its own input, which other CTAs still
-    /// read. Behind a LayerNorm its input is another one, and it adds onto y in place.
-    pub(super) fn written_by_the_layer<'b>(
-        &self,
-        y: &'b DeviceBuffer<T>,
-        between: &'b DeviceBuffer<T>,
-    ) -> &'b DeviceBuffer<T> {
+    /// The buffer that the layer writes to. Without a LayerNorm it is `between`, the adapter's input: the adapter
+    /// cannot write y over its input, which other CTAs still read. With one, the layer writes y, LayerNorm writes
+    /// `between`, and the adapter adds to y in place.
+    pub(super) fn layer_output<'b>(&self, y: &'b DeviceBuffer<T>, between: &'b DeviceBuffer<T>) -> &'b DeviceBuffer<T> {
         if self.norm.is_some() { y } else { between }
     }
 
-    /// Issues the launches behind the layer. Both buffers have room for so many rows.
+    /// Issues the launches that follow the layer's. Both buffers have room for `tokens` rows.
     pub(super) fn launch(
         &self,
         stream: &Stream,
@@ -56,11 +53,11 @@ impl<T: Element> AdapterPlan<T> {
         let (mut adds_input, mut residual) = (true, DeviceResidual::None);
         if let (Some(planned), Some(norm)) = (&self.norm, copy.norm()) {
             let x = DeviceMatrix::new(y.slice(0..tokens * d), tokens, d)?;
-            planned.launch(stream, x, &norm, place(between, tokens, d)?)?;
+            planned.launch(stream, x, &norm, output_view(between, tokens, d)?)?;
             (adds_input, residual) = (false, DeviceResidual::InPlace);
         }
         let x = DeviceMatrix::new(between.slice(0..tokens * d), tokens, d)?;
-        self.adapter.launch(stream, &copy.view()?, x, adds_input, residual, place(y, tokens, d)?, workspace)
+        self.adapter.launch(stream, &copy.view()?, x, adds_input, residual, output_view(y, tokens, d)?, workspace)
     }
 }
 

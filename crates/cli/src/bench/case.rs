@@ -1,13 +1,13 @@
-//! What is measured: a layer, an adapter's rank, a number of tokens.
+//! One case of the benchmark: the shape of a layer, the rank of its LoRA, a number of tokens.
 
 use fused_lora::lora::Layout;
 
 use super::adapter::{ADAPTERS, Adapter};
 
-/// α/r of every adapter.
+/// The scale α/r of every LoRA.
 pub(super) const SCALE: f32 = 2.0;
 
-/// What is measured.
+/// One case of the benchmark.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Case {
     pub(super) tokens: usize,
@@ -18,9 +18,9 @@ pub(super) struct Case {
 }
 
 impl Case {
-    /// The bottleneck adapters that stand beside its LoRA.
+    /// The bottleneck adapters that its LoRA is compared with.
     pub(super) fn adapters(&self) -> [Adapter; ADAPTERS] {
-        Adapter::beside((self.d_in, self.d_out), self.rank)
+        Adapter::to_compare_with((self.d_in, self.d_out), self.rank)
     }
 
     /// LoRA's trainable parameters, |Θ|.
@@ -34,25 +34,25 @@ impl Case {
         [product(self.d_in, self.d_out), product(self.rank, self.d_in), product(self.d_out, self.rank)]
     }
 
-    /// Bytes that must move: every operand once.
+    /// Bytes that a call must move at least: every operand once. `adapted`: with LoRA.
     pub(super) fn bytes<T>(&self, adapted: bool) -> usize {
         let low_rank = if adapted { self.parameters() } else { 0 };
         (self.d_in * self.d_out + self.tokens * (self.d_in + self.d_out) + low_rank) * size_of::<T>()
     }
 
-    /// Products and sums, an adapter's only where it is computed.
+    /// Floating-point operations of a forward call. `adapted`: with LoRA.
     pub(super) fn flops(&self, adapted: bool) -> usize {
         let low_rank = if adapted { self.parameters() } else { 0 };
         2 * self.tokens * (self.d_in * self.d_out + low_rank)
     }
 
-    /// Bytes of T, where it is kept for the backward pass.
-    pub(super) fn kept_bytes<T>(&self) -> usize {
+    /// Bytes of T, which the forward pass saves for the backward pass.
+    pub(super) fn saved_t_bytes<T>(&self) -> usize {
         self.tokens * self.rank * size_of::<T>()
     }
 
-    /// Products and sums of a training pass: y, dx and, of an adapter, dA and dB.
-    pub(super) fn pass_flops(&self, adapted: bool) -> usize {
+    /// Floating-point operations of a training pass: y, dx and, with LoRA, dA and dB.
+    pub(super) fn training_flops(&self, adapted: bool) -> usize {
         let factors = if adapted { 2 * self.tokens * self.parameters() } else { 0 };
         2 * self.flops(adapted) + factors
     }

@@ -1,5 +1,5 @@
-//! On the CPU: fused against sequential, against bottleneck adapters and against the base layer alone; of training passes fused
-//! against the base.
+//! `bench` on the CPU. Forward calls: fused LoRA, sequential LoRA, bottleneck adapters and the base layer alone.
+//! Training passes: fused LoRA and the base layer.
 
 use anyhow::{Context, Result};
 use fused_lora::cpu::{self, Accumulate, BottleneckBuffers, SegmentGradient, SequentialBuffers};
@@ -12,18 +12,18 @@ use super::Args;
 use super::adapter::ADAPTERS;
 use super::case::Case;
 use super::copies::copies;
-use super::cpu_layers::{Layers, adapter_plans, weights};
-use super::cpu_row::{Entry, Row, print, rows};
+use super::cpu_layers::{LayerCopies, adapter_plans, weights};
+use super::cpu_row::{Row, VariantInfo, print, rows};
 use super::overhead;
 use crate::environment::{Run, available_memory, peak_memory};
 use crate::output::{emit, progress};
 use crate::trial::{Trials, interleave};
 
-/// Bytes of weights that a round walks through, so that every call reads them from memory: three times the largest
-/// last-level caches.
+/// Bytes of weights that a round goes through, so that every call reads its weights from memory: three times the size
+/// of the largest last-level caches.
 const COLD_BYTES: usize = 192 << 20;
 
-/// Memory to count on where the system does not tell what is available.
+/// Bytes of memory that are assumed to be available if the system does not tell.
 const UNKNOWN_MEMORY: u64 = 4 << 30;
 
 #[derive(Serialize)]
@@ -31,7 +31,7 @@ struct Report<'a> {
     run: Run,
     layout: String,
     backward: bool,
-    /// Weights are copied until a round walks through so many bytes of them, as far as memory allows.
+    /// Weights are copied until a round goes through this many bytes of them, as far as memory allows.
     cold_bytes: usize,
     rows: &'a [Row],
 }
@@ -45,23 +45,23 @@ pub(super) fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
     if args.explain {
         return layers.iter().try_for_each(|&(shape, rank)| explain::<W>(args, &case(1, shape, rank)));
     }
-    // Before the first is measured it is known that all of them fit.
-    let most = args.tokens.iter().copied().max().unwrap_or(1);
+    // All cases must fit into memory, which is checked before the first is measured.
+    let max_tokens = args.tokens.iter().copied().max().unwrap_or(1);
     let available = usize::try_from(available_memory().unwrap_or(UNKNOWN_MEMORY)).unwrap_or(usize::MAX);
-    let fitting = |&(shape, rank): &((usize, usize), usize)| {
-        let case = case(most, shape, rank);
+    let checked_copies = |&(shape, rank): &((usize, usize), usize)| {
+        let case = case(max_tokens, shape, rank);
         let copies = |footprint| copies(COLD_BYTES, 0, &footprint, available).with_context(|| case.to_string());
-        // Plans are made from a layer: first of all there must be room for one.
+        // The footprint follows from plans, and a plan is made from a layer, so one copy must fit first.
         copies(weights::<W>(&case))?;
-        copies(Layers::<W>::new(&case, 1, None)?.footprint(most, args.is_backward())?)
+        copies(LayerCopies::<W>::new(&case, 1, None)?.footprint(max_tokens, args.is_backward())?)
     };
-    let copies = layers.iter().map(fitting).collect::<Result<Vec<_>>>()?;
+    let copies = layers.iter().map(checked_copies).collect::<Result<Vec<_>>>()?;
     let mut measured = vec![];
     for (&(shape, rank), copies) in layers.iter().zip(copies) {
         let mut random = Random::new(0);
-        let layers = Layers::<W>::new(&case(1, shape, rank), copies, Some(&mut random))?;
+        let layers = LayerCopies::<W>::new(&case(1, shape, rank), copies, Some(&mut random))?;
         for &tokens in &args.tokens {
-            let measure = if args.is_backward() { measure_pass } else { measure_case };
+            let measure = if args.is_backward() { measure_training_pass } else { measure_forward };
             measured.extend(measure(&case(tokens, shape, rank), &layers, args.trials, &mut random)?);
         }
     }
@@ -72,9 +72,9 @@ pub(super) fn measure<W: Element>(args: &Args, device: &str) -> Result<()> {
     args.files.write(|| Report { run, layout, backward, cold_bytes: COLD_BYTES, rows: &measured }, &measured)
 }
 
-/// How each call would run: the layer with LoRA, or the two products of a training pass, and the layers of every adapter.
+/// Prints how each call would run: the layer with LoRA and every adapter or, of a training pass, its two products.
 fn explain<W: Element>(args: &Args, case: &Case) -> Result<()> {
-    let layers = Layers::<W>::new(case, 1, None)?;
+    let layers = LayerCopies::<W>::new(case, 1, None)?;
     for &tokens in &args.tokens {
         let plan = layers.with_layer(0, |layer| layer.plan_forward::<W>(tokens))?;
         emit(&format!("{plan}\n"))?;
@@ -83,8 +83,8 @@ fn explain<W: Element>(args: &Args, case: &Case) -> Result<()> {
             emit(&format!("dx: {plan}\n"))?;
             continue;
         }
-        for (which, adapter) in case.adapters().iter().enumerate() {
-            let [down, up] = layers.with_adapter(which, 0, |adapter| adapter_plans(adapter, tokens))?;
+        for (index, adapter) in case.adapters().iter().enumerate() {
+            let [down, up] = layers.with_adapter(index, 0, |adapter| adapter_plans(adapter, tokens))?;
             let norm = if adapter.has_norm { "LayerNorm, " } else { "" };
             emit(&format!("{}, width {}: {norm}down {down}; up {up}\n", adapter.name, adapter.width))?;
         }
@@ -92,9 +92,9 @@ fn explain<W: Element>(args: &Args, case: &Case) -> Result<()> {
     Ok(())
 }
 
-/// Who takes part in a forward call: the base, fused, sequential, and the adapters in their order.
-fn entries<W: Element>(case: &Case) -> Vec<Entry> {
-    let entry = |variant, adapted: bool| Entry {
+/// The variants of a forward call: base, fused, sequential, and the adapters in the order of their names.
+fn entries<W: Element>(case: &Case) -> Vec<VariantInfo> {
+    let entry = |variant, adapted: bool| VariantInfo {
         variant,
         width: None,
         parameters: if adapted { case.parameters() } else { 0 },
@@ -102,7 +102,7 @@ fn entries<W: Element>(case: &Case) -> Vec<Entry> {
         flops: case.flops(adapted),
     };
     let mut entries = vec![entry("base", false), entry("fused", true), entry("sequential", true)];
-    entries.extend(case.adapters().map(|adapter| Entry {
+    entries.extend(case.adapters().map(|adapter| VariantInfo {
         variant: adapter.name,
         width: Some(adapter.width),
         parameters: adapter.parameters(),
@@ -112,7 +112,12 @@ fn entries<W: Element>(case: &Case) -> Vec<Entry> {
     entries
 }
 
-fn measure_case<W: Element>(case: &Case, layers: &Layers<W>, trials: usize, random: &mut Random) -> Result<Vec<Row>> {
+fn measure_forward<W: Element>(
+    case: &Case,
+    layers: &LayerCopies<W>,
+    trials: usize,
+    random: &mut Random,
+) -> Result<Vec<Row>> {
     let Case { tokens, d_in, d_out, rank, .. } = *case;
     let x = random.normal::<W>(tokens * d_in, 1.0)?;
     let mut y = vec![W::default(); tokens * d_out];
@@ -120,18 +125,18 @@ fn measure_case<W: Element>(case: &Case, layers: &Layers<W>, trials: usize, rand
     let mut workspace = vec![0.0; layers.workspaces(tokens, false)?[0]];
     let entries = entries::<W>(case);
     let bar = progress(1, &format!("{tokens} x {d_in}->{d_out} r {rank}"));
-    let times = interleave(entries.len(), Trials::Count(trials), &bar, |contestant| {
+    let times = interleave(entries.len(), Trials::Count(trials), &bar, |variant| {
         (0..layers.copies).try_for_each(|copy| {
             let x = MatrixRef::new(&x, tokens, d_in)?;
             let mut y = MatrixMut::new(&mut y, tokens, d_out)?;
-            layers.with_layer(copy, |layer| match contestant {
+            layers.with_layer(copy, |layer| match variant {
                 1 => cpu::forward(layer, x, &mut y, &mut workspace),
                 2 => cpu::forward_sequential(layer, x, &mut y, &Epilogue::default(), &mut sequential),
                 _ => cpu::forward(&LoraLinear { segments: &[], ..*layer }, x, &mut y, &mut workspace),
             })?;
-            match contestant.checked_sub(entries.len() - ADAPTERS) {
-                Some(which) => {
-                    layers.with_adapter(which, copy, |adapter| cpu::bottleneck(adapter, &mut y, &mut bottleneck))
+            match variant.checked_sub(entries.len() - ADAPTERS) {
+                Some(index) => {
+                    layers.with_adapter(index, copy, |adapter| cpu::bottleneck(adapter, &mut y, &mut bottleneck))
                 }
                 None => Ok(()),
             }
@@ -140,8 +145,13 @@ fn measure_case<W: Element>(case: &Case, layers: &Layers<W>, trials: usize, rand
     Ok(rows(case, &entries, &times, layers.copies))
 }
 
-/// y with T kept, then dx, dA and dB; of the base y and dx alone.
-fn measure_pass<W: Element>(case: &Case, layers: &Layers<W>, trials: usize, random: &mut Random) -> Result<Vec<Row>> {
+/// Times training passes: y with T saved, then dx, dA and dB; for the base layer only y and dx.
+fn measure_training_pass<W: Element>(
+    case: &Case,
+    layers: &LayerCopies<W>,
+    trials: usize,
+    random: &mut Random,
+) -> Result<Vec<Row>> {
     let Case { tokens, d_in, d_out, rank, .. } = *case;
     let (x, dy) = (random.normal::<W>(tokens * d_in, 1.0)?, random.normal::<W>(tokens * d_out, 1.0)?);
     let [mut y, mut dx] = [d_out, d_in].map(|columns| vec![W::default(); tokens * columns]);
@@ -149,19 +159,19 @@ fn measure_pass<W: Element>(case: &Case, layers: &Layers<W>, trials: usize, rand
     let mut workspace = vec![0.0; layers.workspaces(tokens, true)?[0]];
     let entries = ["base", "fused"].map(|variant| {
         let adapted = variant == "fused";
-        Entry {
+        VariantInfo {
             variant,
             width: None,
             parameters: if adapted { case.parameters() } else { 0 },
-            bytes: pass_bytes::<W>(case, adapted),
-            flops: case.pass_flops(adapted),
+            bytes: training_bytes::<W>(case, adapted),
+            flops: case.training_flops(adapted),
         }
     });
     let bar = progress(1, &format!("{tokens} x {d_in}->{d_out} r {rank}, both ways"));
-    let times = interleave(entries.len(), Trials::Count(trials), &bar, |contestant| {
-        let adapted = contestant > 0;
+    let times = interleave(entries.len(), Trials::Count(trials), &bar, |variant| {
+        let adapted = variant > 0;
         let (x, dy) = (MatrixRef::new(&x, tokens, d_in)?, MatrixRef::new(&dy, tokens, d_out)?);
-        // All copies forward, then all backward: as in a model, each weight is cold when its turn comes.
+        // As in a model, all forward passes come before all backward passes, so each weight is read from memory.
         for copy in 0..layers.copies {
             let mut y = MatrixMut::new(&mut y, tokens, d_out)?;
             let t = adapted.then_some(&mut t[..]);
@@ -188,9 +198,10 @@ fn measure_pass<W: Element>(case: &Case, layers: &Layers<W>, trials: usize, rand
     Ok(rows(case, &entries, &times, layers.copies))
 }
 
-/// Bytes that a training pass must move: every operand once forward and once backward, T and the gradients in `f32`.
-fn pass_bytes<W>(case: &Case, adapted: bool) -> usize {
-    let kept = if adapted { 2 * case.tokens * case.rank + case.parameters() } else { 0 };
+/// Bytes that a training pass must move at least: every operand once forward and once backward. T and gradients are
+/// `f32`.
+fn training_bytes<W>(case: &Case, adapted: bool) -> usize {
+    let saved = if adapted { 2 * case.tokens * case.rank + case.parameters() } else { 0 };
     let read_again = if adapted { case.tokens * case.d_in } else { 0 };
-    2 * case.bytes::<W>(adapted) + read_again * size_of::<W>() + kept * size_of::<f32>()
+    2 * case.bytes::<W>(adapted) + read_again * size_of::<W>() + saved * size_of::<f32>()
 }

@@ -1,4 +1,4 @@
-//! Layers on the CPU, each operand of all copies in one piece of memory.
+//! The copies of a layer on the CPU. All copies of one operand are in one allocation.
 
 use anyhow::Result;
 use fused_lora::bottleneck::{Bottleneck, LayerNorm};
@@ -9,19 +9,20 @@ use fused_lora_gpt2::{Random, Tensor};
 
 use super::adapter::{Adapter, EPSILON};
 use super::case::{Case, SCALE};
-use super::copies::{Footprint, LINE, bytes_of};
+use super::copies::{CACHE_LINE, Footprint, bytes_of};
 
-/// One operand of all copies, one behind the other, each from a cache line on: an allocation of its own would take a page.
-struct Copies<T> {
+/// All copies of one operand in one allocation, each starting at a cache line. Separate allocations would take a page
+/// each.
+struct OperandCopies<T> {
     data: Tensor<T>,
     len: usize,
     stride: usize,
 }
 
-impl<T: Element> Copies<T> {
-    /// Random values, or zeros that no memory is touched for.
+impl<T: Element> OperandCopies<T> {
+    /// Random values; without `random` zeros, whose memory the system does not provide until it is written.
     fn new(random: Option<&mut Random>, len: usize, copies: usize) -> Result<Self> {
-        let stride = len.next_multiple_of(LINE / size_of::<T>());
+        let stride = len.next_multiple_of(CACHE_LINE / size_of::<T>());
         let data = match random {
             Some(random) => random.normal(copies * stride, 0.02)?,
             None => Tensor::filled(copies * stride, |_| ())?,
@@ -29,7 +30,7 @@ impl<T: Element> Copies<T> {
         Ok(Self { data, len, stride })
     }
 
-    fn of(&self, copy: usize) -> &[T] {
+    fn copy(&self, copy: usize) -> &[T] {
         &self.data[copy * self.stride..][..self.len]
     }
 }
@@ -37,27 +38,27 @@ impl<T: Element> Copies<T> {
 /// All copies of one bottleneck adapter.
 struct AdapterCopies<W> {
     adapter: Adapter,
-    down: Copies<W>,
-    down_bias: Copies<W>,
-    up: Copies<W>,
-    up_bias: Copies<W>,
-    norm: Option<[Copies<f32>; 2]>,
+    down: OperandCopies<W>,
+    down_bias: OperandCopies<W>,
+    up: OperandCopies<W>,
+    up_bias: OperandCopies<W>,
+    norm: Option<[OperandCopies<f32>; 2]>,
 }
 
-/// All copies of a layer, of its LoRA and of the adapters beside that.
-pub(super) struct Layers<W> {
+/// All copies of a layer, of its LoRA and of the bottleneck adapters.
+pub(super) struct LayerCopies<W> {
     case: Case,
     pub(super) copies: usize,
-    weight: Copies<W>,
-    a: Copies<W>,
-    b: Copies<W>,
+    weight: OperandCopies<W>,
+    a: OperandCopies<W>,
+    b: OperandCopies<W>,
     adapters: Vec<AdapterCopies<W>>,
 }
 
-impl<W: Element> Layers<W> {
-    /// Random weights; without `random`, zeros to plan with.
+impl<W: Element> LayerCopies<W> {
+    /// Random weights; without `random` zeros, which are enough for plans.
     pub(super) fn new(case: &Case, copies: usize, mut random: Option<&mut Random>) -> Result<Self> {
-        let mut operand = |len| Copies::<W>::new(random.as_deref_mut(), len, copies);
+        let mut operand = |len| OperandCopies::<W>::new(random.as_deref_mut(), len, copies);
         let [weight, a, b] = case.operands();
         let (weight, a, b) = (operand(weight)?, operand(a)?, operand(b)?);
         let mut adapters = vec![];
@@ -67,7 +68,7 @@ impl<W: Element> Layers<W> {
             adapters.push(AdapterCopies { adapter, down, down_bias, up, up_bias, norm: None });
         }
         for copies_of in adapters.iter_mut().filter(|copies_of| copies_of.adapter.has_norm) {
-            let mut vector = || Copies::new(random.as_deref_mut(), copies_of.adapter.d, copies);
+            let mut vector = || OperandCopies::new(random.as_deref_mut(), copies_of.adapter.d, copies);
             copies_of.norm = Some([vector()?, vector()?]);
         }
         Ok(Self { case: *case, copies, weight, a, b, adapters })
@@ -83,22 +84,22 @@ impl<W: Element> Layers<W> {
         let [rows, cols] = self.case.stored();
         let segments = [Segment {
             columns: 0..d_out,
-            a: MatrixRef::new(self.a.of(copy), rank, d_in)?,
-            b: MatrixRef::new(self.b.of(copy), d_out, rank)?,
+            a: MatrixRef::new(self.a.copy(copy), rank, d_in)?,
+            b: MatrixRef::new(self.b.copy(copy), d_out, rank)?,
             scale: SCALE,
         }];
-        let weight = Weight::new(MatrixRef::new(self.weight.of(copy), rows, cols)?, layout);
+        let weight = Weight::new(MatrixRef::new(self.weight.copy(copy), rows, cols)?, layout);
         work(&LoraLinear { weight, bias: None, segments: &segments })
     }
 
-    /// One of the adapters beside it; its projections are stored in the layer's layout.
+    /// One of the bottleneck adapters. Its projections are stored in the layer's layout.
     pub(super) fn with_adapter<R>(
         &self,
-        which: usize,
+        index: usize,
         copy: usize,
         work: impl FnOnce(&Bottleneck<'_, W>) -> fused_lora::Result<R>,
     ) -> fused_lora::Result<R> {
-        let copies = &self.adapters[which];
+        let copies = &self.adapters[index];
         let Adapter { d, width, .. } = copies.adapter;
         let weight = |data, d_in, d_out| {
             let [rows, cols] = Case { d_in, d_out, ..self.case }.stored();
@@ -106,19 +107,20 @@ impl<W: Element> Layers<W> {
         };
         work(&Bottleneck {
             norm: copies.norm.as_ref().map(|[weight, bias]| LayerNorm {
-                weight: weight.of(copy),
-                bias: bias.of(copy),
+                weight: weight.copy(copy),
+                bias: bias.copy(copy),
                 epsilon: EPSILON,
             }),
-            down: weight(copies.down.of(copy), d, width)?,
-            down_bias: Some(copies.down_bias.of(copy)),
-            up: weight(copies.up.of(copy), width, d)?,
-            up_bias: Some(copies.up_bias.of(copy)),
+            down: weight(copies.down.copy(copy), d, width)?,
+            down_bias: Some(copies.down_bias.copy(copy)),
+            up: weight(copies.up.copy(copy), width, d)?,
+            up_bias: Some(copies.up_bias.copy(copy)),
             activation: Activation::Relu,
         })
     }
 
-    /// `f32` elements of workspace: of fused and base, both ways if asked for, and of an adapter's two layers.
+    /// Elements of workspace that suffice for the layer with and without LoRA (with `backward`, for its backward pass
+    /// as well), and for every adapter.
     pub(super) fn workspaces(&self, tokens: usize, backward: bool) -> fused_lora::Result<[usize; 2]> {
         let layer = self.with_layer(0, |layer| {
             let base = LoraLinear { segments: &[], ..*layer };
@@ -131,23 +133,24 @@ impl<W: Element> Layers<W> {
             Ok(len)
         })?;
         let mut adapters = 0;
-        for which in 0..self.adapters.len() {
-            let plans = self.with_adapter(which, 0, |adapter| adapter_plans(adapter, tokens))?;
+        for index in 0..self.adapters.len() {
+            let plans = self.with_adapter(index, 0, |adapter| adapter_plans(adapter, tokens))?;
             adapters = plans.iter().map(|plan| plan.workspace_len()).fold(adapters, usize::max);
         }
         Ok([layer, adapters])
     }
 
-    /// What a copy takes, and what calls of so many tokens take beside.
+    /// The memory of a copy, and what calls of `tokens` tokens take in addition.
     pub(super) fn footprint(&self, tokens: usize, backward: bool) -> fused_lora::Result<Footprint> {
         let (size, Case { d_in, d_out, rank, .. }) = (size_of::<W>(), self.case);
         let widest = self.adapters.iter().map(|copies| copies.adapter.width).max().unwrap_or(0);
         let [layer, adapter] = self.workspaces(tokens, backward)?;
         let [x, y] = [d_in, d_out].map(|columns| (tokens.saturating_mul(columns), size));
-        let once = match backward {
+        let shared = match backward {
             // x, y, dy, dx, T, dA, dB.
             true => bytes_of(&[x, y, y, x, (tokens * rank, 4), (rank * d_in, 4), (d_out * rank, 4), (layer, 4)]),
-            // x, y; sequential's T twice, its update and workspace; an adapter's normalised y and hidden features.
+            // x, y; of sequential its workspace, T in two types and its update; of an adapter normalised y, hidden
+            // features, workspace.
             false => bytes_of(&[
                 x,
                 y,
@@ -160,20 +163,20 @@ impl<W: Element> Layers<W> {
                 (adapter, 4),
             ]),
         };
-        Ok(Footprint { once, ..weights::<W>(&self.case) })
+        Ok(Footprint { shared, ..weights::<W>(&self.case) })
     }
 }
 
-/// What the weights of a copy take alone.
+/// The memory of the weights of a copy.
 pub(super) fn weights<W>(case: &Case) -> Footprint {
     let size = size_of::<W>();
     let [weight, a, b] = case.operands().map(|len| bytes_of(&[(len, size)]));
     let adapters = case.adapters().map(|adapter| bytes_of(&adapter.operands(size)));
-    let copy = [weight, a, b].into_iter().chain(adapters).fold(0, usize::saturating_add);
-    Footprint { weight, copy, once: 0 }
+    let per_copy = [weight, a, b].into_iter().chain(adapters).fold(0, usize::saturating_add);
+    Footprint { weight, per_copy, shared: 0 }
 }
 
-/// How an adapter's two layers run.
+/// The plans of an adapter's two layers.
 pub(super) fn adapter_plans<W: Element>(
     adapter: &Bottleneck<'_, W>,
     tokens: usize,
@@ -192,7 +195,7 @@ mod tests {
     #[test]
     fn copies_are_packed_and_apart() {
         let case = Case { tokens: 1, d_in: 3, d_out: 5, rank: 2, layout: Layout::OutIn };
-        let layers = Layers::<bf16>::new(&case, 7, Some(&mut Random::new(1))).unwrap();
+        let layers = LayerCopies::<bf16>::new(&case, 7, Some(&mut Random::new(1))).unwrap();
         let places: Vec<_> = (0..7)
             .map(|copy| {
                 layers
@@ -203,10 +206,13 @@ mod tests {
                     .unwrap()
             })
             .collect();
-        assert!(places.windows(2).all(|pair| pair[1] - pair[0] == LINE) && places[0] % LINE == 0, "{places:?}");
-        for (which, adapter) in case.adapters().iter().enumerate() {
+        assert!(
+            places.windows(2).all(|pair| pair[1] - pair[0] == CACHE_LINE) && places[0] % CACHE_LINE == 0,
+            "{places:?}"
+        );
+        for (index, adapter) in case.adapters().iter().enumerate() {
             layers
-                .with_adapter(which, 6, |view| {
+                .with_adapter(index, 6, |view| {
                     assert_eq!((view.d(), view.width(), view.norm.is_some()), (5, adapter.width, adapter.has_norm));
                     view.validate()
                 })
@@ -217,7 +223,7 @@ mod tests {
     #[test]
     fn a_footprint_is_what_is_allocated() {
         let case = Case { tokens: 1, d_in: 64, d_out: 64, rank: 4, layout: Layout::InOut };
-        let layers = Layers::<f32>::new(&case, 3, None).unwrap();
+        let layers = LayerCopies::<f32>::new(&case, 3, None).unwrap();
         let footprint = layers.footprint(16, false).unwrap();
         let adapters = &layers.adapters;
         let own = |copies: &AdapterCopies<f32>| {
@@ -227,9 +233,9 @@ mod tests {
         };
         let elements = [&layers.weight, &layers.a, &layers.b].iter().map(|part| part.data.len()).sum::<usize>();
         let elements = elements + adapters.iter().map(own).sum::<usize>();
-        assert_eq!((3 * footprint.copy, footprint.weight), (4 * elements, 4 * 64 * 64));
-        // x, y, sequential's update, an adapter's normalised y: 16 KiB; the rest is smaller.
-        assert!((16 << 10..64 << 10).contains(&footprint.once), "{footprint:?}");
-        assert!(layers.footprint(16, true).unwrap().once > 4 * 4 * 16 * 64);
+        assert_eq!((3 * footprint.per_copy, footprint.weight), (4 * elements, 4 * 64 * 64));
+        // x, y, sequential's update and an adapter's normalised y take 4 KiB each; the others are smaller.
+        assert!((16 << 10..64 << 10).contains(&footprint.shared), "{footprint:?}");
+        assert!(layers.footprint(16, true).unwrap().shared > 4 * 4 * 16 * 64);
     }
 }

@@ -1,20 +1,20 @@
-//! What was measured on the CPU: a line for each contestant.
+//! The results on the CPU: one row for each variant.
 
 use serde::Serialize;
 
 use super::case::Case;
 use super::overhead::Cell;
-use crate::output::{grouped, table};
-use crate::stats::{Excess, median};
+use crate::output::{table, with_commas};
+use crate::stats::{Overhead, median};
 
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Row {
     pub(super) tokens: usize,
     pub(super) d_in: usize,
     pub(super) d_out: usize,
-    /// Of LoRA; of a bottleneck adapter, that of the LoRA beside it.
+    /// The rank of LoRA; for a bottleneck adapter, the rank of the LoRA that it is compared with.
     pub(super) rank: usize,
-    /// base, fused, sequential, adapter-h, adapter-l, and those of the paper's size.
+    /// base, fused, sequential, adapter-h, adapter-l, or one of the latter two with the paper's width.
     pub(super) variant: &'static str,
     /// Hidden features of a bottleneck adapter.
     pub(super) width: Option<usize>,
@@ -22,20 +22,20 @@ pub(super) struct Row {
     pub(super) parameters: usize,
     pub(super) median_us: f64,
     pub(super) percent_over_base: f64,
-    /// Its 95 % interval; absent of a single trial, and of the base.
+    /// The 95 % interval; absent for a single trial and for the base.
     pub(super) percent_low: Option<f64>,
     pub(super) percent_high: Option<f64>,
-    /// That must move: every operand once.
+    /// Bytes that must move at least: every operand once.
     pub(super) bytes: usize,
     pub(super) gigabytes_per_second: f64,
     pub(super) gigaflops_per_second: f64,
-    /// Of all weights, walked through in a round.
+    /// Copies of the weights; a round goes through all of them.
     pub(super) copies: usize,
 }
 
-/// What takes part, and what one call of it must move and compute.
+/// A variant, and the bytes and operations that one call of it needs at least.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Entry {
+pub(super) struct VariantInfo {
     pub(super) variant: &'static str,
     pub(super) width: Option<usize>,
     pub(super) parameters: usize,
@@ -43,13 +43,14 @@ pub(super) struct Entry {
     pub(super) flops: usize,
 }
 
-/// From milliseconds of a walk through all copies, `[entry][trial]`, the base first.
-pub(super) fn rows(case: &Case, entries: &[Entry], times: &[Vec<f64>], copies: usize) -> Vec<Row> {
+/// The rows of a case. `times` are milliseconds of a round through all copies, `[variant][trial]`; the first variant is
+/// the base.
+pub(super) fn rows(case: &Case, entries: &[VariantInfo], times: &[Vec<f64>], copies: usize) -> Vec<Row> {
     let Case { tokens, d_in, d_out, rank, .. } = *case;
-    let row = |(i, (entry, times_of)): (usize, (&Entry, &Vec<f64>))| {
+    let row = |(i, (entry, times_of)): (usize, (&VariantInfo, &Vec<f64>))| {
         let excess = match i {
-            0 => Excess { percent: 0.0, interval: None },
-            _ => Excess::of(times_of, &times[0]),
+            0 => Overhead { percent: 0.0, interval: None },
+            _ => Overhead::of(times_of, &times[0]),
         };
         let us = median(times_of) * 1e3 / copies as f64;
         Row {
@@ -74,7 +75,7 @@ pub(super) fn rows(case: &Case, entries: &[Entry], times: &[Vec<f64>], copies: u
 }
 
 impl Row {
-    /// What the summary at the end is made of.
+    /// What [`super::overhead`] needs of the row.
     pub(super) fn cell(&self) -> Cell {
         let &Self { tokens, variant, percent_over_base, .. } = self;
         Cell { tokens, mode: None, variant, percent_over_base }
@@ -87,14 +88,14 @@ pub(super) fn print(rows: &[Row]) -> String {
     let cells = rows.iter().map(|r| {
         let [over, interval] = match r.variant {
             "base" => ["-".into(), "-".into()],
-            _ => Excess::from_row(r.percent_over_base, r.percent_low, r.percent_high).cells(),
+            _ => Overhead::from_row(r.percent_over_base, r.percent_low, r.percent_high).cells(),
         };
         vec![
             format!("{} -> {}", r.d_in, r.d_out),
             r.tokens.to_string(),
             r.rank.to_string(),
             r.variant.into(),
-            grouped(r.parameters),
+            with_commas(r.parameters),
             if r.median_us < 10.0 { format!("{:.2}", r.median_us) } else { format!("{:.1}", r.median_us) },
             over,
             interval,
@@ -115,7 +116,7 @@ mod tests {
     #[test]
     fn rows_are_compared_with_the_first_and_one_trial_has_no_interval() {
         let case = Case { tokens: 2, d_in: 64, d_out: 32, rank: 4, layout: Layout::InOut };
-        let entry = |variant, bytes| Entry { variant, width: None, parameters: 0, bytes, flops: 2 * bytes };
+        let entry = |variant, bytes| VariantInfo { variant, width: None, parameters: 0, bytes, flops: 2 * bytes };
         let entries = [entry("base", 8192), entry("fused", 9000)];
         // Ten copies a round: 20 µs and 25 µs a call.
         let rows_of = |trials: usize| rows(&case, &entries, &[vec![0.2; trials], vec![0.25; trials]], 10);

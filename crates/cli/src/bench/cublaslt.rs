@@ -1,4 +1,4 @@
-//! cuBLASLt: the vendor's matrix product, loaded at run time where it is installed.
+//! cuBLASLt, NVIDIA's library of matrix products, loaded at run time where it is installed.
 
 use std::ffi::c_void;
 use std::ptr::null_mut;
@@ -9,17 +9,17 @@ use fused_lora::device::{Device, DeviceBuffer, Stream};
 use fused_lora::lora::Layout;
 use fused_lora::{ComputePath, DType};
 
-use super::rotation::{launches, timed};
+use super::launch_timer::{launches, timed};
 
-/// Bytes that an algorithm may ask for: what torch gives it on a Hopper GPU.
+/// The largest workspace that an algorithm may use, in bytes: as much as PyTorch gives cuBLASLt on a Hopper GPU.
 const WORKSPACE_BYTES: usize = 32 << 20;
-/// Algorithms of the library's own choice that are timed against each other.
-const CHOICES: usize = 8;
-/// Each by the best of so many rounds, of about so many microseconds.
-const SEARCHES: usize = 3;
+/// How many of the algorithms that the library recommends are timed.
+const MAX_ALGORITHMS: usize = 8;
+/// An algorithm is timed in this many rounds, of which the fastest counts, of about this many microseconds each.
+const SEARCH_ROUNDS: usize = 3;
 const SEARCH_US: f64 = 2_000.0;
 
-/// The library, and the workspace of its products.
+/// The loaded library, and the workspace that all its products share.
 pub(super) struct CublasLt {
     handle: sys::cublasLtHandle_t,
     workspace: DeviceBuffer<u8>,
@@ -38,25 +38,25 @@ impl CublasLt {
         Ok(Self { handle, workspace, version: unsafe { sys::cublasLtGetVersion() } })
     }
 
-    /// Prepares `y = alpha·product + beta·y` of rows, depth and columns, with the algorithm that `fastest` finds to be so.
+    /// Prepares `y = alpha·product + beta·y` of `[m, k, n]`, with the algorithm whose index `fastest` returns.
     pub(super) fn product(
         &self,
         (dtype, path): (DType, ComputePath),
         shape: [usize; 3],
-        form: Form,
+        kind: ProductKind,
         [alpha, beta]: [f32; 2],
-        fastest: impl FnOnce(&mut Product<'_>, usize) -> Result<usize>,
+        fastest_algorithm: impl FnOnce(&mut Product<'_>, usize) -> Result<usize>,
     ) -> Result<Product<'_>> {
-        let kind = match dtype {
+        let data_type = match dtype {
             DType::F32 => sys::cudaDataType_t::CUDA_R_32F,
             DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
             DType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
         };
-        let [turns_w, turns_x] = form.turned();
-        let [w, x, y] = form.stored(shape);
-        let sums = if form == Form::Gradient { sys::cudaDataType_t::CUDA_R_32F } else { kind };
-        let matrix = |kind, [rows, cols]: [usize; 2]| {
-            result::create_matrix_layout(kind, rows as u64, cols as u64, rows as i64)
+        let [transpose_w, transpose_x] = kind.transposed();
+        let [w, x, y] = kind.stored(shape);
+        let sums = if kind == ProductKind::Gradient { sys::cudaDataType_t::CUDA_R_32F } else { data_type };
+        let matrix = |data_type, [rows, cols]: [usize; 2]| {
+            result::create_matrix_layout(data_type, rows as u64, cols as u64, rows as i64)
                 .context("cublasLtMatrixLayoutCreate")
         };
         let compute = compute_type(path);
@@ -65,41 +65,41 @@ impl CublasLt {
         let mut product = Product {
             library: self,
             description,
-            layouts: [matrix(kind, w)?, matrix(kind, x)?, matrix(sums, y)?],
+            layouts: [matrix(data_type, w)?, matrix(data_type, x)?, matrix(sums, y)?],
             algorithms: vec![],
             chosen: 0,
             factors: [alpha, beta],
         };
-        product.set_turned(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, turns_w)?;
-        product.set_turned(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, turns_x)?;
+        product.set_transposed(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, transpose_w)?;
+        product.set_transposed(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, transpose_x)?;
         product.find_algorithms()?;
-        let choices = product.algorithms.len();
-        product.chosen = fastest(&mut product, choices)?;
+        let candidates = product.algorithms.len();
+        product.chosen = fastest_algorithm(&mut product, candidates)?;
         Ok(product)
     }
 }
 
-/// What is multiplied, all of it stored by rows.
+/// Which matrices a product multiplies. All are stored row by row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
-    /// x `[rows, depth]` by W: `x·Wᵀ` (W `[columns, depth]`, out-in) or `x·W` (`[depth, columns]`, in-out).
+pub(super) enum ProductKind {
+    /// A layer, of x `[m, k]` and W: `x·Wᵀ` with W `[n, k]` (out-in), or `x·W` with W `[k, n]` (in-out).
     Layer(Layout),
-    /// A gradient: `xᵀ·W` of x `[depth, rows]` and W `[depth, columns]`, its sums stored as `f32`.
+    /// A gradient: `xᵀ·W` of x `[k, m]` and W `[k, n]`, stored as `f32`.
     Gradient,
 }
 
-impl Form {
-    /// Rows and columns of W, x and y to the library, which stores by columns: row-major y `[rows, columns]` is its
-    /// `[columns, rows] = op(W)·op(x)`.
-    pub(super) fn stored(self, [rows, depth, columns]: [usize; 3]) -> [[usize; 2]; 3] {
-        let [turns_w, turns_x] = self.turned();
-        let w = if turns_w { [depth, columns] } else { [columns, depth] };
-        let x = if turns_x { [rows, depth] } else { [depth, rows] };
-        [w, x, [columns, rows]]
+impl ProductKind {
+    /// Rows and columns of W, x and y as the library sees them. It stores matrices column by column, so our y `[m, n]`
+    /// is its `[n, m] = op(W)·op(x)`.
+    pub(super) fn stored(self, [m, k, n]: [usize; 3]) -> [[usize; 2]; 3] {
+        let [transpose_w, transpose_x] = self.transposed();
+        let w = if transpose_w { [k, n] } else { [n, k] };
+        let x = if transpose_x { [m, k] } else { [k, m] };
+        [w, x, [n, m]]
     }
 
-    /// Whether the library turns W and x before it multiplies.
-    pub(super) fn turned(self) -> [bool; 2] {
+    /// Whether the library transposes W and x before it multiplies.
+    pub(super) fn transposed(self) -> [bool; 2] {
         match self {
             Self::Layer(layout) => [layout == Layout::OutIn, false],
             Self::Gradient => [false, true],
@@ -107,7 +107,7 @@ impl Form {
     }
 }
 
-/// What products are computed in. Of f32 they are true f32 unless TF32 was asked for by name.
+/// The type that products are computed in. For f32 operands it is f32, unless TF32 was asked for.
 fn compute_type(path: ComputePath) -> sys::cublasComputeType_t {
     match path {
         ComputePath::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
@@ -129,13 +129,14 @@ pub(super) struct Product<'a> {
     /// W, x, y.
     layouts: [sys::cublasLtMatrixLayout_t; 3],
     algorithms: Vec<sys::cublasLtMatmulAlgo_t>,
+    /// Index of the algorithm that `issue` uses.
     pub(super) chosen: usize,
     factors: [f32; 2],
 }
 
 impl Product<'_> {
-    fn set_turned(&mut self, attribute: sys::cublasLtMatmulDescAttributes_t, turned: bool) -> Result<()> {
-        let operation: i32 = turned.into();
+    fn set_transposed(&mut self, attribute: sys::cublasLtMatmulDescAttributes_t, transposed: bool) -> Result<()> {
+        let operation: i32 = transposed.into();
         // SAFETY: the description lives, and the attribute is an integer of this size.
         unsafe {
             let value = (&raw const operation).cast::<c_void>();
@@ -151,14 +152,14 @@ impl Product<'_> {
         let [w, x, y] = self.layouts;
         let mut found = 0;
         // SAFETY: zero bits are a valid value of this plain struct.
-        let mut results: [sys::cublasLtMatmulHeuristicResult_t; CHOICES] = unsafe { std::mem::zeroed() };
+        let mut results: [sys::cublasLtMatmulHeuristicResult_t; MAX_ALGORITHMS] = unsafe { std::mem::zeroed() };
         // SAFETY: all descriptors live; the attribute is an integer of this size; the array has as many places as told.
         let status = unsafe {
             let value = (&raw const limit).cast::<c_void>();
             result::set_matmul_pref_attribute(preference, attribute, value, size_of::<usize>())
                 .and_then(|()| {
                     let (handle, out) = (self.library.handle, results.as_mut_ptr());
-                    let wanted = CHOICES as i32;
+                    let wanted = MAX_ALGORITHMS as i32;
                     sys::cublasLtMatmulAlgoGetHeuristic(
                         handle,
                         self.description,
@@ -185,10 +186,10 @@ impl Product<'_> {
         Ok(())
     }
 
-    /// Issues the product: device addresses of W, x and y.
+    /// Issues the product. W, x and y are given by their device addresses.
     ///
     /// # Safety
-    /// The addresses are those of matrices of the shapes the product was prepared for, packed, on the stream's device.
+    /// The addresses must be those of packed matrices of the product's shapes, on the stream's device.
     pub(super) unsafe fn issue(&self, stream: &Stream, [w, x, y]: [u64; 3]) -> fused_lora::Result<()> {
         let [w_layout, x_layout, y_layout] = self.layouts;
         let [alpha, beta] = &self.factors;
@@ -233,31 +234,31 @@ impl Drop for Product<'_> {
     }
 }
 
-/// Of `choices` algorithms the one whose round through all copies of the operands takes least: with cold caches, as it
-/// will be measured.
-pub(super) fn fastest(
+/// The index of the fastest of `candidates` algorithms. Each is timed over all copies of the operands, with cold
+/// caches, as in the measurement itself.
+pub(super) fn fastest_algorithm(
     product: &mut Product<'_>,
-    choices: usize,
+    candidates: usize,
     device: &Device,
     stream: &Stream,
     copies: usize,
     issue: impl Fn(&Product<'_>, &Stream, usize) -> fused_lora::Result<()>,
 ) -> Result<usize> {
     let mut best = (f64::INFINITY, 0);
-    for choice in 0..choices {
-        product.chosen = choice;
+    for candidate in 0..candidates {
+        product.chosen = candidate;
         let round = |launches: usize| {
             let us =
                 timed(device, stream, || (0..launches).try_for_each(|launch| issue(product, stream, launch % copies)))?;
             anyhow::Ok(us / launches as f64)
         };
-        // The first one loads the kernel, the second one says how long it takes.
+        // The first round loads the kernel; the second tells how long a launch takes.
         round(copies)?;
         let launches = launches(copies, round(copies)?, SEARCH_US);
-        for _ in 0..SEARCHES {
+        for _ in 0..SEARCH_ROUNDS {
             let us = round(launches)?;
             if us < best.0 {
-                best = (us, choice);
+                best = (us, candidate);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! A layer, the bottleneck adapters beside its LoRA, and their copies in device memory.
+//! Copies of a layer and of the bottleneck adapters in device memory.
 
 use anyhow::Result;
 use bytemuck::Pod;
@@ -15,15 +15,15 @@ use super::case::{Case, SCALE};
 use super::copies::{Footprint, bytes_of};
 
 /// One copy of a layer's weights.
-pub(super) struct Copy<T> {
+pub(super) struct LayerCopy<T> {
     pub(super) weight: DeviceBuffer<T>,
     pub(super) a: DeviceBuffer<T>,
     pub(super) b: DeviceBuffer<T>,
 }
 
-impl<T: Element> Copy<T> {
-    /// So many copies of one random layer.
-    pub(super) fn several(case: &Case, copies: usize, stream: &Stream, random: &mut Random) -> Result<Vec<Self>> {
+impl<T: Element> LayerCopy<T> {
+    /// Uploads `copies` copies of one random layer.
+    pub(super) fn upload(case: &Case, copies: usize, stream: &Stream, random: &mut Random) -> Result<Vec<Self>> {
         let weight = random.normal::<T>(case.d_in * case.d_out, 0.02)?;
         let a = random.normal::<T>(case.rank * case.d_in, 0.02)?;
         let b = random.normal::<T>(case.d_out * case.rank, 0.02)?;
@@ -31,7 +31,7 @@ impl<T: Element> Copy<T> {
         (0..copies).map(|_| Ok(Self { weight: upload(&weight)?, a: upload(&a)?, b: upload(&b)? })).collect()
     }
 
-    /// The layer with its adapter, or the base alone, for as long as `work` takes.
+    /// Calls `work` with the layer, with LoRA if `adapted`.
     pub(super) fn with_layer<R>(
         &self,
         case: &Case,
@@ -66,8 +66,8 @@ pub(super) struct AdapterCopy<T> {
 }
 
 impl<T: Element> AdapterCopy<T> {
-    /// So many copies of each adapter that stands beside a case's LoRA: `[adapter][copy]`.
-    pub(super) fn several(case: &Case, copies: usize, stream: &Stream, random: &mut Random) -> Result<Vec<Vec<Self>>> {
+    /// Uploads `copies` copies of each bottleneck adapter of a case: `[adapter][copy]`.
+    pub(super) fn upload(case: &Case, copies: usize, stream: &Stream, random: &mut Random) -> Result<Vec<Vec<Self>>> {
         let one = |adapter: Adapter| {
             let lens = adapter.operands(size_of::<T>()).map(|(len, _)| len);
             let mut values = |len| random.normal::<T>(len, 0.02);
@@ -109,23 +109,29 @@ impl<T: Element> AdapterCopy<T> {
     }
 }
 
-/// Device memory comes in pieces of so many bytes.
-const PIECE: usize = 512;
+/// The driver rounds allocations up to multiples of this many bytes.
+const ALLOCATION_GRANULARITY: usize = 512;
 
-/// What a copy of a layer takes in device memory, with the adapters beside its LoRA or without, and `once` for all copies.
-pub(super) fn footprint<T>(case: &Case, with_adapters: bool, once: usize) -> Footprint {
+/// The device memory of a copy of a layer, with or without its bottleneck adapters; `shared` bytes are there once.
+pub(super) fn footprint<T>(case: &Case, with_adapters: bool, shared: usize) -> Footprint {
     let size = size_of::<T>();
-    let pieces = |operands: &[(usize, usize)]| -> usize {
-        operands.iter().map(|&operand| bytes_of(&[operand]).saturating_add(PIECE - 1) / PIECE * PIECE).sum()
+    let allocated = |operands: &[(usize, usize)]| -> usize {
+        operands
+            .iter()
+            .map(|&operand| {
+                bytes_of(&[operand]).saturating_add(ALLOCATION_GRANULARITY - 1) / ALLOCATION_GRANULARITY
+                    * ALLOCATION_GRANULARITY
+            })
+            .sum()
     };
     let [weight, a, b] = case.operands();
-    let adapters = case.adapters().iter().map(|adapter| pieces(&adapter.operands(size))).sum::<usize>();
-    let copy = pieces(&[(weight, size), (a, size), (b, size)]) + if with_adapters { adapters } else { 0 };
-    Footprint { weight: weight.saturating_mul(size), copy, once }
+    let adapters = case.adapters().iter().map(|adapter| allocated(&adapter.operands(size))).sum::<usize>();
+    let per_copy = allocated(&[(weight, size), (a, size), (b, size)]) + if with_adapters { adapters } else { 0 };
+    Footprint { weight: weight.saturating_mul(size), per_copy, shared }
 }
 
-/// The first elements of a buffer, to be written to by one launch at a time.
-pub(super) fn place<U: Pod>(
+/// A matrix at the start of a buffer, as the output of a launch.
+pub(super) fn output_view<U: Pod>(
     buffer: &DeviceBuffer<U>,
     rows: usize,
     cols: usize,

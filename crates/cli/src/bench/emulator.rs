@@ -1,4 +1,4 @@
-//! On the emulator: what each launch asks of memory, counted.
+//! `bench` on the emulator: counts the bytes that each launch requests, instead of timing it.
 
 use anyhow::Result;
 use fused_lora::device::{
@@ -13,14 +13,14 @@ use super::Args;
 use super::adapter_plan::AdapterPlan;
 use super::backward::{Buffers, Plans};
 use super::case::Case;
-use super::device::{AdapterCopy, Copy};
-use super::variant::{BACKWARD, FORWARD, GRADIENTS, INPUT};
+use super::device::{AdapterCopy, LayerCopy};
+use super::variant::{BACKWARD, DX, FACTOR_GRADIENTS, FORWARD};
 use crate::environment::Run;
-use crate::output::{emit, grouped, table};
+use crate::output::{emit, table, with_commas};
 
 /// SMs of the device that launches are planned for: an H100 or H200.
 const MULTIPROCESSORS: u32 = 132;
-/// The variant with its adapter.
+/// The variant with LoRA.
 const FUSED: &str = "fused";
 
 #[derive(Debug, Serialize)]
@@ -70,13 +70,13 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
         for &rank in &args.ranks {
             let case = Case { tokens: 1, d_in, d_out, rank, layout: args.layout.into() };
             let mut random = Random::new(0);
-            let copy = Copy::<T>::several(&case, 1, &stream, &mut random)?.remove(0);
-            let adapters = AdapterCopy::<T>::several(&case, 1, &stream, &mut random)?;
+            let copy = LayerCopy::<T>::upload(&case, 1, &stream, &mut random)?.remove(0);
+            let adapters = AdapterCopy::<T>::upload(&case, 1, &stream, &mut random)?;
             for &tokens in &args.tokens {
                 if args.is_backward() {
                     let case = Case { tokens, ..case };
                     match Plans::new(&device, &case, &copy, true, args.path()) {
-                        Ok(plans) => rows.extend(count_pass(&stream, &case, &copy, &plans)?),
+                        Ok(plans) => rows.extend(count_training_pass(&stream, &case, &copy, &plans)?),
                         Err(error @ Error::NoMatrixInstructions { .. }) => {
                             emit(&format!("{tokens} x {d_in} -> {d_out}, r {rank}: {error}\n"))?
                         }
@@ -117,7 +117,7 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
 fn count<T: Element>(
     stream: &Stream,
     case: &Case,
-    copy: &Copy<T>,
+    copy: &LayerCopy<T>,
     variant: &'static str,
     forward: &Forward<T>,
 ) -> Result<Row> {
@@ -135,7 +135,7 @@ fn count<T: Element>(
     Ok(Row::of(case, variant, plan.floor_bytes(), &counters, plan.to_string()))
 }
 
-/// What an adapter launches behind the layer, whose own launch is the base's.
+/// The launches of a bottleneck adapter; they come after the launch of the base layer.
 fn count_adapter<T: Element>(
     stream: &Stream,
     case: &Case,
@@ -157,15 +157,20 @@ fn count_adapter<T: Element>(
         .collect())
 }
 
-/// A training pass, launch by launch, and both launches of the backward pass together.
-fn count_pass<T: Element>(stream: &Stream, case: &Case, copy: &Copy<T>, plans: &Plans<T>) -> Result<Vec<Row>> {
+/// Counts a training pass: a row for each launch, and one for both launches of the backward pass together.
+fn count_training_pass<T: Element>(
+    stream: &Stream,
+    case: &Case,
+    copy: &LayerCopy<T>,
+    plans: &Plans<T>,
+) -> Result<Vec<Row>> {
     let buffers = Buffers::new(stream, case.tokens, (case.d_in, case.d_out), case.rank)?;
     let mut workspace = Workspace::new(stream, plans.workspace())?;
     plans.launch(stream, case, [copy; 2], &buffers, &mut workspace)?;
     let (forward, backward) = (plans.forward.plan(), plans.backward.plan());
     let mut planned = vec![(FORWARD, plans.forward_floor_bytes(case), forward.to_string())];
-    planned.extend(backward.input.as_ref().map(|plan| (INPUT, plan.floor_bytes, plan.to_string())));
-    planned.extend(backward.gradients.as_ref().map(|plan| (GRADIENTS, plan.floor_bytes, plan.to_string())));
+    planned.extend(backward.input.as_ref().map(|plan| (DX, plan.floor_bytes, plan.to_string())));
+    planned.extend(backward.gradients.as_ref().map(|plan| (FACTOR_GRADIENTS, plan.floor_bytes, plan.to_string())));
     let counted = stream.device().take_all_counters();
     let launches = planned.into_iter().zip(&counted);
     let mut rows: Vec<_> =
@@ -223,7 +228,7 @@ fn print(rows: &[Row]) -> String {
         "sectors over ideal",
         "mma",
     ];
-    // Loads of the weight are counted where they are marked as used once, in the decode kernels.
+    // Loads of weights are counted where they are marked as read once (gpu::load_once), in the decode kernels.
     let of_weight = |r: &Row, text: String| if r.weight_loads == 0 { "-".into() } else { text };
     let cells = rows.iter().map(|r| {
         vec![
@@ -231,14 +236,14 @@ fn print(rows: &[Row]) -> String {
             r.tokens.to_string(),
             r.rank.to_string(),
             r.variant.into(),
-            grouped(r.parameters),
-            grouped(r.floor_bytes),
-            grouped(usize::try_from(r.requested_bytes).unwrap_or(usize::MAX)),
+            with_commas(r.parameters),
+            with_commas(r.floor_bytes),
+            with_commas(usize::try_from(r.requested_bytes).unwrap_or(usize::MAX)),
             format!("{:.4}", r.requested_over_floor),
-            grouped(usize::try_from(r.distinct_bytes).unwrap_or(usize::MAX)),
+            with_commas(usize::try_from(r.distinct_bytes).unwrap_or(usize::MAX)),
             of_weight(r, format!("{:.0}", r.weight_bytes_per_load)),
             of_weight(r, format!("{:.3}", r.weight_sectors_over_ideal)),
-            grouped(usize::try_from(r.matrix_instructions).unwrap_or(usize::MAX)),
+            with_commas(usize::try_from(r.matrix_instructions).unwrap_or(usize::MAX)),
         ]
     });
     table(&header, cells)

@@ -1,4 +1,4 @@
-//! How a GPU would run each call: no device is opened.
+//! `--explain`: how a GPU would run each call. No device is opened.
 
 use anyhow::Result;
 use fused_lora::abi::{LORA_GRADIENTS_COLUMNS, LORA_GRADIENTS_RANKS};
@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use super::Args;
 use super::adapter::Adapter;
-use super::variant::{BACKWARD, FORWARD, GRADIENTS, INPUT};
-use crate::output::{emit, grouped, table};
+use super::variant::{BACKWARD, DX, FACTOR_GRADIENTS, FORWARD};
+use crate::output::{emit, table, with_commas};
 
 #[derive(Debug, Default, Serialize)]
 struct Row {
@@ -25,14 +25,14 @@ struct Row {
     /// Hidden features of a bottleneck adapter.
     width: Option<usize>,
     kernel: String,
-    /// Of y or dx, in tokens x columns; of dA and dB, in columns of x or dy x ranks.
+    /// The tile: tokens x columns for y and dx; columns of x or dy x ranks for dA and dB.
     tile: String,
-    /// In flight or at work, and the depth of each.
+    /// The number of pipeline stages, and the steps of k (of tokens for dA and dB) in each.
     stages: String,
     grid: String,
     threads: u32,
     shared_bytes: u32,
-    /// CTAs that share a tile's depth, and the depth of each; dA and dB are tokens deep.
+    /// The number of splits, and the steps of k (of tokens for dA and dB) in each.
     splits: String,
     launches: usize,
     workspace_bytes: usize,
@@ -65,12 +65,12 @@ pub(super) fn explain(args: &Args) -> Result<()> {
             for &tokens in &args.tokens {
                 let shape = (d_in, d_out);
                 let planned = if args.is_backward() {
-                    pass(args, dtype, tokens, shape, rank)
+                    training_launches(args, dtype, tokens, shape, rank)
                 } else {
                     let of = |ranks| plan(args, dtype, tokens, shape, ranks, false).map(|plan| Row::of(&plan));
                     let mut planned = vec![("base", of(&[])), ("fused", of(&[rank]))];
-                    for adapter in Adapter::beside(shape, rank) {
-                        planned.extend(behind(args, dtype, tokens, &adapter));
+                    for adapter in Adapter::to_compare_with(shape, rank) {
+                        planned.extend(adapter_launches(args, dtype, tokens, &adapter));
                     }
                     planned
                 };
@@ -94,7 +94,7 @@ pub(super) fn explain(args: &Args) -> Result<()> {
     args.files.write(report, &rows)
 }
 
-/// The plan for packed matrices, as the benchmark has them.
+/// The plan of a forward call on packed matrices.
 fn plan(
     args: &Args,
     dtype: DType,
@@ -119,13 +119,18 @@ fn plan(
     Plan::new(&problem, saves_t)
 }
 
-/// What a bottleneck adapter launches behind the layer, whose own launch is the base's.
-fn behind(args: &Args, dtype: DType, tokens: usize, adapter: &Adapter) -> Vec<(&'static str, fused_lora::Result<Row>)> {
+/// The launches of a bottleneck adapter; they come after the launch of the base layer.
+fn adapter_launches(
+    args: &Args,
+    dtype: DType,
+    tokens: usize,
+    adapter: &Adapter,
+) -> Vec<(&'static str, fused_lora::Result<Row>)> {
     let &Adapter { d, width, .. } = adapter;
-    let of_adapter = |row| Row { width: Some(width), ..row };
+    let with_width = |row| Row { width: Some(width), ..row };
     let norm = adapter.has_norm.then(|| {
         let plan = RowPlan::layer_norm(tokens, d, dtype, args.multiprocessors);
-        (adapter.norm_name(), plan.map(|plan| of_adapter(Row::of_norm(&plan))))
+        (adapter.norm_name(), plan.map(|plan| with_width(Row::of_norm(&plan))))
     });
     let plan = ForwardPlan::adapter(&AdapterProblem {
         tokens,
@@ -137,11 +142,11 @@ fn behind(args: &Args, dtype: DType, tokens: usize, adapter: &Adapter) -> Vec<(&
         compute_capability: args.capability,
         path: ComputePath::Auto,
     });
-    let own = plan.map(|plan| of_adapter(Row::of(&Plan::Forward(plan))));
+    let own = plan.map(|plan| with_width(Row::of(&Plan::Forward(plan))));
     norm.into_iter().chain([(adapter.name, own)]).collect()
 }
 
-/// Whether rows of W0 and of so many columns start at multiples of 16 bytes.
+/// Whether all rows of W0, and of a packed matrix with this many columns, start at multiples of 16 bytes.
 fn are_aligned(layout: Layout, dtype: DType, (d_in, d_out): (usize, usize), columns: usize) -> bool {
     let stored = match layout {
         Layout::OutIn => d_in,
@@ -151,7 +156,7 @@ fn are_aligned(layout: Layout, dtype: DType, (d_in, d_out): (usize, usize), colu
 }
 
 /// The launches of a training pass.
-fn pass(
+fn training_launches(
     args: &Args,
     dtype: DType,
     tokens: usize,
@@ -159,8 +164,8 @@ fn pass(
     rank: usize,
 ) -> Vec<(&'static str, fused_lora::Result<Row>)> {
     let forward = plan(args, dtype, tokens, (d_in, d_out), &[rank], true).map(|plan| {
-        let (row, kept) = (Row::of(&plan), tokens * rank * dtype.size());
-        Row { bytes: row.bytes + kept, floor_bytes: row.floor_bytes + kept, ..row }
+        let (row, saved_t) = (Row::of(&plan), tokens * rank * dtype.size());
+        Row { bytes: row.bytes + saved_t, floor_bytes: row.floor_bytes + saved_t, ..row }
     });
     let layout = args.layout.into();
     let backward = BackwardPlan::new(&BackwardProblem {
@@ -180,8 +185,8 @@ fn pass(
     let mut planned = vec![(FORWARD, forward)];
     match backward {
         Ok(BackwardPlan { input, gradients }) => {
-            planned.extend(input.map(|input| (INPUT, Ok(Row::of(&Plan::Forward(input))))));
-            planned.extend(gradients.map(|gradients| (GRADIENTS, Ok(Row::of_gradients(&gradients)))));
+            planned.extend(input.map(|input| (DX, Ok(Row::of(&Plan::Forward(input))))));
+            planned.extend(gradients.map(|gradients| (FACTOR_GRADIENTS, Ok(Row::of_gradients(&gradients)))));
         }
         Err(error) => planned.push((BACKWARD, Err(error))),
     }
@@ -189,7 +194,7 @@ fn pass(
 }
 
 impl Row {
-    /// What the plan says; the rest is the caller's.
+    /// A row with the plan's columns; the caller fills in the others.
     fn of(plan: &Plan) -> Self {
         let ([rows, columns], [splits, depth]) = (plan.tile(), plan.splits());
         Self {
@@ -276,9 +281,9 @@ fn print(rows: &[Row]) -> String {
             r.shared_bytes.to_string(),
             r.splits.clone(),
             r.launches.to_string(),
-            grouped(r.workspace_bytes),
-            grouped(r.bytes),
-            grouped(r.floor_bytes),
+            with_commas(r.workspace_bytes),
+            with_commas(r.bytes),
+            with_commas(r.floor_bytes),
         ]
     });
     table(&header, cells)

@@ -1,5 +1,5 @@
-//! On a GPU: fused against base, ours and cuBLASLt's, against sequential, against a plain read of the weight; calls or
-//! training passes.
+//! `bench` on a GPU, of forward calls or training passes: fused LoRA, the base layer by our kernels and by cuBLASLt,
+//! sequential LoRA by cuBLASLt, bottleneck adapters, and a kernel that only reads the weight.
 
 use anyhow::{Context, Result};
 use fused_lora::device::{Device, DeviceKind, Forward, ForwardOptions, Properties, Stream};
@@ -10,15 +10,15 @@ use serde::Serialize;
 use super::Args;
 use super::backward::{Buffers, Plans};
 use super::case::Case;
-use super::contest::{Activations, Bench};
+use super::comparison::{Activations, Bench};
 use super::copies::{Footprint, copies};
 use super::cublaslt::CublasLt;
-use super::device::{AdapterCopy, Copy, footprint};
+use super::device::{AdapterCopy, LayerCopy, footprint};
+use super::goals::{self, Verdict, verdicts};
+use super::launch_timer::L2_MULTIPLE;
 use super::overhead;
 use super::preset::Preset;
-use super::rotation::COLD;
 use super::row::{Row, print};
-use super::summary::{self, Verdict, verdicts};
 use crate::environment::Run;
 use crate::output::emit;
 
@@ -30,7 +30,7 @@ struct Report<'a> {
     multiprocessors: u32,
     l2_bytes: usize,
     driver_cuda: String,
-    /// Its version, or why it is missing.
+    /// The library's version, or why it is missing.
     cublaslt: String,
     kernels: String,
     layout: String,
@@ -63,38 +63,44 @@ pub(super) fn measure<T: Element>(args: &Args) -> Result<()> {
     for &shape in &args.shapes {
         let from = rows.len();
         if args.is_backward() {
-            passes::<T>(args, &bench, shape, &mut rows)?;
+            measure_training::<T>(args, &bench, shape, &mut rows)?;
         } else {
-            layer::<T>(args, &bench, shape, &mut rows)?;
+            measure_forward::<T>(args, &bench, shape, &mut rows)?;
         }
-        // What was measured so far outlives a job that is ended halfway.
+        // Written after every shape, so that an interrupted run leaves its results.
         emit(&format!("{}\n", print(&rows[from..])))?;
         save(args, &rows, &run, properties, &library, false)?;
     }
     emit(&overhead::print(&rows.iter().map(Row::cell).collect::<Vec<_>>()))?;
     save(args, &rows, &run, properties, &library, true)?;
-    emit(&summary::print(&verdicts(&rows, args.is_backward())))
+    emit(&goals::print(&verdicts(&rows, args.is_backward())))
 }
 
-/// All ranks and tokens of one layer.
-fn layer<T: Element>(args: &Args, bench: &Bench<'_>, shape: (usize, usize), rows: &mut Vec<Row>) -> Result<()> {
+/// Times forward calls for all ranks and numbers of tokens of one layer.
+fn measure_forward<T: Element>(
+    args: &Args,
+    bench: &Bench<'_>,
+    shape: (usize, usize),
+    rows: &mut Vec<Row>,
+) -> Result<()> {
     let &Bench { device, stream, path, .. } = bench;
     let options = ForwardOptions { path, ..ForwardOptions::default() };
     let (d_in, d_out) = shape;
     let case = |tokens, rank| Case { tokens, d_in, d_out, rank, layout: args.layout.into() };
-    let most_tokens = args.tokens.iter().copied().max().unwrap_or(1);
-    // x, y and what lies between a layer and an adapter; workspaces are smaller than the half that stays free.
-    let once = most_tokens * (d_in + 2 * d_out) * size_of::<T>();
-    let activations = Activations::<T>::new(stream, most_tokens, shape)?;
+    let max_tokens = args.tokens.iter().copied().max().unwrap_or(1);
+    // x, y, and the buffer between a layer and an adapter. Workspaces fit into the half of memory that stays free.
+    let shared = max_tokens * (d_in + 2 * d_out) * size_of::<T>();
+    let activations = Activations::<T>::new(stream, max_tokens, shape)?;
     for &rank in &args.ranks {
         let wanted = |tokens| {
             let case = case(tokens, rank);
-            cold_copies::<T>(device, &case, &footprint::<T>(&case, true, once))
+            cold_copies::<T>(device, &case, &footprint::<T>(&case, true, shared))
         };
-        let most = args.tokens.iter().try_fold(0, |most, &tokens| anyhow::Ok(most.max(wanted(tokens)?)))?;
+        let max_copies =
+            args.tokens.iter().try_fold(0, |max_copies, &tokens| anyhow::Ok(max_copies.max(wanted(tokens)?)))?;
         let mut random = Random::new(0);
-        let copies = Copy::<T>::several(&case(1, rank), most, stream, &mut random)?;
-        let adapters = AdapterCopy::<T>::several(&case(1, rank), most, stream, &mut random)?;
+        let copies = LayerCopy::<T>::upload(&case(1, rank), max_copies, stream, &mut random)?;
+        let adapters = AdapterCopy::<T>::upload(&case(1, rank), max_copies, stream, &mut random)?;
         for &tokens in &args.tokens {
             let (wanted, case) = (wanted(tokens)?, case(tokens, rank));
             let plan = |adapted| {
@@ -112,25 +118,31 @@ fn layer<T: Element>(args: &Args, bench: &Bench<'_>, shape: (usize, usize), rows
     Ok(())
 }
 
-/// The same of training passes.
-fn passes<T: Element>(args: &Args, bench: &Bench<'_>, shape: (usize, usize), rows: &mut Vec<Row>) -> Result<()> {
+/// Times training passes for all ranks and numbers of tokens of one layer.
+fn measure_training<T: Element>(
+    args: &Args,
+    bench: &Bench<'_>,
+    shape: (usize, usize),
+    rows: &mut Vec<Row>,
+) -> Result<()> {
     let &Bench { device, stream, path, .. } = bench;
     let (d_in, d_out) = shape;
     let case = |tokens, rank| Case { tokens, d_in, d_out, rank, layout: args.layout.into() };
-    let most_tokens = args.tokens.iter().copied().max().unwrap_or(1);
+    let max_tokens = args.tokens.iter().copied().max().unwrap_or(1);
     let rank = args.ranks.iter().copied().max().unwrap_or(1);
-    let buffers = Buffers::<T>::new(stream, most_tokens, shape, rank)?;
+    let buffers = Buffers::<T>::new(stream, max_tokens, shape, rank)?;
     // x, y, dy and dx.
-    let once = 2 * most_tokens * (d_in + d_out) * size_of::<T>();
+    let shared = 2 * max_tokens * (d_in + d_out) * size_of::<T>();
     for &rank in &args.ranks {
-        // A pass reads its two weights half a round apart.
+        // The forward and the backward pass take copies that are half a round apart.
         let wanted = |tokens| {
-            let (case, one) = (case(tokens, rank), footprint::<T>(&case(tokens, rank), false, once));
-            let pair = Footprint { copy: 2 * one.copy, ..one };
+            let (case, one) = (case(tokens, rank), footprint::<T>(&case(tokens, rank), false, shared));
+            let pair = Footprint { per_copy: 2 * one.per_copy, ..one };
             anyhow::Ok(2 * cold_copies::<T>(device, &case, &pair)?)
         };
-        let most = args.tokens.iter().try_fold(0, |most, &tokens| anyhow::Ok(most.max(wanted(tokens)?)))?;
-        let copies = Copy::<T>::several(&case(1, rank), most, stream, &mut Random::new(0))?;
+        let max_copies =
+            args.tokens.iter().try_fold(0, |max_copies, &tokens| anyhow::Ok(max_copies.max(wanted(tokens)?)))?;
+        let copies = LayerCopy::<T>::upload(&case(1, rank), max_copies, stream, &mut Random::new(0))?;
         for &tokens in &args.tokens {
             let (wanted, case) = (wanted(tokens)?, case(tokens, rank));
             let plans = |adapted| Plans::new(device, &case, &copies[0], adapted, path);
@@ -146,15 +158,16 @@ fn passes<T: Element>(args: &Args, bench: &Bench<'_>, shape: (usize, usize), row
     Ok(())
 }
 
-/// Copies of a layer to walk through. x and y are the same in every launch and push a weight
-/// out of the cache as well as other weights do.
+/// The number of copies of a layer. All launches share x and y, which displace weights from the cache as other copies
+/// do.
 fn cold_copies<T>(device: &Device, case: &Case, footprint: &Footprint) -> Result<usize> {
     let properties = device.properties();
-    let walked = case.tokens * (case.d_in + case.d_out) * size_of::<T>();
-    copies(COLD * properties.l2_bytes, walked, footprint, properties.memory_bytes).with_context(|| case.to_string())
+    let activation_bytes = case.tokens * (case.d_in + case.d_out) * size_of::<T>();
+    copies(L2_MULTIPLE * properties.l2_bytes, activation_bytes, footprint, properties.memory_bytes)
+        .with_context(|| case.to_string())
 }
 
-/// Writes what was measured; before it `is_last`, only to files, which the next call replaces.
+/// Writes the results. Unless it `is_last`, only to regular files, which the next call replaces.
 fn save(args: &Args, rows: &[Row], run: &Run, properties: &Properties, cublaslt: &str, is_last: bool) -> Result<()> {
     let (major, minor) = properties.compute_capability;
     let goals = verdicts(rows, args.is_backward());
@@ -173,7 +186,7 @@ fn save(args: &Args, rows: &[Row], run: &Run, properties: &Properties, cublaslt:
         layout: format!("{:?}", args.layout),
         preset: args.preset,
         backward: args.is_backward(),
-        times_l2: COLD,
+        times_l2: L2_MULTIPLE,
         goals: &goals,
         rows,
     };

@@ -1,11 +1,11 @@
-//! `bench`: one adapted layer, fused against sequential, against bottleneck adapters and against the base layer alone, forward
-//! or in training.
+//! `bench`: one layer with fused LoRA, with sequential LoRA, with bottleneck adapters and alone; forward calls or
+//! training passes.
 
 mod adapter;
 mod adapter_plan;
 mod backward;
 mod case;
-mod contest;
+mod comparison;
 mod copies;
 mod cpu;
 mod cpu_layers;
@@ -15,12 +15,12 @@ mod device;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod explain;
+mod goals;
 mod gpu;
+mod launch_timer;
 mod overhead;
 mod preset;
-mod rotation;
 mod row;
-mod summary;
 mod variant;
 
 use anyhow::{Result, bail, ensure};
@@ -28,33 +28,33 @@ use fused_lora::lora::Layout;
 use fused_lora::{ComputePath, DType};
 
 use self::preset::{Preset, RANKS, SHAPES, TOKENS};
-use crate::common::{Compute, On, ResultFiles, parse_size, with_dtype};
+use crate::common::{Backend, ComputeArgs, ResultFiles, parse_size, with_dtype};
 
 const EXAMPLES: &str = "\
 Examples:
   fused-lora bench
-      The projections of GPT-2 medium at 1, 16 and 128 tokens, rank 4 and 16
+      The projections of GPT-2 medium at 1, 16 and 128 tokens, ranks 4 and 16
   fused-lora bench --tokens 1 --shapes 1024x1024 --ranks 4,16 --trials 25
-      Batch size 1: fused LoRA against sequential adapter layers. adapter-h is Adapter^H (Houlsby) behind the layer,
-      y + up(relu(down y)), adapter-l is Adapter^L (Lin), y + up(relu(down(LayerNorm y))): each with as many parameters as the
-      LoRA beside it, and of the paper's size (112 and 224 hidden features, narrower where the layer has less than 1024
-      outputs). The end says what each costs over the base layer
+      Batch size 1: fused LoRA against sequential adapter layers. adapter-h is Adapter^H (Houlsby) after the layer,
+      y + up(relu(down y)); adapter-l is Adapter^L (Lin), y + up(relu(down(LayerNorm y))). Each is timed with as many parameters
+      as the LoRA, and with the paper's width (112 and 224 hidden features, fewer if the layer has less than 1024 outputs).
+      The last lines say what each costs over the base layer
   fused-lora bench --tokens 1 --shapes 4096x4096,4096x11008 --ranks 4,16,64 --dtype bf16 --layout out-in
-      Decoding with a 7B model's projections, weights stored as torch stores them
+      Decoding with the projections of a 7B model, weights stored as by torch.nn.Linear
   fused-lora bench --device cuda --dtype bf16 --layout out-in --tokens 1,4,16 --shapes 4096x4096
-      The same on a GPU, plain launches and graph replay, beside cuBLASLt where its library is found
+      The same on a GPU, launch by launch and as a CUDA graph, with cuBLASLt if its library is installed
   fused-lora bench --device cuda --dtype bf16 --layout out-in --preset forward --trials 15
-      128 to 16384 tokens on layers of six shapes, and whether the goals are met; --preset decode for 1 to 16 tokens
+      128 to 16384 tokens on layers of six shapes, and which goals are met; --preset decode for 1 to 16 tokens
   fused-lora bench --device cuda --dtype f32 --tf32 --tokens 128,4096 --shapes 4096x4096
-      f32 in TF32, ours and cuBLASLt's; without --tf32 both are true f32
+      f32 multiplied in TF32, by our kernels and by cuBLASLt; without --tf32 both multiply in f32
   fused-lora bench --device emulator --dtype bf16 --tokens 1 --shapes 4096x4096 --ranks 16
-      What the kernels ask of memory, counted on a machine without a GPU
+      The bytes that the kernels request of memory, counted without a GPU
   fused-lora bench --explain --tokens 1,16,4096 --dtype bf16 --layout out-in --shapes 4096x4096 --ranks 16
       How an H100 or H200 would run each call: kernel, tile, grid, stages, workspace, bytes. Needs no GPU
   fused-lora bench --device cuda --dtype bf16 --layout out-in --preset backward --trials 15
-      Forward and backward pass: fused against the two products of a frozen layer and against PEFT's order
+      Forward and backward pass: fused LoRA against a frozen layer, and against the products of PEFT in its order
   fused-lora bench --explain --backward --tokens 8192 --dtype bf16 --layout out-in --shapes 4096x4096 --ranks 16
-      How a GPU would run the three launches of a training pass; with --device emulator what they ask of memory
+      How a GPU would run the three launches of a training pass; with --device emulator, the bytes that they request
   fused-lora bench --explain --capability 8.6 --multiprocessors 84 --dtype f16
       The same for another GPU; with --device cpu for the CPU";
 
@@ -63,10 +63,10 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
-    compute: Compute,
+    compute: ComputeArgs,
     #[command(flatten)]
     files: ResultFiles,
-    /// A set of tokens, shapes and ranks; each of them can still be given
+    /// A named set of --tokens, --shapes and --ranks; an option given as well replaces that part of it
     #[arg(long, value_enum, value_name = "NAME")]
     preset: Option<Preset>,
     /// Rows of x
@@ -87,14 +87,15 @@ pub(crate) struct Args {
     /// How the weight is stored: in-out as GPT-2's Conv1D, out-in as torch's Linear
     #[arg(long, value_enum, default_value = "in-out")]
     layout: LayoutArg,
-    /// On a GPU multiply f32 in TF32: operands rounded to 10 fraction bits, ours from 17 tokens on, cuBLASLt's
-    /// always; of a training pass only our forward launch
+    /// On a GPU, multiply f32 in TF32 (operands rounded to 10 fraction bits): our kernels from 17 tokens on, in
+    /// training the forward launch only; cuBLASLt always
     #[arg(long)]
     tf32: bool,
-    /// A training pass instead of a forward call: forward with T kept, then dx, dA and dB; --preset backward implies it
+    /// Time training passes instead of forward calls: forward with T saved, then dx, dA and dB; implied by --preset
+    /// backward
     #[arg(long)]
     backward: bool,
-    /// Rounds; each walks through all copies of the weight. A single one has no interval
+    /// Rounds, each through all copies of the weight; a single round gives no interval
     #[arg(long, default_value_t = 7, value_parser = parse_size)]
     trials: usize,
     /// Print how a GPU would run each call, or with --device cpu how the CPU would, and run nothing
@@ -133,17 +134,17 @@ impl LayoutArg {
 }
 
 impl Args {
-    /// What is to multiply on a GPU.
+    /// The instructions that multiply on a GPU.
     fn path(&self) -> ComputePath {
         if self.tf32 { ComputePath::Tf32 } else { ComputePath::Auto }
     }
 
-    /// Whether training passes are asked for.
+    /// Whether to time training passes.
     fn is_backward(&self) -> bool {
         self.backward || self.preset == Some(Preset::Backward)
     }
 
-    /// What is stored, and what it is multiplied in where that is asked for.
+    /// The type that weights are stored in and, with --tf32, the type that they are multiplied in.
     fn arithmetic(&self) -> String {
         let dtype = self.compute.dtype;
         if self.tf32 { format!("{dtype} in tf32") } else { dtype.to_string() }
@@ -163,18 +164,18 @@ fn shape(text: &str) -> Result<(usize, usize), String> {
 pub(crate) fn run(args: &Args) -> Result<()> {
     args.files.check(None, &[])?;
     let dtype = args.compute.dtype;
-    ensure!(!args.tf32 || dtype == DType::F32, "--tf32 is a way to multiply f32, not {dtype}");
+    ensure!(!args.tf32 || dtype == DType::F32, "--tf32 multiplies f32, not {dtype}");
     if args.explain && !args.compute.asks_for_cpu() {
         return explain::explain(args);
     }
-    match args.compute.start(&[On::Cpu, On::Cuda, On::Emulator])? {
-        On::Cpu if args.tf32 => bail!("--tf32 is for GPUs: --device cuda or emulator, or --explain"),
-        On::Cpu => with_dtype!(dtype, cpu_measure(args)),
-        On::Cuda => with_dtype!(dtype, gpu_measure(args)),
+    match args.compute.start(&[Backend::Cpu, Backend::Cuda, Backend::Emulator])? {
+        Backend::Cpu if args.tf32 => bail!("--tf32 needs --device cuda or emulator, or --explain"),
+        Backend::Cpu => with_dtype!(dtype, cpu_measure(args)),
+        Backend::Cuda => with_dtype!(dtype, gpu_measure(args)),
         #[cfg(feature = "emulator")]
-        On::Emulator => with_dtype!(dtype, emulator_measure(args)),
+        Backend::Emulator => with_dtype!(dtype, emulator_measure(args)),
         #[cfg(not(feature = "emulator"))]
-        On::Emulator => bail!("no emulator: this build has none: build it with `--features emulator`"),
+        Backend::Emulator => bail!("no emulator: this build has none: build it with `--features emulator`"),
     }
 }
 

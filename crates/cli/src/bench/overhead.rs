@@ -1,4 +1,4 @@
-//! The end of a run in words: what each way to adapt a layer costs over the base layer.
+//! The last lines of the output: what each way to adapt a layer costs over the base layer.
 
 use super::adapter::NAMES;
 use super::variant::FUSED;
@@ -8,31 +8,32 @@ use crate::stats::median;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cell {
     pub(super) tokens: usize,
-    /// How it was issued, where there is more than one way.
+    /// How it was launched (plain or graph), on a GPU.
     pub(super) mode: Option<&'static str>,
     pub(super) variant: &'static str,
     pub(super) percent_over_base: f64,
 }
 
-/// What the summary calls a variant; others, such as the base itself, are not in it.
-fn in_words(variant: &str) -> Option<&'static str> {
+/// The name of a variant in these lines; `None` for variants that are not listed, such as the base.
+fn display_name(variant: &str) -> Option<&'static str> {
     let [houlsby, lin, paper_houlsby, paper_lin] = NAMES;
     let names = [
         (FUSED, "fused LoRA"),
         ("sequential", "sequential LoRA"),
-        (houlsby, "Adapter^H of as many parameters"),
-        (lin, "Adapter^L of as many parameters"),
-        (paper_houlsby, "Adapter^H of the paper's size"),
-        (paper_lin, "Adapter^L of the paper's size"),
+        (houlsby, "Adapter^H with as many parameters"),
+        (lin, "Adapter^L with as many parameters"),
+        (paper_houlsby, "Adapter^H with the paper's width"),
+        (paper_lin, "Adapter^L with the paper's width"),
     ];
     let variant = variant.strip_suffix(" (cuBLASLt)").unwrap_or(variant);
-    names.into_iter().find(|(name, _)| *name == variant).map(|(_, words)| words)
+    names.into_iter().find(|(name, _)| *name == variant).map(|(_, name)| name)
 }
 
-/// A paragraph for each number of tokens and mode: the median of every variant's excess over its cells, the least and the most.
+/// A paragraph for each number of tokens and mode: for every variant the median overhead of its cells, the smallest and
+/// the largest.
 pub(super) fn print(cells: &[Cell]) -> String {
     let mut groups: Vec<(usize, Option<&str>)> = vec![];
-    for cell in cells.iter().filter(|cell| in_words(cell.variant).is_some()) {
+    for cell in cells.iter().filter(|cell| display_name(cell.variant).is_some()) {
         if !groups.contains(&(cell.tokens, cell.mode)) {
             groups.push((cell.tokens, cell.mode));
         }
@@ -43,7 +44,7 @@ pub(super) fn print(cells: &[Cell]) -> String {
         let here: Vec<_> = cells.iter().filter(|cell| (cell.tokens, cell.mode) == (tokens, mode)).collect();
         let mut variants: Vec<&str> = vec![];
         for cell in &here {
-            if in_words(cell.variant).is_some() && !variants.contains(&cell.variant) {
+            if display_name(cell.variant).is_some() && !variants.contains(&cell.variant) {
                 variants.push(cell.variant);
             }
         }
@@ -53,8 +54,8 @@ pub(super) fn print(cells: &[Cell]) -> String {
         for variant in variants {
             let of = here.iter().filter(|cell| cell.variant == variant);
             let percents: Vec<f64> = of.map(|cell| cell.percent_over_base).collect();
-            let (middle, words) = (median(&percents), in_words(variant).unwrap_or_default());
-            text += &format!("- {words} {middle:+.1} %");
+            let (middle, name) = (median(&percents), display_name(variant).unwrap_or_default());
+            text += &format!("- {name} {middle:+.1} %");
             if percents.len() > 1 {
                 let least = percents.iter().copied().fold(f64::INFINITY, f64::min);
                 let most = percents.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -86,8 +87,8 @@ mod tests {
         let text = "\nOver the base layer, 1 token:\n\
                     - fused LoRA +1.2 %, median of 3 layers and ranks (-0.5 to +3.0)\n\
                     - sequential LoRA +3.6 %\n\
-                    - Adapter^H of as many parameters +8.6 %\n\
-                    - Adapter^L of the paper's size +20.0 %\n\
+                    - Adapter^H with as many parameters +8.6 %\n\
+                    - Adapter^L with the paper's width +20.0 %\n\
                     \nOver the base layer, 16 tokens:\n\
                     - fused LoRA +2.0 %\n";
         assert_eq!(print(&cells), text);

@@ -1,8 +1,8 @@
-//! Named sets of cases.
+//! `--preset`: named sets of cases.
 
 use serde::Serialize;
 
-/// What `--preset` names; a list given beside it takes the place of the set's own.
+/// The values of `--preset`. A list given as well replaces that of the preset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Preset {
@@ -14,7 +14,7 @@ pub(super) enum Preset {
     Backward,
 }
 
-/// An argument's values under each preset, by the preset's name, for clap.
+/// The default of an option under each preset, in the form that clap's `default_value_ifs` takes.
 type Values = [(&'static str, &'static str, &'static str); 3];
 
 pub(super) const TOKENS: Values = [
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_explicitly_wins() {
+    fn an_explicit_list_replaces_that_of_the_preset() {
         let args = parsed(&["--preset", "forward", "--tokens", "17,64", "--ranks", "8"]);
         assert_eq!((&args.tokens[..], &args.ranks[..]), (&[17, 64][..], &[8][..]));
         assert_eq!(args.shapes.len(), 6);

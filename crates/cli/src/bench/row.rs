@@ -1,12 +1,12 @@
-//! What was measured on a GPU: a line for each contestant and way to launch it.
+//! The results on a GPU: one row for each variant and mode.
 
 use serde::Serialize;
 
 use super::case::Case;
 use super::overhead::Cell;
 use super::variant::{BASE, CUBLASLT, FROZEN, FROZEN_OURS, MODES, SEQUENTIAL};
-use crate::output::{grouped, table};
-use crate::stats::{Excess, median};
+use crate::output::{table, with_commas};
+use crate::stats::{Overhead, median};
 
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Row {
@@ -23,17 +23,17 @@ pub(super) struct Row {
     pub(super) median_us: f64,
     pub(super) fastest_us: f64,
     pub(super) slowest_us: f64,
-    /// Over the faster of the two base products, or of the two frozen passes, in the same mode.
+    /// Over the faster of the two base products (ours, cuBLASLt's), or of the two frozen passes, in the same mode.
     pub(super) percent_over_base: f64,
-    /// Its 95 % interval; absent of a single trial.
+    /// The 95 % interval; absent for a single trial.
     pub(super) percent_low: Option<f64>,
     pub(super) percent_high: Option<f64>,
-    /// Time over that of cuBLASLt's base product, or its frozen pass, in the same mode, where there is one, and the 95 %
-    /// interval, absent of a single trial.
+    /// The ratio of the time to that of cuBLASLt's base product, or of its frozen pass, in the same mode; with its 95 %
+    /// interval, absent for a single trial.
     pub(super) over_cublaslt: Option<f64>,
     pub(super) over_cublaslt_low: Option<f64>,
     pub(super) over_cublaslt_high: Option<f64>,
-    /// The same over sequential.
+    /// The ratio to the time of sequential, likewise.
     pub(super) over_sequential: Option<f64>,
     pub(super) over_sequential_low: Option<f64>,
     pub(super) over_sequential_high: Option<f64>,
@@ -41,15 +41,15 @@ pub(super) struct Row {
     pub(super) gigabytes_per_second: f64,
     pub(super) flops: usize,
     pub(super) teraflops_per_second: f64,
-    /// Of a trial.
+    /// Launches of a trial.
     pub(super) launches: usize,
     pub(super) launch: String,
 }
 
-/// What takes part: its adapter's size, the bytes that it must move, the products and sums that it must compute, launches of
-/// a trial, and how it is launched.
+/// A variant: the size of its adapter, the bytes and operations that a call needs at least, the launches of a trial,
+/// its plan.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Entry {
+pub(super) struct VariantInfo {
     pub(super) name: &'static str,
     pub(super) width: Option<usize>,
     pub(super) parameters: usize,
@@ -59,16 +59,16 @@ pub(super) struct Entry {
     pub(super) launch: String,
 }
 
-/// How many times as long one takes as another.
+/// The ratio of two times.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Ratio {
     pub(super) value: f64,
-    /// 95 % interval; none of a single trial.
+    /// The 95 % interval; `None` for a single trial.
     pub(super) interval: Option<(f64, f64)>,
 }
 
 impl Ratio {
-    fn of(excess: Excess) -> Self {
+    fn of(excess: Overhead) -> Self {
         let ratio = |percent: f64| 1.0 + percent / 100.0;
         Self { value: ratio(excess.percent), interval: excess.interval.map(|(low, high)| (ratio(low), ratio(high))) }
     }
@@ -85,8 +85,8 @@ impl Ratio {
         self.interval.map(|(_, high)| high)
     }
 
-    /// Whether the interval leaves it open which one takes longer.
-    pub(super) fn is_noise(&self) -> bool {
+    /// Whether the interval contains 1, so that neither is significantly slower.
+    pub(super) fn is_insignificant(&self) -> bool {
         self.interval.is_some_and(|(low, high)| low <= 1.0 && high >= 1.0)
     }
 }
@@ -94,7 +94,7 @@ impl Ratio {
 impl std::fmt::Display for Ratio {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.interval {
-            Some((low, high)) if self.is_noise() => write!(f, "no difference ({low:.3} to {high:.3})"),
+            Some((low, high)) if self.is_insignificant() => write!(f, "no difference ({low:.3} to {high:.3})"),
             Some((low, high)) => write!(f, "{:.3} ({low:.3} to {high:.3})", self.value),
             None => write!(f, "{:.3}", self.value),
         }
@@ -102,7 +102,7 @@ impl std::fmt::Display for Ratio {
 }
 
 impl Row {
-    /// What the summary at the end is made of.
+    /// What [`super::overhead`] needs of the row.
     pub(super) fn cell(&self) -> Cell {
         let &Self { tokens, mode, variant, percent_over_base, .. } = self;
         Cell { tokens, mode: Some(mode), variant, percent_over_base }
@@ -117,8 +117,8 @@ impl Row {
     }
 }
 
-/// The rows of one case from microseconds a launch, `[entry and mode][trial]`.
-pub(super) fn rows(case: &Case, entries: &[Entry], times: &[Vec<f64>]) -> Vec<Row> {
+/// The rows of one case. `times` are microseconds a launch, `[variant and mode][trial]`.
+pub(super) fn rows(case: &Case, entries: &[VariantInfo], times: &[Vec<f64>]) -> Vec<Row> {
     let of = |name: &str, mode: usize| {
         let at = entries.iter().position(|entry| entry.name == name)?;
         times.get(at * MODES.len() + mode)
@@ -127,8 +127,8 @@ pub(super) fn rows(case: &Case, entries: &[Entry], times: &[Vec<f64>]) -> Vec<Ro
         let (entry, mode) = (&entries[i / MODES.len()], i % MODES.len());
         let bases = [BASE, CUBLASLT, FROZEN_OURS, FROZEN].iter().filter_map(|name| of(name, mode));
         let faster_base = bases.min_by(|a, b| median(a).total_cmp(&median(b)));
-        let base = faster_base.map_or(Excess { percent: 0.0, interval: None }, |base| Excess::of(us, base));
-        let over = |name| of(name, mode).map(|other| Ratio::of(Excess::of(us, other)));
+        let base = faster_base.map_or(Overhead { percent: 0.0, interval: None }, |base| Overhead::of(us, base));
+        let over = |name| of(name, mode).map(|other| Ratio::of(Overhead::of(us, other)));
         let (cublaslt, sequential) = (over(CUBLASLT).or_else(|| over(FROZEN)), over(SEQUENTIAL));
         Row {
             tokens: case.tokens,
@@ -184,13 +184,13 @@ pub(super) fn print(rows: &[Row]) -> String {
         _ => "-".into(),
     };
     let cells = rows.iter().map(|r| {
-        let [over, interval] = Excess::from_row(r.percent_over_base, r.percent_low, r.percent_high).cells();
+        let [over, interval] = Overhead::from_row(r.percent_over_base, r.percent_low, r.percent_high).cells();
         vec![
             format!("{} -> {}", r.d_in, r.d_out),
             r.tokens.to_string(),
             r.rank.to_string(),
             r.variant.into(),
-            grouped(r.parameters),
+            with_commas(r.parameters),
             r.mode.into(),
             format!("{:.2}", r.median_us),
             over,
@@ -214,12 +214,12 @@ mod tests {
 
     const CASE: Case = Case { tokens: 512, d_in: 4096, d_out: 1024, rank: 16, layout: Layout::OutIn };
 
-    fn entry(name: &'static str, adapted: bool) -> Entry {
+    fn entry(name: &'static str, adapted: bool) -> VariantInfo {
         let (bytes, flops) = (CASE.bytes::<half::bf16>(adapted), CASE.flops(adapted));
-        Entry { name, bytes, flops, launches: 96, ..Entry::default() }
+        VariantInfo { name, bytes, flops, launches: 96, ..VariantInfo::default() }
     }
 
-    /// Nine trials within one per cent.
+    /// Nine trials that differ by less than one per cent.
     fn about(us: f64) -> Vec<f64> {
         (0..9).map(|i| us * (1.0 + f64::from(i * 4 % 9) * 1e-3)).collect()
     }
@@ -239,7 +239,7 @@ mod tests {
             let ratio = ratio.unwrap();
             let (low, high) = ratio.interval.unwrap();
             assert!((ratio.value - value).abs() < 1e-9 && low <= ratio.value, "{ratio:?}");
-            assert!(ratio.value <= high && !ratio.is_noise(), "{ratio:?}");
+            assert!(ratio.value <= high && !ratio.is_insignificant(), "{ratio:?}");
         };
         close(fused.against_cublaslt(), 1.1);
         close(fused.against_sequential(), 22.0 / 26.0);
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_library_there_are_no_ratios_to_it() {
+    fn without_cublaslt_there_are_no_ratios_to_it() {
         let rows = rows(&CASE, &[entry(BASE, false), entry(FUSED, true)], &[21.0, 21.0, 22.0, 22.0].map(about));
         assert!(rows.iter().all(|row| row.against_cublaslt().is_none() && row.against_sequential().is_none()));
         assert!(rows[2].percent_over_base > 4.0);

@@ -1,10 +1,10 @@
-//! One cell of a sweep, and how all are printed.
+//! A cell of a sweep, and the table of all cells.
 
 use serde::{Deserialize, Serialize};
 
 use crate::column::Column;
-use crate::output::{grouped, milliseconds, table};
-use crate::stats::Excess;
+use crate::output::{milliseconds, table, with_commas};
+use crate::stats::Overhead;
 
 /// One method at one batch size, sequence length and rank.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
@@ -18,7 +18,7 @@ pub(crate) struct Cell {
     pub(crate) median_ms: f64,
     pub(crate) none_median_ms: f64,
     pub(crate) slow_down_percent: f64,
-    /// The 95 % interval; absent of a single trial.
+    /// The 95 % interval; absent for a single trial.
     pub(crate) percent_low: Option<f64>,
     pub(crate) percent_high: Option<f64>,
 }
@@ -30,13 +30,13 @@ pub(super) fn same_cell(cell: &Cell, method: &str, column: Column, rank: usize) 
 pub(super) fn print(cells: &[Cell]) -> String {
     let header = ["method", "batch", "tokens", "r", "|Θ|", "median ms", "none ms", "slower", "95 % interval"];
     let row = |c: &Cell| {
-        let [slower, interval] = Excess::from_row(c.slow_down_percent, c.percent_low, c.percent_high).cells();
+        let [slower, interval] = Overhead::from_row(c.slow_down_percent, c.percent_low, c.percent_high).cells();
         vec![
             c.method.clone(),
             c.batch.to_string(),
             c.tokens.to_string(),
             c.rank.to_string(),
-            grouped(c.parameters),
+            with_commas(c.parameters),
             milliseconds(c.median_ms),
             milliseconds(c.none_median_ms),
             slower,

@@ -1,4 +1,4 @@
-//! `sweep`: the paper's Figure 5, slow-down over batch size and rank for each sequence length.
+//! `sweep`: the paper's Figure 5, the slow-down by batch size and rank for each sequence length.
 
 mod cell;
 mod picture;
@@ -13,13 +13,13 @@ use fused_lora_gpt2::{Config, Model, Output};
 use serde::Serialize;
 
 use crate::column::Column;
-use crate::common::{Compute, ModelArgs, On, ResultFiles, parse_size, with_dtype};
+use crate::common::{Backend, ComputeArgs, ModelArgs, ResultFiles, parse_size, with_dtype};
 use crate::environment::Run;
-use crate::method::{Choice, Kind, Method, Sizes};
+use crate::method::{AdapterSizes, Kind, Method, MethodSelection};
 use crate::output::{emit, progress};
-use crate::passes::{Engine, Mode, Setting as Pass};
-use crate::setting::Setting;
-use crate::stats::{Excess, median};
+use crate::passes::{Executor, Mode, PassConfig};
+use crate::setting::SweepSetting;
+use crate::stats::{Overhead, median};
 use crate::trial::{Trials, interleave_timed};
 use cell::{Cell, print, same_cell};
 
@@ -28,15 +28,15 @@ Examples:
   fused-lora sweep
       128 tokens, batch 1, 2 and 4, ranks 10, 100 and 250, a few minutes
   fused-lora sweep --sequences 128,256,512 --batches 1,2,4,8,16,32 --json figure5.json --plot figure5.svg
-      All of Figure 5. Hours on a CPU: stop it at any time, the same command goes on where it was. Cells of another
-      model, build, machine or setting are never put into the same file";
+      All of Figure 5. This takes hours on a CPU. It can be stopped at any time; the same command then continues.
+      One file never holds cells of different models, builds, machines or settings";
 
 /// Arguments of `sweep`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
-    compute: Compute,
+    compute: ComputeArgs,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -47,26 +47,26 @@ pub(crate) struct Args {
     /// Batch sizes; the paper has 1 to 32
     #[arg(long, value_delimiter = ',', default_value = "1,2,4", value_parser = parse_size)]
     batches: Vec<usize>,
-    /// Bottleneck widths and LoRA ranks; 0 measures the base model against itself, which shows the noise
+    /// Bottleneck widths and LoRA ranks; 0 compares the base model with itself, which shows the noise
     #[arg(long, value_delimiter = ',', default_value = "0,10,100,250")]
     ranks: Vec<usize>,
-    /// Methods to compare with the base model [default: adapter-h,adapter-l,lora-fused,lora-sequential; what does not fit
-    /// the model is left out]
+    /// Methods to compare with the base model [default: adapter-h,adapter-l,lora-fused,lora-sequential, without those
+    /// that do not fit the model]
     #[arg(long, value_delimiter = ',', value_name = "METHOD,…")]
     methods: Vec<Method>,
-    /// What LoRA is put on
+    /// Projections that get a LoRA
     #[arg(long, value_delimiter = ',', default_value = "q,v")]
     targets: Vec<Target>,
-    /// On a device, issue passes launch by launch [default: each one captured graph]
+    /// On a device, issue a pass launch by launch [default: as one captured graph]
     #[arg(long)]
     eager: bool,
     /// Timed passes a cell
     #[arg(long, default_value_t = 5, value_parser = parse_size)]
     trials: usize,
-    /// Measure cells again that the --json file holds from an earlier run, and replace them
+    /// Measure all cells again, and replace those that the --json file holds from an earlier run
     #[arg(long)]
     restart: bool,
-    /// Draw heat maps, one a method and sequence length
+    /// Draw a heat map for each method and sequence length
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 }
@@ -74,7 +74,7 @@ pub(crate) struct Args {
 #[derive(Serialize)]
 struct Report<'a> {
     run: Run,
-    setting: &'a Setting,
+    setting: &'a SweepSetting,
     rows: &'a [Cell],
 }
 
@@ -87,21 +87,21 @@ struct Group {
 
 const NONE: Method = Method { kind: Kind::None, drop: 0, size: None };
 
-/// The method as it is measured at a rank: at 0, the base model against itself.
-fn sized(method: &Method, rank: usize) -> Method {
+/// The method with this rank as its size; at rank 0, the base model.
+fn at_rank(method: &Method, rank: usize) -> Method {
     if rank == 0 { NONE } else { Method { size: Some(rank), ..method.clone() } }
 }
 
 impl Args {
-    /// All groups, and a line for each method that is left out somewhere because it does not fit.
-    fn groups(&self, config: &Config, on: On) -> Result<(Vec<Group>, String)> {
+    /// All groups, and a line for each method and rank that does not fit the model.
+    fn groups(&self, config: &Config, backend: Backend) -> Result<(Vec<Group>, String)> {
         let (mut groups, mut left_out) = (vec![], String::new());
         for (&tokens, &batch) in self.sequences.iter().flat_map(|t| self.batches.iter().map(move |b| (t, b))) {
             for &rank in &self.ranks {
                 let sizes = self.sizes(config, rank);
-                NONE.check(config, &sizes, tokens, on)?;
-                let fits = |method: &Method| sized(method, rank).check(config, &sizes, tokens, on);
-                let choice = Choice::of(&self.methods, default_methods(), fits)?;
+                NONE.check(config, &sizes, tokens, backend)?;
+                let fits = |method: &Method| at_rank(method, rank).check(config, &sizes, tokens, backend);
+                let choice = MethodSelection::new(&self.methods, default_methods(), fits)?;
                 for (method, reason) in choice.left_out {
                     let line = format!("{method} is left out at {tokens} tokens and r {rank}: {reason}\n");
                     // Once for all batch sizes.
@@ -113,12 +113,13 @@ impl Args {
         Ok((groups, left_out))
     }
 
-    fn sizes(&self, config: &Config, rank: usize) -> Sizes {
-        Sizes {
+    fn sizes(&self, config: &Config, rank: usize) -> AdapterSizes {
+        AdapterSizes {
             targets: self.targets.clone(),
             rank,
             alpha: 32.0,
-            // Every method has its size from the rank; the prefix beside a LoRA is a single token.
+            // The rank is every method's size, but not that of the prefix of lora-prefix, which gets the parameters of
+            // one token.
             parameters: 2 * config.layers * config.d_model,
             houlsby_width: None,
             lin_width: None,
@@ -130,28 +131,28 @@ impl Args {
         if self.eager { Mode::Eager } else { Mode::Graph }
     }
 
-    /// The device by name, and how passes reach it: cells of one sweep must agree in both.
-    fn device_setting(&self, on: On) -> Result<String> {
-        Ok(match on {
-            On::Cuda => {
+    /// The name of the device and how passes are issued to it. All cells of a sweep must agree in both.
+    fn device_setting(&self, backend: Backend) -> Result<String> {
+        Ok(match backend {
+            Backend::Cuda => {
                 format!("{}, {}", Device::cuda(0)?.properties().name, if self.eager { "eager" } else { "graph" })
             }
-            _ => on.name().to_owned(),
+            _ => backend.name().to_owned(),
         })
     }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     args.files.check(args.plot.as_ref(), &[Path::new(&args.model.model)])?;
-    let on = args.compute.start(&[On::Cpu, On::Cuda])?;
-    with_dtype!(args.compute.dtype, measure(args, on))
+    let backend = args.compute.start(&[Backend::Cpu, Backend::Cuda])?;
+    with_dtype!(args.compute.dtype, measure(args, backend))
 }
 
-fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
-    let run = Run::new(on.name(), W::DTYPE);
+fn measure<W: Element>(args: &Args, backend: Backend) -> Result<()> {
+    let run = Run::new(backend.name(), W::DTYPE);
     let targets = format!("{:?}", args.targets);
     let model = (&*args.model.model, args.model.seed);
-    let setting = Setting::new(&run, args.device_setting(on)?, model, targets, args.trials)?;
+    let setting = SweepSetting::new(&run, args.device_setting(backend)?, model, targets, args.trials)?;
     let mut cells = match &args.files.json {
         Some(path) if !args.restart && path.exists() && Output::at(path)?.is_replaced() => {
             setting.earlier_cells(path)?
@@ -160,18 +161,18 @@ fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
     };
     emit(&format!("{}, {}\n", args.model.model, run.summary()))?;
     if !cells.is_empty() {
-        emit(&format!("going on after {} cells measured before\n", cells.len()))?;
+        emit(&format!("continuing after {} cells measured before\n", cells.len()))?;
     }
     let base = args.model.load::<W>()?;
-    let mut engine = Engine::start(on, &base)?;
-    let (groups, left_out) = args.groups(&base.config, on)?;
+    let mut executor = Executor::start(backend, &base)?;
+    let (groups, left_out) = args.groups(&base.config, backend)?;
     emit(&left_out)?;
     let bar = progress(groups.len() as u64, "sweep");
     for Group { column, rank, methods } in groups {
         let done = |method: &Method| cells.iter().any(|c| same_cell(c, &method.to_string(), column, rank));
         if !methods.iter().all(done) {
             cells.retain(|c| !methods.iter().any(|m| same_cell(c, &m.to_string(), column, rank)));
-            cells.extend(measure_group(args, &base, column, rank, &methods, &mut engine)?);
+            cells.extend(measure_group(args, &base, column, rank, &methods, &mut executor)?);
             args.files.write_so_far(|| Report { run: run.clone(), setting: &setting, rows: &cells }, &cells)?;
         }
         bar.inc(1);
@@ -198,13 +199,13 @@ fn measure_group<W: Element>(
     column: Column,
     rank: usize,
     methods: &[Method],
-    engine: &mut Engine<W>,
+    executor: &mut Executor<W>,
 ) -> Result<Vec<Cell>> {
     let sizes = args.sizes(&base.config, rank);
-    let contestants: Vec<_> = std::iter::once(NONE).chain(methods.iter().map(|m| sized(m, rank))).collect();
-    let prepared: Vec<_> = contestants.iter().map(|m| m.prepare(base, &sizes)).collect::<Result<_>>()?;
+    let variants: Vec<_> = std::iter::once(NONE).chain(methods.iter().map(|m| at_rank(m, rank))).collect();
+    let prepared: Vec<_> = variants.iter().map(|m| m.prepare(base, &sizes)).collect::<Result<_>>()?;
     let bar = progress(1, &format!("{}x{} r {rank}", column.batch, column.tokens));
-    let pass = Pass {
+    let pass = PassConfig {
         column,
         decode: false,
         logits: false,
@@ -212,12 +213,12 @@ fn measure_group<W: Element>(
         modes: vec![args.mode()],
         seed: args.model.seed,
     };
-    let mut contest = engine.contest(&prepared, &pass)?;
+    let mut comparison = executor.compare(&prepared, &pass)?;
     let times =
-        interleave_timed(prepared.len(), Trials::Count(args.trials), &bar, |i| contest.run(i).map(|time| time.ms))?;
+        interleave_timed(prepared.len(), Trials::Count(args.trials), &bar, |i| comparison.run(i).map(|time| time.ms))?;
     let cell = |(i, method): (usize, &Method)| {
         let (own, none) = (&times[i + 1], &times[0]);
-        let excess = Excess::of(own, none);
+        let excess = Overhead::of(own, none);
         Cell {
             method: method.to_string(),
             batch: column.batch,

@@ -9,7 +9,7 @@ use super::cell::Cell;
 use crate::environment::Run;
 use crate::plot::{name_of, write};
 
-/// Figure 5: one panel a method and sequence length.
+/// Draws Figure 5, a panel for each method and sequence length.
 pub(super) fn draw(path: &Path, model: &str, run: &Run, cells: &[Cell]) -> Result<()> {
     let mut maps: Vec<HeatMap> = vec![];
     for cell in cells {

@@ -1,11 +1,11 @@
-//! What a GPU was when Table 1 was measured on it.
+//! The GPU and its state when Table 1 was measured on it.
 
 use fused_lora::device::{Device, DeviceKind};
 use serde::Serialize;
 
 use crate::passes::clocks;
 
-/// What a GPU was when it was measured.
+/// A GPU and its clocks when Table 1 was measured on it.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Gpu {
     pub(super) name: String,

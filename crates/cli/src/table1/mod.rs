@@ -1,7 +1,8 @@
-//! `table1`: a forward pass with every method, beside the paper's figures.
+//! `table1`: times a forward pass with every method, next to the paper's figures.
 
 mod gpu;
 mod paper;
+mod paper_figures;
 mod picture;
 mod row;
 
@@ -14,14 +15,14 @@ use fused_lora_gpt2::adapter::lora::Target;
 use serde::Serialize;
 
 use crate::column::Column;
-use crate::common::{Compute, ModelArgs, On, ResultFiles, parse_budget, parse_size, with_dtype};
+use crate::common::{Backend, ComputeArgs, ModelArgs, ResultFiles, parse_budget, parse_size, with_dtype};
 use crate::environment::{Run, peak_memory};
-use crate::method::{self, Choice, Kind, Method, Sizes};
-use crate::output::{emit, grouped, progress};
-use crate::passes::{Engine, Mode, Setting, clocks};
+use crate::method::{self, AdapterSizes, Kind, Method, MethodSelection};
+use crate::output::{emit, progress, with_commas};
+use crate::passes::{Executor, Mode, PassConfig, clocks};
 use crate::trial::{Trials, interleave_timed};
 use gpu::Gpu;
-use paper::{PAPER, Paper};
+use paper_figures::{PAPER, PaperColumn};
 use row::{Row, print_column, rows_of};
 
 const EXAMPLES: &str = "\
@@ -33,16 +34,16 @@ Examples:
   fused-lora table1 --model ./gpt2-medium --methods none,lora-fused,lora-fused:112,adapter-h-drop12
       Weights from a folder; LoRA at two ranks; Adapter^H without its lowest twelve layers
   fused-lora table1 --device cuda --dtype bf16 --trials 100
-      On a GPU: every method issued launch by launch and as one graph
+      On a GPU: every method issued launch by launch and as one CUDA graph
   fused-lora table1 --device cuda --dtype bf16 --graph --decode --columns 1x128,1x1024 --lm-head
-      One token behind 127 and behind 1023 others, with a KV cache";
+      One token after 127 and after 1023 others, with a KV cache";
 
 /// Arguments of `table1`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
-    compute: Compute,
+    compute: ComputeArgs,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -50,34 +51,35 @@ pub(crate) struct Args {
     /// Columns, as batch x tokens; the paper has 1x128, 16x256 and 32x512
     #[arg(long, value_delimiter = ',', default_value = "1x128")]
     columns: Vec<Column>,
-    /// Methods, as NAME[-dropN][:SIZE]: none, lora-merged, lora-fused, lora-slot (exchangeable under a graph, on a
-    /// device), lora-sequential, lora-dense-delta, adapter-h, adapter-l, adapter-p, prefix-layer, prefix-embedding, lora-prefix. -dropN leaves out the adapters of the lowest N
-    /// layers; SIZE is a rank, a bottleneck width or a prefix length [default: all but lora-slot; what does not fit the
-    /// model or the column is left out]
+    /// Methods, as NAME[-dropN][:SIZE]: none, lora-merged, lora-fused, lora-slot (on a device, with adapters that can
+    /// be swapped under a captured graph), lora-sequential, lora-dense-delta, adapter-h, adapter-l, adapter-p,
+    /// prefix-layer, prefix-embedding, lora-prefix. -dropN leaves out the adapters of the lowest N layers; SIZE is a
+    /// rank, a bottleneck width or a prefix length [default: all but lora-slot, without those that do not fit the model
+    /// or the column]
     #[arg(long, value_delimiter = ',', value_name = "METHOD,…")]
     methods: Vec<Method>,
-    /// Timed passes a method and column [default: as many as fit into --time]
+    /// Timed passes of each method in each column [default: as many as fit into --time]
     #[arg(long, value_parser = parse_size)]
     trials: Option<usize>,
-    /// Seconds for all columns together, where --trials is not given
+    /// Seconds for all columns together, if --trials is not given
     #[arg(long, default_value_t = 100.0, value_parser = seconds)]
     time: f64,
-    /// On a device, time passes issued launch by launch [default: both this and --graph]
+    /// On a device, time passes that are issued launch by launch [default: time both this and --graph]
     #[arg(long)]
     eager: bool,
-    /// On a device, time passes that are one captured graph
+    /// On a device, time passes that are replayed from one captured graph
     #[arg(long)]
     graph: bool,
-    /// On a device, let launches begin before the one ahead has ended (programmatic dependent launch)
+    /// On a device, let a launch begin before the preceding one has ended (programmatic dependent launch)
     #[arg(long)]
     dependent: bool,
-    /// Time one token a sequence with a KV cache; a column's tokens are its context, itself included
+    /// Time one token of each sequence with a KV cache; the column's tokens are its context and itself
     #[arg(long)]
     decode: bool,
-    /// Time the logits too, not only the hidden states
+    /// Compute logits in each pass, not only hidden states
     #[arg(long)]
     lm_head: bool,
-    /// What LoRA is put on: q, k, v, c_attn, attn.c_proj, c_fc, mlp.c_proj
+    /// Projections that get a LoRA: q, k, v, c_attn, attn.c_proj, c_fc, mlp.c_proj
     #[arg(long, value_delimiter = ',', default_value = "q,v")]
     targets: Vec<Target>,
     /// LoRA's rank
@@ -112,23 +114,23 @@ struct Report<'a> {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     args.files.check(args.plot.as_ref(), &[Path::new(&args.model.model)])?;
-    let on = args.compute.start(&[On::Cpu, On::Cuda, On::Emulator])?;
-    with_dtype!(args.compute.dtype, measure(args, on))
+    let backend = args.compute.start(&[Backend::Cpu, Backend::Cuda, Backend::Emulator])?;
+    with_dtype!(args.compute.dtype, measure(args, backend))
 }
 
-fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
+fn measure<W: Element>(args: &Args, backend: Backend) -> Result<()> {
     let base = args.model.load::<W>()?;
-    let run = Run::new(on.name(), W::DTYPE);
+    let run = Run::new(backend.name(), W::DTYPE);
     let what = if args.lm_head { "logits" } else { "hidden states" };
     let pass = if args.decode { "one token with a KV cache" } else { "forward pass" };
     emit(&format!(
         "{}: {} parameters, {pass} to the {what}\n{}\n",
         args.model.model,
-        grouped(base.parameters()),
+        with_commas(base.parameters()),
         run.summary()
     ))?;
-    let mut engine = Engine::start(on, &base)?;
-    let mut gpu = engine.device().map(Gpu::of);
+    let mut executor = Executor::start(backend, &base)?;
+    let mut gpu = executor.device().map(Gpu::of);
     if let Some(Gpu { name, multiprocessors, l2_bytes, clocks_before, .. }) = &gpu {
         let clocks = clocks_before.as_deref().unwrap_or("clocks unknown");
         emit(&format!("{name}, {multiprocessors} SMs, {} MiB of L2, {clocks}\n", l2_bytes >> 20))?;
@@ -136,10 +138,10 @@ fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
     emit("\n")?;
     let mut rows = vec![];
     for &column in &args.columns {
-        let measured = measure_column(args, on, &base, column, &mut engine)?;
+        let measured = measure_column(args, backend, &base, column, &mut executor)?;
         emit(&print_column(args.decode, column, &measured))?;
         rows.extend(measured);
-        // What was measured so far outlives a job that is ended halfway.
+        // Written after every column, so that an interrupted run leaves its results.
         if let Some(gpu) = &mut gpu {
             gpu.clocks_after = clocks();
         }
@@ -153,7 +155,7 @@ fn measure<W: Element>(args: &Args, on: On) -> Result<()> {
     Ok(())
 }
 
-/// What goes to the JSON file, made when it is written.
+/// The content of the JSON file, as a function that is called when it is written.
 fn report<'a>(
     args: &'a Args,
     run: &'a Run,
@@ -169,15 +171,15 @@ fn report<'a>(
 
 fn measure_column<W: Element>(
     args: &Args,
-    on: On,
+    backend: Backend,
     base: &fused_lora_gpt2::Model<W>,
     column: Column,
-    engine: &mut Engine<W>,
+    executor: &mut Executor<W>,
 ) -> Result<Vec<Row>> {
-    let paper = Paper::of(column).filter(|_| !args.decode);
+    let paper = PaperColumn::of(column).filter(|_| !args.decode);
     let own_widths = args.params.is_none()
         && base.config == fused_lora_gpt2::Config::named("gpt2-medium").unwrap_or_else(|| base.config.clone());
-    let sizes = Sizes {
+    let sizes = AdapterSizes {
         targets: args.targets.clone(),
         rank: args.rank,
         alpha: 32.0,
@@ -186,8 +188,8 @@ fn measure_column<W: Element>(
         lin_width: paper.or(Some(&PAPER[0])).filter(|_| own_widths).map(|p| p.lin_width),
         seed: args.model.seed,
     };
-    let fits = |method: &Method| method.check(&base.config, &sizes, column.tokens, on);
-    let Choice { methods, left_out } = Choice::of(&args.methods, default_methods(), fits)?;
+    let fits = |method: &Method| method.check(&base.config, &sizes, column.tokens, backend);
+    let MethodSelection { methods, left_out } = MethodSelection::new(&args.methods, default_methods(), fits)?;
     for (method, reason) in left_out {
         emit(&format!("{} x {}: {method} is left out: {reason}\n", column.batch, column.tokens))?;
     }
@@ -197,7 +199,7 @@ fn measure_column<W: Element>(
         (false, true) => vec![Mode::Graph],
         _ => vec![Mode::Eager, Mode::Graph],
     };
-    let setting = Setting {
+    let config = PassConfig {
         column,
         decode: args.decode,
         logits: args.lm_head,
@@ -205,19 +207,19 @@ fn measure_column<W: Element>(
         modes,
         seed: args.model.seed,
     };
-    let mut contest = engine.contest(&prepared, &setting)?;
+    let mut comparison = executor.compare(&prepared, &config)?;
     let trials = match args.trials {
-        // The emulator's time says nothing.
-        _ if on == On::Emulator => Trials::Count(1),
+        // Times on the emulator mean nothing.
+        _ if backend == Backend::Emulator => Trials::Count(1),
         Some(count) => Trials::Count(count),
         None => Trials::Within(Duration::from_secs_f64(args.time / args.columns.len() as f64)),
     };
-    let bar = progress((2 * contest.len()) as u64, &format!("{}x{}", column.batch, column.tokens));
-    let mut host = vec![vec![]; contest.len()];
-    let times = interleave_timed(contest.len(), trials, &bar, |i| {
-        let time = contest.run(i)?;
+    let bar = progress((2 * comparison.len()) as u64, &format!("{}x{}", column.batch, column.tokens));
+    let mut host = vec![vec![]; comparison.len()];
+    let times = interleave_timed(comparison.len(), trials, &bar, |i| {
+        let time = comparison.run(i)?;
         host[i].push(time.host_ms);
         Ok::<_, anyhow::Error>(time.ms)
     })?;
-    Ok(rows_of(column, args.decode, &prepared, &contest, &times, &host))
+    Ok(rows_of(column, args.decode, &prepared, &comparison, &times, &host))
 }

@@ -1,4 +1,4 @@
-//! The table as bars.
+//! The table as a bar chart.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use crate::environment::Run;
 use crate::output::milliseconds;
 use crate::plot::{name_of, write};
 
-/// Table 1: per cent over none with its interval, one panel a column and way of issuing; milliseconds where none was not
-/// measured.
+/// Draws Table 1: per cent over none with its interval, a panel for each column and mode; or milliseconds, if none was
+/// not measured.
 pub(super) fn draw(path: &Path, model: &str, what: &str, run: &Run, rows: &[Row]) -> Result<()> {
     let key = |row: &Row| (row.batch, row.tokens, row.decode, row.issued);
     let mut columns: Vec<Vec<&Row>> = vec![];

@@ -1,20 +1,20 @@
-//! One method in one column: its times, and how it is printed.
+//! A row of the table: one method in one column.
 
 use fused_lora::Element;
 use serde::Serialize;
 
-use super::paper::Paper;
+use super::paper_figures::PaperColumn;
 use crate::column::Column;
 use crate::method::{Kind, Prepared};
-use crate::output::{grouped, milliseconds, table};
-use crate::passes::{Contest, Mode};
-use crate::stats::{Excess, deviation, mean, median};
+use crate::output::{milliseconds, table, with_commas};
+use crate::passes::{Comparison, Mode};
+use crate::stats::{Overhead, mean, median, std_dev};
 
 /// One method in one column.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Row {
     pub(super) method: String,
-    /// How its launches reach the device; absent on the CPU.
+    /// How its launches are issued; absent on the CPU.
     pub(super) issued: Option<Mode>,
     pub(super) decode: bool,
     pub(super) batch: usize,
@@ -24,12 +24,12 @@ pub(super) struct Row {
     pub(super) mean_ms: f64,
     pub(super) std_ms: f64,
     pub(super) median_ms: f64,
-    /// The host's own time until all was issued.
+    /// The time that the host takes to issue all launches.
     pub(super) host_median_ms: Option<f64>,
     pub(super) launches: Option<usize>,
     pub(super) launches_per_layer: Option<usize>,
     pub(super) device_bytes: Option<usize>,
-    /// Of the medians; 0 for none itself, absent where none was not measured.
+    /// The difference of the medians from that of none; 0 for none itself, absent if none was not measured.
     pub(super) percent_over_none: Option<f64>,
     pub(super) percent_low: Option<f64>,
     pub(super) percent_high: Option<f64>,
@@ -42,20 +42,21 @@ pub(super) fn rows_of<W: Element>(
     column: Column,
     decode: bool,
     prepared: &[Prepared<W>],
-    contest: &Contest<'_, W>,
+    comparison: &Comparison<'_, W>,
     times: &[Vec<f64>],
     host: &[Vec<f64>],
 ) -> Vec<Row> {
-    let paper = Paper::of(column).filter(|_| !decode);
+    let paper = PaperColumn::of(column).filter(|_| !decode);
     let none = prepared.iter().position(|p| p.method.kind == Kind::None);
     let row = |i: usize| {
-        let (method, issued) = contest.of(i);
-        let (p, times_of, facts) = (&prepared[method], &times[i], contest.facts(i));
-        // Against the base model that was issued in the same way.
-        let base = (0..times.len()).find(|&k| Some(contest.of(k).0) == none && contest.of(k).1 == issued);
+        let (method, issued) = comparison.method_and_mode(i);
+        let (p, times_of, static_costs) = (&prepared[method], &times[i], comparison.static_costs(i));
+        // The base model in the same mode.
+        let is_base = |&k: &usize| none.is_some_and(|none| comparison.method_and_mode(k) == (none, issued));
+        let base = (0..times.len()).find(is_base);
         let excess = base.map(|base| match i == base {
-            true => Excess { percent: 0.0, interval: Some((0.0, 0.0)) },
-            false => Excess::of(times_of, &times[base]),
+            true => Overhead { percent: 0.0, interval: Some((0.0, 0.0)) },
+            false => Overhead::of(times_of, &times[base]),
         });
         let figure = paper.and_then(|paper| paper.figure(&p.method));
         Row {
@@ -67,13 +68,13 @@ pub(super) fn rows_of<W: Element>(
             parameters: p.parameters,
             trials: times_of.len(),
             mean_ms: mean(times_of),
-            std_ms: deviation(times_of),
+            std_ms: std_dev(times_of),
             median_ms: median(times_of),
             // The first pass was the warm-up.
             host_median_ms: issued.map(|_| median(&host[i][1..])),
-            launches: facts.map(|facts| facts.launches),
-            launches_per_layer: facts.map(|facts| facts.launches_per_layer),
-            device_bytes: facts.map(|facts| facts.device_bytes),
+            launches: static_costs.map(|static_costs| static_costs.launches),
+            launches_per_layer: static_costs.map(|static_costs| static_costs.launches_per_layer),
+            device_bytes: static_costs.map(|static_costs| static_costs.device_bytes),
             percent_over_none: excess.map(|e| e.percent),
             percent_low: excess.and_then(|e| e.low()),
             percent_high: excess.and_then(|e| e.high()),
@@ -101,7 +102,7 @@ pub(super) fn print_column(decode: bool, column: Column, rows: &[Row]) -> String
         if on_device {
             let issued = row.issued.map_or_else(dash, |mode| format!("{mode:?}").to_lowercase());
             cells.splice(1..1, [issued]);
-            let number = |n: Option<usize>| n.map_or_else(dash, grouped);
+            let number = |n: Option<usize>| n.map_or_else(dash, with_commas);
             cells.extend([
                 row.host_median_ms.map_or_else(dash, milliseconds),
                 number(row.launches),
@@ -124,12 +125,12 @@ fn dash() -> String {
 
 fn cells(row: &Row) -> Vec<String> {
     let [over, interval] = match row.percent_over_none {
-        Some(percent) if row.method != "none" => Excess::from_row(percent, row.percent_low, row.percent_high).cells(),
+        Some(percent) if row.method != "none" => Overhead::from_row(percent, row.percent_low, row.percent_high).cells(),
         _ => [dash(), dash()],
     };
     vec![
         row.method.clone(),
-        grouped(row.parameters),
+        with_commas(row.parameters),
         format!("{} ± {}", milliseconds(row.mean_ms), milliseconds(row.std_ms)),
         milliseconds(row.median_ms),
         over,

@@ -1,4 +1,4 @@
-//! `bench` as a user runs it: timed on the CPU, counted on the emulator, explained without either.
+//! `bench`: timed on the CPU, counted on the emulator, and with `--explain`.
 
 use crate::common::{fail, json, succeed, text};
 use serde_json::Value;
@@ -35,7 +35,7 @@ fn bench_compares_fused_with_sequential_and_base() {
         let size = if dtype == "f32" { 4 } else { 2 };
         assert_eq!(rows[0]["bytes"], (2048 * 2048 + 2 * 2048) * size);
         assert_eq!(rows[1]["bytes"], (2048 * 2048 + 2 * 2048 + 2 * 2 * 2048) * size);
-        // As many parameters as LoRA's 8192, as far as a whole number of hidden features allows; and the paper's widths.
+        // Widths whose parameters are closest to LoRA's 8192, then the paper's widths.
         let of = |key: &str| rows[..7].iter().map(|row| row[key].as_u64()).collect::<Vec<_>>();
         assert_eq!(of("width"), [None, None, None, Some(1), Some(1), Some(112), Some(224)]);
         let counts = [0, 8192, 8192, 6145, 10_241, 460_912, 923_872].map(Some);
@@ -44,7 +44,7 @@ fn bench_compares_fused_with_sequential_and_base() {
         // LayerNorm's parameters are f32 in any case.
         assert_eq!(rows[4]["bytes"], (2048 * 2048 + 2 * 2048 + 10_241 - 4096) * size + 4096 * 4);
         for words in
-            ["1 token:", "3 tokens:", "fused LoRA ", "Adapter^H of as many parameters ", "Adapter^L of the paper's"]
+            ["1 token:", "3 tokens:", "fused LoRA ", "Adapter^H with as many parameters ", "Adapter^L with the paper's"]
         {
             assert!(out.contains(words), "no {words}: {out}");
         }
@@ -56,14 +56,14 @@ fn bench_compares_fused_with_sequential_and_base() {
     );
 }
 
-/// Weights are copied until no cache holds them, which for a layer of one element would be millions of times.
+/// Weights are copied until no cache holds all copies. For a layer of one element that would be millions of copies.
 #[test]
 fn bench_times_small_and_thin_layers_within_memory() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("small.json");
     let fixed = ["bench", "--device", "cpu", "--tokens", "1", "--ranks", "1", "--trials", "1", "--json", text(&path)];
-    for both_ways in [false, true] {
-        let extra = if both_ways { vec!["--backward"] } else { vec![] };
+    for backward in [false, true] {
+        let extra = if backward { vec!["--backward"] } else { vec![] };
         let out = succeed(&[&fixed[..], &["--shapes", "1x1,3x5,1x100000"], &extra].concat());
         let report = json(&path);
         for row in report["rows"].as_array().unwrap() {
@@ -80,7 +80,7 @@ fn bench_times_small_and_thin_layers_within_memory() {
 }
 
 #[test]
-fn bench_on_the_emulator_counts_what_the_kernels_ask_of_memory() {
+fn bench_on_the_emulator_counts_requested_bytes() {
     if crate::common::left_out() {
         return;
     }
@@ -91,13 +91,13 @@ fn bench_on_the_emulator_counts_what_the_kernels_ask_of_memory() {
     assert!(out.contains("counted, not timed"), "{out}");
     let rows = json(&path)["rows"].as_array().unwrap().clone();
     let of = |i: usize, key: &str| rows[i][key].as_f64().unwrap();
-    // Behind base and fused, what six launches of four adapters ask for.
+    // After base and fused, the six launches of four adapters.
     let names: Vec<_> = rows.iter().take(8).map(|row| row["variant"].as_str().unwrap().to_owned()).collect();
     let [h, norm, l] = ["adapter-h", "adapter-l, LayerNorm", "adapter-l"];
     let paper = ["adapter-h (paper)", "adapter-l (paper), LayerNorm", "adapter-l (paper)"];
     assert_eq!(names, [&["base", "fused", h, norm, l][..], &paper].concat());
     assert_eq!(rows.len(), 2 * 8);
-    // x, y, and an adapter of width 5, its biases aside.
+    // x, y, and the projections of an adapter of width 5.
     assert_eq!(of(2, "floor_bytes"), 2.0 * (2.0 * 5.0 * 512.0 + 2.0 * 512.0));
     let rows: Vec<_> = rows.into_iter().filter(|row| row["width"].is_null()).collect();
     let of = |i: usize, key: &str| rows[i][key].as_f64().unwrap();
@@ -116,7 +116,7 @@ fn bench_on_the_emulator_counts_what_the_kernels_ask_of_memory() {
     let out = succeed(&[&fixed[..], &["--tokens", "20", "--ranks", "4", "--json", text(&path)]].concat());
     let rows = json(&path)["rows"].as_array().unwrap().clone();
     assert_eq!(rows.len(), 8, "{out}");
-    // The products of warpgroups are not counted among the matrix instructions of warps.
+    // wgmma instructions are not counted as matrix instructions of warps, so the kernel's name is checked.
     assert!(rows[1]["launch"].as_str().unwrap().contains("lora_forward_rows_wgmma_bf16_m64"), "{out}");
 }
 
@@ -128,7 +128,7 @@ fn bench_explains_how_a_gpu_would_run_each_call() {
     let explain = |extra: &[&str]| {
         let out = succeed(&[&fixed[..], &[text(&path)], extra].concat());
         let rows = json(&path)["rows"].as_array().unwrap().clone();
-        // Adapters have a test of their own.
+        // Rows of adapters are tested below.
         let rows: Vec<_> = rows.into_iter().filter(|row| row["width"].is_null()).collect();
         (out, rows)
     };
@@ -145,7 +145,7 @@ fn bench_explains_how_a_gpu_would_run_each_call() {
     }
     assert_eq!(rows[0]["floor_bytes"], 2 * (4096 * 4096 + 2 * 4096));
     assert_eq!(rows[1]["floor_bytes"], 2 * (4096 * 4096 + 17 * 2 * 4096));
-    // T is written and read: 8 bytes a word for one token, 2 for many, and there 4 in each of its 5 splits.
+    // T is written and read: 8 bytes an element for one token; for many tokens 2 bytes, and 4 in each of its 5 splits.
     let beyond = |i: usize| rows[i]["bytes"].as_u64().unwrap() - rows[i]["floor_bytes"].as_u64().unwrap();
     assert_eq!((beyond(0), beyond(1), beyond(5)), (0, 2 * 8 * 16, 2 * (2 + 5 * 4) * 4096 * 16));
 
@@ -153,10 +153,10 @@ fn bench_explains_how_a_gpu_would_run_each_call() {
     let (out, rows) = explain(&small);
     assert!(out.contains("7.5 and 40 SMs"), "{out}");
     assert!(rows[1]["kernel"].as_str().unwrap().ends_with("_mma_f16_t64"), "{out}");
-    // What has no kernel is said, and the rest is planned.
+    // A case without a kernel is reported; the others are planned.
     let (out, rows) = explain(&["--dtype", "bf16", "--tokens", "1,4096", "--capability", "7.5"]);
     assert_eq!(rows.len() + out.matches("no matrix instructions").count(), 4, "{out}");
-    // f32 is rounded only by name, and only where there are many tokens.
+    // f32 operands are rounded only with --tf32, and only for more than 16 tokens.
     let kernels = |rows: &[Value]| -> Vec<String> {
         rows.iter().step_by(2).map(|row| row["kernel"].as_str().unwrap().to_owned()).collect()
     };
@@ -190,7 +190,7 @@ fn bench_explains_the_launches_of_bottleneck_adapters() {
         assert_eq!(launches, 1);
     }
     assert_eq!(rows[5]["floor_bytes"], 2 * (2 * 112 * 1024 + 2 * 1024));
-    // More hidden features than the kernel takes are said, by name.
+    // An adapter that is too wide for the kernel is reported by name.
     let out = succeed(&["bench", "--explain", "--tokens", "1", "--shapes", "4096x8", "--ranks", "4"]);
     assert!(out.contains("1 x 4096 -> 8, r 4, adapter-h: rank 965 is outside 1..=512"), "{out}");
 }
@@ -213,16 +213,16 @@ fn bench_explains_the_launches_of_a_training_pass() {
         assert_eq!(row["launches"], 1);
         assert!(row["bytes"].as_u64() > row["floor_bytes"].as_u64(), "{row}");
     }
-    // y and dx read and write as much; T is kept by the one, and f32 gradients are written last.
+    // y and dx move equally many bytes; the first launch saves T as well, and the last writes gradients in f32.
     let product = 2 * (d * d + 2 * tokens * d + 2 * r * d);
     assert_eq!([&rows[0]["floor_bytes"], &rows[1]["floor_bytes"]], [product + 2 * tokens * r, product]);
     assert_eq!(rows[2]["floor_bytes"], 2 * (2 * tokens * d + 2 * tokens * r) + 4 * 2 * r * d);
-    // The preset asks for training passes by itself; few tokens are not decoded, since T is kept.
+    // The preset implies --backward. Decode kernels do not save T, so few tokens run on the forward kernel.
     let (_, rows) = explain(&["--preset", "backward"]);
     assert_eq!(rows.len(), 3 * 3 * 2 * 3);
     let (out, rows) = explain(&["--preset", "backward", "--tokens", "1", "--shapes", "100x36", "--ranks", "4"]);
     assert!(rows[0]["kernel"].as_str().unwrap().contains("lora_forward_rows_mma_bf16_any"), "{out}");
-    // What has no kernel is said, once for each pass.
+    // A case without a kernel is reported once for each pass.
     let (out, rows) = explain(&["--backward", "--tokens", "128", "--ranks", "5000"]);
     assert_eq!((rows.len(), out.matches("5000").count() >= 2), (0, true), "{out}");
 }
@@ -250,7 +250,7 @@ fn bench_counts_both_launches_of_a_backward_pass() {
         let over = row["requested_over_floor"].as_f64().unwrap();
         assert!((over - requested as f64 / floor as f64).abs() < 1e-9, "{row}");
     }
-    // Whose counters are whose: only the second launch has dA and dB to write.
+    // The counters are those of the right launch: the last writes only dA and dB.
     assert!(
         of(0, "distinct_bytes") > 2 * (256 * 128 + 48 * (256 + 128))
             && of(2, "distinct_bytes") < of(1, "distinct_bytes")

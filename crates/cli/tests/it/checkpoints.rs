@@ -1,4 +1,4 @@
-//! What the command says about folders that are not quite what their configuration says.
+//! Warnings and errors about folders whose files do not match their configuration.
 
 use std::path::Path;
 
@@ -23,11 +23,11 @@ fn warnings_are_one_line_each_on_stderr() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.starts_with("warning: ") && said.contains("not used, as in PEFT"), "{said}");
-    // A token file's other tensors, too.
+    // Other tensors in a file of tokens give a warning as well.
     let tokens = golden("checkpoints/expected.safetensors");
     let output = run(&["logits", "--model", &model, "--tokens", &tokens, "--out", text(&out)]);
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("expected.safetensors: not read beside 'tokens': 'all-linear.logits', "), "{said}");
+    assert!(said.contains("expected.safetensors: only 'tokens' is read, not 'all-linear.logits', "), "{said}");
     assert!(said.contains(" more") && said.lines().count() == 1, "{said}");
 }
 
@@ -43,7 +43,7 @@ fn merge_says_what_it_leaves_out() {
 }
 
 #[test]
-fn errors_say_their_cause_once_and_stay_short() {
+fn errors_name_their_cause_once_and_are_short() {
     let place = tempfile::tempdir().unwrap();
     let out = place.path().join("logits.safetensors");
     let missing = place.path().join("missing");

@@ -1,4 +1,4 @@
-//! The command as a user runs it: results, files, exit codes.
+//! Each subcommand: its results, files and exit codes.
 
 use std::path::Path;
 
@@ -47,7 +47,7 @@ fn table1_reports_every_method() {
         let is_base = row["method"] == "none";
         assert_eq!(row["parameters"] == 0, is_base, "{row}");
     }
-    // Two layers, 64 wide: LoRA of rank 4 and 7 on q and v.
+    // Two layers of 64 features: LoRA of rank 4 and 7 on q and v.
     let parameters = |method: &str| rows.iter().find(|r| r["method"] == method).unwrap()["parameters"].clone();
     assert_eq!(parameters("lora-fused"), 2 * 2 * 2 * 64 * 4);
     assert_eq!(parameters("lora-fused:7"), 2 * 2 * 2 * 64 * 7);
@@ -79,7 +79,8 @@ fn table1_counts_launches_on_the_emulator() {
         for (i, row) in rows.iter().enumerate() {
             assert_eq!(row["issued"], modes[i % modes.len()]);
             assert_eq!(row["decode"], decode.len() > 2);
-            // Two layers, the embedding, lm_head; a sequential LoRA on q and on v is three launches each.
+            // The launches of two layers, the embedding and lm_head. Sequential LoRA adds three launches for q and
+            // three for v.
             let per_layer = match row["method"].as_str().unwrap() {
                 "lora-sequential" => 7 + 6,
                 "adapter-h" | "adapter-l" => 7 + 2,
@@ -94,14 +95,14 @@ fn table1_counts_launches_on_the_emulator() {
     }
     let on_cpu =
         fail(&["table1", "--model", &model, "--columns", "1x2", "--methods", "lora-slot", "--device", "cpu"], 1);
-    assert!(on_cpu.contains("lora-slot finds its factors in a device's memory"), "{on_cpu}");
+    assert!(on_cpu.contains("lora-slot needs device memory"), "{on_cpu}");
 }
 
 #[test]
 fn table1_counts_parameters_as_the_paper_does() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("t.json");
-    // GPT-2 medium in full, on two tokens.
+    // The full GPT-2 medium with two tokens.
     succeed(&[
         "table1",
         "--columns",
@@ -123,7 +124,7 @@ fn table1_counts_parameters_as_the_paper_does() {
 }
 
 #[test]
-fn a_stopped_sweep_goes_on() {
+fn a_stopped_sweep_continues() {
     let place = tempfile::tempdir().unwrap();
     let [path, svg] = ["sweep.json", "sweep.svg"].map(|name| place.path().join(name));
     let model = golden("model");
@@ -138,12 +139,12 @@ fn a_stopped_sweep_goes_on() {
     let first = json(&path)["rows"].as_array().unwrap().clone();
     assert_eq!(first.len(), 2 * 4);
     let out = call(sweep("1,2", &[]));
-    assert!(out.contains("going on after 8 cells"), "{out}");
+    assert!(out.contains("continuing after 8 cells"), "{out}");
     let second = json(&path)["rows"].as_array().unwrap().clone();
     assert_eq!(second.len(), 4 * 4);
     assert_eq!(second[..8], first[..], "cells measured before are kept as they were");
     assert!(std::fs::read_to_string(&svg).unwrap().contains("</svg>"));
-    // Another setting is another experiment.
+    // A file of another setting is not continued.
     let other = sweep("1,2", &["--seed", "3"]);
     let error = fail(&other.iter().map(String::as_str).collect::<Vec<_>>(), 1);
     assert!(error.contains("sweep.json"), "{error}");
@@ -157,14 +158,14 @@ fn logits(extra: &[&str], out: &Path) -> Vec<f32> {
     Checkpoint::open(out).unwrap().floats::<f32>("logits", &[2, 24, 131]).unwrap().to_vec()
 }
 
-/// A golden tensor, made in float64.
+/// A golden tensor, computed in float64.
 fn expected(key: &str) -> Vec<f32> {
     let file = Checkpoint::open(golden("expected.safetensors").as_ref()).unwrap();
     file.raw(key).unwrap().2.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()
 }
 
 #[test]
-fn logits_are_pytorchs_for_every_adapter() {
+fn logits_agree_with_pytorch_for_every_adapter() {
     let place = tempfile::tempdir().unwrap();
     let out = place.path().join("logits.safetensors");
     let adapter = |name: &str| vec!["--adapter".to_owned(), golden(name)];
@@ -192,14 +193,14 @@ fn logits_are_pytorchs_for_every_adapter() {
         println!("{name} with {args:?}");
         assert_abs_diff_eq!(got[..], expected(&format!("{name}.logits"))[..], epsilon = 1e-4);
     }
-    // On the kernels, in the emulator of a GPU.
+    // On the CUDA kernels, in the emulator.
     let emulated = [(adapter("lora-all"), "lora-all"), (bottleneck("houlsby", "1"), "adapter-houlsby.drop1")];
     for (args, name) in emulated.into_iter().filter(|_| !crate::common::left_out()) {
         let args: Vec<&str> = args.iter().map(String::as_str).chain(["--device", "emulator"]).collect();
         println!("{name} with {args:?}");
         assert_abs_diff_eq!(logits(&args, &out)[..], expected(&format!("{name}.logits"))[..], epsilon = 1e-4);
     }
-    // A prefix and a LoRA together, the LoRA merged or not, are the same model.
+    // With a prefix and a LoRA together, merging the LoRA does not change the logits.
     let both = [adapter("prefix"), adapter("lora-all")].concat();
     let both: Vec<&str> = both.iter().map(String::as_str).collect();
     let (fused, merged) = (logits(&both, &out), logits(&[&both[..], &["--merged"]].concat(), &out));
@@ -223,7 +224,7 @@ fn a_merged_folder_gives_the_adapters_logits() {
 }
 
 #[test]
-fn failures_at_run_time_exit_with_1_and_name_what_is_wrong() {
+fn failures_at_run_time_exit_with_1_and_name_the_cause() {
     let place = tempfile::tempdir().unwrap();
     let [out, missing] = ["out.safetensors", "missing/out.safetensors"].map(|name| place.path().join(name));
     let [model, prefix, houlsby] = [golden("model"), golden("prefix"), golden("adapter-houlsby/adapter.safetensors")];
@@ -237,7 +238,10 @@ fn failures_at_run_time_exit_with_1_and_name_what_is_wrong() {
     assert!(logits(&["--tokens", ""]).contains("is not a token id"));
     assert!(logits(&["--tokens", "1", "--adapter", "nowhere"]).contains("nowhere/adapter_config.json"));
     assert!(logits(&["--tokens", "1", "--adapter", &model]).contains("adapter_config.json"));
-    assert!(logits(&["--tokens", "1", "--merged", "--adapter", &prefix]).contains("no --adapter holds a LoRA"));
+    assert!(
+        logits(&["--tokens", "1", "--merged", "--adapter", &prefix])
+            .contains("none of the --adapter folders holds a LoRA")
+    );
     let twice = ["--tokens", "1", "--adapter", &prefix, "--adapter", &prefix];
     assert!(logits(&twice).contains("two prefixes"));
     let wrong_kind = ["--tokens", "1", "--bottleneck", &houlsby, "--kind", "lin"];
@@ -257,7 +261,7 @@ fn failures_at_run_time_exit_with_1_and_name_what_is_wrong() {
         "{device}"
     );
     let decode = fail(&["table1", "--model", &model, "--columns", "1x4", "--decode", "--device", "cpu"], 1);
-    assert!(decode.contains("--decode keeps keys and values on a device"), "{decode}");
+    assert!(decode.contains("--decode needs a device for its KV cache"), "{decode}");
     let positions = fail(&["table1", "--model", &model, "--columns", "1x41", "--methods", "none"], 1);
     assert!(positions.contains("40 positions"), "{positions}");
     let dropped = fail(&["table1", "--model", &model, "--columns", "1x4", "--methods", "adapter-h-drop3"], 1);
@@ -288,7 +292,7 @@ fn bad_usage_exits_with_2() {
 }
 
 #[test]
-fn info_and_help_answer() {
+fn info_and_help_succeed() {
     let info = succeed(&["info"]);
     assert!(info.contains("cpu") && info.contains("cuda"), "{info}");
     for command in ["table1", "sweep", "bench", "logits", "merge"] {

@@ -1,13 +1,13 @@
-//! Methods that do not fit a model: the usual ones are left out, with the reason; one that was asked for is an error.
+//! Methods that do not fit a model: a default method is left out with the reason; a requested method is an error.
 
 use crate::common::{fail, golden, json, succeed, text};
 
-/// Two layers of 64 features, an MLP of 256, 40 positions.
+/// Arguments for the golden model: two layers of 64 features, an MLP of 256 features, 40 positions.
 fn table1<'a>(model: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
     [&["table1", "--model", model, "--trials", "2", "--threads", "1"], extra].concat()
 }
 
-/// What is said to be left out of a column, `METHOD is left out: REASON` each.
+/// The lines `METHOD is left out: REASON` of a column.
 fn left_out<'a>(out: &'a str, column: &str) -> Vec<&'a str> {
     out.lines().filter_map(|line| line.strip_prefix(column)?.strip_prefix(": ")).collect()
 }
@@ -27,7 +27,7 @@ fn a_small_model_is_measured_with_the_methods_that_fit_it() {
     let wide = |method: &str, width: &str| {
         format!(
             "{method} is left out: adapters of 11,000,000 parameters are {width} wide on this model, wider than its MLP of 256 \
-             features; --params sets another number"
+             features; --params sets another number of parameters"
         )
     };
     let long = |method: &str, tokens: usize| {
@@ -75,7 +75,7 @@ fn each_column_has_the_methods_that_fit_it() {
 }
 
 #[test]
-fn what_was_asked_for_must_fit() {
+fn a_requested_method_must_fit() {
     let model = golden("model");
     for (extra, expected) in [
         (
@@ -94,12 +94,12 @@ fn what_was_asked_for_must_fit() {
         let error = fail(&table1(&model, extra), 1);
         assert!(error.contains(expected), "{extra:?}: {error}");
     }
-    // A size of its own is measured as it is.
+    // A method with an explicit size is measured as it is.
     succeed(&table1(&model, &["--columns", "1x8", "--methods", "adapter-h:300,prefix-embedding:32"]));
 }
 
 #[test]
-fn a_sweep_leaves_out_what_does_not_fit_and_goes_on_without() {
+fn a_sweep_leaves_out_methods_that_do_not_fit() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("sweep.json");
     let model = golden("model");
@@ -113,7 +113,7 @@ fn a_sweep_leaves_out_what_does_not_fit_and_goes_on_without() {
     }
     let rows = json(&path)["rows"].clone();
     assert_eq!(rows.as_array().unwrap().len(), 2 * (4 + 2));
-    // What was left out is not missing when the sweep is called again.
+    // Methods that were left out are not measured when the sweep is called again.
     succeed(&sweep(&["--ranks", "0,600"]));
     assert_eq!(json(&path)["rows"], rows);
 

@@ -1,6 +1,8 @@
-//! A command that is ended by a signal leaves nothing temporary and nothing half-written, and dies by that signal.
+//! A command that a signal ends leaves no temporary and no half-written files, and its exit status is that of the
+//! signal.
 //!
-//! A FIFO in the place of an input holds the command at a known moment: it waits there until the test writes.
+//! A FIFO in the place of an input file stops the command at a known point: it waits there until the test writes to the
+//! FIFO.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +21,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-/// The signals that end the command, without those that it inherits as ignored: `nohup cargo test` ignores SIGHUP.
+/// The signals that end the command. Ignored signals are inherited, so they are left out: `nohup cargo test` ignores
+/// SIGHUP.
 fn signals() -> impl Iterator<Item = Signal> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
@@ -36,32 +39,32 @@ fn send(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
 
-/// Waits for the command to die by the signal, without a word.
-fn assert_dies_by(child: Child, signal: Signal) {
+/// Waits for the command to be ended by the signal, without any output.
+fn assert_ended_by(child: Child, signal: Signal) {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.signal(), Some(signal.as_raw()), "{output:?}");
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Looks until something is there; a minute is a failure.
+/// Polls until `look` returns something; fails after a minute.
 fn wait_for<T>(look: impl Fn() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(start.elapsed() < Duration::from_secs(60), "it does not appear");
+        assert!(start.elapsed() < Duration::from_secs(60), "nothing appeared within a minute");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Something temporary in a folder.
+/// A temporary file or folder of the command in a folder.
 fn temporary(folder: &Path) -> Option<PathBuf> {
     let name = contents(folder).into_iter().find(|name| name.starts_with(".fused-lora-"))?;
     Some(folder.join(name))
 }
 
-/// A model whose configuration comes from a FIFO, and that configuration.
+/// A model folder whose config.json is a FIFO, and the configuration to write to it.
 fn waiting_model(place: &Path) -> (PathBuf, Vec<u8>) {
     let model = copy_of("model", place);
     let config = model.join("config.json");
@@ -71,20 +74,20 @@ fn waiting_model(place: &Path) -> (PathBuf, Vec<u8>) {
     (model, text)
 }
 
-/// Opens a FIFO as soon as someone reads it.
+/// Opens a FIFO for writing as soon as the command opens it for reading.
 fn writer(fifo: &Path) -> File {
-    // Without this flag it would wait for ever for a command that has died.
+    // Without this flag, `open` would wait for ever if the command has ended.
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     wait_for(|| File::options().write(true).custom_flags(flags).open(fifo).ok())
 }
 
-/// Writes to a FIFO as soon as someone reads it.
+/// Writes to a FIFO as soon as the command opens it.
 fn feed(fifo: &Path, bytes: &[u8]) {
     writer(fifo).write_all(bytes).unwrap();
 }
 
 #[test]
-fn a_merge_leaves_nothing() {
+fn an_interrupted_merge_leaves_nothing() {
     let place = tempfile::tempdir().unwrap();
     let (model, config) = waiting_model(place.path());
     let results = place.path().join("results");
@@ -92,19 +95,19 @@ fn a_merge_leaves_nothing() {
     let (out, adapter) = (results.join("merged"), golden("lora-all"));
     let merge = ["merge", "--model", text(&model), "--adapter", &adapter, "--out", text(&out)];
     for signal in signals() {
-        // Before anything is computed: the temporary folder is there, empty.
+        // First the signal comes before anything is computed; the temporary folder is still empty.
         let child = start(&merge);
         wait_for(|| temporary(&results));
         send(&child, signal);
-        assert_dies_by(child, signal);
+        assert_ended_by(child, signal);
         assert!(contents(&results).is_empty(), "{signal:?}: {:?}", contents(&results));
 
-        // The weights are written, the configuration is not.
+        // Then it comes when the weights are written and the configuration is not.
         let child = start(&merge);
         feed(&model.join("config.json"), &config);
         wait_for(|| temporary(&results).filter(|folder| folder.join("model.safetensors").exists()));
         send(&child, signal);
-        assert_dies_by(child, signal);
+        assert_ended_by(child, signal);
         assert!(contents(&results).is_empty(), "{signal:?}: {:?}", contents(&results));
     }
 }
@@ -120,7 +123,7 @@ fn a_signal_that_is_ignored_stays_ignored() {
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     wait_for(|| temporary(place.path()));
     send(&child, Signal::HUP);
-    // It goes on where it waited, twice: once before the weights are written and once after.
+    // The command goes on after the signal. It reads config.json twice, before and after the weights are written.
     feed(&model.join("config.json"), &config);
     wait_for(|| temporary(place.path()).filter(|folder| folder.join("model.safetensors").exists()));
     feed(&model.join("config.json"), &config);
@@ -129,23 +132,23 @@ fn a_signal_that_is_ignored_stays_ignored() {
 }
 
 #[test]
-fn logits_that_wait_for_their_model_leave_the_file_as_it_was() {
+fn interrupted_before_writing_logits_keeps_the_old_file() {
     let place = tempfile::tempdir().unwrap();
     let (model, _) = waiting_model(place.path());
     let out = place.path().join("logits");
     std::fs::write(&out, "old").unwrap();
     for signal in signals() {
         let child = start(&["logits", "--model", text(&model), "--tokens", "1", "--out", text(&out)]);
-        // Open as soon as the command reads it.
+        // Returns when the command has opened config.json.
         let _config = writer(&model.join("config.json"));
         send(&child, signal);
-        assert_dies_by(child, signal);
+        assert_ended_by(child, signal);
         assert_eq!(contents(place.path()), ["logits", "model"]);
         assert_eq!(std::fs::read(&out).unwrap(), b"old");
     }
 }
 
-/// A model of one narrow layer with a large vocabulary: little to compute, much to write.
+/// A model of one narrow layer with a large vocabulary, whose logits are fast to compute and slow to write.
 fn wide_model(folder: &Path, vocabulary: usize) {
     let (d, positions) = (4, 1024);
     let config = serde_json::json!({
@@ -175,7 +178,7 @@ fn wide_model(folder: &Path, vocabulary: usize) {
 }
 
 #[test]
-fn logits_that_are_being_written_leave_nothing() {
+fn interrupted_while_writing_logits_leaves_nothing() {
     let (vocabulary, tokens) = (50_000, 600);
     let place = tempfile::tempdir().unwrap();
     let [model, results] = ["model", "results"].map(|name| place.path().join(name));
@@ -185,12 +188,12 @@ fn logits_that_are_being_written_leave_nothing() {
     let ids = vec!["1"; tokens].join(",");
     let out = results.join("logits");
     for signal in signals() {
-        // The signal may come when all is written: then the result must be whole, and the next try may be earlier.
+        // If the signal comes after the file was written, the result must be complete, and the test tries again.
         let was_caught = (0..20).any(|_| {
             let mut child = start(&["logits", "--model", text(&model), "--tokens", &ids, "--out", text(&out)]);
             let is_growing = || temporary(&results).is_some_and(|file| file.metadata().is_ok_and(|m| m.len() > 0));
             wait_for(|| (is_growing() || out.exists() || child_is_done(&child)).then_some(()));
-            // A process that has ended, but was not waited for, can still be sent a signal.
+            // Sending a signal to a process that has ended but was not waited for is not an error.
             send(&child, signal);
             let status = child.wait().unwrap();
             let left = contents(&results);
@@ -202,18 +205,18 @@ fn logits_that_are_being_written_leave_nothing() {
             std::fs::remove_file(&out).unwrap();
             false
         });
-        assert!(was_caught, "{signal:?} never came while the file was written");
+        assert!(was_caught, "{signal:?} never came while the file was being written");
     }
 }
 
-/// Whether a child has ended and waits to be waited for.
+/// Whether a child has ended but was not waited for (a zombie).
 fn child_is_done(child: &Child) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
     status.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
 }
 
 #[test]
-fn a_sweep_leaves_whole_cells_and_goes_on() {
+fn an_interrupted_sweep_keeps_complete_cells_and_continues() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("sweep.json");
     let model = golden("model");
@@ -230,12 +233,12 @@ fn a_sweep_leaves_whole_cells_and_goes_on() {
         let child = start(&all.iter().map(String::as_str).collect::<Vec<_>>());
         wait_for(|| path.exists().then(|| json(&path)["rows"].as_array().unwrap().len()).filter(|n| *n > measured));
         send(&child, signal);
-        assert_dies_by(child, signal);
+        assert_ended_by(child, signal);
         assert_eq!(contents(place.path()), ["sweep.json"]);
         measured = json(&path)["rows"].as_array().unwrap().len();
         assert!(measured < 40, "it was ended before the end");
     }
     let some = sweep("1,2");
     let out = succeed(&some.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(out.contains(&format!("going on after {measured} cells")), "{out}");
+    assert!(out.contains(&format!("continuing after {measured} cells")), "{out}");
 }

@@ -1,4 +1,4 @@
-//! The command as a user runs it.
+//! Tests of the command `fused-lora`.
 #![allow(clippy::unwrap_used)]
 
 mod bench;

@@ -1,5 +1,5 @@
-//! Where results go: devices and FIFOs are written through, files replaced whole, inputs never written to. Device nodes are
-//! private ones: a mistake must not cost the machine its /dev/null.
+//! Result files: devices and FIFOs are written to directly, regular files are replaced as a whole, inputs are never
+//! written to. The tests make their own device nodes, so a bug cannot replace the machine's /dev/null.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
@@ -31,7 +31,7 @@ const SWEEP: [&str; 13] = [
 ];
 const EXPLAIN: [&str; 8] = ["bench", "--explain", "--tokens", "1", "--shapes", "64x64", "--ranks", "2"];
 
-/// The command on the golden model.
+/// Arguments with the golden model.
 fn on_model(args: &[&str], extra: &[&str]) -> Vec<String> {
     let model = golden("model");
     args.iter().chain(&["--model", &model]).chain(extra).map(|arg| (*arg).to_owned()).collect()
@@ -49,7 +49,7 @@ fn is_root() -> bool {
 fn a_device_stays_a_device() {
     let place = tempfile::tempdir().unwrap();
     let [null, link] = ["null", "link"].map(|name| place.path().join(name));
-    // Only root may make device nodes; everyone else can neither replace one.
+    // Only root can make device nodes, and only root could replace one.
     if !is_root() {
         return;
     }
@@ -88,14 +88,14 @@ fn a_fifo_gets_the_whole_result_once() {
             let pipe = pipe.clone();
             move || std::fs::read(pipe).unwrap()
         });
-        // Who writes a second time waits for a second reader: that is a failure, not a test without an end.
+        // A command that opened the FIFO twice would wait for a second reader; the timeout makes that a failure.
         let mut command = assert_cmd::Command::cargo_bin("fused-lora").unwrap();
         let limit = std::time::Duration::from_secs(120);
         command.args(on_model(args, &[option, text(&pipe)])).timeout(limit).assert().success();
         assert!(pipe.symlink_metadata().unwrap().file_type().is_fifo());
         reader.join().unwrap()
     };
-    // Results of several columns and cells are saved one by one to a file, but a FIFO gets them at the end.
+    // A regular file is written after every column and cell, but a FIFO only at the end.
     let report: Value = serde_json::from_slice(&through(&TABLE1, "--json")).unwrap();
     assert_eq!(report["rows"].as_array().unwrap().len(), 4);
     let report: Value = serde_json::from_slice(&through(&SWEEP, "--json")).unwrap();
@@ -109,7 +109,7 @@ fn a_fifo_gets_the_whole_result_once() {
 }
 
 #[test]
-fn a_result_on_stdout_is_alone_there() {
+fn stdout_holds_nothing_but_the_result() {
     for option in ["--json", "--csv", "--plot"] {
         let output = run(&strs(&on_model(&TABLE1, &[option, "/dev/stdout"])));
         let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
@@ -124,7 +124,8 @@ fn a_result_on_stdout_is_alone_there() {
     assert!(fail(&strs(&twice), 1).contains("--json names the same file"));
 }
 
-/// `> file` and `>> file` keep what they mean when the result is written to `/dev/stdout` or to the file by name.
+/// With stdout redirected by `> file` or `>> file`, a result that is written to /dev/stdout or to the same file by name
+/// behaves as other output would.
 #[test]
 fn a_redirected_stdout_is_written_through() {
     let place = tempfile::tempdir().unwrap();
@@ -141,7 +142,7 @@ fn a_redirected_stdout_is_written_through() {
         assert_eq!(report["rows"].as_array().unwrap().len(), 4);
         assert_eq!(file.metadata().unwrap().ino(), inode, "{name}");
     }
-    // Any other descriptor.
+    // Another file descriptor.
     let mut command = Command::new("sh");
     command.args(["-c", "exec 3>\"$0\"; exec \"$@\"", text(&file), env!("CARGO_BIN_EXE_fused-lora")]);
     let output = command.args(on_model(&TABLE1, &["--json", "/dev/fd/3"])).output().unwrap();
@@ -249,7 +250,7 @@ fn an_input_is_never_an_output() {
     assert_eq!([bytes(&weights), bytes(&model.join("config.json")), bytes(&at("tokens"))], before);
     assert_eq!(contents(&model), contents(Path::new(&golden("model"))));
 
-    // One file for two results, by whatever names, whether it exists or not.
+    // Two results may not have the same file, whatever its names and whether it exists.
     std::fs::create_dir(at("results")).unwrap();
     symlink("results/new", at("alias")).unwrap();
     let [new, alias] = [at("results/new"), at("alias")];
@@ -271,7 +272,7 @@ fn a_sweep_never_mixes_cells() {
     let sweep = |extra: &[&str]| succeed(&[&fixed[..], extra].concat());
     sweep(&[]);
     let first = bytes(&path);
-    assert!(sweep(&[]).contains("going on after 2 cells"));
+    assert!(sweep(&[]).contains("continuing after 2 cells"));
 
     let refused = |extra: &[&str], says: &str| {
         let before = bytes(&path);
@@ -282,23 +283,23 @@ fn a_sweep_never_mixes_cells() {
     refused(&["--dtype", "bf16"], "dtype f32 there, bf16 now");
     refused(&["--seed", "3"], "seed 0 there, 3 now");
     refused(&["--targets", "q"], "targets");
-    // What this run cannot choose, edited in the file.
+    // Circumstances that no option sets are changed in the file.
     for (field, name) in [("commit", "commit"), ("build", "build"), ("processor", "processor"), ("cores", "cores")] {
         let mut report: Value = serde_json::from_slice(&first).unwrap();
         report["setting"][field] = "other".into();
         std::fs::write(&path, report.to_string()).unwrap();
         refused(&[], &format!("{name} other there"));
     }
-    // The same path, another model.
+    // Another model at the same path.
     std::fs::write(&path, &first).unwrap();
     let config = model.join("config.json");
     let edited = std::fs::read_to_string(&config).unwrap().replacen('{', "{ ", 1);
     std::fs::write(&config, edited).unwrap();
     refused(&[], "model sha256:");
     let out = sweep(&["--restart"]);
-    assert!(!out.contains("going on"), "{out}");
+    assert!(!out.contains("continuing"), "{out}");
     assert_eq!(json(&path)["rows"].as_array().unwrap().len(), 2);
-    // A file of something else, and an empty one as mktemp makes it.
+    // A file that is not a sweep's result is refused; an empty one, as mktemp makes it, is not.
     std::fs::write(&path, "{}").unwrap();
     refused(&[], "is not the result of a sweep");
     std::fs::write(&path, "").unwrap();
@@ -306,7 +307,7 @@ fn a_sweep_never_mixes_cells() {
 }
 
 #[test]
-fn errors_are_short_and_say_their_cause_once() {
+fn errors_are_short_and_name_their_cause_once() {
     let huge = "x".repeat(100_000);
     let tokens = vec!["7"; 40_000].join(",");
     let model = golden("model");

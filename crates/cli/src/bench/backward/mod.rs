@@ -1,6 +1,6 @@
-//! A training pass of one layer on a device: forward with T kept, then dx, dA and dB.
+//! A training pass of one layer on a device: the forward pass, which saves T, then dx, dA and dB.
 
-mod contest;
+mod comparison;
 mod products;
 
 use anyhow::Result;
@@ -13,16 +13,16 @@ use fused_lora::{ComputePath, Element, WorkspaceLayout};
 use fused_lora_gpt2::Random;
 
 use super::case::Case;
-use super::device::{Copy, place};
+use super::device::{LayerCopy, output_view};
 
-/// What a pass reads and writes beside the weights, shared by all copies of them, with room for so many tokens and ranks.
+/// All that a pass reads and writes beside the weights; all copies of the weights share it.
 pub(super) struct Buffers<T> {
     x: DeviceBuffer<T>,
     y: DeviceBuffer<T>,
     dy: DeviceBuffer<T>,
     dx: DeviceBuffer<T>,
     t: DeviceBuffer<T>,
-    /// Of sequential; fused keeps its own in the workspace.
+    /// Used by sequential only; fused has Q in its workspace.
     q: DeviceBuffer<T>,
     da: DeviceBuffer<f32>,
     db: DeviceBuffer<f32>,
@@ -45,7 +45,7 @@ impl<T: Element> Buffers<T> {
     }
 }
 
-/// How our kernels run a pass.
+/// The plans of our kernels for a training pass.
 pub(super) struct Plans<T> {
     pub(super) forward: Forward<T>,
     pub(super) backward: Backward<T>,
@@ -53,11 +53,11 @@ pub(super) struct Plans<T> {
 }
 
 impl<T: Element> Plans<T> {
-    /// Of the layer with its adapter, or of the frozen base, whose pass is y and dx.
+    /// Plans for the layer with LoRA or, unless `adapted`, for the frozen layer, whose pass computes y and dx only.
     pub(super) fn new(
         device: &Device,
         case: &Case,
-        copy: &Copy<T>,
+        copy: &LayerCopy<T>,
         adapted: bool,
         path: ComputePath,
     ) -> fused_lora::Result<Self> {
@@ -77,24 +77,24 @@ impl<T: Element> Plans<T> {
         self.forward.workspace().union(&self.backward.workspace())
     }
 
-    /// Of the forward launch, bytes that must move at least, the kept T's included.
+    /// The bytes that the forward launch must move at least, those of the saved T included.
     pub(super) fn forward_floor_bytes(&self, case: &Case) -> usize {
-        let kept = if self.adapted { case.kept_bytes::<T>() } else { 0 };
-        self.forward.plan().floor_bytes() + kept
+        let saved_t = if self.adapted { case.saved_t_bytes::<T>() } else { 0 };
+        self.forward.plan().floor_bytes() + saved_t
     }
 
-    /// Of the whole pass, launch by launch.
+    /// The sum of the bytes that each launch of the pass must move at least.
     pub(super) fn floor_bytes(&self, case: &Case) -> usize {
         self.forward_floor_bytes(case) + self.backward.plan().floor_bytes()
     }
 
-    /// Issues a pass: three launches with an adapter, two without. The forward and the backward pass each take a copy of
-    /// the weights.
+    /// Issues a pass: three launches with LoRA, two without. `forward` and `backward` are the copies of the weights
+    /// that the two passes take.
     pub(super) fn launch(
         &self,
         stream: &Stream,
         case: &Case,
-        [forward, backward]: [&Copy<T>; 2],
+        [forward, backward]: [&LayerCopy<T>; 2],
         buffers: &Buffers<T>,
         workspace: &mut Workspace,
     ) -> fused_lora::Result<()> {
@@ -102,17 +102,19 @@ impl<T: Element> Plans<T> {
         let rank = if self.adapted { rank } else { 0 };
         let x = DeviceMatrix::new(buffers.x.slice(0..tokens * d_in), tokens, d_in)?;
         forward.with_layer(case, self.adapted, |layer| {
-            let t = if self.adapted { Some(place(&buffers.t, tokens, rank)?) } else { None };
-            let output = DeviceOutput { y: place(&buffers.y, tokens, d_out)?, t };
+            let t = if self.adapted { Some(output_view(&buffers.t, tokens, rank)?) } else { None };
+            let output = DeviceOutput { y: output_view(&buffers.y, tokens, d_out)?, t };
             self.forward.launch(stream, layer, x, DeviceResidual::None, output, workspace)
         })?;
         backward.with_layer(case, self.adapted, |layer| {
             let dy = DeviceMatrix::new(buffers.dy.slice(0..tokens * d_out), tokens, d_out)?;
             let t = DeviceMatrix::new(buffers.t.slice(0..tokens * rank), tokens, rank)?;
-            let mut factors =
-                [FactorGradient { da: place(&buffers.da, rank, d_in)?, db: place(&buffers.db, d_out, rank)? }];
+            let mut factors = [FactorGradient {
+                da: output_view(&buffers.da, rank, d_in)?,
+                db: output_view(&buffers.db, d_out, rank)?,
+            }];
             let mut output = BackwardOutput {
-                dx: Some(place(&buffers.dx, tokens, d_in)?),
+                dx: Some(output_view(&buffers.dx, tokens, d_in)?),
                 dx_accumulate: Accumulate::Overwrite,
                 factors: if self.adapted { &mut factors } else { &mut [] },
                 bias: None,

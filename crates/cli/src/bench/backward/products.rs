@@ -1,7 +1,9 @@
-//! A training pass in products of cuBLASLt: those of a frozen layer, and PEFT's in PEFT's order.
+//! A training pass as products of cuBLASLt: those of a frozen layer, and those of a layer with LoRA in the order in
+//! which PEFT computes them.
 //!
-//! PEFT's scaling, its sums of base and adapter and its casts are passes over y and dx of their own; here they are factors
-//! of the products, so sequential is faster than PEFT on the same library. dA and dB are stored as `f32`, as ours are.
+//! PEFT reads and writes y and dx again to scale, to add base and adapter, and to cast. Here alpha and beta of the
+//! products do that, so `sequential` is faster than PEFT on the same library. dA and dB are stored as `f32`, as by our
+//! kernels.
 
 use anyhow::Result;
 use fused_lora::Element;
@@ -10,11 +12,11 @@ use fused_lora::lora::Layout;
 
 use super::Buffers;
 use crate::bench::case::{Case, SCALE};
-use crate::bench::contest::Bench;
-use crate::bench::cublaslt::{CublasLt, Form, Product, fastest};
-use crate::bench::device::Copy;
+use crate::bench::comparison::Bench;
+use crate::bench::cublaslt::{CublasLt, Product, ProductKind, fastest_algorithm};
+use crate::bench::device::LayerCopy;
 
-/// One product.
+/// One product of a training pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     /// y = x·W0ᵀ
@@ -24,52 +26,51 @@ pub(super) enum Step {
     /// y += s·T·Bᵀ
     Expand,
     /// dx = dy·W0
-    Input,
+    BaseDx,
     /// Q = s·dy·B
-    Gather,
+    Q,
     /// dx += Q·A
-    Spread,
+    LowRankDx,
     /// dA = Qᵀ·x
-    Down,
+    Da,
     /// dB = s·dyᵀ·T
-    Up,
+    Db,
 }
 
-/// A frozen layer's.
-pub(super) const FROZEN: [Step; 2] = [Step::Base, Step::Input];
-/// An adapted layer's: each finds its operands made.
+/// The products of a frozen layer.
+pub(super) const FROZEN: [Step; 2] = [Step::Base, Step::BaseDx];
+/// The products of a layer with LoRA, in an order in which each finds its operands computed.
 pub(super) const SEQUENTIAL: [Step; 8] =
-    [Step::Base, Step::Shrink, Step::Expand, Step::Input, Step::Gather, Step::Spread, Step::Down, Step::Up];
+    [Step::Base, Step::Shrink, Step::Expand, Step::BaseDx, Step::Q, Step::LowRankDx, Step::Da, Step::Db];
 
 impl Step {
     fn is_forward(self) -> bool {
         matches!(self, Step::Base | Step::Shrink | Step::Expand)
     }
 
-    /// Rows, depth and columns, what is multiplied, and the factors of the product and of what is there.
-    fn product(self, case: &Case) -> ([usize; 3], Form, [f32; 2]) {
+    /// `[m, k, n]`, the kind of product, and `[alpha, beta]`.
+    fn product(self, case: &Case) -> ([usize; 3], ProductKind, [f32; 2]) {
         let &Case { tokens, d_in, d_out, rank, layout } = case;
-        let turned = match layout {
+        let transposed = match layout {
             Layout::OutIn => Layout::InOut,
             Layout::InOut => Layout::OutIn,
         };
-        // A is [rank, d_in] and B [d_out, rank]: the forward pass meets them as [columns, depth], the backward pass as
-        // [depth, columns].
-        let (forward, backward) = (Form::Layer(Layout::OutIn), Form::Layer(Layout::InOut));
+        // A is [rank, d_in] and B is [d_out, rank]: in the forward pass these are [n, k], in the backward pass [k, n].
+        let (forward, backward) = (ProductKind::Layer(Layout::OutIn), ProductKind::Layer(Layout::InOut));
         match self {
-            Step::Base => ([tokens, d_in, d_out], Form::Layer(layout), [1.0, 0.0]),
+            Step::Base => ([tokens, d_in, d_out], ProductKind::Layer(layout), [1.0, 0.0]),
             Step::Shrink => ([tokens, d_in, rank], forward, [1.0, 0.0]),
             Step::Expand => ([tokens, rank, d_out], forward, [SCALE, 1.0]),
-            Step::Input => ([tokens, d_out, d_in], Form::Layer(turned), [1.0, 0.0]),
-            Step::Gather => ([tokens, d_out, rank], backward, [SCALE, 0.0]),
-            Step::Spread => ([tokens, rank, d_in], backward, [1.0, 1.0]),
-            Step::Down => ([rank, tokens, d_in], Form::Gradient, [1.0, 0.0]),
-            Step::Up => ([d_out, tokens, rank], Form::Gradient, [SCALE, 0.0]),
+            Step::BaseDx => ([tokens, d_out, d_in], ProductKind::Layer(transposed), [1.0, 0.0]),
+            Step::Q => ([tokens, d_out, rank], backward, [SCALE, 0.0]),
+            Step::LowRankDx => ([tokens, rank, d_in], backward, [1.0, 1.0]),
+            Step::Da => ([rank, tokens, d_in], ProductKind::Gradient, [1.0, 0.0]),
+            Step::Db => ([d_out, tokens, rank], ProductKind::Gradient, [SCALE, 0.0]),
         }
     }
 
-    /// Device addresses of what a [`Product`] calls W, x and y.
-    fn operands<T: Element>(self, buffers: &Buffers<T>, copy: &Copy<T>) -> [u64; 3] {
+    /// Device addresses of the operands that a [`Product`] calls W, x and y.
+    fn operands<T: Element>(self, buffers: &Buffers<T>, copy: &LayerCopy<T>) -> [u64; 3] {
         let [w, a, b] = [&copy.weight, &copy.a, &copy.b].map(|buffer| buffer.as_slice().address());
         let Buffers { x, y, dy, dx, t, q, .. } = buffers;
         let [x, y, dy, dx, t, q] = [x, y, dy, dx, t, q].map(|buffer| buffer.as_slice().address());
@@ -78,37 +79,37 @@ impl Step {
             Step::Base => [w, x, y],
             Step::Shrink => [a, x, t],
             Step::Expand => [b, t, y],
-            Step::Input => [w, dy, dx],
-            Step::Gather => [b, dy, q],
-            Step::Spread => [a, q, dx],
-            Step::Down => [x, q, da],
-            Step::Up => [t, dy, db],
+            Step::BaseDx => [w, dy, dx],
+            Step::Q => [b, dy, q],
+            Step::LowRankDx => [a, q, dx],
+            Step::Da => [x, q, da],
+            Step::Db => [t, dy, db],
         }
     }
 }
 
-/// All products of a case, in the order of [`SEQUENTIAL`], and where their operands are.
+/// All products of a case in the order of [`SEQUENTIAL`], and their operands.
 pub(super) struct Products<'a, T> {
     products: Vec<(Step, Product<'a>)>,
     buffers: &'a Buffers<T>,
-    copies: &'a [Copy<T>],
+    copies: &'a [LayerCopy<T>],
 }
 
 impl<'a, T: Element> Products<'a, T> {
-    /// Prepares them, each with its fastest algorithm.
+    /// Prepares all products, each with its fastest algorithm.
     pub(super) fn new(
         bench: &Bench<'_>,
         library: &'a CublasLt,
         case: &Case,
         buffers: &'a Buffers<T>,
-        copies: &'a [Copy<T>],
+        copies: &'a [LayerCopy<T>],
     ) -> Result<Self> {
         let &Bench { device, stream, path, .. } = bench;
         let prepared = SEQUENTIAL.map(|step| {
-            let (shape, form, factors) = step.product(case);
-            let product = library.product((T::DTYPE, path), shape, form, factors, |product, choices| {
+            let (shape, kind, factors) = step.product(case);
+            let product = library.product((T::DTYPE, path), shape, kind, factors, |product, candidates| {
                 // SAFETY: the operands are packed matrices of the product's shapes, which live.
-                fastest(product, choices, device, stream, copies.len(), |product, stream, copy| unsafe {
+                fastest_algorithm(product, candidates, device, stream, copies.len(), |product, stream, copy| unsafe {
                     product.issue(stream, step.operands(buffers, &copies[copy]))
                 })
             });
@@ -117,7 +118,8 @@ impl<'a, T: Element> Products<'a, T> {
         Ok(Self { products: prepared.into_iter().collect::<Result<_>>()?, buffers, copies })
     }
 
-    /// Issues these of them; the forward and the backward pass each take a copy of the weights.
+    /// Issues the products of `steps`. `copies` are the copies of the weights that the forward and the backward pass
+    /// take.
     pub(super) fn issue(&self, stream: &Stream, steps: &[Step], copies: [usize; 2]) -> fused_lora::Result<()> {
         self.of(steps).try_for_each(|(step, product)| {
             let copy = &self.copies[copies[usize::from(!step.is_forward())]];
@@ -126,7 +128,7 @@ impl<'a, T: Element> Products<'a, T> {
         })
     }
 
-    /// Which algorithms these of them take.
+    /// The algorithms of the products of `steps`, for the table.
     pub(super) fn algorithms(&self, steps: &[Step]) -> String {
         let chosen: Vec<_> = self.of(steps).map(|(_, product)| product.chosen.to_string()).collect();
         format!("algorithms {}", chosen.join(", "))
@@ -148,34 +150,34 @@ mod tests {
     use super::*;
     use crate::bench::backward::Plans;
 
-    /// What the library computes: its matrices are stored by columns.
+    /// Computes what the library would compute, on matrices stored column by column.
     fn multiply(
-        ([rows, depth, columns], form, [alpha, beta]): ([usize; 3], Form, [f32; 2]),
+        ([m, k, n], kind, [alpha, beta]): ([usize; 3], ProductKind, [f32; 2]),
         w: &[f32],
         x: &[f32],
         y: &mut [f32],
     ) {
-        let ([turns_w, turns_x], [w_stored, x_stored, y_stored]) = (form.turned(), form.stored([rows, depth, columns]));
-        let at = |m: &[f32], [stored, _]: [usize; 2], turned, row: usize, column: usize| {
-            let (row, column) = if turned { (column, row) } else { (row, column) };
+        let ([transpose_w, transpose_x], [w_stored, x_stored, y_stored]) = (kind.transposed(), kind.stored([m, k, n]));
+        let at = |m: &[f32], [stored, _]: [usize; 2], transposed, row: usize, column: usize| {
+            let (row, column) = if transposed { (column, row) } else { (row, column) };
             assert!(row < stored);
             m[column * stored + row]
         };
         for (row, column) in (0..y_stored[0]).flat_map(|row| (0..y_stored[1]).map(move |column| (row, column))) {
-            let terms = (0..depth).map(|k| at(w, w_stored, turns_w, row, k) * at(x, x_stored, turns_x, k, column));
+            let terms = (0..k).map(|k| at(w, w_stored, transpose_w, row, k) * at(x, x_stored, transpose_x, k, column));
             let (sum, y) = (terms.sum::<f32>(), &mut y[column * y_stored[0] + row]);
             *y = alpha * sum + if beta == 0.0 { 0.0 } else { beta * *y };
         }
     }
 
-    /// No cuBLASLt here: what its products are asked for is multiplied by hand, and must be what our kernels compute.
+    /// Computes the products without cuBLASLt, and compares the results with those of our kernels on the emulator.
     #[test]
     fn the_steps_of_sequential_are_a_training_pass() {
         let Some(device) = crate::common::emulator_for_tests() else { return };
         let stream = Stream::new(&device).unwrap();
         for layout in [Layout::OutIn, Layout::InOut] {
             let case = Case { tokens: 18, d_in: 24, d_out: 40, rank: 3, layout };
-            let copy = Copy::<f32>::several(&case, 1, &stream, &mut Random::new(0)).unwrap().remove(0);
+            let copy = LayerCopy::<f32>::upload(&case, 1, &stream, &mut Random::new(0)).unwrap().remove(0);
             let buffers = Buffers::<f32>::new(&stream, 18, (24, 40), 3).unwrap();
             let mut memory = HashMap::new();
             let Buffers { x, y, dy, dx, t, q, da, db } = &buffers;
@@ -207,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_frozen_layer_has_the_products_of_its_weight() {
-        let of_weight = |step: &Step| matches!(step, Step::Base | Step::Input);
+        let of_weight = |step: &Step| matches!(step, Step::Base | Step::BaseDx);
         assert_eq!(SEQUENTIAL.iter().copied().filter(of_weight).collect::<Vec<_>>(), FROZEN);
     }
 }

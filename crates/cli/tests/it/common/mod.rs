@@ -1,4 +1,4 @@
-//! The command, run as a user runs it.
+//! Runs the command, and prepares its files.
 #![allow(unreachable_pub)]
 
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub fn succeed(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// One sentence on stderr, the exit code given, no panic.
+/// Runs a command that must fail with this exit code, with one line on stderr and no panic; returns stderr.
 pub fn fail(args: &[&str], code: i32) -> String {
     let output = run(args);
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -33,12 +33,12 @@ pub fn fail(args: &[&str], code: i32) -> String {
     stderr
 }
 
-/// Whether there is no device to run on. What is left out for that is said once, on the process's own error stream: the test
-/// harness keeps what tests print.
+/// Whether there is no emulator, so that tests on it are left out. The first such call says so on the process's stderr,
+/// because the test harness captures what `eprintln` prints.
 pub fn left_out() -> bool {
-    static SAY: std::sync::Once = std::sync::Once::new();
+    static REPORT: std::sync::Once = std::sync::Once::new();
     let Err(error) = fused_lora::device::Device::expect_emulator() else { return false };
-    SAY.call_once(|| {
+    REPORT.call_once(|| {
         use std::io::Write;
         let _ = writeln!(std::io::stderr(), "left out: all tests on the emulator of a GPU ({error})");
     });
@@ -70,7 +70,7 @@ pub fn fifo(path: &Path) {
     rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
 }
 
-/// Sorted names of what is in a folder.
+/// The sorted names of a folder's entries.
 pub fn contents(folder: &Path) -> Vec<String> {
     let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
     let mut names: Vec<_> = std::fs::read_dir(folder).unwrap().map(name).collect();

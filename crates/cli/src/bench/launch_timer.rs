@@ -1,26 +1,26 @@
-//! Device time of work that walks through copies of its operands, so that each launch finds the caches cold.
+//! Times launches on a device. They go through copies of their operands in turn, so that each finds the caches cold.
 
 use std::cell::{Cell, RefCell};
 
 use anyhow::Result;
 use fused_lora::device::{Device, Event, Graph, Stream};
 
-/// What is touched between two uses of one copy of a weight is together so many times the L2 cache.
-pub(super) const COLD: usize = 3;
+/// Between two uses of a copy of a weight, launches access this many times the size of the L2 cache.
+pub(super) const L2_MULTIPLE: usize = 3;
 
-/// Launches of a round at most: an event is good to half a microsecond, and a graph takes some microseconds to start, which
-/// is to be little of each launch's share.
-const LAUNCHES: usize = 96;
-/// Fewer launches do where they take so long together.
+/// The launches of a round, if they are short. Events resolve half a microsecond, and a graph takes some microseconds
+/// to start: divided by the launches of a round, both must be small.
+const MAX_LAUNCHES: usize = 96;
+/// Microseconds of a round from which fewer launches are enough.
 const ROUND_US: f64 = 10_000.0;
 
-/// Launches of `us` microseconds each that fill a round: all copies equally often.
+/// How many launches of `us` microseconds make a round; a multiple of `copies`.
 pub(super) fn launches(copies: usize, us: f64, round_us: f64) -> usize {
-    let wanted = (round_us / us).ceil().clamp(1.0, LAUNCHES as f64) as usize;
+    let wanted = (round_us / us).ceil().clamp(1.0, MAX_LAUNCHES as f64) as usize;
     copies * wanted.div_ceil(copies)
 }
 
-/// Microseconds that the device takes from before `work` to after it.
+/// Microseconds that the device takes for what `work` issues.
 pub(super) fn timed(
     device: &Device,
     stream: &Stream,
@@ -33,52 +33,52 @@ pub(super) fn timed(
     Ok(f64::from(start.milliseconds_to(&end)?) * 1e3)
 }
 
-/// A contestant: what it issues for one copy.
-pub(super) type Issue<'a> = Box<dyn Fn(&Stream, usize) -> fused_lora::Result<()> + 'a>;
+/// Issues the launches of a variant for one copy of the operands.
+pub(super) type IssueFn<'a> = Box<dyn Fn(&Stream, usize) -> fused_lora::Result<()> + 'a>;
 
-/// One contestant, issued launch by launch and replayed from a graph.
-pub(super) struct Rotation<'a> {
-    issue: Issue<'a>,
+/// Times the launches of one variant, issued one by one or replayed from a graph.
+pub(super) struct LaunchTimer<'a> {
+    issue: IssueFn<'a>,
     copies: usize,
-    /// Of a round; unknown before the first.
+    /// Launches of a round; `None` before the first measurement.
     launches: Cell<Option<usize>>,
     graph: RefCell<Option<Graph>>,
 }
 
-impl<'a> Rotation<'a> {
-    pub(super) fn new(copies: usize, issue: Issue<'a>) -> Self {
+impl<'a> LaunchTimer<'a> {
+    pub(super) fn new(copies: usize, issue: IssueFn<'a>) -> Self {
         Self { issue, copies, launches: Cell::default(), graph: RefCell::default() }
     }
 
-    /// Launches of a round, from how long the first ones take.
+    /// The launches of a round, from a measurement at the first call.
     pub(super) fn launches(&self, device: &Device, stream: &Stream) -> Result<usize> {
         if let Some(launches) = self.launches.get() {
             return Ok(launches);
         }
         // The very first launch loads the kernel.
-        self.issue_all(stream, self.copies)?;
-        let us = timed(device, stream, || self.issue_all(stream, self.copies))? / self.copies as f64;
+        self.issue_round(stream, self.copies)?;
+        let us = timed(device, stream, || self.issue_round(stream, self.copies))? / self.copies as f64;
         let launches = launches(self.copies, us, ROUND_US);
         self.launches.set(Some(launches));
         Ok(launches)
     }
 
-    fn issue_all(&self, stream: &Stream, launches: usize) -> fused_lora::Result<()> {
+    fn issue_round(&self, stream: &Stream, launches: usize) -> fused_lora::Result<()> {
         (0..launches).try_for_each(|launch| (self.issue)(stream, launch % self.copies))
     }
 
-    /// Microseconds of a launch, over a round of them.
+    /// Microseconds a launch, averaged over a round.
     pub(super) fn time(&self, device: &Device, stream: &Stream, replayed: bool) -> Result<f64> {
         let launches = self.launches(device, stream)?;
         let us = if replayed {
             let mut graph = self.graph.borrow_mut();
             let graph = match &mut *graph {
                 Some(graph) => graph,
-                none => none.insert(Graph::capture(stream, |stream| self.issue_all(stream, launches))?),
+                none => none.insert(Graph::capture(stream, |stream| self.issue_round(stream, launches))?),
             };
             timed(device, stream, || graph.replay(stream))?
         } else {
-            timed(device, stream, || self.issue_all(stream, launches))?
+            timed(device, stream, || self.issue_round(stream, launches))?
         };
         Ok(us / launches as f64)
     }
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(launches(2, 200.0, ROUND_US), 50);
         assert_eq!(launches(2, 3000.0, ROUND_US), 4);
         assert_eq!(launches(2, 1e6, ROUND_US), 2);
-        // A clock that saw nothing asks for no infinite round.
+        // A measured time of 0 does not make a round infinite.
         assert_eq!(launches(2, 0.0, ROUND_US), 96);
     }
 }

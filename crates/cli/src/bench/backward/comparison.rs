@@ -1,4 +1,4 @@
-//! A training pass on a GPU: fused against frozen, ours and cuBLASLt's, and against sequential.
+//! Times a training pass on a GPU: fused LoRA, a frozen layer by our kernels and by cuBLASLt, and sequential LoRA.
 
 use std::cell::RefCell;
 
@@ -9,65 +9,66 @@ use fused_lora::device::{Stream, Workspace};
 use super::products::{FROZEN as FROZEN_STEPS, Products, SEQUENTIAL as SEQUENTIAL_STEPS, Step};
 use super::{Buffers, Plans};
 use crate::bench::case::Case;
-use crate::bench::contest::{Bench, Contestant};
-use crate::bench::device::Copy;
-use crate::bench::rotation::{Issue, Rotation};
-use crate::bench::row::{Entry, Row};
+use crate::bench::comparison::{Bench, Variant};
+use crate::bench::device::LayerCopy;
+use crate::bench::launch_timer::{IssueFn, LaunchTimer};
+use crate::bench::row::{Row, VariantInfo};
 use crate::bench::variant::{FROZEN, FROZEN_OURS, FUSED, SEQUENTIAL};
 
 impl Bench<'_> {
-    /// Times everyone on one case; `plans` are those of the frozen layer and of the adapted one.
+    /// Times all variants on one case. `plans` are those of the frozen layer and of the layer with LoRA.
     pub(in crate::bench) fn passes<T: Element>(
         &self,
         case: &Case,
-        copies: &[Copy<T>],
+        copies: &[LayerCopy<T>],
         buffers: &Buffers<T>,
         plans: &[Plans<T>; 2],
     ) -> Result<Vec<Row>> {
         let [frozen, fused] = plans;
-        let contestant = |name, launch, issue| {
+        let variant = |name, launch, issue| {
             let is_frozen = [FROZEN, FROZEN_OURS].contains(&name);
-            // Sequential must move what fused must.
+            // Sequential has the same lower bound of bytes as fused.
             let bytes = if is_frozen { frozen } else { fused }.floor_bytes(case);
             let parameters = if is_frozen { 0 } else { case.parameters() };
-            let flops = case.pass_flops(!is_frozen);
-            let entry = Entry { name, width: None, parameters, bytes, flops, launches: 0, launch };
-            Contestant { entry, rotation: Rotation::new(copies.len(), issue) }
+            let flops = case.training_flops(!is_frozen);
+            let entry = VariantInfo { name, width: None, parameters, bytes, flops, launches: 0, launch };
+            Variant { entry, launch_timer: LaunchTimer::new(copies.len(), issue) }
         };
-        let ours = |name, plans| {
+        let with_our_kernels = |name, plans| {
             let issue = self.our_pass(case, copies, buffers, plans)?;
-            anyhow::Ok(contestant(name, plans.to_string(), issue))
+            anyhow::Ok(variant(name, plans.to_string(), issue))
         };
         let products = self.cublaslt.map(|library| Products::new(self, library, case, buffers, copies)).transpose()?;
-        let mut contestants = vec![ours(FROZEN_OURS, frozen)?, ours(FUSED, fused)?];
+        let mut variants = vec![with_our_kernels(FROZEN_OURS, frozen)?, with_our_kernels(FUSED, fused)?];
         if let Some(products) = &products {
-            let theirs = |name, steps: &'static [Step]| {
-                let issue = move |stream: &Stream, copy| products.issue(stream, steps, pair(copies.len(), copy));
-                contestant(name, products.algorithms(steps), Box::new(issue))
+            let with_cublaslt = |name, steps: &'static [Step]| {
+                let issue =
+                    move |stream: &Stream, copy| products.issue(stream, steps, copies_of_passes(copies.len(), copy));
+                variant(name, products.algorithms(steps), Box::new(issue))
             };
-            contestants.extend([theirs(FROZEN, &FROZEN_STEPS), theirs(SEQUENTIAL, &SEQUENTIAL_STEPS)]);
+            variants.extend([with_cublaslt(FROZEN, &FROZEN_STEPS), with_cublaslt(SEQUENTIAL, &SEQUENTIAL_STEPS)]);
         }
-        self.time(case, copies.len(), contestants)
+        self.time(case, copies.len(), variants)
     }
 
     fn our_pass<'a, T: Element>(
         &self,
         case: &'a Case,
-        copies: &'a [Copy<T>],
+        copies: &'a [LayerCopy<T>],
         buffers: &'a Buffers<T>,
         plans: &'a Plans<T>,
-    ) -> Result<Issue<'a>> {
+    ) -> Result<IssueFn<'a>> {
         let workspace = RefCell::new(Workspace::new(self.stream, plans.workspace())?);
         Ok(Box::new(move |stream, copy| {
-            let weights = pair(copies.len(), copy).map(|copy| &copies[copy]);
+            let weights = copies_of_passes(copies.len(), copy).map(|copy| &copies[copy]);
             plans.launch(stream, case, weights, buffers, &mut workspace.borrow_mut())
         }))
     }
 }
 
-/// The copies that the forward and the backward pass take. In a model all other layers lie between the two, so the backward
-/// pass is half a round ahead and finds its weight cold as well.
-fn pair(copies: usize, copy: usize) -> [usize; 2] {
+/// The copies of the weights that the forward and the backward pass take. In a model the passes of all other layers lie
+/// between the two; here the backward pass takes the copy half a round ahead, so its weight is not in a cache either.
+fn copies_of_passes(copies: usize, copy: usize) -> [usize; 2] {
     [copy, (copy + copies / 2) % copies]
 }
 
@@ -76,14 +77,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_weight_is_used_again_soon() {
+    fn a_copy_is_used_again_only_after_many_others() {
         for copies in [4, 6, 36] {
-            let uses: Vec<_> = (0..2 * copies).flat_map(|launch| pair(copies, launch % copies)).collect();
+            let uses: Vec<_> = (0..2 * copies).flat_map(|launch| copies_of_passes(copies, launch % copies)).collect();
             for copy in 0..copies {
                 let at: Vec<_> = (0..uses.len()).filter(|&i| uses[i] == copy).collect();
                 assert_eq!(at.len(), 4, "two passes each way");
-                // Half of the copies are walked through twice between two uses, but for the one that is used next.
-                assert!(at.windows(2).all(|pair| pair[1] - pair[0] >= copies - 1), "{copies} copies, {copy}: {at:?}");
+                // Between two uses of a copy, both passes go through half of the other copies.
+                assert!(at.windows(2).all(|uses| uses[1] - uses[0] >= copies - 1), "{copies} copies, {copy}: {at:?}");
             }
         }
     }
@@ -99,7 +100,8 @@ mod emulated {
     use super::*;
     use crate::bench::variant::MODES;
 
-    /// Runs our contestants, plain and replayed, where no GPU is: the emulator's clock says little, the rest is the same.
+    /// Runs our variants on the emulator, launch by launch and as a graph. Its times mean nothing, but the rest is as
+    /// on a GPU.
     #[test]
     fn passes_are_timed_in_both_modes() {
         let Some(device) = crate::common::emulator_for_tests() else { return };
@@ -107,9 +109,9 @@ mod emulated {
         let path = ComputePath::Auto;
         let bench = Bench { device: &device, stream: &stream, cublaslt: None, path, trials: 3 };
         for layout in [Layout::OutIn, Layout::InOut] {
-            // 36 columns of dy are no multiple of 16 bytes.
+            // Rows of 36 elements of dy are not a multiple of 16 bytes.
             let case = Case { tokens: 20, d_in: 64, d_out: 36, rank: 4, layout };
-            let copies = Copy::<bf16>::several(&case, 4, &stream, &mut Random::new(0)).unwrap();
+            let copies = LayerCopy::<bf16>::upload(&case, 4, &stream, &mut Random::new(0)).unwrap();
             let buffers = Buffers::new(&stream, 24, (64, 36), 5).unwrap();
             let plans = [false, true].map(|adapted| Plans::new(&device, &case, &copies[0], adapted, path).unwrap());
             let rows = bench.passes(&case, &copies, &buffers, &plans).unwrap();

@@ -1,24 +1,25 @@
-//! Whether the kernels reach what they are meant to, from the measured rows alone.
+//! Which of the project's performance goals the measured rows meet.
 
 use serde::Serialize;
 
 use super::row::{Ratio, Row};
 use super::variant::{BASE, FUSED};
 
-/// A bound on a ratio of times, in every cell (a layer, tokens, rank and mode) that it is about.
+/// An upper bound on a ratio of times, for every cell (layer, tokens, rank and mode) that it applies to.
 struct Goal {
-    says: &'static str,
+    description: &'static str,
     variant: &'static str,
     applies: fn(&Row) -> bool,
     ratio: fn(&Row) -> Option<Ratio>,
     limit: f64,
-    /// Products of W0 in a cell's base.
+    /// Products with W0 that the base computes: one in a forward call, two in a training pass.
     products: usize,
 }
 
+/// The goals of forward calls.
 const FORWARD: [Goal; 3] = [
     Goal {
-        says: "fused takes at most 1.03 x the time of cuBLASLt's base product",
+        description: "fused takes at most 1.03 x the time of cuBLASLt's base product",
         variant: FUSED,
         applies: |_| true,
         ratio: Row::against_cublaslt,
@@ -26,7 +27,7 @@ const FORWARD: [Goal; 3] = [
         products: 1,
     },
     Goal {
-        says: "our base product runs at 0.97 x cuBLASLt's speed at least, 4096 tokens, 4096 -> 4096",
+        description: "our base product runs at 0.97 x cuBLASLt's speed at least, 4096 tokens, 4096 -> 4096",
         variant: BASE,
         applies: |row| [row.tokens, row.d_in, row.d_out] == [4096; 3],
         ratio: Row::against_cublaslt,
@@ -34,7 +35,7 @@ const FORWARD: [Goal; 3] = [
         products: 1,
     },
     Goal {
-        says: "fused is never slower than sequential",
+        description: "fused is never slower than sequential",
         variant: FUSED,
         applies: |_| true,
         ratio: Row::against_sequential,
@@ -43,10 +44,10 @@ const FORWARD: [Goal; 3] = [
     },
 ];
 
-/// Of training passes.
+/// The goals of training passes.
 const BACKWARD: [Goal; 2] = [
     Goal {
-        says: "fused takes at most 1.10 x the time of frozen, 8192 tokens, 4096 -> 4096, r 16",
+        description: "fused takes at most 1.10 x the time of frozen, 8192 tokens, 4096 -> 4096, r 16",
         variant: FUSED,
         applies: |row| [row.tokens, row.d_in, row.d_out, row.rank] == [8192, 4096, 4096, 16],
         ratio: Row::against_cublaslt,
@@ -54,7 +55,7 @@ const BACKWARD: [Goal; 2] = [
         products: 2,
     },
     Goal {
-        says: "fused is never slower than sequential",
+        description: "fused is never slower than sequential",
         variant: FUSED,
         applies: |_| true,
         ratio: Row::against_sequential,
@@ -66,14 +67,14 @@ const BACKWARD: [Goal; 2] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Outcome {
-    /// No cell is beyond the limit by more than its spread.
+    /// No cell's interval lies entirely beyond the limit.
     Met,
     NotMet,
-    /// No cell was measured that tells; those of a single trial do not.
+    /// No cell with more than one trial was measured.
     NotMeasured,
 }
 
-/// A cell beyond a goal's limit.
+/// A cell whose interval lies beyond the limit.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Miss {
     tokens: usize,
@@ -84,27 +85,27 @@ pub(super) struct Miss {
     ratio: f64,
     low: f64,
     high: f64,
-    /// Arithmetic over that of the base: nobody does much better.
+    /// The ratio of its operations to those of the base, below which its time can hardly be.
     flops_over_base: f64,
 }
 
-/// What the rows say about one goal.
+/// The result for one goal.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Verdict {
     goal: &'static str,
     outcome: Outcome,
     limit: f64,
     cells: usize,
-    /// Cells that keep the limit by more than their spread.
+    /// Cells whose interval lies below the limit.
     within: usize,
-    /// Cells whose interval holds the limit.
+    /// Cells whose interval contains the limit.
     no_difference: usize,
     /// The largest ratio.
     worst: Option<f64>,
     missed: Vec<Miss>,
 }
 
-/// Of forward calls or of training passes.
+/// The verdicts on all goals of forward calls or, with `backward`, of training passes.
 pub(super) fn verdicts(rows: &[Row], backward: bool) -> Vec<Verdict> {
     let goals = if backward { &BACKWARD[..] } else { &FORWARD };
     goals.iter().map(|goal| goal.verdict(rows)).collect()
@@ -123,7 +124,7 @@ impl Goal {
             |holds: &dyn Fn(f64, f64) -> bool| cells.iter().filter(|(.., (low, high))| holds(*low, *high)).count();
         let missed: Vec<_> = cells.iter().filter(|(.., (low, _))| *low > self.limit).collect();
         Verdict {
-            goal: self.says,
+            goal: self.description,
             outcome: match (cells.is_empty(), missed.is_empty()) {
                 (true, _) => Outcome::NotMeasured,
                 (_, true) => Outcome::Met,
@@ -178,7 +179,7 @@ impl std::fmt::Display for Verdict {
     }
 }
 
-/// The verdicts in words, one after the other.
+/// The verdicts, one a line.
 pub(super) fn print(verdicts: &[Verdict]) -> String {
     let lines: String = verdicts.iter().map(|verdict| format!("- {verdict}\n")).collect();
     format!("\nGoals, by ratios of times (in the same mode; 95 % intervals):\n{lines}")
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_inside_the_spread_is_none() {
+    fn a_limit_inside_the_interval_is_met() {
         let rows = [
             row(FUSED, [128, 1024, 3072], Some([1.04, 1.02, 1.06]), Some([1.01, 0.99, 1.03])),
             row(FUSED, [512, 1024, 3072], Some([1.02, 1.00, 1.04]), Some([0.99, 0.97, 1.01])),
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_misses_a_goal_is_listed_and_nothing_else() {
+    fn only_cells_beyond_the_limit_are_listed() {
         let rows = [
             row(FUSED, [128, 1024, 3072], Some([1.2, 1.18, 1.22]), Some([1.05, 1.04, 1.06])),
             row(FUSED, [512, 1024, 3072], Some([1.01, 1.0, 1.02]), Some([0.9, 0.89, 0.91])),
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_trial_meets_and_misses_no_goal() {
+    fn a_single_trial_counts_as_not_measured() {
         let mut once = row(FUSED, [4096; 3], Some([1.2, 1.2, 1.2]), Some([1.1, 1.1, 1.1]));
         (once.over_cublaslt_low, once.over_cublaslt_high) = (None, None);
         (once.over_sequential_low, once.over_sequential_high) = (None, None);

@@ -1,4 +1,4 @@
-//! One case on a GPU: who takes part, and their times against each other.
+//! Times all variants of one case on a GPU against each other.
 
 use std::cell::RefCell;
 
@@ -13,19 +13,20 @@ use fused_lora_gpt2::Random;
 
 use super::adapter_plan::AdapterPlan;
 use super::case::{Case, SCALE};
-use super::cublaslt::{CublasLt, Form, Product, fastest};
-use super::device::{AdapterCopy, Copy, place};
-use super::rotation::{Issue, Rotation};
-use super::row::{Entry, Row, rows};
+use super::cublaslt::{CublasLt, Product, ProductKind, fastest_algorithm};
+use super::device::{AdapterCopy, LayerCopy, output_view};
+use super::launch_timer::{IssueFn, LaunchTimer};
+use super::row::{Row, VariantInfo, rows};
 use super::variant::{BASE, CUBLASLT, FUSED, MODES, READ, SEQUENTIAL};
 use crate::output::{emit, progress};
 use crate::trial::{Trials, interleave_timed};
 
-/// Products and sums a byte from which a product's time is arithmetic on every GPU there is (an H100 does 295 in 16 bits):
-/// how fast its weight could be read says nothing about it then.
-const ARITHMETIC: usize = 300;
+/// The arithmetic intensity, in operations a byte, from which a product is bound by arithmetic on every current GPU (an
+/// H100 does 295 operations in 16 bits in the time of a byte). From there on, the time to read the weight says nothing
+/// about a product.
+const COMPUTE_BOUND_INTENSITY: usize = 300;
 
-/// x and y, shared by all copies of a weight, with room for so many tokens.
+/// x and y, which all copies of the weights share.
 pub(super) struct Activations<T> {
     pub(super) x: DeviceBuffer<T>,
     pub(super) y: DeviceBuffer<T>,
@@ -38,36 +39,37 @@ impl<T: Element> Activations<T> {
     }
 }
 
-/// What is the same for every case.
+/// All that is the same for every case.
 pub(super) struct Bench<'a> {
     pub(super) device: &'a Device,
     pub(super) stream: &'a Stream,
     pub(super) cublaslt: Option<&'a CublasLt>,
-    /// What multiplies, here and there.
+    /// The instructions that multiply, in our kernels and in cuBLASLt.
     pub(super) path: ComputePath,
     pub(super) trials: usize,
 }
 
 /// A case and its operands in device memory.
-#[derive(Clone, std::marker::Copy)]
-struct Contest<'a, T> {
+#[derive(Clone, Copy)]
+struct Comparison<'a, T> {
     bench: &'a Bench<'a>,
     case: &'a Case,
-    copies: &'a [Copy<T>],
+    copies: &'a [LayerCopy<T>],
     activations: &'a Activations<T>,
-    /// T of sequential.
+    /// T of `sequential`.
     t: &'a DeviceBuffer<T>,
-    /// What lies between the layer and an adapter, `[tokens, d_out]`.
+    /// The buffer between the layer and an adapter, `[tokens, d_out]`.
     between: &'a DeviceBuffer<T>,
+    /// Where the kernel that only reads writes to, so that the compiler keeps its loads.
     sink: &'a DeviceBuffer<u32>,
 }
 
-pub(super) struct Contestant<'a> {
-    pub(super) entry: Entry,
-    pub(super) rotation: Rotation<'a>,
+pub(super) struct Variant<'a> {
+    pub(super) entry: VariantInfo,
+    pub(super) launch_timer: LaunchTimer<'a>,
 }
 
-/// x W0ᵀ, x Aᵀ and T Bᵀ.
+/// The products x·W0ᵀ, x·Aᵀ and T·Bᵀ, by cuBLASLt.
 struct Products<'a> {
     base: Product<'a>,
     shrink: Product<'a>,
@@ -75,12 +77,12 @@ struct Products<'a> {
 }
 
 impl Bench<'_> {
-    /// Times everyone on one case; `plans` are those of the base layer and of the adapted one, `adapters` the bottleneck
-    /// adapters beside it, `[adapter][copy]`, as many copies of each as of the layer.
+    /// Times all variants on one case. `plans` are those of the base layer and of the layer with LoRA. `adapters` are
+    /// the bottleneck adapters, `[adapter][copy]`, each with as many copies as the layer.
     pub(super) fn case<T: Element>(
         &self,
         case: &Case,
-        copies: &[Copy<T>],
+        copies: &[LayerCopy<T>],
         adapters: &[Vec<AdapterCopy<T>>],
         activations: &Activations<T>,
         plans: &[Forward<T>; 2],
@@ -88,7 +90,7 @@ impl Bench<'_> {
         let t = DeviceBuffer::<T>::zeros(self.stream, case.tokens * case.rank)?;
         let between = DeviceBuffer::<T>::zeros(self.stream, case.tokens * case.d_out)?;
         let sink = DeviceBuffer::<u32>::zeros(self.stream, 1)?;
-        let contest = Contest { bench: self, case, copies, activations, t: &t, between: &between, sink: &sink };
+        let comparison = Comparison { bench: self, case, copies, activations, t: &t, between: &between, sink: &sink };
         let mut planned = vec![];
         for copies in adapters {
             match AdapterPlan::new(self.device, &copies[0], case.tokens) {
@@ -99,47 +101,51 @@ impl Bench<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-        let products = self.cublaslt.map(|library| contest.products(library)).transpose()?;
+        let products = self.cublaslt.map(|library| comparison.products(library)).transpose()?;
         let [base, fused] = plans;
-        let mut contestants = vec![contest.ours(BASE, false, base)?, contest.ours(FUSED, true, fused)?];
+        let mut variants =
+            vec![comparison.our_kernels(BASE, false, base)?, comparison.our_kernels(FUSED, true, fused)?];
         if let Some(products) = &products {
-            contestants.extend([contest.base(products), contest.sequential(products)]);
+            variants.extend([comparison.cublaslt_base(products), comparison.cublaslt_sequential(products)]);
         }
         for (plan, copies) in &planned {
-            contestants.push(contest.adapter(base, plan, copies)?);
+            variants.push(comparison.adapter(base, plan, copies)?);
         }
-        if case.flops(false) < ARITHMETIC * case.bytes::<T>(false) {
-            contestants.push(contest.read()?);
+        if case.flops(false) < COMPUTE_BOUND_INTENSITY * case.bytes::<T>(false) {
+            variants.push(comparison.read()?);
         }
-        self.time(case, copies.len(), contestants)
+        self.time(case, copies.len(), variants)
     }
 
-    /// Times contestants against each other, each in both modes.
-    pub(super) fn time(&self, case: &Case, copies: usize, mut contestants: Vec<Contestant<'_>>) -> Result<Vec<Row>> {
+    /// Times variants against each other, each in both modes.
+    pub(super) fn time(&self, case: &Case, copies: usize, mut variants: Vec<Variant<'_>>) -> Result<Vec<Row>> {
         let &Case { tokens, d_in, d_out, rank, .. } = case;
-        for Contestant { entry, rotation } in &mut contestants {
-            entry.launches = rotation.launches(self.device, self.stream)?;
+        for Variant { entry, launch_timer } in &mut variants {
+            entry.launches = launch_timer.launches(self.device, self.stream)?;
         }
         let bar = progress(1, &format!("{tokens} x {d_in}->{d_out} r {rank}, {copies} copies"));
-        let times = interleave_timed(contestants.len() * MODES.len(), Trials::Count(self.trials), &bar, |i| {
-            contestants[i / MODES.len()].rotation.time(self.device, self.stream, i % MODES.len() == 1)
+        let times = interleave_timed(variants.len() * MODES.len(), Trials::Count(self.trials), &bar, |i| {
+            variants[i / MODES.len()].launch_timer.time(self.device, self.stream, i % MODES.len() == 1)
         })?;
-        let entries: Vec<_> = contestants.into_iter().map(|contestant| contestant.entry).collect();
+        let entries: Vec<_> = variants.into_iter().map(|variant| variant.entry).collect();
         Ok(rows(case, &entries, &times))
     }
 }
 
-impl<'a, T: Element> Contest<'a, T> {
-    fn contestant(&self, name: &'static str, adapted: bool, launch: String, issue: Issue<'a>) -> Contestant<'a> {
+impl<'a, T: Element> Comparison<'a, T> {
+    fn variant(&self, name: &'static str, adapted: bool, launch: String, issue: IssueFn<'a>) -> Variant<'a> {
         let (bytes, flops) = (self.case.bytes::<T>(adapted), self.case.flops(adapted));
-        let rotation = Rotation::new(self.copies.len(), issue);
+        let launch_timer = LaunchTimer::new(self.copies.len(), issue);
         let parameters = if adapted { self.case.parameters() } else { 0 };
-        Contestant { entry: Entry { name, width: None, parameters, bytes, flops, launches: 0, launch }, rotation }
+        Variant {
+            entry: VariantInfo { name, width: None, parameters, bytes, flops, launches: 0, launch },
+            launch_timer,
+        }
     }
 
     /// Device addresses of a copy's W0, A and B.
     fn weights(&self, copy: usize) -> [u64; 3] {
-        let Copy { weight, a, b } = &self.copies[copy];
+        let LayerCopy { weight, a, b } = &self.copies[copy];
         [weight, a, b].map(|buffer| buffer.as_slice().address())
     }
 
@@ -149,59 +155,64 @@ impl<'a, T: Element> Contest<'a, T> {
         [x, y, self.t].map(|buffer| buffer.as_slice().address())
     }
 
-    /// Our kernels.
-    fn ours(self, name: &'static str, adapted: bool, plan: &'a Forward<T>) -> Result<Contestant<'a>> {
+    /// The layer by our kernels.
+    fn our_kernels(self, name: &'static str, adapted: bool, plan: &'a Forward<T>) -> Result<Variant<'a>> {
         let workspace = RefCell::new(Workspace::new(self.bench.stream, plan.workspace())?);
         let issue = move |stream: &Stream, copy: usize| {
-            let Contest { case, activations, .. } = self;
+            let Comparison { case, activations, .. } = self;
             let x_len = case.tokens * case.d_in;
             self.copies[copy].with_layer(case, adapted, |layer| {
                 let x = DeviceMatrix::new(activations.x.slice(0..x_len), case.tokens, case.d_in)?;
-                let y = place(&activations.y, case.tokens, case.d_out)?;
+                let y = output_view(&activations.y, case.tokens, case.d_out)?;
                 plan.launch(stream, layer, x, DeviceResidual::None, y, &mut workspace.borrow_mut())
             })
         };
-        Ok(self.contestant(name, adapted, plan.plan().to_string(), Box::new(issue)))
+        Ok(self.variant(name, adapted, plan.plan().to_string(), Box::new(issue)))
     }
 
-    /// Our base product and a bottleneck adapter behind it: two launches, three with its LayerNorm.
+    /// The base layer and a bottleneck adapter after it, by our kernels: two launches, three with a LayerNorm.
     fn adapter(
         self,
         base: &'a Forward<T>,
         plan: &'a AdapterPlan<T>,
         copies: &'a [AdapterCopy<T>],
-    ) -> Result<Contestant<'a>> {
+    ) -> Result<Variant<'a>> {
         let adapter = copies[0].adapter;
         let workspace = base.workspace().union(&plan.workspace());
         let workspace = RefCell::new(Workspace::new(self.bench.stream, workspace)?);
         let issue = move |stream: &Stream, copy: usize| {
-            let Contest { case, activations, .. } = self;
+            let Comparison { case, activations, .. } = self;
             let mut workspace = workspace.borrow_mut();
             let x = DeviceMatrix::new(activations.x.slice(0..case.tokens * case.d_in), case.tokens, case.d_in)?;
-            let at = plan.written_by_the_layer(&activations.y, self.between);
+            let at = plan.layer_output(&activations.y, self.between);
             self.copies[copy].with_layer(case, false, |layer| {
-                let y = place(at, case.tokens, case.d_out)?;
+                let y = output_view(at, case.tokens, case.d_out)?;
                 base.launch(stream, layer, x, DeviceResidual::None, y, &mut workspace)
             })?;
             plan.launch(stream, &copies[copy], case.tokens, &activations.y, self.between, &mut workspace)
         };
-        let mut contestant = self.contestant(adapter.name, false, format!("{}; {plan}", base.plan()), Box::new(issue));
-        let entry = &mut contestant.entry;
+        let mut variant = self.variant(adapter.name, false, format!("{}; {plan}", base.plan()), Box::new(issue));
+        let entry = &mut variant.entry;
         (entry.width, entry.parameters) = (Some(adapter.width), adapter.parameters());
         entry.bytes += adapter.bytes(size_of::<T>());
         entry.flops += adapter.flops(self.case.tokens);
-        Ok(contestant)
+        Ok(variant)
     }
 
     fn products(self, library: &'a CublasLt) -> Result<Products<'a>> {
         let &Case { tokens, d_in, d_out, rank, layout } = self.case;
         let ([x, y, t], Bench { device, stream, path, .. }) = (self.addresses(), self.bench);
         let product = |shape, layout, factors, operands: &dyn Fn([u64; 3]) -> [u64; 3]| {
-            library.product((T::DTYPE, *path), shape, Form::Layer(layout), factors, |product, choices| {
+            library.product((T::DTYPE, *path), shape, ProductKind::Layer(layout), factors, |product, candidates| {
                 // SAFETY: the operands are packed matrices of the product's shapes.
-                fastest(product, choices, device, stream, self.copies.len(), |product, stream, copy| unsafe {
-                    product.issue(stream, operands(self.weights(copy)))
-                })
+                fastest_algorithm(
+                    product,
+                    candidates,
+                    device,
+                    stream,
+                    self.copies.len(),
+                    |product, stream, copy| unsafe { product.issue(stream, operands(self.weights(copy))) },
+                )
             })
         };
         Ok(Products {
@@ -211,14 +222,14 @@ impl<'a, T: Element> Contest<'a, T> {
         })
     }
 
-    fn base(self, Products { base, .. }: &'a Products<'a>) -> Contestant<'a> {
+    fn cublaslt_base(self, Products { base, .. }: &'a Products<'a>) -> Variant<'a> {
         let [x, y, _] = self.addresses();
         // SAFETY: the addresses are those of packed matrices of the product's shapes, which live.
         let issue = move |stream: &Stream, copy: usize| unsafe { base.issue(stream, [self.weights(copy)[0], x, y]) };
-        self.contestant(CUBLASLT, false, format!("algorithm {}", base.chosen), Box::new(issue))
+        self.variant(CUBLASLT, false, format!("algorithm {}", base.chosen), Box::new(issue))
     }
 
-    fn sequential(self, Products { base, shrink, expand }: &'a Products<'a>) -> Contestant<'a> {
+    fn cublaslt_sequential(self, Products { base, shrink, expand }: &'a Products<'a>) -> Variant<'a> {
         let [x, y, t] = self.addresses();
         let launch = format!("algorithms {}, {}, {}", base.chosen, shrink.chosen, expand.chosen);
         let issue = move |stream: &Stream, copy: usize| {
@@ -230,11 +241,11 @@ impl<'a, T: Element> Contest<'a, T> {
                 expand.issue(stream, [b, t, y])
             }
         };
-        self.contestant(SEQUENTIAL, true, launch, Box::new(issue))
+        self.variant(SEQUENTIAL, true, launch, Box::new(issue))
     }
 
-    /// The weight read and nothing else.
-    fn read(self) -> Result<Contestant<'a>> {
+    /// A kernel that only reads the weight.
+    fn read(self) -> Result<Variant<'a>> {
         let Bench { device, .. } = self.bench;
         let kernel = device.kernel("lora_read")?;
         let config = LaunchConfig::new([2 * device.properties().multiprocessors, 1, 1], LORA_READ_THREADS);
@@ -247,9 +258,9 @@ impl<'a, T: Element> Contest<'a, T> {
             // SAFETY: the parameters are the kernel's; weight and sink live and are this long.
             unsafe { kernel.launch(stream, &config, &params) }
         };
-        let mut contestant = self.contestant(READ, false, launch, Box::new(issue));
-        (contestant.entry.bytes, contestant.entry.flops) = (bytes, 0);
-        Ok(contestant)
+        let mut variant = self.variant(READ, false, launch, Box::new(issue));
+        (variant.entry.bytes, variant.entry.flops) = (bytes, 0);
+        Ok(variant)
     }
 }
 
@@ -260,7 +271,8 @@ mod tests {
     use super::*;
     use crate::bench::adapter::NAMES;
 
-    /// Runs our contestants, plain and replayed, where no GPU is: the emulator's clock says little, the rest is the same.
+    /// Runs our variants on the emulator, launch by launch and as a graph. Its times mean nothing, but the rest is as
+    /// on a GPU.
     #[test]
     fn few_tokens_and_many_are_timed_in_both_modes() {
         let Some(device) = crate::common::emulator_for_tests() else { return };
@@ -268,8 +280,8 @@ mod tests {
         let path = ComputePath::Auto;
         let bench = Bench { device: &device, stream: &stream, cublaslt: None, path, trials: 3 };
         let case = |tokens| Case { tokens, d_in: 64, d_out: 64, rank: 4, layout: Layout::OutIn };
-        let copies = Copy::<bf16>::several(&case(1), 2, &stream, &mut Random::new(0)).unwrap();
-        let adapters = AdapterCopy::<bf16>::several(&case(1), 2, &stream, &mut Random::new(1)).unwrap();
+        let copies = LayerCopy::<bf16>::upload(&case(1), 2, &stream, &mut Random::new(0)).unwrap();
+        let adapters = AdapterCopy::<bf16>::upload(&case(1), 2, &stream, &mut Random::new(1)).unwrap();
         let activations = Activations::new(&stream, 40, (64, 64)).unwrap();
         for tokens in [1, 40] {
             let case = case(tokens);
