@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     let mut adapters = Adapters { lora: Some(lora), ..Adapters::default() };
     println!("{} parameters, {} of them trained", config.parameters(), adapters.parameters());
 
-    // Each sequence starts elsewhere in the period.
+    // Each sequence starts at another position in the period.
     let token = |b: usize, t: usize| PERIOD[(2 * b + t) % PERIOD.len()];
     let tokens: Vec<Vec<u32>> = (0..BATCH).map(|b| (0..SEQUENCE).map(|t| token(b, t)).collect()).collect();
     let tokens: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();

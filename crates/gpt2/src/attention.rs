@@ -7,9 +7,9 @@ use fused_lora::cpu::{Operand, Scale, gemm_into};
 use rayon::prelude::*;
 
 use crate::adapter::prefix::KeysValues;
-use crate::lanes::{largest, sum};
+use crate::reduce::{max, sum};
 
-/// Queries that one task processes, with all their heads.
+/// Queries that one task processes, in all heads.
 pub(crate) const QUERIES: usize = 32;
 
 /// The shapes of one call.
@@ -29,7 +29,7 @@ pub(crate) fn causal(qkv: &[f32], prefix: Option<KeysValues<'_>>, shape: Shape, 
     let d = heads * head_size;
     let prefix_len = prefix.map_or(0, |p| p.length);
     let blocks = tokens.div_ceil(QUERIES);
-    // Later blocks attend to more keys, so they run first, and the tasks at the end are short.
+    // Later blocks of queries attend to more keys. They run first, so that the last tasks are short.
     let tasks: Vec<(usize, &mut [f32])> = out
         .chunks_mut(tokens * d)
         .enumerate()
@@ -44,36 +44,36 @@ pub(crate) fn causal(qkv: &[f32], prefix: Option<KeysValues<'_>>, shape: Shape, 
             let sequence = &qkv[b * tokens * 3 * d..][..tokens * 3 * d];
             let queries = block * QUERIES..block * QUERIES + out.len() / d;
             for head in 0..heads {
-                one_head(sequence, prefix, shape, head, queries.clone(), scores, out);
+                attend_head(sequence, prefix, shape, head, queries.clone(), scores, out);
             }
         },
     );
 }
 
-/// Which third of a row of qkv.
+/// Queries, keys or values: each is a third of a row of qkv.
 #[derive(Clone, Copy)]
-pub(crate) enum Third {
+pub(crate) enum QkvPart {
     Q,
     K,
     V,
 }
 
 impl Shape {
-    /// One head's queries, keys or values of some tokens of a sequence, `[tokens.len(), head_size]`.
-    pub(crate) fn part<'a>(
+    /// The queries, keys or values of one head and these tokens of a sequence, `[tokens.len(), head_size]`.
+    pub(crate) fn head_matrix<'a>(
         &self,
         sequence: &'a [f32],
-        third: Third,
+        part: QkvPart,
         head: usize,
         tokens: Range<usize>,
     ) -> Operand<'a, f32> {
         let d = self.heads * self.head_size;
-        let data = &sequence[tokens.start * 3 * d + third as usize * d + head * self.head_size..];
+        let data = &sequence[tokens.start * 3 * d + part as usize * d + head * self.head_size..];
         Operand::new(data, tokens.len(), self.head_size, 3 * d, 1)
     }
 }
 
-/// The attention weights of one head for some queries, `[queries.len(), prefix + queries.end]`; 0 for later keys.
+/// The attention weights of one head and these queries, `[queries.len(), prefix + queries.end]`; 0 for later keys.
 pub(crate) fn probabilities<'s>(
     sequence: &[f32],
     prefix: Option<KeysValues<'_>>,
@@ -86,24 +86,24 @@ pub(crate) fn probabilities<'s>(
     let prefix_len = prefix.map_or(0, |p| p.length);
     let width = prefix_len + queries.end;
     let scores = &mut scores[..queries.len() * width];
-    let q = shape.part(sequence, Third::Q, head, queries.clone());
+    let q = shape.head_matrix(sequence, QkvPart::Q, head, queries.clone());
     if let Some(p) = prefix {
         let data = p.head(head * head_size..(head + 1) * head_size);
         let k = Operand::new(data, prefix_len, head_size, p.stride, 1);
         gemm_into(scores, width, q, k.t(), Scale::Overwrite(scale));
     }
-    let k = shape.part(sequence, Third::K, head, 0..queries.end);
+    let k = shape.head_matrix(sequence, QkvPart::K, head, 0..queries.end);
     gemm_into(&mut scores[prefix_len..], width, q, k.t(), Scale::Overwrite(scale));
     for (i, row) in scores.chunks_exact_mut(width).enumerate() {
-        let seen = prefix_len + queries.start + i + 1;
-        let (seen, hidden) = row.split_at_mut(seen);
-        softmax(seen);
-        hidden.fill(0.0);
+        let visible = prefix_len + queries.start + i + 1;
+        let (visible, masked) = row.split_at_mut(visible);
+        softmax(visible);
+        masked.fill(0.0);
     }
     scores
 }
 
-fn one_head(
+fn attend_head(
     sequence: &[f32],
     prefix: Option<KeysValues<'_>>,
     shape: Shape,
@@ -120,7 +120,7 @@ fn one_head(
     let width = prefix_len + keys;
     let scores = probabilities(sequence, prefix, shape, head, queries, scores);
     let p = Operand::new(scores, rows, width, width, 1);
-    let v = shape.part(sequence, Third::V, head, 0..keys);
+    let v = shape.head_matrix(sequence, QkvPart::V, head, 0..keys);
     let out = &mut out[columns.start..];
     gemm_into(out, d, p.block(0..rows, prefix_len..width), v, Scale::Overwrite(1.0));
     if let Some(kv) = prefix {
@@ -134,8 +134,8 @@ fn softmax(row: &mut [f32]) {
     vectorized(
         #[inline(always)]
         || {
-            let largest = largest(row);
-            row.iter_mut().for_each(|x| *x = exp(*x - largest));
+            let max = max(row);
+            row.iter_mut().for_each(|x| *x = exp(*x - max));
             let inverse = 1.0 / sum(row, |x| x);
             row.iter_mut().for_each(|x| *x *= inverse);
         },

@@ -15,9 +15,9 @@ use crate::error::{Error, Result};
 use crate::model::{Layer, Linear};
 use crate::norm::layer_norm;
 
-/// The activations of a block, whose buffers all layers and calls reuse.
+/// The activations of a block. All layers and calls reuse these buffers.
 #[derive(Debug)]
-pub(crate) struct Arena<W> {
+pub(crate) struct Activations<W> {
     pub(crate) rows: usize,
     /// The residual stream, `[rows, d_model]`.
     pub(crate) x: Vec<f32>,
@@ -25,14 +25,14 @@ pub(crate) struct Arena<W> {
     qkv: Vec<f32>,
     attended: Vec<f32>,
     hidden: Vec<f32>,
-    /// The output of a sublayer that is not added to x directly.
+    /// The output of a sublayer, if it is not added to `x` directly.
     update: Vec<f32>,
     bottleneck: BottleneckBuffers<f32>,
     workspace: Vec<f32>,
     sequential: SequentialBuffers<W, f32>,
 }
 
-impl<W: Element> Arena<W> {
+impl<W: Element> Activations<W> {
     pub(crate) fn new() -> Self {
         Self {
             rows: 0,
@@ -63,9 +63,9 @@ impl<W: Element> Arena<W> {
     }
 }
 
-/// The block's place in the model and the sequence length.
+/// The block's index in the model, the adapters and the sequence length.
 #[derive(Clone, Copy)]
-pub(crate) struct Context<'a, W> {
+pub(crate) struct BlockContext<'a, W> {
     pub(crate) config: &'a Config,
     pub(crate) adapters: &'a Adapters<W>,
     pub(crate) index: usize,
@@ -73,17 +73,21 @@ pub(crate) struct Context<'a, W> {
 }
 
 /// `x += c_proj(attn(ln_1 x)); x += c_proj(act(c_fc(ln_2 x)))`, with adapters.
-pub(crate) fn run<W: Element>(layer: &Layer<W>, context: Context<'_, W>, arena: &mut Arena<W>) -> Result<()> {
-    let Context { config, adapters, index, tokens } = context;
+pub(crate) fn run<W: Element>(
+    layer: &Layer<W>,
+    context: BlockContext<'_, W>,
+    activations: &mut Activations<W>,
+) -> Result<()> {
+    let BlockContext { config, adapters, index, tokens } = context;
     let eps = config.layer_norm_epsilon;
-    let a = arena;
+    let a = activations;
     let bottleneck = adapters.bottleneck.as_ref().map(|b| (b.kind, &b.layers[index][..]));
-    let houlsby = |which: usize| match bottleneck {
-        Some((Kind::Houlsby, adapters)) => adapters.get(which),
+    let houlsby = |sublayer: usize| match bottleneck {
+        Some((Kind::Houlsby, adapters)) => adapters.get(sublayer),
         _ => None,
     };
-    let plain = Step { activation: Activation::Identity, onto: Onto::Nothing };
-    let mut products = Products {
+    let plain = ProjectionOptions { activation: Activation::Identity, output: OutputMode::Overwrite };
+    let mut runner = BlockRunner {
         layer,
         context,
         rows: a.rows,
@@ -94,7 +98,7 @@ pub(crate) fn run<W: Element>(layer: &Layer<W>, context: Context<'_, W>, arena: 
     };
 
     layer_norm(&a.x, &layer.ln_1, eps, &mut a.normed)?;
-    products.projection(Projection::Qkv, &a.normed, &mut a.qkv, plain)?;
+    runner.projection(Projection::Qkv, &a.normed, &mut a.qkv, plain)?;
     let shape = attention::Shape {
         tokens,
         heads: config.heads,
@@ -103,12 +107,12 @@ pub(crate) fn run<W: Element>(layer: &Layer<W>, context: Context<'_, W>, arena: 
     };
     let prefix = adapters.prefix.as_ref().and_then(|p| p.keys_values(index));
     attention::causal(&a.qkv, prefix, shape, &mut a.attended);
-    products.sublayer(Projection::AttnOut, &a.attended, &mut a.x, houlsby(0))?;
+    runner.sublayer(Projection::AttnOut, &a.attended, &mut a.x, houlsby(0))?;
 
     layer_norm(&a.x, &layer.ln_2, eps, &mut a.normed)?;
-    let activated = Step { activation: config.activation, onto: Onto::Nothing };
-    products.projection(Projection::Fc, &a.normed, &mut a.hidden, activated)?;
-    products.sublayer(Projection::MlpOut, &a.hidden, &mut a.x, houlsby(1))?;
+    let activated = ProjectionOptions { activation: config.activation, output: OutputMode::Overwrite };
+    runner.projection(Projection::Fc, &a.normed, &mut a.hidden, activated)?;
+    runner.sublayer(Projection::MlpOut, &a.hidden, &mut a.x, houlsby(1))?;
 
     if let Some((Kind::Lin | Kind::Pfeiffer, [adapter])) = bottleneck {
         let input = match &adapter.norm {
@@ -121,35 +125,35 @@ pub(crate) fn run<W: Element>(layer: &Layer<W>, context: Context<'_, W>, arena: 
                 &a.normed[..]
             }
         };
-        products.bottleneck(adapter, input, &mut a.x)?;
+        runner.bottleneck(adapter, input, &mut a.x)?;
     }
     Ok(())
 }
 
+/// What a projection does with the contents of its output.
 #[derive(Clone, Copy, PartialEq)]
-enum Onto {
-    /// The output is overwritten.
-    Nothing,
-    /// The output is added to.
-    Itself,
+enum OutputMode {
+    Overwrite,
+    Add,
 }
 
 #[derive(Clone, Copy)]
-struct Step {
+struct ProjectionOptions {
     activation: Activation,
-    onto: Onto,
+    output: OutputMode,
 }
 
-impl Step {
+impl ProjectionOptions {
     fn epilogue(self) -> Epilogue<'static, f32> {
-        let residual = if self.onto == Onto::Itself { Residual::InPlace } else { Residual::None };
+        let residual = if self.output == OutputMode::Add { Residual::InPlace } else { Residual::None };
         Epilogue { activation: self.activation, residual }
     }
 }
 
-struct Products<'a, W> {
+/// Runs the sublayers of a block.
+struct BlockRunner<'a, W> {
     layer: &'a Layer<W>,
-    context: Context<'a, W>,
+    context: BlockContext<'a, W>,
     rows: usize,
     workspace: &'a mut Vec<f32>,
     sequential: &'a mut SequentialBuffers<W, f32>,
@@ -157,23 +161,29 @@ struct Products<'a, W> {
     bottleneck: &'a mut BottleneckBuffers<f32>,
 }
 
-impl<W: Element> Products<'_, W> {
+impl<W: Element> BlockRunner<'_, W> {
     /// A projection with its LoRA, if it has one.
-    fn projection(&mut self, which: Projection, x: &[f32], y: &mut [f32], step: Step) -> Result<()> {
-        let linear = &self.layer.projections[which as usize];
+    fn projection(
+        &mut self,
+        projection: Projection,
+        x: &[f32],
+        y: &mut [f32],
+        options: ProjectionOptions,
+    ) -> Result<()> {
+        let linear = &self.layer.projections[projection as usize];
         let index = self.context.index;
         let segments = match &self.context.adapters.lora {
-            Some(lora) => lora.segments(index, which)?,
+            Some(lora) => lora.segments(index, projection)?,
             None => vec![],
         };
-        let name = |source| Error::Layer { what: format!("h.{index}.{}", which.name()), source };
+        let name = |source| Error::Layer { what: format!("h.{index}.{}", projection.name()), source };
         let mode = self.context.adapters.mode;
         if segments.is_empty() || mode == LoraMode::Fused {
-            return fused(linear, &segments, self.rows, x, y, step, self.workspace).map_err(name);
+            return fused(linear, &segments, self.rows, x, y, options, self.workspace).map_err(name);
         }
-        // Separate layers cannot add to y directly: they write to `update` first.
-        let apart = Step { onto: Onto::Nothing, ..step };
-        let target = if step.onto == Onto::Itself { &mut *self.update } else { &mut *y };
+        // A LoRA that is not fused cannot add to y directly: it writes to `update` first.
+        let overwriting = ProjectionOptions { output: OutputMode::Overwrite, ..options };
+        let target = if options.output == OutputMode::Add { &mut *self.update } else { &mut *y };
         let layer = linear.layer(&segments)?;
         let x = MatrixRef::new(x, self.rows, linear.d_in)?;
         let mut out = MatrixMut::new(target, self.rows, linear.d_out)?;
@@ -181,43 +191,43 @@ impl<W: Element> Products<'_, W> {
             LoraMode::DenseDelta => cpu::forward_dense_delta,
             _ => cpu::forward_sequential,
         };
-        run(&layer, x, &mut out, &apart.epilogue(), self.sequential).map_err(name)?;
-        if step.onto == Onto::Itself {
+        run(&layer, x, &mut out, &overwriting.epilogue(), self.sequential).map_err(name)?;
+        if options.output == OutputMode::Add {
             add(y, self.update);
         }
         Ok(())
     }
 
-    /// `x += projection(input)`, through a Houlsby adapter if there is one.
+    /// `x += projection(input)`; with a Houlsby adapter, `x += A(projection(input))`.
     fn sublayer(
         &mut self,
-        which: Projection,
+        projection: Projection,
         input: &[f32],
         x: &mut [f32],
         adapter: Option<&Adapter<W>>,
     ) -> Result<()> {
         let Some(adapter) = adapter else {
-            let onto_x = Step { activation: Activation::Identity, onto: Onto::Itself };
-            return self.projection(which, input, x, onto_x);
+            let add_to_x = ProjectionOptions { activation: Activation::Identity, output: OutputMode::Add };
+            return self.projection(projection, input, x, add_to_x);
         };
-        // A sequential LoRA writes to `update` as well, but only if it adds to its output, which it does not here.
-        let mut s = std::mem::take(&mut self.update);
-        let plain = Step { activation: Activation::Identity, onto: Onto::Nothing };
-        self.projection(which, input, s, plain)?;
-        add(x, s);
-        self.bottleneck(adapter, s, x)?;
-        std::mem::swap(&mut self.update, &mut s);
+        // `update` is free: `projection` uses it only with OutputMode::Add.
+        let mut output = std::mem::take(&mut self.update);
+        let plain = ProjectionOptions { activation: Activation::Identity, output: OutputMode::Overwrite };
+        self.projection(projection, input, output, plain)?;
+        add(x, output);
+        self.bottleneck(adapter, output, x)?;
+        std::mem::swap(&mut self.update, &mut output);
         Ok(())
     }
 
     /// `x += Up(ReLU(Down input))`.
     fn bottleneck(&mut self, adapter: &Adapter<W>, input: &[f32], x: &mut [f32]) -> Result<()> {
         let (rows, d) = (self.rows, adapter.down.d_in);
-        let mut onto_x = || {
+        let mut add_to_x = || {
             let (input, mut x) = (MatrixRef::new(input, rows, d)?, MatrixMut::new(x, rows, d)?);
             cpu::bottleneck_onto(&adapter.view()?, input, &mut x, self.bottleneck)
         };
-        onto_x().map_err(|source| Error::Layer { what: format!("h.{}.adapter", self.context.index), source })
+        add_to_x().map_err(|source| Error::Layer { what: format!("h.{}.adapter", self.context.index), source })
     }
 }
 
@@ -227,7 +237,7 @@ fn fused<W: Element>(
     rows: usize,
     x: &[f32],
     y: &mut [f32],
-    step: Step,
+    options: ProjectionOptions,
     workspace: &mut Vec<f32>,
 ) -> fused_lora::Result<()> {
     let weight = fused_lora::lora::Weight::in_out(MatrixRef::new(&linear.weight, linear.d_in, linear.d_out)?);
@@ -238,7 +248,7 @@ fn fused<W: Element>(
     }
     let x = MatrixRef::new(x, rows, linear.d_in)?;
     let mut y = MatrixMut::new(y, rows, linear.d_out)?;
-    cpu::forward_with(&layer, x, &mut y, &step.epilogue(), None, workspace)
+    cpu::forward_with(&layer, x, &mut y, &options.epilogue(), None, workspace)
 }
 
 /// Elements that one task of an element-wise pass processes.

@@ -1,4 +1,4 @@
-//! safetensors files: reading them as elements of a type, and writing them whole or not at all.
+//! safetensors files: reads them as elements of a type, and writes them completely or not at all.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,7 +27,7 @@ impl Checkpoint {
     /// Maps a file and checks its header against its length.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Checkpoint`] if the file is truncated, damaged or something else.
+    /// [`Error::Io`]; [`Error::Checkpoint`] if the file is truncated, damaged or not a safetensors file.
     pub fn open(path: &Path) -> Result<Self> {
         Ok(Self { file: fused_lora_peft::Checkpoint::open(path)? })
     }
@@ -70,8 +70,8 @@ impl Checkpoint {
         self.file.raw(&key).ok_or_else(|| missing(key))
     }
 
-    /// A tensor of floats as `T`: in place if it is stored as `T` and aligned, otherwise converted. All elements are
-    /// finite.
+    /// A tensor of floats as `T`: mapped in place if it is stored as `T` and aligned, otherwise converted. All elements
+    /// are finite.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if the tensor is missing or has another shape or type; [`Error::NonFinite`]; [`Error::Io`]
@@ -84,7 +84,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if the tensor is missing, does not have two dimensions, is not stored as I32, I64 or U32,
-    /// or holds a negative or huge id.
+    /// or holds an id that is not a `u32`.
     pub fn token_ids(&self, key: &str) -> Result<Vec<Vec<u32>>> {
         let (dtype, shape, bytes) = self.raw(key)?;
         let (path, key) = (self.path().to_path_buf(), key.to_owned());

@@ -61,9 +61,8 @@ impl Config {
     /// Reads `config.json`.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io); [`Error::Checkpoint`](crate::Error::Checkpoint) for a file that is no JSON
-    /// object, and for a field that is missing, out of range, or changes the mathematics in a way that is not
-    /// supported.
+    /// [`Error::Io`](crate::Error::Io); [`Error::Checkpoint`](crate::Error::Checkpoint) for a file that is not a JSON
+    /// object, and for a field that is missing, out of range, or asks for unsupported mathematics.
     pub fn read(path: &Path) -> Result<Self> {
         Self::from_fields(&Fields::read(path)?)
     }

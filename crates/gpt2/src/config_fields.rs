@@ -1,4 +1,4 @@
-//! The fields of GPT-2's `config.json`, one by one, as transformers 5 reads them at inference.
+//! The fields of GPT-2's `config.json`, and how each is treated. The model is that of transformers 5 at inference.
 
 use fused_lora_peft::Rule::{Harmless, MustBeFalse, Read};
 use fused_lora_peft::{Field, Fields, Warning, few, is_false};
@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use crate::error::Result;
 
-const DROPOUT: &str = "dropout does nothing at inference";
+const DROPOUT: &str = "dropout has no effect at inference";
 const DOUBLE_HEADS: &str = "the head of GPT2DoubleHeadsModel, whose tensors are refused by name";
 const CLASSIFIER: &str = "a classifier's head, whose tensors are refused by name";
 const GENERATION: &str = "how tokens are chosen from the logits";
 const OUTPUTS: &str = "which results a call returns";
-const WRITER: &str = "says who wrote the file, or where it came from";
+const WRITER: &str = "the software that wrote the file, or its origin";
 
 /// How each field is treated.
 pub const FIELDS: &[Field] = &[
@@ -32,10 +32,10 @@ pub const FIELDS: &[Field] = &[
     Field::new("scale_attn_by_inverse_layer_idx", Read, "whether scores are divided by the layer's number"),
     Field::new("add_cross_attention", Read, "must be false"),
     Field::new("tie_word_embeddings", Read, "whether lm_head is the token embedding"),
-    Field::new("is_causal", Read, "transformers 5 lets tokens see later ones if it is false"),
+    Field::new("is_causal", Read, "if it is false, transformers 5 lets tokens attend to later ones"),
     Field::new("quantization_config", MustBeFalse, "the weights are quantized"),
     Field::new("pruned_heads", MustBeFalse, "transformers 4 removes these heads"),
-    Field::new("auto_map", MustBeFalse, "the model is run by code of its own"),
+    Field::new("auto_map", MustBeFalse, "the folder has its own code that runs the model"),
     Field::new("is_encoder_decoder", MustBeFalse, "GPT-2 has no encoder"),
     Field::new("cross_attention_hidden_size", MustBeFalse, "the width of an encoder that is attended to"),
     Field::new("reorder_and_upcast_attn", Harmless, "another order of the same products"),
@@ -44,16 +44,16 @@ pub const FIELDS: &[Field] = &[
     Field::new("attn_pdrop", Harmless, DROPOUT),
     Field::new("embd_pdrop", Harmless, DROPOUT),
     Field::new("resid_pdrop", Harmless, DROPOUT),
-    Field::new("initializer_range", Harmless, "what training started from"),
-    Field::new("gradient_checkpointing", Harmless, "when training computes activations again"),
-    Field::new("use_cache", Harmless, "whether keys and values are kept from call to call"),
+    Field::new("initializer_range", Harmless, "the initialisation of weights before training"),
+    Field::new("gradient_checkpointing", Harmless, "whether training recomputes activations"),
+    Field::new("use_cache", Harmless, "whether keys and values are cached"),
     Field::new("dtype", Harmless, "the type that transformers loads into; the caller chooses it here"),
     Field::new("torch_dtype", Harmless, "the type that transformers 4 loads into; the caller chooses it here"),
     Field::new("use_bfloat16", Harmless, "a type that TensorFlow computes in"),
     Field::new("torchscript", Harmless, "how tied weights are exported"),
     Field::new("n_ctx", Harmless, "an old name for n_positions that is not read any more"),
-    Field::new("is_decoder", Harmless, "GPT-2 is a decoder whatever it says"),
-    Field::new("tie_encoder_decoder", Harmless, "is read for models with an encoder"),
+    Field::new("is_decoder", Harmless, "GPT-2 is always a decoder"),
+    Field::new("tie_encoder_decoder", Harmless, "only read for models with an encoder"),
     Field::new("chunk_size_feed_forward", Harmless, "GPT-2's MLP is not chunked"),
     Field::new(
         "architectures",
@@ -109,8 +109,8 @@ pub const FIELDS: &[Field] = &[
     Field::new("suppress_tokens", Harmless, GENERATION),
     Field::new("begin_suppress_tokens", Harmless, GENERATION),
     Field::new("prefix", Harmless, GENERATION),
-    Field::new("tokenizer_class", Harmless, "how text becomes tokens; tokens are the caller's here"),
-    Field::new("predict_special_tokens", Harmless, "was read by versions of transformers before 2"),
+    Field::new("tokenizer_class", Harmless, "how text becomes tokens; here callers give tokens"),
+    Field::new("predict_special_tokens", Harmless, "only read by transformers before version 2"),
     Field::new("transformers_version", Harmless, WRITER),
     Field::new("_name_or_path", Harmless, WRITER),
     Field::new("_commit_hash", Harmless, WRITER),
@@ -133,7 +133,7 @@ pub(crate) fn check(fields: &Fields) -> Result<()> {
         return Err(fields.refuse("add_cross_attention", "which is not supported").into());
     }
     if !fields.flag("is_causal", true)? {
-        return Err(fields.refuse("is_causal", "and attention to later tokens is not supported").into());
+        return Err(fields.refuse("is_causal", "but attention to later tokens is not supported").into());
     }
     let aliases = [
         ("num_hidden_layers", "n_layer"),
@@ -146,14 +146,14 @@ pub(crate) fn check(fields: &Fields) -> Result<()> {
             && fields.get(name) != Some(value)
         {
             let other = fields.get(name).map_or("missing".into(), Value::to_string);
-            return Err(fields.refuse(alias, &format!("and {name}, the same by another name, is {other}")).into());
+            return Err(fields.refuse(alias, &format!("but {name}, of which it is an alias, is {other}")).into());
         }
     }
     Ok(())
 }
 
-/// A warning about fields that are set but unknown: transformers' GPT-2 does not read them, but they may be meant to
-/// matter.
+/// A warning about fields that are set but unknown. transformers' GPT-2 does not read them, but somebody may expect
+/// them to have an effect.
 pub(crate) fn warnings(fields: &Fields) -> Option<Warning> {
     let unknown =
         |(name, value): &(&String, &Value)| !is_false(value) && !FIELDS.iter().any(|field| field.name == name.as_str());

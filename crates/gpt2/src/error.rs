@@ -1,4 +1,4 @@
-//! The error type. Each error is one sentence that names the file, the key and what was expected.
+//! The error type. Each error is displayed as one sentence that names the file, the key and what was expected.
 
 use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
@@ -21,18 +21,18 @@ pub enum Error {
     },
     /// A checkpoint or a configuration is damaged, unsupported, or for another model.
     Checkpoint(fused_lora_peft::Error),
-    /// A result cannot be written to the place requested.
+    /// A result cannot be written to the requested path.
     Unwritable {
-        /// The file that was named.
+        /// The requested path.
         path: PathBuf,
-        /// The kind of file that is there, or the operating system's message.
+        /// Why not: the kind of file that is there, or the operating system's message.
         reason: String,
     },
     /// A result would overwrite one of its inputs, or be written into one.
     OutputIsInput {
-        /// The place that was named.
+        /// The requested path.
         path: PathBuf,
-        /// The file or the folder that is read.
+        /// The file or folder that is read.
         input: PathBuf,
     },
     /// A tensor holds an infinity or a NaN, perhaps only after conversion.
@@ -48,7 +48,7 @@ pub enum Error {
     Token {
         /// The token id.
         token: u32,
-        /// Which sequence.
+        /// The sequence's index in the batch.
         row: usize,
         /// The token's position in the sequence.
         position: usize,
@@ -57,32 +57,41 @@ pub enum Error {
     },
     /// The sequences of a batch differ in length, or there are no tokens.
     Batch {
-        /// Which sequence.
+        /// The sequence's index in the batch.
         row: usize,
         /// The sequence's length.
         actual: usize,
         /// The first sequence's length.
         expected: usize,
     },
-    /// The sequence needs more positions than the model or the cache has.
+    /// A sequence needs more positions than the model has.
     TooManyPositions {
         /// Tokens of a sequence.
         tokens: usize,
         /// Prefix tokens in front of them.
         prefix: usize,
-        /// Positions of the model or the cache.
+        /// Positions of the model.
         positions: usize,
+    },
+    /// A sequence needs more keys than the cache has room for.
+    CacheFull {
+        /// Tokens to add to a sequence.
+        tokens: usize,
+        /// Keys that are in front of them: those of a prefix and of earlier tokens.
+        keys: usize,
+        /// Keys that the cache has room for, a sequence.
+        capacity: usize,
     },
     /// A sequence is too short to have a next token to learn from.
     TooShort {
         /// Tokens of a sequence.
         tokens: usize,
     },
-    /// The number of sequences differs from the one that training or a pass was set up for, or from the cache's.
+    /// The number of sequences is not the one that training, a pass or a cache was set up for.
     BatchSize {
         /// Sequences given.
         actual: usize,
-        /// Sequences of a batch.
+        /// Sequences that were set up.
         expected: usize,
     },
     /// Training has no gradients for this kind of adapter.
@@ -92,17 +101,17 @@ pub enum Error {
     },
     /// There is no LoRA to train.
     NothingToTrain,
-    /// A LoRA's shapes differ from those that training or a pass was set up for.
-    OtherAdapters {
-        /// Which projection.
+    /// A LoRA has other projections, ranks or columns than the one that training or a slot was set up for.
+    AdapterMismatch {
+        /// The projection.
         what: String,
-        /// Ranks and columns of the first LoRA.
+        /// What was set up.
         expected: String,
-        /// Ranks and columns of this one.
+        /// What was given.
         actual: String,
     },
-    /// A cache's size differs from the one that a pass was planned for.
-    OtherCache {
+    /// A cache has another capacity than the one that the pass was planned for.
+    CacheMismatch {
         /// Keys that the pass was planned for; 0 for none.
         expected: usize,
         /// Keys that the cache has room for; 0 for none.
@@ -112,22 +121,24 @@ pub enum Error {
     NotCaptured,
     /// Logits were requested from a pass that was planned without them.
     NoLogits,
-    /// An adapter is not supported, or adapters cannot be active together.
-    Combination(String),
-    /// An adapter does not fit the model it is used with.
-    OtherModel {
+    /// An adapter is not supported, or these adapters cannot be active together.
+    UnsupportedAdapters(String),
+    /// An adapter, a model or gradients have another shape than the model or the LoRA that they are used with.
+    ModelMismatch {
+        /// What was given, with its verb: `the LoRA has`.
+        subject: &'static str,
         /// The dimension that differs.
         what: &'static str,
-        /// The model's number.
+        /// The number of the model or the LoRA.
         expected: usize,
-        /// The adapter's number.
+        /// The number of what was given.
         actual: usize,
     },
-    /// A layer refused its operands.
+    /// A layer failed: its operands do not fit, or the driver returned an error.
     Layer {
-        /// Which layer.
+        /// The layer.
         what: String,
-        /// Why.
+        /// The cause.
         source: fused_lora::Error,
     },
 }
@@ -140,7 +151,7 @@ impl Display for Error {
             Error::Unwritable { path, reason } => write!(f, "{}: cannot be written: {reason}", path.display()),
             Error::OutputIsInput { path, input } => {
                 let [path, input] = [path, input].map(|path| path.display());
-                write!(f, "{path}: cannot be written: it belongs to an input, {input}; name another place")
+                write!(f, "{path}: cannot be written: it belongs to an input, {input}; name another path")
             }
             Error::NonFinite { path, key, dtype } => {
                 write!(f, "{}: tensor '{}' holds a value that is not finite in {dtype}", path.display(), one_line(key))
@@ -149,31 +160,34 @@ impl Display for Error {
                 write!(f, "token {token} at [{row}, {position}] is outside the vocabulary of {vocabulary}")
             }
             Error::Batch { row, actual, expected } => {
-                let alike = "(all sequences of a batch alike, at least 1)";
+                let alike = "(all sequences of a batch must have the same number, at least 1)";
                 write!(f, "sequence {row} has {actual} tokens, expected {expected} {alike}")
             }
             Error::TooManyPositions { tokens, prefix, positions } => {
                 write!(f, "{tokens} tokens after a prefix of {prefix} need more than the model's {positions} positions")
+            }
+            Error::CacheFull { tokens, keys, capacity } => {
+                write!(f, "{tokens} tokens after {keys} keys need more than the cache's {capacity} keys a sequence")
             }
             Error::TooShort { tokens } => {
                 write!(f, "a sequence of {tokens} tokens has no next token to predict, expected at least 2")
             }
             Error::BatchSize { actual, expected } => write!(f, "{actual} sequences, expected {expected}"),
             Error::NotTrainable { what } => {
-                write!(f, "only a LoRA can be trained, and {what} cannot be active meanwhile")
+                write!(f, "only a LoRA can be trained, and {what} cannot be active during training")
             }
             Error::NothingToTrain => f.write_str("there is no LoRA to train"),
-            Error::OtherAdapters { what, expected, actual } => {
-                write!(f, "{what} is adapted by {actual}, expected {expected}")
+            Error::AdapterMismatch { what, expected, actual } => {
+                write!(f, "{what}: the adapters have {actual}, expected {expected}")
             }
-            Error::OtherCache { expected, actual } => {
-                write!(f, "the cache has room for {actual} keys a sequence, the pass was planned for {expected}")
+            Error::CacheMismatch { expected, actual } => {
+                write!(f, "the cache has room for {actual} keys a sequence, but the pass was planned for {expected}")
             }
             Error::NotCaptured => f.write_str("the pass has not been captured"),
             Error::NoLogits => f.write_str("the pass was planned without logits"),
-            Error::Combination(what) => f.write_str(what),
-            Error::OtherModel { what, expected, actual } => {
-                write!(f, "the adapter has {actual} {what}, the model {expected}")
+            Error::UnsupportedAdapters(what) => f.write_str(what),
+            Error::ModelMismatch { subject, what, expected, actual } => {
+                write!(f, "{subject} {actual} {what}, expected {expected}")
             }
             Error::Layer { what, source } => write!(f, "{what}: {source}"),
         }

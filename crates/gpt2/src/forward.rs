@@ -5,15 +5,15 @@ use fused_lora::{Element, MatrixMut, MatrixRef, cpu};
 
 use crate::adapter::Adapters;
 use crate::adapter::prefix::Prefix;
-use crate::block::{self, Arena, Context};
+use crate::block::{self, Activations, BlockContext};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::norm::layer_norm;
 
-/// Forward passes, with their shared buffers.
+/// Runs forward passes, which share buffers.
 #[derive(Debug)]
 pub struct Forward<W> {
-    arena: Arena<W>,
+    activations: Activations<W>,
     normed: Vec<f32>,
     logits: Vec<f32>,
     workspace: Vec<f32>,
@@ -26,40 +26,39 @@ impl<W: Element> Default for Forward<W> {
 }
 
 impl<W: Element> Forward<W> {
-    /// Forward passes without buffers yet. The first pass allocates them; later ones of the same shape allocate nothing
-    /// large.
+    /// Has no buffers yet. The first pass allocates them; later passes of the same shape allocate almost nothing.
     pub fn new() -> Self {
-        Self { arena: Arena::new(), normed: vec![], logits: vec![], workspace: vec![] }
+        Self { activations: Activations::new(), normed: vec![], logits: vec![], workspace: vec![] }
     }
 
     /// The last hidden state after ln_f, `[batch·tokens, d_model]`, without prefix vectors.
     ///
     /// # Errors
-    /// [`Error::Batch`], [`Error::Token`], [`Error::TooManyPositions`], [`Error::OtherModel`].
+    /// [`Error::Batch`], [`Error::Token`], [`Error::TooManyPositions`], [`Error::ModelMismatch`].
     pub fn hidden(&mut self, model: &Model<W>, adapters: &Adapters<W>, tokens: &[&[u32]]) -> Result<&[f32]> {
         let config = &model.config;
         let d = config.d_model;
         check_tokens(model, adapters, tokens)?;
         let batch = tokens.len();
-        let in_front = match &adapters.prefix {
+        let prefix_rows = match &adapters.prefix {
             Some(Prefix::Embedding { length, .. }) => *length,
             _ => 0,
         };
-        let length = in_front + tokens[0].len();
-        self.arena.reserve(config, adapters, batch * length);
-        embed(model, adapters, tokens, &mut self.arena.x);
+        let length = prefix_rows + tokens[0].len();
+        self.activations.reserve(config, adapters, batch * length);
+        embed(model, adapters, tokens, &mut self.activations.x);
         for (index, layer) in model.layers.iter().enumerate() {
-            block::run(layer, Context { config, adapters, index, tokens: length }, &mut self.arena)?;
+            block::run(layer, BlockContext { config, adapters, index, tokens: length }, &mut self.activations)?;
         }
-        if in_front > 0 {
+        if prefix_rows > 0 {
             for b in 0..batch {
-                let from = (b * length + in_front) * d..(b + 1) * length * d;
-                self.arena.x.copy_within(from, b * (length - in_front) * d);
+                let from = (b * length + prefix_rows) * d..(b + 1) * length * d;
+                self.activations.x.copy_within(from, b * (length - prefix_rows) * d);
             }
         }
         let rows = batch * tokens[0].len();
         self.normed.resize(rows * d, 0.0);
-        layer_norm(&self.arena.x[..rows * d], &model.ln_f, config.layer_norm_epsilon, &mut self.normed)?;
+        layer_norm(&self.activations.x[..rows * d], &model.ln_f, config.layer_norm_epsilon, &mut self.normed)?;
         Ok(&self.normed)
     }
 
@@ -87,16 +86,16 @@ pub(crate) fn embed<W: Element>(model: &Model<W>, adapters: &Adapters<W>, tokens
     let start = adapters.prefix.as_ref().map_or(0, Prefix::length);
     let mut position = vec![0.0; d];
     for (sequence, out) in tokens.iter().zip(x.chunks_exact_mut(length * d)) {
-        let in_front = length - sequence.len();
+        let prefix_rows = length - sequence.len();
         if let Some(Prefix::Embedding { vectors, .. }) = &adapters.prefix {
-            out[..in_front * d].copy_from_slice(vectors);
+            out[..prefix_rows * d].copy_from_slice(vectors);
         }
         for (i, &token) in sequence.iter().enumerate() {
-            W::widen(&model.wte[token as usize * d..][..d], &mut out[(in_front + i) * d..][..d]);
+            W::widen(&model.wte[token as usize * d..][..d], &mut out[(prefix_rows + i) * d..][..d]);
         }
-        // Prefix vectors in front of the input have positions like any token; prefix keys and values have none.
+        // Prefix vectors have positions like tokens. A prefix of keys and values takes positions, but has no rows here.
         for (i, row) in out.chunks_exact_mut(d).enumerate() {
-            W::widen(&model.wpe[(start - in_front + i) * d..][..d], &mut position);
+            W::widen(&model.wpe[(start - prefix_rows + i) * d..][..d], &mut position);
             cpu::vector::add(row, &position);
         }
     }

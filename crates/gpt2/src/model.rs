@@ -1,4 +1,4 @@
-//! The frozen weights: loaded from a folder, or random.
+//! The frozen weights of a model, loaded from a folder or random.
 
 use std::path::Path;
 
@@ -29,7 +29,7 @@ pub struct Linear<W> {
 }
 
 impl<W: Element> Linear<W> {
-    /// The layer with `segments` on it.
+    /// The layer with the LoRA segments `segments`.
     ///
     /// # Errors
     /// As [`fused_lora::MatrixRef::new`], but never for a layer that this crate made.
@@ -108,8 +108,8 @@ impl<W: Element> Model<W> {
         let mut warnings: Vec<Warning> = config_fields::warnings(&fields).into_iter().collect();
         let adapter = folder.join("adapter_config.json");
         if adapter.exists() {
-            let message = "not read: the folder is loaded as a model, where transformers would load the adapter and the \
-                           model that this file names";
+            let message = "ignored: the folder is loaded as a model; transformers would load the adapter and the model that \
+                           this file names";
             warnings.push(Warning::new(adapter, message));
         }
         let floats = |key: String, shape: &[usize]| file.floats::<W>(&format!("{prefix}{key}"), shape);
@@ -146,7 +146,7 @@ impl<W: Element> Model<W> {
         })
     }
 
-    /// Random weights, like those that GPT-2's training starts from: standard deviation 0.02, divided by √(2·layers) in
+    /// Random weights, initialised like GPT-2 before training: standard deviation 0.02, divided by √(2·layers) in
     /// projections onto the residual stream; biases 0, LayerNorm weights 1.
     ///
     /// # Errors
@@ -183,8 +183,7 @@ impl<W: Element> Model<W> {
         })
     }
 
-    /// Warnings about the folder that the model was loaded from: what transformers ignores as well, but users should
-    /// know of.
+    /// Warnings about the folder that the model was loaded from: what was ignored there, as transformers ignores it.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
@@ -199,10 +198,11 @@ impl<W: Element> Model<W> {
         self.config.parameters() + self.lm_head.as_ref().map_or(0, |head| head.len())
     }
 
-    /// The model with `lora` folded into copies of the weights it touches; all others stay shared.
+    /// The model with `lora` merged into copies of the weights that it adapts; all other weights are shared.
     ///
     /// # Errors
-    /// [`Error::OtherModel`]; [`Error::Layer`] if a result is not finite; [`Error::Io`] if memory cannot be allocated.
+    /// [`Error::ModelMismatch`]; [`Error::Layer`] if a result is not finite; [`Error::Io`] if memory cannot be
+    /// allocated.
     pub fn merged(&self, lora: &Lora<W>) -> Result<Self> {
         lora.check(&self.config)?;
         let mut model = self.clone();
@@ -267,7 +267,7 @@ pub(crate) fn key_prefix(file: &Checkpoint) -> &'static str {
 /// Refuses unknown tensors by name: a tensor that is not read would change what the model computes.
 fn check_keys(file: &Checkpoint, prefix: &str, config: &Config) -> Result<()> {
     for key in file.keys() {
-        // A key without the prefix that the others have is never read.
+        // A key without the prefix that the other keys have would never be read.
         let name = key.strip_prefix(prefix).unwrap_or_default();
         // The causal masks of old checkpoints, and lm_head, which is read separately.
         if name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || key == LM_HEAD {

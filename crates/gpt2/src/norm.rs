@@ -4,8 +4,8 @@ use fused_lora::cpu::{self, vector::vectorized};
 use fused_lora::{MatrixMut, MatrixRef};
 use rayon::prelude::*;
 
-use crate::lanes::{sum, sum_pairs};
 use crate::model::Norm;
+use crate::reduce::{sum, sum_pairs};
 
 /// Elements that one task processes, rounded to whole rows.
 const CHUNK: usize = 1 << 14;

@@ -67,7 +67,7 @@ fn lora<W: Element>(adapter: &Adapter, config: &Config) -> Result<Lora<W>> {
     let stored = adapter.lora(&model, MAX_RANK)?;
     let mut lora = Lora::new(config);
     for module in &stored.modules {
-        let Some((layer, projection)) = place(&module.name, root) else {
+        let Some((layer, projection)) = parse_module(&module.name, root) else {
             return Err(unsupported(module, &model).into());
         };
         let (a, b) = (floats(&module.a)?, floats(&module.b)?);
@@ -85,18 +85,20 @@ fn prefix(adapter: &Adapter, config: &Config) -> Result<Prefix> {
     Ok(Prefix::Layer { length: stored.length, keys_values, layers: config.layers })
 }
 
-/// The error for an adapted lm_head, which PEFT supports and this crate does not.
+/// The error for a LoRA on lm_head, which PEFT supports and this crate does not.
 fn unsupported(module: &AdaptedModule, model: &Model) -> FileError {
     let expected = format!("lora_A and lora_B of {}'s projections", model.description);
     FileError::UnknownTensor { path: module.a.path.clone(), key: module.a.key.clone(), expected }
 }
 
-fn place(module: &str, root: &str) -> Option<(usize, Projection)> {
+/// The layer and the projection that a module's name stands for.
+fn parse_module(module: &str, root: &str) -> Option<(usize, Projection)> {
     let (layer, projection) = module.strip_prefix(root)?.strip_prefix("h.")?.split_once('.')?;
     Some((layer.parse().ok()?, Projection::named(projection)?))
 }
 
-/// All modules of transformers' GPT-2, as `named_modules` lists them: with `root`, those of a `GPT2LMHeadModel`.
+/// All modules of transformers' GPT-2 in the order of `named_modules`: of a `GPT2LMHeadModel` if `root` is not empty,
+/// else of a `GPT2Model`.
 fn modules(config: &Config, root: &str) -> Model {
     let mut modules = vec![];
     let mut push = |name: String, kind: Kind| modules.push(Module { name, kind });
@@ -108,7 +110,7 @@ fn modules(config: &Config, root: &str) -> Model {
         push(format!("{root}{name}"), kind);
     }
     for layer in 0..config.layers {
-        for name in BLOCK {
+        for name in BLOCK_MODULES {
             let kind = Projection::named(name).map_or(Kind::Other, |projection| {
                 let (d_in, d_out) = projection.shape(config);
                 Kind::Linear { d_in, d_out }
@@ -132,7 +134,7 @@ fn modules(config: &Config, root: &str) -> Model {
 }
 
 /// The modules of a block, the block itself first.
-const BLOCK: [&str; 13] = [
+const BLOCK_MODULES: [&str; 13] = [
     "",
     "ln_1",
     "attn",

@@ -1,5 +1,5 @@
-//! Random weights, made in parallel from a seed. Element i of tensor n depends on (seed, n, i) alone, so neither the
-//! number of threads nor the order of tensors changes a bit.
+//! Random weights, made in parallel from a seed. Element i of the nth tensor depends only on (seed, n, i), so the
+//! number of threads changes no bit.
 
 use fused_lora::cpu::vector::vectorized;
 use fused_lora::{DType, Element};
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_seed_decides_and_the_threads_do_not() {
+    fn values_depend_on_the_seed_and_not_on_threads() {
         let make = |seed, threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| Random::new(seed).normal::<half::bf16>(200_000, 1.0).unwrap().to_vec())

@@ -33,8 +33,8 @@ impl<T: Element> Tensor<T> {
 
     /// `len` elements that `fill` writes, starting from zeros.
     ///
-    /// The memory is requested in huge pages if the system has them. In small pages, a block of a weight would span as
-    /// many pages as it has rows.
+    /// Huge pages are requested if the system has them: a block of a weight's rows and columns would otherwise touch a
+    /// page for each row.
     ///
     /// # Errors
     /// If the memory cannot be allocated.
@@ -50,8 +50,8 @@ impl<T: Element> Tensor<T> {
         Ok(Self { storage: Storage::Owned { map: Arc::new(map), bytes }, element: std::marker::PhantomData })
     }
 
-    /// The elements, mutable. Elements that are shared or part of a file are copied first, so that other owners keep
-    /// theirs unchanged.
+    /// The elements, mutable. Elements that are shared or part of a file are copied first, so that other owners do not
+    /// see the changes.
     ///
     /// # Errors
     /// If the memory for the copy cannot be allocated.
@@ -68,7 +68,7 @@ impl<T: Element> Tensor<T> {
                 Some(map) => Ok(bytemuck::cast_slice_mut(&mut map[..*bytes])),
                 None => unreachable!("the copy just made is not shared"),
             },
-            Storage::File(_) => unreachable!("the copy just made is no file"),
+            Storage::File(_) => unreachable!("the copy just made is not a file"),
         }
     }
 

@@ -1,5 +1,5 @@
-//! Temporary files of results are removed on request, and whoever was writing one then fails without a trace. Alone in its
-//! process, since the request concerns all of them.
+//! `remove_staged` removes the temporary files of results; a call that is writing one then fails and leaves no file.
+//! This test has its own process, because `remove_staged` affects all files of a process.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -14,12 +14,12 @@ fn contents(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_result_is_whole_or_not_there() {
+fn a_result_is_complete_or_not_written() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("result");
     write_atomically(&path, |file| file.write_all(b"first")).unwrap();
 
-    // A writer that fails halfway.
+    // A writer that fails after half of the result.
     let failed = write_atomically(&path, |file| {
         file.write_all(b"half")?;
         Err(std::io::Error::other("the disk is full"))
@@ -27,7 +27,8 @@ fn a_result_is_whole_or_not_there() {
     assert!(failed.unwrap_err().to_string().contains("the disk is full"));
     assert_eq!((std::fs::read(&path).unwrap(), contents(place.path())), (b"first".to_vec(), vec!["result".to_owned()]));
 
-    // The request comes halfway: what was staged is gone at once, and the call that stages it fails afterwards.
+    // `remove_staged` is called after half of the result: the temporary file is gone at once, and the writing call
+    // fails.
     let failed = write_atomically(&path, |file| {
         file.write_all(b"half")?;
         assert_eq!(contents(place.path()).len(), 2);
@@ -38,7 +39,7 @@ fn a_result_is_whole_or_not_there() {
     assert!(matches!(failed, Err(Error::Io { path: named, .. }) if named == path));
     assert_eq!(std::fs::read(&path).unwrap(), b"first");
 
-    // While it is held nobody gets further: neither a new temporary file nor a result's name.
+    // As long as its return value lives, no temporary file is created or renamed.
     let (begun, wait) = std::sync::mpsc::channel();
     let held = remove_staged();
     std::thread::scope(|threads| {
@@ -61,7 +62,7 @@ fn a_result_is_whole_or_not_there() {
 }
 
 #[test]
-fn outputs_that_are_one_file_are_told() {
+fn outputs_that_are_the_same_file_are_recognised() {
     let place = tempfile::tempdir().unwrap();
     let [a, b, missing] = ["a", "b", "missing/c"].map(|name| place.path().join(name));
     let same = |a: &Path, b: &Path| Output::at(a).unwrap().is_same(&Output::at(b).unwrap());

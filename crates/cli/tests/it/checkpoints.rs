@@ -38,7 +38,7 @@ fn merge_says_what_it_leaves_out() {
     copy("model", &model);
     std::fs::write(model.join("pytorch_model.bin"), "x").unwrap();
     let said = succeed(&["merge", "--model", text(&model), "--adapter", &golden("lora-attn"), "--out", text(&out)]);
-    assert!(said.contains("left out \"pytorch_model.bin\": it is weights that nothing was merged into"), "{said}");
+    assert!(said.contains("left out \"pytorch_model.bin\": it holds weights without the merge"), "{said}");
     assert!(!out.join("pytorch_model.bin").exists() && out.join("model.safetensors").exists());
 }
 

@@ -220,7 +220,7 @@ fn a_merged_folder_gives_the_adapters_logits() {
     succeed(&["logits", "--model", text(&merged), "--tokens", &tokens, "--out", text(&out)]);
     let got = Checkpoint::open(&out).unwrap().floats::<f32>("logits", &[2, 24, 131]).unwrap();
     assert_abs_diff_eq!(got[..], expected("lora-all.logits")[..], epsilon = 1e-4);
-    assert!(fail(&merge, 1).contains("exists already"));
+    assert!(fail(&merge, 1).contains("already exists"));
 }
 
 #[test]

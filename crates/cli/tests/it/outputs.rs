@@ -74,7 +74,7 @@ fn a_device_stays_a_device() {
         }
         let adapter = golden("lora-all");
         let merge = on_model(&["merge"], &["--adapter", &adapter, "--out", path]);
-        assert!(fail(&strs(&merge), 1).contains("exists already"));
+        assert!(fail(&strs(&merge), 1).contains("already exists"));
     }
 }
 

@@ -50,7 +50,7 @@ impl std::str::FromStr for Kind {
     }
 }
 
-/// One adapter. The weights are stored `[in, out]`, which the products read fastest.
+/// One adapter. The weights are stored `[in, out]`, which the CPU backend reads fastest.
 #[derive(Debug, Clone)]
 pub struct Adapter<W> {
     /// The down projection, `[d_model, width]`.
@@ -71,7 +71,7 @@ pub struct Bottleneck<W> {
 }
 
 impl<W: Element> Adapter<W> {
-    /// Both projections as the library's type. The block runs the LayerNorm, which has the model's ε.
+    /// Both projections as the library's type, without the LayerNorm, which the block runs with the model's ε.
     pub(crate) fn view(&self) -> fused_lora::Result<fused_lora::bottleneck::Bottleneck<'_, W>> {
         fn weight<W: Element>(linear: &Linear<W>) -> fused_lora::Result<Weight<'_, W>> {
             Ok(Weight::in_out(MatrixRef::new(&linear.weight, linear.d_in, linear.d_out)?))
@@ -120,7 +120,7 @@ impl<W: Element> Bottleneck<W> {
                 Some(&[width, _]) => width,
                 _ => 1,
             };
-            // The shape check below reports a width of 0.
+            // A width of 0 is an error of the shape check below.
             let width = width.max(1);
             let floats = |what: &str, shape: &[usize]| {
                 let key = key(what);
@@ -133,12 +133,12 @@ impl<W: Element> Bottleneck<W> {
             let linear = |what: &str, d_in: usize, d_out: usize| -> Result<Linear<W>> {
                 let stored = floats(&format!("{what}.weight"), &[d_out, d_in])?;
                 let bias = floats(&format!("{what}.bias"), &[d_out])?;
-                let turned = Tensor::filled(d_in * d_out, |out| {
+                let transposed = Tensor::filled(d_in * d_out, |out| {
                     for (i, row) in out.chunks_exact_mut(d_out).enumerate() {
                         row.iter_mut().enumerate().for_each(|(j, v)| *v = stored[j * d_in + i]);
                     }
                 });
-                let weight = turned.map_err(|source| Error::Io { path: path.into(), source })?;
+                let weight = transposed.map_err(|source| Error::Io { path: path.into(), source })?;
                 Ok(Linear { weight, bias, d_in, d_out })
             };
             let norm = match kind {
@@ -158,8 +158,8 @@ impl<W: Element> Bottleneck<W> {
             })
             .collect::<Result<Vec<_>>>()?;
         let expected = format!("{kind:?} adapters of a GPT-2 of {} layers", config.layers);
-        let stranger = keys.iter().find(|key| !read.borrow().contains(*key)).cloned();
-        if let Some(key) = stranger {
+        let unknown = keys.iter().find(|key| !read.borrow().contains(*key)).cloned();
+        if let Some(key) = unknown {
             return Err(FileError::UnknownTensor { path: path.into(), key, expected }.into());
         }
         if keys.is_empty() {
@@ -189,10 +189,13 @@ impl<W: Element> Bottleneck<W> {
     /// Checks that the adapters were made for a model of this shape.
     ///
     /// # Errors
-    /// [`Error::OtherModel`].
+    /// [`Error::ModelMismatch`].
     pub fn check(&self, config: &Config) -> Result<()> {
-        expect_same("layers", config.layers, self.layers.len())?;
-        self.layers.iter().flatten().try_for_each(|a| expect_same("features", config.d_model, a.down.d_in))
+        expect_same("the bottleneck adapters have", "layers", config.layers, self.layers.len())?;
+        self.layers
+            .iter()
+            .flatten()
+            .try_for_each(|a| expect_same("the bottleneck adapters have", "features", config.d_model, a.down.d_in))
     }
 }
 

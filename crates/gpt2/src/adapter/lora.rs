@@ -39,7 +39,7 @@ impl Projection {
         }
     }
 
-    /// The projection of that name.
+    /// The projection with this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|p| p.name() == name)
     }
@@ -56,7 +56,7 @@ impl Projection {
     }
 }
 
-/// The target of a LoRA: a projection, or one third of the fused qkv projection.
+/// The target of a LoRA: a projection, or the queries, keys or values of the fused qkv projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Target {
     /// A whole projection.
@@ -125,7 +125,7 @@ pub struct Factors<W> {
 /// A LoRA adapter for a whole model.
 #[derive(Debug, Clone)]
 pub struct Lora<W> {
-    /// For each layer, for each [`Projection`], its factors.
+    /// The factors of each layer and, within it, of each [`Projection`].
     pub layers: Vec<[Vec<Factors<W>>; 4]>,
     d_model: usize,
     d_ff: usize,
@@ -139,7 +139,7 @@ impl<W: Element> Lora<W> {
         Self { layers, d_model: config.d_model, d_ff: config.d_ff, warnings: vec![] }
     }
 
-    /// Warnings about the folders that the LoRA was loaded from: what PEFT ignores as well, but users should know of.
+    /// Warnings about the folders that the LoRA was loaded from: what was ignored there, as PEFT ignores it.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
@@ -152,8 +152,8 @@ impl<W: Element> Lora<W> {
     /// an effect.
     ///
     /// # Errors
-    /// [`Error::Combination`] for rank 0 or a rank above the largest supported; [`Error::Io`] if memory cannot be
-    /// allocated.
+    /// [`Error::UnsupportedAdapters`] for rank 0 or a rank above the largest supported; [`Error::Io`] if memory cannot
+    /// be allocated.
     pub fn random(config: &Config, targets: &[(Target, usize)], alpha: f32, seed: u64) -> Result<Self> {
         Self::with_deviation(config, targets, alpha, seed, 0.02)
     }
@@ -181,7 +181,7 @@ impl<W: Element> Lora<W> {
         Ok(lora)
     }
 
-    /// Factors to train from: A random, B zero, so that the model is unchanged at first.
+    /// Factors at the start of training: A random, B zero, so that the model is unchanged at first.
     ///
     /// # Errors
     /// As [`random`](Self::random).
@@ -189,7 +189,7 @@ impl<W: Element> Lora<W> {
         Self::with_deviation(config, targets, alpha, seed, 0.0)
     }
 
-    /// Number of trainable parameters: 2·d·r for a square target.
+    /// Number of trainable parameters: r·(d_in + d_out) for each pair of factors.
     pub fn parameters(&self) -> usize {
         self.layers.iter().flatten().flatten().map(|f| f.a.len() + f.b.len()).sum()
     }
@@ -206,11 +206,11 @@ impl<W: Element> Lora<W> {
     /// Adds another LoRA's factors to this one's.
     ///
     /// # Errors
-    /// [`Error::OtherModel`] if they were made for different models.
+    /// [`Error::ModelMismatch`] if they were made for different models.
     pub fn add(&mut self, other: Self) -> Result<()> {
-        expect_same("layers", self.layers.len(), other.layers.len())?;
-        expect_same("features", self.d_model, other.d_model)?;
-        expect_same("MLP features", self.d_ff, other.d_ff)?;
+        expect_same("the other LoRA has", "layers", self.layers.len(), other.layers.len())?;
+        expect_same("the other LoRA has", "features", self.d_model, other.d_model)?;
+        expect_same("the other LoRA has", "MLP features", self.d_ff, other.d_ff)?;
         for (mine, theirs) in self.layers.iter_mut().zip(other.layers) {
             for (mine, mut theirs) in mine.iter_mut().zip(theirs) {
                 mine.append(&mut theirs);
@@ -223,11 +223,11 @@ impl<W: Element> Lora<W> {
     /// Checks that the LoRA was made for a model of this shape.
     ///
     /// # Errors
-    /// [`Error::OtherModel`].
+    /// [`Error::ModelMismatch`].
     pub fn check(&self, config: &Config) -> Result<()> {
-        expect_same("layers", config.layers, self.layers.len())?;
-        expect_same("features", config.d_model, self.d_model)?;
-        expect_same("MLP features", config.d_ff, self.d_ff)
+        expect_same("the LoRA has", "layers", config.layers, self.layers.len())?;
+        expect_same("the LoRA has", "features", config.d_model, self.d_model)?;
+        expect_same("the LoRA has", "MLP features", config.d_ff, self.d_ff)
     }
 }
 
@@ -242,12 +242,12 @@ impl<W: Element> Factors<W> {
 /// Checks a rank.
 ///
 /// # Errors
-/// [`Error::Combination`] unless the rank is supported.
+/// [`Error::UnsupportedAdapters`] unless the rank is supported.
 pub(crate) fn check_rank(rank: usize) -> Result<()> {
     let max = fused_lora::lora::MAX_RANK;
     if (1..=max).contains(&rank) {
         Ok(())
     } else {
-        Err(Error::Combination(format!("rank {rank} is not supported, expected 1 to {max}")))
+        Err(Error::UnsupportedAdapters(format!("rank {rank} is not supported, expected 1 to {max}")))
     }
 }

@@ -18,9 +18,9 @@ pub enum LoraMode {
     /// Fused into the base product's own pass.
     #[default]
     Fused,
-    /// As PEFT does: base, x·Aᵀ, ·Bᵀ, scale, add.
+    /// As in PEFT, by separate layers: base product, x·Aᵀ, T·Bᵀ, scaling, addition.
     Sequential,
-    /// As loralib's `MergedLinear` does: every call computes ΔW in full.
+    /// As in loralib's `MergedLinear`: every call computes the full matrix ΔW.
     DenseDelta,
 }
 
@@ -54,10 +54,10 @@ impl<W: Element> Adapters<W> {
     /// Adds another set of adapters. LoRAs add up.
     ///
     /// # Errors
-    /// [`Error::Combination`] for a second prefix or a second set of bottleneck adapters, [`Error::OtherModel`] for a
-    /// LoRA of another shape. Nothing is added then.
+    /// [`Error::UnsupportedAdapters`] for a second prefix or a second set of bottleneck adapters,
+    /// [`Error::ModelMismatch`] for a LoRA of another shape. After an error nothing was added.
     pub fn combine(&mut self, other: Self) -> Result<()> {
-        let twice = |what: &str| Error::Combination(format!("two {what} cannot be active together"));
+        let twice = |what: &str| Error::UnsupportedAdapters(format!("two {what} cannot be active together"));
         if other.bottleneck.is_some() && self.bottleneck.is_some() {
             return Err(twice("sets of bottleneck adapters"));
         }
@@ -77,7 +77,7 @@ impl<W: Element> Adapters<W> {
     /// Checks that every adapter was made for a model of this shape.
     ///
     /// # Errors
-    /// [`Error::OtherModel`].
+    /// [`Error::ModelMismatch`].
     pub fn check(&self, config: &Config) -> Result<()> {
         self.lora.as_ref().map_or(Ok(()), |a| a.check(config))?;
         self.bottleneck.as_ref().map_or(Ok(()), |a| a.check(config))?;
@@ -85,6 +85,7 @@ impl<W: Element> Adapters<W> {
     }
 }
 
-pub(crate) fn expect_same(what: &'static str, expected: usize, actual: usize) -> Result<()> {
-    if expected == actual { Ok(()) } else { Err(Error::OtherModel { what, expected, actual }) }
+/// Checks that a dimension agrees. `subject` says what was given, with its verb: `the LoRA has`.
+pub(crate) fn expect_same(subject: &'static str, what: &'static str, expected: usize, actual: usize) -> Result<()> {
+    if expected == actual { Ok(()) } else { Err(Error::ModelMismatch { subject, what, expected, actual }) }
 }

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::random::Random;
 
-/// A trained prefix, always `f32`: it is small and is read by the attention, whose arithmetic is `f32`.
+/// A trained prefix. It is always `f32`: it is small, and the attention that reads it computes in `f32`.
 #[derive(Debug, Clone)]
 pub enum Prefix {
     /// Prefix-embedding: vectors in front of the token embeddings, `[length, d_model]`. Real tokens attend to them as
@@ -18,7 +18,7 @@ pub enum Prefix {
         /// The vectors, `[length, d_model]`.
         vectors: Vec<f32>,
     },
-    /// Prefix-layer, as PEFT's `PREFIX_TUNING` has it: keys and values in every layer, `[length, 2·layers, d_model]`.
+    /// Prefix-layer, PEFT's `PREFIX_TUNING`: keys and values in every layer, `[length, 2·layers, d_model]`.
     /// Slice 2i holds layer i's keys, 2i + 1 its values. Real tokens start at position `length`.
     Layer {
         /// Number of prefix tokens.
@@ -80,15 +80,15 @@ impl Prefix {
     /// Checks that the prefix was made for a model of this shape.
     ///
     /// # Errors
-    /// [`Error::OtherModel`](crate::Error::OtherModel).
+    /// [`Error::ModelMismatch`](crate::Error::ModelMismatch).
     pub fn check(&self, config: &Config) -> Result<()> {
         match self {
             Prefix::Embedding { length, vectors } => {
-                expect_same("prefix elements", length * config.d_model, vectors.len())
+                expect_same("the prefix has", "elements", length * config.d_model, vectors.len())
             }
             Prefix::Layer { length, keys_values, layers } => {
-                expect_same("layers", config.layers, *layers)?;
-                expect_same("prefix elements", length * 2 * layers * config.d_model, keys_values.len())
+                expect_same("the prefix has", "layers", config.layers, *layers)?;
+                expect_same("the prefix has", "elements", length * 2 * layers * config.d_model, keys_values.len())
             }
         }
     }
@@ -101,11 +101,12 @@ pub(crate) struct KeysValues<'a> {
     pub(crate) length: usize,
     /// Elements from one prefix token to the next.
     pub(crate) stride: usize,
-    /// Where the first token's keys start; its values follow `d_model` later.
+    /// The index of the first token's keys; its values start `d_model` elements later.
     pub(crate) key: usize,
 }
 
 impl KeysValues<'_> {
+    /// From these columns of the first token's keys and values on; the next token's are `stride` elements later.
     pub(crate) fn head(&self, columns: Range<usize>) -> &[f32] {
         &self.data[self.key + columns.start..]
     }

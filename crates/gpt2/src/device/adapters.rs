@@ -13,26 +13,29 @@ use super::weights::NormWeights;
 use crate::adapter::bottleneck::{Adapter, Kind};
 use crate::adapter::lora::{Lora, Projection};
 use crate::adapter::prefix::Prefix;
-use crate::adapter::{Adapters, LoraMode};
+use crate::adapter::{Adapters, LoraMode, expect_same};
 use crate::config::Config;
 use crate::error::{Error, Result};
 
-/// The adapters of a pass in device memory; a set without any is the base model.
+/// The adapters of a pass in device memory; with none of them, a pass runs the base model.
 #[derive(Debug)]
 pub struct DeviceAdapters<W> {
     pub(super) mode: LoraMode,
     /// A and B of all layers.
     factors: DeviceFactors<W>,
-    segments: Places,
-    /// The slot from which passes take the factors, if the LoRA can be exchanged.
+    segments: SegmentIndices,
+    /// The slot from which passes take the factors, if the LoRA is swappable.
     slot: Option<FactorSlot<W>>,
     bottleneck: Option<(Kind, Vec<Vec<DeviceBottleneck<W>>>)>,
     prefix: Option<DevicePrefix<W>>,
     parameters: usize,
     bytes: usize,
+    /// Layers and width of the model that the adapters are for.
+    layers: usize,
+    d_model: usize,
 }
 
-/// A bottleneck adapter, both weights `[out, in]`.
+/// A bottleneck adapter. Both weights are stored `[out, in]`.
 #[derive(Debug)]
 pub(super) struct DeviceBottleneck<W> {
     down: DeviceBuffer<W>,
@@ -58,11 +61,11 @@ enum DevicePrefix<W> {
 }
 
 impl<W: Element> DeviceAdapters<W> {
-    /// Copies adapters to the stream's device. Prefixes are rounded to the model's type, which a device's attention
-    /// reads.
+    /// Copies adapters to the stream's device. Prefixes are rounded to the model's type, because the attention kernels
+    /// read keys and values of that type.
     ///
     /// # Errors
-    /// [`Error::OtherModel`]; [`Error::Layer`] if memory cannot be allocated, and for errors of the driver.
+    /// [`Error::ModelMismatch`]; [`Error::Layer`] if memory cannot be allocated, and for errors of the driver.
     pub fn upload(stream: &Stream, adapters: &Adapters<W>, config: &Config) -> Result<Self> {
         adapters.check(config)?;
         let (factors, segments) = match &adapters.lora {
@@ -86,58 +89,67 @@ impl<W: Element> DeviceAdapters<W> {
             prefix,
             parameters: adapters.parameters(),
             bytes: 0,
+            layers: config.layers,
+            d_model: config.d_model,
         };
         uploaded.bytes = uploaded.count_bytes();
         Ok(uploaded)
     }
 
-    /// Makes the LoRA exchangeable, also in passes that are captured from now on: passes find the factors through a
+    /// Makes the LoRA swappable, also in passes that are captured from now on: they find the factors through a
     /// [`FactorSlot`], with two more loads per projection.
     ///
     /// # Errors
-    /// [`Error::OtherAdapters`] unless the LoRA is fused; [`Error::Layer`] if memory cannot be allocated.
+    /// [`Error::AdapterMismatch`] unless the LoRA is fused; [`Error::Layer`] if memory cannot be allocated.
     pub fn swappable(mut self, stream: &Stream) -> Result<Self> {
         self.expect_fused()?;
-        self.slot = Some(FactorSlot::new(stream, &self.factors).map_err(of_slot)?);
+        self.slot = Some(FactorSlot::new(stream, &self.factors).map_err(slot_error)?);
         Ok(self)
     }
 
-    /// Issues the exchange of this LoRA's factors for another's, on the same columns with at most the same ranks and
+    /// Issues the replacement of this LoRA's factors by another's, on the same columns with at most the same ranks and
     /// any scale. Passes issued or replayed on the stream afterwards run with the new factors, which stay in memory
     /// while they are used.
     ///
     /// # Errors
-    /// [`Error::OtherAdapters`] unless this LoRA is [swappable](Self::swappable) and `other` is only a fused LoRA, of
-    /// the same projections in every layer; [`Error::Layer`] for other columns or higher ranks.
+    /// [`Error::AdapterMismatch`] unless this LoRA is [swappable](Self::swappable) and `other` is a fused LoRA, of
+    /// the same projections in every layer, without other adapters; [`Error::Layer`] for other columns or higher ranks.
     pub fn put(&mut self, stream: &Stream, other: &Self) -> Result<()> {
         other.expect_fused()?;
         if other.bottleneck.is_some() || other.prefix.is_some() {
-            return Err(other_adapters("a LoRA alone", "one with other adapters"));
+            return Err(slot_mismatch("a LoRA alone", "a LoRA with other adapters"));
         }
-        // Factors of the same shapes may belong to another projection or another layer.
+        // Factors of the same shapes could still belong to another projection or layer.
         if self.segments != other.segments {
-            return Err(other_adapters("a LoRA of the same projections in every layer", "one of others"));
+            return Err(slot_mismatch("a LoRA of the same projections in every layer", "a LoRA of other projections"));
         }
-        self.expect_slot()?.put(stream, &other.factors).map_err(of_slot)
+        self.expect_slot()?.put(stream, &other.factors).map_err(slot_error)
     }
 
-    /// Issues the removal of the LoRA: passes issued or replayed on the stream afterwards are the base model's.
+    /// Issues the removal of the LoRA: passes issued or replayed on the stream afterwards run the base model.
     ///
     /// # Errors
-    /// [`Error::OtherAdapters`] unless the LoRA is [swappable](Self::swappable).
+    /// [`Error::AdapterMismatch`] unless the LoRA is [swappable](Self::swappable).
     pub fn clear(&mut self, stream: &Stream) -> Result<()> {
-        self.expect_slot()?.clear(stream).map_err(of_slot)
+        self.expect_slot()?.clear(stream).map_err(slot_error)
+    }
+
+    /// Checks that the adapters are for a model of this many layers and features.
+    pub(super) fn expect_shape(&self, layers: usize, d_model: usize) -> Result<()> {
+        let subject = "the model of the adapters has";
+        expect_same(subject, "layers", layers, self.layers)?;
+        expect_same(subject, "features", d_model, self.d_model)
     }
 
     fn expect_fused(&self) -> Result<()> {
         match self.mode {
             LoraMode::Fused => Ok(()),
-            mode => Err(other_adapters("a fused LoRA", &format!("{mode:?}"))),
+            mode => Err(slot_mismatch("a fused LoRA", &format!("a LoRA in mode {mode:?}"))),
         }
     }
 
     fn expect_slot(&mut self) -> Result<&mut FactorSlot<W>> {
-        self.slot.as_mut().ok_or_else(|| other_adapters("adapters that are swappable", "adapters that are not"))
+        self.slot.as_mut().ok_or_else(|| slot_mismatch("swappable adapters", "adapters that are not swappable"))
     }
 
     /// Trainable parameters, |Θ|.
@@ -165,37 +177,37 @@ impl<W: Element> DeviceAdapters<W> {
     }
 
     /// The segments on one projection.
-    pub(super) fn segments(&self, layer: usize, which: Projection) -> Vec<DeviceSegment<'_, W>> {
-        self.places(layer, which).map(|index| self.factors.segment(index)).collect()
+    pub(super) fn segments(&self, layer: usize, projection: Projection) -> Vec<DeviceSegment<'_, W>> {
+        self.segment_range(layer, projection).map(|index| self.factors.segment(index)).collect()
     }
 
-    /// The segments on one projection through the slot, if there is one.
-    pub(super) fn in_slot(&self, layer: usize, which: Projection) -> Option<SlotSegments<'_, W>> {
-        let places = self.places(layer, which);
-        self.slot.as_ref().filter(|_| !places.is_empty()).map(|slot| slot.segments(places))
+    /// The same segments, taken from the slot, if there is one.
+    pub(super) fn slot_segments(&self, layer: usize, projection: Projection) -> Option<SlotSegments<'_, W>> {
+        let segment_range = self.segment_range(layer, projection);
+        self.slot.as_ref().filter(|_| !segment_range.is_empty()).map(|slot| slot.segments(segment_range))
     }
 
-    fn places(&self, layer: usize, which: Projection) -> Range<usize> {
-        self.segments.get(layer).map_or(0..0, |layer| layer[which as usize].clone())
+    fn segment_range(&self, layer: usize, projection: Projection) -> Range<usize> {
+        self.segments.get(layer).map_or(0..0, |layer| layer[projection as usize].clone())
     }
 
-    /// The Houlsby adapter after the attention (0) or after the MLP (1) of a layer.
-    pub(super) fn houlsby(&self, layer: usize, which: usize) -> Option<&DeviceBottleneck<W>> {
+    /// The Houlsby adapter after the attention (sublayer 0) or the MLP (1) of a layer.
+    pub(super) fn houlsby(&self, layer: usize, sublayer: usize) -> Option<&DeviceBottleneck<W>> {
         match &self.bottleneck {
-            Some((Kind::Houlsby, layers)) => layers[layer].get(which),
+            Some((Kind::Houlsby, layers)) => layers[layer].get(sublayer),
             _ => None,
         }
     }
 
-    /// The adapter after a layer.
-    pub(super) fn behind(&self, layer: usize) -> Option<&DeviceBottleneck<W>> {
+    /// The adapter after a whole block (Lin, Pfeiffer).
+    pub(super) fn after_block(&self, layer: usize) -> Option<&DeviceBottleneck<W>> {
         match &self.bottleneck {
             Some((Kind::Lin | Kind::Pfeiffer, layers)) => layers[layer].first(),
             _ => None,
         }
     }
 
-    /// Prefix tokens.
+    /// Length of the prefix in tokens; 0 without a prefix.
     pub(super) fn prefix_length(&self) -> usize {
         match &self.prefix {
             None => 0,
@@ -203,8 +215,8 @@ impl<W: Element> DeviceAdapters<W> {
         }
     }
 
-    /// Prefix vectors in front of the input, `[length, d_model]`.
-    pub(super) fn vectors(&self, d_model: usize) -> fused_lora::Result<Option<DeviceMatrix<'_, W>>> {
+    /// The vectors of a prefix-embedding, `[length, d_model]`.
+    pub(super) fn prefix_vectors(&self, d_model: usize) -> fused_lora::Result<Option<DeviceMatrix<'_, W>>> {
         match &self.prefix {
             Some(DevicePrefix::Embedding { length, vectors }) => {
                 DeviceMatrix::new(vectors.as_slice(), *length, d_model).map(Some)
@@ -213,8 +225,8 @@ impl<W: Element> DeviceAdapters<W> {
         }
     }
 
-    /// Prefix keys and values of a layer, to which every sequence attends, `[length, d_model]` each.
-    pub(super) fn prefix_of(&self, layer: usize) -> Option<&[DeviceBuffer<W>; 2]> {
+    /// The keys and values that a prefix-layer has in this layer, `[length, d_model]` each.
+    pub(super) fn prefix_keys_values(&self, layer: usize) -> Option<&[DeviceBuffer<W>; 2]> {
         match &self.prefix {
             Some(DevicePrefix::Layer { keys_values, .. }) => keys_values.get(layer),
             _ => None,
@@ -223,28 +235,32 @@ impl<W: Element> DeviceAdapters<W> {
 }
 
 /// The indices of each projection's segments, layer by layer.
-type Places = Vec<[Range<usize>; 4]>;
+type SegmentIndices = Vec<[Range<usize>; 4]>;
 
-/// Uploads a LoRA's factors, and returns the places of each projection's segments.
-fn upload_factors<W: Element>(stream: &Stream, lora: &Lora<W>, mode: LoraMode) -> Result<(DeviceFactors<W>, Places)> {
-    let (mut all, mut places) = (vec![], vec![]);
+/// Uploads a LoRA's factors. Returns them with the indices of each projection's segments.
+fn upload_factors<W: Element>(
+    stream: &Stream,
+    lora: &Lora<W>,
+    mode: LoraMode,
+) -> Result<(DeviceFactors<W>, SegmentIndices)> {
+    let (mut all, mut segment_range) = (vec![], vec![]);
     for layer in 0..lora.layers.len() {
         let mut of_layer = [const { 0..0 }; 4];
-        for which in Projection::ALL {
+        for projection in Projection::ALL {
             let begin = all.len();
-            all.extend(lora.segments(layer, which)?);
-            of_layer[which as usize] = begin..all.len();
+            all.extend(lora.segments(layer, projection)?);
+            of_layer[projection as usize] = begin..all.len();
         }
-        places.push(of_layer);
+        segment_range.push(of_layer);
     }
     let padded: Vec<_> = if mode == LoraMode::Sequential { all.iter().map(Padded::new).collect() } else { vec![] };
     if mode == LoraMode::Sequential {
         all = padded.iter().map(Padded::view).collect::<fused_lora::Result<_>>()?;
     }
-    Ok((DeviceFactors::upload(stream, &all)?, places))
+    Ok((DeviceFactors::upload(stream, &all)?, segment_range))
 }
 
-/// A segment whose rank is padded with zeros. In separate products, B and T are read fastest if their rows are
+/// A segment whose rank is padded with zeros, for sequential LoRA: its products read B and T fastest if rows are
 /// multiples of 16 bytes. Fused factors are not padded.
 struct Padded<W> {
     columns: Range<usize>,
@@ -274,11 +290,11 @@ impl<W: Element> Padded<W> {
     }
 }
 
-fn other_adapters(expected: &str, actual: &str) -> Error {
-    Error::OtherAdapters { what: "the slot".into(), expected: expected.into(), actual: actual.into() }
+fn slot_mismatch(expected: &str, actual: &str) -> Error {
+    Error::AdapterMismatch { what: "the slot".into(), expected: expected.into(), actual: actual.into() }
 }
 
-fn of_slot(source: fused_lora::Error) -> Error {
+fn slot_error(source: fused_lora::Error) -> Error {
     Error::Layer { what: "the slot".into(), source }
 }
 
@@ -286,9 +302,9 @@ impl<W: Element> DeviceBottleneck<W> {
     fn upload(stream: &Stream, adapter: &Adapter<W>) -> Result<Self> {
         let (down, up) = (&adapter.down, &adapter.up);
         Ok(Self {
-            down: DeviceBuffer::from_slice(stream, &turned(&down.weight, down.d_in, down.d_out))?,
+            down: DeviceBuffer::from_slice(stream, &transposed(&down.weight, down.d_in, down.d_out))?,
             down_bias: DeviceBuffer::from_slice(stream, &down.bias)?,
-            up: DeviceBuffer::from_slice(stream, &turned(&up.weight, up.d_in, up.d_out))?,
+            up: DeviceBuffer::from_slice(stream, &transposed(&up.weight, up.d_in, up.d_out))?,
             up_bias: DeviceBuffer::from_slice(stream, &up.bias)?,
             norm: adapter.norm.as_ref().map(|norm| NormWeights::upload(stream, norm)).transpose()?,
             width: down.d_out,
@@ -325,8 +341,8 @@ impl<W: Element> DevicePrefix<W> {
                 Self::Embedding { length: *length, vectors: DeviceBuffer::from_slice(stream, &narrow(vectors))? }
             }
             Prefix::Layer { length, keys_values, .. } => {
-                let slice = |which: usize| -> Result<DeviceBuffer<W>> {
-                    let rows = keys_values.chunks_exact(2 * config.layers * d).map(|row| &row[which * d..][..d]);
+                let slice = |index: usize| -> Result<DeviceBuffer<W>> {
+                    let rows = keys_values.chunks_exact(2 * config.layers * d).map(|row| &row[index * d..][..d]);
                     Ok(DeviceBuffer::from_slice(stream, &narrow(&rows.collect::<Vec<_>>().concat()))?)
                 };
                 let layer = |layer: usize| -> Result<_> { Ok([slice(2 * layer)?, slice(2 * layer + 1)?]) };
@@ -336,7 +352,7 @@ impl<W: Element> DevicePrefix<W> {
     }
 }
 
-/// A `[rows, cols]` matrix as `[cols, rows]`.
-fn turned<W: Element>(matrix: &[W], rows: usize, cols: usize) -> Vec<W> {
+/// The transpose of a `[rows, cols]` matrix.
+fn transposed<W: Element>(matrix: &[W], rows: usize, cols: usize) -> Vec<W> {
     (0..rows * cols).map(|i| matrix[i % rows * cols + i / rows]).collect()
 }

@@ -1,58 +1,58 @@
-//! All activations of a pass in one allocation, in which parts that live at the same time do not overlap.
+//! All activations of a pass, in one allocation.
 
 use fused_lora::Element;
 use fused_lora::device::{DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSliceMut, Stream};
 
 use crate::error::Result;
 
-/// Elements of the parts of an arena.
+/// The sizes of an arena's parts, in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Sizes {
+pub(super) struct PartSizes {
     /// The residual stream, `[rows, d_model]`.
     pub(super) x: usize,
-    /// A second residual stream, for a layer that cannot add to its own input, or the output of a sublayer that an
-    /// adapter follows.
-    pub(super) other: usize,
+    /// A second buffer like `x`: the output of a sublayer that a Houlsby adapter follows, or of a Pfeiffer adapter,
+    /// which cannot write over its input.
+    pub(super) second_x: usize,
     /// The output of a LayerNorm, `[rows, d_model]`.
     pub(super) normed: usize,
-    /// qkv `[rows, 3·d_model]` followed by the attention's output, and afterwards the MLP's hidden values.
-    pub(super) wide: usize,
-    /// T of a LoRA that runs separately from its layer.
+    /// First qkv `[rows, 3·d_model]` and the attention's output behind it, then the hidden features of the MLP.
+    pub(super) qkv_or_hidden: usize,
+    /// T of a sequential LoRA.
     pub(super) t: usize,
-    /// The product T·Bᵀ of such a LoRA.
-    pub(super) beside: usize,
-    /// ΔW, and a weight of zeros that it is added to.
+    /// T·Bᵀ of a sequential LoRA.
+    pub(super) low_rank_product: usize,
+    /// ΔW of a dense LoRA, and the zeros that it is merged into.
     pub(super) delta: usize,
     pub(super) zeros: usize,
     /// Logits, `[rows, logits_stride]`.
     pub(super) logits: usize,
 }
 
-/// Alignment of the parts, in elements: a multiple of 16 bytes for every type.
+/// Each part starts at a multiple of this many elements, which is a multiple of 16 bytes for every type.
 const ALIGNMENT: usize = 64;
 
 /// The allocation of all parts.
 #[derive(Debug)]
 pub(super) struct Arena<W> {
     buffer: DeviceBuffer<W>,
-    sizes: Sizes,
+    sizes: PartSizes,
 }
 
 /// Views of an arena's parts.
 pub(super) struct Parts<'a, W> {
     pub(super) x: DeviceSliceMut<'a, W>,
-    pub(super) other: DeviceSliceMut<'a, W>,
+    pub(super) second_x: DeviceSliceMut<'a, W>,
     pub(super) normed: DeviceSliceMut<'a, W>,
-    pub(super) wide: DeviceSliceMut<'a, W>,
+    pub(super) qkv_or_hidden: DeviceSliceMut<'a, W>,
     pub(super) t: DeviceSliceMut<'a, W>,
-    pub(super) beside: DeviceSliceMut<'a, W>,
+    pub(super) low_rank_product: DeviceSliceMut<'a, W>,
     pub(super) delta: DeviceSliceMut<'a, W>,
     pub(super) zeros: DeviceSliceMut<'a, W>,
     pub(super) logits: DeviceSliceMut<'a, W>,
 }
 
 impl<W: Element> Arena<W> {
-    pub(super) fn new(stream: &Stream, sizes: Sizes) -> Result<Self> {
+    pub(super) fn new(stream: &Stream, sizes: PartSizes) -> Result<Self> {
         Ok(Self { buffer: DeviceBuffer::zeros(stream, sizes.elements())?, sizes })
     }
 
@@ -64,36 +64,36 @@ impl<W: Element> Arena<W> {
         let sizes = self.sizes;
         let whole = self.buffer.as_mut_slice();
         let (x, rest) = split(whole, sizes.x);
-        let (other, rest) = split(rest, sizes.other);
+        let (second_x, rest) = split(rest, sizes.second_x);
         let (normed, rest) = split(rest, sizes.normed);
-        let (wide, rest) = split(rest, sizes.wide);
+        let (qkv_or_hidden, rest) = split(rest, sizes.qkv_or_hidden);
         let (t, rest) = split(rest, sizes.t);
-        let (beside, rest) = split(rest, sizes.beside);
+        let (low_rank_product, rest) = split(rest, sizes.low_rank_product);
         let (delta, rest) = split(rest, sizes.delta);
         let (zeros, logits) = split(rest, sizes.zeros);
-        Parts { x, other, normed, wide, t, beside, delta, zeros, logits }
+        Parts { x, second_x, normed, qkv_or_hidden, t, low_rank_product, delta, zeros, logits }
     }
 }
 
-impl Sizes {
+impl PartSizes {
     /// For each part, the larger of the two sizes.
-    pub(super) fn largest(&self, other: &Self) -> Self {
+    pub(super) fn largest(&self, second_x: &Self) -> Self {
         Self {
-            x: self.x.max(other.x),
-            other: self.other.max(other.other),
-            normed: self.normed.max(other.normed),
-            wide: self.wide.max(other.wide),
-            t: self.t.max(other.t),
-            beside: self.beside.max(other.beside),
-            delta: self.delta.max(other.delta),
-            zeros: self.zeros.max(other.zeros),
-            logits: self.logits.max(other.logits),
+            x: self.x.max(second_x.x),
+            second_x: self.second_x.max(second_x.second_x),
+            normed: self.normed.max(second_x.normed),
+            qkv_or_hidden: self.qkv_or_hidden.max(second_x.qkv_or_hidden),
+            t: self.t.max(second_x.t),
+            low_rank_product: self.low_rank_product.max(second_x.low_rank_product),
+            delta: self.delta.max(second_x.delta),
+            zeros: self.zeros.max(second_x.zeros),
+            logits: self.logits.max(second_x.logits),
         }
     }
 
     fn elements(&self) -> usize {
-        let Self { x, other, normed, wide, t, beside, delta, zeros, logits } = *self;
-        [x, other, normed, wide, t, beside, delta, zeros, logits]
+        let Self { x, second_x, normed, qkv_or_hidden, t, low_rank_product, delta, zeros, logits } = *self;
+        [x, second_x, normed, qkv_or_hidden, t, low_rank_product, delta, zeros, logits]
             .map(|size| size.next_multiple_of(ALIGNMENT))
             .iter()
             .sum()
@@ -104,7 +104,7 @@ fn split<W: Element>(slice: DeviceSliceMut<'_, W>, size: usize) -> (DeviceSliceM
     slice.split_at(size.next_multiple_of(ALIGNMENT))
 }
 
-/// The first `rows · cols` elements of a part.
+/// A `[rows, cols]` matrix at the start of a part.
 pub(super) fn matrix<'a, W: Element>(
     part: &'a DeviceSliceMut<'_, W>,
     rows: usize,
@@ -113,7 +113,7 @@ pub(super) fn matrix<'a, W: Element>(
     DeviceMatrix::new(part.as_ref(), rows, cols)
 }
 
-/// [`matrix`], mutable.
+/// A mutable `[rows, cols]` matrix at the start of a part.
 pub(super) fn matrix_mut<'a, W: Element>(
     part: &'a mut DeviceSliceMut<'_, W>,
     rows: usize,

@@ -1,4 +1,4 @@
-//! One transformer block on a device: its launches, planned and issued.
+//! One transformer block on a device: plans its launches and issues them.
 
 use std::ops::Range;
 
@@ -12,38 +12,41 @@ use fused_lora::lora::Activation;
 use fused_lora::plan::transformer::AttentionShape;
 
 use super::adapters::{DeviceAdapters, DeviceBottleneck};
-use super::arena::{Parts, Sizes, matrix, matrix_mut};
+use super::arena::{PartSizes, Parts, matrix, matrix_mut};
 use super::cache::Cache;
-use super::projection::{Call, PlannedProjection, Scratch};
+use super::projection::{PlannedProjection, ProjectionCall, Scratch};
 use super::shape::PassShape;
 use super::weights::DeviceModel;
 use crate::adapter::lora::Projection;
 use crate::error::{Error, Result};
 
-/// One block's launches.
+/// The planned launches of a block.
 #[derive(Debug)]
 pub(super) struct Block<W> {
     projections: [PlannedProjection<W>; 4],
     attention: Attention<W>,
     houlsby: [Option<Adapter<W>>; 2],
-    behind: Option<Adapter<W>>,
-    behind_is_normed: bool,
+    /// The adapter after the whole block (Lin, Pfeiffer), and whether it has a LayerNorm.
+    after_block: Option<Adapter<W>>,
+    after_block_has_norm: bool,
 }
 
 /// The model, the adapters and the cache of a pass.
-pub(super) struct On<'a, W> {
+pub(super) struct PassInputs<'a, W> {
     pub(super) model: &'a DeviceModel<W>,
     pub(super) adapters: &'a DeviceAdapters<W>,
+    /// The cache, and its sequences that the pass continues.
     pub(super) cache: Option<(&'a mut Cache<W>, Range<usize>)>,
 }
 
-/// The place of a block in a pass.
-pub(super) struct Layer<'a, W> {
+/// The block's index, and what the blocks of a pass share.
+pub(super) struct BlockContext<'a, W> {
     pub(super) index: usize,
     pub(super) sequences: usize,
-    /// Rows of a sequence.
+    /// Rows of a sequence, prefix vectors included.
     pub(super) length: usize,
     pub(super) norm: &'a LayerNorm<W>,
+    /// Keys that each sequence has in the cache.
     pub(super) lengths: DeviceSlice<'a, u32>,
 }
 
@@ -58,16 +61,17 @@ impl<W: Element> Block<W> {
     ) -> Result<Self> {
         let config = model.config();
         let rows = shape.sequences * length;
-        let projection = |which: Projection| -> Result<PlannedProjection<W>> {
-            let name = |source| Error::Layer { what: name(index, which), source };
-            let linear = model.layers[index].projection(which);
-            let segments = adapters.segments(index, which);
-            let activation = activation(config.activation, which);
+        let plan = |projection: Projection| -> Result<PlannedProjection<W>> {
+            let name = |source| Error::Layer { what: name(index, projection), source };
+            let linear = model.layers[index].projection(projection);
+            let segments = adapters.segments(index, projection);
+            let activation = activation(config.activation, projection);
             PlannedProjection::new(device, linear, &segments, adapters.mode, activation, rows).map_err(name)
         };
         let [qkv, attn_out, fc, mlp_out] = Projection::ALL;
         let named = |source| Error::Layer { what: format!("h.{index}.attn"), source };
-        let capacity = shape.cache.unwrap_or(adapters.prefix_of(index).map_or(0, |[k, _]| k.len() / config.d_model));
+        let capacity =
+            shape.cache.unwrap_or(adapters.prefix_keys_values(index).map_or(0, |[k, _]| k.len() / config.d_model));
         let attention = AttentionShape {
             sequences: shape.sequences,
             tokens: length,
@@ -81,11 +85,11 @@ impl<W: Element> Block<W> {
             bottleneck.map(|b| Adapter::new(device, &b.view()?, rows)).transpose().map_err(name)
         };
         let block = Self {
-            projections: [projection(qkv)?, projection(attn_out)?, projection(fc)?, projection(mlp_out)?],
+            projections: [plan(qkv)?, plan(attn_out)?, plan(fc)?, plan(mlp_out)?],
             attention: Attention::new(device, &attention).map_err(named)?,
             houlsby: [adapter(adapters.houlsby(index, 0))?, adapter(adapters.houlsby(index, 1))?],
-            behind: adapter(adapters.behind(index))?,
-            behind_is_normed: adapters.behind(index).is_some_and(|b| b.norm(0.0).is_some()),
+            after_block: adapter(adapters.after_block(index))?,
+            after_block_has_norm: adapters.after_block(index).is_some_and(|b| b.norm(0.0).is_some()),
         };
         Ok(if shape.dependent { block.with_dependent_launches() } else { block })
     }
@@ -95,65 +99,66 @@ impl<W: Element> Block<W> {
             projections: self.projections.map(PlannedProjection::with_dependent_launches),
             attention: self.attention.with_dependent_launch(),
             houlsby: self.houlsby.map(|adapter| adapter.map(Adapter::with_dependent_launch)),
-            behind: self.behind.map(Adapter::with_dependent_launch),
-            behind_is_normed: self.behind_is_normed,
+            after_block: self.after_block.map(Adapter::with_dependent_launch),
+            after_block_has_norm: self.after_block_has_norm,
         }
     }
 
-    /// Elements that this block needs of an arena's parts, beyond those that every block needs.
+    /// The sizes of the arena's parts that only some blocks need.
     pub(super) fn sizes(
         &self,
         model: &DeviceModel<W>,
         adapters: &DeviceAdapters<W>,
         index: usize,
         rows: usize,
-    ) -> Result<Sizes> {
-        let other = self.behind.is_some() || self.houlsby.iter().any(Option::is_some);
-        let mut sizes = Sizes { other: if other { rows * model.config.d_model } else { 0 }, ..Sizes::default() };
-        for which in Projection::ALL {
-            let linear = model.layers[index].projection(which);
-            let segments = adapters.segments(index, which);
-            sizes = sizes.largest(&self.projections[which as usize].sizes(linear, &segments, rows));
+    ) -> Result<PartSizes> {
+        let second_x = self.after_block.is_some() || self.houlsby.iter().any(Option::is_some);
+        let mut sizes =
+            PartSizes { second_x: if second_x { rows * model.config.d_model } else { 0 }, ..PartSizes::default() };
+        for projection in Projection::ALL {
+            let linear = model.layers[index].projection(projection);
+            let segments = adapters.segments(index, projection);
+            sizes = sizes.largest(&self.projections[projection as usize].sizes(linear, &segments, rows));
         }
         Ok(sizes)
     }
 
     pub(super) fn workspace(&self) -> WorkspaceLayout {
-        let adapters = self.houlsby.iter().chain([&self.behind]).flatten().map(Adapter::workspace);
+        let adapters = self.houlsby.iter().chain([&self.after_block]).flatten().map(Adapter::workspace);
         let projections = self.projections.iter().map(PlannedProjection::workspace);
         projections.chain(adapters).fold(self.attention.workspace(), |all, one| all.union(&one))
     }
 
     pub(super) fn launches(&self) -> usize {
-        // The attention and two LayerNorms. Adapter^L adds its own LayerNorm.
-        let adapters = self.houlsby.iter().chain([&self.behind]).flatten().count();
-        let norms = 2 + usize::from(self.behind_is_normed);
+        // The attention is one launch. There are two LayerNorms, and Adapter^L has one more.
+        let adapters = self.houlsby.iter().chain([&self.after_block]).flatten().count();
+        let norms = 2 + usize::from(self.after_block_has_norm);
         self.projections.iter().map(PlannedProjection::launches).sum::<usize>() + 1 + norms + adapters
     }
 
-    /// `x += c_proj(attn(ln_1 x)); x += c_proj(act(c_fc(ln_2 x)))`, with adapters. Expects `ln_1 x` in `normed`, and
-    /// leaves that of the next block there.
+    /// `x += c_proj(attn(ln_1 x)); x += c_proj(act(c_fc(ln_2 x)))`, with adapters. `normed` holds `ln_1 x` at the
+    /// start, and the next block's at the end.
     pub(super) fn issue(
         &self,
         stream: &Stream,
-        on: &mut On<'_, W>,
-        place: &Layer<'_, W>,
+        inputs: &mut PassInputs<'_, W>,
+        context: &BlockContext<'_, W>,
         parts: &mut Parts<'_, W>,
         record: &mut MergeRecord,
         workspace: &mut Workspace,
     ) -> Result<()> {
-        let &Layer { index, sequences, length, norm, lengths } = place;
-        let (model, adapters) = (on.model, on.adapters);
+        let &BlockContext { index, sequences, length, norm, lengths } = context;
+        let (model, adapters) = (inputs.model, inputs.adapters);
         let (config, layer) = (model.config(), &model.layers[index]);
         let (d, rows, epsilon) = (config.d_model, sequences * length, config.layer_norm_epsilon);
         let named = |what: &'static str| move |source| Error::Layer { what: format!("h.{index}.{what}"), source };
-        let Parts { x, other, normed, wide, t, beside, delta, zeros, .. } = parts;
-        let mut scratch = Scratch { t, beside, delta, zeros, record, workspace };
+        let Parts { x, second_x, normed, qkv_or_hidden, t, low_rank_product, delta, zeros, .. } = parts;
+        let mut scratch = Scratch { t, low_rank_product, delta, zeros, record, workspace };
         let projections = Projections { planned: &self.projections, stream, model, adapters, index };
 
-        projections.launch(Projection::Qkv, matrix(normed, rows, d)?, false, wide, &mut scratch)?;
-        let (qkv, mut attended) = wide.slice_mut(0..4 * rows * d).split_at(3 * rows * d);
-        let memory = match (&mut on.cache, adapters.prefix_of(index)) {
+        projections.launch(Projection::Qkv, matrix(normed, rows, d)?, false, qkv_or_hidden, &mut scratch)?;
+        let (qkv, mut attended) = qkv_or_hidden.slice_mut(0..4 * rows * d).split_at(3 * rows * d);
+        let memory = match (&mut inputs.cache, adapters.prefix_keys_values(index)) {
             (Some((cache, sequences)), _) => {
                 let [keys, values] = cache.layer(index, sequences.clone())?;
                 AttentionMemory::Cache { keys, values, lengths }
@@ -169,13 +174,13 @@ impl<W: Element> Block<W> {
             .launch(stream, matrix(&qkv, rows, 3 * d)?, memory, out, scratch.workspace)
             .map_err(named("attn"))?;
 
-        let adapter = |which: usize| self.houlsby[which].as_ref().zip(adapters.houlsby(index, which));
+        let adapter = |sublayer: usize| self.houlsby[sublayer].as_ref().zip(adapters.houlsby(index, sublayer));
         let attended = matrix(&attended, rows, d)?;
         match adapter(0) {
             None => projections.launch(Projection::AttnOut, attended, true, x, &mut scratch)?,
             Some((planned, adapter)) => {
-                projections.launch(Projection::AttnOut, attended, false, other, &mut scratch)?;
-                let (s, x) = (matrix(other, rows, d)?, matrix_mut(x, rows, d)?);
+                projections.launch(Projection::AttnOut, attended, false, second_x, &mut scratch)?;
+                let (s, x) = (matrix(second_x, rows, d)?, matrix_mut(x, rows, d)?);
                 planned
                     .launch(stream, &adapter.view()?, s, true, DeviceResidual::InPlace, x, scratch.workspace)
                     .map_err(named("adapter_attn"))?;
@@ -184,29 +189,29 @@ impl<W: Element> Block<W> {
 
         norm.launch(stream, matrix(x, rows, d)?, &layer.ln_2.view(epsilon), matrix_mut(normed, rows, d)?)
             .map_err(named("ln_2"))?;
-        projections.launch(Projection::Fc, matrix(normed, rows, d)?, false, wide, &mut scratch)?;
-        let hidden = matrix(wide, rows, config.d_ff)?;
+        projections.launch(Projection::Fc, matrix(normed, rows, d)?, false, qkv_or_hidden, &mut scratch)?;
+        let hidden = matrix(qkv_or_hidden, rows, config.d_ff)?;
         match adapter(1) {
             None => projections.launch(Projection::MlpOut, hidden, true, x, &mut scratch)?,
             Some((planned, adapter)) => {
-                projections.launch(Projection::MlpOut, hidden, false, other, &mut scratch)?;
-                let (s, x) = (matrix(other, rows, d)?, matrix_mut(x, rows, d)?);
+                projections.launch(Projection::MlpOut, hidden, false, second_x, &mut scratch)?;
+                let (s, x) = (matrix(second_x, rows, d)?, matrix_mut(x, rows, d)?);
                 planned
                     .launch(stream, &adapter.view()?, s, true, DeviceResidual::InPlace, x, scratch.workspace)
                     .map_err(named("adapter_mlp"))?;
             }
         }
 
-        if let Some((planned, adapter)) = self.behind.as_ref().zip(adapters.behind(index)) {
+        if let Some((planned, adapter)) = self.after_block.as_ref().zip(adapters.after_block(index)) {
             let view = adapter.view()?;
             let launched = if let Some(own) = adapter.norm(epsilon) {
                 norm.launch(stream, matrix(x, rows, d)?, &own, matrix_mut(normed, rows, d)?)?;
                 let (input, x) = (matrix(normed, rows, d)?, matrix_mut(x, rows, d)?);
                 planned.launch(stream, &view, input, false, DeviceResidual::InPlace, x, scratch.workspace)
             } else {
-                let (input, y) = (matrix(x, rows, d)?, matrix_mut(other, rows, d)?);
+                let (input, y) = (matrix(x, rows, d)?, matrix_mut(second_x, rows, d)?);
                 let launched = planned.launch(stream, &view, input, true, DeviceResidual::None, y, scratch.workspace);
-                std::mem::swap(x, other);
+                std::mem::swap(x, second_x);
                 launched
             };
             launched.map_err(named("adapter"))?;
@@ -216,7 +221,7 @@ impl<W: Element> Block<W> {
     }
 }
 
-/// A block's projections, to be launched one after the other.
+/// Launches a block's projections.
 struct Projections<'a, W> {
     planned: &'a [PlannedProjection<W>; 4],
     stream: &'a Stream,
@@ -228,26 +233,26 @@ struct Projections<'a, W> {
 impl<W: Element> Projections<'_, W> {
     fn launch(
         &self,
-        which: Projection,
+        projection: Projection,
         input: DeviceMatrix<'_, W>,
         adds: bool,
         y: &mut DeviceSliceMut<'_, W>,
         scratch: &mut Scratch<'_, '_, W>,
     ) -> Result<()> {
         let &Self { planned, stream, model, adapters, index } = self;
-        let linear = model.layers[index].projection(which);
-        let activation = activation(model.config.activation, which);
-        let (segments, slot) = (adapters.segments(index, which), adapters.in_slot(index, which));
-        let call = Call { linear, segments: &segments, slot, activation, adds };
-        let launched = planned[which as usize].launch(stream, &call, input, y, scratch);
-        launched.map_err(|source| Error::Layer { what: name(index, which), source })
+        let linear = model.layers[index].projection(projection);
+        let activation = activation(model.config.activation, projection);
+        let (segments, slot) = (adapters.segments(index, projection), adapters.slot_segments(index, projection));
+        let call = ProjectionCall { linear, segments: &segments, slot, activation, adds };
+        let launched = planned[projection as usize].launch(stream, &call, input, y, scratch);
+        launched.map_err(|source| Error::Layer { what: name(index, projection), source })
     }
 }
 
-fn activation(of_mlp: Activation, which: Projection) -> Activation {
-    if which == Projection::Fc { of_mlp } else { Activation::Identity }
+fn activation(of_mlp: Activation, projection: Projection) -> Activation {
+    if projection == Projection::Fc { of_mlp } else { Activation::Identity }
 }
 
-fn name(layer: usize, which: Projection) -> String {
-    format!("h.{layer}.{}", which.name())
+fn name(layer: usize, projection: Projection) -> String {
+    format!("h.{layer}.{}", projection.name())
 }

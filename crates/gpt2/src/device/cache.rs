@@ -10,7 +10,7 @@ use super::weights::DeviceModel;
 use crate::config::Config;
 use crate::error::{Error, Result};
 
-/// The keys and values of some sequences, in all layers of a model.
+/// The keys and values of a batch of sequences, in all layers of a model.
 ///
 /// A cache is valid only for the adapters that it was started with, because its keys and values depend on them.
 #[derive(Debug)]
@@ -19,12 +19,12 @@ pub struct Cache<W> {
     d_model: usize,
     /// For each layer its keys and its values, `[sequences·capacity, d_model]` each.
     layers: Vec<[DeviceBuffer<W>; 2]>,
-    /// Keys of each sequence, prefix included.
+    /// The number of keys of each sequence, those of a prefix included.
     lengths: Vec<usize>,
 }
 
 impl<W: Element> Cache<W> {
-    /// A cache with room for `capacity` keys of each of `sequences` sequences, including those of a prefix.
+    /// A cache of `sequences` sequences with room for `capacity` keys each, those of a prefix included.
     ///
     /// # Errors
     /// [`Error::TooManyPositions`] if the model has fewer positions; [`Error::Layer`] if memory cannot be allocated,
@@ -39,27 +39,30 @@ impl<W: Element> Cache<W> {
         Ok(Self { capacity, d_model, layers, lengths: vec![0; sequences] })
     }
 
-    /// Removes all tokens. Every sequence then begins with the adapters' prefix keys and values, if there are any.
+    /// Empties every sequence, and copies the adapters' prefix keys and values, if there are any, to its start.
     ///
     /// # Errors
-    /// [`Error::TooManyPositions`] if there is no room for the prefix; [`Error::OtherModel`]; errors of the driver.
+    /// [`Error::ModelMismatch`] for adapters of a model with another number of layers or features than the cache's;
+    /// [`Error::CacheFull`] if there is no room for the prefix; errors of the driver. After one of the first two the
+    /// cache is unchanged.
     pub fn start(&mut self, stream: &Stream, adapters: &DeviceAdapters<W>) -> Result<()> {
-        self.lengths.fill(0);
         let (d, capacity) = (self.d_model, self.capacity);
+        adapters.expect_shape(self.layers.len(), d)?;
+        let length = adapters.prefix_keys_values(0).map_or(0, |[keys, _]| keys.len() / d);
+        if length > capacity {
+            return Err(Error::CacheFull { tokens: 0, keys: length, capacity });
+        }
+        self.lengths.fill(0);
         for (layer, own) in self.layers.iter_mut().enumerate() {
-            let Some(prefix) = adapters.prefix_of(layer) else { return Ok(()) };
-            let length = prefix[0].len() / d;
-            if length > capacity {
-                return Err(Error::TooManyPositions { tokens: 0, prefix: length, positions: capacity });
-            }
+            let Some(prefix) = adapters.prefix_keys_values(layer) else { continue };
             for (own, prefix) in own.iter_mut().zip(prefix) {
                 for sequence in 0..self.lengths.len() {
                     let from = sequence * capacity * d;
                     own.as_mut_slice().slice_mut(from..from + prefix.len()).copy_from(stream, prefix.as_slice())?;
                 }
             }
-            self.lengths.fill(length);
         }
+        self.lengths.fill(length);
         Ok(())
     }
 
@@ -73,18 +76,18 @@ impl<W: Element> Cache<W> {
         self.capacity
     }
 
-    /// Sets the number of keys of a sequence: fewer, to continue from an earlier token, or more, for measurements, with
-    /// arbitrary contents.
+    /// Sets the number of keys of a sequence: a smaller one to continue from an earlier token, or for measurements a
+    /// larger one, with arbitrary keys and values.
     ///
     /// # Errors
-    /// [`Error::TooManyPositions`] beyond the capacity; [`Error::BatchSize`] for a sequence that does not exist.
+    /// [`Error::CacheFull`] beyond the capacity; [`Error::BatchSize`] for a sequence that does not exist.
     pub fn set_length(&mut self, sequence: usize, length: usize) -> Result<()> {
         let sequences = self.lengths.len();
         if length > self.capacity {
-            return Err(Error::TooManyPositions { tokens: length, prefix: 0, positions: self.capacity });
+            return Err(Error::CacheFull { tokens: length, keys: 0, capacity: self.capacity });
         }
-        let place = self.lengths.get_mut(sequence);
-        *place.ok_or(Error::BatchSize { actual: sequence + 1, expected: sequences })? = length;
+        let current = self.lengths.get_mut(sequence);
+        *current.ok_or(Error::BatchSize { actual: sequence + 1, expected: sequences })? = length;
         Ok(())
     }
 
@@ -93,7 +96,7 @@ impl<W: Element> Cache<W> {
         self.layers.iter().flatten().map(|buffer| buffer.len() * size_of::<W>()).sum()
     }
 
-    /// A layer's keys and values of some sequences.
+    /// A layer's keys and values of these sequences.
     pub(super) fn layer(
         &mut self,
         layer: usize,
@@ -103,12 +106,12 @@ impl<W: Element> Cache<W> {
         let rows = sequences.len() * capacity;
         let elements = sequences.start * capacity * d..sequences.end * capacity * d;
         let [keys, values] = &mut self.layers[layer];
-        let [keys, values] = [keys, values].map(|buffer| part(buffer, elements.clone(), rows, d));
+        let [keys, values] = [keys, values].map(|buffer| rows_of(buffer, elements.clone(), rows, d));
         Ok([keys?, values?])
     }
 }
 
-fn part<W: Element>(
+fn rows_of<W: Element>(
     buffer: &mut DeviceBuffer<W>,
     elements: Range<usize>,
     rows: usize,

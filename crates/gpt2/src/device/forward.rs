@@ -7,8 +7,8 @@ use fused_lora::device::{
 };
 
 use super::adapters::DeviceAdapters;
-use super::arena::{Arena, Sizes, matrix, matrix_mut};
-use super::block::{Block, Layer, On};
+use super::arena::{Arena, PartSizes, matrix, matrix_mut};
+use super::block::{Block, BlockContext, PassInputs};
 use super::cache::Cache;
 use super::shape::PassShape;
 use super::weights::DeviceModel;
@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct DeviceForward<W> {
     shape: PassShape,
-    /// Rows of a sequence: prefix vectors and tokens.
+    /// Rows of a sequence: its prefix vectors and its tokens.
     length: usize,
     blocks: Vec<Block<W>>,
     embedding: Embedding<W>,
@@ -32,13 +32,14 @@ pub struct DeviceForward<W> {
     arena: Arena<W>,
     workspace: Workspace,
     record: MergeRecord,
-    /// Token ids, their positions, and the keys that each sequence has.
+    /// Token ids, their positions, and the number of keys that each sequence has.
     inputs: DeviceBuffer<u32>,
-    staged: Vec<u32>,
+    /// The same on the host, before the copy.
+    host_inputs: Vec<u32>,
     /// The first of the cache's sequences that the tokens continue.
-    first: usize,
+    first_sequence: usize,
     /// The keys that each of these sequences had when the tokens were set.
-    before: Vec<usize>,
+    past_lengths: Vec<usize>,
     config: Config,
     logits_stride: usize,
     launches: usize,
@@ -47,11 +48,11 @@ pub struct DeviceForward<W> {
 }
 
 impl<W: Element> DeviceForward<W> {
-    /// Plans a pass for models and adapters of these shapes, and allocates what it needs.
+    /// Plans a pass for models and adapters of these shapes, and allocates its memory.
     ///
     /// # Errors
-    /// [`Error::Batch`] without tokens; [`Error::TooManyPositions`]; [`Error::Layer`] if a layer cannot be planned, a
-    /// kernel cannot be loaded, or memory cannot be allocated.
+    /// [`Error::Batch`] without tokens; [`Error::TooManyPositions`], [`Error::CacheFull`]; [`Error::Layer`] if a layer
+    /// cannot be planned, a kernel cannot be loaded, or memory cannot be allocated.
     pub fn new(
         stream: &Stream,
         model: &DeviceModel<W>,
@@ -64,25 +65,27 @@ impl<W: Element> DeviceForward<W> {
             return Err(Error::Batch { row: 0, actual: 0, expected: 1 });
         }
         let d = config.d_model;
-        let vectors = if continues { 0 } else { adapters.vectors(d)?.map_or(0, |vectors| vectors.rows()) };
+        let prefix_rows = if continues { 0 } else { adapters.prefix_vectors(d)?.map_or(0, |vectors| vectors.rows()) };
         let prefix = adapters.prefix_length();
-        let positions = config.positions.min(cache.unwrap_or(config.positions));
-        if !continues && prefix + tokens > positions {
-            return Err(Error::TooManyPositions { tokens, prefix, positions });
+        if !continues && prefix + tokens > config.positions {
+            return Err(Error::TooManyPositions { tokens, prefix, positions: config.positions });
         }
-        let length = vectors + tokens;
+        if let Some(capacity) = cache.filter(|&capacity| !continues && prefix + tokens > capacity) {
+            return Err(Error::CacheFull { tokens, keys: prefix, capacity });
+        }
+        let length = prefix_rows + tokens;
         let rows = sequences * length;
 
         let blocks = (0..config.layers).map(|layer| Block::new(device, model, adapters, &shape, layer, length));
         let blocks = blocks.collect::<Result<Vec<_>>>()?;
         // Rows of logits start at multiples of 16 bytes for every size of the vocabulary.
         let logits_stride = config.vocabulary.next_multiple_of(16 / size_of::<W>());
-        let mut sizes = Sizes {
+        let mut sizes = PartSizes {
             x: rows * d,
             normed: rows * d,
-            wide: rows * (4 * d).max(config.d_ff),
+            qkv_or_hidden: rows * (4 * d).max(config.d_ff),
             logits: if logits { sequences * tokens * logits_stride } else { 0 },
-            ..Sizes::default()
+            ..PartSizes::default()
         };
         let mut lm_head = logits.then(|| Forward::new(device, &model.lm_head()?, sequences * tokens)).transpose()?;
         let mut workspace = lm_head.as_ref().map(Forward::workspace).unwrap_or_default();
@@ -99,7 +102,7 @@ impl<W: Element> DeviceForward<W> {
         Ok(Self {
             shape,
             length,
-            // The embedding, with the first LayerNorm; the blocks, each with the next LayerNorm; lm_head.
+            // The embedding includes the first LayerNorm, and a block includes the LayerNorm of the next block.
             launches: 1 + usize::from(logits) + blocks.iter().map(Block::launches).sum::<usize>(),
             blocks,
             embedding,
@@ -109,9 +112,9 @@ impl<W: Element> DeviceForward<W> {
             workspace: Workspace::new(stream, workspace)?,
             record: MergeRecord::new(stream)?,
             inputs: DeviceBuffer::zeros(stream, 2 * rows + sequences)?,
-            staged: vec![],
-            first: 0,
-            before: vec![0; sequences],
+            host_inputs: vec![],
+            first_sequence: 0,
+            past_lengths: vec![0; sequences],
             config: config.clone(),
             logits_stride,
             graph: None,
@@ -138,11 +141,12 @@ impl<W: Element> DeviceForward<W> {
         self.arena.bytes() + self.workspace.layout().bytes() + 4 * self.inputs.len()
     }
 
-    /// Copies tokens to the device, for passes that are issued from now on: one slice per sequence. `cache` is the
-    /// cache that the tokens continue, with the first of the sequences that they continue.
+    /// Copies tokens, a slice for each sequence, to the device for passes that are issued from now on. `cache` is the
+    /// cache whose sequences the tokens continue, with the index of the first of these sequences.
     ///
     /// # Errors
-    /// [`Error::BatchSize`], [`Error::Batch`], [`Error::Token`], [`Error::TooManyPositions`]; [`Error::OtherCache`] for
+    /// [`Error::BatchSize`], [`Error::Batch`], [`Error::Token`], [`Error::TooManyPositions`],
+    /// [`Error::CacheFull`]; [`Error::CacheMismatch`] for
     /// a cache of another capacity than planned; errors of the driver.
     pub fn set_tokens(
         &mut self,
@@ -153,14 +157,14 @@ impl<W: Element> DeviceForward<W> {
         cache: Option<(&Cache<W>, usize)>,
     ) -> Result<()> {
         self.expect_cache(cache.map(|(cache, _)| cache))?;
-        let PassShape { sequences, tokens: each, .. } = self.shape;
+        let PassShape { sequences, tokens: sequence_length, .. } = self.shape;
         let config = model.config();
         if tokens.len() != sequences {
             return Err(Error::BatchSize { actual: tokens.len(), expected: sequences });
         }
         for (row, sequence) in tokens.iter().enumerate() {
-            if sequence.len() != each {
-                return Err(Error::Batch { row, actual: sequence.len(), expected: each });
+            if sequence.len() != sequence_length {
+                return Err(Error::Batch { row, actual: sequence.len(), expected: sequence_length });
             }
             for (position, &token) in sequence.iter().enumerate() {
                 if token as usize >= config.vocabulary {
@@ -168,42 +172,52 @@ impl<W: Element> DeviceForward<W> {
                 }
             }
         }
-        let before = match cache {
-            Some((cache, first)) => self.lengths(cache, first)?.to_vec(),
-            // Keys and values of a prefix take the first positions.
-            None => vec![if self.length > each { 0 } else { adapters.prefix_length() }; sequences],
+        let past_lengths = match cache {
+            Some((cache, first_sequence)) => self.lengths(cache, first_sequence)?.to_vec(),
+            // A prefix of keys and values takes the first positions; one of vectors is part of `length`.
+            None => vec![if self.length > sequence_length { 0 } else { adapters.prefix_length() }; sequences],
         };
-        let positions = cache.map_or(config.positions, |(cache, _)| cache.capacity());
-        if let Some(&prefix) = before.iter().find(|&&before| before + self.length > positions) {
-            return Err(Error::TooManyPositions { tokens: self.length, prefix, positions });
+        let (length, positions) = (self.length, config.positions);
+        let longest = past_lengths.iter().copied().max().unwrap_or(0);
+        match cache.map(|(cache, _)| cache.capacity()) {
+            Some(capacity) if longest + length > capacity => {
+                return Err(Error::CacheFull { tokens: length, keys: longest, capacity });
+            }
+            None if longest + length > positions => {
+                return Err(Error::TooManyPositions { tokens: length, prefix: longest, positions });
+            }
+            _ => {}
         }
-        let vectors = self.length - each;
+        let prefix_rows = self.length - sequence_length;
         let ids = |sequence: &&[u32]| {
-            (0..vectors).map(|i| (config.vocabulary + i) as u32).chain(sequence.iter().copied()).collect::<Vec<u32>>()
+            (0..prefix_rows)
+                .map(|i| (config.vocabulary + i) as u32)
+                .chain(sequence.iter().copied())
+                .collect::<Vec<u32>>()
         };
-        self.staged.clear();
-        self.staged.extend(tokens.iter().flat_map(ids));
-        self.staged.extend(before.iter().flat_map(|&before| (before..before + self.length).map(|at| at as u32)));
-        self.staged.extend(before.iter().map(|&before| before as u32));
-        self.inputs.upload(stream, &self.staged)?;
-        self.first = cache.map_or(0, |(_, first)| first);
-        self.before = before;
+        self.host_inputs.clear();
+        self.host_inputs.extend(tokens.iter().flat_map(ids));
+        self.host_inputs.extend(past_lengths.iter().flat_map(|&past| (past..past + self.length).map(|at| at as u32)));
+        self.host_inputs.extend(past_lengths.iter().map(|&past| past as u32));
+        self.inputs.upload(stream, &self.host_inputs)?;
+        self.first_sequence = cache.map_or(0, |(_, first_sequence)| first_sequence);
+        self.past_lengths = past_lengths;
         Ok(())
     }
 
-    /// The lengths of the sequences of a cache that the pass is for.
-    fn lengths<'c>(&self, cache: &'c Cache<W>, first: usize) -> Result<&'c [usize]> {
-        let sequences = first..first + self.shape.sequences;
-        let there = cache.lengths().len();
-        cache.lengths().get(sequences.clone()).ok_or(Error::BatchSize { actual: sequences.end, expected: there })
+    /// The lengths of the sequences of the cache that the pass continues.
+    fn lengths<'c>(&self, cache: &'c Cache<W>, first_sequence: usize) -> Result<&'c [usize]> {
+        let sequences = first_sequence..first_sequence + self.shape.sequences;
+        let available = cache.lengths().len();
+        cache.lengths().get(sequences.clone()).ok_or(Error::BatchSize { actual: sequences.end, expected: available })
     }
 
     /// Issues a pass over the tokens that were [set](Self::set_tokens). With a cache, the pass appends its keys and
     /// values to those that its sequences had when the tokens were set.
     ///
     /// # Errors
-    /// [`Error::OtherModel`], [`Error::OtherCache`]; [`Error::Layer`] with the layer that refused its operands, or
-    /// errors of the driver.
+    /// [`Error::ModelMismatch`], [`Error::CacheMismatch`]; [`Error::Layer`] with the layer that refused its operands,
+    /// or errors of the driver.
     pub fn run(
         &mut self,
         stream: &Stream,
@@ -211,7 +225,7 @@ impl<W: Element> DeviceForward<W> {
         adapters: &DeviceAdapters<W>,
         mut cache: Option<&mut Cache<W>>,
     ) -> Result<()> {
-        self.issue_on(stream, model, adapters, cache.as_deref_mut())?;
+        self.check_and_issue(stream, model, adapters, cache.as_deref_mut())?;
         self.advance(cache)
     }
 
@@ -229,7 +243,7 @@ impl<W: Element> DeviceForward<W> {
     ) -> Result<()> {
         let mut refused = None;
         let graph = Graph::capture(stream, |stream| {
-            self.issue_on(stream, model, adapters, cache).map_err(|error| match error {
+            self.check_and_issue(stream, model, adapters, cache).map_err(|error| match error {
                 Error::Layer { what, source } => {
                     refused = Some(Error::Layer { what, source: source.clone() });
                     source
@@ -242,7 +256,7 @@ impl<W: Element> DeviceForward<W> {
             })
         });
         let graph = graph.map_err(|source| refused.unwrap_or(Error::Layer { what: "a graph".into(), source }))?;
-        self.graph = Some((graph, self.first));
+        self.graph = Some((graph, self.first_sequence));
         Ok(())
     }
 
@@ -250,12 +264,12 @@ impl<W: Element> DeviceForward<W> {
     /// capture.
     ///
     /// # Errors
-    /// [`Error::NotCaptured`], also if the pass was captured for other sequences of the cache; [`Error::OtherCache`];
-    /// errors of the driver.
+    /// [`Error::NotCaptured`], also if the pass was captured for other sequences of the cache;
+    /// [`Error::CacheMismatch`]; errors of the driver.
     pub fn replay(&mut self, stream: &Stream, cache: Option<&mut Cache<W>>) -> Result<()> {
         self.expect_cache(cache.as_deref())?;
         match &self.graph {
-            Some((graph, first)) if *first == self.first => graph.replay(stream)?,
+            Some((graph, first_sequence)) if *first_sequence == self.first_sequence => graph.replay(stream)?,
             _ => return Err(Error::NotCaptured),
         }
         self.advance(cache)
@@ -263,17 +277,17 @@ impl<W: Element> DeviceForward<W> {
 
     fn expect_cache(&self, cache: Option<&Cache<W>>) -> Result<()> {
         let [expected, actual] = [self.shape.cache, cache.map(Cache::capacity)].map(|capacity| capacity.unwrap_or(0));
-        if expected == actual { Ok(()) } else { Err(Error::OtherCache { expected, actual }) }
+        if expected == actual { Ok(()) } else { Err(Error::CacheMismatch { expected, actual }) }
     }
 
     /// Advances the cache's lengths after a pass.
     fn advance(&self, cache: Option<&mut Cache<W>>) -> Result<()> {
         let Some(cache) = cache else { return Ok(()) };
-        let mut lengths = self.before.iter().enumerate();
-        lengths.try_for_each(|(i, before)| cache.set_length(self.first + i, before + self.length))
+        let mut lengths = self.past_lengths.iter().enumerate();
+        lengths.try_for_each(|(i, past)| cache.set_length(self.first_sequence + i, past + self.length))
     }
 
-    fn issue_on(
+    fn check_and_issue(
         &mut self,
         stream: &Stream,
         model: &DeviceModel<W>,
@@ -282,21 +296,21 @@ impl<W: Element> DeviceForward<W> {
     ) -> Result<()> {
         let Config { layers, d_model, d_ff, vocabulary, .. } = self.config;
         let given = model.config();
-        expect_same("layers", layers, given.layers)?;
-        expect_same("features", d_model, given.d_model)?;
-        expect_same("MLP features", d_ff, given.d_ff)?;
-        expect_same("tokens in its vocabulary", vocabulary, given.vocabulary)?;
+        expect_same("the model has", "layers", layers, given.layers)?;
+        expect_same("the model has", "features", d_model, given.d_model)?;
+        expect_same("the model has", "MLP features", d_ff, given.d_ff)?;
+        expect_same("the model has", "tokens in its vocabulary", vocabulary, given.vocabulary)?;
         self.expect_cache(cache.as_deref())?;
         if let Some(cache) = &cache {
-            self.lengths(cache, self.first)?;
+            self.lengths(cache, self.first_sequence)?;
         }
-        let sequences = self.first..self.first + self.shape.sequences;
-        self.issue(stream, &mut On { model, adapters, cache: cache.map(|cache| (cache, sequences)) })
+        let sequences = self.first_sequence..self.first_sequence + self.shape.sequences;
+        self.issue(stream, &mut PassInputs { model, adapters, cache: cache.map(|cache| (cache, sequences)) })
     }
 
-    fn issue(&mut self, stream: &Stream, on: &mut On<'_, W>) -> Result<()> {
+    fn issue(&mut self, stream: &Stream, pass: &mut PassInputs<'_, W>) -> Result<()> {
         let PassShape { sequences, tokens, .. } = self.shape;
-        let (model, adapters) = (on.model, on.adapters);
+        let (model, adapters) = (pass.model, pass.adapters);
         let config = model.config();
         let (d, epsilon, length) = (config.d_model, config.layer_norm_epsilon, self.length);
         let rows = sequences * length;
@@ -308,7 +322,7 @@ impl<W: Element> DeviceForward<W> {
         let mut parts = self.arena.parts();
         let input = EmbeddingInput {
             tokens: DeviceMatrix::new(model.wte.as_slice(), config.vocabulary, d)?,
-            extra: adapters.vectors(d)?,
+            extra: adapters.prefix_vectors(d)?,
             positions: DeviceMatrix::new(model.wpe.as_slice(), config.positions, d)?,
             ids,
             places,
@@ -320,20 +334,20 @@ impl<W: Element> DeviceForward<W> {
             .map_err(named("embedding"))?;
 
         for (index, block) in self.blocks.iter().enumerate() {
-            let layer = Layer { index, sequences, length, norm: &self.norm, lengths };
-            block.issue(stream, on, &layer, &mut parts, &mut self.record, &mut self.workspace)?;
+            let context = BlockContext { index, sequences, length, norm: &self.norm, lengths };
+            block.issue(stream, pass, &context, &mut parts, &mut self.record, &mut self.workspace)?;
         }
         if let Some(lm_head) = &self.lm_head {
-            let vectors = length - tokens;
-            if vectors > 0 {
+            let prefix_rows = length - tokens;
+            if prefix_rows > 0 {
                 for sequence in 0..sequences {
-                    let from = (sequence * length + vectors) * d;
+                    let from = (sequence * length + prefix_rows) * d;
                     let to = sequence * tokens * d;
                     let from = parts.normed.as_ref().slice(from..from + tokens * d);
                     parts.x.slice_mut(to..to + tokens * d).copy_from(stream, from)?;
                 }
             }
-            let x = matrix(if vectors > 0 { &parts.x } else { &parts.normed }, sequences * tokens, d)?;
+            let x = matrix(if prefix_rows > 0 { &parts.x } else { &parts.normed }, sequences * tokens, d)?;
             let (rows, stride) = (sequences * tokens, self.logits_stride);
             let logits = DeviceMatrixMut::with_stride(
                 parts.logits.slice_mut(0..rows * stride),

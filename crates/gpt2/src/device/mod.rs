@@ -1,8 +1,8 @@
 //! GPT-2 on a GPU or on the emulator: every adaptation method of the CPU backend, on the hand-written kernels.
 //!
-//! A block takes seven launches: qkv, the attention, its projection onto the residual stream, a LayerNorm, the MLP's
-//! two products, the next block's LayerNorm. A fused LoRA adds none. All activations lie in one allocation. A pass
-//! allocates nothing and does not wait, so it can be captured in one graph.
+//! A block takes seven launches: qkv, attention, its output projection, a LayerNorm, the two products of the MLP, and
+//! the next block's LayerNorm. A fused LoRA adds none. All activations lie in one allocation. A pass allocates nothing
+//! and does not wait, so it can be captured in one graph.
 //!
 //! ```
 //! use fused_lora::device::{Device, Stream};

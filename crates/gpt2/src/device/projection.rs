@@ -1,4 +1,4 @@
-//! One planned projection: fused with its LoRA, or with the LoRA as separate launches.
+//! A planned projection, with its LoRA fused or as separate launches.
 
 use fused_lora::Element;
 use fused_lora::WorkspaceLayout;
@@ -8,26 +8,27 @@ use fused_lora::device::{
 };
 use fused_lora::lora::{Activation, Layout};
 
-use super::arena::{Sizes, matrix, matrix_mut};
+use super::arena::{PartSizes, matrix, matrix_mut};
 use super::weights::DeviceLinear;
 use crate::adapter::LoraMode;
 
-/// How a projection runs.
+/// The planned launches of a projection.
 #[derive(Debug)]
 pub(super) struct PlannedProjection<W> {
-    /// The base layer, with the segments inside where they are fused.
+    /// The base layer; with fused LoRA, its segments included.
     layer: Forward<W>,
-    beside: Beside<W>,
-    /// Applied after separate launches, since they change the sum.
+    low_rank_product: UnfusedLora<W>,
+    /// The activation, if it must be applied after a LoRA that is not fused.
     activation: Option<(Pointwise<W>, Activation)>,
 }
 
+/// The launches of a LoRA that is not fused.
 #[derive(Debug)]
-enum Beside<W> {
-    Nothing,
-    /// x·Aᵀ, ·Bᵀ, scaled and added: three launches per segment.
-    Products(Vec<Products<W>>),
-    /// ΔW in full, then x·ΔW.
+enum UnfusedLora<W> {
+    None,
+    /// x·Aᵀ, then T·Bᵀ, then scale and add: three launches per segment.
+    SequentialProducts(Vec<SequentialProducts<W>>),
+    /// The full matrix ΔW, then x·ΔW.
     DenseDelta(Box<DenseDelta<W>>),
 }
 
@@ -38,27 +39,27 @@ struct DenseDelta<W> {
 }
 
 #[derive(Debug)]
-struct Products<W> {
-    down: Forward<W>,
-    up: Forward<W>,
+struct SequentialProducts<W> {
+    shrink: Forward<W>,
+    expand: Forward<W>,
     add: Pointwise<W>,
 }
 
 /// A projection's weights, adapters and epilogue.
-pub(super) struct Call<'a, W> {
+pub(super) struct ProjectionCall<'a, W> {
     pub(super) linear: &'a DeviceLinear<W>,
     pub(super) segments: &'a [DeviceSegment<'a, W>],
-    /// The slot from which fused segments take their factors, instead of their own.
+    /// The slot from which a fused LoRA takes its factors, if there is one.
     pub(super) slot: Option<SlotSegments<'a, W>>,
     pub(super) activation: Activation,
     /// Whether the result is added to y.
     pub(super) adds: bool,
 }
 
-/// The memory that a projection's launches write besides its output.
+/// Buffers that a projection's launches use besides its input and output.
 pub(super) struct Scratch<'p, 'a, W> {
     pub(super) t: &'p mut DeviceSliceMut<'a, W>,
-    pub(super) beside: &'p mut DeviceSliceMut<'a, W>,
+    pub(super) low_rank_product: &'p mut DeviceSliceMut<'a, W>,
     pub(super) delta: &'p mut DeviceSliceMut<'a, W>,
     pub(super) zeros: &'p DeviceSliceMut<'a, W>,
     pub(super) record: &'p mut MergeRecord,
@@ -77,124 +78,126 @@ impl<W: Element> PlannedProjection<W> {
         let (d_in, d_out) = linear.shape();
         if segments.is_empty() || mode == LoraMode::Fused {
             let layer = Forward::new(device, &linear.layer(segments, activation)?, rows)?;
-            return Ok(Self { layer, beside: Beside::Nothing, activation: None });
+            return Ok(Self { layer, low_rank_product: UnfusedLora::None, activation: None });
         }
         let layer = Forward::new(device, &linear.layer(&[], Activation::Identity)?, rows)?;
-        let beside = if mode == LoraMode::DenseDelta {
-            let product = Forward::new(device, &base(linear.weight()?, Layout::InOut), rows)?;
+        let low_rank_product = if mode == LoraMode::DenseDelta {
+            let product = Forward::new(device, &product_layer(linear.weight()?, Layout::InOut), rows)?;
             let delta = Merge::new(device, d_in, d_out, Layout::InOut)?;
-            Beside::DenseDelta(Box::new(DenseDelta { delta, product }))
+            UnfusedLora::DenseDelta(Box::new(DenseDelta { delta, product }))
         } else {
             let products = segments.iter().map(|segment| {
                 let cols = segment.columns.len();
-                Ok(Products {
-                    down: Forward::new(device, &base(segment.a, Layout::OutIn), rows)?,
-                    up: Forward::new(device, &base(segment.b, Layout::OutIn), rows)?,
+                Ok(SequentialProducts {
+                    shrink: Forward::new(device, &product_layer(segment.a, Layout::OutIn), rows)?,
+                    expand: Forward::new(device, &product_layer(segment.b, Layout::OutIn), rows)?,
                     add: Pointwise::new(device, rows, cols)?,
                 })
             });
-            Beside::Products(products.collect::<fused_lora::Result<_>>()?)
+            UnfusedLora::SequentialProducts(products.collect::<fused_lora::Result<_>>()?)
         };
         let activated = activation != Activation::Identity;
         let activation = activated.then(|| Pointwise::new(device, rows, d_out)).transpose()?.map(|p| (p, activation));
-        Ok(Self { layer, beside, activation })
+        Ok(Self { layer, low_rank_product, activation })
     }
 
-    /// Makes all launches dependent except those of a dense ΔW: its product loads its weight before it waits, while the
-    /// preceding merge may still be writing that weight.
+    /// Makes all launches dependent except those of a dense ΔW: its product would load its weight, ΔW, while the
+    /// preceding launch may still be writing it.
     pub(super) fn with_dependent_launches(self) -> Self {
-        let beside = match self.beside {
-            Beside::Nothing => Beside::Nothing,
-            Beside::Products(products) => {
-                let dependent = |Products { down, up, add }| Products {
-                    down: Forward::with_dependent_launch(down),
-                    up: Forward::with_dependent_launch(up),
+        let low_rank_product = match self.low_rank_product {
+            UnfusedLora::None => UnfusedLora::None,
+            UnfusedLora::SequentialProducts(products) => {
+                let dependent = |SequentialProducts { shrink, expand, add }| SequentialProducts {
+                    shrink: Forward::with_dependent_launch(shrink),
+                    expand: Forward::with_dependent_launch(expand),
                     add: Pointwise::with_dependent_launch(add),
                 };
-                Beside::Products(products.into_iter().map(dependent).collect())
+                UnfusedLora::SequentialProducts(products.into_iter().map(dependent).collect())
             }
-            Beside::DenseDelta(dense) => Beside::DenseDelta(dense),
+            UnfusedLora::DenseDelta(dense) => UnfusedLora::DenseDelta(dense),
         };
         let activation = self.activation.map(|(pointwise, code)| (pointwise.with_dependent_launch(), code));
-        Self { layer: self.layer.with_dependent_launch(), beside, activation }
+        Self { layer: self.layer.with_dependent_launch(), low_rank_product, activation }
     }
 
-    /// Elements that the projection needs of an arena's parts, besides its input and its output.
-    pub(super) fn sizes(&self, linear: &DeviceLinear<W>, segments: &[DeviceSegment<'_, W>], rows: usize) -> Sizes {
+    /// The sizes of the arena's parts that the projection needs besides its input and output.
+    pub(super) fn sizes(&self, linear: &DeviceLinear<W>, segments: &[DeviceSegment<'_, W>], rows: usize) -> PartSizes {
         let (d_in, d_out) = linear.shape();
-        match &self.beside {
-            Beside::Nothing => Sizes::default(),
-            Beside::Products(_) => Sizes {
+        match &self.low_rank_product {
+            UnfusedLora::None => PartSizes::default(),
+            UnfusedLora::SequentialProducts(_) => PartSizes {
                 t: segments.iter().map(|s| rows * s.a.rows()).max().unwrap_or(0),
-                beside: segments.iter().map(|s| rows * s.columns.len()).max().unwrap_or(0),
-                ..Sizes::default()
+                low_rank_product: segments.iter().map(|s| rows * s.columns.len()).max().unwrap_or(0),
+                ..PartSizes::default()
             },
-            Beside::DenseDelta(_) => Sizes { delta: d_in * d_out, zeros: d_in * d_out, ..Sizes::default() },
+            UnfusedLora::DenseDelta(_) => {
+                PartSizes { delta: d_in * d_out, zeros: d_in * d_out, ..PartSizes::default() }
+            }
         }
     }
 
     pub(super) fn workspace(&self) -> WorkspaceLayout {
-        let more = match &self.beside {
-            Beside::Nothing => vec![],
-            Beside::Products(products) => {
-                products.iter().flat_map(|p| [p.down.workspace(), p.up.workspace()]).collect()
+        let more = match &self.low_rank_product {
+            UnfusedLora::None => vec![],
+            UnfusedLora::SequentialProducts(products) => {
+                products.iter().flat_map(|p| [p.shrink.workspace(), p.expand.workspace()]).collect()
             }
-            Beside::DenseDelta(dense) => vec![dense.product.workspace()],
+            UnfusedLora::DenseDelta(dense) => vec![dense.product.workspace()],
         };
         more.iter().fold(self.layer.workspace(), |all, one| all.union(one))
     }
 
-    /// Kernels that a call launches.
+    /// Number of kernels that a call launches.
     pub(super) fn launches(&self) -> usize {
-        let beside = match &self.beside {
-            Beside::Nothing => 0,
-            Beside::Products(products) => 3 * products.len(),
-            Beside::DenseDelta(_) => 2,
+        let low_rank_product = match &self.low_rank_product {
+            UnfusedLora::None => 0,
+            UnfusedLora::SequentialProducts(products) => 3 * products.len(),
+            UnfusedLora::DenseDelta(_) => 2,
         };
-        1 + beside + usize::from(self.activation.is_some())
+        1 + low_rank_product + usize::from(self.activation.is_some())
     }
 
     /// `y = act(x·W + bias + LoRA) [+ y]`.
     pub(super) fn launch(
         &self,
         stream: &Stream,
-        call: &Call<'_, W>,
+        call: &ProjectionCall<'_, W>,
         x: DeviceMatrix<'_, W>,
         y: &mut DeviceSliceMut<'_, W>,
         scratch: &mut Scratch<'_, '_, W>,
     ) -> fused_lora::Result<()> {
-        let &Call { linear, segments, slot, activation, adds } = call;
+        let &ProjectionCall { linear, segments, slot, activation, adds } = call;
         let (rows, (_, d_out)) = (x.rows(), linear.shape());
         let residual = if adds { DeviceResidual::InPlace } else { DeviceResidual::None };
-        let Scratch { t, beside, delta, zeros, record, workspace } = scratch;
-        let (layer, slot) = match &self.beside {
-            Beside::Nothing => (linear.layer(segments, activation)?, slot),
+        let Scratch { t, low_rank_product, delta, zeros, record, workspace } = scratch;
+        let (layer, slot) = match &self.low_rank_product {
+            UnfusedLora::None => (linear.layer(segments, activation)?, slot),
             _ => (linear.layer(&[], Activation::Identity)?, None),
         };
         let input = DeviceInput { slot, ..x.into() };
         self.layer.launch(stream, &layer, input, residual, matrix_mut(y, rows, d_out)?, workspace)?;
-        match &self.beside {
-            Beside::Nothing => {}
-            Beside::Products(products) => {
-                for (Products { down, up, add }, segment) in products.iter().zip(segments) {
+        match &self.low_rank_product {
+            UnfusedLora::None => {}
+            UnfusedLora::SequentialProducts(products) => {
+                for (SequentialProducts { shrink, expand, add }, segment) in products.iter().zip(segments) {
                     let (rank, cols) = (segment.a.rows(), segment.columns.len());
-                    let (a, b) = (base(segment.a, Layout::OutIn), base(segment.b, Layout::OutIn));
+                    let (a, b) = (product_layer(segment.a, Layout::OutIn), product_layer(segment.b, Layout::OutIn));
                     let none = DeviceResidual::None;
-                    down.launch(stream, &a, x, none, matrix_mut(t, rows, rank)?, workspace)?;
-                    let product = matrix_mut(beside, rows, cols)?;
-                    up.launch(stream, &b, matrix(t, rows, rank)?, none, product, workspace)?;
-                    let added = (matrix(beside, rows, cols)?, segment.scale);
+                    shrink.launch(stream, &a, x, none, matrix_mut(t, rows, rank)?, workspace)?;
+                    let product = matrix_mut(low_rank_product, rows, cols)?;
+                    expand.launch(stream, &b, matrix(t, rows, rank)?, none, product, workspace)?;
+                    let added = (matrix(low_rank_product, rows, cols)?, segment.scale);
                     let part = y.slice_mut(segment.columns.start..rows * d_out - (d_out - segment.columns.end));
                     let part = DeviceMatrixMut::with_stride(part, rows, cols, d_out)?;
                     add.launch(stream, part, Some(added), Activation::Identity)?;
                 }
             }
-            Beside::DenseDelta(dense) => {
+            UnfusedLora::DenseDelta(dense) => {
                 let DenseDelta { delta: merge, product } = &**dense;
                 let (d_in, d_out) = linear.shape();
                 let zeros = matrix(zeros, d_in, d_out)?;
                 merge.merge_into(stream, zeros, matrix_mut(delta, d_in, d_out)?, segments, record)?;
-                let delta = base(matrix(delta, d_in, d_out)?, Layout::InOut);
+                let delta = product_layer(matrix(delta, d_in, d_out)?, Layout::InOut);
                 product.launch(stream, &delta, x, DeviceResidual::InPlace, matrix_mut(y, rows, d_out)?, workspace)?;
             }
         }
@@ -205,7 +208,7 @@ impl<W: Element> PlannedProjection<W> {
     }
 }
 
-/// A layer that is only a product.
-fn base<W: Element>(weight: DeviceMatrix<'_, W>, layout: Layout) -> DeviceLora<'_, W> {
+/// A layer that is only a product with a weight.
+fn product_layer<W: Element>(weight: DeviceMatrix<'_, W>, layout: Layout) -> DeviceLora<'_, W> {
     DeviceLora { weight, layout, bias: None, segments: &[], activation: Activation::Identity }
 }

@@ -7,10 +7,10 @@ pub struct PassShape {
     pub sequences: usize,
     /// Tokens of each sequence.
     pub tokens: usize,
-    /// Keys that each sequence of the [`Cache`](super::Cache) has room for. The pass reads the cache and appends its
-    /// own keys. Without a cache, tokens attend only to this pass's tokens and to the adapters' prefix.
+    /// The capacity of the [`Cache`](super::Cache) whose keys and values the pass reads, and to which it appends its
+    /// own. Without a cache, tokens attend only to this pass's tokens and to the adapters' prefix.
     pub cache: Option<usize>,
-    /// Whether the tokens follow others that are in the cache. Then no prefix vectors precede them.
+    /// Whether the tokens continue sequences in the cache, so that no prefix vectors precede them.
     pub continues: bool,
     /// Whether logits are computed as well.
     pub logits: bool,
@@ -20,7 +20,7 @@ pub struct PassShape {
 }
 
 impl PassShape {
-    /// A pass over whole sequences, to the logits.
+    /// A pass over whole sequences that computes logits.
     pub fn whole(sequences: usize, tokens: usize) -> Self {
         Self { sequences, tokens, cache: None, continues: false, logits: true, dependent: false }
     }

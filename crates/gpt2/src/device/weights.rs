@@ -108,8 +108,8 @@ impl<W: Element> DeviceModel<W> {
 }
 
 impl<W: Element> DeviceLayer<W> {
-    pub(super) fn projection(&self, which: Projection) -> &DeviceLinear<W> {
-        &self.projections[which as usize]
+    pub(super) fn projection(&self, projection: Projection) -> &DeviceLinear<W> {
+        &self.projections[projection as usize]
     }
 }
 

@@ -1,4 +1,4 @@
-//! Attributes of an output's file: its kind, write permission, mode and owner, and whether two names are one file.
+//! Attributes of an output file: its kind, write permission, mode and owner, and whether two paths are the same file.
 
 #[cfg(unix)]
 pub(super) use self::unix::{
@@ -16,7 +16,7 @@ mod unix {
     /// Mode bits without set-user-ID, set-group-ID and sticky.
     const ACCESS: u32 = 0o777;
 
-    /// Refuses the kinds of files that a result is never written to.
+    /// An error for kinds of files that no result is written to.
     pub(crate) fn check_kind(metadata: &Metadata) -> std::result::Result<(), String> {
         let kind = metadata.file_type();
         let refused = if kind.is_dir() {
@@ -62,7 +62,7 @@ mod unix {
     /// Whether a chain of links leads to this process's descriptor 1.
     fn names_stdout(path: &Path) -> bool {
         let mut path = path.to_path_buf();
-        for _ in 0..super::super::LINKS {
+        for _ in 0..super::super::MAX_LINKS {
             if is_descriptor(&path) {
                 return path.file_name().is_some_and(|name| name == "1");
             }
@@ -81,7 +81,7 @@ mod unix {
         folder.starts_with("/proc") && folder.file_name().is_some_and(|name| name == "fd")
     }
 
-    /// Gives a new file the owner and the mode of the one it will replace, if there is one.
+    /// Gives a new file the owner and the mode of the file that it will replace, if there is one.
     pub(crate) fn keep(file: &File, replaced: &Path) -> Result<()> {
         let Ok(old) = std::fs::metadata(replaced) else { return Ok(()) };
         // Only root may change a file's owner; the owner may change its group to another of their own.
@@ -90,7 +90,7 @@ mod unix {
         } else if fchown(file, None, Some(old.gid())).is_ok() {
             old.mode() & ACCESS
         } else {
-            // The group could not be kept, so the new group gets the permissions of everybody.
+            // The group could not be kept, so the new group gets the permissions of others.
             old.mode() & 0o707 | (old.mode() & 0o007) << 3
         };
         if file.metadata()?.mode() & 0o7777 == mode {
@@ -119,7 +119,7 @@ mod other {
         Ok(())
     }
 
-    /// Without inodes, times and length distinguish files well enough to refuse an input as an output.
+    /// There are no inodes, but times and length distinguish files well enough to refuse an input as an output.
     pub(crate) fn inode(metadata: &Metadata) -> (u64, u64) {
         let since = |time: Result<std::time::SystemTime>| {
             time.ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos() as u64)

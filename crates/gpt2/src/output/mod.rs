@@ -1,4 +1,4 @@
-//! Outputs: a file that is replaced as a whole, or a device, FIFO or descriptor that is written to directly.
+//! Output files: a regular file is replaced as a whole; a device, FIFO or descriptor is written to directly.
 
 mod attributes;
 mod staging;
@@ -17,34 +17,34 @@ pub use self::staging::{StagedRemoved, remove_staged};
 const BUFFER: usize = 1 << 20;
 
 /// The largest number of symbolic links that Linux follows in one path.
-const LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 
-/// A place to write a result to, checked before the result is computed.
+/// A path to write a result to, checked before the result is computed.
 #[derive(Debug)]
 pub struct Output {
-    named: PathBuf,
-    place: Place,
+    path: PathBuf,
+    destination: Destination,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Place {
-    /// A regular file, or one that does not exist yet: the path behind all symbolic links.
+enum Destination {
+    /// A regular file, or one that does not exist yet: its path after all symbolic links.
     File(PathBuf),
-    /// The process's standard output, under any name.
+    /// The process's standard output, whatever the path.
     Stdout,
-    /// A regular file that the process has open: `/dev/fd/3`. The file may no longer have a name, so the open file is
-    /// appended to.
+    /// A regular file that the process has open, such as `/dev/fd/3`. It may no longer have a name, so it is appended
+    /// to.
     Descriptor,
     /// A character device or a FIFO.
-    Through,
+    Direct,
 }
 
-/// The identity of a place, the same for all its names.
+/// Identifies a destination, whatever path leads to it.
 #[derive(Debug, PartialEq, Eq)]
 enum Identity {
     /// Device and inode.
     Inode((u64, u64)),
-    /// A file that does not exist yet, in a folder that does.
+    /// A file that does not exist yet: device and inode of its folder, and its name.
     New((u64, u64), std::ffi::OsString),
 }
 
@@ -55,24 +55,24 @@ impl Output {
     /// [`Error::Unwritable`] for a folder, a block device, a socket, a write-protected file, a name without a folder,
     /// or a folder in which no file can be created.
     pub fn at(path: &Path) -> Result<Self> {
-        let place = Place::of(path).map_err(|reason| Error::Unwritable { path: path.into(), reason })?;
-        Ok(Self { named: path.into(), place })
+        let destination = Destination::of(path).map_err(|reason| Error::Unwritable { path: path.into(), reason })?;
+        Ok(Self { path: path.into(), destination })
     }
 
-    /// Whether this is the process's standard output, to which nothing else may be printed then.
+    /// Whether this is the process's standard output; nothing else should be printed there then.
     pub fn is_stdout(&self) -> bool {
-        self.place == Place::Stdout
+        self.destination == Destination::Stdout
     }
 
-    /// Whether writing twice replaces what was written first. A device, a FIFO or standard output receives both.
+    /// Whether a second write replaces the first. A device, a FIFO or standard output receives both.
     pub fn is_replaced(&self) -> bool {
-        matches!(self.place, Place::File(_))
+        matches!(self.destination, Destination::File(_))
     }
 
-    /// Whether both are one file or one FIFO. Devices such as `/dev/null` may be shared.
+    /// Whether both are the same file or FIFO. Devices such as `/dev/null` may be shared.
     pub fn is_same(&self, other: &Self) -> bool {
         let (Ok(own), Ok(others)) = (self.identity(), other.identity()) else { return false };
-        let shared = self.place == Place::Through && attributes::is_character_device(&self.named);
+        let shared = self.destination == Destination::Direct && attributes::is_character_device(&self.path);
         (self.is_stdout() && other.is_stdout()) || (!shared && own == others)
     }
 
@@ -82,7 +82,7 @@ impl Output {
     /// # Errors
     /// [`Error::OutputIsInput`]; [`Error::Io`] if the folder cannot be read.
     pub fn refuse_input(&self, input: &Path) -> Result<()> {
-        let Ok(own) = std::fs::metadata(&self.named) else { return Ok(()) };
+        let Ok(own) = std::fs::metadata(&self.path) else { return Ok(()) };
         let same = |path: &Path| std::fs::metadata(path).is_ok_and(|m| m.is_file() && attributes::same_file(&m, &own));
         let io = |source| Error::Io { path: input.into(), source };
         let found = if input.is_dir() {
@@ -93,45 +93,45 @@ impl Output {
             same(input).then(|| input.to_path_buf())
         };
         match found {
-            Some(input) => Err(Error::OutputIsInput { path: self.named.clone(), input }),
+            Some(input) => Err(Error::OutputIsInput { path: self.path.clone(), input }),
             None => Ok(()),
         }
     }
 
-    /// Writes what `write` writes. A file appears whole or not at all: a temporary file beside it is renamed. A
-    /// replaced file keeps its mode and, if the system allows, its owner; a new file's mode follows the umask. Symbolic
-    /// links are kept. Standard output whose reader has closed it is not an error.
+    /// Writes what `write` writes. A file is written completely or not at all: a temporary file next to it is renamed.
+    /// A replaced file keeps its mode and, if the system allows, its owner; a new file's mode follows the umask.
+    /// Symbolic links are kept. A closed pipe on standard output is not an error.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn write(&self, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-        let io = |source| Error::Io { path: self.named.clone(), source };
-        match &self.place {
-            Place::File(target) => {
+        let io = |source| Error::Io { path: self.path.clone(), source };
+        match &self.destination {
+            Destination::File(target) => {
                 let mut staged = StagedFile::new_in(folder_of(target)).map_err(io)?;
                 attributes::keep(staged.as_file(), target).map_err(io)?;
                 write_buffered(staged.as_file_mut(), write).map_err(io)?;
                 staged.persist(target).map_err(io)
             }
-            Place::Stdout => match write_buffered(&mut std::io::stdout().lock(), write) {
+            Destination::Stdout => match write_buffered(&mut std::io::stdout().lock(), write) {
                 Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
                 other => other.map_err(io),
             },
-            Place::Descriptor => {
-                let mut file = File::options().append(true).open(&self.named).map_err(io)?;
+            Destination::Descriptor => {
+                let mut file = File::options().append(true).open(&self.path).map_err(io)?;
                 write_buffered(&mut file, write).map_err(io)
             }
-            Place::Through => {
-                let mut file = File::options().write(true).open(&self.named).map_err(io)?;
+            Destination::Direct => {
+                let mut file = File::options().write(true).open(&self.path).map_err(io)?;
                 write_buffered(&mut file, write).map_err(io)
             }
         }
     }
 
     fn identity(&self) -> std::io::Result<Identity> {
-        match (std::fs::metadata(&self.named), &self.place) {
+        match (std::fs::metadata(&self.path), &self.destination) {
             (Ok(metadata), _) => Ok(Identity::Inode(attributes::inode(&metadata))),
-            (Err(_), Place::File(target)) => {
+            (Err(_), Destination::File(target)) => {
                 let folder = std::fs::metadata(folder_of(target))?;
                 Ok(Identity::New(attributes::inode(&folder), target.file_name().unwrap_or_default().to_owned()))
             }
@@ -140,8 +140,8 @@ impl Output {
     }
 }
 
-impl Place {
-    /// The place behind a path, or why nothing can be written there.
+impl Destination {
+    /// The destination that a path leads to, or why nothing can be written there.
     fn of(path: &Path) -> std::result::Result<Self, String> {
         let text = |error: IoError| error.to_string();
         let metadata = match std::fs::metadata(path) {
@@ -156,22 +156,23 @@ impl Place {
             attributes::check_kind(metadata)?;
             attributes::check_permission(path).map_err(text)?;
             if !metadata.is_file() {
-                return Ok(Self::Through);
+                return Ok(Self::Direct);
             }
         }
         let Some(target) = follow(path).map_err(text)? else { return Ok(Self::Descriptor) };
         if target.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
-            return Err("it is not the name of a file".to_owned());
+            return Err("it does not name a file".to_owned());
         }
         StagedFile::new_in(folder_of(&target)).map_err(text)?;
         Ok(Self::File(target))
     }
 }
 
-/// The path behind all symbolic links, whether or not it exists; `None` if a link is a descriptor's.
+/// The path after all symbolic links, whether or not it exists; `None` if one of the links stands for an open
+/// descriptor.
 fn follow(path: &Path) -> std::io::Result<Option<PathBuf>> {
     let mut path = path.to_path_buf();
-    for _ in 0..LINKS {
+    for _ in 0..MAX_LINKS {
         match std::fs::symlink_metadata(&path) {
             Ok(metadata) if metadata.is_symlink() => {
                 if attributes::is_descriptor(&path) {
@@ -200,8 +201,8 @@ fn write_buffered(
     buffered.flush()
 }
 
-/// Writes to `path` as [`Output::write`] does: a file appears whole or not at all; a device or a FIFO is written to
-/// directly.
+/// Writes to `path` as [`Output::write`] does: a file is written completely or not at all; a device or a FIFO is
+/// written to directly.
 ///
 /// # Errors
 /// [`Error::Unwritable`], [`Error::Io`].

@@ -1,5 +1,5 @@
-//! Temporary files and folders that results are written to before they are renamed, and the list of them, so that a
-//! program that is ended by a signal can remove them.
+//! Temporary files and folders, to which results are written before they are renamed, and a list of them, so that a
+//! program that a signal ends can remove them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -12,29 +12,29 @@ use tempfile::{NamedTempFile, TempDir};
 /// The prefix of the names of all temporary files and folders.
 const PREFIX: &str = ".fused-lora-";
 
-/// All temporary files and folders of this process. Code that creates one, renames one or creates a file in one holds
-/// the lock, so that none appears or is renamed after [`remove_staged`].
+/// All temporary files and folders of this process. Code that creates or renames one, or creates a file in one, holds
+/// the lock, so that none appears after [`remove_staged`].
 static STAGED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 fn staged() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    // A panic of a thread that held the lock cannot leave the set inconsistent.
+    // The set is consistent even if a thread panicked while it held the lock.
     STAGED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// While this value lives, threads that create or rename temporary files wait.
+/// As long as this value lives, threads that create or rename temporary files wait.
 #[derive(Debug)]
-#[must_use = "files can be staged again as soon as this is dropped"]
+#[must_use = "temporary files can be created again once this is dropped"]
 pub struct StagedRemoved(
-    #[expect(dead_code, reason = "holding it is its purpose")] MutexGuard<'static, BTreeSet<PathBuf>>,
+    #[expect(dead_code, reason = "it is kept only to hold the lock")] MutexGuard<'static, BTreeSet<PathBuf>>,
 );
 
-/// Removes every temporary file and folder of this process. For a program that is about to end without returning from
-/// the calls that write, for example from a thread that handles signals: keep the returned value until the end. A call
-/// that continues afterwards returns an error and leaves its target unchanged.
+/// Removes every temporary file and folder of this process. It is for a program that is about to end while calls are
+/// still writing, for example because of a signal: keep the returned value until the end. A call that continues
+/// afterwards returns an error and leaves its target unchanged.
 pub fn remove_staged() -> StagedRemoved {
     let mut list = staged();
     for path in std::mem::take(&mut *list) {
-        // The owner may just have removed it, and other failures cannot be reported any more.
+        // It may just have been removed; other errors cannot be reported any more.
         let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
     }
     StagedRemoved(list)
@@ -42,16 +42,16 @@ pub fn remove_staged() -> StagedRemoved {
 
 /// An entry of the list, removed on drop.
 #[derive(Debug)]
-struct Listed(PathBuf);
+struct StagedEntry(PathBuf);
 
-impl Listed {
+impl StagedEntry {
     fn new(list: &mut BTreeSet<PathBuf>, path: &Path) -> Self {
         list.insert(path.to_path_buf());
         Self(path.to_path_buf())
     }
 }
 
-impl Drop for Listed {
+impl Drop for StagedEntry {
     fn drop(&mut self) {
         staged().remove(&self.0);
     }
@@ -68,7 +68,7 @@ fn builder() -> tempfile::Builder<'static, 'static> {
 pub(crate) struct StagedFile {
     // Fields are dropped in this order, so the file is removed before its entry.
     file: NamedTempFile,
-    listed: Listed,
+    entry: StagedEntry,
 }
 
 impl StagedFile {
@@ -79,8 +79,8 @@ impl StagedFile {
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let mut list = staged();
         let file = builder.tempfile_in(folder).map_err(reason)?;
-        let listed = Listed::new(&mut list, file.path());
-        Ok(Self { file, listed })
+        let entry = StagedEntry::new(&mut list, file.path());
+        Ok(Self { file, entry })
     }
 
     pub(crate) fn as_file(&self) -> &File {
@@ -93,11 +93,11 @@ impl StagedFile {
 
     /// Renames the file to `path`, replacing a file that is there.
     pub(crate) fn persist(self, path: &Path) -> Result<()> {
-        let Self { file, listed } = self;
+        let Self { file, entry } = self;
         let list = staged();
         let persisted = file.persist(path);
         drop(list);
-        drop(listed);
+        drop(entry);
         persisted.map(drop).map_err(|e| e.error)
     }
 }
@@ -106,7 +106,7 @@ impl StagedFile {
 #[derive(Debug)]
 pub(crate) struct StagedFolder {
     folder: TempDir,
-    listed: Listed,
+    entry: StagedEntry,
 }
 
 impl StagedFolder {
@@ -117,8 +117,8 @@ impl StagedFolder {
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
         let mut list = staged();
         let folder = builder.tempdir_in(folder).map_err(reason)?;
-        let listed = Listed::new(&mut list, folder.path());
-        Ok(Self { folder, listed })
+        let entry = StagedEntry::new(&mut list, folder.path());
+        Ok(Self { folder, entry })
     }
 
     /// Creates a file in the folder.
@@ -129,7 +129,7 @@ impl StagedFolder {
 
     /// Renames the folder to `path`, which must not exist.
     pub(crate) fn persist(self, path: &Path) -> Result<()> {
-        let Self { folder, listed } = self;
+        let Self { folder, entry } = self;
         let list = staged();
         let renamed = std::fs::rename(folder.path(), path);
         if renamed.is_ok() {
@@ -137,12 +137,12 @@ impl StagedFolder {
             let _ = folder.keep();
         }
         drop(list);
-        drop(listed);
+        drop(entry);
         renamed
     }
 }
 
-/// The system's error without the temporary name; callers add the name of the file that was requested.
+/// The system's error without the temporary file's name; callers add the path that was requested.
 fn reason(error: std::io::Error) -> std::io::Error {
     let cause = error.get_ref().and_then(std::error::Error::source).and_then(|cause| cause.downcast_ref());
     match cause.and_then(std::io::Error::raw_os_error) {

@@ -5,14 +5,14 @@ use fused_lora::{Element, cpu};
 
 use super::attention as attention_backward;
 use super::gradients::FactorGradients;
-use super::linear::Site;
+use super::linear::BlockContext;
 use crate::adapter::lora::{Lora, Projection};
 use crate::attention;
 use crate::config::Config;
 use crate::error::Result;
 use crate::norm::{layer_norm, layer_norm_backward};
 
-/// Activations of a block that the backward pass reads. Results of element-wise passes are computed again.
+/// Activations of a block that the backward pass reads. Outputs of element-wise operations are recomputed instead.
 #[derive(Debug)]
 pub(super) struct Saved {
     /// The residual stream before the attention, `[rows, d_model]`.
@@ -50,7 +50,7 @@ pub(super) struct Scratch {
     normed: Vec<f32>,
     /// The output of the activation, `[rows, d_ff]`.
     activated: Vec<f32>,
-    /// The gradient of a LayerNorm's or the attention's output, one after the other, `[rows, d_model]`.
+    /// The gradient of the output of a LayerNorm or of the attention, `[rows, d_model]`.
     d_narrow: Vec<f32>,
     /// The gradient of `activated`, `[rows, d_ff]`.
     d_activated: Vec<f32>,
@@ -75,81 +75,81 @@ impl Scratch {
     }
 }
 
-fn shape<W>(site: &Site<'_, W>) -> attention::Shape {
+fn shape<W>(context: &BlockContext<'_, W>) -> attention::Shape {
     attention::Shape {
-        tokens: site.sequence,
-        heads: site.config.heads,
-        head_size: site.config.head_size(),
-        scale: site.config.attention_scale(site.index),
+        tokens: context.sequence,
+        heads: context.config.heads,
+        head_size: context.config.head_size(),
+        scale: context.config.attention_scale(context.index),
     }
 }
 
 /// `x += c_proj(attn(ln_1 x)); x += c_proj(act(c_fc(ln_2 x)))`.
 pub(super) fn forward<W: Element>(
-    site: Site<'_, W>,
+    context: BlockContext<'_, W>,
     saved: &mut Saved,
     scratch: &mut Scratch,
     x: &mut [f32],
 ) -> Result<()> {
-    let eps = site.config.layer_norm_epsilon;
+    let eps = context.config.layer_norm_epsilon;
     let Scratch { normed, activated, workspace, .. } = scratch;
     let [t_qkv, t_attn_out, t_fc, t_mlp_out] = &mut saved.t;
 
     saved.before_attention.copy_from_slice(x);
-    layer_norm(x, &site.layer.ln_1, eps, normed)?;
-    site.forward(Projection::Qkv, normed, &mut saved.qkv, Residual::None, t_qkv, workspace)?;
-    attention::causal(&saved.qkv, None, shape(&site), &mut saved.attended);
-    site.forward(Projection::AttnOut, &saved.attended, x, Residual::InPlace, t_attn_out, workspace)?;
+    layer_norm(x, &context.layer.ln_1, eps, normed)?;
+    context.forward(Projection::Qkv, normed, &mut saved.qkv, Residual::None, t_qkv, workspace)?;
+    attention::causal(&saved.qkv, None, shape(&context), &mut saved.attended);
+    context.forward(Projection::AttnOut, &saved.attended, x, Residual::InPlace, t_attn_out, workspace)?;
 
     saved.before_mlp.copy_from_slice(x);
-    layer_norm(x, &site.layer.ln_2, eps, normed)?;
-    site.forward(Projection::Fc, normed, &mut saved.hidden, Residual::None, t_fc, workspace)?;
-    cpu::activate(site.config.activation, &saved.hidden, activated)?;
-    site.forward(Projection::MlpOut, activated, x, Residual::InPlace, t_mlp_out, workspace)
+    layer_norm(x, &context.layer.ln_2, eps, normed)?;
+    context.forward(Projection::Fc, normed, &mut saved.hidden, Residual::None, t_fc, workspace)?;
+    cpu::activate(context.config.activation, &saved.hidden, activated)?;
+    context.forward(Projection::MlpOut, activated, x, Residual::InPlace, t_mlp_out, workspace)
 }
 
-/// Turns the gradient with respect to the block's output, in `dx`, into the gradient with respect to its input, and
-/// computes all dA and dB. The pass ends at the projection `lowest`, if there is one: nothing below it is trained.
+/// Computes all dA and dB, and replaces the gradient of the block's output, in `dx`, by that of its input. The pass
+/// ends at the projection `lowest`, if it is given, because nothing before it is trained.
 pub(super) fn backward<W: Element>(
-    site: Site<'_, W>,
+    context: BlockContext<'_, W>,
     saved: &Saved,
     scratch: &mut Scratch,
     lowest: Option<Projection>,
     gradients: &mut [Vec<FactorGradients>; 4],
     dx: &mut [f32],
 ) -> Result<()> {
-    let eps = site.config.layer_norm_epsilon;
+    let eps = context.config.layer_norm_epsilon;
     let Scratch { normed, activated, d_narrow, d_activated, d_qkv, attention, workspace } = scratch;
     let [g_qkv, g_attn_out, g_fc, g_mlp_out] = gradients;
     let [t_qkv, t_attn_out, t_fc, t_mlp_out] = &saved.t;
-    let goes_on = |which| lowest != Some(which);
+    let continues_below = |projection| lowest != Some(projection);
 
-    cpu::activate(site.config.activation, &saved.hidden, activated)?;
-    let below = goes_on(Projection::MlpOut).then_some(&mut d_activated[..]);
-    site.backward(Projection::MlpOut, activated, dx, t_mlp_out, below, g_mlp_out, workspace)?;
-    if !goes_on(Projection::MlpOut) {
+    cpu::activate(context.config.activation, &saved.hidden, activated)?;
+    let below = continues_below(Projection::MlpOut).then_some(&mut d_activated[..]);
+    context.backward(Projection::MlpOut, activated, dx, t_mlp_out, below, g_mlp_out, workspace)?;
+    if !continues_below(Projection::MlpOut) {
         return Ok(());
     }
-    cpu::activate_backward(site.config.activation, &saved.hidden, d_activated)?;
-    layer_norm(&saved.before_mlp, &site.layer.ln_2, eps, normed)?;
-    let below = goes_on(Projection::Fc).then_some(&mut d_narrow[..]);
-    site.backward(Projection::Fc, normed, d_activated, t_fc, below, g_fc, workspace)?;
-    if !goes_on(Projection::Fc) {
+    cpu::activate_backward(context.config.activation, &saved.hidden, d_activated)?;
+    layer_norm(&saved.before_mlp, &context.layer.ln_2, eps, normed)?;
+    let below = continues_below(Projection::Fc).then_some(&mut d_narrow[..]);
+    context.backward(Projection::Fc, normed, d_activated, t_fc, below, g_fc, workspace)?;
+    if !continues_below(Projection::Fc) {
         return Ok(());
     }
-    layer_norm_backward(&saved.before_mlp, &site.layer.ln_2, eps, d_narrow, dx);
+    layer_norm_backward(&saved.before_mlp, &context.layer.ln_2, eps, d_narrow, dx);
 
-    let below = goes_on(Projection::AttnOut).then_some(&mut d_narrow[..]);
-    site.backward(Projection::AttnOut, &saved.attended, dx, t_attn_out, below, g_attn_out, workspace)?;
-    if !goes_on(Projection::AttnOut) {
+    let below = continues_below(Projection::AttnOut).then_some(&mut d_narrow[..]);
+    context.backward(Projection::AttnOut, &saved.attended, dx, t_attn_out, below, g_attn_out, workspace)?;
+    if !continues_below(Projection::AttnOut) {
         return Ok(());
     }
-    attention_backward::backward(&saved.qkv, d_narrow, shape(&site), attention, d_qkv);
-    layer_norm(&saved.before_attention, &site.layer.ln_1, eps, normed)?;
-    let below = goes_on(Projection::Qkv).then_some(&mut d_narrow[..]);
-    site.backward(Projection::Qkv, normed, d_qkv, t_qkv, below, g_qkv, workspace)?;
-    if goes_on(Projection::Qkv) {
-        layer_norm_backward(&saved.before_attention, &site.layer.ln_1, eps, d_narrow, dx);
+    attention_backward::backward(&saved.qkv, d_narrow, shape(&context), attention, d_qkv);
+    layer_norm(&saved.before_attention, &context.layer.ln_1, eps, normed)?;
+    let below = continues_below(Projection::Qkv).then_some(&mut d_narrow[..]);
+    context.backward(Projection::Qkv, normed, d_qkv, t_qkv, below, g_qkv, workspace)?;
+    if continues_below(Projection::Qkv) {
+        layer_norm_backward(&saved.before_attention, &context.layer.ln_1, eps, d_narrow, dx);
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ pub struct FactorGradients {
 /// The gradients of a whole LoRA.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gradients {
-    /// For each layer, for each [`Projection`], one entry for each of the LoRA's factors.
+    /// For each layer and each [`Projection`], one entry for each pair of the LoRA's factors.
     pub layers: Vec<[Vec<FactorGradients>; 4]>,
 }
 
@@ -59,9 +59,9 @@ impl Gradients {
     /// Checks that the gradients have the shapes of `lora`.
     ///
     /// # Errors
-    /// [`Error::OtherModel`] for another number of layers, [`Error::OtherAdapters`] for other columns or ranks.
+    /// [`Error::ModelMismatch`] for another number of layers, [`Error::AdapterMismatch`] for other columns or ranks.
     pub fn check<W: Element>(&self, lora: &Lora<W>) -> Result<()> {
-        expect_same("layers", self.layers.len(), lora.layers.len())?;
+        expect_same("the LoRA has", "layers", self.layers.len(), lora.layers.len())?;
         for (i, (mine, theirs)) in self.layers.iter().zip(&lora.layers).enumerate() {
             for projection in Projection::ALL {
                 let (mine, theirs) = (&mine[projection as usize], &theirs[projection as usize]);
@@ -69,7 +69,7 @@ impl Gradients {
                     g.columns == f.columns && g.rank == f.rank && g.a.len() == f.a.len() && g.b.len() == f.b.len()
                 };
                 if mine.len() != theirs.len() || !mine.iter().zip(theirs).all(alike) {
-                    return Err(Error::OtherAdapters {
+                    return Err(Error::AdapterMismatch {
                         what: format!("h.{i}.{}", projection.name()),
                         expected: list(mine.iter().map(|g| (g.rank, &g.columns))),
                         actual: list(theirs.iter().map(|f| (f.rank, &f.columns))),

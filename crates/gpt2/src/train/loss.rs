@@ -1,5 +1,5 @@
-//! The mean cross entropy of the next token after the lm_head, for a block of rows at a time: the logits of all rows
-//! would be the largest buffer of a training step.
+//! The lm_head and the mean cross entropy of the next token. Logits are computed for a block of rows at a time, because
+//! those of all rows would be the largest buffer of a training step.
 
 use fused_lora::cpu;
 use fused_lora::cpu::vector::{exp, vectorized};
@@ -7,19 +7,19 @@ use fused_lora::lora::{LoraLinear, Weight};
 use fused_lora::{Element, MatrixMut, MatrixRef};
 use rayon::prelude::*;
 
-use super::linear::{at_least, backward};
+use super::linear::{backward, grown};
 use crate::error::{Error, Result};
-use crate::lanes::largest;
 use crate::model::Model;
+use crate::reduce::max;
 
-/// The most rows whose logits exist at a time.
+/// The most rows whose logits are computed at a time.
 const ROWS: usize = 128;
 
 /// Buffers of the loss.
 #[derive(Debug, Default)]
 pub(super) struct Loss {
     logits: Vec<f32>,
-    /// The token that each row is to predict; `None` for the last row of a sequence.
+    /// The token that each row should predict; `None` for the last row of a sequence.
     targets: Vec<Option<u32>>,
     losses: Vec<f64>,
 }
@@ -49,7 +49,8 @@ impl Loss {
 
         let parts = rows.div_ceil(ROWS);
         for part in 0..parts {
-            // Parts of about one size, because the tiles of a product of few rows depend on the number of threads.
+            // All parts have about the same size: the bits of a product of few rows would depend on the number of
+            // threads.
             let (start, end) = (part * rows / parts, (part + 1) * rows / parts);
             let count = end - start;
             self.logits.resize(self.logits.len().max(count * vocabulary), 0.0);
@@ -57,7 +58,7 @@ impl Loss {
             let x = MatrixRef::new(&normed[start * d..end * d], count, d)?;
             let needed = lm_head.plan_forward::<f32>(count)?.workspace_len();
             let mut out = MatrixMut::new(logits, count, vocabulary)?;
-            cpu::forward(&lm_head, x, &mut out, at_least(workspace, needed)).map_err(name)?;
+            cpu::forward(&lm_head, x, &mut out, grown(workspace, needed)).map_err(name)?;
 
             let rows = logits.par_chunks_exact_mut(vocabulary).zip(&self.targets[start..end]);
             rows.zip(&mut self.losses[start..end]).for_each(|((row, target), loss)| match target {
@@ -83,12 +84,12 @@ fn cross_entropy(row: &mut [f32], target: usize, weight: f32) -> f64 {
     vectorized(
         #[inline(always)]
         || {
-            let largest = largest(row);
-            let below_largest = f64::from(largest - row[target]);
+            let max = max(row);
+            let below_largest = f64::from(max - row[target]);
             let mut lanes = [0.0f64; LANES];
             for block in row.chunks_mut(LANES) {
                 for (lane, x) in lanes.iter_mut().zip(block) {
-                    *x = exp(*x - largest);
+                    *x = exp(*x - max);
                     *lane += f64::from(*x);
                 }
             }

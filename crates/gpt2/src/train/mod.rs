@@ -38,7 +38,7 @@ use crate::forward::{check_tokens, embed};
 use crate::model::Model;
 use crate::norm::{layer_norm, layer_norm_backward};
 use block::{Saved, Scratch};
-use linear::Site;
+use linear::BlockContext;
 use loss::Loss;
 
 pub use fused_lora::optim::{AdamW, Skip, Step};
@@ -73,11 +73,12 @@ pub struct Training<'m, W> {
 }
 
 impl<'m, W: Element> Training<'m, W> {
-    /// Training on batches of `batch` sequences of `sequence` tokens, of `adapters` or others of the same shapes.
+    /// Sets up training of `adapters`, or others of the same shapes, on batches of `batch` sequences of `sequence`
+    /// tokens.
     ///
     /// # Errors
     /// [`Error::NotTrainable`] if there is an adapter that is not a LoRA, [`Error::NothingToTrain`] without a LoRA,
-    /// [`Error::OtherModel`], [`Error::Batch`] for no sequence, [`Error::TooShort`], [`Error::TooManyPositions`].
+    /// [`Error::ModelMismatch`], [`Error::Batch`] for no sequence, [`Error::TooShort`], [`Error::TooManyPositions`].
     pub fn new(model: &'m Model<W>, adapters: &Adapters<W>, batch: usize, sequence: usize) -> Result<Self> {
         let config = &model.config;
         let lora = trainable(adapters)?;
@@ -112,8 +113,8 @@ impl<'m, W: Element> Training<'m, W> {
     }
 
     /// Sets the dropout of the LoRA's input for all later calls that compute gradients, as PEFT's `lora_dropout` does
-    /// in training. Each call of [`loss_and_gradients`](Self::loss_and_gradients) that succeeds advances the offset by
-    /// one, starting from the given one's. Each projection of each layer has its own mask, which its factors share; a
+    /// in training. Each successful call of [`loss_and_gradients`](Self::loss_and_gradients) increases the
+    /// offset by one. Each projection of each layer has its own mask, which its factors share; a
     /// layer number in `dropout` is replaced. Processes that train on parts of one batch need different seeds.
     pub fn set_dropout(&mut self, dropout: Option<Dropout>) {
         self.dropout = dropout;
@@ -130,7 +131,7 @@ impl<'m, W: Element> Training<'m, W> {
     ///
     /// # Errors
     /// As [`new`](Self::new); [`Error::BatchSize`] or [`Error::Batch`] if the number of sequences or tokens differs
-    /// from `new`'s, [`Error::Token`], [`Error::OtherAdapters`]. A loss that is not finite is returned as it is.
+    /// from `new`'s, [`Error::Token`], [`Error::AdapterMismatch`]. A loss that is not finite is returned as it is.
     pub fn loss_and_gradients(&mut self, adapters: &Adapters<W>, tokens: &[&[u32]]) -> Result<f64> {
         let lora = self.forward(adapters, tokens, self.dropout)?;
         let (model, config) = (self.model, &self.model.config);
@@ -144,14 +145,14 @@ impl<'m, W: Element> Training<'m, W> {
             let lowest = (index == first).then_some(projection);
             let (saved, gradients) = (&self.saved[index - first], &mut self.gradients.layers[index]);
             let rows = self.x.len() / config.d_model;
-            let site = Site { dropout: self.dropout, ..site(model, lora, index, rows, self.sequence) };
-            block::backward(site, saved, &mut self.scratch, lowest, gradients, &mut self.dx)?;
+            let context = BlockContext { dropout: self.dropout, ..context(model, lora, index, rows, self.sequence) };
+            block::backward(context, saved, &mut self.scratch, lowest, gradients, &mut self.dx)?;
         }
         self.dropout = self.dropout.map(|dropout| dropout.at(dropout.offset().wrapping_add(1)));
         Ok(loss)
     }
 
-    /// The loss alone, for evaluation: without dropout. Gradients are unchanged.
+    /// Computes only the loss, without dropout, for evaluation. Gradients are unchanged.
     ///
     /// # Errors
     /// As [`loss_and_gradients`](Self::loss_and_gradients).
@@ -190,16 +191,22 @@ impl<'m, W: Element> Training<'m, W> {
             // Layers below the lowest adapted one save nothing; they use that layer's buffers as scratch memory.
             let saved = &mut self.saved[index.saturating_sub(first)];
             let rows = self.x.len() / config.d_model;
-            let site = Site { dropout, ..site(model, lora, index, rows, self.sequence) };
-            block::forward(site, saved, &mut self.scratch, &mut self.x)?;
+            let context = BlockContext { dropout, ..context(model, lora, index, rows, self.sequence) };
+            block::forward(context, saved, &mut self.scratch, &mut self.x)?;
         }
         layer_norm(&self.x, &model.ln_f, config.layer_norm_epsilon, &mut self.normed)?;
         Ok(lora)
     }
 }
 
-fn site<'a, W>(model: &'a Model<W>, lora: &'a Lora<W>, index: usize, rows: usize, sequence: usize) -> Site<'a, W> {
-    Site { config: &model.config, layer: &model.layers[index], lora, index, rows, sequence, dropout: None }
+fn context<'a, W>(
+    model: &'a Model<W>,
+    lora: &'a Lora<W>,
+    index: usize,
+    rows: usize,
+    sequence: usize,
+) -> BlockContext<'a, W> {
+    BlockContext { config: &model.config, layer: &model.layers[index], lora, index, rows, sequence, dropout: None }
 }
 
 /// The LoRA, if it is the only adapter.

@@ -8,7 +8,7 @@ use super::trainable;
 use crate::adapter::Adapters;
 use crate::error::{Error, Result};
 
-/// An optimizer's state.
+/// AdamW with its state.
 #[derive(Debug, Clone)]
 pub struct Optimizer {
     /// The hyperparameters; a learning-rate schedule may change them between steps.
@@ -21,7 +21,7 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// An optimizer that starts from the LoRA as it is: its factors become the master copies, moments are zero.
+    /// An optimizer for this LoRA: the master copies are its factors, and all moments are zero.
     ///
     /// # Errors
     /// [`Error::NotTrainable`], [`Error::NothingToTrain`]; [`Error::Layer`] for a hyperparameter out of range.
@@ -38,13 +38,13 @@ impl Optimizer {
     }
 
     /// One step on every A and B. The step updates the master copies and writes them to the LoRA, rounded to its type.
-    /// The LoRA must be the one that the optimizer was made from, or one that may be overwritten. Shared tensors are
-    /// copied first.
+    /// Factors in `adapters` are overwritten, so it should be the LoRA that the optimizer was made for. Shared tensors
+    /// are copied first.
     ///
     /// A skipped step (see [`Step::skipped`]) changes nothing.
     ///
     /// # Errors
-    /// [`Error::OtherAdapters`] or [`Error::OtherModel`] if the LoRA or the gradients have other shapes;
+    /// [`Error::AdapterMismatch`] or [`Error::ModelMismatch`] if the LoRA or the gradients have other shapes;
     /// [`Error::NotTrainable`], [`Error::NothingToTrain`]; [`Error::Layer`] for a hyperparameter out of range;
     /// [`Error::Io`] if memory cannot be allocated.
     pub fn step<W: Element>(&mut self, adapters: &mut Adapters<W>, gradients: &Gradients) -> Result<Step> {

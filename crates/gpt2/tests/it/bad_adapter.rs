@@ -1,9 +1,9 @@
-//! An adapter that is damaged, unsupported or made for another model ends in one sentence that names the file, the key
-//! and what was expected; one that PEFT reads gets the scales PEFT gives it.
+//! A damaged or unsupported adapter, or one for another model, is an error of one sentence that names the file, the key
+//! and what was expected. An adapter that PEFT reads gets the scales that PEFT gives it.
 
 use std::path::Path;
 
-use crate::common::{Fault, Folder, Stored, Tensors, assert_refused, bottleneck, config, golden, model, spelled};
+use crate::common::{Fault, Folder, Stored, Tensors, assert_refused, bottleneck, config, displayed, golden, model};
 use fused_lora_gpt2::adapter::bottleneck::Kind;
 use fused_lora_gpt2::adapter::lora::{Lora, Projection};
 use fused_lora_gpt2::{Adapters, Result, peft};
@@ -14,7 +14,7 @@ fn load(folder: &Folder) -> Result<Lora<f32>> {
     peft::load_lora(folder.path(), &config())
 }
 
-/// Any adapter: its golden folder, and how a folder like it is loaded.
+/// The golden folder of an adapter, and the function that loads it.
 type Loader = fn(&Path) -> Result<()>;
 const ADAPTERS: [(&str, Loader); 6] = [
     ("lora-all", |folder| peft::load::<f32>(folder, &config()).map(drop)),
@@ -30,30 +30,30 @@ fn missing_and_damaged_files() {
     let place = tempfile::tempdir().unwrap();
     let nowhere = place.path().join("nowhere");
     for (name, load) in ADAPTERS {
-        assert_refused(load(&nowhere), name, &[&spelled(&nowhere), "No such file"]);
+        assert_refused(load(&nowhere), name, &[&displayed(&nowhere), "No such file"]);
         let mut files = vec![Folder::of(name).weights()];
         if !name.starts_with("adapter-") {
             let folder = Folder::of(name);
             std::fs::write(folder.json(), "{").unwrap();
-            assert_refused(load(folder.path()), name, &[&spelled(&folder.json()), "not the JSON expected"]);
+            assert_refused(load(folder.path()), name, &[&displayed(&folder.json()), "not the JSON expected"]);
             files.push(folder.json());
         }
         for file in files {
             let folder = Folder::of(name);
             let file = folder.path().join(file.file_name().unwrap());
             std::fs::remove_file(&file).unwrap();
-            assert_refused(load(folder.path()), name, &[&spelled(&file), "No such file"]);
+            assert_refused(load(folder.path()), name, &[&displayed(&file), "No such file"]);
         }
         let whole = std::fs::read(Folder::of(name).weights()).unwrap();
         for len in (0..whole.len()).step_by(211).chain([whole.len() - 1]) {
             let folder = Folder::of(name);
             std::fs::write(folder.weights(), &whole[..len]).unwrap();
-            let parts = [&spelled(&folder.weights()), "not a whole safetensors file"];
+            let parts = [&displayed(&folder.weights()), "not a whole safetensors file"];
             assert_refused(load(folder.path()), &format!("{name}, {len} bytes"), &parts);
         }
         let folder = Folder::of(name);
         std::fs::write(folder.weights(), [whole, vec![0]].concat()).unwrap();
-        assert_refused(load(folder.path()), name, &[&spelled(&folder.weights()), "not a whole safetensors file"]);
+        assert_refused(load(folder.path()), name, &[&displayed(&folder.weights()), "not a whole safetensors file"]);
     }
 }
 
@@ -66,14 +66,14 @@ fn every_tensor_with_every_fault() {
             for fault in Fault::ALL {
                 let folder = Folder::of(name);
                 let mut tensors = original.clone();
-                fault.inflict(&mut tensors, key);
+                fault.apply(&mut tensors, key);
                 folder.write(&tensors);
-                // The width of an adapter is read from down.weight: when that is wrong, another tensor may not fit.
+                // An adapter's width is read from down.weight. If that is wrong, the error may name another tensor.
                 let named = match key.strip_suffix("down.weight") {
                     Some(adapter) if fault == Fault::WrongShape || fault == Fault::Missing => adapter,
                     _ => key,
                 };
-                let parts = [&spelled(&folder.weights()), &format!("tensor '{named}"), fault.complaint()];
+                let parts = [&displayed(&folder.weights()), &format!("tensor '{named}"), fault.expected_message()];
                 assert_refused(load(folder.path()), &format!("{name} {key} {fault:?}"), &parts);
             }
         }
@@ -81,7 +81,7 @@ fn every_tensor_with_every_fault() {
 }
 
 #[test]
-fn tensors_without_a_place() {
+fn unknown_tensors() {
     let lora = "base_model.model.transformer.";
     let strangers = [
         ("lora-attn", format!("{lora}h.0.attn.q_proj.lora_A.weight"), "expected lora_A and lora_B"),
@@ -92,7 +92,7 @@ fn tensors_without_a_place() {
         ("lora-attn", format!("{lora}h.0.attn.c_attn.lora_magnitude_vector"), "expected lora_A and lora_B"),
         ("lora-attn", format!("{lora}wte.lora_embedding_A"), "expected lora_A and lora_B"),
         ("lora-attn", "base_model.model.lm_head.weight".into(), "expected lora_A and lora_B"),
-        // The others are named from `transformer` on, so this one would never be read.
+        // The other keys start with `transformer`, so this one would never be read.
         ("lora-attn", "base_model.model.h.0.attn.c_attn.lora_A.weight".into(), "expected lora_A and lora_B"),
         ("prefix", "embedding".into(), "expected prompt_embeddings only"),
         ("adapter-houlsby", "h.2.adapter_attn.down.weight".into(), "expected Houlsby adapters of a GPT-2 of 2 layers"),
@@ -106,7 +106,7 @@ fn tensors_without_a_place() {
         folder.edit(|tensors| drop(tensors.insert(key.clone(), Stored::f32(&[4, 64]))));
         let load = ADAPTERS.iter().find(|(n, _)| *n == name).unwrap().1;
         let says = format!("tensor '{key}' has no place in this model, {expected}");
-        assert_refused(load(folder.path()), &key, &[&spelled(&folder.weights()), &says]);
+        assert_refused(load(folder.path()), &key, &[&displayed(&folder.weights()), &says]);
     }
 }
 
@@ -123,12 +123,12 @@ fn no_tensors_at_all() {
     for ((name, load), key) in ADAPTERS.into_iter().zip(cases) {
         let folder = Folder::of(name);
         folder.write(&Tensors::new());
-        let parts = [&spelled(&folder.weights()), key, "is missing, expected"];
+        let parts = [&displayed(&folder.weights()), key, "is missing, expected"];
         assert_refused(load(folder.path()), name, &parts);
     }
 }
 
-/// Made for a model with more layers, or with wider ones.
+/// Adapters for a model with more layers, or with wider ones.
 #[test]
 fn made_for_another_model() {
     for (name, load) in ADAPTERS {
@@ -139,12 +139,12 @@ fn made_for_another_model() {
             (key, Stored::f32(&shape))
         });
         folder.write(&wider.collect());
-        assert_refused(load(folder.path()), name, &[&spelled(&folder.weights()), "has shape", "expected ["]);
+        assert_refused(load(folder.path()), name, &[&displayed(&folder.weights()), "has shape", "expected ["]);
 
         let deeper = Folder::of(name);
         if name == "prefix" {
             deeper.set("num_layers", Some(json!(3)));
-            let parts = [&spelled(&deeper.json()), "field 'num_layers' is 3", "the model has 2"];
+            let parts = [&displayed(&deeper.json()), "field 'num_layers' is 3", "the model has 2"];
             assert_refused(load(deeper.path()), name, &parts);
             continue;
         }
@@ -152,7 +152,7 @@ fn made_for_another_model() {
             let third = tensors.clone().into_iter().filter(|(key, _)| key.contains("h.1."));
             tensors.extend(third.map(|(key, t)| (key.replace("h.1.", "h.2."), t)));
         });
-        let parts = [&spelled(&deeper.weights()), "h.2.", "has no place", "GPT-2 of 2 layers"];
+        let parts = [&displayed(&deeper.weights()), "h.2.", "has no place", "GPT-2 of 2 layers"];
         assert_refused(load(deeper.path()), name, &parts);
     }
 }
@@ -169,7 +169,7 @@ fn lora_settings() {
         ("r", json!(513), "at most 512"),
         ("lora_alpha", json!("8"), "expected a finite number"),
         ("lora_alpha", Value::Null, "expected a finite number"),
-        // Finite, but not once it is divided by r and stored as f32.
+        // Finite, but infinite after the division by r in f32.
         ("lora_alpha", json!(1e40), "expected a finite number"),
         ("alpha_pattern", json!({"c_attn": 1e40}), "'c_attn' maps to no finite number"),
         ("use_rslora", json!("true"), "expected true or false"),
@@ -200,28 +200,28 @@ fn lora_settings() {
         ("alpha_pattern", json!({"*": 8}), "'*' is not a regular expression"),
         ("alpha_pattern", json!(8), "expected an object"),
     ];
-    for (field, value, complaint) in cases {
+    for (field, value, expected_message) in cases {
         let folder = Folder::of("lora-attn");
         folder.set(field, Some(value.clone()));
         let case = format!("{field}: {value}");
         let says = format!("field '{field}' is ");
-        assert_refused(load(&folder), &case, &[&spelled(&folder.json()), &says, complaint]);
+        assert_refused(load(&folder), &case, &[&displayed(&folder.json()), &says, expected_message]);
     }
     for field in ["peft_type", "r"] {
         let folder = Folder::of("lora-attn");
         folder.set(field, None);
         let says = format!("field '{field}' is missing, expected");
-        assert_refused(load(&folder), field, &[&spelled(&folder.json()), &says]);
+        assert_refused(load(&folder), field, &[&displayed(&folder.json()), &says]);
     }
-    // A rank at odds with the tensors is found at the first tensor.
+    // A rank that contradicts the tensors is found at the first tensor.
     let folder = Folder::of("lora-attn");
     folder.set("r", Some(json!(5)));
     let key = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight";
-    assert_refused(load(&folder), "r: 5", &[&spelled(&folder.weights()), key, "[4, 64], expected [5, 64]"]);
+    assert_refused(load(&folder), "r: 5", &[&displayed(&folder.weights()), key, "[4, 64], expected [5, 64]"]);
 }
 
 #[test]
-fn dropout_is_read_for_who_trains_on() {
+fn dropout_is_read_to_continue_training() {
     let folder = Folder::of("lora-attn");
     for (value, expected) in [(Some(json!(0.1)), 0.1), (Some(json!(0)), 0.0), (Some(Value::Null), 0.0), (None, 0.0)] {
         folder.set("lora_dropout", value);
@@ -229,13 +229,13 @@ fn dropout_is_read_for_who_trains_on() {
     }
     for value in [json!(1.0), json!(-0.1), json!("0.1"), json!(true)] {
         folder.set("lora_dropout", Some(value.clone()));
-        let parts = [&spelled(&folder.json()), &format!("'lora_dropout' is {value}"), "at least 0 and less than 1"];
+        let parts = [&displayed(&folder.json()), &format!("'lora_dropout' is {value}"), "at least 0 and less than 1"];
         assert_refused(peft::lora_dropout(folder.path()), &value.to_string(), &parts);
     }
 }
 
 #[test]
-fn lora_settings_that_do_not_matter() {
+fn lora_settings_without_effect() {
     let expected = load(&Folder::of("lora-attn")).unwrap();
     let cases = [
         ("lora_dropout", json!(0.1)),
@@ -277,11 +277,11 @@ fn prefix_settings() {
         ("peft_type", json!("PROMPT_TUNING"), "expected"),
         ("peft_type", json!(7), "expected"),
     ];
-    for (field, value, complaint) in cases {
+    for (field, value, expected_message) in cases {
         let folder = Folder::of("prefix");
         folder.set(field, Some(value.clone()));
         let says = format!("field '{field}' is {value}, ");
-        let parts = [&spelled(&folder.json()), says.as_str(), complaint];
+        let parts = [&displayed(&folder.json()), says.as_str(), expected_message];
         assert_refused(peft::load_prefix(folder.path(), &config()), &says, &parts);
         assert_refused(peft::load::<f32>(folder.path(), &config()), &says, &parts);
     }
@@ -290,12 +290,12 @@ fn prefix_settings() {
         folder.set("num_virtual_tokens", Some(json!(length)));
         let says = format!("'prompt_embeddings' has shape [4, 256], expected [{length}, 256]");
         let result = peft::load_prefix(folder.path(), &config());
-        assert_refused(result, "length", &[&spelled(&folder.weights()), &says]);
+        assert_refused(result, "length", &[&displayed(&folder.weights()), &says]);
     }
-    // Each loader takes its own kind of adapter only.
-    let parts = [&spelled(&golden("lora-attn/adapter_config.json")), "peft_type", "LORA", "expected PREFIX_TUNING"];
+    // Each loader accepts only its own kind of adapter.
+    let parts = [&displayed(&golden("lora-attn/adapter_config.json")), "peft_type", "LORA", "expected PREFIX_TUNING"];
     assert_refused(peft::load_prefix(&golden("lora-attn"), &config()), "LoRA as a prefix", &parts);
-    let parts = [&spelled(&golden("prefix/adapter_config.json")), "peft_type", "PREFIX_TUNING", "expected LORA"];
+    let parts = [&displayed(&golden("prefix/adapter_config.json")), "peft_type", "PREFIX_TUNING", "expected LORA"];
     assert_refused(peft::load_lora::<f32>(&golden("prefix"), &config()), "prefix as a LoRA", &parts);
 }
 
@@ -311,12 +311,12 @@ fn bottleneck_adapters_of_another_kind() {
     ];
     for (name, kind, key) in cases {
         let file = golden(&format!("adapter-{name}/adapter.safetensors"));
-        let parts = [&spelled(&file), &format!("tensor '{key}"), "expected"];
+        let parts = [&displayed(&file), &format!("tensor '{key}"), "expected"];
         assert_refused(bottleneck(&file, kind), &format!("{name} as {kind:?}"), &parts);
     }
 }
 
-/// The narrower type of the model decides what an adapter may hold.
+/// An adapter's values must be finite in the type of the model.
 #[test]
 fn adapter_values_too_large_for_the_type_asked_for() {
     let folder = Folder::of("lora-attn");
@@ -324,10 +324,10 @@ fn adapter_values_too_large_for_the_type_asked_for() {
     folder.edit(|tensors| tensors.get_mut(key).unwrap().set_last(1e5));
     load(&folder).unwrap();
     let narrow = peft::load_lora::<f16>(folder.path(), &config());
-    assert_refused(narrow, "f16", &[&spelled(&folder.weights()), key, "not finite in f16"]);
+    assert_refused(narrow, "f16", &[&displayed(&folder.weights()), key, "not finite in f16"]);
 }
 
-/// `(rank, scale)` of each projection of each layer, after giving the tensors those ranks.
+/// Gives the tensors these ranks, and returns `(rank, scale)` of each projection of each layer.
 fn scales(ranks: [[usize; 4]; 2], fields: &[(&str, Value)], module_prefix: &str) -> Vec<Vec<(usize, f32)>> {
     let folder = Folder::of("lora-all");
     for (field, value) in [("rank_pattern", json!({})), ("alpha_pattern", json!({})), ("use_rslora", json!(false))] {
@@ -351,9 +351,9 @@ fn scales(ranks: [[usize; 4]; 2], fields: &[(&str, Value)], module_prefix: &str)
     lora.layers.iter().map(|layer| layer.iter().map(|f| (f[0].rank, f[0].scale)).collect()).collect()
 }
 
-/// With r = 4 and lora_alpha = 8, unless a pattern says otherwise.
+/// The folder has r = 4 and lora_alpha = 8; patterns override them.
 #[test]
-fn ranks_and_scales_are_pefts() {
+fn ranks_and_scales_agree_with_peft() {
     let plain = [[4; 4]; 2];
     for module_prefix in ["transformer.", ""] {
         let scales = |ranks, fields: &[(&str, Value)]| scales(ranks, fields, module_prefix);
@@ -363,7 +363,7 @@ fn ranks_and_scales_are_pefts() {
         let stabilized = scales([[7; 4]; 2], &[("r", json!(7)), ("use_rslora", json!(true))]);
         assert_eq!(stabilized[1][3], (7, (8.0 / 7f64.sqrt()) as f32));
 
-        // The first pattern in the file wins, not the longest, the last, or the first of the alphabet.
+        // The first matching pattern in the file counts, not the longest, the last, or the first in alphabetical order.
         let wide_first = ("rank_pattern", json!({"c_attn": 2, "h.0.attn.c_attn": 1}));
         let ranks = [[2, 4, 4, 4]; 2];
         assert_eq!(scales(ranks, &[wide_first]), [[(2, 4.0), (4, 2.0), (4, 2.0), (4, 2.0)]; 2]);
@@ -371,7 +371,7 @@ fn ranks_and_scales_are_pefts() {
         let got = scales([[1, 4, 4, 4], [2, 4, 4, 4]], &[narrow_first]);
         assert_eq!((got[0][0], got[1][0]), ((1, 8.0), (2, 4.0)));
 
-        // Patterns are regular expressions for the whole name or what follows a dot: `fc` is no `c_fc`.
+        // Patterns are regular expressions for the whole name, or for what follows a dot: `fc` does not match `c_fc`.
         let alphas = json!({"fc": 1, "attn": 1, r"h\.1\..*": 16, "mlp.c_proj": 24, "c_(proj|fc)": 2.5});
         let expected = [[(4, 2.0), (4, 0.625), (4, 0.625), (4, 6.0)], [(4, 4.0); 4]];
         assert_eq!(scales(plain, &[("alpha_pattern", alphas)]), expected);

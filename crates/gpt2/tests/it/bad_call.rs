@@ -1,10 +1,10 @@
-//! Calls that cannot be carried out: tokens, combinations of adapters, merges and writes. Each ends in one sentence that
-//! says what was wrong and what was expected, and leaves nothing behind.
+//! Calls with wrong arguments: tokens, combinations of adapters, merges and writes. Each returns an error of one
+//! sentence that says what was wrong and what was expected, and leaves no file behind.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::common::{Folder, assert_refused, bottleneck, config, contents, golden, model, spelled};
+use crate::common::{Folder, assert_refused, bottleneck, config, contents, displayed, golden, model};
 use fused_lora::DType;
 use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
 use fused_lora_gpt2::adapter::lora::{Lora, Projection, Target};
@@ -35,7 +35,7 @@ fn token_ids_and_batches() {
         assert_refused(forward.logits(&model, &Adapters::default(), tokens), says, &parts);
         assert_refused(forward.hidden(&model, &Adapters::default(), tokens), says, &parts);
     }
-    // What was refused leaves no trace in the buffers that calls share.
+    // Refused calls leave the buffers that calls share unchanged.
     assert_eq!(forward.logits(&model, &Adapters::default(), &[&[130, 0]]).unwrap(), before);
 }
 
@@ -60,7 +60,7 @@ fn more_positions_than_the_model_has() {
     }
 }
 
-/// A prefix of no tokens is no prefix.
+/// A prefix of no tokens has no effect.
 #[test]
 fn empty_prefixes() {
     let (model, config) = (model(), config());
@@ -88,8 +88,8 @@ fn token_files() {
         let view = TensorView::new(dtype, shape, &data).unwrap();
         write_tensors(&file, &BTreeMap::from([("tokens".to_string(), view)]), None).unwrap();
         let opened = Checkpoint::open(&file).unwrap();
-        assert_refused(opened.token_ids("tokens"), says, &[&spelled(&file), "tokens", says]);
-        assert_refused(opened.token_ids("ids"), says, &[&spelled(&file), "tensor 'ids' is missing, expected"]);
+        assert_refused(opened.token_ids("tokens"), says, &[&displayed(&file), "tokens", says]);
+        assert_refused(opened.token_ids("ids"), says, &[&displayed(&file), "tensor 'ids' is missing, expected"]);
     }
 }
 
@@ -115,7 +115,7 @@ fn adapters_that_cannot_be_active_together() {
     assert!(adapters.prefix.is_some());
 }
 
-/// A combination that is refused changes nothing.
+/// A refused combination changes nothing.
 #[test]
 fn a_refused_combination_adds_no_lora() {
     let config = config();
@@ -134,9 +134,9 @@ fn a_refused_combination_adds_no_lora() {
 fn adapters_made_for_another_model() {
     let (model, config) = (model(), config());
     let others = [
-        (Config { layers: 3, ..config.clone() }, "the adapter has 3 layers, the model 2"),
-        (Config { d_model: 128, ..config.clone() }, "the adapter has "),
-        (Config { d_ff: 128, ..config.clone() }, "the adapter has 128 MLP features, the model 256"),
+        (Config { layers: 3, ..config.clone() }, "3 layers, expected 2"),
+        (Config { d_model: 128, ..config.clone() }, ", expected "),
+        (Config { d_ff: 128, ..config.clone() }, "128 MLP features, expected 256"),
     ];
     for (other, says) in &others {
         let lora = Lora::random(other, &[(Target::Whole(Projection::MlpOut), 4)], 8.0, 1).unwrap();
@@ -184,21 +184,21 @@ fn merges_into_places_that_do_not_fit() {
     std::fs::write(at("file"), "kept").unwrap();
     let (model, lora) = (golden("model"), golden("lora-all"));
     let cases = [
-        ("folder", "it exists already"),
-        ("file", "it exists already"),
+        ("folder", "it already exists"),
+        ("file", "it already exists"),
         ("missing/merged", "No such file"),
         ("file/merged", "Not a directory"),
     ];
     for (name, says) in cases {
         let out = at(name);
-        let error = assert_refused(merge_folder(&model, &[&lora], &out, None), name, &[&spelled(&out), says]);
+        let error = assert_refused(merge_folder(&model, &[&lora], &out, None), name, &[&displayed(&out), says]);
         assert!(matches!(error, Error::Io { path, .. } if path == out), "{name}");
     }
     let missing = at("adapter");
     let refused = merge_folder(&model, &[&lora, &missing], &at("merged"), None);
-    assert_refused(refused, "adapter", &[&spelled(&missing), "adapter_config.json", "No such file"]);
+    assert_refused(refused, "adapter", &[&displayed(&missing), "adapter_config.json", "No such file"]);
     let refused = merge_folder(&model, &[&golden("prefix")], &at("merged"), None);
-    assert_refused(refused, "prefix", &[&spelled(&golden("prefix")), "field 'peft_type'", "expected LORA"]);
+    assert_refused(refused, "prefix", &[&displayed(&golden("prefix")), "field 'peft_type'", "expected LORA"]);
 
     let mut left = contents(place.path());
     left.sort();
@@ -207,7 +207,7 @@ fn merges_into_places_that_do_not_fit() {
     assert_eq!(contents(&at("folder")), [""; 0]);
 }
 
-/// A merge whose result does not fit the type it is stored in.
+/// The result of a merge does not fit the type that it is stored in.
 #[test]
 fn merges_that_overflow() {
     let place = tempfile::tempdir().unwrap();
@@ -218,24 +218,24 @@ fn merges_that_overflow() {
     let lora = Folder::of("lora-attn");
     lora.set("lora_alpha", Some(json!(1e9)));
     let merge = |model: &Path, dtype| merge_folder(model, &[lora.path()], &out, dtype);
-    let parts = [&spelled(&weights), key, "in f16"];
+    let parts = [&displayed(&weights), key, "in f16"];
     assert_refused(merge(&golden("model"), Some(DType::F16)), "merged", &parts);
     assert_eq!(contents(place.path()), [""; 0]);
 
-    // A tensor that no adapter touches, but that is converted.
+    // A tensor without an adapter that overflows when it is converted.
     let folder = Folder::of("model");
     folder.edit(|tensors| tensors.get_mut("transformer.wpe.weight").unwrap().set_last(7e4));
     lora.set("lora_alpha", Some(json!(8)));
-    let parts = [&spelled(&folder.weights()), "tensor 'transformer.wpe.weight'", "not finite in f16"];
+    let parts = [&displayed(&folder.weights()), "tensor 'transformer.wpe.weight'", "not finite in f16"];
     assert_refused(merge(folder.path(), Some(DType::F16)), "converted", &parts);
     assert_eq!(contents(place.path()), [""; 0]);
 
-    // The same two merges into a type that holds them.
+    // The same two merges into a type that can hold the results.
     lora.set("lora_alpha", Some(json!(1e9)));
     merge(folder.path(), Some(DType::Bf16)).unwrap();
     assert_eq!(contents(place.path()), ["merged"]);
 
-    // In memory.
+    // The same in memory.
     let rounded = place.path().join("rounded");
     merge_folder(&golden("model"), &[], &rounded, Some(DType::F16)).unwrap();
     let narrow = Model::<f16>::load(&rounded).unwrap();
@@ -251,10 +251,10 @@ fn writes_to_places_that_do_not_fit() {
     let tensors = || BTreeMap::from([("x".to_string(), TensorView::new(Dtype::F32, vec![2], &data).unwrap())]);
     for (name, says) in [("missing/x.safetensors", "No such file"), ("folder", "directory")] {
         let file = place.path().join(name);
-        assert_refused(write_tensors(&file, &tensors(), None), name, &[&spelled(&file), says]);
+        assert_refused(write_tensors(&file, &tensors(), None), name, &[&displayed(&file), says]);
         assert_eq!(contents(place.path()), ["folder"], "{name}");
     }
-    // Where there is a file already, it is replaced whole.
+    // An existing file is replaced as a whole.
     let file = place.path().join("folder/x.safetensors");
     std::fs::write(&file, "old").unwrap();
     write_tensors(&file, &tensors(), None).unwrap();

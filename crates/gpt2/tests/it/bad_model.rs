@@ -1,6 +1,6 @@
-//! A model folder that is not what it should be ends in one sentence that names the file, the key and what was expected.
+//! A wrong model folder is an error of one sentence that names the file, the key and what was expected.
 
-use crate::common::{Fault, Folder, Stored, assert_refused, contents, golden, model, spelled};
+use crate::common::{Fault, Folder, Stored, assert_refused, contents, displayed, golden, model};
 use fused_lora_gpt2::{Adapters, Forward, Model, Result, merge_folder};
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -10,7 +10,7 @@ fn load(folder: &Folder) -> Result<Model<f32>> {
     Model::load(folder.path())
 }
 
-/// Loading refuses the folder, and so does merging, which leaves nothing behind.
+/// Checks that loading and merging refuse the folder, and that merging leaves no file behind.
 #[track_caller]
 fn assert_unusable(folder: &Folder, case: &str, parts: &[&str]) {
     assert_refused(load(folder), case, parts);
@@ -24,12 +24,12 @@ fn assert_unusable(folder: &Folder, case: &str, parts: &[&str]) {
 fn missing_files() {
     let place = tempfile::tempdir().unwrap();
     let nowhere = place.path().join("nowhere");
-    assert_refused(Model::<f32>::load(&nowhere), "no folder", &[&spelled(&nowhere), "config.json", "No such file"]);
+    assert_refused(Model::<f32>::load(&nowhere), "no folder", &[&displayed(&nowhere), "config.json", "No such file"]);
     for name in ["config.json", "model.safetensors"] {
         let folder = Folder::of("model");
         let file = folder.path().join(name);
         std::fs::remove_file(&file).unwrap();
-        assert_unusable(&folder, name, &[&spelled(&file), "No such file"]);
+        assert_unusable(&folder, name, &[&displayed(&file), "No such file"]);
     }
 }
 
@@ -40,12 +40,12 @@ fn config_that_is_not_json() {
         let folder = Folder::of("model");
         std::fs::write(folder.json(), text).unwrap();
         let case = String::from_utf8_lossy(text);
-        assert_unusable(&folder, &case, &[&spelled(&folder.json()), "not the JSON expected"]);
+        assert_unusable(&folder, &case, &[&displayed(&folder.json()), "not the JSON expected"]);
     }
 }
 
 #[test]
-fn sizes_that_are_none() {
+fn sizes_that_are_not_positive_numbers() {
     let bad = [
         None,
         Some(Value::Null),
@@ -61,7 +61,7 @@ fn sizes_that_are_none() {
     ];
     for field in ["n_layer", "n_embd", "n_head", "vocab_size", "n_positions", "n_inner"] {
         for value in &bad {
-            // Without n_inner the MLP is 4·n_embd wide.
+            // Without n_inner the MLP has 4·n_embd features.
             if field == "n_inner" && matches!(value, None | Some(Value::Null)) {
                 continue;
             }
@@ -69,12 +69,12 @@ fn sizes_that_are_none() {
             folder.set(field, value.clone());
             let shown = value.as_ref().map_or("missing".into(), Value::to_string);
             let says = format!("field '{field}' is {shown}, expected a whole number of at least 1");
-            assert_unusable(&folder, &says, &[&spelled(&folder.json()), &says, "at most 2147483648"]);
+            assert_unusable(&folder, &says, &[&displayed(&folder.json()), &says, "at most 2147483648"]);
         }
     }
 }
 
-/// Sizes that are numbers but not those of the tensors: the tensor is named, and nothing of that size is asked for.
+/// Sizes that contradict the tensors: the error names the tensor, and no memory of that size is allocated.
 #[test]
 fn sizes_of_another_model() {
     let largest = 1u64 << 31;
@@ -94,7 +94,7 @@ fn sizes_of_another_model() {
     for (field, value, key) in cases {
         let folder = Folder::of("model");
         folder.set(field, Some(json!(value)));
-        assert_unusable(&folder, &format!("{field} {value}"), &[&spelled(&folder.weights()), key, "expected"]);
+        assert_unusable(&folder, &format!("{field} {value}"), &[&displayed(&folder.weights()), key, "expected"]);
     }
 }
 
@@ -116,19 +116,19 @@ fn settings_that_are_not_supported() {
         ("layer_norm_epsilon", json!(-1e-5), "between 0 and 1"),
         ("layer_norm_epsilon", json!("1e-5"), "between 0 and 1"),
         ("layer_norm_epsilon", json!(1), "between 0 and 1"),
-        // Above 0 in double precision only.
+        // Positive in double precision, but 0 in f32.
         ("layer_norm_epsilon", json!(2f64.powi(-160)), "between 0 and 1"),
     ];
-    for (field, value, complaint) in cases {
+    for (field, value, expected_message) in cases {
         let folder = Folder::of("model");
         folder.set(field, Some(value.clone()));
         let says = format!("field '{field}' is {value}, ");
-        assert_unusable(&folder, &says, &[&spelled(&folder.json()), &says, complaint]);
+        assert_unusable(&folder, &says, &[&displayed(&folder.json()), &says, expected_message]);
     }
 }
 
 #[test]
-fn settings_that_do_not_matter() {
+fn settings_without_effect() {
     for field in ["model_type", "activation_function", "layer_norm_epsilon", "n_inner", "tie_word_embeddings"] {
         let folder = Folder::of("model");
         folder.set(field, None);
@@ -138,7 +138,7 @@ fn settings_that_do_not_matter() {
 }
 
 #[test]
-fn weights_that_are_no_whole_file() {
+fn weights_that_are_not_a_complete_file() {
     let whole = std::fs::read(golden("model/model.safetensors")).unwrap();
     let header_end = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     let mut cut: Vec<usize> = (0..=9).collect();
@@ -158,7 +158,7 @@ fn weights_that_are_no_whole_file() {
     for (case, bytes) in damaged {
         let folder = Folder::of("model");
         std::fs::write(folder.weights(), bytes).unwrap();
-        assert_unusable(&folder, &case, &[&spelled(&folder.weights()), "not a whole safetensors file"]);
+        assert_unusable(&folder, &case, &[&displayed(&folder.weights()), "not a whole safetensors file"]);
     }
 }
 
@@ -169,10 +169,10 @@ fn every_tensor_with_every_fault() {
         for fault in Fault::ALL {
             let folder = Folder::of("model");
             let mut tensors = original.clone();
-            fault.inflict(&mut tensors, key);
+            fault.apply(&mut tensors, key);
             folder.write(&tensors);
             let named = format!("tensor '{key}'");
-            let parts = [&spelled(&folder.weights()), &named, fault.complaint()];
+            let parts = [&displayed(&folder.weights()), &named, fault.expected_message()];
             assert_unusable(&folder, &format!("{key} {fault:?}"), &parts);
         }
     }
@@ -186,7 +186,7 @@ fn values_too_large_for_the_type_asked_for() {
     load(&folder).unwrap();
     Model::<bf16>::load(folder.path()).unwrap();
     let narrow = Model::<f16>::load(folder.path());
-    assert_refused(narrow, "f16", &[&spelled(&folder.weights()), key, "not finite in f16"]);
+    assert_refused(narrow, "f16", &[&displayed(&folder.weights()), key, "not finite in f16"]);
 
     folder.edit(|tensors| {
         let data = [1e39f64; 192].iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -197,7 +197,7 @@ fn values_too_large_for_the_type_asked_for() {
 }
 
 #[test]
-fn tensors_without_a_place() {
+fn unknown_tensors() {
     let strangers = [
         "transformer.h.2.ln_1.weight",
         "transformer.h.01.ln_1.weight",
@@ -209,7 +209,7 @@ fn tensors_without_a_place() {
         "transformer.h.0.crossattention.c_attn.weight",
         "transformer.wte.bias",
         "score.weight",
-        // The other tensors are named from `transformer` on, so these would never be read.
+        // The other keys start with `transformer`, so these would never be read.
         "wte.weight",
         "h.0.ln_1.weight",
         "",
@@ -220,11 +220,11 @@ fn tensors_without_a_place() {
         folder.edit(|tensors| drop(tensors.insert(key.into(), Stored::f32(&[64]))));
         let shown = key.escape_debug();
         let says = format!("tensor '{shown}' has no place in this model, expected a GPT-2 of 2 layers");
-        assert_unusable(&folder, key, &[&spelled(&folder.weights()), &says]);
+        assert_unusable(&folder, key, &[&displayed(&folder.weights()), &says]);
     }
 }
 
-/// Masks of old checkpoints, a saved copy of the tied lm_head, and names without the module they were saved from.
+/// Masks of old checkpoints, a copy of the tied lm_head, and keys without the prefix `transformer.`.
 #[test]
 fn harmless_differences_between_published_checkpoints() {
     let expected = Forward::new().logits(&model(), &Adapters::default(), &[&[1, 2, 3]]).unwrap().to_vec();

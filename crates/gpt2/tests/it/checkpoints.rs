@@ -1,11 +1,11 @@
-//! Folders as people have them compute what PEFT and transformers compute when they load them
-//! (tests/golden/checkpoints.py), and say what was passed over.
+//! Folders as they are found in practice compute what PEFT and transformers compute (tests/golden/checkpoints.py), with
+//! warnings about what was ignored.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::common::device::{OnDevice, assert_close, slices};
-use crate::common::{Folder, Stored, Tensors, assert_refused, config, contents, golden, model, spelled};
+use crate::common::{Folder, Stored, Tensors, assert_refused, config, contents, displayed, golden, model};
 use fused_lora::DType;
 use fused_lora_gpt2::adapter::lora::Lora;
 use fused_lora_gpt2::{Adapters, Checkpoint, Forward, Model, Warning, merge_folder, peft};
@@ -35,7 +35,7 @@ fn assert_computes(model: &Model<f32>, adapters: &Adapters<f32>, name: &str) {
     }
 }
 
-/// One warning for each of `parts`, which says that.
+/// Checks that there is one warning for each of `parts`, which contains it.
 #[track_caller]
 fn assert_warns(warnings: &[Warning], parts: &[&str], case: &str) {
     let said: Vec<String> = warnings.iter().map(Warning::to_string).collect();
@@ -71,7 +71,7 @@ fn adapters_whose_configuration_and_tensors_disagree() {
 }
 
 #[test]
-fn a_prefix_that_was_trained_behind_a_projection() {
+fn a_prefix_that_was_trained_with_a_projection() {
     let adapters = peft::load(&golden("checkpoints/projected-prefix"), &config()).unwrap();
     assert_computes(&model(), &adapters, "projected-prefix");
 }
@@ -83,7 +83,8 @@ fn settings_that_adapt_other_modules() {
         let layers = lora.layers.iter().enumerate();
         layers.flat_map(|(i, layer)| (0..4).filter(|&p| !layer[p].is_empty()).map(move |p| (i, p))).collect()
     };
-    // All tensors are there; the fields decide. Projections: 0 c_attn, 1 attn.c_proj, 2 c_fc, 3 mlp.c_proj.
+    // The file has tensors for all projections; the fields decide which are used: 0 c_attn, 1 attn.c_proj, 2 c_fc, 3
+    // mlp.c_proj.
     let cases = [
         (json!({"target_modules": ["attn.c_proj"]}), vec![(0, 1), (1, 1)]),
         (json!({"target_modules": ["c_attn", "nothing"]}), vec![(0, 0), (1, 0)]),
@@ -110,7 +111,7 @@ fn settings_that_adapt_other_modules() {
 }
 
 #[test]
-fn settings_that_peft_refuses_or_that_leave_something_to_chance() {
+fn settings_that_peft_refuses_or_that_are_random() {
     let cases = [
         (json!({"layers_to_transform": null, "target_modules": "c_attn"}), "adapts no projection"),
         (json!({"target_modules": []}), "adapts no projection"),
@@ -142,9 +143,9 @@ fn settings_that_peft_refuses_or_that_leave_something_to_chance() {
             named.clone_from(field);
         }
         let refused = peft::load_lora::<f32>(folder.path(), &config());
-        assert_refused(refused, &fields.to_string(), &[&spelled(&folder.json()), says]);
+        assert_refused(refused, &fields.to_string(), &[&displayed(&folder.json()), says]);
     }
-    // Where B does not start from zero, PEFT fills in what is missing at random.
+    // PEFT initialises missing tensors at random if B does not start at zero.
     for init in [json!(false), json!("orthogonal"), Value::Null] {
         let folder = Folder::of("checkpoints/fewer-tensors");
         folder.set("init_lora_weights", Some(init));
@@ -165,7 +166,7 @@ fn an_adapted_lm_head_is_refused() {
         tensors.insert(keys[0].clone(), Stored::f32(&[2, 64]));
         tensors.insert(keys[1].clone(), Stored::f32(&[131, 2]));
     });
-    let parts = [&spelled(&folder.weights()), &keys[0][..], "has no place"];
+    let parts = [&displayed(&folder.weights()), &keys[0][..], "has no place"];
     assert_refused(peft::load_lora::<f32>(folder.path(), &config()), "lm_head", &parts);
 }
 
@@ -229,7 +230,7 @@ fn shards_are_read_and_merged() {
 }
 
 #[test]
-fn an_index_at_odds_with_its_shards() {
+fn an_index_that_contradicts_its_shards() {
     let key = "transformer.ln_f.bias";
     type Change = fn(&Folder);
     let cases: [(Change, &str); 6] = [
@@ -260,7 +261,7 @@ fn an_index_at_odds_with_its_shards() {
         shards(&folder, 2);
         assert!(index(&folder)["weight_map"].get(key).is_some());
         change(&folder);
-        assert_refused(Model::<f32>::load(folder.path()), says, &[&spelled(folder.path()), says]);
+        assert_refused(Model::<f32>::load(folder.path()), says, &[&displayed(folder.path()), says]);
     }
 }
 
@@ -271,18 +272,18 @@ fn edit_index(folder: &Folder, edit: impl FnOnce(&mut Value)) {
 }
 
 /// The lm_head of tests/golden/checkpoints.py.
-fn own_head() -> Stored {
+fn untied_head() -> Stored {
     let values = (0..131).flat_map(|row| (0..64).map(move |column| ((row * 7 + column * 13) % 17 - 8) as f32 / 16.0));
     Stored { dtype: Dtype::F32, shape: vec![131, 64], data: values.flat_map(f32::to_le_bytes).collect() }
 }
 
 #[test]
-fn an_lm_head_of_its_own_on_a_device() {
+fn an_untied_lm_head_on_a_device() {
     if crate::common::device::left_out() {
         return;
     }
     let folder = Folder::of("model");
-    folder.edit(|tensors| drop(tensors.insert("lm_head.weight".into(), own_head())));
+    folder.edit(|tensors| drop(tensors.insert("lm_head.weight".into(), untied_head())));
     let model = Model::<f32>::load(folder.path()).unwrap();
     let tokens = expectations().token_ids("tokens").unwrap();
     let got = OnDevice::new(&model, &Adapters::default()).logits(&tokens);
@@ -290,8 +291,8 @@ fn an_lm_head_of_its_own_on_a_device() {
 }
 
 #[test]
-fn an_lm_head_of_its_own() {
-    let head = own_head();
+fn an_untied_lm_head() {
+    let head = untied_head();
     for tied in [json!(true), json!(false)] {
         let folder = Folder::of("model");
         folder.edit(|tensors| drop(tensors.insert("lm_head.weight".into(), head.clone())));
@@ -309,7 +310,7 @@ fn an_lm_head_of_its_own() {
         assert_computes(&Model::load(&out).unwrap(), &Adapters::default(), "own-head");
 
         folder.edit(|tensors| drop(tensors.insert("lm_head.weight".into(), Stored::f32(&[130, 64]))));
-        let parts = [&spelled(&folder.weights()), "tensor 'lm_head.weight' has shape [130, 64], expected [131, 64]"];
+        let parts = [&displayed(&folder.weights()), "tensor 'lm_head.weight' has shape [130, 64], expected [131, 64]"];
         assert_refused(Model::<f32>::load(folder.path()), "shape", &parts);
     }
     let folder = Folder::of("model");
@@ -317,7 +318,7 @@ fn an_lm_head_of_its_own() {
     assert_refused(Model::<f32>::load(folder.path()), "no head", &["tensor 'lm_head.weight' is missing"]);
     folder.set("tie_word_embeddings", Some(Value::Null));
     assert_refused(Model::<f32>::load(folder.path()), "null", &["field 'tie_word_embeddings' is null"]);
-    // A copy of the token embedding is the token embedding, tied or not.
+    // A copy of the token embedding counts as tied, whatever the configuration says.
     for tied in [true, false] {
         let folder = Folder::of("model");
         folder.set("tie_word_embeddings", Some(json!(tied)));
@@ -328,7 +329,7 @@ fn an_lm_head_of_its_own() {
 }
 
 #[test]
-fn what_a_merged_folder_must_not_hold() {
+fn files_that_a_merged_folder_leaves_out() {
     let folder = Folder::of("model");
     let stale = [
         "adapter_config.json",
@@ -352,11 +353,11 @@ fn what_a_merged_folder_must_not_hold() {
     left_out.sort_unstable();
     assert_eq!(merged.left_out.iter().map(|file| &file.name[..]).collect::<Vec<_>>(), left_out);
     assert!(merged.left_out.iter().all(|file| !file.reason.is_empty()));
-    assert_warns(&merged.warnings, &["adapter_config.json: not read: the folder is loaded as a model"], "merge");
+    assert_warns(&merged.warnings, &["adapter_config.json: ignored: the folder is loaded as a model"], "merge");
 }
 
 #[test]
-fn f64_becomes_f32_and_says_so() {
+fn f64_becomes_f32_with_a_warning() {
     let folder = Folder::of("model");
     folder.edit(|tensors| {
         let narrow = tensors["transformer.wpe.weight"].clone();

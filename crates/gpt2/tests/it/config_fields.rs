@@ -1,4 +1,5 @@
-//! No field of GPT-2's config.json is passed over in silence unless a table says why it may be.
+//! Every field of GPT-2's config.json is read, refused, or in a table that says why it can be ignored; others give a
+//! warning.
 
 use crate::common::{Folder, assert_refused, config};
 use fused_lora_gpt2::Model;
@@ -30,7 +31,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_field_is_passed_over_in_silence(
+    fn no_field_is_ignored_silently(
         name in prop_oneof![
             select(FIELDS.iter().map(|field| field.name.to_string()).collect::<Vec<_>>()),
             "[a-z]{3,10}_[a-z]{3,10}",
@@ -63,8 +64,8 @@ fn fields_that_change_the_mathematics() {
         ("is_causal", json!(false), "attention to later tokens"),
         ("is_causal", Value::Null, "expected true or false"),
         ("scale_attn_weights", Value::Null, "expected true or false"),
-        ("hidden_size", json!(128), "n_embd, the same by another name, is 64"),
-        ("num_hidden_layers", json!(1), "n_layer, the same by another name, is 2"),
+        ("hidden_size", json!(128), "but n_embd, of which it is an alias, is 64"),
+        ("num_hidden_layers", json!(1), "but n_layer, of which it is an alias, is 2"),
     ];
     for (field, value, says) in cases {
         let folder = Folder::of("model");

@@ -1,5 +1,5 @@
-//! Files damaged at random: loading ends in a model that runs or in one sentence, never in a panic or in an allocation
-//! that the file does not account for.
+//! Randomly damaged files: loading gives a model that runs or an error of one line, never a panic, and never an
+//! allocation much larger than the file.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -16,11 +16,12 @@ use proptest::sample::{Index, select};
 use proptest::test_runner::TestRunner;
 use serde_json::{Map, Value, json};
 
-/// Far above what the largest golden file needs, far below what a damaged size could ask for.
+/// Far more than the largest golden file needs, and far less than a damaged size could ask for.
 const ALLOCATION_LIMIT: usize = 64 << 20;
 
-/// Remembers the largest allocation of the threads that are watched: other tests of this program allocate what they like.
-struct Watched;
+/// An allocator that records the largest allocation of watched threads. Other tests of this program run on other
+/// threads.
+struct WatchedAllocator;
 
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
 
@@ -34,8 +35,8 @@ fn record(size: usize) {
     }
 }
 
-// SAFETY: every call is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Watched {
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for WatchedAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         record(layout.size());
         // SAFETY: the caller's promises about `layout` are those that `System` asks for.
@@ -50,8 +51,8 @@ unsafe impl GlobalAlloc for Watched {
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         record(new_size);
-        // SAFETY: `pointer` came from `System` with this layout, and the caller's promises about `new_size` are those that
-        // `System` asks for.
+        // SAFETY: `pointer` came from `System` with this layout, and the caller's promises about `new_size` are those
+        // that `System` asks for.
         unsafe { System.realloc(pointer, layout, new_size) }
     }
 
@@ -62,17 +63,17 @@ unsafe impl GlobalAlloc for Watched {
 }
 
 #[global_allocator]
-static ALLOCATOR: Watched = Watched;
+static ALLOCATOR: WatchedAllocator = WatchedAllocator;
 
-/// Runs a test, and whatever it does in parallel, on threads that are watched.
-fn watched(test: impl FnOnce() + Send) {
+/// Runs a test on watched threads, its parallel work included.
+fn on_watched_threads(test: impl FnOnce() + Send) {
     let pool = rayon::ThreadPoolBuilder::new().start_handler(|_| IS_WATCHED.set(true)).build().unwrap();
     pool.install(test);
 }
 
 static MODEL: LazyLock<Model<f32>> = LazyLock::new(model);
 
-/// A golden folder and what uses one like it.
+/// A golden folder, and a function that loads and runs such a folder.
 type Subject = (&'static str, fn(&Path) -> Result<()>);
 const SUBJECTS: [Subject; 7] = [
     ("model", use_model),
@@ -85,10 +86,10 @@ const SUBJECTS: [Subject; 7] = [
 ];
 
 fn use_model(folder: &Path) -> Result<()> {
-    let place = tempfile::tempdir().unwrap();
-    let merged = merge_folder(folder, &[], &place.path().join("merged"), None);
+    let temporary = tempfile::tempdir().unwrap();
+    let merged = merge_folder(folder, &[], &temporary.path().join("merged"), None);
     let model = Model::<f32>::load(folder);
-    assert_eq!(merged.is_ok(), model.is_ok(), "merging takes what loading takes");
+    assert_eq!(merged.is_ok(), model.is_ok(), "merging accepts what loading accepts");
     let model = model?;
     let logits = Forward::new().logits(&model, &Adapters::default(), &[&[0, 1, 2]])?.len();
     assert_eq!(logits, 3 * model.config.vocabulary);
@@ -104,7 +105,7 @@ fn use_lora(folder: &Path) -> Result<()> {
             lora.segments(layer, projection).unwrap();
         }
     }
-    // A product may be too large for f32: then merging says so.
+    // A merged weight may overflow f32, which is an error.
     if let Err(error) = MODEL.merged(&lora) {
         assert!(matches!(error, Error::Layer { .. }), "{error}");
     }
@@ -123,15 +124,15 @@ fn use_adapters(adapters: &Adapters<f32>) -> Result<()> {
     Ok(())
 }
 
-/// Somewhere in a file.
+/// A position in a file.
 #[derive(Debug, Clone)]
-struct Place {
+struct Position {
     in_header: bool,
     index: Index,
 }
 
-impl Place {
-    /// The header of a safetensors file, or anything up to the end.
+impl Position {
+    /// An index within the header of a safetensors file, or anywhere in the file.
     fn of(&self, bytes: &[u8]) -> usize {
         let header = bytes.first_chunk().map_or(0, |n| u64::from_le_bytes(*n).min(1 << 20) as usize + 8);
         self.index.index(if self.in_header { header.clamp(1, bytes.len()) } else { bytes.len() })
@@ -141,25 +142,25 @@ impl Place {
 #[derive(Debug, Clone)]
 enum Damage {
     Truncate(Index),
-    Overwrite(Vec<(Place, u8)>),
-    Insert(Place, Vec<u8>),
-    Delete(Place, usize),
+    Overwrite(Vec<(Position, u8)>),
+    Insert(Position, Vec<u8>),
+    Delete(Position, usize),
 }
 
 impl Damage {
-    fn inflict(&self, mut bytes: Vec<u8>) -> Vec<u8> {
+    fn apply(&self, mut bytes: Vec<u8>) -> Vec<u8> {
         match self {
             Damage::Truncate(len) => bytes.truncate(len.index(bytes.len())),
-            Damage::Overwrite(changes) => changes.iter().for_each(|(place, byte)| {
-                let at = place.of(&bytes);
+            Damage::Overwrite(changes) => changes.iter().for_each(|(position, byte)| {
+                let at = position.of(&bytes);
                 bytes[at] = *byte;
             }),
-            Damage::Insert(place, new) => {
-                let at = place.of(&bytes);
+            Damage::Insert(position, new) => {
+                let at = position.of(&bytes);
                 bytes.splice(at..at, new.iter().copied());
             }
-            Damage::Delete(place, count) => {
-                let at = place.of(&bytes);
+            Damage::Delete(position, count) => {
+                let at = position.of(&bytes);
                 bytes.drain(at..bytes.len().min(at + count));
             }
         }
@@ -168,19 +169,19 @@ impl Damage {
 }
 
 fn damage() -> impl Strategy<Value = Damage> {
-    // Bytes that mean something in a header reach deeper than random ones.
+    // Bytes that have a meaning in a header get further into the parser than random ones.
     let byte = || prop_oneof![any::<u8>(), select(&b"0123456789\"{}[]:,.\\ -eu_FIBhnt"[..])];
-    let place = || (any::<bool>(), any::<Index>()).prop_map(|(in_header, index)| Place { in_header, index });
+    let position = || (any::<bool>(), any::<Index>()).prop_map(|(in_header, index)| Position { in_header, index });
     prop_oneof![
         1 => any::<Index>().prop_map(Damage::Truncate),
-        4 => prop::collection::vec((place(), byte()), 1..6).prop_map(Damage::Overwrite),
-        2 => (place(), prop::collection::vec(byte(), 1..9)).prop_map(|(place, new)| Damage::Insert(place, new)),
-        2 => (place(), 1usize..9).prop_map(|(place, count)| Damage::Delete(place, count)),
+        4 => prop::collection::vec((position(), byte()), 1..6).prop_map(Damage::Overwrite),
+        2 => (position(), prop::collection::vec(byte(), 1..9)).prop_map(|(position, new)| Damage::Insert(position, new)),
+        2 => (position(), 1usize..9).prop_map(|(position, count)| Damage::Delete(position, count)),
     ]
 }
 
-/// Runs the cases and sees to it that some are accepted and some refused: otherwise they test one side only.
-fn explore<S: Strategy>(name: &str, cases: u32, strategy: &S, case: impl Fn(S::Value) -> Result<()>) {
+/// Runs the cases, and checks that some of them are accepted and some refused.
+fn run_cases<S: Strategy>(name: &str, cases: u32, strategy: &S, case: impl Fn(S::Value) -> Result<()>) {
     let (accepted, refused) = (Cell::new(0), Cell::new(0));
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let outcome = TestRunner::new(config).run(strategy, |value| {
@@ -204,12 +205,12 @@ fn explore<S: Strategy>(name: &str, cases: u32, strategy: &S, case: impl Fn(S::V
 
 #[test]
 fn damaged_tensor_files() {
-    watched(|| {
+    on_watched_threads(|| {
         for (name, subject) in SUBJECTS {
             let whole = std::fs::read(Folder::of(name).weights()).unwrap();
-            explore(name, 192, &damage(), |damage| {
+            run_cases(name, 192, &damage(), |damage| {
                 let folder = Folder::of(name);
-                std::fs::write(folder.weights(), damage.inflict(whole.clone())).unwrap();
+                std::fs::write(folder.weights(), damage.apply(whole.clone())).unwrap();
                 subject(folder.path())
             });
         }
@@ -218,12 +219,12 @@ fn damaged_tensor_files() {
 
 #[test]
 fn damaged_json_files() {
-    watched(|| {
+    on_watched_threads(|| {
         for (name, subject) in SUBJECTS.into_iter().filter(|(name, _)| !name.starts_with("adapter-")) {
             let whole = std::fs::read(Folder::of(name).json()).unwrap();
-            explore(name, 192, &damage(), |damage| {
+            run_cases(name, 192, &damage(), |damage| {
                 let folder = Folder::of(name);
-                std::fs::write(folder.json(), damage.inflict(whole.clone())).unwrap();
+                std::fs::write(folder.json(), damage.apply(whole.clone())).unwrap();
                 subject(folder.path())
             });
         }
@@ -257,14 +258,14 @@ fn any_json() -> impl Strategy<Value = Value> {
 
 #[test]
 fn fields_that_hold_anything() {
-    watched(|| {
+    on_watched_threads(|| {
         for (name, subject) in SUBJECTS.into_iter().filter(|(name, _)| !name.starts_with("adapter-")) {
             let whole: Map<String, Value> =
                 serde_json::from_slice(&std::fs::read(Folder::of(name).json()).unwrap()).unwrap();
             let mut names: Vec<String> = whole.keys().cloned().collect();
             names.extend(["something_new", "two\nlines", "n_ctx", "dtype"].map(String::from));
             let changes = prop::collection::vec((select(names), any_json()), 1..3);
-            explore(name, 384, &changes, |changes| {
+            run_cases(name, 384, &changes, |changes| {
                 let folder = Folder::of(name);
                 changes.into_iter().for_each(|(field, value)| folder.set(&field, Some(value)));
                 subject(folder.path())

@@ -1,4 +1,4 @@
-//! Every golden vector of a whole model: made in float64 by transformers, PEFT and torch (tests/golden/README.md).
+//! The golden vectors of whole models, computed in float64 by transformers, PEFT and torch (tests/golden/README.md).
 
 use crate::common::{expected, golden, model, tokens};
 use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
@@ -15,7 +15,7 @@ fn assert_close(got: &[f32], key: &str, tolerance: f64, what: &str) {
     let expected = expected(key);
     assert_eq!(got.len(), expected.len());
     let worst = got.iter().zip(&expected).map(|(&g, e)| (f64::from(g) - e).abs()).fold(0.0, |worst, error| {
-        // A NaN is worse than everything.
+        // A NaN counts as an infinite difference.
         if error <= worst { worst } else { error }
     });
     assert!(worst <= tolerance, "{key}, {what}: off by {worst:e} > {tolerance:e}");
@@ -46,7 +46,7 @@ fn lora_in_every_mode_and_merged() {
         }
         let merged = model.merged(&lora).unwrap();
         assert_close(&logits(&merged, &Adapters::default()), &key, 1e-4, "merged");
-        // The adapter does something, so an ignored one would fail above.
+        // The adapter changes the logits, so the comparison above would find an ignored adapter.
         let base = expected("base.logits");
         let adapted = expected(&key);
         assert!(base.iter().zip(&adapted).any(|(b, a)| (b - a).abs() > 0.1));
@@ -74,7 +74,7 @@ fn bottleneck_adapters_with_and_without_drop() {
     }
 }
 
-/// Weights stored in 16 bits compute what the same rounded weights compute when they are widened first.
+/// Weights stored in 16 bits give the logits of the same rounded weights stored as f32.
 fn stored_in<W: fused_lora::Element>() {
     let place = tempfile::tempdir().unwrap();
     let rounded = place.path().join("rounded");
@@ -86,7 +86,7 @@ fn stored_in<W: fused_lora::Element>() {
     let worst = got.iter().zip(&same).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst <= 1e-4, "{}: off by {worst:e}", W::DTYPE);
 
-    // Against the weights as they were before rounding, an adapter included, only rounding separates the two.
+    // Compared with unrounded weights, with an adapter, the difference is only that of rounding.
     let lora = peft::load_lora(&golden("lora-all"), &narrow.config).unwrap();
     let adapters = Adapters { lora: Some(lora), ..Adapters::default() };
     let tolerance = 200.0 * W::DTYPE.unit_roundoff();
@@ -100,7 +100,7 @@ fn weights_stored_in_16_bits() {
 }
 
 #[test]
-fn merged_weight_is_pefts() {
+fn merged_weights_agree_with_peft() {
     let model = model();
     let lora = peft::load_lora(&golden("lora-attn"), &model.config).unwrap();
     let merged = model.merged(&lora).unwrap();
@@ -111,7 +111,7 @@ fn merged_weight_is_pefts() {
 }
 
 #[test]
-fn a_merged_folder_computes_what_the_adapter_does() {
+fn a_merged_folder_has_the_logits_of_the_adapter() {
     let place = tempfile::tempdir().unwrap();
     let out = place.path().join("merged");
     let (model_folder, adapter) = (golden("model"), golden("lora-all"));
@@ -123,7 +123,7 @@ fn a_merged_folder_computes_what_the_adapter_does() {
     assert_close(&logits(&merged, &Adapters::default()), "lora-all.logits", 1e-4, "merged folder");
 
     let again = merge_folder(&model_folder, &[&adapter], &out, None).unwrap_err();
-    assert!(again.to_string().contains("exists already"), "{again}");
+    assert!(again.to_string().contains("already exists"), "{again}");
 
     let half = place.path().join("half");
     let report = merge_folder(&model_folder, &[&adapter], &half, Some(fused_lora::DType::Bf16)).unwrap();

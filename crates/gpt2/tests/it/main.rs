@@ -1,4 +1,5 @@
-//! GPT-2, its adapters, its files and its training, seen from outside. One program: linking is most of what tests take to build.
+//! Tests of GPT-2's public interface: the model, adapters, files, training. They are one program, because linking takes
+//! most of the time to build tests.
 #![allow(clippy::unwrap_used)]
 
 mod bad_adapter;

@@ -1,4 +1,4 @@
-//! Small random models with random adapters: ways of computing the same thing that must agree.
+//! Random models and adapters: different ways to compute the same logits must agree.
 
 use fused_lora::lora::Activation;
 use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind, parameters_for, width_for};
@@ -9,13 +9,13 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 const POSITIONS: usize = 24;
-const MOST_TOKENS: usize = 12;
-/// [`distance`] between the same sums in another order: 1e-6 is passed once in a few thousand cases, by a model that
-/// magnifies rounding errors.
-const SAME: f32 = 3e-5;
-/// [`distance`] between sums of other terms, such as merged weights, which are rounded on their own: 5e-6 is passed as
-/// rarely.
-const CLOSE: f32 = 1e-4;
+const MAX_TOKENS: usize = 12;
+/// The largest [`distance`] between the same sums in another order. It exceeds 1e-6 once in a few thousand cases, in
+/// models that magnify rounding errors.
+const REORDERED_TOLERANCE: f32 = 3e-5;
+/// The largest [`distance`] between sums of other terms, such as merged weights, which have roundings of their own. It
+/// exceeds 5e-6 as rarely.
+const MERGED_TOLERANCE: f32 = 1e-4;
 const TARGETS: [Target; 7] = [
     Target::Q,
     Target::K,
@@ -41,7 +41,8 @@ prop_compose! {
         scale_attention_by_layer in any::<bool>(),
     ) -> Config {
         let d_model = heads * head_size;
-        // Over as few as 4 features a variance near 0 is not rare, and rounding errors are divided by its root.
+        // With as few as 4 features, variances near 0 are not rare, and rounding errors are divided by the root of
+        // variance + ε.
         let layer_norm_epsilon = 1e-2;
         Config {
             layers, d_model, heads, d_ff, vocabulary, activation, scale_attention_by_layer,
@@ -50,9 +51,9 @@ prop_compose! {
     }
 }
 
-/// Between 2 and 12 tokens each.
+/// Batches of 1 to 3 sequences of 2 to 12 tokens.
 fn batches(vocabulary: usize) -> impl Strategy<Value = Vec<Vec<u32>>> {
-    (1usize..=3, 2..=MOST_TOKENS).prop_flat_map(move |(batch, tokens)| {
+    (1usize..=3, 2..=MAX_TOKENS).prop_flat_map(move |(batch, tokens)| {
         let sequence = prop::collection::vec(0..vocabulary as u32, tokens);
         prop::collection::vec(sequence, batch)
     })
@@ -63,10 +64,10 @@ fn loras() -> impl Strategy<Value = Vec<(Target, usize)>> {
         .prop_flat_map(|targets| targets.into_iter().map(|target| (Just(target), 1usize..=9)).collect::<Vec<_>>())
 }
 
-/// What else may be on a model that has a LoRA.
+/// Adapters that a model can have in addition to a LoRA.
 #[derive(Debug, Clone, Copy)]
-enum Beside {
-    Nothing,
+enum FurtherAdapters {
+    None,
     Bottleneck(Kind, usize),
     Embedding(usize),
     Layer(usize),
@@ -76,65 +77,65 @@ fn kinds() -> impl Strategy<Value = Kind> {
     select(&[Kind::Houlsby, Kind::Lin, Kind::Pfeiffer][..])
 }
 
-fn besides() -> impl Strategy<Value = Beside> {
+fn further_adapters() -> impl Strategy<Value = FurtherAdapters> {
     prop_oneof![
-        Just(Beside::Nothing),
-        (kinds(), 1usize..=9).prop_map(|(kind, width)| Beside::Bottleneck(kind, width)),
-        (1usize..=6).prop_map(Beside::Embedding),
-        (1usize..=6).prop_map(Beside::Layer),
+        Just(FurtherAdapters::None),
+        (kinds(), 1usize..=9).prop_map(|(kind, width)| FurtherAdapters::Bottleneck(kind, width)),
+        (1usize..=6).prop_map(FurtherAdapters::Embedding),
+        (1usize..=6).prop_map(FurtherAdapters::Layer),
     ]
 }
 
-impl Beside {
+impl FurtherAdapters {
     fn adapters(self, config: &Config, seed: u64) -> Adapters<f32> {
         let (bottleneck, prefix) = match self {
-            Beside::Nothing => (None, None),
-            Beside::Bottleneck(kind, width) => (Some(lively_bottleneck(config, kind, width, seed)), None),
-            Beside::Embedding(length) => (None, Some(Prefix::random_embedding(config, length, seed).unwrap())),
-            Beside::Layer(length) => (None, Some(Prefix::random_layer(config, length, seed).unwrap())),
+            FurtherAdapters::None => (None, None),
+            FurtherAdapters::Bottleneck(kind, width) => (Some(randomized_bottleneck(config, kind, width, seed)), None),
+            FurtherAdapters::Embedding(length) => (None, Some(Prefix::random_embedding(config, length, seed).unwrap())),
+            FurtherAdapters::Layer(length) => (None, Some(Prefix::random_layer(config, length, seed).unwrap())),
         };
         Adapters { bottleneck, prefix, ..Adapters::default() }
     }
 }
 
-/// Freshly initialised weights are so small, and their biases so empty, that much could go missing unseen.
-fn enliven(random: &mut Random, linear: &mut Linear<f32>) {
+/// Gives a layer larger weights and non-zero biases: with those of initialisation, a missing term could go unnoticed.
+fn randomize(random: &mut Random, linear: &mut Linear<f32>) {
     linear.weight = random.normal(linear.weight.len(), 1.0 / (linear.d_in as f32).sqrt()).unwrap();
     linear.bias = random.normal(linear.bias.len(), 0.1).unwrap();
 }
 
-fn enliven_norm(random: &mut Random, norm: &mut Norm) {
+fn randomize_norm(random: &mut Random, norm: &mut Norm) {
     let d = norm.weight.len();
     norm.weight = random.normal::<f32>(d, 0.2).unwrap().iter().map(|v| 1.0 + v).collect();
     norm.bias = random.normal::<f32>(d, 0.2).unwrap().to_vec();
 }
 
-fn lively_model(config: &Config, seed: u64) -> Model<f32> {
+fn randomized_model(config: &Config, seed: u64) -> Model<f32> {
     let mut model = Model::random(config, seed).unwrap();
     let mut random = Random::new(seed ^ 1);
     model.wte = random.normal(model.wte.len(), 1.0).unwrap();
     model.wpe = random.normal(model.wpe.len(), 0.5).unwrap();
     for layer in &mut model.layers {
-        layer.projections.iter_mut().for_each(|linear| enliven(&mut random, linear));
-        enliven_norm(&mut random, &mut layer.ln_1);
-        enliven_norm(&mut random, &mut layer.ln_2);
+        layer.projections.iter_mut().for_each(|linear| randomize(&mut random, linear));
+        randomize_norm(&mut random, &mut layer.ln_1);
+        randomize_norm(&mut random, &mut layer.ln_2);
     }
-    enliven_norm(&mut random, &mut model.ln_f);
+    randomize_norm(&mut random, &mut model.ln_f);
     model
 }
 
-fn lively_bottleneck(config: &Config, kind: Kind, width: usize, seed: u64) -> Bottleneck<f32> {
+fn randomized_bottleneck(config: &Config, kind: Kind, width: usize, seed: u64) -> Bottleneck<f32> {
     let mut bottleneck = Bottleneck::random(config, kind, width, seed).unwrap();
     let mut random = Random::new(seed ^ 2);
     for adapter in bottleneck.layers.iter_mut().flatten() {
-        enliven(&mut random, &mut adapter.down);
-        enliven(&mut random, &mut adapter.up);
-        adapter.norm.iter_mut().for_each(|norm| enliven_norm(&mut random, norm));
+        randomize(&mut random, &mut adapter.down);
+        randomize(&mut random, &mut adapter.up);
+        adapter.norm.iter_mut().for_each(|norm| randomize_norm(&mut random, norm));
     }
     bottleneck
 }
 
-/// One `Forward` runs everything of a test, so that what one call leaves in a buffer meets the next.
+/// Runs all calls of a test on one `Forward`, so that a call that depends on old contents of a buffer is found.
 struct Runner(Forward<f32>);
 
 impl Runner {
@@ -148,8 +149,8 @@ impl Runner {
     }
 }
 
-/// max |a - b| / (1 + max |b|); infinite where one is not a number. A logit is a sum of products of either sign, so its
-/// rounding error goes with the size of the logits around it and not with its own.
+/// max |a - b| / (1 + max |b|); infinite if a value is NaN. Terms of a logit cancel, so its rounding error is in
+/// proportion to the largest logits and not to its own value.
 fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let largest = |values: &mut dyn Iterator<Item = f32>| {
@@ -168,20 +169,21 @@ proptest! {
 
     #[test]
     fn every_way_of_running_a_lora_agrees(
-        (config, tokens, seed) in setups(), targets in loras(), alpha in 4f32..24.0, beside in besides(),
+        (config, tokens, seed) in setups(), targets in loras(), alpha in 4f32..24.0, further in further_adapters(),
     ) {
-        let model = lively_model(&config, seed);
+        let model = randomized_model(&config, seed);
         let lora = Lora::random(&config, &targets, alpha, seed).unwrap();
-        let without = beside.adapters(&config, seed);
+        let without = further.adapters(&config, seed);
         let with = |mode| Adapters { lora: Some(lora.clone()), mode, ..without.clone() };
         let mut runner = Runner::new();
         let base = runner.logits(&model, &without, &tokens);
         let merged = runner.logits(&model.merged(&lora).unwrap(), &without, &tokens);
         for mode in [LoraMode::Fused, LoraMode::Sequential, LoraMode::DenseDelta] {
             let off = distance(&runner.logits(&model, &with(mode), &tokens), &merged);
-            prop_assert!(off <= CLOSE, "{mode:?} is off by {off:e}");
+            prop_assert!(off <= MERGED_TOLERANCE, "{mode:?} is off by {off:e}");
         }
-        // Queries and keys only shift attention, which may matter little; anything else must be seen.
+        // A LoRA on queries and keys changes only attention weights, perhaps little; any other must change the logits
+        // visibly.
         let visible = targets.iter().any(|(target, _)| !matches!(target, Target::Q | Target::K));
         let effect = distance(&merged, &base);
         prop_assert!(effect > if visible { 1e-3 } else { 0.0 }, "the LoRA changes logits by {effect:e} only");
@@ -191,7 +193,7 @@ proptest! {
     fn two_loras_add_up(
         (config, tokens, seed) in setups(), first in loras(), second in loras(), alpha in 4f32..24.0,
     ) {
-        let model = lively_model(&config, seed);
+        let model = randomized_model(&config, seed);
         let make = |targets: &[(Target, usize)], seed| Lora::random(&config, targets, alpha, seed).unwrap();
         let (first, second) = (make(&first, seed), make(&second, seed ^ 3));
         let mut adapters = Adapters { lora: Some(first.clone()), ..Adapters::default() };
@@ -201,12 +203,12 @@ proptest! {
         let mut runner = Runner::new();
         let expected = runner.logits(&merged, &Adapters::default(), &tokens);
         let off = distance(&runner.logits(&model, &adapters, &tokens), &expected);
-        prop_assert!(off <= CLOSE, "off by {off:e}");
+        prop_assert!(off <= MERGED_TOLERANCE, "off by {off:e}");
     }
 
     #[test]
     fn prefix_vectors_are_tokens_in_front((config, tokens, seed) in setups(), length in 1usize..=8) {
-        let model = lively_model(&config, seed);
+        let model = randomized_model(&config, seed);
         let d = config.d_model;
         let prefix: Vec<u32> = (0..length).map(|i| ((seed >> i) % config.vocabulary as u64) as u32).collect();
         let vectors = prefix.iter().flat_map(|&id| model.wte[id as usize * d..][..d].to_vec()).collect();
@@ -218,46 +220,46 @@ proptest! {
         let per_sequence = joined[0].len() * config.vocabulary;
         let real = all.chunks(per_sequence).flat_map(|logits| &logits[length * config.vocabulary..]);
         let off = distance(&got, &real.copied().collect::<Vec<_>>());
-        prop_assert!(off <= SAME, "off by {off:e}");
-        // Without the prefix it is another computation.
+        prop_assert!(off <= REORDERED_TOLERANCE, "off by {off:e}");
+        // Without the prefix the logits differ.
         prop_assert!(distance(&got, &runner.logits(&model, &Adapters::default(), &tokens)) > 1e-3);
     }
 
     #[test]
     fn sequences_of_a_batch_do_not_see_each_other(
-        (config, tokens, seed) in setups(), targets in loras(), beside in besides(),
+        (config, tokens, seed) in setups(), targets in loras(), further in further_adapters(),
         mode in select(&[LoraMode::Fused, LoraMode::Sequential, LoraMode::DenseDelta][..]),
     ) {
-        let model = lively_model(&config, seed);
+        let model = randomized_model(&config, seed);
         let lora = Some(Lora::random(&config, &targets, 16.0, seed).unwrap());
-        let adapters = Adapters { lora, mode, ..beside.adapters(&config, seed) };
+        let adapters = Adapters { lora, mode, ..further.adapters(&config, seed) };
         let mut runner = Runner::new();
         let together = runner.logits(&model, &adapters, &tokens);
         let alone: Vec<f32> =
             tokens.iter().flat_map(|sequence| runner.logits(&model, &adapters, std::slice::from_ref(sequence))).collect();
         let off = distance(&together, &alone);
-        prop_assert!(off <= SAME, "off by {off:e}");
+        prop_assert!(off <= REORDERED_TOLERANCE, "off by {off:e}");
     }
 
-    /// What comes later changes nothing that came before.
+    /// Later tokens do not change the logits of earlier ones.
     #[test]
-    fn attention_is_causal((config, tokens, seed) in setups(), beside in besides(), cut in 1..MOST_TOKENS) {
+    fn attention_is_causal((config, tokens, seed) in setups(), further in further_adapters(), cut in 1..MAX_TOKENS) {
         let cut = cut.min(tokens[0].len() - 1);
-        let model = lively_model(&config, seed);
-        let adapters = beside.adapters(&config, seed);
+        let model = randomized_model(&config, seed);
+        let adapters = further.adapters(&config, seed);
         let mut runner = Runner::new();
         let whole = runner.logits(&model, &adapters, &tokens[..1]);
         let start = runner.logits(&model, &adapters, &[tokens[0][..cut].to_vec()]);
         let off = distance(&start, &whole[..start.len()]);
-        prop_assert!(off <= SAME, "off by {off:e}");
+        prop_assert!(off <= REORDERED_TOLERANCE, "off by {off:e}");
     }
 
     #[test]
     fn adapters_dropped_from_every_layer_leave_the_base_model(
         (config, tokens, seed) in setups(), kind in kinds(), width in 1usize..=9,
     ) {
-        let model = lively_model(&config, seed);
-        let mut bottleneck = lively_bottleneck(&config, kind, width, seed);
+        let model = randomized_model(&config, seed);
+        let mut bottleneck = randomized_bottleneck(&config, kind, width, seed);
         let mut runner = Runner::new();
         let base = runner.logits(&model, &Adapters::default(), &tokens);
         for dropped in 0..=config.layers {

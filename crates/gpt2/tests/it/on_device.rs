@@ -1,5 +1,5 @@
-//! GPT-2 on the emulator of a GPU: every method against logits made in float64 (tests/golden/README.md), on every generation of
-//! GPUs, in graphs, with launches counted.
+//! GPT-2 on the emulator of a GPU: the logits of every method against those computed in float64
+//! (tests/golden/README.md), for every generation of GPUs; graphs; the number of launches.
 
 use crate::common::device::{OnDevice, assert_close, bottleneck, emulated, left_out, lora, model, on_gpu, slices};
 use crate::common::{expected, golden, tokens};
@@ -11,7 +11,7 @@ use fused_lora_gpt2::device::PassShape;
 use fused_lora_gpt2::{Adapters, Config, Error, Forward, LoraMode, Model, peft};
 use half::{bf16, f16};
 
-/// Against the golden logits, which are made of weights as they were before `W` rounded them.
+/// Checks the logits against the golden ones, which were computed with unrounded weights.
 fn check<W: Element>(model: &Model<W>, adapters: &Adapters<W>, key: &str) {
     let got = OnDevice::new(model, adapters).logits(&tokens());
     assert_close::<W>(&got, &expected(&format!("{key}.logits")), &format!("{key} {:?}", adapters.mode));
@@ -58,7 +58,7 @@ fn every_method_in_bf16() {
     every_method::<bf16>();
 }
 
-/// On kernels of every generation: those without bf16 in their matrix instructions, those with mma.sync alone, those with wgmma.
+/// Runs the kernels of every generation of GPUs: without bf16 matrix instructions, with mma.sync only, with wgmma.
 #[test]
 fn every_generation_of_gpus() {
     if left_out() {
@@ -136,7 +136,7 @@ fn a_graph_replays_the_pass_for_other_tokens() {
     assert_ne!(on_device.logits(&tokens), on_device.logits(&others));
 }
 
-/// Launches of a block, and that the device ran as many in all as the pass says.
+/// The launches of a block. Checks that the device ran as many kernels as the pass says.
 fn launches(adapters: &Adapters<f32>) -> usize {
     let model = model::<f32>();
     let on_device = OnDevice::new(&model, adapters);
@@ -145,7 +145,7 @@ fn launches(adapters: &Adapters<f32>) -> usize {
     let device = on_device.stream.device();
     device.take_all_counters();
     on_device.run(&mut forward, None);
-    // A GPU does not count them.
+    // Only the emulator counts launches.
     assert!(device.machine().is_none() || device.take_all_counters().len() == forward.launches());
     forward.launches_per_layer()
 }
@@ -169,7 +169,7 @@ fn a_block_is_seven_launches_and_a_fused_lora_adds_none() {
     assert_eq!(launches(&bottleneck(Kind::Pfeiffer, "pfeiffer", &config, 0)), 7 + 1);
 }
 
-/// What a GPU has no rows of 16 bytes for: odd widths and vocabularies.
+/// Odd widths and vocabularies, whose rows are not multiples of 16 bytes.
 #[test]
 fn odd_shapes() {
     if left_out() {

@@ -1,5 +1,5 @@
-//! GPT-2 on the emulator of a GPU, as it is served: decoding with a cache, adapters that take each other's place under a graph, and
-//! what is refused or lost.
+//! GPT-2 on the emulator of a GPU in serving: decoding with a cache, swapping adapters under a captured graph, calls
+//! that are refused, and lost devices.
 
 use crate::common::device::{OnDevice, assert_close, emulated, left_out, lora, model, on_gpu, slices};
 use crate::common::{golden, tokens};
@@ -10,7 +10,7 @@ use fused_lora_gpt2::device::{Cache, DeviceAdapters, DeviceForward, DeviceModel,
 use fused_lora_gpt2::{Adapters, Config, Error, LoraMode, Model, peft};
 use half::{bf16, f16};
 
-/// The logits of every token, fed one by one behind a prompt, eagerly and from a graph.
+/// Feeds tokens one by one after a prompt, launch by launch and from a graph, and checks the logits of each.
 fn decode<W: Element>(model: &Model<W>, adapters: &Adapters<W>, prompt: usize, first: usize) {
     let on_device = OnDevice::new(model, adapters);
     let OnDevice { stream, model, adapters } = &on_device;
@@ -51,7 +51,7 @@ fn decode<W: Element>(model: &Model<W>, adapters: &Adapters<W>, prompt: usize, f
 }
 
 #[test]
-fn decoding_with_a_cache_is_the_whole_pass() {
+fn decoding_with_a_cache_agrees_with_a_whole_pass() {
     if left_out() {
         return;
     }
@@ -62,7 +62,7 @@ fn decoding_with_a_cache_is_the_whole_pass() {
 }
 
 #[test]
-fn decoding_behind_prefixes() {
+fn decoding_with_prefixes() {
     if left_out() {
         return;
     }
@@ -104,7 +104,7 @@ fn sequences_of_one_batch_may_be_of_different_lengths() {
 }
 
 #[test]
-fn a_captured_pass_runs_with_the_adapter_that_takes_the_others_place() {
+fn a_captured_pass_runs_with_the_swapped_adapter() {
     if left_out() {
         return;
     }
@@ -128,7 +128,8 @@ fn a_captured_pass_runs_with_the_adapter_that_takes_the_others_place() {
             forward.replay(&stream, None).unwrap();
             forward.logits(&stream, &on_device).unwrap()
         };
-        // Of the same ranks the same bits as in a pass of its own; of lower ones, products with zeros beside.
+        // With the same ranks, bits are those of a pass of its own. Lower ranks are padded with zeros, so bits may
+        // differ.
         for other in [first.clone(), random(2, [4, 3], 2.0), random(3, [4, 3], 64.0)] {
             adapters.put(&stream, &upload(&other)).unwrap();
             assert_eq!(logits(), OnDevice::new(&model, &other).logits(&tokens));
@@ -144,7 +145,7 @@ fn a_captured_pass_runs_with_the_adapter_that_takes_the_others_place() {
 
     let refused = adapters.put(&stream, &upload(&random(5, [5, 3], 8.0)));
     assert!(matches!(refused, Err(Error::Layer { source: fused_lora::Error::SlotMismatch { segment: 0, .. }, .. })));
-    // Of the same shapes in the same order, but for other projections, or on another layer.
+    // Factors of the same shapes in the same order, but of other projections or another layer.
     let of = |target: Target, layer: usize| {
         let mut lora = Lora::random(&model.config, &[(target, 4)], 8.0, 6).unwrap();
         lora.layers.iter_mut().enumerate().filter(|(i, _)| *i != layer).for_each(|(_, all)| *all = Default::default());
@@ -153,12 +154,12 @@ fn a_captured_pass_runs_with_the_adapter_that_takes_the_others_place() {
     let mut on_q = upload(&of(Target::Q, 0)).swappable(&stream).unwrap();
     on_q.put(&stream, &upload(&of(Target::Q, 0))).unwrap();
     for other in [of(Target::Whole(Projection::AttnOut), 0), of(Target::Q, 1)] {
-        assert!(matches!(on_q.put(&stream, &upload(&other)), Err(Error::OtherAdapters { .. })));
+        assert!(matches!(on_q.put(&stream, &upload(&other)), Err(Error::AdapterMismatch { .. })));
     }
     let sequential = Adapters { mode: LoraMode::Sequential, ..first.clone() };
-    assert!(matches!(adapters.put(&stream, &upload(&sequential)), Err(Error::OtherAdapters { .. })), "not fused");
-    assert!(matches!(upload(&sequential).swappable(&stream), Err(Error::OtherAdapters { .. })), "not fused");
-    assert!(matches!(upload(&first).put(&stream, &adapters), Err(Error::OtherAdapters { .. })), "not swappable");
+    assert!(matches!(adapters.put(&stream, &upload(&sequential)), Err(Error::AdapterMismatch { .. })), "not fused");
+    assert!(matches!(upload(&sequential).swappable(&stream), Err(Error::AdapterMismatch { .. })), "not fused");
+    assert!(matches!(upload(&first).put(&stream, &adapters), Err(Error::AdapterMismatch { .. })), "not swappable");
 }
 
 #[test]
@@ -181,7 +182,8 @@ fn a_gpu_that_no_kernel_is_written_for_is_refused() {
     assert!(what.starts_with("h.0."), "{refused}");
 }
 
-/// Lost in the middle of a pass, of a capture and of a replay: the same typed error from then on, and only that device is gone.
+/// A device is lost during a pass, a capture or a replay: every later call on it is the same typed error, and another
+/// device runs.
 #[test]
 fn a_lost_device_is_a_typed_error_and_another_one_runs() {
     if left_out() {
@@ -220,7 +222,7 @@ fn a_lost_device_is_a_typed_error_and_another_one_runs() {
 }
 
 #[test]
-fn what_cannot_be_run_is_refused_and_the_next_pass_runs() {
+fn refused_calls_leave_the_next_pass_unchanged() {
     if left_out() {
         return;
     }
@@ -256,24 +258,26 @@ fn what_cannot_be_run_is_refused_and_the_next_pass_runs() {
     cache.set_length(1, 3).unwrap();
     assert!(matches!(
         set(&mut forward, &good, Some((&cache, 0))),
-        Err(Error::TooManyPositions { prefix: 3, positions: 6, .. })
+        Err(Error::CacheFull { tokens: 4, keys: 3, capacity: 6 })
     ));
     assert!(matches!(cache.set_length(2, 3), Err(Error::BatchSize { .. })));
-    assert!(matches!(cache.set_length(0, 7), Err(Error::TooManyPositions { .. })));
+    assert!(matches!(cache.set_length(0, 7), Err(Error::CacheFull { keys: 0, capacity: 6, .. })));
+    let full = planned(PassShape { cache: Some(3), ..PassShape::whole(1, 4) }).unwrap_err();
+    assert_eq!(full.to_string(), "4 tokens after 0 keys need more than the cache's 3 keys a sequence");
     let other = &mut Cache::new(stream, model, 2, 7).unwrap();
     for cache in [None, Some(other)] {
         let refused = forward.run(stream, model, adapters, cache);
-        assert!(matches!(refused, Err(Error::OtherCache { expected: 6, .. })));
+        assert!(matches!(refused, Err(Error::CacheMismatch { expected: 6, .. })));
     }
-    assert!(matches!(set(&mut forward, &good, None), Err(Error::OtherCache { expected: 6, actual: 0 })));
-    // Issued twice, tokens are in the cache once.
+    assert!(matches!(set(&mut forward, &good, None), Err(Error::CacheMismatch { expected: 6, actual: 0 })));
+    // A pass that is issued twice adds its tokens to the cache once.
     cache.set_length(1, 0).unwrap();
     set(&mut forward, &good, Some((&cache, 0))).unwrap();
     for _ in 0..2 {
         forward.run(stream, model, adapters, Some(&mut cache)).unwrap();
         assert_eq!(cache.lengths(), [4, 4]);
     }
-    // Captured for other sequences of the cache than those that the tokens continue.
+    // The graph was captured for other sequences of the cache than those that the tokens continue.
     let mut cache = Cache::new(stream, model, 3, 6).unwrap();
     set(&mut forward, &good, Some((&cache, 1))).unwrap();
     forward.capture(stream, model, adapters, Some(&mut cache)).unwrap();
@@ -282,13 +286,37 @@ fn what_cannot_be_run_is_refused_and_the_next_pass_runs() {
     cache.set_length(1, 0).unwrap();
     forward.set_tokens(stream, model, adapters, &good, Some((&cache, 0))).unwrap();
     assert!(matches!(forward.replay(stream, Some(&mut cache)), Err(Error::NotCaptured)));
-    // Another model.
+    // A model of another shape than planned.
     let small = Config { layers: 1, ..model.config().clone() };
     let small = DeviceModel::upload(stream, &Model::random(&small, 1).unwrap()).unwrap();
     let refused = forward.run(stream, &small, adapters, Some(&mut cache));
-    assert!(matches!(refused, Err(Error::OtherModel { what: "layers", .. })));
+    assert!(matches!(refused, Err(Error::ModelMismatch { what: "layers", .. })));
 
-    // More memory than there is.
+    // A prefix that is longer than the cache has room for, and adapters of another model: the cache stays as it was.
+    let start = |cache: &mut Cache<f32>, config: &Config, length| {
+        let prefix = Some(Prefix::random_layer(config, length, 1).unwrap());
+        let adapters = Adapters { prefix, ..Adapters::default() };
+        cache.start(stream, &DeviceAdapters::upload(stream, &adapters, config).unwrap())
+    };
+    let (config, lengths) = (model.config().clone(), cache.lengths().to_vec());
+    assert!(matches!(start(&mut cache, &config, 7), Err(Error::CacheFull { tokens: 0, keys: 7, capacity: 6 })));
+    let others = [
+        (Config { layers: 1, ..config.clone() }, "the model of the adapters has 1 layers, expected 2"),
+        (Config { layers: 3, ..config.clone() }, "the model of the adapters has 3 layers, expected 2"),
+        (Config { d_model: 128, ..config.clone() }, "the model of the adapters has 128 features, expected 64"),
+    ];
+    for (other, says) in &others {
+        // A prefix of no tokens copies nothing, but its model is checked as well.
+        for length in [0, 2] {
+            let refused = start(&mut cache, other, length).unwrap_err();
+            assert!(matches!(refused, Error::ModelMismatch { .. }) && refused.to_string() == *says, "{refused}");
+        }
+    }
+    assert_eq!(cache.lengths(), lengths);
+    start(&mut cache, &config, 2).unwrap();
+    assert_eq!(cache.lengths(), [2, 2, 2]);
+
+    // A pass that needs more memory than there is.
     let huge = PassShape { logits: false, ..PassShape::whole(1 << 40, 40) };
     let refused = planned(huge).unwrap_err();
     assert!(matches!(refused, Error::Layer { .. }), "{refused}");

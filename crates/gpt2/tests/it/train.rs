@@ -1,4 +1,5 @@
-//! Training on shapes that no golden vector has: against finite differences, against itself, and what it refuses.
+//! Training on shapes without golden vectors: gradients against finite differences, and properties that gradients must
+//! have.
 
 use approx::assert_abs_diff_eq;
 use fused_lora::Element;
@@ -24,7 +25,7 @@ fn config() -> Config {
     }
 }
 
-/// A random model whose weights are large enough that all of them matter.
+/// A random model with weights so large that all of them affect the loss.
 fn model<W: Element>(config: &Config) -> Model<W> {
     let mut model = Model::random(config, 3).unwrap();
     let mut random = Random::new(4);
@@ -48,8 +49,8 @@ const FC: Target = Target::Whole(Projection::Fc);
 const ATTN_OUT: Target = Target::Whole(Projection::AttnOut);
 const MLP_OUT: Target = Target::Whole(Projection::MlpOut);
 
-/// LoRAs of mixed ranks on parts of the fused projection, twice on one, and both factors far from zero.
-fn everywhere<W: Element>(config: &Config) -> Adapters<W> {
+/// LoRAs of different ranks on parts of the fused projection, two of them on one part, with both factors far from zero.
+fn lora_on_all_projections<W: Element>(config: &Config) -> Adapters<W> {
     let targets = [(Target::Q, 3), (Target::V, 5), (ATTN_OUT, 1), (FC, 2), (MLP_OUT, 4), (Target::K, 1), (FC, 17)];
     lora_on(config, &targets)
 }
@@ -73,10 +74,10 @@ fn slices(tokens: &[Vec<u32>]) -> Vec<&[u32]> {
 }
 
 fn gradients<W: Element>(model: &Model<W>, adapters: &Adapters<W>, batch: usize, sequence: usize) -> (f64, Gradients) {
-    gradients_dropped(model, adapters, batch, sequence, None)
+    gradients_with_dropout(model, adapters, batch, sequence, None)
 }
 
-fn gradients_dropped<W: Element>(
+fn gradients_with_dropout<W: Element>(
     model: &Model<W>,
     adapters: &Adapters<W>,
     batch: usize,
@@ -90,8 +91,8 @@ fn gradients_dropped<W: Element>(
     (loss, training.gradients().clone())
 }
 
-/// Every factor's tensor moved by `step` times its direction.
-fn moved(adapters: &Adapters<f32>, directions: &[Vec<f32>], step: f32) -> Adapters<f32> {
+/// The adapters with every factor changed by `step` times its direction.
+fn moved_adapters(adapters: &Adapters<f32>, directions: &[Vec<f32>], step: f32) -> Adapters<f32> {
     let mut adapters = adapters.clone();
     let mut directions = directions.iter();
     for factors in adapters.lora.as_mut().unwrap().layers.iter_mut().flatten().flatten() {
@@ -104,7 +105,8 @@ fn moved(adapters: &Adapters<f32>, directions: &[Vec<f32>], step: f32) -> Adapte
     adapters
 }
 
-/// (−f(2h) + 8f(h) − 8f(−h) + f(−2h)) / 12h: off by h⁴ and by the loss's rounding over h.
+/// The slope of the loss by finite differences, (−f(2h) + 8f(h) − 8f(−h) + f(−2h)) / 12h. Its error is of order h⁴,
+/// plus the rounding of the loss over h.
 fn slope(
     model: &Model<f32>,
     adapters: &Adapters<f32>,
@@ -115,23 +117,23 @@ fn slope(
 ) -> f64 {
     let mut training = Training::new(model, adapters, tokens.len(), tokens[0].len()).unwrap();
     let mut loss = |step: f32| {
-        let moved = moved(adapters, directions, step);
+        let moved_adapters = moved_adapters(adapters, directions, step);
         if dropout.is_none() {
-            return training.loss(&moved, tokens).unwrap();
+            return training.loss(&moved_adapters, tokens).unwrap();
         }
-        // The loss alone is one without dropout.
+        // `loss` runs without dropout.
         training.set_dropout(dropout);
-        training.loss_and_gradients(&moved, tokens).unwrap()
+        training.loss_and_gradients(&moved_adapters, tokens).unwrap()
     };
     (loss(-2.0 * h) - 8.0 * loss(-h) + 8.0 * loss(h) - loss(2.0 * h)) / (12.0 * f64::from(h))
 }
 
-/// Each tensor's gradient along a random direction, which every one of its elements has a part in, and along one of
-/// its axes. `noise` is the loss's rounding over `h`; `kinks` what ReLUs that switch within `h` may make, in units of the
-/// tensor's root mean square.
+/// Checks each tensor's gradient along a random direction, which involves all its elements, and along one axis. `noise`
+/// bounds the rounding of the loss over `h`; `kinks` bounds the effect of ReLUs that switch within `h`, in units of the
+/// root mean square of the tensor's gradient.
 fn check_slopes(config: &Config, dropout: Option<Dropout>, h: f32, noise: f64, kinks: f64) {
-    let (model, adapters) = (model(config), everywhere(config));
-    let (_, gradients) = gradients_dropped(&model, &adapters, 2, 40, dropout);
+    let (model, adapters) = (model(config), lora_on_all_projections(config));
+    let (_, gradients) = gradients_with_dropout(&model, &adapters, 2, 40, dropout);
     let tokens = tokens(config, 2, 40);
     let flat: Vec<&[f32]> = gradients.iter().flat_map(|g| [&g.a[..], &g.b[..]]).collect();
     let mut random = Random::new(7);
@@ -151,7 +153,7 @@ fn check_slopes(config: &Config, dropout: Option<Dropout>, h: f32, noise: f64, k
                 (got - exact).abs() <= bound,
                 "tensor {i}: {got:e}, expected {exact:e} within {bound:e}, {config:?}"
             );
-            // Gradients are far from what is allowed here.
+            // The bound must be small compared with the gradients.
             assert!(size > 4.0 * bound, "tensor {i}: {size:e} {bound:e}");
         }
     }
@@ -172,9 +174,9 @@ fn gradients_under_dropout_are_slopes_of_the_loss_with_the_same_mask() {
 }
 
 #[test]
-fn each_step_drops_out_anew_and_evaluation_does_not() {
+fn each_step_has_its_own_mask_and_evaluation_has_none() {
     let config = config();
-    let (model, adapters) = (model::<f32>(&config), everywhere(&config));
+    let (model, adapters) = (model::<f32>(&config), lora_on_all_projections(&config));
     let tokens = tokens(&config, 2, 30);
     let dropout = Dropout::new(0.25, 9).unwrap().at(3);
     let plain = gradients(&model, &adapters, 2, 30);
@@ -185,28 +187,28 @@ fn each_step_drops_out_anew_and_evaluation_does_not() {
         assert_eq!(training.dropout(), Some(dropout.at(step)));
         assert_eq!(training.loss(&adapters, &slices(&tokens)).unwrap(), plain.0, "evaluation drops nothing");
         let loss = training.loss_and_gradients(&adapters, &slices(&tokens)).unwrap();
-        // A run that goes on from here makes the same masks.
-        let again = gradients_dropped(&model, &adapters, 2, 30, Some(dropout.at(step)));
+        // A run that continues from here has the same masks.
+        let again = gradients_with_dropout(&model, &adapters, 2, 30, Some(dropout.at(step)));
         assert_eq!((loss, training.gradients()), (again.0, &again.1));
         assert!(!losses.contains(&loss), "step {step} has a mask of its own");
         losses.push(loss);
     }
-    // A call that fails takes no mask.
+    // A failed call does not advance the dropout.
     training.loss_and_gradients(&adapters, &[]).unwrap_err();
     assert_eq!(training.dropout(), Some(dropout.at(6)));
 
-    // Layers number themselves.
-    let numbered = gradients_dropped(&model, &adapters, 2, 30, Some(dropout.for_layer(9)));
-    assert_eq!(numbered, gradients_dropped(&model, &adapters, 2, 30, Some(dropout)));
+    // A layer number in the dropout is replaced.
+    let numbered = gradients_with_dropout(&model, &adapters, 2, 30, Some(dropout.for_layer(9)));
+    assert_eq!(numbered, gradients_with_dropout(&model, &adapters, 2, 30, Some(dropout)));
 
-    let zero = gradients_dropped(&model, &adapters, 2, 30, Some(Dropout::new(0.0, 9).unwrap()));
+    let zero = gradients_with_dropout(&model, &adapters, 2, 30, Some(Dropout::new(0.0, 9).unwrap()));
     assert_eq!(zero, plain);
 }
 
-/// The pass ends at the lowest adapter. Gradients above must not know: factors of scale 0 all the way down change
-/// nothing but where it ends.
+/// The backward pass ends at the lowest adapter. Adding factors of scale 0 down to the first layer changes where it
+/// ends, and must not change the bits of the other gradients.
 #[test]
-fn where_the_pass_ends_changes_no_bit_above() {
+fn gradients_do_not_depend_on_where_the_pass_ends() {
     let config = config();
     let model = model(&config);
     let all = [(Target::Whole(Projection::Qkv), 3), (ATTN_OUT, 1), (FC, 2), (MLP_OUT, 4)];
@@ -230,11 +232,11 @@ fn where_the_pass_ends_changes_no_bit_above() {
     }
 }
 
-/// Sequences do not see each other, and the loss is their mean: also where logits are made in several parts.
+/// Sequences are independent, and the loss of a batch is their mean, also if logits are computed in several parts.
 #[test]
 fn a_batch_is_the_mean_of_its_sequences() {
     let config = config();
-    let (model, adapters) = (model::<f32>(&config), everywhere(&config));
+    let (model, adapters) = (model::<f32>(&config), lora_on_all_projections(&config));
     let (loss, batch) = gradients(&model, &adapters, 4, 70);
     let mut one = Training::new(&model, &adapters, 1, 70).unwrap();
     let (mut losses, mut mean) = (0.0, Gradients::zeros(adapters.lora.as_ref().unwrap()));
@@ -260,7 +262,7 @@ fn the_same_bits_from_run_to_run_and_on_any_number_of_threads() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let (model, adapters) = (model::<f32>(&config), everywhere(&config));
+            let (model, adapters) = (model::<f32>(&config), lora_on_all_projections(&config));
             gradients(&model, &adapters, 3, 50)
         })
     };
@@ -273,9 +275,9 @@ fn the_same_bits_from_run_to_run_and_on_any_number_of_threads() {
 }
 
 #[test]
-fn buffers_keep_nothing_from_batch_to_batch() {
+fn a_batch_does_not_depend_on_the_batch_before() {
     let config = config();
-    let (model, adapters) = (model::<f32>(&config), everywhere(&config));
+    let (model, adapters) = (model::<f32>(&config), lora_on_all_projections(&config));
     let mut training = Training::new(&model, &adapters, 2, 30).unwrap();
     let other: Vec<Vec<u32>> =
         tokens(&config, 2, 30).iter().map(|s| s.iter().map(|t| (t + 5) % 57).collect()).collect();
@@ -283,18 +285,18 @@ fn buffers_keep_nothing_from_batch_to_batch() {
     let loss = training.loss_and_gradients(&adapters, &slices(&tokens(&config, 2, 30))).unwrap();
     let fresh = gradients(&model, &adapters, 2, 30);
     assert_eq!((loss, training.gradients()), (fresh.0, &fresh.1));
-    // Adapters of the same shapes may take their place.
+    // Other adapters of the same shapes may be used.
     let mut others = adapters.clone();
     others.mode = LoraMode::Sequential;
     training.loss_and_gradients(&others, &slices(&tokens(&config, 2, 30))).unwrap();
     assert_eq!(training.gradients(), &fresh.1);
 }
 
-/// Weights in 16 bits give the gradients of the same weights widened, up to rounding in `f32`.
+/// Weights stored in 16 bits give the gradients of the same weights in `f32`, up to rounding.
 #[test]
 fn weights_stored_in_16_bits() {
     let config = config();
-    let (narrow, adapters) = (model::<bf16>(&config), everywhere::<bf16>(&config));
+    let (narrow, adapters) = (model::<bf16>(&config), lora_on_all_projections::<bf16>(&config));
     let wide = |t: &Tensor<bf16>| Tensor::from_slice(&t.iter().map(|v| v.to_f32()).collect::<Vec<f32>>()).unwrap();
     let mut model = model::<f32>(&config);
     (model.wte, model.wpe) = (wide(&narrow.wte), wide(&narrow.wpe));
@@ -303,7 +305,7 @@ fn weights_stored_in_16_bits() {
             (to.weight, to.bias) = (wide(&from.weight), wide(&from.bias));
         }
     }
-    let mut same = everywhere::<f32>(&config);
+    let mut same = lora_on_all_projections::<f32>(&config);
     let factors = same.lora.as_mut().unwrap().layers.iter_mut().flatten().flatten();
     for (to, from) in factors.zip(adapters.lora.as_ref().unwrap().layers.iter().flatten().flatten()) {
         (to.a, to.b) = (wide(&from.a), wide(&from.b));

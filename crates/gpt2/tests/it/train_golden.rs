@@ -1,4 +1,4 @@
-//! Losses, gradients and AdamW steps against those that transformers, PEFT and torch make in float64
+//! Losses, gradients and AdamW steps against those that transformers, PEFT and torch compute in float64
 //! (tests/golden/README.md).
 
 use crate::common::{expected, golden, model, tokens};
@@ -13,7 +13,7 @@ fn adapters(name: &str, model: &Model<f32>) -> Adapters<f32> {
     Adapters { lora: Some(peft::load_lora(&golden(name), &model.config).unwrap()), ..Adapters::default() }
 }
 
-/// Every factor of a golden LoRA with the name that PEFT gives it.
+/// Every factor of a golden LoRA with its key in PEFT.
 fn named(layers: &[[Vec<FactorGradients>; 4]]) -> Vec<(String, &[f32])> {
     let mut named = vec![];
     for (i, layer) in layers.iter().enumerate() {
@@ -28,12 +28,12 @@ fn named(layers: &[[Vec<FactorGradients>; 4]]) -> Vec<(String, &[f32])> {
     named
 }
 
-/// Of a tensor's largest gradient. An element is a sum over 48 tokens of products of two sums of up to 256 terms, behind
-/// two layers: some hundred roundings of 2⁻²⁴ that partly cancel. Seen: at most 2.9e-6.
-const OF_LARGEST: f64 = 8e-6;
+/// Of a tensor's largest gradient. An element is a sum over 48 tokens of products of two sums of up to 256 terms,
+/// behind two layers: some hundred roundings of 2⁻²⁴ that partly cancel. Measured: at most 2.9e-6.
+const LARGEST_TOLERANCE: f64 = 8e-6;
 /// Of an element itself and of the tensor's root mean square: what would let a tensor with one large element be wrong
-/// everywhere else is caught here. Seen: at most 1.1e-5, in a B of keys, whose gradients cancel; elsewhere 4e-6.
-const OF_ELEMENT: f64 = 3e-5;
+/// everywhere else is caught here. Measured: at most 1.1e-5, in a B of keys, whose gradients cancel; elsewhere 4e-6.
+const ELEMENT_TOLERANCE: f64 = 3e-5;
 
 fn assert_gradient(got: &[f32], key: &str) {
     let exact = expected(key);
@@ -44,8 +44,8 @@ fn assert_gradient(got: &[f32], key: &str) {
     for (i, (&got, exact)) in got.iter().zip(&exact).enumerate() {
         let error = (f64::from(got) - exact).abs();
         let (of_largest, of_element) = (error / largest, error / (exact.abs() + mean_square.sqrt()));
-        // Written so that a NaN fails.
-        let close = of_largest <= OF_LARGEST && of_element <= OF_ELEMENT;
+        // A NaN fails this comparison.
+        let close = of_largest <= LARGEST_TOLERANCE && of_element <= ELEMENT_TOLERANCE;
         assert!(close, "{key}[{i}] is {got}, expected {exact}: off by {of_largest:e} and {of_element:e}");
         worst = (worst.0.max(of_largest), worst.1.max(of_element));
     }
@@ -61,7 +61,7 @@ fn losses_and_gradients() {
         let adapters = adapters(name, &model);
         let mut training = Training::new(&model, &adapters, 2, 24).unwrap();
         let exact = expected(&format!("{name}.loss"))[0];
-        // Twice: nothing of the first call may be left in the second.
+        // The second call must not depend on the first.
         for _ in 0..2 {
             let loss = training.loss_and_gradients(&adapters, &tokens).unwrap();
             assert_abs_diff_eq!(loss, exact, epsilon = 4e-6);
@@ -82,7 +82,7 @@ fn assert_trained(layer: usize, which: &str, got: &[f32]) {
     let mut worst = 0.0f64;
     for (got, exact) in got.iter().zip(&exact) {
         let error = (f64::from(*got) - exact).abs();
-        // What moves by up to 8e-2; the project asks for 1e-4.
+        // Factors change by up to 8e-2; the project requires 1e-4.
         assert!(error <= 4e-6, "layer {layer}, {which}: {got} {exact}");
         worst = worst.max(error);
     }
@@ -118,7 +118,7 @@ fn eight_steps_of_adamw() {
         assert_trained(i, "A", &factors.a);
         assert_trained(i, "B", &factors.b);
     }
-    // Whoever shares the tensors keeps what it had.
+    // A clone that shares the tensors is unchanged.
     let fresh = peft::load_lora::<f32>(&golden("lora-attn"), &model.config).unwrap();
     for (kept, fresh) in before.lora.unwrap().layers.iter().zip(&fresh.layers) {
         assert_eq!((&kept[0][0].a[..], &kept[0][0].b[..]), (&fresh[0][0].a[..], &fresh[0][0].b[..]));
@@ -153,7 +153,7 @@ impl OnDevice {
     }
 }
 
-/// The same steps by the optimizer's kernel, given the gradients that training has on its way.
+/// The same steps by the optimizer's kernel, with the gradients of training.
 #[test]
 fn eight_steps_of_adamw_on_a_device() {
     if crate::common::device::left_out() {

@@ -1,4 +1,4 @@
-//! Whole training steps: what they reach, what they leave alone, and what is refused.
+//! Training steps: the loss they reach, what they leave unchanged, and calls that are refused.
 
 use crate::common::{config, golden, model};
 use approx::assert_abs_diff_eq;
@@ -17,7 +17,7 @@ fn untrained<W: Element>(config: &Config, targets: &[(Target, usize)]) -> Adapte
     Adapters { lora: Some(Lora::untrained(config, targets, 16.0, 1).unwrap()), ..Adapters::default() }
 }
 
-/// A period of 5 tokens, from another place in it for every sequence.
+/// Repeats a period of 5 tokens; every sequence starts at another position in it.
 fn repeating(batch: usize, sequence: usize) -> Vec<Vec<u32>> {
     const PERIOD: [u32; 5] = [17, 3, 99, 42, 8];
     (0..batch).map(|b| (0..sequence).map(|t| PERIOD[(b + t) % 5]).collect()).collect()
@@ -32,7 +32,7 @@ fn bits<W: Element>(adapters: &Adapters<W>) -> Vec<u32> {
     factors.flat_map(|f| f.a.iter().chain(&f.b[..]).map(|v| v.to_f32().to_bits()).collect::<Vec<_>>()).collect()
 }
 
-/// From where LoRA starts, B = 0, to a model that knows the sequence; the losses on the way.
+/// Trains an untrained LoRA (B = 0) on the sequence. Returns the loss of each step, and the LoRA.
 fn train<W: Element>(model: &Model<W>, config: AdamW, steps: usize) -> (Vec<f64>, Adapters<W>) {
     let mut adapters = untrained(&model.config, &[(QKV, 4), (MLP_OUT, 4)]);
     let mut training = Training::new(model, &adapters, 2, 24).unwrap();
@@ -56,13 +56,13 @@ fn an_untrained_lora_leaves_the_model_as_it_is() {
     assert_eq!(Forward::new().logits(&model, &adapters, &slices(&tokens)).unwrap(), bare);
     let mut training = Training::new(&model, &adapters, 2, 24).unwrap();
     training.loss_and_gradients(&adapters, &slices(&tokens)).unwrap();
-    // dA goes through B, dB does not.
+    // With B = 0, dA is 0 and dB is not.
     for factors in training.gradients().iter() {
         assert!(factors.a.iter().all(|g| *g == 0.0) && factors.b.iter().any(|g| *g != 0.0));
     }
 }
 
-/// The loss that training reports is the one that the forward pass's logits have.
+/// The loss of training agrees with the loss computed from the forward pass's logits.
 #[test]
 fn the_loss_is_that_of_the_logits() {
     let model = model();
@@ -88,7 +88,7 @@ fn training_learns_in_every_type() {
     let plain = AdamW { lr: 1e-2, ..AdamW::default() };
     let (losses, adapters) = train(&model(), plain, 40);
     assert!(losses[0] > 5.0 && losses[39] < 0.02, "{losses:?}");
-    // What was trained is what runs elsewhere.
+    // The forward pass runs with the trained factors.
     let tokens = repeating(1, 24);
     let model = model();
     let mut forward = Forward::new();
@@ -106,7 +106,7 @@ fn training_learns_in_every_type() {
         let place = tempfile::tempdir().unwrap();
         let rounded = place.path().join("rounded");
         merge_folder(&golden("model"), &[], &rounded, Some(W::DTYPE)).unwrap();
-        // Steps far smaller than the rounding of what is stored: without masters most would be lost.
+        // Steps are far smaller than the rounding of the stored type: without master copies most would be lost.
         let config = AdamW { lr: 5e-4, ..AdamW::default() };
         let wide = train(&Model::<f32>::load(&rounded).unwrap(), config, 60).0;
         let narrow = train(&Model::<W>::load(&rounded).unwrap(), config, 60).0;
@@ -118,7 +118,7 @@ fn training_learns_in_every_type() {
 }
 
 #[test]
-fn a_skipped_step_is_no_step() {
+fn a_skipped_step_changes_nothing() {
     let model = model();
     let mut adapters = untrained(&model.config, &[(QKV, 2)]);
     let mut training = Training::new(&model, &adapters, 1, 24).unwrap();
@@ -145,7 +145,7 @@ fn refused<T>(result: fused_lora_gpt2::Result<T>, sentence: &str) {
 }
 
 #[test]
-fn what_cannot_be_set_up() {
+fn refused_setups() {
     let model = model();
     let good = untrained::<f32>(&model.config, &[(QKV, 2)]);
     let new = |adapters: &Adapters<f32>, batch, sequence| Training::new(&model, adapters, batch, sequence);
@@ -154,18 +154,21 @@ fn what_cannot_be_set_up() {
     let prefix = Prefix::random_layer(&model.config, 2, 1).unwrap();
     let prefix = Adapters { prefix: Some(prefix), ..good.clone() };
     for (adapters, what) in [(&bottleneck, "bottleneck adapters"), (&prefix, "a prefix")] {
-        let sentence = format!("only a LoRA can be trained, and {what} cannot be active meanwhile");
+        let sentence = format!("only a LoRA can be trained, and {what} cannot be active during training");
         refused(new(adapters, 1, 8), &sentence);
         refused(Optimizer::new(adapters, AdamW::default()), &sentence);
     }
     refused(new(&Adapters::default(), 1, 8), "there is no LoRA to train");
     refused(new(&untrained(&model.config, &[]), 1, 8), "there is no LoRA to train");
-    refused(new(&good, 0, 8), "sequence 0 has 0 tokens, expected 1 (all sequences of a batch alike, at least 1)");
+    refused(
+        new(&good, 0, 8),
+        "sequence 0 has 0 tokens, expected 1 (all sequences of a batch must have the same number, at least 1)",
+    );
     refused(new(&good, 1, 1), "a sequence of 1 tokens has no next token to predict, expected at least 2");
     refused(new(&good, 1, 0), "a sequence of 0 tokens has no next token to predict, expected at least 2");
     refused(new(&good, 1, 41), "41 tokens after a prefix of 0 need more than the model's 40 positions");
     let other = untrained(&Config { layers: 3, ..config() }, &[(QKV, 2)]);
-    refused(new(&other, 1, 8), "the adapter has 3 layers, the model 2");
+    refused(new(&other, 1, 8), "the LoRA has 3 layers, expected 2");
     let config = AdamW { lr: -1.0, ..AdamW::default() };
     refused(
         Optimizer::new(&good, config),
@@ -174,7 +177,7 @@ fn what_cannot_be_set_up() {
 }
 
 #[test]
-fn what_cannot_be_run() {
+fn refused_batches_and_adapters() {
     let model = model();
     let mut good = untrained::<f32>(&model.config, &[(QKV, 2)]);
     let mut training = Training::new(&model, &good, 2, 4).unwrap();
@@ -185,11 +188,11 @@ fn what_cannot_be_run() {
         (&[], "0 sequences, expected 2"),
         (
             &[&[1, 2, 3, 4], &[1, 2, 3]],
-            "sequence 1 has 3 tokens, expected 4 (all sequences of a batch alike, at least 1)",
+            "sequence 1 has 3 tokens, expected 4 (all sequences of a batch must have the same number, at least 1)",
         ),
         (
             &[&[1, 2, 3, 4, 5], &[1, 2, 3, 4, 5]],
-            "sequence 0 has 5 tokens, expected 4 (all sequences of a batch alike, at least 1)",
+            "sequence 0 has 5 tokens, expected 4 (all sequences of a batch must have the same number, at least 1)",
         ),
         (&[&[1, 2, 3, 4], &[1, 2, 3, 131]], "token 131 at [1, 3] is outside the vocabulary of 131"),
     ];
@@ -200,16 +203,16 @@ fn what_cannot_be_run() {
     let wider = untrained(&model.config, &[(QKV, 3)]);
     let elsewhere = untrained(&model.config, &[(MLP_OUT, 2)]);
     let tokens: [&[u32]; 2] = [&[1, 2, 3, 4], &[5, 6, 7, 8]];
-    let other = "h.0.attn.c_attn is adapted by rank 3 on columns 0..192, expected rank 2 on columns 0..192";
+    let other = "h.0.attn.c_attn: the adapters have rank 3 on columns 0..192, expected rank 2 on columns 0..192";
     refused(training.loss_and_gradients(&wider, &tokens), other);
-    let none = "h.0.attn.c_attn is adapted by nothing, expected rank 2 on columns 0..192";
+    let none = "h.0.attn.c_attn: the adapters have nothing, expected rank 2 on columns 0..192";
     refused(training.loss_and_gradients(&elsewhere, &tokens), none);
     let prefix = Adapters { prefix: Some(Prefix::random_layer(&model.config, 2, 1).unwrap()), ..good.clone() };
     refused(
         training.loss_and_gradients(&prefix, &tokens),
-        "only a LoRA can be trained, and a prefix cannot be active meanwhile",
+        "only a LoRA can be trained, and a prefix cannot be active during training",
     );
-    // None of that touched the gradients, or stands in the way of the next call.
+    // Refused calls left the gradients unchanged, and the next call succeeds.
     assert_eq!(training.gradients(), &gradients);
     assert_eq!(training.loss_and_gradients(&good, &tokens).unwrap(), loss);
 
@@ -218,7 +221,7 @@ fn what_cannot_be_run() {
     refused(optimizer.step(&mut wider.clone(), &gradients), other);
     let mut short = gradients.clone();
     short.layers[1][0][0].a.pop();
-    assert!(matches!(optimizer.step(&mut good, &short), Err(Error::OtherAdapters { .. })));
+    assert!(matches!(optimizer.step(&mut good, &short), Err(Error::AdapterMismatch { .. })));
     optimizer.config.eps = 0.0;
     assert!(matches!(optimizer.step(&mut good, &gradients), Err(Error::Layer { .. })));
     assert_eq!((bits(&good), optimizer.steps()), (before, 0));

@@ -1,4 +1,4 @@
-//! Damaged copies of the golden model and adapters, and what an error must say about them.
+//! Golden files, damaged copies of them, and what errors about these must say.
 #![allow(unreachable_pub)]
 
 pub mod device;
@@ -14,12 +14,12 @@ use serde_json::{Map, Value};
 use tempfile::TempDir;
 
 pub fn golden(name: &str) -> PathBuf {
-    // Where tests run that were built elsewhere, the script says where the vectors are.
+    // Tests that were built on another machine get the folder from the script that runs them.
     let here = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
     std::env::var_os("FUSED_LORA_TEST_GOLDEN").map_or_else(|| here.into(), PathBuf::from).join(name)
 }
 
-/// A golden tensor, made in float64.
+/// A golden tensor, computed in float64.
 pub fn expected(key: &str) -> Vec<f64> {
     let file = Checkpoint::open(&golden("expected.safetensors")).unwrap();
     let (dtype, _, bytes) = file.raw(key).unwrap();
@@ -44,7 +44,7 @@ pub fn bottleneck(file: &Path, kind: Kind) -> Result<Bottleneck<f32>> {
     Bottleneck::load(file, kind, &config())
 }
 
-/// A tensor as a file holds it.
+/// A tensor as it is stored in a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stored {
     pub dtype: Dtype,
@@ -53,14 +53,14 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// Small values that differ from each other, none of them 0.
+    /// Small values, all different and none of them 0.
     pub fn f32(shape: &[usize]) -> Self {
         let len = shape.iter().product();
         let data = (1..=len).flat_map(|i| (i as f32 * 1e-3).to_le_bytes()).collect();
         Self { dtype: Dtype::F32, shape: shape.to_vec(), data }
     }
 
-    /// The last element becomes `value`.
+    /// Sets the last element to `value`.
     pub fn set_last(&mut self, value: f32) {
         assert_eq!(self.dtype, Dtype::F32);
         let start = self.data.len() - 4;
@@ -94,17 +94,17 @@ impl Folder {
         entries.find(|p| p.extension().is_some_and(|e| e == extension)).unwrap()
     }
 
-    /// The file of settings: `config.json` or `adapter_config.json`.
+    /// The configuration: `config.json` or `adapter_config.json`.
     pub fn json(&self) -> PathBuf {
         self.with_extension("json")
     }
 
-    /// The file of tensors.
+    /// The safetensors file.
     pub fn weights(&self) -> PathBuf {
         self.with_extension("safetensors")
     }
 
-    /// Sets a field of the settings, or removes it.
+    /// Sets a field of the configuration, or removes it.
     pub fn set(&self, field: &str, value: Option<Value>) {
         let path = self.json();
         let mut map: Map<String, Value> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -129,7 +129,7 @@ impl Folder {
     pub fn write(&self, tensors: &Tensors) {
         let views = tensors.iter().map(|(key, t)| (key, TensorView::new(t.dtype, t.shape.clone(), &t.data).unwrap()));
         let bytes = safetensors::serialize(views, None).unwrap();
-        // A model may have the old file mapped, so it is replaced and not written over.
+        // The old file may be mapped by a model, so it is replaced, not overwritten.
         let fresh = tempfile::NamedTempFile::new_in(self.path()).unwrap();
         std::fs::write(fresh.path(), bytes).unwrap();
         fresh.persist(self.weights()).unwrap();
@@ -142,7 +142,7 @@ impl Folder {
     }
 }
 
-/// What can be wrong with one tensor of a file.
+/// A fault of one tensor in a file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fault {
     Missing,
@@ -157,7 +157,7 @@ impl Fault {
     pub const ALL: [Fault; 6] =
         [Fault::Missing, Fault::WrongShape, Fault::Flat, Fault::Integers, Fault::NaN, Fault::Infinity];
 
-    pub fn inflict(self, tensors: &mut Tensors, key: &str) {
+    pub fn apply(self, tensors: &mut Tensors, key: &str) {
         let tensor = tensors.get_mut(key).unwrap();
         match self {
             Fault::Missing => drop(tensors.remove(key)),
@@ -165,7 +165,7 @@ impl Fault {
                 tensor.shape[0] += 1;
                 *tensor = Stored::f32(&tensor.shape);
             }
-            // As many elements in another number of dimensions.
+            // The same number of elements in another number of dimensions.
             Fault::Flat if tensor.shape.len() > 1 => tensor.shape = vec![tensor.shape.iter().product()],
             Fault::Flat => tensor.shape.push(1),
             Fault::Integers => tensor.dtype = Dtype::I32,
@@ -174,8 +174,8 @@ impl Fault {
         }
     }
 
-    /// What the error must say about it, beside file and key.
-    pub fn complaint(self) -> &'static str {
+    /// A text that the error must contain, besides file and key.
+    pub fn expected_message(self) -> &'static str {
         match self {
             Fault::Missing => "is missing, expected shape",
             Fault::WrongShape | Fault::Flat => "expected [",
@@ -185,7 +185,7 @@ impl Fault {
     }
 }
 
-/// Whatever was refused, with one line that has all of `parts`.
+/// Checks that the result is an error of one line that contains all of `parts`, and returns it.
 #[track_caller]
 pub fn assert_refused<T>(result: Result<T>, case: &str, parts: &[&str]) -> Error {
     let Err(error) = result else { panic!("{case}: was accepted") };
@@ -197,12 +197,12 @@ pub fn assert_refused<T>(result: Result<T>, case: &str, parts: &[&str]) -> Error
     error
 }
 
-/// The name of a file as errors spell it.
-pub fn spelled(path: &Path) -> String {
+/// A path as errors display it.
+pub fn displayed(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// Everything a folder holds, hidden files included.
+/// The names of a folder's entries, hidden files included.
 pub fn contents(folder: &Path) -> Vec<String> {
     let names = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
     names.collect()

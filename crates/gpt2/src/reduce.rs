@@ -1,5 +1,5 @@
-//! Reductions in 16 lanes, which the compiler keeps in vector registers. The rounding of a sum depends on its length
-//! alone.
+//! Vectorised reductions. A sum has 16 partial sums, whatever the processor, so its rounding depends only on its
+//! length.
 
 pub(crate) use fused_lora::cpu::vector::sum;
 
@@ -24,7 +24,7 @@ pub(crate) fn sum_pairs(values: &[f32], others: &[f32], f: impl Fn(f32, f32) -> 
 
 /// The largest value; NaNs are ignored.
 #[inline(always)]
-pub(crate) fn largest(values: &[f32]) -> f32 {
+pub(crate) fn max(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for block in values.chunks(LANES) {
         for (lane, &v) in lanes.iter_mut().zip(block) {

@@ -52,15 +52,15 @@ pub struct Merged {
     pub tensors: Vec<MergedTensor>,
     /// The files that the result does not contain, sorted by name.
     pub left_out: Vec<LeftOut>,
-    /// Warnings about what was ignored in the model and the adapters, and about tensors stored in another type.
+    /// Warnings about parts of the model and the adapters that were ignored, and about tensors stored in another type.
     pub warnings: Vec<Warning>,
 }
 
 /// Merges the LoRAs in `adapters` (one folder each) into the model in `model` and writes the result to `out`, a folder
 /// that must not exist yet. Tensors that no adapter touches are copied bit for bit unless `dtype` asks for another
 /// type; F64 is stored as F32, with a warning. Shards become one file. The folder's other files (tokenizer, generation
-/// settings) are copied, except for files that would be wrong beside merged weights: see [`Merged::left_out`]. The
-/// result is first written to a temporary folder beside `out`, which is on the list of [`crate::remove_staged`]. File
+/// settings) are copied, except for files that do not belong to merged weights: see [`Merged::left_out`]. The
+/// result is first written to a temporary folder next to `out`, which [`crate::remove_staged`] removes. File
 /// modes follow the umask.
 ///
 /// # Errors
@@ -73,7 +73,7 @@ pub fn merge_folder(model: &Path, adapters: &[&Path], out: &Path, dtype: Option<
         move |source| Error::Io { path, source }
     };
     if out.symlink_metadata().is_ok() {
-        return Err(io(out)(std::io::Error::new(std::io::ErrorKind::AlreadyExists, "it exists already")));
+        return Err(io(out)(std::io::Error::new(std::io::ErrorKind::AlreadyExists, "it already exists")));
     }
     for input in std::iter::once(&model).chain(adapters).filter(|input| input.exists()) {
         refuse_inside(out, input)?;
@@ -81,7 +81,7 @@ pub fn merge_folder(model: &Path, adapters: &[&Path], out: &Path, dtype: Option<
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = StagedFolder::new_in(parent).map_err(io(out))?;
     let create = |name: &Path| folder.create(name).map_err(io(out));
-    // A model that cannot be run is not merged either: loading it checks every key, shape and value.
+    // Loading the model checks every key, shape and value: a model that cannot be run is not merged either.
     let checked = Model::<f32>::load(model)?;
     let (config, mut warnings) = (checked.config, checked.warnings);
     let file = Checkpoint::of_model(model)?;
@@ -145,13 +145,13 @@ fn reason_to_leave_out(name: &str, is_file: bool) -> Option<&'static str> {
     if name == "adapter_config.json" {
         Some("it would make transformers load the folder as an adapter")
     } else if name.starts_with("adapter_model.") {
-        Some("it is an adapter's weights")
+        Some("it holds an adapter's weights")
     } else if name.ends_with(".index.json") {
         Some("it lists shards that the result does not have")
     } else if weights.iter().any(|end| name.ends_with(end)) {
-        Some("it is weights that nothing was merged into")
+        Some("it holds weights without the merge")
     } else if !is_file {
-        Some("it is no file")
+        Some("it is not a file")
     } else {
         None
     }
@@ -224,7 +224,7 @@ fn merged_file(
             |e: safetensors::SafeTensorError| FileError::NotSafetensors { path: out.into(), reason: e.to_string() };
         Ok((key.clone(), view.map_err(bad)?))
     });
-    // transformers reads the framework from this entry.
+    // transformers requires this entry, which names the framework.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     Ok((serialize(out, &views.collect::<Result<_>>()?, Some(metadata))?, report))
 }
@@ -237,7 +237,7 @@ fn safetensors_dtype(dtype: DType) -> Dtype {
     }
 }
 
-/// One tensor as `T`, with segments merged into it. The sum is rounded once, from double precision, straight to `T`.
+/// A tensor as `T`, with segments merged into it. Sums are rounded once, from double precision to `T`.
 fn rewrite<T: Element>(
     file: &Checkpoint,
     key: &str,
@@ -258,7 +258,7 @@ fn rewrite<T: Element>(
     Ok((bytemuck::cast_slice(&out).to_vec(), report))
 }
 
-/// The configuration, with the element type of the merged weights.
+/// The text of config.json with the element type of the merged weights.
 fn config_text(from: &Path, dtype: Option<DType>) -> Result<Vec<u8>> {
     let fields = Fields::read(from)?;
     let mut config: serde_json::Map<String, Value> = fields.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
