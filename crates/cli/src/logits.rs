@@ -9,7 +9,7 @@ use fused_lora::device::Stream;
 use fused_lora_gpt2::adapter::bottleneck::{Bottleneck, Kind};
 use fused_lora_gpt2::device::{DeviceAdapters, DeviceForward, DeviceModel, PassShape};
 use fused_lora_gpt2::{Adapters, Checkpoint, Forward, LoraMode, Model, Warning, peft, write_tensors};
-use fused_lora_peft::{few, one_line};
+use fused_lora_peft::{first_few, one_line};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -133,7 +133,7 @@ fn read_tokens(text: &str) -> Result<Vec<Vec<u32>>> {
         let file = Checkpoint::open(Path::new(text))?;
         let others: Vec<String> = file.keys().into_iter().filter(|key| key != "tokens").collect();
         if !others.is_empty() {
-            warn([&Warning::new(text, format!("only 'tokens' is read, not {}", few(&others)))]);
+            warn([&Warning::new(text, format!("only 'tokens' is read, not {}", first_few(&others)))]);
         }
         return Ok(file.token_ids("tokens")?);
     }

@@ -1,7 +1,7 @@
 //! The fields of GPT-2's `config.json`, and how each is treated. The model is that of transformers 5 at inference.
 
 use fused_lora_peft::Rule::{Harmless, MustBeFalse, Read};
-use fused_lora_peft::{Field, Fields, Warning, few, is_false};
+use fused_lora_peft::{Field, Fields, Warning, first_few, is_false};
 use serde_json::Value;
 
 use crate::error::Result;
@@ -158,6 +158,6 @@ pub(crate) fn warnings(fields: &Fields) -> Option<Warning> {
     let unknown =
         |(name, value): &(&String, &Value)| !is_false(value) && !FIELDS.iter().any(|field| field.name == name.as_str());
     let unknown: Vec<&String> = fields.iter().filter(unknown).map(|(name, _)| name).collect();
-    let message = || format!("{} set, which GPT-2 does not read", few(&unknown));
+    let message = || format!("{} set, which GPT-2 does not read", first_few(&unknown));
     (!unknown.is_empty()).then(|| Warning::new(fields.path(), message()))
 }

@@ -1,4 +1,4 @@
-//! A folder that PEFT's `save_pretrained` wrote.
+//! An adapter folder, as PEFT's `save_pretrained` writes it.
 
 use std::path::Path;
 
@@ -53,7 +53,7 @@ impl Adapter {
         &self.fields
     }
 
-    /// The adapter's tensors, as PEFT names them.
+    /// The adapter's tensors, under the keys that PEFT gives them.
     pub fn weights(&self) -> &Checkpoint {
         &self.weights
     }

@@ -113,7 +113,7 @@ impl Checkpoint {
     /// Maps one safetensors file and checks its header against its length.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::NotSafetensors`] if the file is truncated, damaged or something else.
+    /// [`Error::Io`]; [`Error::NotSafetensors`] if the file is truncated, damaged or not a safetensors file.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path)?;
         let keys = file.header.offset_keys().into_iter().map(|key| (key, 0)).collect();
@@ -125,8 +125,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`open`](Self::open), for `model.safetensors` if neither exists; [`Error::NotJson`], [`Error::Field`],
-    /// [`Error::MissingTensor`] and [`Error::UnknownTensor`] for an index at odds with its shards; [`Error::Format`] if
-    /// the folder holds weights in another format only.
+    /// [`Error::MissingTensor`] and [`Error::UnknownTensor`] for an index that contradicts its shards;
+    /// [`Error::Format`] if the folder has weights in another format only.
     pub fn of_model(folder: &Path) -> Result<Self> {
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
@@ -182,7 +182,7 @@ impl Checkpoint {
             }
             checkpoint.keys.insert(key.clone(), opened[name]);
         }
-        // transformers reads everything that the shards hold, so the index must agree with the shards.
+        // transformers reads all tensors of the shards, so the index must list exactly these.
         for (i, file) in checkpoint.files.iter().enumerate() {
             if let Some(key) = file.header.offset_keys().into_iter().find(|key| checkpoint.keys.get(key) != Some(&i)) {
                 let expected = format!("only tensors that {} lists for this file", index.display());
@@ -192,7 +192,7 @@ impl Checkpoint {
         for (key, &i) in &checkpoint.keys {
             let file = &checkpoint.files[i];
             if file.header.info(key).is_none() {
-                let expected = format!("a tensor, for {} lists it", index.display());
+                let expected = format!("a tensor, because {} lists it", index.display());
                 return Err(Error::MissingTensor { path: file.path.clone(), key: key.clone(), expected });
             }
         }
@@ -278,7 +278,7 @@ impl File {
             .map_err(|e| damaged(recognize::what_is(&map).map_or_else(|| e.to_string(), String::from)))?;
         let data_start = 8 + header_len;
         if data_start + header.data_len() != map.len() {
-            return Err(damaged("its header and its length disagree".into()));
+            return Err(damaged("its header does not match its length".into()));
         }
         Ok(Self { path: path.into(), map, header, data_start })
     }

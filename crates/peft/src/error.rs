@@ -1,4 +1,4 @@
-//! Errors and warnings: each is one sentence that names the file, the key and what was expected.
+//! Errors and warnings. Each is displayed as one sentence that names the file, the key and what was expected.
 
 use std::path::PathBuf;
 
@@ -16,24 +16,24 @@ pub enum Error {
         /// The operating system's message.
         cause: std::io::Error,
     },
-    /// A file is not the JSON that was expected.
-    #[error("{}: not the JSON expected: {}", path.display(), sentence(reason))]
+    /// A file is not a JSON object.
+    #[error("{}: not a JSON object: {}", path.display(), clause(reason))]
     NotJson {
         /// The file.
         path: PathBuf,
-        /// Where and why, or what the file is instead.
+        /// Where the syntax is wrong, or what the file is instead.
         reason: String,
     },
-    /// A file is not valid safetensors: truncated, damaged, or something else altogether.
-    #[error("{}: not a whole safetensors file ({})", path.display(), sentence(reason))]
+    /// A file is not a complete safetensors file: it is truncated, damaged, or of another kind.
+    #[error("{}: not a complete safetensors file ({})", path.display(), clause(reason))]
     NotSafetensors {
         /// The file.
         path: PathBuf,
-        /// What the parser said, or what the file is instead.
+        /// The parser's message, or what the file is instead.
         reason: String,
     },
     /// The weights are in a format that is not supported.
-    #[error("{}: weights in the format {} are not read: {remedy}", path.display(), one_line(format))]
+    #[error("{}: weights in the format {} are not supported: {remedy}", path.display(), one_line(format))]
     Format {
         /// The file.
         path: PathBuf,
@@ -43,7 +43,7 @@ pub enum Error {
         remedy: &'static str,
     },
     /// A configuration field has a value that is not supported.
-    #[error("{}: field '{}' is {}, {}", path.display(), one_line(field), one_line(value), sentence(expected))]
+    #[error("{}: field '{}' is {}, {}", path.display(), one_line(field), one_line(value), clause(expected))]
     Field {
         /// The file.
         path: PathBuf,
@@ -55,7 +55,7 @@ pub enum Error {
         expected: String,
     },
     /// A tensor is missing.
-    #[error("{}: tensor '{}' is missing, expected {}", path.display(), one_line(key), sentence(expected))]
+    #[error("{}: tensor '{}' is missing, expected {}", path.display(), one_line(key), clause(expected))]
     MissingTensor {
         /// The file.
         path: PathBuf,
@@ -65,7 +65,7 @@ pub enum Error {
         expected: String,
     },
     /// A tensor does not belong to the model.
-    #[error("{}: tensor '{}' has no place in this model, expected {}", path.display(), one_line(key), sentence(expected))]
+    #[error("{}: tensor '{}' does not belong to this model, expected {}", path.display(), one_line(key), clause(expected))]
     UnknownTensor {
         /// The file.
         path: PathBuf,
@@ -103,13 +103,12 @@ pub enum Error {
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Something that PEFT or transformers ignores as well, but that the user should know of. What was loaded computes the
-/// same as there.
+/// A part of a file that was ignored, as PEFT or transformers ignores it. What was loaded computes the same as there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
     /// The file.
     pub path: PathBuf,
-    /// One sentence about it, not escaped: [`Display`](std::fmt::Display) escapes control characters.
+    /// One sentence. [`Display`](std::fmt::Display) escapes its control characters.
     pub message: String,
 }
 
@@ -122,7 +121,7 @@ impl Warning {
 
 impl std::fmt::Display for Warning {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.path.display(), sentence(&self.message))
+        write!(f, "{}: {}", self.path.display(), clause(&self.message))
     }
 }
 
@@ -132,8 +131,8 @@ pub fn one_line(text: &str) -> String {
     shortened(text, 120)
 }
 
-/// A part of a sentence, which may quote some names.
-fn sentence(text: &str) -> String {
+/// A part of an error's sentence, of bounded length.
+fn clause(text: &str) -> String {
     shortened(text, 400)
 }
 
@@ -151,7 +150,7 @@ fn shape(shape: &[usize]) -> String {
 }
 
 /// The first few of many names: `'a', 'b', 'c' and 5 more`.
-pub fn few<S: AsRef<str>>(names: &[S]) -> String {
+pub fn first_few<S: AsRef<str>>(names: &[S]) -> String {
     const SHOWN: usize = 3;
     let mut text =
         names.iter().take(SHOWN).map(|name| format!("'{}'", one_line(name.as_ref()))).collect::<Vec<_>>().join(", ");

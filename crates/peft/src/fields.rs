@@ -1,4 +1,5 @@
-//! A JSON object whose errors name the file and the field, and tables of how each field is treated.
+//! Configuration files: JSON objects whose errors name the file and the field; and the entries of tables that say how
+//! each field is treated.
 
 use std::path::{Path, PathBuf};
 
@@ -18,8 +19,8 @@ impl Fields {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::NotJson`] if the file holds no JSON object, with what it is instead if that is
-    /// recognised.
+    /// [`Error::Io`]; [`Error::NotJson`] if the file is not a JSON object; the error says what it is instead, if it is
+    /// a common mistake.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|cause| Error::Io { path: path.into(), cause })?;
         let not_json = |reason: String| Error::NotJson { path: path.into(), reason };
@@ -45,7 +46,7 @@ impl Fields {
         self.map.iter()
     }
 
-    /// The error about a field's value. `expected` says which values are accepted.
+    /// An error about a field's value. `expected` says which values are accepted.
     pub fn refuse(&self, field: &str, expected: &str) -> Error {
         let value = self.map.get(field).map_or("missing".into(), Value::to_string);
         Error::Field { path: self.path.clone(), field: field.into(), value, expected: expected.into() }
@@ -95,7 +96,7 @@ impl Fields {
     }
 }
 
-/// Whether Python counts a value as false, which is how PEFT and transformers ask whether a field is set.
+/// Whether Python counts a value as false: PEFT and transformers then treat the field as not set.
 pub fn is_false(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -110,7 +111,7 @@ pub fn is_false(value: &Value) -> bool {
 /// How a field is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
-    /// The value is read or checked where it matters.
+    /// The value is read or checked by the code that uses it.
     Read,
     /// No value changes what is computed.
     Harmless,
@@ -127,7 +128,7 @@ pub struct Field {
     pub name: &'static str,
     /// How the field is treated.
     pub rule: Rule,
-    /// Why that is right, as one clause.
+    /// The reason for the rule, as one clause.
     pub reason: &'static str,
 }
 

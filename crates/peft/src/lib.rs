@@ -14,7 +14,7 @@ mod targets;
 
 pub use adapter::{Adapter, PeftType, lora_dropout};
 pub use checkpoint::{Bytes, Checkpoint, FLOATS, Tensor};
-pub use error::{Error, Result, Warning, few, one_line};
+pub use error::{Error, Result, Warning, first_few, one_line};
 pub use fields::{Field, Fields, Rule, is_false};
 pub use lora::{AdaptedModule, Lora};
 pub use prefix::{Prefix, PrefixModel};

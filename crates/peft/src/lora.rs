@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::adapter::Adapter;
 use crate::checkpoint::Tensor;
-use crate::error::{Error, Result, Warning, few};
+use crate::error::{Error, Result, Warning, first_few};
 use crate::fields::Fields;
 use crate::scaling::Scaling;
 use crate::tables;
@@ -36,9 +36,9 @@ pub struct AdaptedModule {
     pub scale: f32,
 }
 
-/// The initial factors of a module that the file has no tensors for.
+/// What PEFT does with a module that the file has no tensors for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Start {
+enum Initialisation {
     /// B is zero, so the module is unchanged.
     Zero,
     /// A and B are random, so PEFT's result differs every time.
@@ -52,7 +52,7 @@ impl Adapter {
     /// of a module that the configuration does not adapt are not used. Both cases give a warning.
     ///
     /// # Errors
-    /// [`Error::Field`] for a field that is wrong, unsupported or at odds with the tensors; [`Error::MissingTensor`],
+    /// [`Error::Field`] for a field that is wrong, unsupported or contradicts the tensors; [`Error::MissingTensor`],
     /// [`Error::UnknownTensor`], [`Error::Shape`], [`Error::Dtype`].
     pub fn lora(&self, model: &Model, max_rank: usize) -> Result<Lora> {
         let fields = self.fields();
@@ -76,17 +76,20 @@ impl Adapter {
                 None => missing.push(&module.name[..]),
             }
         }
-        warnings.extend(self.check_rest(model, &read)?);
+        warnings.extend(self.check_unread_tensors(model, &read)?);
         if modules.is_empty() {
             let key = key(&adapted[0].name, "A");
             return Err(Error::MissingTensor { path: self.weights().path().into(), key, expected: expected(model) });
         }
         if !missing.is_empty() {
-            if start == Start::Random {
-                let what = format!("and the file has no tensors for {}, which PEFT fills at random", few(&missing));
+            if start == Initialisation::Random {
+                let what = format!(
+                    "but the file has no tensors for {}, which PEFT would initialise at random",
+                    first_few(&missing)
+                );
                 return Err(fields.refuse("init_lora_weights", &what));
             }
-            let message = format!("no tensors for {}, which stay as they are, as in PEFT", few(&missing));
+            let message = format!("no tensors for {}, which stay unchanged, as in PEFT", first_few(&missing));
             warnings.push(Warning::new(self.weights().path(), message));
         }
         Ok(Lora { modules, warnings })
@@ -106,9 +109,10 @@ impl Adapter {
         Ok(Some((a, b)))
     }
 
-    /// Checks the file's other tensors. PEFT ignores factors of a module that it does not adapt; any other tensor may
-    /// be a base weight that PEFT would load, or belong to another model.
-    fn check_rest(&self, model: &Model, read: &HashSet<String>) -> Result<Option<Warning>> {
+    /// Checks the tensors that were not read. PEFT ignores factors of modules that it does not adapt, which is a
+    /// warning. Any other tensor may be a base weight that PEFT would load, or belong to another model, so it is an
+    /// error.
+    fn check_unread_tensors(&self, model: &Model, read: &HashSet<String>) -> Result<Option<Warning>> {
         let path = self.weights().path();
         let mut ignored = vec![];
         for name in self.weights().keys().filter(|name| !read.contains(*name)) {
@@ -123,7 +127,7 @@ impl Adapter {
             return Ok(None);
         }
         let message =
-            format!("{} of modules that adapter_config.json does not adapt: not used, as in PEFT", few(&ignored));
+            format!("{} of modules that adapter_config.json does not adapt: ignored, as in PEFT", first_few(&ignored));
         Ok(Some(Warning::new(path, message)))
     }
 }
@@ -157,10 +161,10 @@ pub(crate) fn check_task(fields: &Fields, known: &[&str]) -> Result<()> {
     }
 }
 
-/// Reads `init_lora_weights`, for every value that PEFT accepts. Some values make PEFT change W0 when it *loads* an
-/// adapter: the stored factors belong to the changed W0, which takes an SVD or QR of each weight to compute. PEFT can
-/// convert such an adapter into one for the unchanged model, which loads here.
-fn initialisation(fields: &Fields) -> Result<Start> {
+/// Reads `init_lora_weights`. With some values, PEFT changes W0 when it *loads* an adapter: the stored factors are for
+/// the changed W0, which needs an SVD or QR of each weight. Such an adapter is refused; PEFT can convert it into one
+/// for the unchanged model, which is accepted.
+fn initialisation(fields: &Fields) -> Result<Initialisation> {
     let field = "init_lora_weights";
     let changes_weights = |how: &str, convert: &str| {
         let what = format!(
@@ -170,23 +174,23 @@ fn initialisation(fields: &Fields) -> Result<Start> {
     };
     let initial = "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)";
     match fields.get(field) {
-        // B starts from zero, so A does not matter.
-        None | Some(Value::Bool(true)) => return Ok(Start::Zero),
+        // B starts at zero, so A has no effect.
+        None | Some(Value::Bool(true)) => return Ok(Initialisation::Zero),
         // Python counts null as false.
-        Some(Value::Bool(false) | Value::Null) => return Ok(Start::Random),
+        Some(Value::Bool(false) | Value::Null) => return Ok(Initialisation::Random),
         Some(Value::String(text)) => match text.to_lowercase().as_str() {
-            "gaussian" => return Ok(Start::Zero),
-            // PEFT compares these two case-sensitively. EVA chooses A by data, B starts from zero.
-            "eva" if text == "eva" => return Ok(Start::Zero),
-            "orthogonal" if text == "orthogonal" => return Ok(Start::Random),
-            // B starts from the weight's smallest singular vectors and A from zero; W0 stays.
-            "mica" => return Ok(Start::Zero),
-            "olora" => return changes_weights("it takes the first columns of their QR off them", initial),
-            "pissa" => return changes_weights("it takes their largest singular values off them", initial),
+            "gaussian" => return Ok(Initialisation::Zero),
+            // PEFT compares these two case-sensitively. EVA computes A from data; B starts at zero.
+            "eva" if text == "eva" => return Ok(Initialisation::Zero),
+            "orthogonal" if text == "orthogonal" => return Ok(Initialisation::Random),
+            // B starts at the weight's smallest singular vectors and A at zero; W0 is unchanged.
+            "mica" => return Ok(Initialisation::Zero),
+            "olora" => return changes_weights("it subtracts the first columns of their QR decomposition", initial),
+            "pissa" => return changes_weights("it subtracts their largest singular values", initial),
             other if other.starts_with("pissa_niter_") => {
-                return changes_weights("it takes about their largest singular values off them", initial);
+                return changes_weights("it subtracts approximations of their largest singular values", initial);
             }
-            "corda" => return changes_weights("it takes singular values chosen by data off them", initial),
+            "corda" => return changes_weights("it subtracts singular values that it selects by data", initial),
             "loftq" => {
                 return changes_weights(
                     "it quantizes them",
@@ -195,7 +199,7 @@ fn initialisation(fields: &Fields) -> Result<Start> {
             }
             "lora_ga" => {
                 return changes_weights(
-                    "it takes gradients of the first steps off them",
+                    "it subtracts factors made from gradients",
                     "PEFT's save_mutated_as_lora, or merge it with PEFT",
                 );
             }

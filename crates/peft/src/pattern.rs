@@ -1,15 +1,15 @@
 //! Regular expressions as Python's `re` reads them.
 //!
-//! The regex engine accepts what `re` accepts, including look-around and backreferences, and more. Patterns that `re`
-//! refuses, or that the engine reads in another way, are refused here. So a pattern either means what it means to PEFT,
-//! or is an error.
+//! The regex engine accepts all that `re` accepts, including look-around and backreferences, and more. Patterns that
+//! `re` refuses, or that the engine would read differently, are refused here. So a pattern either means what it means
+//! to PEFT, or is an error.
 
 use fancy_regex::Regex;
 
-/// Backtracking steps after which a match is given up, far more than any module's name needs.
+/// A match is an error after this many backtracking steps, far more than any module's name needs.
 const BACKTRACK_LIMIT: usize = 100_000;
 
-/// A pattern, ready to match.
+/// A compiled pattern.
 #[derive(Debug, Clone)]
 pub(crate) struct Pattern(Regex);
 
@@ -63,7 +63,7 @@ fn not_an_expression(pattern: &str) -> String {
     format!("'{}' is not a regular expression", crate::error::one_line(pattern))
 }
 
-/// Refuses syntax that Python's `re` does not have, or reads in another way than the engine.
+/// Refuses syntax that Python's `re` does not have, or that the engine would read differently.
 fn check_syntax(pattern: &str) -> Result<(), String> {
     let unlike = |what: &str| {
         Err(format!("'{}' is not a regular expression of Python's: {what}", crate::error::one_line(pattern)))
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_python_refuses_or_reads_in_another_way() {
+    fn patterns_that_python_refuses_or_reads_differently() {
         for pattern in [
             r"\h",
             r"\K",
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_python_takes() {
+    fn patterns_that_python_accepts() {
         let cases = [
             ("c_attn", "c_attn", true),
             ("c_attn", "h.0.c_attn", false),
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_match_that_never_ends_is_given_up() {
+    fn a_match_with_too_many_steps_is_an_error() {
         let pattern = Pattern::full(r"(?:(?=a)a|(?=a)a)*b").unwrap();
         assert!(pattern.is_match(&"a".repeat(60)).is_err());
     }

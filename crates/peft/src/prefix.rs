@@ -1,4 +1,4 @@
-//! Prefixes (PEFT's `PREFIX_TUNING`): keys and values in front of every layer's own.
+//! Prefixes (PEFT's `PREFIX_TUNING`): keys and values that every layer attends to before those of the tokens.
 
 use serde_json::Value;
 
@@ -30,7 +30,8 @@ pub struct Prefix {
 impl Adapter {
     /// The prefix, for a model of this shape.
     ///
-    /// PEFT saves a prefix after its projection and loads it without one, so `prefix_projection` may have either value.
+    /// PEFT saves the output of the prefix projection and loads it without the projection, so `prefix_projection` may
+    /// have either value.
     ///
     /// # Errors
     /// As [`Adapter::lora`].
@@ -45,12 +46,14 @@ impl Adapter {
             [("num_layers", model.layers), ("token_dim", model.width), ("num_attention_heads", model.heads)]
         {
             if fields.size(field)? != expected {
-                return Err(fields.refuse(field, &format!("the model has {expected}")));
+                return Err(fields.refuse(field, &format!("expected {expected}, as the model has")));
             }
         }
         // Without a task type, PEFT runs the model without the prefix.
         if fields.get("task_type").is_none_or(Value::is_null) {
-            return Err(fields.refuse("task_type", "and PEFT applies a prefix only with one: expected CAUSAL_LM"));
+            return Err(
+                fields.refuse("task_type", "but PEFT applies a prefix only with a task type: expected CAUSAL_LM")
+            );
         }
         lora::check_task(fields, &["CAUSAL_LM", "FEATURE_EXTRACTION"])?;
         if fields.get("num_transformer_submodules").is_some_and(|v| !v.is_null() && v.as_u64() != Some(1)) {

@@ -1,10 +1,10 @@
-//! Recognises files of a wrong kind by their first bytes, such as the results of failed downloads.
+//! Recognises files of the wrong kind, such as the results of failed downloads, by their first bytes.
 
-/// Says what `bytes` are instead of a checkpoint or a configuration, and what to do about it.
+/// If `bytes` are a file of a common wrong kind: what it is, and what to do about it.
 pub(crate) fn what_is(bytes: &[u8]) -> Option<&'static str> {
     let start = &bytes[..bytes.len().min(512)];
     if start.starts_with(b"version https://git-lfs") {
-        return Some("it is a Git LFS pointer, not the file that it stands for: fetch that with `git lfs pull`");
+        return Some("it is a Git LFS pointer, not the file that it stands for: fetch the file with `git lfs pull`");
     }
     let text = String::from_utf8_lossy(start).trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
     if text.starts_with("<!doctype html") || text.starts_with("<html") {
@@ -30,10 +30,10 @@ pub(crate) fn what_is_instead_of_json(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [] => Some("it is empty"),
         [0xEF, 0xBB, 0xBF, ..] => {
-            Some("it starts with a byte order mark (BOM), which JSON must not: save it as UTF-8 without one")
+            Some("it starts with a byte order mark (BOM), which JSON must not have: save it as UTF-8 without one")
         }
         [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => {
-            Some("it is UTF-16, told by its byte order mark (BOM): save it as UTF-8")
+            Some("it is UTF-16, as its byte order mark (BOM) shows: save it as UTF-8")
         }
         _ => what_is(bytes),
     }

@@ -1,8 +1,8 @@
-//! Ranks and scales: PEFT's rules for `r`, `lora_alpha`, `use_rslora` and the two patterns.
+//! Ranks and scales: PEFT's rules for `r`, `lora_alpha`, `use_rslora`, `rank_pattern` and `alpha_pattern`.
 
 use serde_json::Value;
 
-use crate::error::{Result, Warning, few, one_line};
+use crate::error::{Result, Warning, first_few, one_line};
 use crate::fields::Fields;
 use crate::pattern::Pattern;
 use crate::targets::Module;
@@ -12,12 +12,12 @@ pub(crate) struct Scaling {
     rank: usize,
     alpha: f64,
     rank_stabilized: bool,
-    ranks: Vec<Special<usize>>,
-    alphas: Vec<Special<f64>>,
+    ranks: Vec<Override<usize>>,
+    alphas: Vec<Override<f64>>,
 }
 
-/// The rank or numerator of the modules that a pattern matches.
-struct Special<T> {
+/// An entry of `rank_pattern` or `alpha_pattern`: the rank or alpha of the modules that its key matches.
+struct Override<T> {
     key: String,
     pattern: Pattern,
     value: T,
@@ -44,19 +44,19 @@ impl Scaling {
         })
     }
 
-    /// Rank and scale of one module; the first pattern that matches wins (`get_pattern_key` in PEFT's other.py).
+    /// Rank and scale of a module. The first pattern that matches counts (`get_pattern_key` in PEFT's other.py).
     pub(crate) fn of(&self, module: &str, fields: &Fields, max_rank: usize) -> Result<(usize, f32)> {
-        let rank = first(&self.ranks, module, fields, "rank_pattern")?.unwrap_or(self.rank);
+        let rank = first_match(&self.ranks, module, fields, "rank_pattern")?.unwrap_or(self.rank);
         if !(1..=max_rank).contains(&rank) {
             let expected = format!("rank {rank} is not supported, expected 1 to {max_rank}");
             return Err(fields.refuse("rank_pattern", &expected));
         }
-        let alpha = first(&self.alphas, module, fields, "alpha_pattern")?.unwrap_or(self.alpha);
+        let alpha = first_match(&self.alphas, module, fields, "alpha_pattern")?.unwrap_or(self.alpha);
         let divisor = if self.rank_stabilized { (rank as f64).sqrt() } else { rank as f64 };
         Ok((rank, (alpha / divisor) as f32))
     }
 
-    /// The warnings that PEFT gives once the modules are known.
+    /// Warnings about patterns that match none of the adapted modules, as PEFT gives them.
     pub(crate) fn warnings(&self, modules: &[&Module], fields: &Fields) -> Result<Vec<Warning>> {
         let ranks = unused(&self.ranks, modules, fields, "rank_pattern")?;
         let alphas = unused(&self.alphas, modules, fields, "alpha_pattern")?;
@@ -64,34 +64,34 @@ impl Scaling {
     }
 }
 
-fn first<T: Copy>(specials: &[Special<T>], module: &str, fields: &Fields, field: &str) -> Result<Option<T>> {
-    for special in specials {
-        if special.matches(module, fields, field)? {
-            return Ok(Some(special.value));
+fn first_match<T: Copy>(overrides: &[Override<T>], module: &str, fields: &Fields, field: &str) -> Result<Option<T>> {
+    for entry in overrides {
+        if entry.matches(module, fields, field)? {
+            return Ok(Some(entry.value));
         }
     }
     Ok(None)
 }
 
-impl<T> Special<T> {
+impl<T> Override<T> {
     fn matches(&self, module: &str, fields: &Fields, field: &str) -> Result<bool> {
         self.pattern.is_match(module).map_err(|what| fields.refuse(field, &format!("which {what}")))
     }
 }
 
-/// Warns of keys that match none of the modules.
-fn unused<T>(specials: &[Special<T>], modules: &[&Module], fields: &Fields, field: &str) -> Result<Option<Warning>> {
+/// A warning about keys that match none of the modules.
+fn unused<T>(overrides: &[Override<T>], modules: &[&Module], fields: &Fields, field: &str) -> Result<Option<Warning>> {
     let mut unused = vec![];
-    for special in specials {
+    for entry in overrides {
         let mut used = false;
         for module in modules {
-            used |= special.matches(&module.name, fields, field)?;
+            used |= entry.matches(&module.name, fields, field)?;
         }
         if !used {
-            unused.push(&special.key);
+            unused.push(&entry.key);
         }
     }
-    let message = || format!("{field} names {}, which matches no adapted module", few(&unused));
+    let message = || format!("{field} has {}, which matches no adapted module", first_few(&unused));
     Ok((!unused.is_empty()).then(|| Warning::new(fields.path(), message())))
 }
 
@@ -100,7 +100,7 @@ fn patterns<T>(
     field: &str,
     kind: &str,
     read: impl Fn(&Value) -> Option<T>,
-) -> Result<Vec<Special<T>>> {
+) -> Result<Vec<Override<T>>> {
     let map = match fields.get(field) {
         None | Some(Value::Null) => return Ok(vec![]),
         Some(Value::Object(map)) => map,
@@ -109,9 +109,10 @@ fn patterns<T>(
     map.iter()
         .map(|(key, value)| {
             let pattern = Pattern::tail(key).map_err(|what| fields.refuse(field, &format!("but {what}")))?;
-            let value = read(value)
-                .ok_or_else(|| fields.refuse(field, &format!("but '{}' maps to no {kind} number", one_line(key))))?;
-            Ok(Special { key: key.clone(), pattern, value })
+            let value = read(value).ok_or_else(|| {
+                fields.refuse(field, &format!("but the value of '{}' is not a {kind} number", one_line(key)))
+            })?;
+            Ok(Override { key: key.clone(), pattern, value })
         })
         .collect()
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::error::{Error, Result, Warning, few, one_line};
+use crate::error::{Error, Result, Warning, first_few, one_line};
 use crate::fields::{Fields, is_false};
 use crate::pattern::Pattern;
 
@@ -31,7 +31,7 @@ pub struct Module {
     pub kind: Kind,
 }
 
-/// The properties of a model that decide which modules are adapted.
+/// What is needed of a model to decide which of its modules are adapted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Model {
     /// A description for errors: `a GPT-2 of 12 layers`.
@@ -46,47 +46,47 @@ pub struct Model {
     pub default_targets: Vec<String>,
 }
 
-enum Names {
+enum ModuleNames {
     List(Vec<String>),
     Expression(Pattern),
     AllLinear,
 }
 
-struct Layers {
+struct LayerFilter {
     numbers: Vec<i64>,
     patterns: Vec<Pattern>,
 }
 
 /// The rules of `check_target_module_exists` in PEFT's tuners_utils.py.
-struct Targets {
-    names: Names,
-    exclude: Option<Names>,
-    layers: Option<Layers>,
+struct TargetRules {
+    names: ModuleNames,
+    exclude: Option<ModuleNames>,
+    layers: Option<LayerFilter>,
 }
 
-/// The modules that are adapted, in the model's order, and the warnings that PEFT would give.
+/// The adapted modules in the model's order, and warnings that PEFT would give.
 pub(crate) fn targeted<'a>(fields: &Fields, model: &'a Model) -> Result<(Vec<&'a Module>, Vec<Warning>)> {
-    let targets = Targets::read(fields, model)?;
+    let targets = TargetRules::read(fields, model)?;
     let mut warnings = vec![];
     let mut excluded = false;
     let mut adapted = vec![];
     for module in &model.modules {
         if targets.excludes(fields, module)? {
             excluded = true;
-        } else if targets.include(fields, model, module)? {
+        } else if targets.includes(fields, model, module)? {
             adapted.push(module);
         }
     }
     if let Some(module) = adapted.iter().find(|module| module.kind == Kind::Other) {
-        let what = format!("which adapts '{}', and that is no layer that can be adapted", module.name);
+        let what = format!("which adapts '{}', a module that cannot be adapted", module.name);
         return Err(fields.refuse("target_modules", &format!("{what}: expected {}", model.adaptable)));
     }
     if adapted.is_empty() {
-        return Err(targets.nothing(fields, model));
+        return Err(targets.no_module_error(fields, model));
     }
     for target in targets.unused(model) {
         let message =
-            format!("target_modules names '{}', which is no module of {}", one_line(&target), model.description);
+            format!("target_modules has '{}', which is not a module of {}", one_line(&target), model.description);
         warnings.push(Warning::new(fields.path(), message));
     }
     if targets.exclude.is_some() && !excluded {
@@ -95,22 +95,22 @@ pub(crate) fn targeted<'a>(fields: &Fields, model: &'a Model) -> Result<(Vec<&'a
     Ok((adapted, warnings))
 }
 
-impl Targets {
+impl TargetRules {
     fn read(fields: &Fields, model: &Model) -> Result<Self> {
         let names = match fields.get("target_modules") {
-            None | Some(Value::Null) => Names::List(model.default_targets.clone()),
-            Some(Value::String(text)) if text.to_lowercase() == "all-linear" => Names::AllLinear,
+            None | Some(Value::Null) => ModuleNames::List(model.default_targets.clone()),
+            Some(Value::String(text)) if text.to_lowercase() == "all-linear" => ModuleNames::AllLinear,
             Some(value) => read_names(fields, "target_modules", value)?,
         };
         let exclude = match fields.get("exclude_modules") {
             Some(value) if !is_false(value) => Some(read_names(fields, "exclude_modules", value)?),
             _ => None,
         };
-        let spelled_out = !matches!(fields.get("target_modules"), Some(Value::String(_)));
-        let layers = Layers::read(fields)?;
+        let is_list = !matches!(fields.get("target_modules"), Some(Value::String(_)));
+        let layers = LayerFilter::read(fields)?;
         for field in ["layers_to_transform", "layers_pattern"] {
-            if !spelled_out && fields.get(field).is_some_and(|value| !value.is_null()) {
-                return Err(fields.refuse(field, "which PEFT allows only where target_modules is a list"));
+            if !is_list && fields.get(field).is_some_and(|value| !value.is_null()) {
+                return Err(fields.refuse(field, "which PEFT allows only if target_modules is a list"));
             }
         }
         Ok(Self { names, exclude, layers })
@@ -118,27 +118,27 @@ impl Targets {
 
     fn excludes(&self, fields: &Fields, module: &Module) -> Result<bool> {
         match &self.exclude {
-            None | Some(Names::AllLinear) => Ok(false),
-            Some(Names::List(names)) => Ok(names.iter().any(|name| ends_with(&module.name, name))),
-            Some(Names::Expression(pattern)) => pattern
+            None | Some(ModuleNames::AllLinear) => Ok(false),
+            Some(ModuleNames::List(names)) => Ok(names.iter().any(|name| ends_with(&module.name, name))),
+            Some(ModuleNames::Expression(pattern)) => pattern
                 .is_match(&module.name)
                 .map_err(|what| fields.refuse("exclude_modules", &format!("which {what}"))),
         }
     }
 
-    fn include(&self, fields: &Fields, model: &Model, module: &Module) -> Result<bool> {
+    fn includes(&self, fields: &Fields, model: &Model, module: &Module) -> Result<bool> {
         let named = match &self.names {
-            Names::Expression(pattern) => {
+            ModuleNames::Expression(pattern) => {
                 let bad = |what: String| fields.refuse("target_modules", &format!("which {what}"));
                 return pattern.is_match(&module.name).map_err(bad);
             }
-            Names::AllLinear => {
+            ModuleNames::AllLinear => {
                 let linear = matches!(module.kind, Kind::Linear { .. });
                 return Ok(linear && model.output.as_ref() != Some(&module.name));
             }
-            // A module that is named in full is adapted in any layer.
-            Names::List(names) if names.contains(&module.name) => return Ok(true),
-            Names::List(names) => names.iter().any(|name| ends_with(&module.name, name)),
+            // A module that is listed with its full name is adapted whatever layers_to_transform says.
+            ModuleNames::List(names) if names.contains(&module.name) => return Ok(true),
+            ModuleNames::List(names) => names.iter().any(|name| ends_with(&module.name, name)),
         };
         Ok(named && self.in_layer(fields, module)?)
     }
@@ -148,7 +148,7 @@ impl Targets {
         let Some(layers) = &self.layers else { return Ok(true) };
         let bad = |what: String| fields.refuse("layers_pattern", &format!("which {what}"));
         for pattern in &layers.patterns {
-            // The first pattern that matches decides, even if it finds no number.
+            // The first pattern that matches counts, even if it captures no number.
             if let Some(number) = pattern.index(&module.name).map_err(bad)? {
                 let number = number.and_then(|n| n.parse::<i64>().ok());
                 return Ok(number.is_some_and(|number| layers.numbers.contains(&number)));
@@ -157,26 +157,26 @@ impl Targets {
         Ok(false)
     }
 
-    /// Listed names that no module's name ends with.
+    /// The listed names that match no module.
     fn unused(&self, model: &Model) -> Vec<String> {
-        let Names::List(names) = &self.names else { return vec![] };
+        let ModuleNames::List(names) = &self.names else { return vec![] };
         let unused = |name: &&String| !model.modules.iter().any(|module| ends_with(&module.name, name));
         names.iter().filter(unused).cloned().collect()
     }
 
-    fn nothing(&self, fields: &Fields, model: &Model) -> Error {
+    fn no_module_error(&self, fields: &Fields, model: &Model) -> Error {
         let what = match &self.names {
-            Names::List(names) if !names.is_empty() => few(names),
+            ModuleNames::List(names) if !names.is_empty() => first_few(names),
             _ => "it".into(),
         };
-        let narrowed =
-            if self.exclude.is_some() || self.layers.is_some() { " that the other fields let through" } else { "" };
-        let expected = format!("but {what} adapts no projection{narrowed}: expected {}", model.adaptable);
+        let restriction =
+            if self.exclude.is_some() || self.layers.is_some() { " that the other fields allow" } else { "" };
+        let expected = format!("but {what} matches no projection{restriction}: expected {}", model.adaptable);
         fields.refuse("target_modules", &expected)
     }
 }
 
-impl Layers {
+impl LayerFilter {
     fn read(fields: &Fields) -> Result<Option<Self>> {
         let expected = "expected a layer's number or a list of them";
         let bad = || fields.refuse("layers_to_transform", expected);
@@ -219,16 +219,16 @@ impl Layers {
     }
 }
 
-fn read_names(fields: &Fields, field: &str, value: &Value) -> Result<Names> {
+fn read_names(fields: &Fields, field: &str, value: &Value) -> Result<ModuleNames> {
     let expected = "expected a list of names, a regular expression or null";
     match value {
         Value::Array(items) => {
             let name = |item: &Value| item.as_str().map(String::from).ok_or_else(|| fields.refuse(field, expected));
-            Ok(Names::List(items.iter().map(name).collect::<Result<_>>()?))
+            Ok(ModuleNames::List(items.iter().map(name).collect::<Result<_>>()?))
         }
-        Value::String(text) => {
-            Pattern::full(text).map(Names::Expression).map_err(|what| fields.refuse(field, &format!("but {what}")))
-        }
+        Value::String(text) => Pattern::full(text)
+            .map(ModuleNames::Expression)
+            .map_err(|what| fields.refuse(field, &format!("but {what}"))),
         _ => Err(fields.refuse(field, expected)),
     }
 }

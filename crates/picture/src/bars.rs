@@ -3,20 +3,20 @@
 use plotters::prelude::{BLACK, RGBColor};
 
 use crate::canvas::{Anchor, Canvas, GREY_TEXT, GRID, NO_DIFFERENCE, tick_text, ticks};
-use crate::{Result, interval_text, is_noise};
+use crate::{Result, interval_text, is_insignificant};
 
 const WIDTH: i32 = 860;
-/// X positions in a panel: the end of the method's name, the end of the bars, the beginning of the figures.
-const LABEL: i32 = 150;
+/// X positions in a panel: where method names end, where bars end, where numbers start.
+const LABEL_END: i32 = 150;
 const PLOT_END: i32 = 572;
-const FIGURES: i32 = 602;
-const BAR: i32 = 24;
+const FIGURES_START: i32 = 602;
+const BAR_HEIGHT: i32 = 24;
 /// Height of a panel's title, subtitle, axis title and axis numbers.
-const HEAD: i32 = 78;
-const LEGEND: i32 = 80;
-const LORA: RGBColor = RGBColor(107, 174, 214);
-const OTHERS: RGBColor = RGBColor(189, 189, 189);
-const REFERENCE: RGBColor = RGBColor(200, 0, 0);
+const HEAD_HEIGHT: i32 = 78;
+const LEGEND_HEIGHT: i32 = 80;
+const LORA_COLOR: RGBColor = RGBColor(107, 174, 214);
+const OTHER_COLOR: RGBColor = RGBColor(189, 189, 189);
+const PAPER_COLOR: RGBColor = RGBColor(200, 0, 0);
 
 /// One method.
 #[derive(Debug, Clone)]
@@ -48,13 +48,13 @@ pub struct Panel {
     pub bars: Vec<Bar>,
 }
 
-/// An SVG with one panel below the other and a legend.
+/// An SVG with all panels from top to bottom and a legend.
 ///
 /// # Errors
 /// If the picture cannot be drawn.
 pub fn bars(panels: &[Panel]) -> Result<String> {
-    let height = |panel: &Panel| HEAD + BAR * panel.bars.len() as i32 + 22;
-    Canvas::svg(WIDTH, panels.iter().map(height).sum::<i32>() + LEGEND, |canvas| {
+    let height = |panel: &Panel| HEAD_HEIGHT + BAR_HEIGHT * panel.bars.len() as i32 + 22;
+    Canvas::svg(WIDTH, panels.iter().map(height).sum::<i32>() + LEGEND_HEIGHT, |canvas| {
         let mut top = 0;
         for panel in panels {
             draw_panel(canvas, panel, top)?;
@@ -72,89 +72,89 @@ fn draw_panel(canvas: &Canvas<'_>, panel: &Panel, top: i32) -> Result<()> {
         [Some(bar.value), Some(low), Some(high), bar.paper]
     });
     let (mut low, mut high) = ends.flatten().fold((0.0, 0.0), |(low, high): (f64, f64), v| (low.min(v), high.max(v)));
-    // Small differences must not be scaled up to look like large ones.
+    // The axis has a minimum length, so that small differences do not look large.
     if panel.is_relative {
         (low, high) = (low.min(-1.0), high.max(5.0));
     }
-    let per_unit = f64::from(PLOT_END - LABEL) / (high - low).max(f64::MIN_POSITIVE);
-    let x = |value: f64| LABEL + ((value - low) * per_unit).round() as i32;
-    let (first, bottom) = (top + HEAD, top + HEAD + BAR * panel.bars.len() as i32);
+    let per_unit = f64::from(PLOT_END - LABEL_END) / (high - low).max(f64::MIN_POSITIVE);
+    let x = |value: f64| LABEL_END + ((value - low) * per_unit).round() as i32;
+    let (first, bottom) = (top + HEAD_HEIGHT, top + HEAD_HEIGHT + BAR_HEIGHT * panel.bars.len() as i32);
 
     let heads = if panel.is_relative { ["over none", "95 % interval"] } else { ["", ""] };
     let heads = [
-        (heads[0], FIGURES, Anchor::Left),
-        (heads[1], FIGURES + 92, Anchor::Left),
+        (heads[0], FIGURES_START, Anchor::Left),
+        (heads[1], FIGURES_START + 92, Anchor::Left),
         ("median", WIDTH - 12, Anchor::Right),
     ];
     for (head, x, anchor) in heads {
         canvas.text(head, (x, first - 9), 10, anchor, GREY_TEXT)?;
     }
     let unit = if panel.is_relative { " %" } else { "" };
-    canvas.text(&panel.axis, (LABEL, top + 57), 11, Anchor::Left, BLACK)?;
+    canvas.text(&panel.axis, (LABEL_END, top + 57), 11, Anchor::Left, BLACK)?;
     for tick in ticks(low, high, 7) {
         canvas.line((x(tick), first - 2), (x(tick), bottom), 1, GRID)?;
         canvas.text(&format!("{}{unit}", tick_text(tick)), (x(tick), first - 9), 10, Anchor::Center, GREY_TEXT)?;
     }
     for (i, bar) in panel.bars.iter().enumerate() {
-        let (y, middle) = (first + BAR * i as i32, first + BAR * i as i32 + BAR / 2);
-        let is_noise = panel.is_relative && is_noise(bar.interval);
-        let color = match (is_noise, bar.method.starts_with("lora")) {
+        let (y, middle) = (first + BAR_HEIGHT * i as i32, first + BAR_HEIGHT * i as i32 + BAR_HEIGHT / 2);
+        let is_insignificant = panel.is_relative && is_insignificant(bar.interval);
+        let color = match (is_insignificant, bar.method.starts_with("lora")) {
             (true, _) => NO_DIFFERENCE,
-            (false, true) => LORA,
-            (false, false) => OTHERS,
+            (false, true) => LORA_COLOR,
+            (false, false) => OTHER_COLOR,
         };
         let (zero, end) = (x(0.0), x(bar.value));
-        let corners = [(zero.min(end), y + 4), (zero.max(end), y + BAR - 4)];
-        canvas.text(&bar.method, (LABEL - 10, middle), 12, Anchor::Right, BLACK)?;
+        let corners = [(zero.min(end), y + 4), (zero.max(end), y + BAR_HEIGHT - 4)];
+        canvas.text(&bar.method, (LABEL_END - 10, middle), 12, Anchor::Right, BLACK)?;
         canvas.fill(corners, color)?;
-        if is_noise {
+        if is_insignificant {
             canvas.outline(corners, GREY_TEXT)?;
         }
         if let Some((low, high)) = bar.interval {
             canvas.whisker((x(low), x(high)), middle)?;
         }
         if let Some(paper) = bar.paper {
-            canvas.line((x(paper), y + 2), (x(paper), y + BAR - 2), 3, REFERENCE)?;
+            canvas.line((x(paper), y + 2), (x(paper), y + BAR_HEIGHT - 2), 3, PAPER_COLOR)?;
         }
-        draw_figures(canvas, panel, bar, is_noise, middle)?;
+        draw_figures(canvas, panel, bar, is_insignificant, middle)?;
     }
     canvas.line((x(0.0), first - 2), (x(0.0), bottom), 1, BLACK)
 }
 
-/// The numbers of a bar, to its right.
-fn draw_figures(canvas: &Canvas<'_>, panel: &Panel, bar: &Bar, is_noise: bool, middle: i32) -> Result<()> {
-    let difference = match (panel.is_relative, is_noise) {
+/// Draws the numbers to the right of a bar.
+fn draw_figures(canvas: &Canvas<'_>, panel: &Panel, bar: &Bar, is_insignificant: bool, middle: i32) -> Result<()> {
+    let difference = match (panel.is_relative, is_insignificant) {
         (true, true) => "no difference".to_owned(),
         (true, false) => format!("{:+.1} %", bar.value),
         (false, _) => String::new(),
     };
-    let color = if is_noise { GREY_TEXT } else { BLACK };
-    canvas.text(&difference, (FIGURES, middle), 12, Anchor::Left, color)?;
-    canvas.text(&interval_text(bar.interval), (FIGURES + 92, middle), 11, Anchor::Left, GREY_TEXT)?;
+    let color = if is_insignificant { GREY_TEXT } else { BLACK };
+    canvas.text(&difference, (FIGURES_START, middle), 12, Anchor::Left, color)?;
+    canvas.text(&interval_text(bar.interval), (FIGURES_START + 92, middle), 11, Anchor::Left, GREY_TEXT)?;
     canvas.text(&bar.time, (WIDTH - 12, middle), 12, Anchor::Right, BLACK)
 }
 
 /// Explains the colours and marks that the panels have.
 fn draw_legend(canvas: &Canvas<'_>, panels: &[Panel], top: i32) -> Result<()> {
     canvas.line((12, top), (WIDTH - 12, top), 1, GRID)?;
-    let (first, second, third) = (top + 18, top + 40, top + LEGEND - 18);
+    let (first, second, third) = (top + 18, top + 40, top + LEGEND_HEIGHT - 18);
     let sample = |x: i32, color: RGBColor| canvas.fill([(x, first - 7), (x + 22, first + 7)], color);
     let text = |at: (i32, i32), text: &str| canvas.text(text, at, 11, Anchor::Left, BLACK);
-    sample(12, LORA)?;
+    sample(12, LORA_COLOR)?;
     text((40, first), "LoRA")?;
-    sample(88, OTHERS)?;
+    sample(88, OTHER_COLOR)?;
     text((116, first), "other methods")?;
     if panels.iter().all(|panel| !panel.is_relative) {
         return canvas.text("Medians of interleaved trials.", (12, second), 11, Anchor::Left, GREY_TEXT);
     }
     sample(214, NO_DIFFERENCE)?;
     canvas.outline([(214, first - 7), (236, first + 7)], GREY_TEXT)?;
-    text((242, first), "no difference: the interval has zero in it")?;
+    text((242, first), "no difference: the interval contains zero")?;
     canvas.whisker((490, 516), first)?;
     text((524, first), "95 % interval (bootstrap)")?;
     let has_paper = panels.iter().flat_map(|panel| &panel.bars).any(|bar| bar.paper.is_some());
     if has_paper {
-        canvas.line((23, second - 8), (23, second + 8), 3, REFERENCE)?;
+        canvas.line((23, second - 8), (23, second + 8), 3, PAPER_COLOR)?;
         text((40, second), "the paper's Table 1: GPT-2 medium on a Quadro RTX 8000, mean of 100 trials")?;
     }
     let words = "Differences are of medians of interleaved trials, against the base model without an adapter (none).";
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_says_what_it_shows() {
+    fn a_picture_has_all_texts() {
         let all = [
             bar("lora-fused", 0.3, Some((-1.0, 1.5)), None),
             bar("adapter-h", 8.6, Some((7.3, 9.5)), Some(30.3)),
@@ -186,7 +186,7 @@ mod tests {
         }
         assert_eq!(svg.matches("no difference\n").count(), 1, "one bar is no difference: {svg}");
         let without = bars(&[panel(all[..1].to_vec())]).unwrap();
-        assert!(!without.contains("Quadro"), "no paper's figure, no word of it");
+        assert!(!without.contains("Quadro"), "a legend of the paper without its figures");
     }
 
     #[test]
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_draw_is_a_picture_too() {
+    fn empty_panels_can_be_drawn() {
         assert!(bars(&[]).unwrap().contains("</svg>"));
         assert!(bars(&[panel(vec![])]).unwrap().contains("1 x 128"));
         assert!(!bars(&[panel(vec![bar("none", 0.0, None, None)])]).unwrap().contains("NaN"));

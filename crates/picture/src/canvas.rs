@@ -1,4 +1,4 @@
-//! Drawing functions of both pictures: text, lines, boxes, and text colours that are readable on a background.
+//! Drawing functions that both pictures use: text, lines, boxes, colours.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -12,7 +12,7 @@ pub(crate) const GRID: RGBColor = RGBColor(222, 222, 222);
 /// The colour of a difference that is indistinguishable from zero.
 pub(crate) const NO_DIFFERENCE: RGBColor = RGBColor(238, 238, 238);
 
-/// The position of a text's point: at the text's left end, in its centre, or at its right end.
+/// Which point of a text is placed at a position: its left end, its centre or its right end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Anchor {
     Left,
@@ -20,11 +20,11 @@ pub(crate) enum Anchor {
     Right,
 }
 
-/// A white picture of a size in pixels, the origin at its upper left corner.
+/// A white picture, measured in pixels from its upper left corner.
 pub(crate) struct Canvas<'a>(DrawingArea<SVGBackend<'a>, Shift>);
 
 impl Canvas<'_> {
-    /// The SVG that `draw` draws.
+    /// The SVG of what `draw` draws.
     pub(crate) fn svg(width: i32, height: i32, draw: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<String> {
         let mut svg = String::new();
         {
@@ -37,7 +37,7 @@ impl Canvas<'_> {
         Ok(svg)
     }
 
-    /// A line of text of a height in pixels, centred vertically on its point.
+    /// A line of text, `size` pixels high, centred vertically at `at`.
     pub(crate) fn text(&self, text: &str, at: (i32, i32), size: i32, anchor: Anchor, color: RGBColor) -> Result<()> {
         self.styled(text, at, size, anchor, color, FontStyle::Normal, FontTransform::None)
     }
@@ -46,12 +46,12 @@ impl Canvas<'_> {
         self.styled(text, at, size, Anchor::Left, BLACK, FontStyle::Bold, FontTransform::None)
     }
 
-    /// Text that runs upwards, centred on its point.
+    /// Text that runs upwards, centred at `at`.
     pub(crate) fn upwards(&self, text: &str, at: (i32, i32), size: i32) -> Result<()> {
         self.styled(text, at, size, Anchor::Center, BLACK, FontStyle::Normal, FontTransform::Rotate270)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what text looks like")]
+    #[expect(clippy::too_many_arguments, reason = "all properties of a text")]
     fn styled(
         &self,
         text: &str,
@@ -113,17 +113,17 @@ fn luminance(RGBColor(red, green, blue): RGBColor) -> f64 {
     0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue)
 }
 
-/// At most `most` + 1 round numbers from `low` to `high`, including zero if it lies between.
-pub(crate) fn ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
+/// At most `max` + 1 round numbers from `low` to `high`, including zero if it lies between.
+pub(crate) fn ticks(low: f64, high: f64, max: usize) -> Vec<f64> {
     let span = (high - low).max(1e-9);
-    let magnitude = 10f64.powf((span / most as f64).log10().floor());
+    let magnitude = 10f64.powf((span / max as f64).log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * magnitude);
-    let step = step.into_iter().find(|step| span / step <= most as f64).unwrap_or(span);
+    let step = step.into_iter().find(|step| span / step <= max as f64).unwrap_or(span);
     let first = (low / step).ceil() as i64;
     (first..).map(|i| i as f64 * step).take_while(|tick| *tick <= high + 1e-9 * span).collect()
 }
 
-/// A tick's number without rounding errors.
+/// The text of a tick, without rounding errors.
 pub(crate) fn tick_text(tick: f64) -> String {
     let rounded = (tick * 1e6).round() / 1e6;
     format!("{}", rounded + 0.0)

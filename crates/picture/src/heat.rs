@@ -3,18 +3,18 @@
 use plotters::prelude::{RGBColor, WHITE};
 
 use crate::canvas::{Anchor, Canvas, GREY_TEXT, NO_DIFFERENCE, readable_on};
-use crate::{Result, interval_text, is_noise};
+use crate::{Result, interval_text, is_insignificant};
 
-const CELL: (i32, i32) = (92, 40);
+const CELL_SIZE: (i32, i32) = (92, 40);
 /// Margins of a panel around its cells: left, above, right, below.
 const LEFT: i32 = 64;
 const ABOVE: i32 = 34;
 const RIGHT: i32 = 14;
 const BELOW: i32 = 46;
-const HEAD: i32 = 56;
-const SCALE: i32 = 140;
+const HEAD_HEIGHT: i32 = 56;
+const SCALE_WIDTH: i32 = 140;
 /// The end of the paper's colour scale, in per cent.
-const STRONGEST: f64 = 35.0;
+const SCALE_MAX_PERCENT: f64 = 35.0;
 
 /// One cell.
 #[derive(Debug, Clone)]
@@ -69,73 +69,73 @@ pub fn heat_maps(all: &HeatMaps) -> Result<String> {
             methods.push(&map.method);
         }
     }
-    let panel_width = LEFT + CELL.0 * batches.len() as i32 + RIGHT;
-    let panel_height = ABOVE + CELL.1 * ranks.len() as i32 + BELOW;
+    let panel_width = LEFT + CELL_SIZE.0 * batches.len() as i32 + RIGHT;
+    let panel_height = ABOVE + CELL_SIZE.1 * ranks.len() as i32 + BELOW;
     let panels = (panel_width * sequences.len() as i32, panel_height * methods.len() as i32);
-    let width = (panels.0 + SCALE).max(760);
-    Canvas::svg(width, HEAD + panels.1.max(260) + 30, |canvas| {
+    let width = (panels.0 + SCALE_WIDTH).max(760);
+    Canvas::svg(width, HEAD_HEIGHT + panels.1.max(260) + 30, |canvas| {
         canvas.title(&all.title, (12, 20), 14)?;
         canvas.text(&all.subtitle, (12, 40), 11, Anchor::Left, GREY_TEXT)?;
         for map in &all.maps {
             let column = sequences.iter().position(|tokens| *tokens == map.tokens).unwrap_or(0) as i32;
             let row = methods.iter().position(|method| *method == map.method).unwrap_or(0) as i32;
-            draw_map(canvas, map, (panel_width * column, HEAD + panel_height * row), &batches, &ranks)?;
+            draw_map(canvas, map, (panel_width * column, HEAD_HEIGHT + panel_height * row), &batches, &ranks)?;
         }
-        draw_scale(canvas, (panels.0 + 18, HEAD + ABOVE))?;
+        draw_scale(canvas, (panels.0 + 18, HEAD_HEIGHT + ABOVE))?;
         let words = "Per cent of the base model's median time, below it the bootstrap's 95 % interval; \
-                     no difference: the interval has zero in it.";
-        canvas.text(words, (12, HEAD + panels.1.max(260) + 10), 11, Anchor::Left, GREY_TEXT)
+                     no difference: the interval contains zero.";
+        canvas.text(words, (12, HEAD_HEIGHT + panels.1.max(260) + 10), 11, Anchor::Left, GREY_TEXT)
     })
 }
 
 fn draw_map(canvas: &Canvas<'_>, map: &HeatMap, origin: (i32, i32), batches: &[usize], ranks: &[usize]) -> Result<()> {
     let black = RGBColor(0, 0, 0);
     let (left, top) = (origin.0 + LEFT, origin.1 + ABOVE);
-    let (across, down) = (CELL.0 * batches.len() as i32, CELL.1 * ranks.len() as i32);
+    let (across, down) = (CELL_SIZE.0 * batches.len() as i32, CELL_SIZE.1 * ranks.len() as i32);
     canvas.title(&format!("{}, {} tokens", map.method, map.tokens), (left, top - 14), 13)?;
     for (i, batch) in batches.iter().enumerate() {
-        let x = left + CELL.0 * i as i32 + CELL.0 / 2;
+        let x = left + CELL_SIZE.0 * i as i32 + CELL_SIZE.0 / 2;
         canvas.text(&batch.to_string(), (x, top + down + 11), 12, Anchor::Center, black)?;
     }
     canvas.text("batch size", (left + across / 2, top + down + 28), 11, Anchor::Center, GREY_TEXT)?;
     for (i, rank) in ranks.iter().rev().enumerate() {
-        let y = top + CELL.1 * i as i32 + CELL.1 / 2;
+        let y = top + CELL_SIZE.1 * i as i32 + CELL_SIZE.1 / 2;
         canvas.text(&rank.to_string(), (left - 8, y), 12, Anchor::Right, black)?;
     }
     canvas.upwards("rank or width r", (left - 48, top + down / 2), 11)?;
     for cell in &map.cells {
-        let place = |values: &[usize], value| values.iter().position(|v| *v == value).unwrap_or(0) as i32;
+        let index_of = |values: &[usize], value| values.iter().position(|v| *v == value).unwrap_or(0) as i32;
         // Ranks grow upwards, as in the paper.
-        let row = ranks.len() as i32 - 1 - place(ranks, cell.rank);
-        let corner = (left + CELL.0 * place(batches, cell.batch), top + CELL.1 * row);
+        let row = ranks.len() as i32 - 1 - index_of(ranks, cell.rank);
+        let corner = (left + CELL_SIZE.0 * index_of(batches, cell.batch), top + CELL_SIZE.1 * row);
         draw_cell(canvas, cell, corner)?;
     }
     canvas.outline([(left, top), (left + across, top + down)], GREY_TEXT)
 }
 
 fn draw_cell(canvas: &Canvas<'_>, cell: &Slowdown, (x, y): (i32, i32)) -> Result<()> {
-    let is_noise = is_noise(cell.interval);
-    let background = if is_noise { NO_DIFFERENCE } else { color(cell.percent) };
+    let is_insignificant = is_insignificant(cell.interval);
+    let background = if is_insignificant { NO_DIFFERENCE } else { color(cell.percent) };
     let text = readable_on(background);
-    let corners = [(x, y), (x + CELL.0, y + CELL.1)];
+    let corners = [(x, y), (x + CELL_SIZE.0, y + CELL_SIZE.1)];
     canvas.fill(corners, background)?;
     canvas.outline(corners, WHITE)?;
-    let middle = x + CELL.0 / 2;
+    let middle = x + CELL_SIZE.0 / 2;
     let percent = format!("{:+.1} %", cell.percent);
-    let first = if is_noise { "no difference" } else { &percent };
-    let line = if cell.interval.is_some() { y + 14 } else { y + CELL.1 / 2 };
+    let first = if is_insignificant { "no difference" } else { &percent };
+    let line = if cell.interval.is_some() { y + 14 } else { y + CELL_SIZE.1 / 2 };
     canvas.text(first, (middle, line), 12, Anchor::Center, text)?;
     canvas.text(&interval_text(cell.interval), (middle, y + 30), 10, Anchor::Center, text)
 }
 
-/// The colours from faster to the strongest slow-down, as a bar with numbers.
+/// Draws the colour scale with its numbers.
 fn draw_scale(canvas: &Canvas<'_>, (x, y): (i32, i32)) -> Result<()> {
     const STEP: i32 = 4;
     let black = RGBColor(0, 0, 0);
     let values = || (-10..=35).rev();
     for (i, percent) in values().enumerate() {
         let top = y + STEP * i as i32;
-        // Each band reaches one pixel into the next, so that no gap shows between them.
+        // Each band overlaps the next by one pixel, so that no gap is visible.
         canvas.fill([(x, top), (x + 18, top + STEP + 1)], color(f64::from(percent)))?;
     }
     for (i, percent) in values().enumerate().filter(|(_, percent)| percent % 10 == 0 || *percent == 35) {
@@ -155,9 +155,10 @@ fn draw_scale(canvas: &Canvas<'_>, (x, y): (i32, i32)) -> Result<()> {
     canvas.text("no difference", (x + 24, sample + 7), 10, Anchor::Left, black)
 }
 
-/// White at no slow-down, dark red at the paper's 35 % and beyond, blue where it was faster.
+/// White for no slow-down, dark red for 35 % and more (the end of the paper's scale), blue for a method that was
+/// faster.
 fn color(percent: f64) -> RGBColor {
-    let strength = (percent.abs() / STRONGEST).min(1.0);
+    let strength = (percent.abs() / SCALE_MAX_PERCENT).min(1.0);
     let end = if percent >= 0.0 { (165.0, 15.0, 21.0) } else { (8.0, 81.0, 156.0) };
     let mix = |to: f64| (255.0 + (to - 255.0) * strength).round() as u8;
     RGBColor(mix(end.0), mix(end.1), mix(end.2))
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_says_what_it_shows() {
+    fn a_picture_has_all_texts() {
         let maps = vec![map("adapter-h", 40.0, Some((38.0, 41.5))), map("lora-fused", 0.2, Some((-0.5, 1.0)))];
         let svg = heat_maps(&HeatMaps { title: "Figure 5".into(), subtitle: "a machine".into(), maps }).unwrap();
         for text in ["a machine", "adapter-h, 128 tokens", "batch size", "rank or width r", "+40.0 %", "+38.0 to +41.5"]
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_draw_is_a_picture_too() {
+    fn no_maps_can_be_drawn() {
         let empty = HeatMaps { title: "t".into(), subtitle: "s".into(), maps: vec![] };
         assert!(heat_maps(&empty).unwrap().contains("</svg>"));
     }

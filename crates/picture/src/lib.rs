@@ -16,12 +16,12 @@ pub struct Error(String);
 /// The result of drawing.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Whether an interval says that there is no difference: zero lies in it.
-fn is_noise(interval: Option<(f64, f64)>) -> bool {
+/// Whether an interval contains zero, so that there is no significant difference.
+fn is_insignificant(interval: Option<(f64, f64)>) -> bool {
     interval.is_some_and(|(low, high)| low <= 0.0 && high >= 0.0)
 }
 
-/// `+2.5 to +4.2`, or nothing.
+/// `+2.5 to +4.2`; an empty text without an interval.
 fn interval_text(interval: Option<(f64, f64)>) -> String {
     interval.map_or(String::new(), |(low, high)| format!("{low:+.1} to {high:+.1}"))
 }

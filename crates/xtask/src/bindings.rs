@@ -1,4 +1,4 @@
-//! `cargo xtask bindings`: src/abi.rs from kernels/abi.h.
+//! `cargo xtask bindings`: generates src/abi.rs from kernels/abi.h.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +10,7 @@ use clap::Args as ClapArgs;
 /// Options of `cargo xtask bindings`.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Args {
-    /// Fail if the committed file is stale, and leave it alone.
+    /// Fail if the committed file is out of date, and do not change it.
     #[arg(long)]
     check: bool,
 }
@@ -23,7 +23,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let generated = generate(root)?;
     if args.check {
         let committed = fs::read_to_string(&target).with_context(|| format!("cannot read {}", target.display()))?;
-        ensure!(committed == generated, "src/abi.rs is stale: run `cargo xtask bindings`");
+        ensure!(committed == generated, "src/abi.rs is out of date: run `cargo xtask bindings`");
         return Ok(());
     }
     fs::write(&target, generated).with_context(|| format!("cannot write {}", target.display()))
@@ -37,9 +37,9 @@ fn generate(root: &Path) -> Result<String> {
         unsafe { env::set_var("LIBCLANG_PATH", folder) };
     }
     let bindings = bindgen::Builder::default()
-        // Included, not given itself: libclang warns of `#pragma once` in a main file.
+        // The header is included by another one, because libclang warns about `#pragma once` in a main file.
         .header_contents("main.h", &format!("#include {:?}", root.join("kernels/abi.h")))
-        // The header as NVRTC sees it needs no other header.
+        // As for NVRTC: then abi.h includes no other header.
         .clang_args(["-x", "c", "-std=c11", "-D__CUDACC_RTC__"])
         .allowlist_type("Lora.*")
         .allowlist_var("LORA_.*")
@@ -59,7 +59,7 @@ fn installed(root: &Path) -> Option<PathBuf> {
     folders.into_iter().find(|folder| folder.is_dir())
 }
 
-/// As `cargo fmt` leaves it.
+/// Formats a source as `cargo fmt` does.
 fn format(source: &str, root: &Path) -> Result<String> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("abi.rs");

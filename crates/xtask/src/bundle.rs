@@ -1,4 +1,4 @@
-//! `cargo xtask bundle`: what a GPU host without Rust needs to test and time the kernels, in one folder.
+//! `cargo xtask bundle`: a folder with all that a GPU host without Rust needs to test and time the kernels.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,16 +11,16 @@ use crate::toolchain::Toolchain;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Folder to write; what is in it is replaced
+    /// Folder to write; its contents are replaced
     #[arg(long, default_value = "target/bundle")]
     out: PathBuf,
-    /// Make machine code for this target only, sm_90a for an H100 or H200; may be repeated
+    /// Compile for this target only (sm_90a is an H100 or H200); may be repeated
     #[arg(long)]
     target: Vec<String>,
 }
 
-/// Small enough to be sent along with a job.
-const MOST_BYTES: u64 = 40 << 20;
+/// The largest size of a bundle, small enough to be sent with a job.
+const MAX_BYTES: u64 = 40 << 20;
 
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let out = root.join(&args.out);
@@ -30,9 +30,9 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     for folder in ["bin", "images"] {
         fs::create_dir_all(out.join(folder)).with_context(|| format!("cannot make {}", out.display()))?;
     }
-    let build = Build::new(root, args)?;
+    let build = BundleBuild::new(root, args)?;
     let command = build.programs("build", "3", &["--package", "fused-lora-cli"])?;
-    // The compiler would take three times as long over tests that are optimised as far, and they wait for the GPU.
+    // Tests are built at level 1: level 3 would take three times as long to compile, and tests mostly wait for the GPU.
     let library = build.programs("test", "1", &["--no-run", "--package", "fused-lora", "--test", "it"])?;
     let model = build.programs("test", "1", &["--no-run", "--package", "fused-lora-gpt2", "--test", "it"])?;
     for (programs, name, to) in
@@ -49,13 +49,13 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
 
     let bytes = size(&out)?;
     let mebibytes = bytes as f64 / f64::from(1 << 20);
-    println!("{}: {mebibytes:.1} MiB, machine code in {images} files, started by run.sh", out.display());
-    ensure!(bytes <= MOST_BYTES, "larger than {} MiB", MOST_BYTES >> 20);
+    println!("{}: {mebibytes:.1} MiB, machine code in {images} files; start it with run.sh", out.display());
+    ensure!(bytes <= MAX_BYTES, "the bundle is larger than {} MiB", MAX_BYTES >> 20);
     Ok(())
 }
 
-/// How cargo is run: with the kernels' machine code and their tests, which all programs find in one folder of files.
-struct Build<'a> {
+/// Runs cargo so that all programs find the machine code of the kernels, test kernels included, in one folder.
+struct BundleBuild<'a> {
     root: &'a Path,
     nvcc: PathBuf,
     targets: String,
@@ -63,20 +63,20 @@ struct Build<'a> {
     images: PathBuf,
 }
 
-impl<'a> Build<'a> {
+impl<'a> BundleBuild<'a> {
     fn new(root: &'a Path, args: &Args) -> Result<Self> {
-        // A folder of its own: other builds go without the machine code.
+        // A target folder of its own, because other builds do not compile machine code.
         let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
         let folder = target.join("for-bundle");
         let targets = args.target.join(" ");
-        // Of each choice of targets, so that no image of another is taken along.
+        // A folder for each choice of targets, so that the bundle has no image of another target.
         let images =
             folder.join("images").join(if targets.is_empty() { "all".to_owned() } else { args.target.join("-") });
         fs::create_dir_all(&images).with_context(|| format!("cannot make {}", images.display()))?;
         Ok(Self { root, nvcc: Toolchain::find(root)?.nvcc().to_path_buf(), targets, folder, images })
     }
 
-    /// The programs that a command of cargo makes at an optimisation level, by name.
+    /// The programs, by name, that a cargo command builds at this optimisation level.
     fn programs(&self, command: &str, level: &str, flags: &[&str]) -> Result<Vec<(String, PathBuf)>> {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(self.root).arg(command).arg("--release").args(flags);
@@ -94,7 +94,7 @@ impl<'a> Build<'a> {
         let messages = output.stdout.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
         let mut programs = vec![];
         for message in messages {
-            let message: Value = serde_json::from_slice(message).context("cannot read what cargo says")?;
+            let message: Value = serde_json::from_slice(message).context("cannot read cargo's messages")?;
             if let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str()) {
                 programs.push((name.to_owned(), PathBuf::from(path)));
             }
@@ -103,7 +103,7 @@ impl<'a> Build<'a> {
     }
 }
 
-/// Copies machine code, not what the build notes beside it; how many files there are.
+/// Copies the files of machine code, and returns how many there are.
 fn copy_images(from: &Path, to: &Path) -> Result<usize> {
     let mut count = 0;
     for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
@@ -117,7 +117,7 @@ fn copy_images(from: &Path, to: &Path) -> Result<usize> {
     Ok(count)
 }
 
-/// The commit, with a `+` where the tree differs from it.
+/// The commit, with a `+` if the working tree differs from it.
 fn commit(root: &Path) -> String {
     let git = |arguments: &[&str]| {
         let output = Command::new("git").current_dir(root).args(arguments).output().ok()?;

@@ -1,18 +1,18 @@
-//! Holding a kernel's machine code to the rules.
+//! Checks a kernel's machine code against the rules.
 
 use crate::disassembly::Code;
-use crate::report::Usage;
+use crate::ptxas::Usage;
 use crate::rules::Rule;
 
-/// What a kernel on one target violates, a phrase each; empty if it is as it should be.
+/// The rules that a kernel's machine code for a target violates, a phrase for each.
 pub(crate) fn violations(kernel: &str, target: &str, usage: &Usage, code: &Code, rules: &[Rule]) -> Vec<String> {
     let mut found = vec![];
-    // The compiler may move a load of constant memory up across the wait, where the launch ahead may still be writing.
+    // The compiler may move a load above the wait, where the preceding launch may still be writing the loaded memory.
     let reads = |name: &&String| {
         ["LD.", "LDG.", "LDGSTS.", "ATOM.", "ATOMG.", "RED.", "REDG."].iter().any(|read| name.starts_with(read))
     };
     if let Some(early) = code.before_wait.iter().flatten().find(reads) {
-        found.push(format!("has {early} before it waits for the launch ahead"));
+        found.push(format!("has {early} before it waits for the preceding launch"));
     }
     let instructions = &code.instructions;
     if usage.spills > 0 {
@@ -60,7 +60,7 @@ mod tests {
     const USAGE: Usage = Usage { registers: 64, shared: 0, stack: 0, spills: 0 };
 
     #[test]
-    fn what_keeps_the_rules_passes() {
+    fn code_that_follows_the_rules_passes() {
         let rules = "// sass: kernel registers <= 64 has HMMA has LDG.E.128 lacks HGMMA\n// sass: other has HGMMA\n";
         assert!(check(rules, &USAGE).is_empty());
     }
@@ -79,14 +79,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_read_before_the_wait_for_the_launch_ahead() {
+    fn nothing_is_read_before_the_wait_for_the_preceding_launch() {
         let check = |early: &[&str]| violations("kernel", "sm_90a", &USAGE, &code(Some(early)), &[]);
         assert!(check(&["LDC", "CCTL.E.PF2", "UTMALDG.2D", "LDS.128"]).is_empty());
-        assert_eq!(check(&["LDC", "LDG.E.CONSTANT"]), ["has LDG.E.CONSTANT before it waits for the launch ahead"]);
+        assert_eq!(check(&["LDC", "LDG.E.CONSTANT"]), ["has LDG.E.CONSTANT before it waits for the preceding launch"]);
     }
 
     #[test]
-    fn a_rule_for_another_target_does_not_hold() {
+    fn a_rule_for_another_target_does_not_apply() {
         assert!(check("// sass: kernel lacks HMMA on sm_75", &USAGE).is_empty());
     }
 }

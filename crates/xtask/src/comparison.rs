@@ -1,4 +1,4 @@
-//! Two compilations of the kernels side by side: what a change did to registers and instructions.
+//! Compares two compilations of the kernels: what a change did to registers and instructions.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::{Deserialize, Serialize};
 
-/// What one kernel takes on one target.
+/// The resources of a kernel on a target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Figures {
+pub(crate) struct KernelStats {
     pub(crate) kernel: String,
     pub(crate) target: String,
     /// Registers of a thread.
@@ -20,25 +20,25 @@ pub(crate) struct Figures {
     pub(crate) instructions: usize,
 }
 
-pub(crate) fn read(path: &Path) -> Result<Vec<Figures>> {
+pub(crate) fn read(path: &Path) -> Result<Vec<KernelStats>> {
     let mut reader = csv::Reader::from_path(path).with_context(|| path.display().to_string())?;
     reader.deserialize().collect::<Result<_, _>>().with_context(|| path.display().to_string())
 }
 
-pub(crate) fn write(path: &Path, figures: &[Figures]) -> Result<()> {
+pub(crate) fn write(path: &Path, stats: &[KernelStats]) -> Result<()> {
     let mut writer = csv::Writer::from_path(path).with_context(|| path.display().to_string())?;
-    figures.iter().try_for_each(|row| writer.serialize(row)).with_context(|| path.display().to_string())?;
+    stats.iter().try_for_each(|row| writer.serialize(row)).with_context(|| path.display().to_string())?;
     writer.flush().with_context(|| path.display().to_string())
 }
 
-/// A table of the kernels that changed, came or went, and a sentence for each that takes more than before. Kernels of targets
-/// that were compiled only once are left out.
-pub(crate) fn compare(before: &[Figures], after: &[Figures]) -> (Table, Vec<String>) {
-    let both = |figures: &&Figures| {
-        let of = |other: &[Figures]| other.iter().any(|row| row.target == figures.target);
+/// A table of the kernels that changed, were added or removed, and a phrase for each that needs more than before.
+/// Targets that only one of the compilations has are left out.
+pub(crate) fn compare(before: &[KernelStats], after: &[KernelStats]) -> (Table, Vec<String>) {
+    let both = |stats: &&KernelStats| {
+        let of = |other: &[KernelStats]| other.iter().any(|row| row.target == stats.target);
         of(before) && of(after)
     };
-    let mut pairs: BTreeMap<(&str, &str), [Option<&Figures>; 2]> = BTreeMap::new();
+    let mut pairs: BTreeMap<(&str, &str), [Option<&KernelStats>; 2]> = BTreeMap::new();
     for (i, all) in [before, after].into_iter().enumerate() {
         for row in all.iter().filter(both) {
             pairs.entry((&row.kernel, &row.target)).or_default()[i] = Some(row);
@@ -48,7 +48,7 @@ pub(crate) fn compare(before: &[Figures], after: &[Figures]) -> (Table, Vec<Stri
     table.load_preset(presets::ASCII_MARKDOWN).set_header(["kernel", "target", "registers", "shared", "instructions"]);
     let mut grown = vec![];
     for ((kernel, target), [before, after]) in pairs.into_iter().filter(|(_, [before, after])| before != after) {
-        let change = |of: fn(&Figures) -> usize| match (before.map(of), after.map(of)) {
+        let change = |of: fn(&KernelStats) -> usize| match (before.map(of), after.map(of)) {
             (Some(before), Some(after)) if before == after => before.to_string(),
             (before, after) => {
                 let text = |value: Option<usize>| value.map_or("none".to_owned(), |value| value.to_string());
@@ -56,9 +56,9 @@ pub(crate) fn compare(before: &[Figures], after: &[Figures]) -> (Table, Vec<Stri
             }
         };
         if let (Some(before), Some(after)) = (before, after) {
-            let takes = |row: &Figures| [row.registers as usize, row.instructions];
+            let resources = |row: &KernelStats| [row.registers as usize, row.instructions];
             for (name, (before, after)) in
-                ["registers", "instructions"].iter().zip(takes(before).into_iter().zip(takes(after)))
+                ["registers", "instructions"].iter().zip(resources(before).into_iter().zip(resources(after)))
             {
                 if after > before {
                     grown.push(format!("{kernel} {target}: {after} {name} instead of {before}"));
@@ -77,24 +77,24 @@ pub(crate) fn compare(before: &[Figures], after: &[Figures]) -> (Table, Vec<Stri
 mod tests {
     use super::*;
 
-    fn figures(kernel: &str, target: &str, registers: u32, instructions: usize) -> Figures {
-        Figures { kernel: kernel.into(), target: target.into(), registers, shared: 0, instructions }
+    fn stats(kernel: &str, target: &str, registers: u32, instructions: usize) -> KernelStats {
+        KernelStats { kernel: kernel.into(), target: target.into(), registers, shared: 0, instructions }
     }
 
     #[test]
-    fn what_changed_is_listed_and_what_grew_fails() {
+    fn changes_are_listed_and_growth_is_reported() {
         let before = [
-            figures("same", "sm_80", 32, 100),
-            figures("fewer", "sm_80", 32, 100),
-            figures("more", "sm_80", 32, 100),
-            figures("gone", "sm_80", 32, 100),
-            figures("same", "sm_75", 32, 100),
+            stats("same", "sm_80", 32, 100),
+            stats("fewer", "sm_80", 32, 100),
+            stats("more", "sm_80", 32, 100),
+            stats("gone", "sm_80", 32, 100),
+            stats("same", "sm_75", 32, 100),
         ];
         let after = [
-            figures("same", "sm_80", 32, 100),
-            figures("fewer", "sm_80", 32, 90),
-            figures("more", "sm_80", 33, 100),
-            figures("new", "sm_80", 32, 100),
+            stats("same", "sm_80", 32, 100),
+            stats("fewer", "sm_80", 32, 90),
+            stats("more", "sm_80", 33, 100),
+            stats("new", "sm_80", 32, 100),
         ];
         let (table, grown) = compare(&before, &after);
         let text = table.to_string();
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn files_read_back() {
         let folder = tempfile::tempdir().unwrap();
-        let (path, rows) = (folder.path().join("sass.csv"), [figures("k", "sm_80", 32, 100)]);
+        let (path, rows) = (folder.path().join("sass.csv"), [stats("k", "sm_80", 32, 100)]);
         write(&path, &rows).unwrap();
         assert_eq!(read(&path).unwrap(), rows);
     }

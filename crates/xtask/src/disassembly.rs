@@ -1,4 +1,4 @@
-//! Machine code as cuobjdump prints it: which instructions each kernel has.
+//! Reads cuobjdump's listing of machine code: the instructions of each kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,23 +9,23 @@ use regex::Regex;
 /// The machine code of each kernel.
 pub(crate) type Kernels = BTreeMap<String, Code>;
 
-/// Which instructions a kernel has, by their names, such as `LDG.E.128.CONSTANT`.
+/// The instructions of a kernel, by names such as `LDG.E.128.CONSTANT`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Code {
     pub(crate) instructions: BTreeSet<String>,
-    /// How many instructions there are, those that fill the last line of code included.
+    /// The number of instructions, the padding at the end included.
     pub(crate) count: usize,
-    /// Where the kernel waits for the launch ahead, those that stand before the first such wait.
+    /// If the kernel waits for the preceding launch, the instructions before the first such wait.
     pub(crate) before_wait: Option<BTreeSet<String>>,
 }
 
-/// What `griddepcontrol.wait` becomes.
+/// The instruction that `griddepcontrol.wait` is compiled to.
 const WAIT: &str = "ACQBULK";
 
-/// Reads what `cuobjdump -sass` printed.
+/// Reads the output of `cuobjdump -sass`.
 pub(crate) fn parse(text: &str) -> Result<Kernels> {
     let function = Regex::new(r"^\s*Function : (\S+)")?;
-    // Address, perhaps a predicate, name.
+    // Address, optional predicate, name.
     let instruction = Regex::new(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9a-z_.]*)")?;
     let mut kernels = Kernels::new();
     let mut current = None;
@@ -44,8 +44,8 @@ pub(crate) fn parse(text: &str) -> Result<Kernels> {
     Ok(kernels)
 }
 
-/// An instruction with some of its modifiers. `LDG.E.128` fits `LDG.E.NA.LTC128B.128.CONSTANT`, for the compiler puts
-/// cache hints between; it does not fit `LDG.E.64`, nor does `LDG` fit `LDGSTS`.
+/// An instruction with some of its modifiers. `LDG.E.128` matches `LDG.E.NA.LTC128B.128.CONSTANT`, because the compiler
+/// inserts cache hints; it does not match `LDG.E.64`, and `LDG` does not match `LDGSTS`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pattern {
     parts: Vec<String>,
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_before_the_wait_for_the_launch_ahead_is_told_apart() {
+    fn instructions_before_the_wait_are_recorded() {
         let waits = LISTING.replace("@!UPT UIADD3 URZ, URZ, URZ, URZ ;", "ACQBULK ;");
         let early = parse(&waits).unwrap()["first"].before_wait.clone().unwrap();
         assert_eq!(early.iter().map(String::as_str).collect::<Vec<_>>(), ["LDC", "LDG.E.128.CONSTANT"]);

@@ -1,4 +1,4 @@
-//! Chores of this workspace: `cargo xtask COMMAND`.
+//! Development tasks of this workspace: `cargo xtask COMMAND`.
 
 mod bindings;
 mod bundle;
@@ -8,11 +8,11 @@ mod disassembly;
 mod package;
 mod picture;
 mod prove;
+mod ptxas;
 mod report;
 mod results;
 mod rules;
 mod sass;
-mod table1;
 mod toolchain;
 mod unused;
 
@@ -20,7 +20,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-/// Chores of this workspace.
+/// Development tasks of this workspace.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", max_term_width = 110)]
 struct Cli {
@@ -30,23 +30,23 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write src/abi.rs from kernels/abi.h.
+    /// Generate src/abi.rs from kernels/abi.h.
     Bindings(bindings::Args),
-    /// Put what a GPU host without Rust needs to test and time the kernels into one folder.
+    /// Make a folder with all that a GPU host without Rust needs to test and time the kernels.
     Bundle(bundle::Args),
     /// Build and test every crate from its own archive.
     Package(package::Args),
-    /// Run the tests at full depth: every schedule, completion and build, and the planted bugs.
+    /// Run the tests at full depth: all schedules and builds, and the planted bugs.
     Prove(prove::Args),
-    /// Write docs/table1.md and its picture from the results that are committed.
-    Report(table1::Args),
-    /// Compile every kernel for every target and hold its machine code to the rules in its source.
+    /// Write docs/table1.md and its picture from the committed results.
+    Report(report::Args),
+    /// Compile every kernel for every target and check its machine code against the rules in its source.
     Sass(sass::Args),
-    /// Look for dependencies that are declared and not used.
+    /// Check that every declared dependency is used.
     Unused,
 }
 
-/// The repository root: of the checkout that cargo was called in, whichever built this program.
+/// The root of the checkout that cargo was called in, which need not be the one that built this program.
 fn root() -> PathBuf {
     let manifest =
         std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
@@ -59,7 +59,7 @@ fn main() -> std::process::ExitCode {
         Command::Bundle(args) => bundle::run(&root(), &args),
         Command::Package(args) => package::run(&root(), &args),
         Command::Prove(args) => prove::run(&root(), &args),
-        Command::Report(args) => table1::run(&root(), &args),
+        Command::Report(args) => report::run(&root(), &args),
         Command::Sass(args) => sass::run(&root(), &args),
         Command::Unused => unused::run(&root()),
     };

@@ -1,4 +1,4 @@
-//! `cargo xtask package`: the crates as their users get them, built and tested from their archives.
+//! `cargo xtask package`: builds and tests the crates from the archives that users get.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +10,7 @@ use crate::prove;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Package what is not committed, too
+    /// Package uncommitted changes, too
     #[arg(long)]
     allow_dirty: bool,
     /// Run the tests to the depth of `cargo xtask prove`
@@ -18,8 +18,8 @@ pub(crate) struct Args {
     proof: bool,
 }
 
-/// Makes the archive of every crate that is meant to be published, unpacks them side by side, where nothing of this checkout
-/// is in reach, and runs the tests that are in them.
+/// Makes the archives of all crates that are published, unpacks them in a folder from which nothing of this checkout
+/// can be reached, and runs their tests.
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let archives = target.join("package");
@@ -28,37 +28,38 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     }
     let mut package = cargo(root);
     package.args(["package", "--workspace", "--exclude", "xtask", "--no-verify"]);
-    succeed(package.args(args.allow_dirty.then_some("--allow-dirty")))?;
+    run_command(package.args(args.allow_dirty.then_some("--allow-dirty")))?;
 
     let unpacked = tempfile::tempdir().context("cannot make a temporary folder")?;
     let mut names = vec![];
     for entry in fs::read_dir(&archives).with_context(|| format!("cannot read {}", archives.display()))? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "crate") {
-            succeed(Command::new("tar").arg("-xzf").arg(&path).arg("-C").arg(unpacked.path()))?;
+            run_command(Command::new("tar").arg("-xzf").arg(&path).arg("-C").arg(unpacked.path()))?;
             names.push(path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
         }
     }
     ensure!(!names.is_empty(), "cargo made no archive");
     names.sort();
     fs::write(unpacked.path().join("Cargo.toml"), workspace(root, &names)?).context("cannot write the workspace")?;
-    // The versions that this checkout is tested with.
+    // The same versions of dependencies as in this checkout.
     fs::copy(root.join("Cargo.lock"), unpacked.path().join("Cargo.lock")).context("cannot copy Cargo.lock")?;
     println!("from their archives: {}", names.join(", "));
     let test = || {
         let mut test = cargo(unpacked.path());
-        // What others wrote is built already.
+        // The same target folder, in which dependencies are built already.
         test.args(["test", "--workspace", "--all-features"]).env("CARGO_TARGET_DIR", &target);
         test
     };
     if args.proof {
-        succeed(prove::to_the_proof(&mut test()))?;
-        return succeed(test().arg("--doc"));
+        run_command(prove::at_proof_depth(&mut test()))?;
+        return run_command(test().arg("--doc"));
     }
-    succeed(&mut test())
+    run_command(&mut test())
 }
 
-/// A workspace of the unpacked crates, which find each other in place of crates.io, with this workspace's profiles.
+/// The manifest of a workspace of the unpacked crates, in which each replaces its namesake of crates.io, with this
+/// workspace's profiles.
 fn workspace(root: &Path, names: &[String]) -> Result<String> {
     let manifest = fs::read_to_string(root.join("Cargo.toml")).context("cannot read Cargo.toml")?;
     let mut text = String::from("[workspace]\nresolver = \"3\"\nmembers = [");
@@ -81,20 +82,20 @@ fn workspace(root: &Path, names: &[String]) -> Result<String> {
 
 fn cargo(folder: &Path) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // What cargo set for this program would mislead the one that it starts.
+    // The variable is that of this program, not of the cargo that is started.
     command.current_dir(folder).env_remove("CARGO_MANIFEST_DIR");
     command
 }
 
-fn succeed(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("cannot run {}", Shown(command)))?;
-    ensure!(status.success(), "{} failed", Shown(command));
+fn run_command(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot run {}", CommandLine(command)))?;
+    ensure!(status.success(), "{} failed", CommandLine(command));
     Ok(())
 }
 
-struct Shown<'a>(&'a Command);
+struct CommandLine<'a>(&'a Command);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for CommandLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0.get_program().display())?;
         self.0.get_args().try_for_each(|argument| write!(f, " {}", argument.display()))

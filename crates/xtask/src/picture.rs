@@ -1,4 +1,5 @@
-//! The report's picture: what each method costs over the base model, every measured column a panel, beside the paper's figure.
+//! The report's picture: the cost of each method over the base model next to the paper's figure, a panel for each
+//! measured column.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ pub(crate) fn bars(all: &BTreeMap<PathBuf, Results>) -> Result<String> {
     Ok(fused_lora_picture::bars(&panels)?)
 }
 
-/// Columns in which something was compared with the base model.
+/// The columns in which a method was compared with the base model.
 fn panels_of(results: &Results) -> Vec<Panel> {
     let compared = |column: &Vec<&Row>| column.iter().any(|row| row.percent_over_none.is_some_and(|p| p != 0.0));
     results.columns().iter().filter(|column| compared(column)).map(|column| panel(results, column)).collect()

@@ -1,4 +1,4 @@
-//! What `fused-lora table1 --json` wrote, as the report reads it.
+//! Reads the result files of `fused-lora table1 --json`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-/// A file that `fused-lora table1 --json` wrote: what the report needs of it.
+/// A result file; only the fields that the report needs.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Results {
     pub(crate) run: Run,
@@ -66,12 +66,12 @@ pub(crate) struct Row {
 }
 
 impl Results {
-    /// What ran it.
+    /// The GPU or the processor.
     pub(crate) fn device(&self) -> &str {
         self.gpu.as_ref().map_or(&self.run.processor, |gpu| &gpu.name)
     }
 
-    /// Rows of one column that were issued in one way, in their order.
+    /// The rows of each column and mode, in their order.
     pub(crate) fn columns(&self) -> Vec<Vec<&Row>> {
         let mut columns: Vec<Vec<&Row>> = vec![];
         for row in &self.rows {

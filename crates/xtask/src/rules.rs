@@ -1,13 +1,13 @@
-//! What a kernel's source says about its machine code, in comments of one line each:
+//! Rules about a kernel's machine code. They are comments in its source, each of one line:
 //!
 //! ```text
 //! // targets: sm_80 sm_90a
 //! // sass: lora_decode_*  registers <= 64  has LDG.E.128  lacks HMMA  on sm_80 sm_90a
 //! ```
 //!
-//! `targets:` names the targets the file is compiled for; without it, all. A `sass:` line begins with the name of a
-//! kernel, `*` standing for any characters. `registers <= N` may stand once; `has` and `lacks` as often as wanted; `on`
-//! ends the line and names the targets the rule holds for; without it, all the file is compiled for.
+//! `targets:` names the targets that the file is compiled for; without it, all. A `sass:` line begins with the name of
+//! a kernel, in which `*` matches any characters. `registers <= N` may occur once, `has` and `lacks` any number of
+//! times. `on` comes last and names the targets that the rule applies to; without it, all targets of the file.
 
 use anyhow::{Context, Result, bail, ensure};
 use regex::Regex;
@@ -34,7 +34,7 @@ pub(crate) struct Rule {
     pub(crate) targets: Vec<&'static str>,
 }
 
-/// A name in which `*` stands for any characters.
+/// A name in which `*` matches any characters.
 #[derive(Debug)]
 pub(crate) struct Glob {
     pub(crate) text: String,
@@ -96,12 +96,12 @@ impl Rule {
         }
         ensure!(
             rule.registers.is_some() || !rule.has.is_empty() || !rule.lacks.is_empty(),
-            "a rule that demands nothing"
+            "the rule has no `registers`, `has` or `lacks`"
         );
         Ok(rule)
     }
 
-    /// Whether it holds for that kernel on that target.
+    /// Whether the rule applies to this kernel on this target.
     pub(crate) fn applies(&self, kernel: &str, target: &str) -> bool {
         self.targets.contains(&target) && self.kernels.matches(kernel)
     }
@@ -120,7 +120,7 @@ impl Glob {
         Ok(Self { text: text.to_owned(), regex })
     }
 
-    /// Whether the whole of `name` fits.
+    /// Whether all of `name` matches.
     pub(crate) fn matches(&self, name: &str) -> bool {
         self.regex.is_match(name)
     }
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn without_on_and_targets_a_rule_holds_everywhere() {
+    fn without_on_and_targets_a_rule_applies_everywhere() {
         let rules = Rules::parse("  // sass: k registers <= 255").unwrap();
         assert_eq!(rules.targets, TARGETS);
         assert!(TARGETS.iter().all(|target| rules.rules[0].applies("k", target)));
@@ -161,7 +161,7 @@ mod tests {
     fn mistakes_are_named() {
         for (line, message) in [
             ("// sass:", "the name of a kernel"),
-            ("// sass: k", "demands nothing"),
+            ("// sass: k", "has no `registers`"),
             ("// sass: k registers < 64", "`<= N`"),
             ("// sass: k registers <= many", "`many` is not a number"),
             ("// sass: k registers <= 1 registers <= 2", "a second `registers`"),
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_for_any_characters() {
+    fn a_star_matches_any_characters() {
         let glob = Glob::new("a*c*").unwrap();
         assert!(glob.matches("ac") && glob.matches("abc_") && !glob.matches("ab") && !glob.matches("xac"));
         assert!(!Glob::new("a.c").unwrap().matches("abc"));

@@ -1,4 +1,4 @@
-//! `cargo xtask sass`: compile every kernel for every target and check the machine code.
+//! `cargo xtask sass`: compiles every kernel for every target and checks the machine code.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -8,9 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::check::violations;
-use crate::comparison::{self, Figures, compare};
+use crate::comparison::{self, KernelStats, compare};
 use crate::disassembly;
-use crate::report::{Report, Usage};
+use crate::ptxas::{PtxasReport, Usage};
 use crate::rules::Rules;
 use crate::toolchain::{Toolchain, target};
 
@@ -24,24 +24,24 @@ pub(crate) struct Args {
     /// Write registers, shared bytes and instructions of every kernel to this file, as CSV.
     #[arg(long, value_name = "FILE.csv")]
     save: Option<PathBuf>,
-    /// List the kernels whose registers, shared bytes or instructions differ from those in a file of --save; more registers or
-    /// instructions than there are a failure.
+    /// List the kernels whose registers, shared bytes or instructions differ from those in a file of --save; fail if a
+    /// kernel has more registers or instructions.
     #[arg(long, value_name = "FILE.csv")]
     against: Option<PathBuf>,
-    /// Take the machine code for this target from what `cargo xtask bundle --target` has just compiled.
+    /// Take the machine code for this target from the last `cargo xtask bundle --target`, instead of compiling.
     #[arg(long, value_name = "TARGET", value_parser = parse_target)]
     compiled: Option<&'static str>,
-    /// Compilations at the same time.
+    /// Number of compilations that run at the same time.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
 }
 
-/// clap shows an error's first line only, so the chain is flattened.
+/// Puts an error and its causes into one line, because clap shows only the first line.
 fn parse_target(name: &str) -> Result<&'static str, String> {
     target(name).map_err(|error| format!("{error:#}"))
 }
 
-/// A source and what its comments demand.
+/// A source file and the rules in its comments.
 struct Source {
     path: PathBuf,
     rules: Rules,
@@ -54,13 +54,13 @@ struct Job<'a> {
     target: &'static str,
 }
 
-/// What the bundle's build compiled for one target.
-struct Compiled {
+/// The machine code that `cargo xtask bundle` compiled for a target.
+struct BundledImages {
     target: &'static str,
     folder: PathBuf,
 }
 
-impl Compiled {
+impl BundledImages {
     fn find(root: &Path, target: &'static str) -> Result<Self> {
         let build = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
         let folder = build.join("for-bundle/images").join(target);
@@ -68,7 +68,7 @@ impl Compiled {
         Ok(Self { target, folder })
     }
 
-    /// What ptxas said of a source, and its machine code. Both must be newer than everything below kernels/.
+    /// The output of ptxas for a source, and its machine code. They must be newer than all files below kernels/.
     fn of(&self, root: &Path, source: &Path) -> Result<(String, PathBuf)> {
         let kernels = root.join("kernels");
         let name = source.strip_prefix(&kernels)?.to_string_lossy().replace('/', "-");
@@ -86,7 +86,7 @@ impl Compiled {
     }
 }
 
-/// When a file below a folder was last changed.
+/// The last time that a file below a folder was changed.
 fn newest(folder: &Path) -> Result<SystemTime> {
     let mut latest = SystemTime::UNIX_EPOCH;
     for entry in folder.read_dir().with_context(|| format!("cannot list {}", folder.display()))? {
@@ -98,7 +98,7 @@ fn newest(folder: &Path) -> Result<SystemTime> {
     Ok(latest)
 }
 
-/// What came of one compilation.
+/// The result of a compilation.
 struct Outcome<'a> {
     job: Job<'a>,
     kernels: Vec<Kernel>,
@@ -125,7 +125,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         .flat_map(|source| source.rules.targets.iter().filter(|t| wanted(t)).map(move |&target| Job { source, target }))
         .collect();
 
-    let compiled = args.compiled.map(|target| Compiled::find(root, target)).transpose()?;
+    let compiled = args.compiled.map(|target| BundledImages::find(root, target)).transpose()?;
     let outcomes = compile_all(root, &toolchain, compiled.as_ref(), &jobs, args.jobs)?;
     println!("{}", table(root, &outcomes));
 
@@ -133,16 +133,16 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     for source in &sources {
         let compiled: Vec<&Outcome<'_>> =
             outcomes.iter().filter(|outcome| std::ptr::eq(outcome.job.source, source)).collect();
-        failures.extend(idle_rules(root, source, &compiled));
+        failures.extend(unmatched_rules(root, source, &compiled));
     }
-    let figures = figures(&outcomes);
+    let stats = stats(&outcomes);
     if let Some(path) = &args.against {
-        let (changed, grown) = compare(&comparison::read(path)?, &figures);
+        let (changed, grown) = compare(&comparison::read(path)?, &stats);
         println!("{changed}");
         failures.extend(grown);
     }
     if let Some(path) = &args.save {
-        comparison::write(path, &figures)?;
+        comparison::write(path, &stats)?;
     }
     if failures.is_empty() {
         return Ok(());
@@ -153,9 +153,9 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     bail!("{} failure{}", failures.len(), if failures.len() == 1 { "" } else { "s" })
 }
 
-/// What every kernel takes on every target.
-fn figures(outcomes: &[Outcome<'_>]) -> Vec<Figures> {
-    let of = |outcome: &Outcome<'_>, kernel: &Kernel| Figures {
+/// The resources of every kernel on every target.
+fn stats(outcomes: &[Outcome<'_>]) -> Vec<KernelStats> {
+    let of = |outcome: &Outcome<'_>, kernel: &Kernel| KernelStats {
         kernel: kernel.name.clone(),
         target: outcome.job.target.to_owned(),
         registers: kernel.usage.registers,
@@ -186,11 +186,11 @@ fn read_source(path: PathBuf) -> Result<Source> {
     Ok(Source { path, rules })
 }
 
-/// Compiles with so many at a time; the outcomes are in the order of the jobs.
+/// Runs all jobs, `parallel` at a time. The outcomes are in the order of the jobs.
 fn compile_all<'a>(
     root: &Path,
     toolchain: &Toolchain,
-    compiled: Option<&Compiled>,
+    compiled: Option<&BundledImages>,
     jobs: &[Job<'a>],
     parallel: u16,
 ) -> Result<Vec<Outcome<'a>>> {
@@ -199,7 +199,8 @@ fn compile_all<'a>(
     let work = || {
         let mut done = vec![];
         loop {
-            // The guard must not outlive the statement, or the others would wait for this compilation.
+            // The lock is released at the end of this statement, so that other threads do not wait for this
+            // compilation.
             let next = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
             let Some((index, job)) = next else { return done };
             let cubin = folder.path().join(format!("{index}.cubin"));
@@ -210,16 +211,16 @@ fn compile_all<'a>(
         let workers: Vec<_> = (0..parallel).map(|_| scope.spawn(work)).collect();
         workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect()
     });
-    ensure!(outcomes.len() == jobs.len(), "a compilation did not come to its end");
+    ensure!(outcomes.len() == jobs.len(), "a compilation was not completed");
     outcomes.sort_by_key(|(index, _)| *index);
     Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
 }
 
-/// One compilation. An error becomes a failure of the file, so that the others go on.
+/// Runs one compilation. An error is recorded as a failure of the file, so that other compilations continue.
 fn compile<'a>(
     root: &Path,
     toolchain: &Toolchain,
-    compiled: Option<&Compiled>,
+    compiled: Option<&BundledImages>,
     job: Job<'a>,
     cubin: &Path,
 ) -> Outcome<'a> {
@@ -234,7 +235,7 @@ fn compile<'a>(
                 (report, toolchain.disassemble(cubin)?)
             }
         };
-        let (report, machine_code) = (Report::parse(&report)?, disassembly::parse(&machine_code)?);
+        let (report, machine_code) = (PtxasReport::parse(&report)?, disassembly::parse(&machine_code)?);
         let mut warnings = report.warnings.clone();
         let mut kernels = vec![];
         for (name, code) in &machine_code {
@@ -252,9 +253,9 @@ fn compile<'a>(
     }
 }
 
-/// The failures of one compilation, each with its place.
+/// The failures of a compilation, each with its file and target.
 fn describe(root: &Path, outcome: &Outcome<'_>) -> Vec<String> {
-    let place = format!("{} {}", shown(root, &outcome.job.source.path), outcome.job.target);
+    let place = format!("{} {}", relative(root, &outcome.job.source.path), outcome.job.target);
     let of_kernels = outcome
         .kernels
         .iter()
@@ -262,12 +263,12 @@ fn describe(root: &Path, outcome: &Outcome<'_>) -> Vec<String> {
     outcome.failures.iter().cloned().chain(of_kernels).map(|text| format!("{place}: {text}")).collect()
 }
 
-/// Rules that hold for no kernel: a misspelt name would otherwise demand nothing for ever.
-fn idle_rules(root: &Path, source: &Source, compiled: &[&Outcome<'_>]) -> Vec<String> {
+/// Rules that match no kernel. They are failures, because a misspelt name would never be noticed otherwise.
+fn unmatched_rules(root: &Path, source: &Source, compiled: &[&Outcome<'_>]) -> Vec<String> {
     let applies_somewhere = |rule: &crate::rules::Rule| {
         compiled.iter().any(|outcome| outcome.kernels.iter().any(|k| rule.applies(&k.name, outcome.job.target)))
     };
-    // A rule for targets that were not asked for, or did not compile, says nothing.
+    // Rules for targets that were not requested, or did not compile, are not checked.
     let was_compiled = |rule: &crate::rules::Rule| {
         compiled.iter().any(|outcome| rule.targets.contains(&outcome.job.target) && !outcome.kernels.is_empty())
     };
@@ -276,7 +277,9 @@ fn idle_rules(root: &Path, source: &Source, compiled: &[&Outcome<'_>]) -> Vec<St
         .rules
         .iter()
         .filter(|rule| was_compiled(rule) && !applies_somewhere(rule))
-        .map(|rule| format!("{}:{}: no kernel is called {}", shown(root, &source.path), rule.line, rule.kernels.text))
+        .map(|rule| {
+            format!("{}:{}: no kernel is called {}", relative(root, &source.path), rule.line, rule.kernels.text)
+        })
         .collect()
 }
 
@@ -292,7 +295,7 @@ fn table(root: &Path, outcomes: &[Outcome<'_>]) -> Table {
     ]);
     for outcome in outcomes {
         if outcome.kernels.is_empty() {
-            let file = shown(root, &outcome.job.source.path);
+            let file = relative(root, &outcome.job.source.path);
             let result = if outcome.failures.is_empty() { "no kernels" } else { "failed" };
             table.add_row([file.as_str(), outcome.job.target, "", "", "", result]);
         }
@@ -315,8 +318,8 @@ fn table(root: &Path, outcomes: &[Outcome<'_>]) -> Table {
     table
 }
 
-/// A path relative to the repository where it lies in it.
-fn shown(root: &Path, path: &Path) -> String {
+/// A path, relative to the repository if it is inside it.
+fn relative(root: &Path, path: &Path) -> String {
     path.strip_prefix(root).unwrap_or(path).display().to_string()
 }
 
@@ -346,7 +349,7 @@ mod tests {
     fn a_rule_for_no_kernel_is_a_failure() {
         let source = source("// sass: k has HMMA\n// sass: misspelt has HMMA\n// sass: misspelt has HMMA on sm_75\n");
         let compiled = outcome(&source, "sm_80", "k");
-        let lines = idle_rules(Path::new("repository"), &source, &[&compiled]);
+        let lines = unmatched_rules(Path::new("repository"), &source, &[&compiled]);
         assert_eq!(lines, ["kernels/file.cu:2: no kernel is called misspelt"]);
     }
 }

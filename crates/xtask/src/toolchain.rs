@@ -1,4 +1,4 @@
-//! Finding and calling the CUDA compiler and its disassembler.
+//! Finds and calls the CUDA compiler and the disassembler.
 
 use std::env;
 use std::ffi::OsStr;
@@ -7,10 +7,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Every machine the kernels are compiled for. The suffix of sm_90a admits wgmma and setmaxnreg.
+/// The architectures that the kernels are compiled for. The suffix of sm_90a allows wgmma and setmaxnreg.
 pub(crate) const TARGETS: [&str; 7] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
 
-/// The target of that name, or an error that lists those there are.
+/// The target of this name, or an error that lists all targets.
 pub(crate) fn target(name: &str) -> Result<&'static str> {
     let found = TARGETS.into_iter().find(|target| *target == name);
     found.with_context(|| format!("no target `{name}`: there are {}", TARGETS.join(" ")))
@@ -37,7 +37,7 @@ impl Toolchain {
                 .find(|path| path.is_file())
                 .context("no nvcc in $PATH, $CUDA_HOME or .cuda: run scripts/cuda.sh, or name one in $NVCC")?,
         };
-        // A link such as /usr/bin/nvcc has no disassembler beside it, what it points to has.
+        // The disassembler is next to the real file, not next to a link such as /usr/bin/nvcc.
         let real = nvcc.canonicalize().with_context(|| format!("cannot resolve {}", nvcc.display()))?;
         let cuobjdump = real
             .parent()
@@ -55,7 +55,8 @@ impl Toolchain {
         &self.nvcc
     }
 
-    /// Compiles one source for one target into `cubin`; returns what ptxas reports about resources. Warnings are errors.
+    /// Compiles one source for one target into `cubin`; returns what ptxas reports about resources. Warnings are
+    /// errors.
     pub(crate) fn compile(&self, root: &Path, source: &Path, target: &str, cubin: &Path) -> Result<String> {
         let mut command = Command::new(&self.nvcc);
         command
@@ -66,7 +67,7 @@ impl Toolchain {
             .arg(cubin)
             .arg(source);
         let output = run(&mut command)?;
-        // nvcc hands ptxas's report on through whichever of its streams the release prefers.
+        // Depending on its version, nvcc prints the report of ptxas to stdout or to stderr.
         Ok(output.stdout + &output.stderr)
     }
 
@@ -76,7 +77,7 @@ impl Toolchain {
     }
 }
 
-/// Folders that may hold the CUDA tools, best first.
+/// Folders that may have the CUDA tools, in the order of preference.
 fn search_folders(root: &Path) -> impl Iterator<Item = PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
@@ -86,7 +87,7 @@ fn search_folders(root: &Path) -> impl Iterator<Item = PathBuf> {
     folders.into_iter()
 }
 
-/// Where scripts/cuda.sh puts the tools: below a folder named after the Python version.
+/// Where scripts/cuda.sh installs the tools; the path contains a Python version.
 fn installed(root: &Path) -> Vec<PathBuf> {
     let Ok(entries) = root.join(".cuda/lib").read_dir() else { return vec![] };
     let mut folders: Vec<PathBuf> =

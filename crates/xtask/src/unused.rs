@@ -1,4 +1,4 @@
-//! `cargo xtask unused`: every declared dependency is used, and those that the project promises are declared.
+//! `cargo xtask unused`: checks that every declared dependency is used, and that the required ones are declared.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,31 +10,31 @@ use anyhow::{Context, Result, bail, ensure};
 use regex::Regex;
 use serde::Deserialize;
 
-/// Dependencies that the project is known by.
-const PROMISED: [&str; 5] = ["cudarc", "bindgen", "half", "criterion", "approx"];
+/// Dependencies that the project must have.
+const REQUIRED: [&str; 5] = ["cudarc", "bindgen", "half", "criterion", "approx"];
 
 pub(crate) fn run(root: &Path) -> Result<()> {
-    let complaints = check(root, &PROMISED)?;
-    if complaints.is_empty() {
+    let problems = check(root, &REQUIRED)?;
+    if problems.is_empty() {
         println!("every dependency is used");
         return Ok(());
     }
-    let lines: Vec<String> = complaints.iter().map(|complaint| format!("\n  {complaint}")).collect();
+    let lines: Vec<String> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
     bail!("{} in the manifests:{}", lines.len(), lines.concat())
 }
 
-/// What is wrong with one dependency.
+/// A problem with a dependency.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Complaint {
-    /// A crate declares it and names it in none of the sources that this kind of dependency is for.
+enum Problem {
+    /// A crate declares it, but none of the sources that this kind of dependency is for names it.
     Unused { package: String, kind: Kind, name: String },
-    /// The workspace's table has it and no crate declares it.
+    /// The workspace's table has it, but no crate declares it.
     Undeclared { name: String },
-    /// It is promised and no crate declares it.
+    /// It is required, but no crate declares it.
     Missing { name: String },
 }
 
-impl fmt::Display for Complaint {
+impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unused { package, kind, name } => {
@@ -51,7 +51,7 @@ impl fmt::Display for Complaint {
     }
 }
 
-/// The kinds of dependencies, as cargo's metadata spells them; a normal one has none there.
+/// The kinds of dependencies, as in cargo's metadata, where a normal one has no kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
@@ -78,7 +78,8 @@ impl Kind {
         }
     }
 
-    /// Whether a target of this kind, such as `lib` or `test`, is compiled with such a dependency and is meant to use it.
+    /// Whether a target of this kind, such as `lib` or `test`, is compiled with such a dependency and is meant to use
+    /// it.
     fn is_for(self, target: &str) -> bool {
         match self {
             Self::Normal => !["test", "bench", "example", "custom-build"].contains(&target),
@@ -115,7 +116,7 @@ struct Target {
     src_path: PathBuf,
 }
 
-/// The part of the root's manifest that `cargo metadata` does not tell.
+/// The part of the root manifest that `cargo metadata` leaves out.
 #[derive(Deserialize)]
 struct Manifest {
     workspace: Workspace,
@@ -127,16 +128,16 @@ struct Workspace {
     dependencies: toml::Table,
 }
 
-/// Everything wrong with the manifests of the workspace at `root`, sorted.
-fn check(root: &Path, promised: &[&str]) -> Result<BTreeSet<Complaint>> {
+/// All problems of the workspace at `root`, sorted.
+fn check(root: &Path, required: &[&str]) -> Result<BTreeSet<Problem>> {
     let packages = metadata(root)?.packages;
-    let mut complaints = BTreeSet::new();
+    let mut problems = BTreeSet::new();
     for package in &packages {
         for dependency in &package.dependencies {
             let kind = dependency.kind.unwrap_or_default();
             let name = dependency.rename.as_ref().unwrap_or(&dependency.name);
             if !package.uses(name, kind)? {
-                complaints.insert(Complaint::Unused { package: package.name.clone(), kind, name: name.clone() });
+                problems.insert(Problem::Unused { package: package.name.clone(), kind, name: name.clone() });
             }
         }
     }
@@ -150,11 +151,10 @@ fn check(root: &Path, promised: &[&str]) -> Result<BTreeSet<Complaint>> {
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let manifest: Manifest = toml::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
     let table = manifest.workspace.dependencies.into_iter().map(|(name, _)| name);
-    complaints
-        .extend(table.filter(|name| !declared.contains(name.as_str())).map(|name| Complaint::Undeclared { name }));
-    let missing = promised.iter().filter(|name| !declared.contains(**name));
-    complaints.extend(missing.map(|name| Complaint::Missing { name: (*name).to_owned() }));
-    Ok(complaints)
+    problems.extend(table.filter(|name| !declared.contains(name.as_str())).map(|name| Problem::Undeclared { name }));
+    let missing = required.iter().filter(|name| !declared.contains(**name));
+    problems.extend(missing.map(|name| Problem::Missing { name: (*name).to_owned() }));
+    Ok(problems)
 }
 
 fn metadata(root: &Path) -> Result<Metadata> {
@@ -165,7 +165,7 @@ fn metadata(root: &Path) -> Result<Metadata> {
         .output()
         .context("cannot run cargo")?;
     ensure!(output.status.success(), "cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-    serde_json::from_slice(&output.stdout).context("cannot read what cargo metadata says")
+    serde_json::from_slice(&output.stdout).context("cannot read the output of cargo metadata")
 }
 
 impl Package {
@@ -173,7 +173,7 @@ impl Package {
     fn uses(&self, dependency: &str, kind: Kind) -> Result<bool> {
         let mention = mention(&dependency.replace('-', "_"))?;
         for target in self.targets.iter().filter(|target| target.kind.iter().any(|of| kind.is_for(of))) {
-            // Modules lie beside or below the file that a target begins with, but a build script lies beside everything.
+            // Modules are in the folder of a target's main file or below it; a build script is searched alone.
             let is_script = target.kind.iter().any(|kind| kind == "custom-build");
             let place = if is_script { None } else { target.src_path.parent() };
             if mentioned(place.unwrap_or(&target.src_path), &mention)? {
@@ -184,13 +184,13 @@ impl Package {
     }
 }
 
-/// A crate's name where a path begins with it, or where it is imported as a whole.
+/// Matches a crate's name at the start of a path, or where the crate itself is imported.
 fn mention(name: &str) -> Result<Regex> {
     let pattern = format!(r"(?:^|[^\w:]){name}\s*::|\b(?:use|extern\s+crate)\s+{name}\b");
     Regex::new(&pattern).with_context(|| format!("cannot search for '{name}'"))
 }
 
-/// Whether a Rust source, or one anywhere in a folder, has a match outside its comments.
+/// Whether a Rust source, or any in a folder, has a match outside comments.
 fn mentioned(place: &Path, mention: &Regex) -> Result<bool> {
     let unreadable = || format!("cannot read {}", place.display());
     if place.is_dir() {
@@ -212,7 +212,7 @@ fn mentioned(place: &Path, mention: &Regex) -> Result<bool> {
 mod tests {
     use super::*;
 
-    /// A workspace whose root is a package, with one more crate; `cargo metadata` does not look for the dependencies.
+    /// A workspace with a package at its root and one more crate. `cargo metadata` does not look for the dependencies.
     fn workspace(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (name, text) in files {
@@ -223,9 +223,9 @@ mod tests {
         root
     }
 
-    fn complaints(files: &[(&str, &str)], promised: &[&str]) -> Vec<String> {
+    fn problems(files: &[(&str, &str)], required: &[&str]) -> Vec<String> {
         let root = workspace(files);
-        check(root.path(), promised).unwrap().iter().map(Complaint::to_string).collect()
+        check(root.path(), required).unwrap().iter().map(Problem::to_string).collect()
     }
 
     const ROOT: &str = r#"
@@ -247,7 +247,7 @@ mod tests {
     const INNER: &str = "[package]\nname = \"inner\"\n[dependencies]\nsome-thing = \"1\"\n";
 
     #[test]
-    fn what_is_used_is_not_reported() {
+    fn used_dependencies_are_not_reported() {
         let files = [
             ("Cargo.toml", &*ROOT.replace("left-over = \"1\"", "")),
             ("build.rs", "fn main() { for_build::run(); }"),
@@ -258,14 +258,15 @@ mod tests {
             ("inner/Cargo.toml", INNER),
             ("inner/src/main.rs", "use some_thing::Thing;"),
         ];
-        assert_eq!(complaints(&files, &["plain", "renamed"]), [""; 0]);
+        assert_eq!(problems(&files, &["plain", "renamed"]), [""; 0]);
     }
 
     #[test]
-    fn what_is_not_used_is_reported() {
+    fn unused_dependencies_are_reported() {
         let files = [
             ("Cargo.toml", ROOT),
-            // Used elsewhere than its kind is for, in a comment, as a part of another name or of a longer path.
+            // Names that do not count: in a source of another kind, in a comment, as part of another name or of a
+            // longer path.
             ("build.rs", "fn main() { plain::run(); }"),
             ("src/lib.rs", "// for_build::run()\nuse crate::other::A;\nfn f() { not_plain::run() }"),
             ("tests/all.rs", "use plain::A; use for_tests_too::B;"),
@@ -273,7 +274,7 @@ mod tests {
             ("inner/src/main.rs", "const NAME: &str = \"some_thing\";"),
         ];
         assert_eq!(
-            complaints(&files, &["plain", "absent"]),
+            problems(&files, &["plain", "absent"]),
             [
                 "inner declares 'some-thing' under [dependencies] and does not use it in its library or programs",
                 "outer declares 'other' under [dependencies] and does not use it in its library or programs",

@@ -35,7 +35,7 @@ fn missing_and_damaged_files() {
         if !name.starts_with("adapter-") {
             let folder = Folder::of(name);
             std::fs::write(folder.json(), "{").unwrap();
-            assert_refused(load(folder.path()), name, &[&displayed(&folder.json()), "not the JSON expected"]);
+            assert_refused(load(folder.path()), name, &[&displayed(&folder.json()), "not a JSON object"]);
             files.push(folder.json());
         }
         for file in files {
@@ -48,12 +48,12 @@ fn missing_and_damaged_files() {
         for len in (0..whole.len()).step_by(211).chain([whole.len() - 1]) {
             let folder = Folder::of(name);
             std::fs::write(folder.weights(), &whole[..len]).unwrap();
-            let parts = [&displayed(&folder.weights()), "not a whole safetensors file"];
+            let parts = [&displayed(&folder.weights()), "not a complete safetensors file"];
             assert_refused(load(folder.path()), &format!("{name}, {len} bytes"), &parts);
         }
         let folder = Folder::of(name);
         std::fs::write(folder.weights(), [whole, vec![0]].concat()).unwrap();
-        assert_refused(load(folder.path()), name, &[&displayed(&folder.weights()), "not a whole safetensors file"]);
+        assert_refused(load(folder.path()), name, &[&displayed(&folder.weights()), "not a complete safetensors file"]);
     }
 }
 
@@ -105,7 +105,7 @@ fn unknown_tensors() {
         let folder = Folder::of(name);
         folder.edit(|tensors| drop(tensors.insert(key.clone(), Stored::f32(&[4, 64]))));
         let load = ADAPTERS.iter().find(|(n, _)| *n == name).unwrap().1;
-        let says = format!("tensor '{key}' has no place in this model, {expected}");
+        let says = format!("tensor '{key}' does not belong to this model, {expected}");
         assert_refused(load(folder.path()), &key, &[&displayed(&folder.weights()), &says]);
     }
 }

@@ -40,7 +40,7 @@ fn config_that_is_not_json() {
         let folder = Folder::of("model");
         std::fs::write(folder.json(), text).unwrap();
         let case = String::from_utf8_lossy(text);
-        assert_unusable(&folder, &case, &[&displayed(&folder.json()), "not the JSON expected"]);
+        assert_unusable(&folder, &case, &[&displayed(&folder.json()), "not a JSON object"]);
     }
 }
 
@@ -158,7 +158,7 @@ fn weights_that_are_not_a_complete_file() {
     for (case, bytes) in damaged {
         let folder = Folder::of("model");
         std::fs::write(folder.weights(), bytes).unwrap();
-        assert_unusable(&folder, &case, &[&displayed(&folder.weights()), "not a whole safetensors file"]);
+        assert_unusable(&folder, &case, &[&displayed(&folder.weights()), "not a complete safetensors file"]);
     }
 }
 
@@ -219,7 +219,7 @@ fn unknown_tensors() {
         let folder = Folder::of("model");
         folder.edit(|tensors| drop(tensors.insert(key.into(), Stored::f32(&[64]))));
         let shown = key.escape_debug();
-        let says = format!("tensor '{shown}' has no place in this model, expected a GPT-2 of 2 layers");
+        let says = format!("tensor '{shown}' does not belong to this model, expected a GPT-2 of 2 layers");
         assert_unusable(&folder, key, &[&displayed(&folder.weights()), &says]);
     }
 }

@@ -1,4 +1,4 @@
-//! Every field of PEFT's configurations is in a table, and none is passed over in silence that is not.
+//! Every field of PEFT's configurations is in a table, and fields that are not in a table are not ignored silently.
 
 use crate::common::{Folder, load, model, prefix_model};
 use fused_lora_peft::{Adapter, Lora, Rule, is_false, tables};
@@ -72,7 +72,7 @@ const PREFIX_CONFIG: [&str; 16] = [
     "prefix_projection",
 ];
 
-/// What no value of may change what an adapter computes: looked up in PEFT's source, one by one.
+/// The fields of which no value changes what an adapter computes, according to PEFT's source.
 const HARMLESS: [&str; 16] = [
     "fan_in_fan_out",
     "inference_mode",
@@ -126,7 +126,7 @@ fn any_value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// What a module computes with: its name, rank, scale, A and B.
+/// A module's name, rank, scale, A and B.
 type Computed = (String, usize, f32, Vec<f32>, Vec<f32>);
 
 fn computed(lora: &Lora) -> Vec<Computed> {
@@ -140,7 +140,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 768, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_field_of_a_lora_is_passed_over_in_silence(
+    fn no_field_of_a_lora_is_ignored_silently(
         name in prop_oneof![
             4 => select(LORA_CONFIG.map(String::from).to_vec()),
             1 => "[a-z]{3,10}_[a-z]{3,10}",
@@ -152,7 +152,7 @@ proptest! {
         folder.set(&name, value.clone());
         let Ok(lora) = load(&folder) else { return Ok(()) };
         match tables::LORA.iter().find(|field| field.name == name).map(|field| field.rule) {
-            // Whether its value is read rightly is what the tests beside this one are about.
+            // Other tests check whether values are read correctly.
             Some(Rule::Read) => {}
             Some(Rule::Harmless) => {
                 prop_assert!(HARMLESS.contains(&&name[..]));
@@ -167,7 +167,7 @@ proptest! {
     }
 
     #[test]
-    fn no_field_of_a_prefix_is_passed_over_in_silence(
+    fn no_field_of_a_prefix_is_ignored_silently(
         name in prop_oneof![
             4 => select(PREFIX_CONFIG.map(String::from).to_vec()),
             1 => "[a-z]{3,10}_[a-z]{3,10}",
@@ -214,7 +214,7 @@ fn every_field_that_changes_the_mathematics_is_refused_by_name() {
     }
 }
 
-/// What `PeftModel.from_pretrained` does with each value, on a complete folder.
+/// Each value has the effect that it has in `PeftModel.from_pretrained`, on a complete folder.
 #[test]
 fn every_initialisation() {
     let folder = Folder::lora();
@@ -248,18 +248,18 @@ fn every_initialisation() {
 }
 
 #[test]
-fn ranks_and_scales_of_single_modules() {
+fn ranks_and_scales_of_individual_modules() {
     let folder = Folder::lora();
     folder.set("use_rslora", json!(true));
     folder.set("lora_alpha", json!(6));
     folder.set("alpha_pattern", json!({r"(?<!\.)up": 1, r".*(?<=mlp)\.up": 10, "up": 3, "gone": 2}));
     let lora = load(&folder).unwrap();
     let scales: Vec<f32> = lora.modules.iter().map(|module| module.scale).collect();
-    // The first key needs a name that ends with `up` behind no dot: PEFT's own dot is outside of it, so it never is.
+    // The first key matches `up` only if no dot is before it. In `mlp.up` there is one, so the key matches nothing.
     assert_eq!(scales, [(10.0 / 2f64.sqrt()) as f32, (6.0 / 2f64.sqrt()) as f32]);
     let said = lora.warnings.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(said.len(), 1, "{said:?}");
-    assert!(said[0].ends_with(r"alpha_pattern names '(?<!\.)up', 'gone', which matches no adapted module"), "{said:?}");
+    assert!(said[0].ends_with(r"alpha_pattern has '(?<!\.)up', 'gone', which matches no adapted module"), "{said:?}");
 
     folder.set("rank_pattern", json!({"up": 3}));
     let error = load(&folder).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! PEFT's folders, seen from outside.
+//! Tests of the public interface on small PEFT folders.
 #![allow(clippy::unwrap_used)]
 
 mod common;

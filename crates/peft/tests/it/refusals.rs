@@ -1,4 +1,5 @@
-//! Files that are something else are named as what they are, in one sentence of bounded length that says its cause once.
+//! Errors about files of a wrong kind say what the file is. Each is one sentence of bounded length that names its cause
+//! once.
 
 use std::error::Error as _;
 
@@ -22,7 +23,7 @@ const PAGE: &[u8] = b"\n<!DOCTYPE html>\n<html class=\"\"><head><title>Sign in</
 #[test]
 fn downloads_that_went_wrong() {
     let cases: [(&[u8], &str); 6] = [
-        (POINTER, "it is a Git LFS pointer, not the file that it stands for: fetch that with `git lfs pull`"),
+        (POINTER, "it is a Git LFS pointer, not the file that it stands for: fetch the file with `git lfs pull`"),
         (PAGE, "it is an HTML page"),
         (b"<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code></Error>", "it is an XML document"),
         (b"PK\x03\x04pytorch", "it is a ZIP archive, as PyTorch's .bin and .pt files are"),
@@ -33,11 +34,11 @@ fn downloads_that_went_wrong() {
         let folder = Folder::lora();
         std::fs::write(folder.weights(), bytes).unwrap();
         let weights = folder.weights().display().to_string();
-        assert_says(&load(&folder).unwrap_err(), &[&weights, "not a whole safetensors file (", says]);
+        assert_says(&load(&folder).unwrap_err(), &[&weights, "not a complete safetensors file (", says]);
         let folder = Folder::lora();
         std::fs::write(folder.config(), bytes).unwrap();
         let config = folder.config().display().to_string();
-        assert_says(&load(&folder).unwrap_err(), &[&config, "not the JSON expected: ", says]);
+        assert_says(&load(&folder).unwrap_err(), &[&config, "not a JSON object: ", says]);
     }
 }
 
@@ -57,7 +58,7 @@ fn byte_order_marks_and_other_files_that_are_no_json() {
     for (bytes, says) in cases {
         let folder = Folder::lora();
         std::fs::write(folder.config(), bytes).unwrap();
-        assert_says(&load(&folder).unwrap_err(), &["adapter_config.json: not the JSON expected: ", says]);
+        assert_says(&load(&folder).unwrap_err(), &["adapter_config.json: not a JSON object: ", says]);
     }
 }
 
@@ -69,7 +70,7 @@ fn pickles_are_refused_with_the_way_to_convert_them() {
         &load(&folder).unwrap_err(),
         &[
             "adapter_model.bin",
-            "weights in the format .bin are not read",
+            "weights in the format .bin are not supported",
             "load it with PEFT",
             "safe_serialization=True",
         ],
@@ -80,19 +81,19 @@ fn pickles_are_refused_with_the_way_to_convert_them() {
         std::fs::write(place.path().join(name), "x").unwrap();
         assert_says(
             &Checkpoint::of_model(place.path()).unwrap_err(),
-            &[name, "are not read: load it with transformers"],
+            &[name, "are not supported: load it with transformers"],
         );
     }
 }
 
 #[test]
-fn causes_are_said_once() {
+fn causes_are_named_once() {
     let folder = Folder::lora();
     std::fs::remove_file(folder.config()).unwrap();
     let error = load(&folder).unwrap_err();
     assert_says(&error, &["adapter_config.json: No such file"]);
     assert_eq!(error.to_string().matches("No such file").count(), 1);
-    // A folder in the place of a file.
+    // A folder where a file should be.
     std::fs::create_dir(folder.config()).unwrap();
     assert_says(&load(&folder).unwrap_err(), &["adapter_config.json: Is a directory"]);
 }

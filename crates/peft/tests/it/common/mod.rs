@@ -1,4 +1,4 @@
-//! Small adapters for a model of one MLP, to be changed and damaged.
+//! Folders with small adapters for a model of one MLP, which tests change and damage.
 #![allow(missing_docs, unreachable_pub)]
 
 use std::path::{Path, PathBuf};
