@@ -1,4 +1,4 @@
-//! Optimizer steps on a rig: tensors uploaded between gaps, launched, read back.
+//! AdamW steps on a rig: uploads tensors with gaps between them, launches the kernel and reads the results back.
 #![allow(clippy::cast_possible_truncation)]
 
 use bytemuck::NoUninit;
@@ -12,10 +12,10 @@ use fused_lora_emulator::Counters;
 use super::Rng;
 use super::rig::{Call, Failure, Rig, Uploads};
 
-/// A parameter's factor and elements.
+/// A parameter: the LoRA factor that it is (A or B, for the learning rate), and its number of elements.
 pub type Tensor = (Factor, usize);
 
-/// What a step changes, of all tensors.
+/// Everything that a step changes: parameters, both moments and the stored copies of all tensors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State<W> {
     pub values: Vec<Vec<f32>>,
@@ -54,17 +54,19 @@ impl<W: Element> State<W> {
         cpu::adamw(config, step, &mut parameters)
     }
 
-    /// Every bit, to be compared where NaN may be.
+    /// All values as bits, so that they can be compared even if some are NaN.
     pub fn bits(&self) -> Vec<Vec<u32>> {
         let singles = self.values.iter().chain(&self.first).chain(&self.second);
         let singles = singles.map(|t| t.iter().map(|v| v.to_bits()).collect());
         singles.chain(self.stored.iter().map(|t| t.iter().map(|v| v.to_f32().to_bits()).collect())).collect()
     }
 
-    /// Whether a step left what it should: everything within its bounds of the reference, and the copies the values rounded.
+    /// Checks the state after `steps` steps: parameters and moments are within their error bounds of the reference, and
+    /// each stored copy is its parameter rounded to the type.
     ///
-    /// A step adds two roundings of p and a relative error of a few u to an update of at most lr·(1 − β₁)/√(1 − β₂) for
-    /// such gradients, plus what cancels in m: 16·lr·u in all. A moment gets a few u of what was added to it, `largest`.
+    /// Bounds: a step rounds p twice, and its update, at most lr·(1 − β₁)/√(1 − β₂) for such gradients, has a relative
+    /// error of a few u; with cancellation in m this is 16·lr·u in all. A moment's error is a few u of the largest
+    /// gradient, `largest`.
     pub fn agrees(
         &self,
         exact: &[AdamW64],
@@ -99,12 +101,12 @@ impl<W: Element> State<W> {
     }
 }
 
-/// One random number for every element.
+/// Random values for all elements of the tensors, uniform in [-size, size).
 pub fn draw(rng: &mut Rng, tensors: &[Tensor], size: f64) -> Vec<Vec<f32>> {
     tensors.iter().map(|t| (0..t.1).map(|_| (size * rng.uniform()) as f32).collect()).collect()
 }
 
-/// The reference's parameters before a step.
+/// The state's parameters and moments in float64, for the reference.
 pub fn exact<W>(state: &State<W>, tensors: &[Tensor]) -> Vec<AdamW64> {
     let wide = |t: &[f32]| -> Vec<f64> { t.iter().map(|&v| f64::from(v)).collect() };
     let all = state.values.iter().zip(&state.first).zip(&state.second).zip(tensors);
@@ -117,16 +119,17 @@ pub fn exact<W>(state: &State<W>, tensors: &[Tensor]) -> Vec<AdamW64> {
     .collect()
 }
 
-/// The reference's step; the norm.
+/// One step of the reference. Returns the norm of all gradients.
 pub fn step_exactly(config: &AdamW, step: usize, exact: &mut [AdamW64], gradients: &[Vec<f32>]) -> f64 {
     let wide: Vec<Vec<f64>> = gradients.iter().map(|t| t.iter().map(|&v| f64::from(v)).collect()).collect();
     reference::adamw(config, step as i32, exact, &wide)
 }
 
-/// How tensors lie, and what of them there is.
+/// How the tensors are laid out in memory and how the step is launched.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Elements by which gradients, values, first and second moments and copies are moved away from multiples of 256 bytes.
+    /// Offsets in elements from multiples of 256 bytes, of gradients, values, first moments, second moments and stored
+    /// copies.
     pub shifts: [usize; 5],
     pub stored: bool,
     pub grid: Option<u32>,
@@ -139,14 +142,14 @@ impl Default for Options {
     }
 }
 
-/// Parameters and an optimizer's state in a rig's memory.
+/// Parameters, gradients and the optimizer's state in a rig's memory.
 pub struct OnRig<'m, W> {
     rig: &'m Rig,
     pub plan: UpdatePlan,
     tensors: Vec<Tensor>,
     options: Options,
     initial: State<W>,
-    /// Of gradients, values, moments, copies.
+    /// Addresses of gradients, values, first moments, second moments and stored copies.
     addresses: [u64; 5],
     table: u64,
     state: u64,
@@ -156,7 +159,7 @@ pub struct OnRig<'m, W> {
     uploads: Uploads<'m>,
 }
 
-/// Where each tensor begins, and where all end: behind a gap, at a line of 256 bytes moved by `shift`.
+/// The start of each tensor, `shift` elements after a multiple of 64 elements and after a gap; and the total length.
 fn starts(tensors: &[Tensor], shift: usize) -> (Vec<usize>, usize) {
     let mut end = 0;
     let starts = tensors.iter().map(|&(_, len)| {
@@ -167,7 +170,7 @@ fn starts(tensors: &[Tensor], shift: usize) -> (Vec<usize>, usize) {
     (starts.collect(), end + 3)
 }
 
-/// The tensors with gaps between them that hold NaN.
+/// The tensors in one buffer, with NaN in the gaps between them.
 fn spread<T: Element>(tensors: &[Tensor], shift: usize, from: &[Vec<T>]) -> Vec<T> {
     let (starts, end) = starts(tensors, shift);
     let mut all = vec![T::from_f64(f64::NAN); end];
@@ -222,7 +225,7 @@ impl<'m, W: Element + NoUninit> OnRig<'m, W> {
         }
     }
 
-    /// From here on learning rates are multiplied by this.
+    /// Makes the next steps multiply the learning rates by this factor, which the kernel reads from device memory.
     pub fn scale(&mut self, by: f32) {
         self.rig.write(self.lr_scale, &[by]);
         self.scaled = true;
@@ -232,7 +235,7 @@ impl<'m, W: Element + NoUninit> OnRig<'m, W> {
         self.rig.write(self.addresses[0], &spread(&self.tensors, self.options.shifts[0], gradients));
     }
 
-    /// Everything as it was at first, with no steps taken; but for the gradients.
+    /// Restores the initial state, with no steps taken. Leaves the gradients as they are.
     pub fn reset(&self) {
         let Self { rig, tensors, options: Options { shifts, .. }, addresses, initial, .. } = self;
         rig.write(addresses[1], &spread(tensors, shifts[1], &initial.values));
@@ -242,7 +245,7 @@ impl<'m, W: Element + NoUninit> OnRig<'m, W> {
         rig.write(self.state, &initial_state(0));
     }
 
-    /// One launch; what it reports, and what it asked of memory.
+    /// Launches one step. Returns the number of steps taken, the kernel's report and the memory counters.
     pub fn step(&self, config: &AdamW) -> Result<(u64, Step, Counters), Failure> {
         let mut params = self.plan.params(config);
         params.chunks = self.table as *const _;
@@ -259,7 +262,7 @@ impl<'m, W: Element + NoUninit> OnRig<'m, W> {
         Ok((steps, step, counters))
     }
 
-    /// What is there now. Panics if something outside the tensors has changed.
+    /// Reads the state back. Panics if something outside the tensors was written.
     pub fn read(&self) -> State<W> {
         let read = |kind: usize| self.gather::<f32>(kind);
         State { values: read(1), first: read(2), second: read(3), stored: self.gather::<W>(4) }

@@ -1,4 +1,5 @@
-//! A bottleneck adapter's launch on a rig: buffers uploaded, parameters filled from the plan; and what float64 makes of it.
+//! A bottleneck adapter's launch on a rig: uploads buffers, fills in the kernel's parameters from the plan; and the
+//! float64 reference.
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::abi::{LoraAdapter, LoraFactors, LoraForward, LoraSegment};
@@ -13,7 +14,7 @@ use super::forward::STEEPEST;
 use super::rig::{Call, Failure, Rig, Uploads};
 use super::{Buffer, Rng};
 
-/// What an adapter looks like, and what it is run on.
+/// Shape and options of an adapter, of its input and of the launch.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
     pub tokens: usize,
@@ -23,10 +24,10 @@ pub struct Shape {
     pub bias: bool,
     pub adds_input: bool,
     pub residual: Residual,
-    /// Elements between rows.
+    /// Elements between the rows of every operand.
     pub gap: usize,
     pub multiprocessors: usize,
-    /// Plans for another than the rig's.
+    /// The compute capability to plan for, if not the rig's.
     pub compute_capability: Option<(u32, u32)>,
 }
 
@@ -37,7 +38,7 @@ pub enum Residual {
     Apart,
 }
 
-/// An adapter with its operands.
+/// An adapter with random weights, input and residual.
 pub struct RandomAdapter<T> {
     pub shape: Shape,
     pub down: Buffer<T>,
@@ -58,11 +59,12 @@ impl<T: Element> RandomAdapter<T> {
         Self { shape, down, down_bias, up, up_bias, x: matrix(tokens, d), residual: matrix(tokens, d) }
     }
 
-    /// y, element by element, and what rounding errors are proportional to.
+    /// The reference's y, with the magnitudes that its error bound is proportional to.
     ///
-    /// What is hidden, h = act(v), is off by what v is, γ·(Σ|x||down| + |bias|), times the activation's steepest slope; by the
-    /// activation's own rounding, at most 16u·|v|, where tanh may cancel all of v; and by its rounding to the type, u_T·|h|. All
-    /// of that meets |up|: the first in the magnitude, the rest as slack.
+    /// The hidden values h = act(v) have three errors: that of v, γ·(Σ|x||down| + |bias|), times the activation's
+    /// largest slope; the activation's own, at most 16u·|v|, since tanh may cancel all of v; and the rounding of h to
+    /// the type, u_T·|h|. The product with |up| carries them into y: the first is part of the magnitude, the other two
+    /// are added as slack.
     pub fn expected(&self) -> Judged {
         let Shape { width, d, activation, bias, adds_input, residual, .. } = self.shape;
         let add_bias = |matrix: &mut Matrix64, values: &[T], of: &dyn Fn(f64) -> f64| {
@@ -99,7 +101,7 @@ impl<T: Element> RandomAdapter<T> {
         Judged { value, magnitude, slack: hidden_slack.matmul(&up.abs()) }
     }
 
-    /// Additions in the longest chain, of both products and the addends.
+    /// Additions in the longest chain of y: both products, the biases and the residual.
     pub fn steps(&self) -> usize {
         self.shape.d + self.shape.width + 8
     }
@@ -178,11 +180,11 @@ impl<'m, T: Element> OnRig<'m, T> {
         Self { rig, plan, params, uploads, y_like }
     }
 
-    /// Poisons what the launch is to write, launches, and returns y.
+    /// Fills the outputs with NaN, launches, and returns y.
     pub fn run(&self) -> Result<Buffer<T>, Failure> {
         let mut y = Buffer { data: self.y_like.data.clone(), ..self.y_like };
         self.rig.write(self.params.forward.y as u64, &y.data);
-        // Whoever takes what the last launch left hidden for its own launch's is found out.
+        // A kernel that reads hidden values of the previous launch gets NaN.
         self.rig.write(self.params.forward.t as u64, &vec![0xffu8; self.plan.workspace.t_bytes]);
         let call = Call::new(
             &self.plan.launch.kernel,

@@ -1,4 +1,4 @@
-//! Attention on a device: random operands, the launch from its plan, and what float64 makes of them.
+//! Attention on a device: random operands, the launch from its plan, and the float64 reference.
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::abi::LoraAttention;
@@ -10,23 +10,23 @@ use fused_lora_emulator::Counters;
 use super::rig::{Call, Failure, Rig, Uploads};
 use super::{Buffer, Rng};
 
-/// What queries see beside their own tokens.
+/// The keys and values that queries see besides those of their own tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Memory {
     None,
     Prefix,
-    /// The filled rows of each sequence.
+    /// A KV cache, with the filled rows of each sequence.
     Cache(Vec<usize>),
 }
 
-/// A call.
+/// The shape and options of a call.
 #[derive(Debug, Clone)]
 pub struct Case {
     pub shape: AttentionShape,
     pub memory: Memory,
     /// Elements between rows of every operand.
     pub gap: usize,
-    /// What queries and keys reach up to.
+    /// The largest magnitude of queries and keys.
     pub magnitude: f64,
     pub multiprocessors: usize,
     pub path: ComputePath,
@@ -57,7 +57,7 @@ impl Case {
         self
     }
 
-    /// Keys before a sequence's own; none where they leave no room for these.
+    /// The keys before the sequence's own tokens, or `None` if the cache has no room left for these.
     pub fn past(&self, sequence: usize) -> Option<usize> {
         match &self.memory {
             Memory::None => Some(0),
@@ -69,7 +69,7 @@ impl Case {
         }
     }
 
-    /// The memory's row of a sequence's key.
+    /// The row of the cache or prefix that holds a key of a sequence.
     fn memory_row(&self, sequence: usize, key: usize) -> usize {
         if self.memory == Memory::Prefix { key } else { sequence * self.shape.capacity + key }
     }
@@ -81,7 +81,7 @@ impl Case {
     }
 }
 
-/// What a launch takes.
+/// The operands of a launch.
 pub struct Operands<T> {
     pub case: Case,
     pub qkv: Buffer<T>,
@@ -90,7 +90,7 @@ pub struct Operands<T> {
 }
 
 impl<T: Element> Operands<T> {
-    /// Random ones. NaN where nobody has any business: in gaps, and in a cache behind its filled rows.
+    /// Random operands, with NaN wherever the kernel must not read: in the gaps, and in a cache after its filled rows.
     pub fn random(seed: u64, case: &Case) -> Self {
         let mut rng = Rng(seed);
         let (shape, gap) = (&case.shape, case.gap);
@@ -121,7 +121,8 @@ impl<T: Element> Operands<T> {
         Self { case: case.clone(), qkv, keys, values }
     }
 
-    /// Key (part 1) or value (part 2) number `key` of a sequence with `past` keys before its own, or its query (part 0).
+    /// The query (part 0), key (part 1) or value (part 2) with index `key` of a sequence that has `past` keys before
+    /// its own.
     fn row(&self, part: usize, sequence: usize, past: usize, key: usize, head: usize) -> Vec<f64> {
         let AttentionShape { tokens, head_size, .. } = self.case.shape;
         let columns = head * head_size..(head + 1) * head_size;
@@ -134,13 +135,14 @@ impl<T: Element> Operands<T> {
         wide(&self.qkv.view().row(sequence * tokens + key - past)[part * d..][columns])
     }
 
-    /// What the launch is to give, with what its rounding allows; NaN where a cache has no room.
+    /// The reference's result with its error bounds; NaN for sequences whose cache has no room.
     ///
-    /// Of a query's scores s, each is off by at most e = scale·γ(head_size + 4)·Σ|q||k| + 4u·(|s| + max|s|) + steps·4u: the dot
-    /// product with its scale, the subtraction of the largest score so far (of which all differences together are no more
-    /// than twice the range), and an error of a few units for each power of two. A weight of a softmax p whose exponents are
-    /// off by e is off by at most p·(e^(2·max e) - 1); so out by Σ p|v| times that, times γ of the sums over keys, and, where
-    /// weights are rounded to the type, by u_T·Σ p|v| and the type's smallest step times Σ|v|.
+    /// The error of a query's score s is at most e = scale·γ(head_size + 4)·Σ|q||k| + 4u·(|s| + max|s|) + steps·4u: the
+    /// dot product with its scale, the subtraction of the running maximum (all these differences together are at most
+    /// twice the range of the scores), and a few units for each power of two. If the exponents of a softmax have errors
+    /// up to e, the error of a weight p is at most p·(e^(2·max e) - 1). The error of the result is then at most Σ p|v|
+    /// times this, times γ of the sums over keys; where weights are rounded to the type, u_T·Σ p|v| and the type's
+    /// smallest step times Σ|v| are added.
     pub fn expected(&self, plan: &AttentionPlan) -> Judged {
         let AttentionShape { sequences, tokens, heads, head_size, scale, .. } = self.case.shape;
         let (rows, d) = (self.case.shape.rows(), self.case.shape.width());
@@ -187,7 +189,7 @@ impl<T: Element> Operands<T> {
         Judged { value, magnitude, slack }
     }
 
-    /// The cache as the launch is to leave it: the call's own keys and values behind the filled rows.
+    /// The cache expected after the launch: the call's own keys and values appended to the filled rows.
     fn appended(&self) -> [Buffer<T>; 2] {
         let copy = |b: &Buffer<T>| Buffer { data: b.data.clone(), ..*b };
         let mut after = [copy(&self.keys), copy(&self.values)];
@@ -207,7 +209,7 @@ impl<T: Element> Operands<T> {
         after
     }
 
-    /// What is wrong with the outputs, if anything.
+    /// Checks the outputs; the error names the first wrong element.
     pub fn fault(&self, expected: &Judged, outputs: &Outputs<T>) -> Option<String> {
         let d = self.case.shape.width();
         let steps = self.case.shape.capacity + self.case.shape.tokens + 40;
@@ -216,7 +218,7 @@ impl<T: Element> Operands<T> {
                 let at = row * d + column;
                 let (got, exact) = (f64::from(got.to_f32()), expected.value.data[at]);
                 let (error, bound) = ((got - exact).abs(), expected.bound(at, T::DTYPE, steps));
-                // Written so that a NaN is within no bound.
+                // This form of the comparison fails for NaN.
                 let is_close = if exact.is_nan() { got.is_nan() } else { error <= bound };
                 if !is_close {
                     return Some(format!("[{row}, {column}] is {got}, not {exact}: off by {error:e} > {bound:e}"));
@@ -234,7 +236,7 @@ impl<T: Element> Operands<T> {
     }
 }
 
-/// What a launch leaves.
+/// The outputs of a launch.
 pub struct Outputs<T> {
     pub out: Buffer<T>,
     pub keys: Buffer<T>,
@@ -243,13 +245,13 @@ pub struct Outputs<T> {
 }
 
 impl<T: Element> Outputs<T> {
-    /// The result's bits, gaps included.
+    /// The bits of the result, gaps included.
     pub fn bits(&self) -> Vec<u8> {
         bytemuck::cast_slice(&self.out.data).to_vec()
     }
 }
 
-/// A call, to be made any number of times.
+/// A call that can be launched any number of times.
 pub struct Attention<'m, T> {
     rig: &'m Rig,
     operands: &'m Operands<T>,
@@ -287,12 +289,12 @@ impl<'m, T: Element> Attention<'m, T> {
         Self { rig, operands, plan, params, uploads }
     }
 
-    /// Puts back what was in the outputs, launches, and returns them.
+    /// Restores the initial contents of the outputs, launches, and returns the outputs.
     pub fn run(&self) -> Result<Outputs<T>, Failure> {
         let Operands { case, keys, values, .. } = self.operands;
         let mut out = Buffer::<T>::poisoned(case.shape.rows(), case.shape.width(), case.gap);
         for sequence in (0..case.shape.sequences).filter(|&s| case.past(s).is_none()) {
-            // What is to become NaN is none before.
+            // Elements that the kernel must set to NaN are not NaN before the launch.
             let rows = sequence * case.shape.tokens..(sequence + 1) * case.shape.tokens;
             rows.for_each(|row| out.view_mut().row_mut(row).fill(T::default()));
         }
@@ -302,7 +304,7 @@ impl<'m, T: Element> Attention<'m, T> {
             self.rig.write(self.params.values as u64, &values.data);
         }
         if self.plan.workspace.partial > 0 {
-            // Whoever takes the last launch's sums for its own is found out.
+            // A kernel that reads the previous launch's partial sums gets NaN.
             self.rig.write(self.params.partial as u64, &vec![f32::NAN; self.plan.workspace.partial]);
         }
         let call = Call::new(

@@ -1,4 +1,4 @@
-//! A layer's forward and backward pass through the safe calls of a device, and what float64 makes of them.
+//! A layer's forward and backward pass through the safe API of the device module, and the float64 reference.
 
 use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
@@ -13,28 +13,28 @@ use fused_lora::{Element, Result};
 use super::device::{Matrix, OnDevice};
 use super::{Buffer, RandomLayer, Rng};
 
-/// What a pass is asked for.
+/// What a pass has to compute, and how.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Asked {
     pub dropout: Option<Dropout>,
     pub options: BackwardOptions,
-    /// How often the backward pass runs, adding up from the second time on.
+    /// The number of backward passes; from the second one on they add to the gradients.
     pub times: usize,
 }
 
-/// What a pass gives.
+/// The results of a pass.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Given<T> {
     pub y: Vec<T>,
-    /// Nothing, if it was not asked for; likewise the bias's.
+    /// Empty if dx was not asked for. The same holds for the bias's gradient.
     pub dx: Vec<T>,
-    /// dA and dB of every segment, row by row.
+    /// dA and dB of every segment, in row-major order.
     pub factors: Vec<[Vec<f32>; 2]>,
     pub bias: Vec<f32>,
     pub launches: usize,
 }
 
-/// Places for gradients, in device memory.
+/// Buffers for the gradients, in device memory.
 struct Places {
     factors: Vec<[DeviceBuffer<f32>; 2]>,
     shapes: Vec<[[usize; 2]; 2]>,
@@ -62,7 +62,7 @@ impl Places {
     }
 }
 
-/// Forward, then backward as often as asked, on one workspace.
+/// Runs a forward pass, then as many backward passes as asked for, with one workspace.
 pub fn run<T: Element>(
     stream: &Stream,
     random: &RandomLayer<T>,
@@ -112,7 +112,7 @@ pub fn run<T: Element>(
     })
 }
 
-/// A random layer with its input and what comes back.
+/// A random layer, its input x and the output's gradient dy.
 pub fn random<T: Element>(seed: u64, shape: &super::Shape) -> (RandomLayer<T>, Buffer<T>, Buffer<T>) {
     let mut rng = Rng(seed);
     let random = RandomLayer::<T>::new(&mut rng, shape);
@@ -121,7 +121,7 @@ pub fn random<T: Element>(seed: u64, shape: &super::Shape) -> (RandomLayer<T>, B
     (random, x, dy)
 }
 
-/// dA and dB of every segment in float64, with what rounding T and Q to the operands' type may add.
+/// dA and dB of every segment in float64, with the error that rounding T and Q to the operands' type may add.
 pub fn factors<T: Element>(
     random: &RandomLayer<T>,
     x: &Buffer<T>,
@@ -149,7 +149,7 @@ pub fn factors<T: Element>(
     of.collect()
 }
 
-/// dx in float64.
+/// The reference's dx in float64.
 pub fn input<T: Element>(random: &RandomLayer<T>, dy: &Buffer<T>, dropout: Option<&Dropout>) -> Judged {
     let segments = random.segments();
     reference::input_gradient_through(&random.layer(&segments), dy.view(), dropout, T::DTYPE)

@@ -1,11 +1,12 @@
-//! Places in C++ code, found whatever white space and comments are there: rewording a comment of a kernel must not unplant a bug.
+//! Replaces a piece of C++ code. White space and comments are ignored in the search, so that the bugs of tests/planted
+//! still apply after a comment of a kernel was reworded.
 
 use std::ops::Range;
 
-/// The text with the one place of `original` replaced.
+/// The text with `original`, which must occur in it once, replaced.
 ///
 /// # Errors
-/// If the code stands in the text not once.
+/// If the code does not occur in the text exactly once.
 pub fn replace(text: &str, original: &str, planted: &str) -> Result<String, String> {
     let (code, pattern) = (Code::of(text), Code::of(original));
     let length = pattern.bytes.len();
@@ -20,7 +21,7 @@ pub fn replace(text: &str, original: &str, planted: &str) -> Result<String, Stri
     }
 }
 
-/// A text's code without white space and comments, and where each of its bytes stands.
+/// The code of a text without white space and comments, with the position of each of its bytes in the text.
 struct Code {
     bytes: Vec<u8>,
     places: Vec<usize>,

@@ -1,4 +1,4 @@
-//! A layer's decode launch: buffers uploaded, parameters filled from the plan.
+//! A layer's decode launch: uploads buffers and fills in the kernel's parameters from the plan.
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::abi::{self, LoraDecode, LoraFactors, LoraSegment};
@@ -11,23 +11,23 @@ use fused_lora_emulator::Counters;
 use super::rig::{Call, Failure, Rig, Uploads};
 use super::{Buffer, RandomLayer};
 
-/// What happens to the outputs, and where they go.
+/// Options of a launch.
 pub struct Options<'a, T> {
     pub activation: Activation,
     pub residual: Option<&'a Buffer<T>>,
     pub multiprocessors: usize,
     pub path: ComputePath,
-    /// Leaves the segments out.
+    /// Computes the base product only, without the segments.
     pub base_only: bool,
-    /// Plans for another than the rig's.
+    /// The compute capability to plan for, if not the rig's.
     pub compute_capability: Option<(u32, u32)>,
-    /// Reads A and B through a slot, as of an adapter whose ranks are so much lower than what the launch is planned for.
+    /// Reads A and B through a slot; the ranks that the launch is planned for are higher by this than the adapter's.
     pub slot: Option<usize>,
-    /// Forward: does not store T, so that the shrink of low ranks may be fused.
+    /// Forward only: T is not stored, so that the shrink of low ranks may be fused.
     pub serving: bool,
-    /// Forward: asks for T.
+    /// Forward only: the caller gets T.
     pub t_out: bool,
-    /// Forward: of x on its way into T.
+    /// Forward only: the dropout of x in the product T = x·Aᵀ.
     pub dropout: Option<Dropout>,
 }
 
@@ -48,7 +48,7 @@ impl<T> Default for Options<'_, T> {
     }
 }
 
-/// A layer on a device, to be launched any number of times.
+/// A layer on a device that can be launched any number of times.
 pub struct Decode<'m, T> {
     rig: &'m Rig,
     pub plan: DecodePlan,
@@ -58,7 +58,7 @@ pub struct Decode<'m, T> {
     y_like: Buffer<T>,
 }
 
-/// An activation as kernels take it.
+/// The kernels' code of an activation.
 pub fn activation_code(activation: Activation) -> u32 {
     match activation {
         Activation::Identity => abi::LORA_IDENTITY,
@@ -72,7 +72,7 @@ pub fn aligned<T>(buffer: &Buffer<T>) -> bool {
     buffer.cols.is_multiple_of(elements) && buffer.stride.is_multiple_of(elements)
 }
 
-/// The segments' factors on the device, the sum of their ranks, and where they are if in a slot.
+/// The segments' factors on the device, the sum of their ranks, and the slot's address if they are read through one.
 pub struct SegmentTable {
     pub segments: [LoraSegment; abi::LORA_MAX_SEGMENTS as usize],
     pub total_rank: u32,
@@ -80,7 +80,8 @@ pub struct SegmentTable {
     pub slot_begin: u32,
 }
 
-/// Uploads them. With a `slot` the segments themselves have no factors, only ranks that are higher by so much.
+/// Uploads the factors. With a `slot` the segments themselves have no factors, and their ranks are higher by this
+/// number.
 pub fn segment_table<T: Element>(
     segments: &[(usize, usize, usize)],
     factors: &[(Buffer<T>, Buffer<T>, f32)],
@@ -89,7 +90,7 @@ pub fn segment_table<T: Element>(
 ) -> SegmentTable {
     let mut table = [LoraSegment::NONE; abi::LORA_MAX_SEGMENTS as usize];
     let mut t_begin = 0;
-    // Another layer's come first, which nobody is to read.
+    // The slot begins with another layer's factors, which must not be read.
     let mut in_slot = vec![[0u64; 4]; 2];
     for (place, (&(begin, end, rank), (a, b, scale))) in table.iter_mut().zip(segments.iter().zip(factors)) {
         *place = LoraSegment {
@@ -181,7 +182,7 @@ impl<'m, T: Element> Decode<'m, T> {
         Self { rig, plan, params, uploads, y, y_like }
     }
 
-    /// Poisons y, launches, and returns y.
+    /// Fills y with NaN, launches, and returns y.
     pub fn run(&self) -> Result<(Buffer<T>, Counters), Failure> {
         let mut y = Buffer::<T> { data: self.y_like.data.clone(), ..self.y_like };
         self.rig.write(self.y, &y.data);
@@ -199,8 +200,8 @@ impl<'m, T: Element> Decode<'m, T> {
 }
 
 impl<T> Decode<'_, T> {
-    /// Turns the values that the last launch left in T into NaN, and leaves their epochs: whoever takes them for its own
-    /// launch's is found out.
+    /// Sets the values that the previous launch left in T to NaN and keeps their epochs, so that a kernel that reads a
+    /// value of the previous launch gets NaN.
     fn poison_t(&self) {
         let mut words = vec![0u64; self.plan.workspace.t_words];
         let address = self.params.t as u64;
@@ -213,7 +214,7 @@ impl<T> Decode<'_, T> {
     }
 }
 
-/// Whether a layout and type has columns that 16 bytes hold.
+/// The number of elements in a chunk of 16 bytes.
 pub fn chunk(dtype: DType) -> usize {
     16 / dtype.size()
 }

@@ -12,7 +12,7 @@ use fused_lora::{ComputePath, Element};
 use super::rig::on_gpu;
 use super::{Buffer, RandomLayer, Shape};
 
-/// An emulated GPU of six SMs, a new one at each call, or the GPU that tests run on.
+/// A new emulated GPU of six SMs at each call, or the real GPU if tests run on one.
 pub fn device() -> Device {
     if on_gpu() {
         return Device::cuda(0).unwrap();
@@ -20,15 +20,15 @@ pub fn device() -> Device {
     Device::emulator(EmulatorConfig { multiprocessors: 6, ..EmulatorConfig::default() }).unwrap()
 }
 
-/// A stream of such a device.
+/// A stream of a `device()`.
 pub fn stream() -> Stream {
     Stream::new(&device()).unwrap()
 }
 
-/// For launches that may leave T with the caller and may drop out.
+/// Options of launches for training: the caller may get T, and dropout may be on.
 pub const TRAINING: ForwardOptions = ForwardOptions { path: ComputePath::Auto, any_x: false, training: true };
 
-/// A layer with gaps between its rows and between its segments.
+/// The shape of a layer with gaps between its rows and between its segments.
 pub fn shape(tokens: usize, layout: Layout) -> Shape {
     Shape { gap: 8, ..super::shape(tokens, 64, 40, layout, &[(0, 16, 4), (24, 40, 3)]) }
 }
@@ -66,7 +66,7 @@ impl<T: Element> Factors<T> {
     }
 }
 
-/// A layer, its input and its output.
+/// A layer, its input and its output in device memory.
 pub struct OnDevice<T> {
     layout: Layout,
     activation: Activation,
@@ -106,7 +106,7 @@ impl<T: Element> OnDevice<T> {
         }
     }
 
-    /// Views of everything, for as long as `work` takes.
+    /// Calls `work` with views of the layer, its input and its output.
     pub fn with<R>(
         &mut self,
         work: impl FnOnce(&DeviceLora<'_, T>, DeviceMatrix<'_, T>, DeviceResidual<'_, T>, DeviceMatrixMut<'_, T>) -> R,

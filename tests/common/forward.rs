@@ -1,4 +1,4 @@
-//! A layer's forward launch: buffers uploaded, parameters filled from the plan.
+//! A layer's forward launch: uploads buffers and fills in the kernel's parameters from the plan.
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::abi::{LoraForward, LoraForwardTma, TensorMap};
@@ -14,10 +14,10 @@ use super::decode::{Options, activation_code, aligned, segment_table};
 use super::rig::{Call, Failure, Rig, Uploads};
 use super::{Buffer, RandomLayer};
 
-/// The steepest that an activation is anywhere, GELU's 1.129 rounded up.
+/// The largest slope of all activations: GELU's 1.129, rounded up.
 pub const STEEPEST: f64 = 1.13;
 
-/// What a layer is to give: T is stored as the type of everything else on its way.
+/// The reference's result of a layer whose T is rounded to the operands' type.
 pub fn expected<T: Element>(
     random: &RandomLayer<T>,
     x: &Buffer<T>,
@@ -30,7 +30,7 @@ pub fn expected<T: Element>(
     on_the_way_out(expected, random, activation, added)
 }
 
-/// The same with a fused shrink: T is rounded in parts, each of so much depth.
+/// The same with a fused shrink, whose T is a sum of parts over this many values of k, each rounded.
 pub fn expected_in_parts<T: Element>(
     random: &RandomLayer<T>,
     x: &Buffer<T>,
@@ -43,7 +43,7 @@ pub fn expected_in_parts<T: Element>(
     on_the_way_out(expected, random, activation, added)
 }
 
-/// The same where the operands of every product are rounded to TF32.
+/// The same with the operands of every product rounded to TF32.
 pub fn expected_in_tf32<T: Element>(
     random: &RandomLayer<T>,
     x: &Buffer<T>,
@@ -59,7 +59,7 @@ pub fn expected_in_tf32<T: Element>(
     on_the_way_out(expected, random, activation, added)
 }
 
-/// What the activation and an addend make of a layer's output.
+/// Applies the activation and adds the residual to a layer's expected output.
 pub fn on_the_way_out<T: Element>(
     mut expected: Judged,
     random: &RandomLayer<T>,
@@ -78,7 +78,7 @@ pub fn on_the_way_out<T: Element>(
     expected
 }
 
-/// The ranks of the segments that are to take part.
+/// The ranks of the segments that the launch is planned for.
 fn ranks<T>(random: &RandomLayer<T>, options: &Options<'_, T>) -> Vec<usize> {
     if options.base_only {
         vec![]
@@ -109,7 +109,7 @@ fn problem<'a, T: Element>(
     }
 }
 
-/// A layer on a device, to be launched any number of times.
+/// A layer on a device that can be launched any number of times.
 pub struct Forward<'m, T> {
     rig: &'m Rig,
     pub plan: ForwardPlan,
@@ -120,10 +120,10 @@ pub struct Forward<'m, T> {
     t_like: Buffer<T>,
 }
 
-/// What a launch left.
+/// The outputs of a launch.
 pub struct Outputs<T> {
     pub y: Buffer<T>,
-    /// T of all segments side by side.
+    /// T of all segments, side by side.
     pub t: Buffer<T>,
     pub counters: Counters,
 }
@@ -139,7 +139,7 @@ impl<'m, T: Element> Forward<'m, T> {
         Self::with_plan(rig, plan, random, x, y, options)
     }
 
-    /// The launch of dx: `x` is dy, what is added to dx is where dx is to be.
+    /// The launch of dx: `x` is dy, and a value to add to is already in dx's buffer.
     pub fn input_gradient(
         rig: &'m Rig,
         random: &RandomLayer<T>,
@@ -234,7 +234,7 @@ impl<'m, T: Element> Forward<'m, T> {
         Self { rig, plan, params, tma, uploads, y_like, t_like }
     }
 
-    /// The workspace's T, as the last launch left it: s·T, each segment's rank in whole steps.
+    /// T as the last launch left it in the workspace: s·T, each segment's rank rounded up to whole steps.
     pub fn workspace_t(&self) -> Buffer<T> {
         let mut t = Buffer::poisoned(self.y_like.rows, self.plan.t_stride as usize, 0);
         if !t.data.is_empty() {
@@ -243,12 +243,12 @@ impl<'m, T: Element> Forward<'m, T> {
         t
     }
 
-    /// Poisons what the launch is to write, launches, and returns it.
+    /// Fills the outputs with NaN, launches, and returns the outputs.
     pub fn run(&self) -> Result<Outputs<T>, Failure> {
         let poisoned = |like: &Buffer<T>| Buffer { data: like.data.clone(), ..*like };
         let (mut y, mut t) = (poisoned(&self.y_like), poisoned(&self.t_like));
         self.rig.write(self.params.y as u64, &y.data);
-        // Whoever takes what the last launch left in T for its own launch's is found out.
+        // A kernel that reads T of the previous launch gets NaN.
         self.rig.write(self.params.t as u64, &vec![0xffu8; self.plan.workspace.t_bytes]);
         if !self.params.t_out.is_null() {
             self.rig.write(self.params.t_out as u64, &t.data);

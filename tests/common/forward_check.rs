@@ -1,4 +1,5 @@
-//! A layer's forward launch under every schedule, held against float64; and its columns that no adapter touches.
+//! Checks a layer's forward launch against float64 under every schedule, and that columns without an adapter are those
+//! of the base product.
 
 use fused_lora::dropout::Dropout;
 use fused_lora::plan::lora::ForwardPlan;
@@ -11,7 +12,7 @@ use super::forward::{Forward, Outputs, expected, expected_in_parts, expected_in_
 use super::rig::{Rig, SCHEDULES, schedules};
 use super::{Buffer, RandomLayer, Rng, Shape, steps};
 
-/// What the kernels on mma.sync are planned for, and those on wgmma.
+/// The compute capabilities to plan for: one whose kernels use mma.sync, and one whose kernels use wgmma.
 pub const CAPABILITIES: [(u32, u32); 2] = [(8, 0), (9, 0)];
 
 pub fn options<T>(multiprocessors: usize, capability: (u32, u32)) -> Options<'static, T> {
@@ -19,14 +20,14 @@ pub fn options<T>(multiprocessors: usize, capability: (u32, u32)) -> Options<'st
     Options { multiprocessors, path: ComputePath::Matrix, compute_capability, ..Options::default() }
 }
 
-/// Runs a shape under every schedule: each result within its bounds, and all of them the same bits.
+/// Runs a shape under the test's schedules: each result is within its bounds, and all have the same bits.
 pub fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<'_, T>, residual: bool) -> ForwardPlan {
     let mut rng = Rng(seed);
     let random = RandomLayer::<T>::new(&mut rng, shape);
     let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
     let added = residual.then(|| Buffer::<T>::random(&mut rng, shape.tokens, shape.d_out, shape.gap));
     let in_tf32 = options.path == ComputePath::Tf32;
-    // Through a slot T has more columns than the adapter.
+    // If factors are in a slot, T has more columns than the adapter has.
     let t_out = options.slot.is_none() && !options.serving;
     let options = Options { residual: added.as_ref(), t_out, ..*options };
     let forward = Forward::new(rig, &random, &x, &options);
@@ -50,7 +51,7 @@ pub fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<
                 assert!(same, "row {row} of T depends: {what}");
             }
         } else if options.t_out {
-            // Of T's products both operands are rounded.
+            // TF32 rounds both operands of T's products.
             let rounded = if in_tf32 { 2.01 * reference::TF32_ROUNDOFF } else { 0.0 };
             check_t(&random, &x, options.dropout.as_ref(), &outputs.t, rounded, &what);
         }
@@ -59,8 +60,8 @@ pub fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<
     forward.plan.clone()
 }
 
-/// T as the backward pass gets it: each segment's behind the other's, no scale, no padding. Its products may be off by
-/// `rounded` of themselves.
+/// Checks T as the backward pass gets it: the segments' columns one after the other, without scale and padding.
+/// `rounded` is the relative error that each product may have.
 fn check_t<T: Element>(
     random: &RandomLayer<T>,
     x: &Buffer<T>,
@@ -89,13 +90,9 @@ fn check_t<T: Element>(
     t.assert_gaps_untouched();
 }
 
-/// Of one segment; `scale` squared may make its T overflow, which has no business outside its columns.
-pub fn columns_without_an_adapter_are_the_base_products<T: Element>(
-    rig: &Rig,
-    shape: &Shape,
-    scale: f32,
-    options: &Options<'_, T>,
-) {
+/// Checks the columns outside a shape's one segment. With `scale` squared as its factor, T may overflow,
+/// which must not change these columns.
+pub fn check_columns_without_an_adapter<T: Element>(rig: &Rig, shape: &Shape, scale: f32, options: &Options<'_, T>) {
     let (begin, end, _) = shape.segments[0];
     let mut rng = Rng(51);
     let mut random = RandomLayer::<T>::new(&mut rng, shape);

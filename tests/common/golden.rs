@@ -1,4 +1,4 @@
-//! Vectors that PyTorch made in float64 (tests/golden/README.md).
+//! Reads the test vectors that PyTorch computed in float64 (tests/golden/README.md).
 
 use safetensors::SafeTensors;
 
@@ -11,7 +11,7 @@ pub struct Golden {
 
 impl Golden {
     pub fn open() -> Self {
-        // Where tests run that were built elsewhere, the script says where the vectors are.
+        // On a GPU host the tests come without the repository, and scripts/gpu.sh sets the path of the vectors.
         let here = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
         let folder = std::env::var_os("FUSED_LORA_TEST_GOLDEN").map_or_else(|| here.into(), std::path::PathBuf::from);
         Self { bytes: std::fs::read(folder.join("expected.safetensors")).unwrap() }
@@ -25,7 +25,7 @@ impl Golden {
         (tensor.shape().to_vec(), values)
     }
 
-    /// An operand: made in float64 from numbers that `f32` holds.
+    /// An operand. Its float64 values are exact in f32.
     pub fn f32(&self, key: &str) -> Buffer<f32> {
         let (shape, values) = self.f64(key);
         let data: Vec<f32> = values.iter().map(|&v| v as f32).collect();
@@ -34,7 +34,7 @@ impl Golden {
         Buffer { rows: data.len() / cols, cols, stride: cols, data }
     }
 
-    /// Within 1e-5 of the largest element, and a NaN is not.
+    /// Asserts that all errors are at most 1e-5 of the largest element. A NaN fails.
     pub fn assert_close(&self, got: &[f32], key: &str) {
         let (_, expected) = self.f64(key);
         assert_eq!(got.len(), expected.len(), "{key}");

@@ -1,4 +1,4 @@
-//! A layer's gradients on a device: random operands, the launch from its plan, and what float64 makes of them.
+//! A layer's gradients on a device: random operands, the launch from its plan, and the float64 reference.
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::Element;
@@ -12,7 +12,7 @@ use fused_lora_emulator::Counters;
 use super::rig::{Call, Failure, Rig, Uploads};
 use super::{Buffer, Rng};
 
-/// A layer and what is asked of it.
+/// The shape of a layer, and the gradients to compute.
 #[derive(Debug, Clone)]
 pub struct Case {
     pub tokens: usize,
@@ -45,7 +45,7 @@ impl Case {
         }
     }
 
-    /// Where each segment's columns begin in Q, and where Q ends.
+    /// The first column of each segment in Q, and Q's total number of columns.
     fn q_places(&self) -> Vec<usize> {
         let ends = self.segments.iter().scan(0, |end, s| {
             *end += s.2.next_multiple_of(16);
@@ -55,20 +55,20 @@ impl Case {
     }
 }
 
-/// dA and dB of every segment, then the bias's gradient as one row if it is asked for.
+/// dA and dB of every segment, then the bias's gradient as one row if asked for.
 pub struct Outputs {
     pub gradients: Vec<Buffer<f32>>,
     pub counters: Counters,
 }
 
 impl Outputs {
-    /// The bits of everything, gaps included.
+    /// The bits of all gradients, gaps included.
     pub fn bits(&self) -> Vec<u32> {
         self.gradients.iter().flat_map(|gradient| gradient.data.iter().map(|value| value.to_bits())).collect()
     }
 }
 
-/// What a launch takes, and what is in its outputs before.
+/// The operands of a launch, and the initial contents of its outputs.
 pub struct Operands<T> {
     pub case: Case,
     x: Buffer<T>,
@@ -80,8 +80,9 @@ pub struct Operands<T> {
 }
 
 impl<T: Element> Operands<T> {
-    /// Random ones. NaN where nobody has any business: in gaps, in Q where ranks are rounded up, in columns of dy of no
-    /// segment unless these are summed up, in gradients that are not added to.
+    /// Random operands, with NaN wherever the kernel must not read: in gaps, in the columns of Q by which ranks are
+    /// rounded up, in columns of dy without a segment (unless the bias's gradient sums them), and in gradients that are
+    /// overwritten.
     pub fn random(seed: u64, case: &Case) -> Self {
         let &Case { tokens, d_in, d_out, ref segments, gap, bias, accumulate, .. } = case;
         let mut rng = Rng(seed);
@@ -112,7 +113,7 @@ impl<T: Element> Operands<T> {
         Self { case: case.clone(), x, dy, q, t, scales, before }
     }
 
-    /// What the launch is to give, in the order of its outputs.
+    /// The reference's results, in the order of the launch's outputs.
     pub fn expected(&self) -> Vec<Judged> {
         let x = reference::drop_out(&Matrix64::from_view(self.x.view()), self.case.dropout.as_ref());
         let (dy, q, t) = [&self.dy, &self.q, &self.t].map(|m| Matrix64::from_view(m.view())).into();
@@ -155,7 +156,7 @@ impl<T: Element> Operands<T> {
     }
 }
 
-/// The gradients of a layer, to be made any number of times.
+/// The gradient launch of a layer, which can be repeated any number of times.
 pub struct Gradients<'m> {
     rig: &'m Rig,
     pub plan: GradientsPlan,
@@ -222,12 +223,12 @@ impl<'m> Gradients<'m> {
         Self { rig, plan, params, uploads, before, places }
     }
 
-    /// Puts back what was in the outputs, launches, and returns them.
+    /// Restores the initial contents of the outputs, launches, and returns the outputs.
     pub fn run(&self) -> Result<Outputs, Failure> {
         for (output, &place) in self.before.iter().zip(&self.places) {
             self.rig.write(place, &output.data);
         }
-        // Whoever takes the last launch's sums for its own is found out.
+        // A kernel that reads the previous launch's partial sums gets NaN.
         self.rig.write(self.params.partial as u64, &vec![f32::NAN; self.plan.workspace.partial]);
         let call = Call::new(
             &self.plan.launch.kernel,

@@ -1,4 +1,4 @@
-//! A merge: buffers uploaded, launched, read back.
+//! A merge on a rig: uploads buffers, launches, and reads the results back.
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::Element;
@@ -10,7 +10,7 @@ use super::decode::segment_table;
 use super::rig::{Call, Failure, Rig, Uploads};
 use super::{Buffer, RandomLayer};
 
-/// What a merge left and told.
+/// The weight after a merge, and the kernel's report.
 pub struct Merged<T> {
     pub weight: Buffer<T>,
     pub largest_rounding: f32,
@@ -18,8 +18,8 @@ pub struct Merged<T> {
     pub not_finite: u32,
 }
 
-/// Merges `sign` times the layer's segments into `weight`, or into a poisoned copy if `in_place` is not set. With
-/// `segments_of` cut to none it is a copy.
+/// Adds `sign` times the low-rank products of the layer's segments to `weight`, in place or into a buffer filled with
+/// NaN. Without `with_segments` the launch only copies.
 pub fn run<T: Element>(
     rig: &Rig,
     layer: &RandomLayer<T>,
@@ -59,7 +59,7 @@ pub fn run<T: Element>(
     Ok(Merged { weight: out, largest_rounding: told[0], largest_change: told[1], not_finite: told[2].to_bits() })
 }
 
-/// The layout's rows and columns.
+/// Rows and columns of a weight in this layout.
 pub fn stored(layout: Layout, d_in: usize, d_out: usize) -> (usize, usize) {
     match layout {
         Layout::OutIn => (d_out, d_in),

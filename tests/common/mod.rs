@@ -1,4 +1,4 @@
-//! Random layers for the integration tests: every buffer with its own stride, gaps and outputs poisoned with NaN.
+//! Random layers for the integration tests. Every buffer has its own stride; gaps and outputs are filled with NaN.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 pub mod adamw;
@@ -21,7 +21,7 @@ pub mod transformer;
 use fused_lora::lora::{Layout, LoraLinear, Segment, Weight};
 use fused_lora::{Element, MatrixMut, MatrixRef};
 
-/// splitmix64: enough randomness for tests, and the seed in a failure message reproduces it.
+/// The generator splitmix64: random enough for tests. Failure messages name the seed, which reproduces the values.
 pub struct Rng(pub u64);
 
 impl Rng {
@@ -43,7 +43,7 @@ impl Rng {
     }
 }
 
-/// A matrix with gaps between its rows that hold NaN.
+/// A matrix with NaN in the gaps between its rows.
 pub struct Buffer<T> {
     pub data: Vec<T>,
     pub rows: usize,
@@ -75,7 +75,7 @@ impl<T: Element> Buffer<T> {
         MatrixMut::with_stride(&mut self.data, self.rows, self.cols, self.stride).unwrap()
     }
 
-    /// Asserts that nothing was written between the rows.
+    /// Asserts that the gaps between rows were not written.
     pub fn assert_gaps_untouched(&self) {
         for (i, row) in self.data.chunks(self.stride.max(1)).enumerate() {
             for gap in &row[self.cols..] {
@@ -85,7 +85,7 @@ impl<T: Element> Buffer<T> {
     }
 }
 
-/// What a random layer looks like.
+/// The shape of a random layer.
 #[derive(Debug, Clone)]
 pub struct Shape {
     pub tokens: usize,
@@ -153,7 +153,7 @@ impl<W: Element> RandomLayer<W> {
     }
 }
 
-/// Additions in the longest chain of a layer's output: what γ in the error bound counts.
+/// Additions in the longest chain of a layer's output: the n of γ(n) in the error bound.
 pub fn steps(shape: &Shape) -> usize {
     let rank = shape.segments.iter().map(|s| s.2).sum::<usize>();
     shape.d_in.max(shape.d_out).max(shape.tokens) + rank + 4

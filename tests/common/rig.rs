@@ -1,4 +1,5 @@
-//! Where a test's kernels run: the emulator, or, with `FUSED_LORA_TEST_DEVICE=cuda`, the first GPU. The tests are the same.
+//! Runs a test's kernels in the emulator or, with `FUSED_LORA_TEST_DEVICE=cuda`, on the first GPU. The tests are the
+//! same.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -8,14 +9,14 @@ use fused_lora::abi::TensorMap;
 use fused_lora::device::{Device, DeviceBuffer, KernelParams, LaunchConfig, Stream, Tensor, emulator_kernels};
 use fused_lora_emulator::{Build, Completion, Config, Counters, Error, Fault, Launch, Machine, Schedule};
 
-/// Set in the process that the sanitizers' test starts.
+/// The environment variable that is set in a process started for the sanitizer build.
 pub const SANITIZED: &str = "FUSED_LORA_TEST_SANITIZED";
-/// `proof`, or not set.
+/// The environment variable of the tests' depth: `proof`, or not set.
 const DEPTH: &str = "FUSED_LORA_TEST_DEPTH";
-/// `cuda`, or not set.
+/// The environment variable of the tests' device: `cuda`, or not set.
 const DEVICE: &str = "FUSED_LORA_TEST_DEVICE";
 
-/// A device, and the memory that tests take of it.
+/// A device and the memory that a test has allocated on it.
 pub struct Rig(Kind);
 
 enum Kind {
@@ -25,14 +26,14 @@ enum Kind {
 
 use Kind::{Cuda, Emulator};
 
-/// What ended a launch.
+/// Why a launch failed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Failure {
-    /// A check of the emulator.
+    /// A check of the emulator found a fault.
     Fault(Fault, String),
-    /// The device lacks instructions of the kernel.
+    /// The device lacks instructions that the kernel uses.
     Unsupported,
-    /// What else the device layer or the emulator refused.
+    /// The device module or the emulator refused the launch for another reason.
     Refused(String),
 }
 
@@ -46,8 +47,8 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// Threads in three orders, and CTAs one, three or all at a time: one at a time, whoever waits for a CTA that has not
-/// started waits for ever.
+/// Three orders of threads, with one, three or all CTAs resident at a time. With one resident CTA, a CTA that waits for
+/// a CTA that has not started hangs, and the emulator reports it.
 pub const SCHEDULES: [(Schedule, u32); 3] =
     [(Schedule::FirstIn, 64), (Schedule::LastIn, 1), (Schedule::Random(0x5EED), 3)];
 
@@ -62,24 +63,26 @@ pub struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// Without clusters.
+    /// The shape of a launch without clusters.
     pub fn new(kernel: &'a str, grid: [u32; 3], threads: u32, shared_bytes: u32) -> Self {
         Self { kernel, grid, threads, shared_bytes, cluster: 1 }
     }
 }
 
-/// Whether tests run on a GPU.
+/// Whether tests run on a real GPU.
 pub fn on_gpu() -> bool {
     std::env::var(DEVICE).is_ok_and(|device| device == "cuda")
 }
 
-/// Whether everything is run that can show a fault: every schedule, every moment of completion, every build. Otherwise a
-/// test runs once, in the race build and under a random schedule, which find nearly all of what the others do.
+/// Whether tests run at the depth of `cargo xtask prove`: under every schedule and in every build; tests/instructions
+/// also with early and late completion of asynchronous copies. Otherwise a test runs once, in the race build and under
+/// a random schedule, which finds nearly all faults that the others find.
 pub fn proving() -> bool {
     std::env::var(DEPTH).is_ok_and(|depth| depth == "proof")
 }
 
-/// The builds of the kernels that a test runs in: the sanitizers' needs a process of its own, a GPU has one.
+/// The builds of the kernels that a test runs in. The sanitizer build needs a process of its own; a GPU has only one
+/// build.
 pub fn builds() -> Vec<Build> {
     match () {
         () if on_gpu() => vec![Build::Plain],
@@ -89,19 +92,19 @@ pub fn builds() -> Vec<Build> {
     }
 }
 
-/// The build for what takes long.
+/// The build for tests that take long.
 pub fn fastest() -> Build {
     if is_sanitized() { Build::Sanitize } else { Build::Plain }
 }
 
-/// Whether this process was started for the sanitizers' build.
+/// Whether this process was started for the sanitizer build.
 pub fn is_sanitized() -> bool {
     std::env::var_os(SANITIZED).is_some()
 }
 
-/// Of the orders that a test can run under, those that it does: the last one is random. The sanitizers get that one alone,
-/// because whether an address or an operation is valid depends on the order only through a race, and the race build looks
-/// for races in every order.
+/// The schedules that a test runs under, out of `all`: all of them at the depth of the proof, otherwise the last one,
+/// which is random. The sanitizer build always runs under the last one only: whether an address or an operation is
+/// valid depends on the order only if there is a race, and the race build looks for races under every schedule.
 pub fn schedules(all: &[(Schedule, u32)]) -> &[(Schedule, u32)] {
     if (proving() && !is_sanitized()) || on_gpu() { all } else { &all[all.len() - 1..] }
 }
@@ -124,7 +127,7 @@ impl Rig {
         Self(Emulator(Box::new(machine)))
     }
 
-    /// Has no effect on a GPU, whose schedule is its own.
+    /// Sets the emulator's schedule. Has no effect on a GPU.
     pub fn set_schedule(&self, schedule: Schedule, completion: Completion, resident_ctas: u32) {
         if let Emulator(machine) = &self.0 {
             machine.set_schedule(schedule, completion);
@@ -178,11 +181,11 @@ impl Rig {
         }
     }
 
-    /// Writes from the host to an address inside an allocation.
+    /// Copies data from the host to an address inside an allocation.
     pub fn write<T: NoUninit>(&self, address: u64, data: &[T]) {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         match &self.0 {
-            // SAFETY: the machine checks the bounds; no launch runs.
+            // SAFETY: the emulator checks the bounds; no launch runs.
             Emulator(machine) => unsafe { machine.write(address, bytes) },
             Cuda { stream, buffers, .. } => {
                 let mut buffers = buffers.borrow_mut();
@@ -194,11 +197,11 @@ impl Rig {
         }
     }
 
-    /// Reads to the host from an address inside an allocation.
+    /// Copies data from an address inside an allocation to the host.
     pub fn read<T: NoUninit + AnyBitPattern>(&self, address: u64, data: &mut [T]) {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(data);
         match &self.0 {
-            // SAFETY: the machine checks the bounds; no launch runs.
+            // SAFETY: the emulator checks the bounds; no launch runs.
             Emulator(machine) => unsafe { machine.read(address, bytes) },
             Cuda { stream, buffers, .. } => {
                 let buffers = buffers.borrow();
@@ -209,7 +212,7 @@ impl Rig {
         }
     }
 
-    /// Runs a kernel to its end. The counters are zeros on a GPU.
+    /// Launches a kernel and waits for its end. On a GPU the counters are zeros.
     pub fn launch<P: KernelParams>(&self, call: &Call<'_>, params: &P) -> Result<Counters, Failure> {
         match &self.0 {
             Emulator(machine) => {
@@ -218,7 +221,7 @@ impl Rig {
                     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(params).cast::<u8>(), size_of::<P>()) };
                 let Call { kernel, grid, threads, shared_bytes, cluster } = *call;
                 let launch = Launch { kernel, grid, block: threads, shared_bytes, cluster, params };
-                // SAFETY: tests give addresses of this rig's allocations.
+                // SAFETY: tests pass addresses of this rig's allocations.
                 unsafe { machine.launch(&launch) }.map_err(|error| match error {
                     Error::Fault { fault, report, .. } => Failure::Fault(fault, report),
                     other => Failure::Refused(other.to_string()),
@@ -235,7 +238,7 @@ impl Rig {
                     cluster: call.cluster,
                     ..LaunchConfig::new(call.grid, call.threads)
                 };
-                // SAFETY: tests give addresses of this rig's allocations, and the stream is waited for.
+                // SAFETY: tests pass addresses of this rig's allocations, which live until the stream was synchronised.
                 unsafe { kernel.launch(stream, &config, params) }.map_err(refused)?;
                 stream.synchronize().map_err(refused)?;
                 Ok(Counters::default())
@@ -244,7 +247,7 @@ impl Rig {
     }
 }
 
-/// What was uploaded to a rig, freed when this is dropped.
+/// Buffers uploaded to a rig, which are freed on drop.
 pub struct Uploads<'m> {
     rig: &'m Rig,
     addresses: Vec<u64>,

@@ -1,13 +1,13 @@
-//! AddressSanitizer has to be in a process from its start, so a test binary starts itself again.
+//! AddressSanitizer must be loaded when a process starts, so a test starts its own program again.
 
 use std::process::Command;
 
 use super::rig::{SANITIZED, is_sanitized, on_gpu};
 
-/// Runs a module's tests again, without those named, under AddressSanitizer and UndefinedBehaviorSanitizer.
+/// Runs the tests of a module again under AddressSanitizer and UndefinedBehaviorSanitizer, without those in `skip`.
 pub fn rerun_under_sanitizers(module: &str, skip: &[&str]) {
     if is_sanitized() || on_gpu() {
-        return; // this is the second process, or compute-sanitizer's work
+        return; // this is the second process already; on a GPU, compute-sanitizer does this work
     }
     let preload = fused_lora_emulator::sanitizer_preload().unwrap();
     let output = Command::new(std::env::current_exe().unwrap())

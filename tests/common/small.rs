@@ -1,4 +1,4 @@
-//! A layer in device memory, to be made wrong in one way at a time.
+//! A small valid layer in device memory. Tests make one thing about it wrong at a time and expect an error.
 
 use fused_lora::Element;
 use fused_lora::device::{DeviceBuffer, DeviceLora, DeviceMatrix, DeviceSegment, DeviceSlice, Stream};
@@ -10,14 +10,14 @@ pub const D_IN: usize = 16;
 pub const D_OUT: usize = 8;
 pub const RANK: usize = 4;
 
-/// A 16 to 8 layer of rank 4 with everything contiguous, and all of it zeros in one buffer.
+/// A layer of 16 inputs, 8 outputs and rank 4. All operands are contiguous and share one buffer of zeros.
 pub struct Small<T> {
     pub stream: Stream,
     pub data: DeviceBuffer<T>,
 }
 
 impl<T: Element> Small<T> {
-    /// On a device of its own, where that is an emulator.
+    /// A layer on a new device if tests run in the emulator.
     pub fn new() -> Self {
         let stream = stream();
         let data = DeviceBuffer::zeros(&stream, 1024).unwrap();
@@ -37,9 +37,9 @@ impl<T: Element> Small<T> {
         DeviceLora { weight, layout: Layout::OutIn, bias, segments, activation: Activation::Identity }
     }
 
-    /// A view of this device's memory that nothing has checked.
+    /// A view of this device's memory at an arbitrary address, without any check.
     pub fn raw(&self, address: u64, rows: usize, cols: usize) -> DeviceMatrix<'_, T> {
-        // SAFETY: the view is used for calls that are refused.
+        // SAFETY: the view is only used in calls that fail before the launch.
         let data = unsafe { DeviceSlice::from_raw(self.stream.device(), address, rows * cols) };
         DeviceMatrix::new(data, rows, cols).unwrap()
     }

@@ -1,4 +1,4 @@
-//! LayerNorm and the embedding on a rig: rows uploaded, launched, read back, and how far from float64 they may be.
+//! LayerNorm and the embedding on a rig: uploads rows, launches, reads the results back, and bounds their errors.
 #![allow(clippy::cast_possible_truncation)]
 
 use fused_lora::abi::{LoraEmbedding, LoraLayerNorm};
@@ -8,7 +8,7 @@ use fused_lora::{DType, Element};
 use super::rig::{Call, Failure, Rig, Uploads};
 use super::{Buffer, Rng};
 
-/// LayerNorm's parameters, behind `shift` elements that are none.
+/// LayerNorm's parameters. Both vectors begin with `shift` elements of NaN that do not belong to them.
 pub struct Norm {
     pub weight: Vec<f32>,
     pub bias: Vec<f32>,
@@ -23,18 +23,19 @@ impl Norm {
         Self { weight: draw(), bias: draw(), epsilon: 1e-5, shift }
     }
 
-    /// What a row is to become, and by how much an element may be off.
+    /// The reference's result of a row: each element with its error bound.
     ///
     /// With u = 2⁻²⁴ and X = max|x|, in the order of kernels/transformer/row.h:
     ///
-    /// - A thread's mean of at most 32 values is a sum and a division: off by at most 33uX. Combining two means rounds the
-    ///   distance (at most 2X), its share and the result: 5uX, counted as 7. With L levels, one a block of 8192, five of lanes
-    ///   and three of warps, the mean is off by at most E = (33 + 7L)uX.
-    /// - Squares around a wrong mean are too large by its error squared, and each is rounded up to 36 times on its way:
-    ///   relative. Combining adds w·δ², w at most the smaller count and δ off by 2E; by Cauchy and Schwarz all levels together
-    ///   are off by 4E·√(var·L/2) + 2E²L after the division by the width, and by 9u a level of themselves.
-    /// - The factor 1/√(variance + ε) is monotone in the variance, so its error is that at the interval's lower end, and six
-    ///   roundings of its own. The rest is a difference, a product and a sum.
+    /// - A thread's mean of at most 32 values is a sum and a division, with an error of at most 33uX. Combining two means rounds
+    ///   their distance (at most 2X), the share of it and the result: 5uX, counted as 7. With L levels (one for each block of
+    ///   8192, five of lanes and three of warps) the error of the mean is at most E = (33 + 7L)uX.
+    /// - The sum of squares around a wrong mean is too large by the square of the mean's error, and each square is rounded up
+    ///   to 36 times, a relative error. Combining two sums adds w·δ², where w is at most the smaller count and δ has an error of
+    ///   2E. By the Cauchy-Schwarz inequality the error of all levels together, divided by the width, is at most
+    ///   4E·√(var·L/2) + 2E²L, plus a relative error of 9u for each level.
+    /// - The factor 1/√(variance + ε) is monotone in the variance, so its error is largest at the lower end of the variance's
+    ///   interval; six roundings of its own are added. The rest is a difference, a product and a sum.
     pub fn expected(&self, x: &[f64], stored: DType) -> Vec<(f64, f64)> {
         let u = DType::F32.unit_roundoff();
         let width = x.len() as f64;
@@ -64,14 +65,14 @@ impl Norm {
             .collect()
     }
 
-    /// Whether rows of y are LayerNorm of those of x: NaN where a row of x has one, and nowhere else.
+    /// Checks that each row of y is LayerNorm of the row of x. A row of x with a NaN must give a row of NaN.
     pub fn agrees<T: Element>(&self, x: &Buffer<T>, y: &Buffer<T>) -> Result<(), String> {
         for row in 0..x.rows {
             let exact: Vec<f64> = x.view().row(row).iter().map(|v| f64::from(v.to_f32())).collect();
             let got = y.view().row(row);
             if exact.iter().any(|v| v.is_nan()) {
                 match got.iter().position(|v| !v.to_f32().is_nan()) {
-                    Some(column) => return Err(format!("[{row}, {column}] is no NaN")),
+                    Some(column) => return Err(format!("[{row}, {column}] is not NaN")),
                     None => continue,
                 }
             }
@@ -104,7 +105,7 @@ fn launch<T: Element, P: fused_lora::device::KernelParams>(
     ended.map(drop)
 }
 
-/// y = LayerNorm(x), with as many SMs in mind; rows of y are `gap` elements apart.
+/// y = LayerNorm(x), planned for this many SMs. Rows of y have `gap` elements between them.
 pub fn layer_norm<T: Element>(
     rig: &Rig,
     x: &Buffer<T>,
@@ -133,7 +134,7 @@ pub fn layer_norm<T: Element>(
     Ok(y)
 }
 
-/// Tables, and which of their rows are wanted.
+/// The tables of an embedding, and the rows to look up in them.
 pub struct Embedded<T> {
     pub tokens: Buffer<T>,
     pub extra: Option<Buffer<T>>,
@@ -143,7 +144,8 @@ pub struct Embedded<T> {
 }
 
 impl<T: Element> Embedded<T> {
-    /// Tables of 11 tokens, 3 more vectors and 7 positions; rows of both tables, and, of more than six, one beyond each.
+    /// Tables of 11 tokens, 3 extra vectors and 7 positions. With more than six rows, two ids and two positions are
+    /// beyond the tables.
     pub fn random(rng: &mut Rng, rows: usize, width: usize, gap: usize, has_extra: bool) -> Self {
         let mut table = |rows| Buffer::random(rng, rows, width, gap);
         let (tokens, extra, positions) = (table(11), has_extra.then(|| table(3)), table(7));
@@ -156,7 +158,7 @@ impl<T: Element> Embedded<T> {
         Self { tokens, extra, positions, ids, places }
     }
 
-    /// x, to the bit: the sum in f32, rounded to the type, or a row of NaN.
+    /// The exact bits of x: the sum in f32 rounded to the type; `None` stands for a row of NaN.
     pub fn expected(&self) -> Vec<Option<Vec<T>>> {
         let row_of = |id: u32| {
             let index = id as usize;
@@ -173,7 +175,7 @@ impl<T: Element> Embedded<T> {
         rows.map(|(&id, &place)| Some(row_of(id)?.iter().zip(place_of(place)?).map(sum).collect())).collect()
     }
 
-    /// Whether x is what it should be.
+    /// Checks that x has the expected bits.
     pub fn agrees(&self, x: &Buffer<T>) -> Result<(), String> {
         for (row, expected) in self.expected().iter().enumerate() {
             let got = x.view().row(row);
@@ -182,14 +184,14 @@ impl<T: Element> Embedded<T> {
                 None => got.iter().all(|v| v.to_f32().is_nan()),
             };
             if !right {
-                return Err(format!("row {row} is {got:?}, not {expected:?}"));
+                return Err(format!("row {row} is {got:?}, expected {expected:?}"));
             }
         }
         Ok(())
     }
 }
 
-/// x and, with a norm, y of as many SMs in mind; their rows are `gap` elements apart.
+/// x and, with a norm, y = LayerNorm(x), planned for this many SMs. Their rows have `gap` elements between them.
 pub fn embed<T: Element>(
     rig: &Rig,
     input: &Embedded<T>,

@@ -1,5 +1,6 @@
-//! The decode kernels in the emulator: against the float64 reference element by element, under several schedules, in the
-//! plain, race and sanitizer builds.
+//! Checks the decode kernels in the emulator against the float64 reference, element by element. By default a test runs
+//! in the race build, under one random schedule; `cargo xtask prove` runs it under several schedules and in the plain,
+//! race and sanitizer builds.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -15,7 +16,7 @@ use fused_lora::{ComputePath, Element, reference};
 use fused_lora_emulator::{Build, Completion, Config};
 use half::{bf16, f16};
 
-/// Runs a shape under every schedule: each result within its bounds, and all of them the same bits.
+/// Runs a shape under the test's schedules: each result is within its bounds, and all have the same bits.
 fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, activation: Activation, residual: bool) {
     check_with::<T>(rig, seed, shape, &Options { activation, ..Options::default() }, residual);
 }
@@ -47,7 +48,7 @@ fn check_with<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options
     decode.plan.clone()
 }
 
-fn every_type(shape: &Shape, seed: u64) {
+fn check_all_types(shape: &Shape, seed: u64) {
     for build in builds() {
         let rig = Rig::new(build);
         check::<f32>(&rig, seed, shape, Activation::Identity, false);
@@ -60,7 +61,7 @@ fn every_type(shape: &Shape, seed: u64) {
 fn every_token_count() {
     for layout in LAYOUTS {
         for tokens in 1..=16 {
-            every_type(&shape(tokens, 64, 40, layout, &[(0, 40, 4)]), tokens as u64);
+            check_all_types(&shape(tokens, 64, 40, layout, &[(0, 40, 4)]), tokens as u64);
         }
     }
 }
@@ -69,7 +70,7 @@ fn every_token_count() {
 fn every_rank() {
     for layout in LAYOUTS {
         for rank in [1, 2, 3, 8, 16, 17, 40, 64, 130, 512] {
-            every_type(&shape(2, 72, 24, layout, &[(0, 24, rank)]), rank as u64);
+            check_all_types(&shape(2, 72, 24, layout, &[(0, 24, rank)]), rank as u64);
         }
     }
 }
@@ -78,8 +79,8 @@ fn every_rank() {
 fn odd_shapes_take_the_slow_path_and_stay_right() {
     for layout in LAYOUTS {
         for (tokens, d_in, d_out) in [(1, 1, 1), (1, 7, 5), (3, 65, 33), (5, 130, 17), (16, 33, 70)] {
-            every_type(&shape(tokens, d_in, d_out, layout, &[(0, d_out, 3)]), 11);
-            every_type(&Shape { gap: 3, bias: false, ..shape(tokens, d_in, d_out, layout, &[]) }, 12);
+            check_all_types(&shape(tokens, d_in, d_out, layout, &[(0, d_out, 3)]), 11);
+            check_all_types(&Shape { gap: 3, bias: false, ..shape(tokens, d_in, d_out, layout, &[]) }, 12);
         }
     }
 }
@@ -87,9 +88,9 @@ fn odd_shapes_take_the_slow_path_and_stay_right() {
 #[test]
 fn long_rows_go_over_several_panels() {
     for layout in LAYOUTS {
-        // More chunks than threads; a last panel that fills part of the CTA.
-        every_type(&shape(1, 4096 + 520, 16, layout, &[(0, 16, 2)]), 21);
-        every_type(&shape(4, 1096, 48, layout, &[(0, 48, 5)]), 22);
+        // More chunks than threads, and a last panel with work for a part of the CTA's threads only.
+        check_all_types(&shape(1, 4096 + 520, 16, layout, &[(0, 16, 2)]), 21);
+        check_all_types(&shape(4, 1096, 48, layout, &[(0, 48, 5)]), 22);
     }
 }
 
@@ -97,8 +98,8 @@ fn matrix_options<T>(multiprocessors: usize) -> Options<'static, T> {
     Options { multiprocessors, path: ComputePath::Matrix, ..Options::default() }
 }
 
-/// 5 to 16 tokens of 16 bits: every tile width, depths that are shared by CTAs and that end within a warp's step, and ranks
-/// that leave shared memory for a part of the warps' sums only.
+/// Up to 16 tokens in f16 and bf16: every tile width, K split over CTAs, K that ends within a warp's step, and ranks so
+/// high that shared memory has room for the sums of a part of the warps only, which then take turns.
 #[test]
 fn matrix_instructions_in_every_tiling() {
     let mut seen = BTreeSet::new();
@@ -131,23 +132,30 @@ fn matrix_instructions_in_every_tiling() {
         assert!(seen.iter().any(|(name, ..)| name.ends_with(kernel)), "{kernel} was not run: {seen:?}");
     }
     for rows in ["rows", "columns"] {
-        assert!(seen.iter().any(|(name, split, _)| name.contains(rows) && *split), "no {rows} split: {seen:?}");
-        assert!(seen.iter().any(|(name, _, turns)| name.contains(rows) && *turns), "no {rows} in turns: {seen:?}");
+        assert!(
+            seen.iter().any(|(name, split, _)| name.contains(rows) && *split),
+            "no {rows} kernel split K: {seen:?}"
+        );
+        assert!(
+            seen.iter().any(|(name, _, turns)| name.contains(rows) && *turns),
+            "no {rows} kernel's warps took turns: {seen:?}"
+        );
     }
 }
 
 #[test]
 fn segments_anywhere() {
     for layout in LAYOUTS {
-        every_type(&shape(1, 64, 96, layout, &[(0, 32, 4), (64, 96, 7)]), 31);
-        every_type(&shape(2, 64, 96, layout, &[(0, 96, 5), (0, 96, 2), (17, 18, 1)]), 32);
-        every_type(&shape(3, 64, 48, layout, &[]), 33);
+        check_all_types(&shape(1, 64, 96, layout, &[(0, 32, 4), (64, 96, 7)]), 31);
+        check_all_types(&shape(2, 64, 96, layout, &[(0, 96, 5), (0, 96, 2), (17, 18, 1)]), 32);
+        check_all_types(&shape(3, 64, 48, layout, &[]), 33);
         let many: Vec<_> = (0..16).map(|i| (3 * i, 3 * i + 3, 1 + i % 3)).collect();
-        every_type(&shape(1, 64, 48, layout, &many), 34);
+        check_all_types(&shape(1, 64, 48, layout, &many), 34);
     }
 }
 
-/// Of an adapter with the ranks that the launch is planned for, and of smaller ones, by less than a step and by several.
+/// Adapters with the ranks that the launch is planned for, and with ranks lower by less than a step and by several
+/// steps.
 #[test]
 fn factors_in_a_slot() {
     fn check<T: Element>(rig: &Rig, shape: &Shape) {
@@ -228,13 +236,13 @@ fn clone_of<T: Element>(layer: &RandomLayer<T>) -> RandomLayer<T> {
     }
 }
 
-/// One read of everything, in whole chunks of whole sectors.
+/// A launch reads every operand once, in whole chunks of 16 bytes and whole sectors.
 #[test]
 fn bytes_requested_are_the_floor() {
     if on_gpu() {
         return; // only the emulator counts
     }
-    // x goes to every CTA: with more SMs it is a larger share (132 SMs: 1.033 of the floor).
+    // Every CTA reads x, so x's share grows with the number of SMs (132 SMs: 1.033 of the floor).
     for layout in LAYOUTS {
         let shape = Shape { bias: false, ..shape(1, 4096, 4096, layout, &[(0, 4096, 16)]) };
         let mut rng = Rng(61);
@@ -253,8 +261,7 @@ fn bytes_requested_are_the_floor() {
     }
 }
 
-/// AddressSanitizer has to be in a process from its start, so this one starts itself again.
-/// Bank conflicts of one launch, every access to shared memory counted.
+/// The bank conflicts of one launch, counted over all accesses to shared memory; the loads of weights; the kernel.
 fn conflicts<T: Element>(tokens: usize, d_in: usize, layout: Layout) -> (u64, u64, String) {
     let shape = shape(tokens, d_in, 64, layout, &[(0, 64, 8)]);
     let mut rng = Rng(71);
@@ -268,7 +275,7 @@ fn conflicts<T: Element>(tokens: usize, d_in: usize, layout: Layout) -> (u64, u6
     (counters.shared_conflicts, counters.once_instructions, decode.plan.launch.kernel.clone())
 }
 
-/// A loop that met its own banks would do so more often the longer it runs.
+/// If the main loop had bank conflicts, their number would grow with the loop's length.
 #[test]
 fn main_loops_have_no_bank_conflicts() {
     if on_gpu() {
@@ -289,6 +296,7 @@ fn main_loops_have_no_bank_conflicts() {
     }
 }
 
+/// AddressSanitizer must be loaded when a process starts, so this test starts the program again.
 #[test]
 #[ignore = "part of the proof: cargo xtask prove"]
 fn everything_again_under_the_sanitizers() {

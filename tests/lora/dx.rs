@@ -1,5 +1,6 @@
-//! The kernels of dx and Q in the emulator: against the float64 reference element by element, under several schedules, in
-//! the plain, race and sanitizer builds.
+//! Checks the kernels of dx and Q in the emulator against the float64 reference, element by element. By default a test
+//! runs in the race build, under one random schedule; `cargo xtask prove` runs it under several schedules and in the
+//! plain, race and sanitizer builds.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -18,7 +19,7 @@ use fused_lora::{ComputePath, DType, Element};
 use fused_lora_emulator::Completion;
 use half::{bf16, f16};
 
-/// What becomes of dx.
+/// How dx is written.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Dx {
     Written,
@@ -26,7 +27,7 @@ enum Dx {
     NotWanted,
 }
 
-/// Runs a shape under every schedule: dx and Q within their bounds, and all of them the same bits.
+/// Runs a shape under the test's schedules: dx and Q are within their bounds, and all runs give the same bits.
 fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<'_, T>, kind: Dx) -> ForwardPlan {
     let mut rng = Rng(seed);
     let random = RandomLayer::<T>::new(&mut rng, shape);
@@ -43,7 +44,7 @@ fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<'_, 
     let options = Options { residual: old.as_ref(), ..*options };
     let launch = Forward::input_gradient(rig, &random, &dy, &options, kind != Dx::NotWanted);
     let mut first: Option<(Buffer<T>, Buffer<T>)> = None;
-    // What the sanitizers look for depends less on the order than what the other builds do.
+    // The sanitizers' findings depend less on the schedule than those of the other builds.
     let schedules = if is_sanitized() { &SCHEDULES[2..] } else { schedules(&SCHEDULES) };
     for &(schedule, resident) in schedules {
         let what = format!("{}, seed {seed}, {shape:?}, {schedule:?}, {}", T::DTYPE, launch.plan);
@@ -72,8 +73,8 @@ fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<'_, 
     launch.plan.clone()
 }
 
-/// Q as the gradients of A and B take it: s·dy·B, rounded, each segment's columns in whole steps, zeros where its rank was
-/// rounded up.
+/// Checks Q as the gradient kernels read it: s·dy·B, rounded; each segment has whole steps of columns, with zeros in
+/// those by which its rank was rounded up.
 fn check_q<T: Element>(random: &RandomLayer<T>, dy: &Buffer<T>, q: &Buffer<T>, what: &str) {
     let dy = Matrix64::from_view(dy.view());
     let mut begin = 0;
@@ -105,9 +106,9 @@ fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(
     Shape { bias: false, ..crate::common::shape(tokens, d_in, d_out, layout, segments) }
 }
 
-/// In every build, on CUDA cores and on matrix instructions of every kind that there is for the shape; the kernels' names.
-/// f16 and bf16 take turns.
-fn everywhere_with(
+/// Checks a shape in the test's builds, on CUDA cores and with every kind of matrix instructions that kernels for the
+/// shape use; `seed` selects f16 or bf16. Returns the kernels' names.
+fn check_all_kernels_with(
     shape: &Shape,
     seed: u64,
     multiprocessors: usize,
@@ -140,21 +141,21 @@ fn everywhere_with(
     kernels
 }
 
-fn everywhere(shape: &Shape, seed: u64, multiprocessors: usize) -> BTreeSet<String> {
-    everywhere_with(shape, seed, multiprocessors, None, Dx::Written)
+fn check_all_kernels(shape: &Shape, seed: u64, multiprocessors: usize) -> BTreeSet<String> {
+    check_all_kernels_with(shape, seed, multiprocessors, None, Dx::Written)
 }
 
 #[test]
 fn every_token_count() {
     for (i, tokens) in [1, 17, 64, 127, 129].into_iter().enumerate() {
-        everywhere(&shape(tokens, 40, 72, LAYOUTS[i % 2], &[(0, 72, 4)]), tokens as u64, 6);
+        check_all_kernels(&shape(tokens, 40, 72, LAYOUTS[i % 2], &[(0, 72, 4)]), tokens as u64, 6);
     }
 }
 
 #[test]
 fn every_rank() {
     for (i, rank) in [1, 3, 8, 16, 40, 64, 130, 512].into_iter().enumerate() {
-        everywhere(&shape(18, 24, 72, LAYOUTS[i % 2], &[(0, 72, rank)]), i as u64 / 2, 6);
+        check_all_kernels(&shape(18, 24, 72, LAYOUTS[i % 2], &[(0, 72, rank)]), i as u64 / 2, 6);
     }
 }
 
@@ -165,9 +166,9 @@ fn every_tile() {
         for (seed, tokens, d_in, d_out) in
             [(60, 128, 128, 136), (61, 250, 248, 72), (60, 33, 72, 264), (60, 33, 71, 65)]
         {
-            seen.extend(everywhere(&shape(tokens, d_in, d_out, layout, &[(8, d_out, 20)]), seed, 1));
+            seen.extend(check_all_kernels(&shape(tokens, d_in, d_out, layout, &[(8, d_out, 20)]), seed, 1));
             if tokens == 33 {
-                seen.extend(everywhere(&shape(20, d_in, d_out, layout, &[(0, d_out, 5)]), seed + 1, 1));
+                seen.extend(check_all_kernels(&shape(20, d_in, d_out, layout, &[(0, d_out, 5)]), seed + 1, 1));
             }
         }
     }
@@ -200,28 +201,28 @@ fn every_tile() {
 fn odd_shapes_take_the_slow_path_and_stay_right() {
     for (i, (tokens, d_in, d_out)) in [(17, 1, 1), (19, 5, 7), (70, 67, 130)].into_iter().enumerate() {
         for layout in LAYOUTS {
-            everywhere(&shape(tokens, d_in, d_out, layout, &[(0, d_out, 3)]), 10 + i as u64, 6);
+            check_all_kernels(&shape(tokens, d_in, d_out, layout, &[(0, d_out, 3)]), 10 + i as u64, 6);
         }
     }
     for layout in LAYOUTS {
-        // Rows of dy and W0 that are aligned, and of dx and A that are not, and the other way round.
-        everywhere(&shape(20, 67, 64, layout, &[(3, 64, 8)]), 13, 6);
-        everywhere(&Shape { gap: 3, ..shape(20, 64, 40, layout, &[(3, 37, 24)]) }, 14, 6);
+        // Aligned rows of dy and W0 with unaligned rows of dx and A, and the reverse.
+        check_all_kernels(&shape(20, 67, 64, layout, &[(3, 64, 8)]), 13, 6);
+        check_all_kernels(&Shape { gap: 3, ..shape(20, 64, 40, layout, &[(3, 37, 24)]) }, 14, 6);
     }
 }
 
 #[test]
 fn segments_anywhere() {
     for (i, layout) in LAYOUTS.into_iter().enumerate() {
-        // Part of a step of the depth, overlaps, odd places, one column.
-        everywhere(&shape(20, 96, 200, layout, &[(3, 77, 33), (60, 131, 90), (190, 199, 2)]), 30 + i as u64, 1);
-        everywhere(&shape(20, 64, 96, layout, &[(0, 96, 5), (0, 96, 2), (17, 18, 1)]), 32 + i as u64, 6);
+        // Segments within a step of K, overlapping ones, ones at odd columns, and one of a single column.
+        check_all_kernels(&shape(20, 96, 200, layout, &[(3, 77, 33), (60, 131, 90), (190, 199, 2)]), 30 + i as u64, 1);
+        check_all_kernels(&shape(20, 64, 96, layout, &[(0, 96, 5), (0, 96, 2), (17, 18, 1)]), 32 + i as u64, 6);
         let many: Vec<_> = (0..16).map(|i| (3 * i, 3 * i + 3, 1 + i % 3)).collect();
-        everywhere(&shape(20, 64, 48, layout, &many), 34 + i as u64, 6);
-        // Queries and values of a fused projection: steps of the depth, and whole splits, that no segment touches.
-        everywhere(&shape(20, 24, 1208, layout, &[(1190, 1208, 8)]), 36 + i as u64, 6);
+        check_all_kernels(&shape(20, 64, 48, layout, &many), 34 + i as u64, 6);
+        // Adapters of the queries and values of a fused projection: steps of K, and whole splits, without a segment.
+        check_all_kernels(&shape(20, 24, 1208, layout, &[(1190, 1208, 8)]), 36 + i as u64, 6);
     }
-    everywhere(&shape(70, 24, 600, Layout::OutIn, &[(0, 200, 8), (400, 600, 8)]), 38, 6);
+    check_all_kernels(&shape(70, 24, 600, Layout::OutIn, &[(0, 200, 8), (400, 600, 8)]), 38, 6);
 }
 
 #[test]
@@ -238,7 +239,7 @@ fn shared_depths_are_summed_up_in_their_order() {
             assert!(plan.splits > 1 && plan.t_splits > 1, "{plan}");
         }
     }
-    // Of Q only: tiles of dx are as many as the device needs.
+    // Only K of Q is split: dx has enough tiles to fill the device.
     for (capability, layout) in CAPABILITIES.into_iter().zip(LAYOUTS) {
         for build in builds() {
             let rig = Rig::new(build);
@@ -254,12 +255,12 @@ fn shared_depths_are_summed_up_in_their_order() {
 #[test]
 fn the_low_rank_term_drops_out_and_the_base_does_not() {
     let dropout = Some(Dropout::new(0.3, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(5).at(77));
-    // Columns that whole blocks of the mask fit, that they do not, shared depths, rows below the last token.
+    // Columns in whole blocks of the mask and others, split K, and tiles with rows after the last token.
     for (i, (tokens, d_in, d_out, multiprocessors)) in
         [(130, 264, 72, 1), (40, 40, 1096, 6), (19, 33, 67, 6), (70, 104, 40, 1), (1, 8, 40, 1)].into_iter().enumerate()
     {
         let shape = shape(tokens, d_in, d_out, LAYOUTS[i % 2], &[(0, d_out, 9), (1, 5, 70)]);
-        everywhere_with(&shape, 80 + i as u64, multiprocessors, dropout, Dx::Written);
+        check_all_kernels_with(&shape, 80 + i as u64, multiprocessors, dropout, Dx::Written);
     }
 }
 
@@ -267,10 +268,10 @@ fn the_low_rank_term_drops_out_and_the_base_does_not() {
 fn dx_is_accumulated_in_place() {
     let dropout = Some(Dropout::new(0.5, 9).unwrap());
     for layout in LAYOUTS {
-        // Rows of dx that chunks fit, and that they do not.
+        // Rows of dx in whole chunks of 16 bytes, and others.
         for (gap, seed) in [(8, 41), (3, 42)] {
             let shape = Shape { gap, ..shape(67, 40, 64, layout, &[(8, 32, 4)]) };
-            everywhere_with(&shape, seed, 1, dropout.filter(|_| gap == 3), Dx::Accumulated);
+            check_all_kernels_with(&shape, seed, 1, dropout.filter(|_| gap == 3), Dx::Accumulated);
         }
     }
 }
@@ -280,16 +281,16 @@ fn without_dx_there_is_q() {
     for layout in LAYOUTS {
         for (tokens, d_in, d_out, multiprocessors, seed) in [(130, 72, 136, 1, 51), (40, 64, 1096, 6, 52)] {
             let shape = shape(tokens, d_in, d_out, layout, &[(0, d_out, 9), (1, 5, 70)]);
-            everywhere_with(&shape, seed, multiprocessors, None, Dx::NotWanted);
+            check_all_kernels_with(&shape, seed, multiprocessors, None, Dx::NotWanted);
         }
     }
 }
 
-/// With no adapter, the bits are those of the forward kernel of the turned layer.
+/// Without an adapter, dx has the same bits as the forward kernel's result for the transposed layer.
 #[test]
 fn without_an_adapter_dx_is_the_base_product() {
     let rig = Rig::new(fastest());
-    for (layout, turned) in [(Layout::OutIn, Layout::InOut), (Layout::InOut, Layout::OutIn)] {
+    for (layout, transposed) in [(Layout::OutIn, Layout::InOut), (Layout::InOut, Layout::OutIn)] {
         for (tokens, multiprocessors, capability) in [(70, 1, (8, 0)), (70, 24, (8, 0)), (120, 1, (9, 0))] {
             let layer = shape(tokens, 96, 1800, layout, &[(30, 61, 4)]);
             let mut rng = Rng(53);
@@ -300,7 +301,7 @@ fn without_an_adapter_dx_is_the_base_product() {
             let run = |options| Forward::input_gradient(&rig, &random, &dy, options, true).run().unwrap().y.data;
             let (fused, base) = (run(&options), run(&base_only));
 
-            let mut other = RandomLayer::<bf16>::new(&mut rng, &shape(tokens, 1800, 96, turned, &[]));
+            let mut other = RandomLayer::<bf16>::new(&mut rng, &shape(tokens, 1800, 96, transposed, &[]));
             other.weight.data.clone_from(&random.weight.data);
             let forward = Forward::new(&rig, &other, &dy, &base_only).run().unwrap().y.data;
             assert!(base == forward && fused != base, "{layer:?}");
@@ -334,7 +335,7 @@ fn what_is_dropped_is_the_base_product_bit_for_bit() {
     }
 }
 
-/// Without dropout the oracle of this test is the one of the CPU's backward pass.
+/// Without dropout, this test's reference gives the same as the reference of the CPU's backward pass.
 #[test]
 fn the_references_agree() {
     let shape = shape(5, 12, 9, Layout::OutIn, &[(0, 9, 2), (3, 5, 3)]);
@@ -348,7 +349,7 @@ fn the_references_agree() {
     assert_eq!((expected.value, expected.magnitude), (through.value, through.magnitude));
 }
 
-/// AddressSanitizer has to be in a process from its start, so this one starts itself again.
+/// AddressSanitizer must be loaded when a process starts, so this test starts the program again.
 #[test]
 #[ignore = "part of the proof: cargo xtask prove"]
 fn everything_again_under_the_sanitizers() {

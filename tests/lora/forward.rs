@@ -1,12 +1,13 @@
-//! The forward kernels in the emulator: against the float64 reference element by element, under several schedules, in the
-//! plain, race and sanitizer builds.
+//! Checks the forward kernels in the emulator against the float64 reference, element by element. By default a test runs
+//! in the race build, under one random schedule; `cargo xtask prove` runs it under several schedules and in the plain,
+//! race and sanitizer builds.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 
 use crate::common::decode::{LAYOUTS, Options};
 use crate::common::forward::Forward;
-use crate::common::forward_check::{CAPABILITIES, check, columns_without_an_adapter_are_the_base_products, options};
+use crate::common::forward_check::{CAPABILITIES, check, check_columns_without_an_adapter, options};
 use crate::common::rig::{Rig, builds, fastest, on_gpu};
 use crate::common::sanitize::rerun_under_sanitizers;
 use crate::common::{Buffer, RandomLayer, Rng, Shape, shape};
@@ -16,15 +17,15 @@ use fused_lora::lora::{Activation, Layout};
 use fused_lora_emulator::{Build, Config};
 use half::{bf16, f16};
 
-/// In every build and type, on CUDA cores and on matrix instructions of every kind that there is for the shape; the kernels'
-/// names.
-fn everywhere(shape: &Shape, seed: u64, multiprocessors: usize) -> BTreeSet<String> {
+/// Checks a shape in the test's builds and in every type, on CUDA cores and with every kind of matrix instructions that
+/// kernels for the shape use. Returns the kernels' names.
+fn check_all_kernels(shape: &Shape, seed: u64, multiprocessors: usize) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for build in builds() {
         let rig = Rig::new(build);
         let mut kernels = BTreeSet::new();
         for capability in CAPABILITIES.into_iter().filter(|&capability| capability <= rig.compute_capability()) {
-            // Where both plans come to the same there is nothing new to run.
+            // If both capabilities give the same kernel, it runs once.
             if kernels
                 .insert(check::<f16>(&rig, seed, shape, &options(multiprocessors, capability), false).launch.kernel)
             {
@@ -47,9 +48,9 @@ fn everywhere(shape: &Shape, seed: u64, multiprocessors: usize) -> BTreeSet<Stri
 fn every_token_count() {
     for layout in LAYOUTS {
         for tokens in [1, 17, 64, 127, 128, 129] {
-            everywhere(&shape(tokens, 72, 40, layout, &[(0, 40, 4)]), tokens as u64, 6);
+            check_all_kernels(&shape(tokens, 72, 40, layout, &[(0, 40, 4)]), tokens as u64, 6);
         }
-        everywhere(&shape(1000, 40, 24, layout, &[(8, 24, 4)]), 1000, 6);
+        check_all_kernels(&shape(1000, 40, 24, layout, &[(8, 24, 4)]), 1000, 6);
     }
 }
 
@@ -57,7 +58,7 @@ fn every_token_count() {
 fn every_rank() {
     for layout in LAYOUTS {
         for rank in [1, 3, 8, 16, 17, 40, 64, 130, 512] {
-            everywhere(&shape(18, 72, 24, layout, &[(0, 24, rank)]), rank as u64, 6);
+            check_all_kernels(&shape(18, 72, 24, layout, &[(0, 24, rank)]), rank as u64, 6);
         }
     }
 }
@@ -67,10 +68,10 @@ fn every_tile() {
     let mut seen = BTreeSet::new();
     for layout in LAYOUTS {
         for (tokens, d_in, d_out) in [(128, 136, 128), (250, 72, 248), (127, 264, 120), (100, 72, 200)] {
-            seen.extend(everywhere(&shape(tokens, d_in, d_out, layout, &[(8, d_out, 20)]), 61, 1));
+            seen.extend(check_all_kernels(&shape(tokens, d_in, d_out, layout, &[(8, d_out, 20)]), 61, 1));
         }
-        seen.extend(everywhere(&shape(33, 520, 72, layout, &[(0, 72, 5)]), 62, 1));
-        seen.extend(everywhere(&shape(33, 65, 71, layout, &[(0, 71, 5)]), 63, 1));
+        seen.extend(check_all_kernels(&shape(33, 520, 72, layout, &[(0, 72, 5)]), 62, 1));
+        seen.extend(check_all_kernels(&shape(33, 65, 71, layout, &[(0, 71, 5)]), 63, 1));
     }
     for layout in ["rows", "columns"] {
         for kernel in [
@@ -98,8 +99,8 @@ fn every_tile() {
 fn odd_shapes_take_the_slow_path_and_stay_right() {
     for layout in LAYOUTS {
         for (tokens, d_in, d_out) in [(17, 1, 1), (19, 7, 5), (65, 65, 33), (70, 130, 67)] {
-            everywhere(&shape(tokens, d_in, d_out, layout, &[(0, d_out, 3)]), 11, 6);
-            everywhere(&Shape { gap: 3, bias: false, ..shape(tokens, d_in, d_out, layout, &[]) }, 12, 6);
+            check_all_kernels(&shape(tokens, d_in, d_out, layout, &[(0, d_out, 3)]), 11, 6);
+            check_all_kernels(&Shape { gap: 3, bias: false, ..shape(tokens, d_in, d_out, layout, &[]) }, 12, 6);
         }
     }
 }
@@ -118,7 +119,7 @@ fn shared_depths_are_summed_up_in_their_order() {
                 assert!(plan.splits > 1 && plan.t_splits > 1, "{plan}");
             }
         }
-        // Of T only: tiles of y are as many as the device needs.
+        // Only K of T is split: y has enough tiles to fill the device.
         for capability in CAPABILITIES {
             for build in builds() {
                 let rig = Rig::new(build);
@@ -133,13 +134,13 @@ fn shared_depths_are_summed_up_in_their_order() {
     }
 }
 
-/// Few tokens on wgmma: the CTAs of a cluster share the depth of a tile of y, and of T those of any number of clusters.
+/// Few tokens on wgmma: the CTAs of a cluster split K of a tile of y; the CTAs of any number of clusters split K of T.
 #[test]
 fn clusters_share_depths() {
     let mut seen = BTreeSet::new();
     for layout in LAYOUTS {
         for (tokens, d_in, d_out, segments, multiprocessors) in [
-            // No split; T in more splits than it has depth for; more steps of T than CTAs; two tiles either way.
+            // No split; more splits of T than steps of K; more steps of T than CTAs; two tiles in both dimensions.
             (33, 72, 72, &[(0, 72, 20)][..], 1),
             (17, 456, 40, &[(0, 40, 20)], 3),
             (33, 512, 40, &[(3, 30, 130), (20, 40, 90), (39, 40, 2)], 10),
@@ -166,16 +167,17 @@ fn clusters_share_depths() {
 #[test]
 fn segments_anywhere() {
     for layout in LAYOUTS {
-        everywhere(&shape(20, 64, 96, layout, &[(0, 32, 4), (64, 96, 7)]), 31, 6);
-        everywhere(&shape(20, 64, 96, layout, &[(0, 96, 5), (0, 96, 2), (17, 18, 1)]), 32, 6);
-        everywhere(&shape(20, 64, 200, layout, &[(3, 77, 33), (60, 131, 90), (190, 199, 2)]), 35, 1);
-        everywhere(&shape(20, 64, 48, layout, &[]), 33, 6);
+        check_all_kernels(&shape(20, 64, 96, layout, &[(0, 32, 4), (64, 96, 7)]), 31, 6);
+        check_all_kernels(&shape(20, 64, 96, layout, &[(0, 96, 5), (0, 96, 2), (17, 18, 1)]), 32, 6);
+        check_all_kernels(&shape(20, 64, 200, layout, &[(3, 77, 33), (60, 131, 90), (190, 199, 2)]), 35, 1);
+        check_all_kernels(&shape(20, 64, 48, layout, &[]), 33, 6);
         let many: Vec<_> = (0..16).map(|i| (3 * i, 3 * i + 3, 1 + i % 3)).collect();
-        everywhere(&shape(20, 64, 48, layout, &many), 34, 6);
+        check_all_kernels(&shape(20, 64, 48, layout, &many), 34, 6);
     }
 }
 
-/// Of an adapter with the ranks that the launch is planned for, and of smaller ones, by less than a step and by several.
+/// Adapters with the ranks that the launch is planned for, and with ranks lower by less than a step and by several
+/// steps.
 #[test]
 fn factors_in_a_slot() {
     for build in builds() {
@@ -194,8 +196,8 @@ fn factors_in_a_slot() {
     }
 }
 
-/// In every tile that carries A, with ranks of one product and of two, segments that end within products, tiles without
-/// an adapter, rings that go round, and factors in a slot.
+/// Every tile size with a fused shrink: ranks of one and of two matrix instructions, segments that end within an
+/// instruction, tiles without an adapter, rings that wrap around, and factors in a slot.
 #[test]
 fn low_ranks_are_fused() {
     let mut seen = BTreeSet::new();
@@ -222,8 +224,8 @@ fn low_ranks_are_fused() {
             check::<f16>(&rig, 83, &lower, &Options { serving: true, slot: Some(9), ..options(2, (9, 0)) }, false);
             let alone = shape(40, 136, 200, layout, &[(70, 141, 5)]);
             let options = Options { serving: true, ..options(2, (9, 0)) };
-            // So large a scale that T overflows.
-            columns_without_an_adapter_are_the_base_products::<f16>(&rig, &alone, 1e4, &options);
+            // The scale is so large that T overflows.
+            check_columns_without_an_adapter::<f16>(&rig, &alone, 1e4, &options);
         }
     }
     for kernel in ["m64n64r", "m64n128r", "m128n128r"] {
@@ -238,7 +240,7 @@ fn low_ranks_are_fused() {
 fn adapters_drop_out_and_the_base_does_not() {
     let dropout = Dropout::new(0.3, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(5).at(77);
     for layout in LAYOUTS {
-        // Depths that whole blocks of the mask fit, that they do not, and that are split; rows below the last token.
+        // K in whole blocks of the mask, other K, and split K; tiles with rows after the last token.
         for (tokens, d_in, d_out, multiprocessors) in
             [(130, 136, 264, 1), (70, 1096, 40, 6), (19, 67, 33, 6), (1, 40, 8, 1)]
         {
@@ -279,7 +281,7 @@ fn activation_and_residual_on_the_way_out() {
     for build in builds() {
         let rig = Rig::new(build);
         for layout in LAYOUTS {
-            // Rows of y that chunks fit, that they do not, and whose last chunk ends in the gap.
+            // Rows of y in whole chunks of 16 bytes, other rows, and rows whose last chunk ends in the gap.
             for (gap, seed, d_out) in [(8, 41, 40), (3, 42, 40), (7, 43, 41)] {
                 let shape = Shape { gap, ..shape(67, 64, d_out, layout, &[(8, 32, 4)]) };
                 for (activation, capability) in
@@ -299,7 +301,7 @@ fn activation_and_residual_on_the_way_out() {
 fn columns_without_an_adapter_are_the_base_product_bit_for_bit() {
     let rig = Rig::new(fastest());
     for layout in LAYOUTS {
-        // One whose T overflows, and has no business outside its columns.
+        // With a scale of 1e30 T overflows, which must not change the columns outside the segment.
         for (scale, multiprocessors, capability, tokens) in [
             (1.0, 1, (8, 0), 70),
             (1e30, 1, (8, 0), 70),
@@ -309,12 +311,12 @@ fn columns_without_an_adapter_are_the_base_product_bit_for_bit() {
         ] {
             let shape = shape(tokens, 1800, 96, layout, &[(30, 61, 4)]);
             let options = options(multiprocessors, capability);
-            columns_without_an_adapter_are_the_base_products::<bf16>(&rig, &shape, scale, &options);
+            check_columns_without_an_adapter::<bf16>(&rig, &shape, scale, &options);
         }
     }
 }
 
-/// Bytes, matrix instructions and bank conflicts of a launch that fills its tiles.
+/// Counts the bytes, matrix instructions and bank conflicts of a launch whose tiles are all full.
 #[test]
 fn products_of_the_adapters_are_counted() {
     if on_gpu() {
@@ -335,7 +337,7 @@ fn products_of_the_adapters_are_counted() {
         let (short, long) = (count(512, 16), count(1024, 16));
         assert_eq!(short.shared_conflicts, long.shared_conflicts, "bank conflicts grow with the depth: {layout:?}");
         let base = count(512, 0);
-        // T takes 16 of 128 columns, and one more step of 16 in depth.
+        // T adds 16 columns to the 128 of y, and its product with B adds one step of 16 to K.
         let per_step = 128 / 16 * (128 / 8);
         assert_eq!(base.mma_instructions, 512 / 16 * per_step);
         assert_eq!(short.mma_instructions - base.mma_instructions, 512 / 16 * per_step / 8 + per_step);
@@ -353,7 +355,7 @@ fn products_of_f32_have_no_bank_conflicts_in_their_main_loops() {
         for tile in ["t128", "t64"] {
             let conflicts = [256, 512].map(|d_in| {
                 let size = if tile == "t128" { 128 } else { 64 };
-                // In TF32 both loops over the depth: y's and T's.
+                // In TF32 both loops over K: y's and T's.
                 let segments = [(0, size, 16)];
                 let adapters = usize::from(path == ComputePath::Tf32);
                 let shape = Shape { bias: false, ..shape(size, d_in, size, layout, &segments[..adapters]) };
@@ -366,7 +368,7 @@ fn products_of_f32_have_no_bank_conflicts_in_their_main_loops() {
                 assert!(forward.plan.launch.kernel.ends_with(tile), "{}", forward.plan);
                 let counters = forward.run().unwrap().counters;
                 if path == ComputePath::Tf32 {
-                    // Of 16 x 8 x 8 each, y's and T's, and the adapter's 16 more in depth.
+                    // Instructions of 16 x 8 x 8: y's, T's, and those of the adapter's 16 more values of K.
                     let products = d_in * size + d_in * 16 + 16 * size;
                     assert_eq!(counters.mma_instructions, (size * products / (16 * 8 * 8)) as u64, "{}", forward.plan);
                 }
@@ -377,7 +379,7 @@ fn products_of_f32_have_no_bank_conflicts_in_their_main_loops() {
     }
 }
 
-/// AddressSanitizer has to be in a process from its start, so this one starts itself again.
+/// AddressSanitizer must be loaded when a process starts, so this test starts the program again.
 #[test]
 #[ignore = "part of the proof: cargo xtask prove"]
 fn everything_again_under_the_sanitizers() {

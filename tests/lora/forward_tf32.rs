@@ -1,12 +1,13 @@
-//! The forward kernels in TF32 in the emulator: against the float64 reference element by element, under several schedules,
-//! in the plain, race and sanitizer builds.
+//! Checks the forward kernels in TF32 in the emulator against the float64 reference, element by element. By default a
+//! test runs in the race build, under one random schedule; `cargo xtask prove` runs it under several schedules and in
+//! the plain, race and sanitizer builds.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 
 use crate::common::decode::{LAYOUTS, Options};
 use crate::common::forward::{Forward, expected};
-use crate::common::forward_check::{check, columns_without_an_adapter_are_the_base_products, options};
+use crate::common::forward_check::{check, check_columns_without_an_adapter, options};
 use crate::common::rig::{Rig, builds, fastest};
 use crate::common::sanitize::rerun_under_sanitizers;
 use crate::common::{Buffer, RandomLayer, Rng, Shape, shape, steps};
@@ -15,7 +16,7 @@ use fused_lora::lora::Activation;
 use fused_lora::reference::{self, Matrix64};
 use fused_lora::{ComputePath, DType};
 
-/// What the kernels in TF32 are planned for.
+/// Options that select the kernels in TF32.
 fn tf32<T>(multiprocessors: usize) -> Options<'static, T> {
     Options { path: ComputePath::Tf32, ..options(multiprocessors, (8, 0)) }
 }
@@ -25,23 +26,23 @@ fn tf32_in_every_tile() {
     let mut seen = BTreeSet::new();
     let dropout = Dropout::new(0.3, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(5).at(77);
     for layout in LAYOUTS {
-        let cut = |multiprocessors, shape: Shape| (multiprocessors, shape);
+        let case = |multiprocessors, shape: Shape| (multiprocessors, shape);
         let cases = [
-            // Large tiles, full and in part, of more ranks than a step and than a tile of T.
-            cut(1, shape(128, 136, 128, layout, &[(0, 128, 16)])),
-            cut(1, shape(250, 72, 248, layout, &[(8, 248, 20), (100, 131, 70), (17, 18, 1)])),
-            // Small ones; depths in splits; one token.
-            cut(1, shape(33, 520, 72, layout, &[(0, 72, 5), (3, 35, 17)])),
-            cut(24, shape(17, 2056, 40, layout, &[(0, 40, 16)])),
-            cut(6, shape(1, 40, 24, layout, &[(0, 24, 1)])),
-            // Rows that start anywhere; a single product, whose error bound is that of its two roundings.
-            cut(6, shape(33, 65, 71, layout, &[(0, 71, 5)])),
-            cut(6, Shape { gap: 3, ..shape(19, 1, 45, layout, &[(2, 45, 3)]) }),
+            // Large tiles, full and partial, and ranks above a step and above a tile of T.
+            case(1, shape(128, 136, 128, layout, &[(0, 128, 16)])),
+            case(1, shape(250, 72, 248, layout, &[(8, 248, 20), (100, 131, 70), (17, 18, 1)])),
+            // Small tiles, split K, and one token.
+            case(1, shape(33, 520, 72, layout, &[(0, 72, 5), (3, 35, 17)])),
+            case(24, shape(17, 2056, 40, layout, &[(0, 40, 16)])),
+            case(6, shape(1, 40, 24, layout, &[(0, 24, 1)])),
+            // Unaligned rows; K = 1, where the error bound is that of the two operands' roundings.
+            case(6, shape(33, 65, 71, layout, &[(0, 71, 5)])),
+            case(6, Shape { gap: 3, ..shape(19, 1, 45, layout, &[(2, 45, 3)]) }),
         ];
         for build in builds() {
             let rig = Rig::new(build);
             if rig.compute_capability() < (8, 0) {
-                return; // a GPU without it
+                return; // this GPU has no TF32
             }
             for (seed, (multiprocessors, shape)) in (91..).zip(&cases) {
                 let options = Options { dropout: (seed % 2 == 0).then_some(dropout), ..tf32(*multiprocessors) };
@@ -60,12 +61,13 @@ fn tf32_in_every_tile() {
     assert_eq!(seen, names.into_iter().flatten().collect());
 }
 
-/// True f32 keeps the bound without TF32's term, TF32 does not; and what is in TF32 already it does not round.
+/// Kernels in f32 keep the error bound without TF32's term, kernels in TF32 exceed it. Operands that are exact in TF32
+/// are not changed by the rounding.
 #[test]
 fn tf32_rounds_and_f32_does_not() {
     let rig = Rig::new(fastest());
     for layout in LAYOUTS {
-        // So few sums that what is lost to them is far less than what is lost to TF32.
+        // K is so small that the errors of the sums are far smaller than those of rounding to TF32.
         let shape = Shape { bias: false, ..shape(20, 8, 24, layout, &[(0, 24, 4)]) };
         let mut rng = Rng(85);
         let mut random = RandomLayer::<f32>::new(&mut rng, &shape);
@@ -84,7 +86,7 @@ fn tf32_rounds_and_f32_does_not() {
         let elements = shape.tokens * shape.d_out;
         assert!(beyond(ComputePath::Tf32) > elements * 9 / 10, "{} of {elements}", beyond(ComputePath::Tf32));
 
-        // Eighths: every product and every sum is an f32.
+        // With multiples of 1/8 every product and every sum is exact in f32.
         for values in [&mut x.data, &mut random.weight.data] {
             values.iter_mut().for_each(|value| *value = (*value * 8.0).round() / 8.0);
         }
@@ -104,12 +106,12 @@ fn columns_without_an_adapter_are_the_base_product_bit_for_bit_in_tf32() {
         {
             let shape = shape(tokens, 520, d_out, layout, &[(30, 61, 4)]);
             let options = tf32(multiprocessors);
-            columns_without_an_adapter_are_the_base_products::<f32>(&rig, &shape, scale, &options);
+            check_columns_without_an_adapter::<f32>(&rig, &shape, scale, &options);
         }
     }
 }
 
-/// AddressSanitizer has to be in a process from its start, so this one starts itself again.
+/// AddressSanitizer must be loaded when a process starts, so this test starts the program again.
 #[test]
 #[ignore = "part of the proof: cargo xtask prove"]
 fn everything_again_under_the_sanitizers() {

@@ -1,5 +1,6 @@
-//! The gradient kernels in the emulator: against float64 element by element, under several schedules, in the plain, race
-//! and sanitizer builds.
+//! Checks the gradient kernels in the emulator against float64, element by element. By default a test runs in the race
+//! build, under one random schedule; `cargo xtask prove` runs it under several schedules and in the plain, race and
+//! sanitizer builds.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -13,7 +14,8 @@ use fused_lora::{ComputePath, Element};
 use fused_lora_emulator::{Build, Completion, Config};
 use half::{bf16, f16};
 
-/// Runs a case under every schedule: each gradient within its bounds, nothing else written, and always the same bits.
+/// Runs a case under the test's schedules: each gradient is within its bounds, nothing else is written, and all runs
+/// give the same bits.
 fn check<T: Element>(rig: &Rig, case: &Case) -> GradientsPlan {
     let operands = Operands::<T>::random(17, case);
     let expected = operands.expected();
@@ -35,8 +37,9 @@ fn check<T: Element>(rig: &Rig, case: &Case) -> GradientsPlan {
     gradients.plan.clone()
 }
 
-/// In every build and type, on matrix instructions and on CUDA cores; the last plan, and the kernels' names.
-fn everywhere(case: &Case) -> (GradientsPlan, BTreeSet<String>) {
+/// Checks a case in the test's builds and in every type, with matrix instructions and on CUDA cores. Returns the last
+/// plan and the kernels' names.
+fn check_all_kernels(case: &Case) -> (GradientsPlan, BTreeSet<String>) {
     let cores = Case { path: ComputePath::CudaCores, ..case.clone() };
     let mut kernels = BTreeSet::new();
     for build in builds() {
@@ -54,7 +57,8 @@ fn everywhere(case: &Case) -> (GradientsPlan, BTreeSet<String>) {
 #[test]
 fn every_token_count() {
     for tokens in [1, 17, 64, 129] {
-        let (plan, kernels) = everywhere(&Case { bias: tokens == 129, ..Case::new(tokens, 72, 40, &[(0, 40, 4)]) });
+        let (plan, kernels) =
+            check_all_kernels(&Case { bias: tokens == 129, ..Case::new(tokens, 72, 40, &[(0, 40, 4)]) });
         assert_eq!(plan.splits, 1, "{plan}");
         assert_eq!(kernels.len(), 5, "{kernels:?}");
     }
@@ -63,15 +67,15 @@ fn every_token_count() {
 #[test]
 fn tokens_are_shared_and_summed_up_in_their_order() {
     let segments = [(3, 40, 40), (0, 40, 30)];
-    let (plan, _) = everywhere(&Case { bias: true, multiprocessors: 24, ..Case::new(1000, 72, 40, &segments) });
+    let (plan, _) = check_all_kernels(&Case { bias: true, multiprocessors: 24, ..Case::new(1000, 72, 40, &segments) });
     assert!(plan.splits > 2 && plan.a_blocks == 2 && plan.b_blocks == 2, "{plan}");
 }
 
 #[test]
 fn every_rank() {
-    // Rows of T that 16 bytes, 4 bytes and neither divide.
+    // Rows of T in multiples of 16 bytes, in multiples of 4 bytes, and others.
     for rank in [1, 3, 8, 16, 40, 130] {
-        everywhere(&Case::new(18, 40, 24, &[(0, 24, rank)]));
+        check_all_kernels(&Case::new(18, 40, 24, &[(0, 24, rank)]));
     }
     let rig = Rig::new(fastest());
     check::<bf16>(&rig, &Case::new(18, 40, 24, &[(0, 24, 512)]));
@@ -83,27 +87,28 @@ fn rows_start_and_end_anywhere() {
     for (tokens, d_in, d_out, gap) in
         [(17, 1, 1, 0), (19, 7, 5, 1), (33, 66, 34, 2), (33, 261, 259, 3), (33, 75, 77, 5)]
     {
-        everywhere(&Case { gap, bias: gap == 3, ..Case::new(tokens, d_in, d_out, &[(0, d_out, 3)]) });
+        check_all_kernels(&Case { gap, bias: gap == 3, ..Case::new(tokens, d_in, d_out, &[(0, d_out, 3)]) });
     }
 }
 
 #[test]
 fn segments_anywhere() {
-    // Within a panel, across panels, in none; overlapping; more columns of T than a block has.
-    everywhere(&Case::new(20, 24, 300, &[(0, 7, 4), (9, 17, 20), (251, 258, 7)]));
-    everywhere(&Case { bias: true, ..Case::new(20, 24, 800, &[(3, 290, 33), (260, 270, 90), (17, 18, 1)]) });
+    // Segments within a panel, across panels and overlapping; panels without a segment; more columns of T than a block
+    // has.
+    check_all_kernels(&Case::new(20, 24, 300, &[(0, 7, 4), (9, 17, 20), (251, 258, 7)]));
+    check_all_kernels(&Case { bias: true, ..Case::new(20, 24, 800, &[(3, 290, 33), (260, 270, 90), (17, 18, 1)]) });
     let many: Vec<_> = (0..16).map(|i| (3 * i, 3 * i + 3, 1 + i % 3)).collect();
-    everywhere(&Case::new(20, 24, 48, &many));
+    check_all_kernels(&Case::new(20, 24, 48, &many));
 }
 
 #[test]
 fn the_mask_of_the_forward_pass_is_made_again() {
     let dropout = Dropout::new(0.3, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(5).at(77);
-    // Columns beyond a panel, tokens that no stage fits, tokens that are shared.
+    // Columns beyond a panel, tokens that are no multiple of a stage, and tokens split over CTAs.
     for (tokens, d_in, multiprocessors) in [(19, 300, 1), (1, 40, 1), (400, 67, 24)] {
         let segments = [(0, 8, 9), (1, 5, 7)];
         let case = Case { dropout: Some(dropout), multiprocessors, ..Case::new(tokens, d_in, 8, &segments) };
-        let (plan, _) = everywhere(&case);
+        let (plan, _) = check_all_kernels(&case);
         assert_eq!(plan.splits > 1, tokens == 400, "{plan}");
     }
 }
@@ -112,7 +117,7 @@ fn the_mask_of_the_forward_pass_is_made_again() {
 fn gradients_are_added_up() {
     for (tokens, multiprocessors) in [(70, 1), (400, 24)] {
         let case = Case::new(tokens, 40, 72, &[(8, 30, 17), (20, 70, 3)]);
-        let (plan, _) = everywhere(&Case { accumulate: true, bias: true, gap: 3, multiprocessors, ..case });
+        let (plan, _) = check_all_kernels(&Case { accumulate: true, bias: true, gap: 3, multiprocessors, ..case });
         assert_eq!(plan.splits > 1, tokens == 400, "{plan}");
     }
 }
@@ -120,12 +125,12 @@ fn gradients_are_added_up() {
 #[test]
 fn a_bias_needs_no_adapter() {
     for (tokens, multiprocessors) in [(70, 1), (400, 24)] {
-        let (plan, _) = everywhere(&Case { bias: true, multiprocessors, ..Case::new(tokens, 8, 300, &[]) });
+        let (plan, _) = check_all_kernels(&Case { bias: true, multiprocessors, ..Case::new(tokens, 8, 300, &[]) });
         assert_eq!(plan.splits > 1, tokens == 400, "{plan}");
     }
 }
 
-/// Bytes that are asked for are those that the plan says, and a tenth more than the floor and the workspace at most.
+/// A launch requests the bytes that the plan states, at most 1.1 times the floor and the workspace's sums.
 #[test]
 fn bytes_are_counted() {
     if on_gpu() {
@@ -146,7 +151,7 @@ fn bytes_are_counted() {
         assert_eq!(bytes, plan.moved_bytes, "{plan}");
         if case.tokens == large.tokens {
             assert!(plan.splits > 1, "{plan}");
-            // The workspace's sums that are written: the columns of one step.
+            // The partial sums stored in the workspace: the columns of one step.
             let once =
                 plan.floor_bytes + counters.store_bytes as usize - 4 * (16 * 1024 + if case.bias { 512 } else { 0 });
             let ratio = bytes as f64 / once as f64;
@@ -173,7 +178,7 @@ fn bank_conflicts_do_not_grow_with_the_tokens() {
     }
 }
 
-/// AddressSanitizer has to be in a process from its start, so this one starts itself again.
+/// AddressSanitizer must be loaded when a process starts, so this test starts the program again.
 #[test]
 #[ignore = "part of the proof: cargo xtask prove"]
 fn everything_again_under_the_sanitizers() {

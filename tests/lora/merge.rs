@@ -1,5 +1,6 @@
-//! The merge kernels in the emulator: against float64 element by element, in place and from a kept original, under several
-//! schedules, in the plain, race and sanitizer builds.
+//! Checks the merge kernels in the emulator against float64, element by element, in place and from a kept original. By
+//! default a test runs in the race build, under one random schedule; `cargo xtask prove` runs it under several
+//! schedules and in the plain, race and sanitizer builds.
 #![allow(clippy::unwrap_used)]
 
 use crate::common::decode::LAYOUTS;
@@ -19,7 +20,7 @@ fn shape(d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, u
     Shape { bias: false, gap, ..crate::common::shape(1, d_in, d_out, layout, segments) }
 }
 
-/// Half a unit in the last place of values up to `magnitude`.
+/// Half a unit in the last place (ulp) of a value of this magnitude.
 fn half_ulp(dtype: DType, magnitude: f64) -> f64 {
     let (digits, smallest) = match dtype {
         DType::F32 => (24, -149),
@@ -30,8 +31,9 @@ fn half_ulp(dtype: DType, magnitude: f64) -> f64 {
     0.5 * 2f64.powi(exponent.max(smallest))
 }
 
-/// Every element within its bound, elements outside all segments untouched, the report true.
-fn judge<T: Element>(layer: &RandomLayer<T>, before: &Buffer<T>, sign: f64, merged: &Merged<T>, what: &str) {
+/// Asserts that every element is within its bound, that elements outside all segments are unchanged, and that the
+/// kernel's report is correct.
+fn assert_correct<T: Element>(layer: &RandomLayer<T>, before: &Buffer<T>, sign: f64, merged: &Merged<T>, what: &str) {
     let shape = &layer.shape;
     let rank: usize = shape.segments.iter().map(|s| s.2).sum();
     let (mut rounding, mut change) = (0.0f64, 0.0f64);
@@ -72,7 +74,7 @@ fn judge<T: Element>(layer: &RandomLayer<T>, before: &Buffer<T>, sign: f64, merg
     }
     merged.weight.assert_gaps_untouched();
     let near = |told: f32, known: f64, slack: f64| (f64::from(told) - known).abs() <= 1e-4 * known + slack;
-    // f32 sums are themselves off by about as much as their rounding, so only its size can be compared.
+    // The error of f32 sums is about as large as their rounding, so only the magnitude of the rounding can be compared.
     let slack = f64::from(f32::EPSILON) * (rank + 3) as f64 * (change + 1.0);
     assert!(near(merged.largest_change, change, slack), "change {} for {change}: {what}", merged.largest_change);
     assert!(
@@ -91,10 +93,10 @@ fn check<T: Element>(build: Build, shape: &Shape) {
         rig.set_schedule(schedule, Completion::Late, resident);
         let what = format!("{shape:?}, {}, {schedule:?}", T::DTYPE);
         let merged = run(&rig, &layer, &layer.weight, 1.0, true, true).unwrap_or_else(|e| panic!("{what}: {e}"));
-        judge(&layer, &layer.weight, 1.0, &merged, &what);
+        assert_correct(&layer, &layer.weight, 1.0, &merged, &what);
         let undone = run(&rig, &layer, &merged.weight, -1.0, true, true).unwrap();
-        judge(&layer, &merged.weight, -1.0, &undone, &what);
-        // From a kept original: into another buffer, and the original back with no segments.
+        assert_correct(&layer, &merged.weight, -1.0, &undone, &what);
+        // From a kept original into another buffer, and a copy of the original back, without segments.
         let aside = run(&rig, &layer, &layer.weight, 1.0, false, true).unwrap();
         let restored = run(&rig, &layer, &layer.weight, 1.0, false, false).unwrap();
         for row in 0..layer.weight.rows {

@@ -1,4 +1,4 @@
-//! The kernels of a layer and of its gradients against float64.
+//! Tests of the LoRA kernels, forward, backward and merge, against float64.
 
 mod decode;
 mod dx;

@@ -1,5 +1,6 @@
-//! The attention kernels in the emulator: against float64 element by element, under several schedules, in the plain, race
-//! and sanitizer builds.
+//! Checks the attention kernels in the emulator against float64, element by element. By default a test runs in the race
+//! build, under one random schedule; `cargo xtask prove` runs it under several schedules and in the plain, race and
+//! sanitizer builds.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -12,8 +13,8 @@ use fused_lora::{ComputePath, Element};
 use fused_lora_emulator::{Completion, Config};
 use half::{bf16, f16};
 
-/// Runs a case under every schedule: the result within its bounds, the cache as it is to be, nothing else written, and always
-/// the same bits.
+/// Runs a case under the test's schedules: the result is within its bounds, the cache is as expected, nothing else is
+/// written, and all runs give the same bits.
 fn check<T: Element>(rig: &Rig, case: &Case) -> AttentionPlan {
     let operands = Operands::<T>::random(17, case);
     let attention = Attention::new(rig, &operands);
@@ -31,8 +32,8 @@ fn check<T: Element>(rig: &Rig, case: &Case) -> AttentionPlan {
     attention.plan.clone()
 }
 
-/// In every build and type; the kernels' names.
-fn every_type(case: &Case) -> BTreeSet<String> {
+/// Checks a case in the test's builds and in every type. Returns the kernels' names.
+fn check_all_types(case: &Case) -> BTreeSet<String> {
     let mut kernels = BTreeSet::new();
     for build in builds() {
         let rig = Rig::new(build);
@@ -43,23 +44,23 @@ fn every_type(case: &Case) -> BTreeSet<String> {
     kernels
 }
 
-/// One SM: few queries are enough to fill the device, so tiles have 64 of them.
-fn wide(case: Case) -> Case {
+/// Plans for one SM, which few tiles fill: tiles have 64 queries.
+fn in_wide_tiles(case: Case) -> Case {
     Case { multiprocessors: 1, ..case }
 }
 
-/// Enough of them that tiles have 16 queries.
-fn narrow(case: Case) -> Case {
+/// Plans for so many SMs that tiles have 16 queries.
+fn in_narrow_tiles(case: Case) -> Case {
     Case { multiprocessors: 64, ..case }
 }
 
 #[test]
 fn every_head_size_in_both_tiles() {
     let mut kernels = BTreeSet::new();
-    // 96 columns and more have keys in smaller tiles on CUDA cores.
+    // With head sizes from 96 on, the kernels on CUDA cores have smaller tiles of keys.
     for (tokens, head_size) in [(35, 16), (66, 64), (35, 88), (35, 128)] {
-        kernels.extend(every_type(&wide(Case::new(1, tokens, 1, head_size))));
-        kernels.extend(every_type(&narrow(Case::new(1, tokens, 1, head_size))));
+        kernels.extend(check_all_types(&in_wide_tiles(Case::new(1, tokens, 1, head_size))));
+        kernels.extend(check_all_types(&in_narrow_tiles(Case::new(1, tokens, 1, head_size))));
     }
     assert_eq!(kernels.len(), 2 * (2 * 4 + 2), "{kernels:?}");
 }
@@ -67,31 +68,31 @@ fn every_head_size_in_both_tiles() {
 #[test]
 fn rows_start_and_end_anywhere() {
     for (heads, head_size, gap) in [(2, 33, 0), (1, 64, 3), (3, 1, 1), (1, 100, 4)] {
-        every_type(&narrow(Case { gap, ..Case::new(2, 19, heads, head_size) }));
+        check_all_types(&in_narrow_tiles(Case { gap, ..Case::new(2, 19, heads, head_size) }));
     }
-    every_type(&wide(Case { gap: 1, ..Case::new(1, 20, 2, 33).with_cache(40, &[7]) }));
+    check_all_types(&in_wide_tiles(Case { gap: 1, ..Case::new(1, 20, 2, 33).with_cache(40, &[7]) }));
 }
 
 #[test]
 fn queries_before_a_tile_s_end_and_after() {
     for tokens in [2, 16, 17] {
-        every_type(&narrow(Case::new(2, tokens, 1, 24)));
+        check_all_types(&in_narrow_tiles(Case::new(2, tokens, 1, 24)));
     }
-    every_type(&wide(Case::new(1, 129, 1, 24)));
+    check_all_types(&in_wide_tiles(Case::new(1, 129, 1, 24)));
 }
 
 #[test]
 fn a_prefix_is_seen_by_every_sequence() {
-    every_type(&narrow(Case { gap: 8, ..Case::new(2, 18, 2, 24).with_prefix(5) }));
-    every_type(&wide(Case::new(2, 18, 1, 64).with_prefix(70)));
-    every_type(&Case::new(3, 1, 2, 64).with_prefix(70));
+    check_all_types(&in_narrow_tiles(Case { gap: 8, ..Case::new(2, 18, 2, 24).with_prefix(5) }));
+    check_all_types(&in_wide_tiles(Case::new(2, 18, 1, 64).with_prefix(70)));
+    check_all_types(&Case::new(3, 1, 2, 64).with_prefix(70));
 }
 
 #[test]
 fn a_prefill_appends_to_a_cache_and_leaves_alone_what_has_no_room() {
     let lengths = [0, 3, 45, 29, 30, u32::MAX as usize];
-    every_type(&narrow(Case { gap: 8, ..Case::new(6, 18, 1, 32).with_cache(47, &lengths) }));
-    every_type(&wide(Case::new(2, 20, 1, 64).with_cache(130, &[100, 111])));
+    check_all_types(&in_narrow_tiles(Case { gap: 8, ..Case::new(6, 18, 1, 32).with_cache(47, &lengths) }));
+    check_all_types(&in_wide_tiles(Case::new(2, 20, 1, 64).with_cache(130, &[100, 111])));
 }
 
 #[test]
@@ -99,12 +100,12 @@ fn a_decode_appends_to_a_cache_and_leaves_alone_what_has_no_room() {
     let lengths = [0, 1, 64, 255, 256, 300, 127, u32::MAX as usize];
     for (heads, head_size, gap) in [(2, 64, 0), (1, 40, 8), (1, 128, 0), (2, 33, 1)] {
         let case = Case { gap, ..Case::new(8, 1, heads, head_size).with_cache(256, &lengths) };
-        every_type(&Case { multiprocessors: 1, ..case.clone() });
+        check_all_types(&Case { multiprocessors: 1, ..case.clone() });
         let shared = Case { multiprocessors: 24, ..case };
-        every_type(&shared);
+        check_all_types(&shared);
         assert!(shared.plan::<f16>((9, 0)).splits > 1);
     }
-    every_type(&Case::new(1, 1, 2, 64));
+    check_all_types(&Case::new(1, 1, 2, 64));
 }
 
 #[test]
@@ -112,7 +113,7 @@ fn without_matrix_instructions() {
     let cores = |case: Case| Case { path: ComputePath::CudaCores, ..case };
     for build in builds() {
         let rig = Rig::new(build);
-        for case in [narrow(Case::new(1, 35, 1, 64)), wide(Case::new(1, 35, 1, 128).with_prefix(3))] {
+        for case in [in_narrow_tiles(Case::new(1, 35, 1, 64)), in_wide_tiles(Case::new(1, 35, 1, 128).with_prefix(3))] {
             let plan = check::<f16>(&rig, &cores(case.clone()));
             assert!(!plan.launch.kernel.contains("mma"), "{plan}");
             check::<bf16>(&rig, &cores(case));
@@ -122,24 +123,24 @@ fn without_matrix_instructions() {
 
 #[test]
 fn extreme_scores_do_not_overflow() {
-    // Scores up to 24·200² / √24: e to their power is far beyond f32, and most weights are 0.
+    // Scores reach 24·200² / √24: their exponentials are far beyond f32's range, and most weights are 0.
     for case in [Case::new(1, 40, 1, 24), Case::new(1, 1, 1, 24).with_cache(90, &[80])] {
         for magnitude in [200.0, 1e-3] {
-            every_type(&narrow(Case { magnitude, ..case.clone() }));
+            check_all_types(&in_narrow_tiles(Case { magnitude, ..case.clone() }));
         }
-        let mut negative = wide(case);
+        let mut negative = in_wide_tiles(case);
         negative.shape.scale = -3.0;
-        every_type(&negative);
+        check_all_types(&negative);
     }
 }
 
-/// The same tokens one at a time: the same results within both bounds, and the same cache.
+/// Tokens decoded one at a time give the same results as together, within both bounds, and the same cache.
 #[test]
 fn decode_with_a_cache_is_prefill() {
     fn run<T: Element>() {
         let rig = Rig::new(fastest());
         let (tokens, capacity) = (21, 40);
-        let prefill = narrow(Case::new(2, tokens, 2, 24).with_cache(capacity, &[3, 11]));
+        let prefill = in_narrow_tiles(Case::new(2, tokens, 2, 24).with_cache(capacity, &[3, 11]));
         let operands = Operands::<T>::random(3, &prefill);
         let whole = Attention::new(&rig, &operands);
         let expected = operands.expected(&whole.plan);
@@ -176,12 +177,12 @@ fn decode_with_a_cache_is_prefill() {
     run::<bf16>();
 }
 
-/// A score that is no number makes its query's result one that is not, and no other's.
+/// A NaN in a query makes the result of that query NaN, and no other result.
 #[test]
 fn what_is_not_a_number_stays_with_its_query() {
     for build in builds() {
         let rig = Rig::new(build);
-        let case = narrow(Case::new(1, 20, 1, 32));
+        let case = in_narrow_tiles(Case::new(1, 20, 1, 32));
         let mut operands = Operands::<f16>::random(5, &case);
         operands.qkv.view_mut().row_mut(7)[3] = f16::NAN;
         let outputs = Attention::new(&rig, &operands).run().unwrap();
@@ -193,7 +194,7 @@ fn what_is_not_a_number_stays_with_its_query() {
     }
 }
 
-/// A decode asks for the floor and its splits' records, in whole chunks.
+/// A decode launch requests the floor's bytes, in whole chunks, and its splits' records.
 #[test]
 fn bytes_requested_are_the_floor() {
     if on_gpu() {
@@ -213,9 +214,10 @@ fn bytes_requested_are_the_floor() {
     assert_eq!(counters.once_bytes, keys_and_values, "each key and value once");
     assert_eq!(counters.once_bytes, 16 * counters.once_instructions, "16 bytes at a time");
     assert_eq!(counters.once_sectors, counters.once_ideal_sectors, "in whole sectors");
-    // Records of 66 floats, read by 128 threads: for each part its largest score twice, its sum, and their column.
+    // Records of 66 floats. Each of 128 threads reads of each record the largest score twice, the sum, and its own
+    // column.
     let exchanged = 4 * u64::from(plan.splits) * 4 * (66 + 128 * 4);
-    // The query and the length once a CTA, the own key and value once more to be appended, and the result.
+    // Each CTA reads the query and the length; the token's own key and value are read again to be appended; the result.
     let rest = u64::from(plan.splits) * 4 * 128 * 20 + 6 * 512 + 4096;
     let most = keys_and_values + exchanged + rest;
     assert!(counters.requested_bytes() <= most, "{} of {most} bytes", counters.requested_bytes());

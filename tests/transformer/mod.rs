@@ -1,4 +1,4 @@
-//! The kernels of what GPT-2 has beside linear layers against float64.
+//! Tests of GPT-2's other kernels (attention, LayerNorm, embedding) against float64.
 
 mod attention;
 mod rows;

@@ -1,5 +1,6 @@
-//! LayerNorm and the embedding: the kernels against float64 element by element, under several schedules, in the plain, race
-//! and sanitizer builds; and what the device layer refuses.
+//! Checks LayerNorm and the embedding: the kernels against float64, element by element, and the errors of the device
+//! module. By default a test runs in the race build, under one random schedule; `cargo xtask prove` runs it under
+//! several schedules and in the plain, race and sanitizer builds.
 #![allow(clippy::unwrap_used)]
 
 use crate::common::device::device;
@@ -17,7 +18,7 @@ use half::{bf16, f16};
 
 const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(9), 3)];
 
-/// Random rows, among them one far from zero, one of small numbers, one of equal ones and one with a NaN.
+/// Random rows, among them one far from zero, one of small values, one of equal values and one with a NaN.
 fn rows<T: Element>(rng: &mut Rng, rows: usize, width: usize, gap: usize) -> Buffer<T> {
     let mut x = Buffer::<T>::random(rng, rows, width, gap);
     let stride = x.stride;
@@ -42,8 +43,9 @@ fn bits<T: Element>(buffer: &Buffer<T>) -> Vec<u32> {
     (0..buffer.rows).flat_map(|row| buffer.view().row(row).iter().map(|v| v.to_f32().to_bits())).collect()
 }
 
-/// Every build and schedule: within the bounds, nothing beyond the rows, all of them the same bits.
-fn normalizes<T: Element>(shape: [usize; 2], multiprocessors: usize, gaps: [usize; 2], shift: usize) -> Vec<u32> {
+/// Checks LayerNorm in the test's builds and under its schedules: results are within the bounds, nothing else is
+/// written, and all runs give the same bits, which are returned.
+fn check_layer_norm<T: Element>(shape: [usize; 2], multiprocessors: usize, gaps: [usize; 2], shift: usize) -> Vec<u32> {
     let [count, width] = shape;
     let mut rng = Rng(41 + width as u64);
     let x = rows::<T>(&mut rng, count, width, gaps[0]);
@@ -65,33 +67,34 @@ fn normalizes<T: Element>(shape: [usize; 2], multiprocessors: usize, gaps: [usiz
 
 #[test]
 fn rows_are_normalized() {
-    // One element; rows of a warp, several and one a CTA, the last one not full; a chunk for each thread of a row.
-    normalizes::<f32>([1, 1], 6, [0, 0], 0);
-    normalizes::<f16>([9, 40], 1, [0, 8], 0);
-    normalizes::<bf16>([7, 264], 3, [8, 0], 0);
-    normalizes::<f32>([5, 1024], 132, [0, 0], 0);
-    // More than a block of a row's threads, the last one in part.
-    normalizes::<f32>([3, 8200], 1, [0, 0], 0);
-    normalizes::<bf16>([2, 16392], 6, [0, 0], 0);
+    // A row of one element; several rows per CTA, with a last CTA that is not full; one row per CTA, a chunk for each
+    // thread.
+    check_layer_norm::<f32>([1, 1], 6, [0, 0], 0);
+    check_layer_norm::<f16>([9, 40], 1, [0, 8], 0);
+    check_layer_norm::<bf16>([7, 264], 3, [8, 0], 0);
+    check_layer_norm::<f32>([5, 1024], 132, [0, 0], 0);
+    // Rows of more than one block of 8192, with a partial last block.
+    check_layer_norm::<f32>([3, 8200], 1, [0, 0], 0);
+    check_layer_norm::<bf16>([2, 16392], 6, [0, 0], 0);
 }
 
 #[test]
 fn any_width_and_alignment() {
-    normalizes::<f32>([6, 17], 6, [0, 3], 0);
-    normalizes::<f16>([6, 301], 1, [0, 0], 0);
-    // Rows at multiples of 16 bytes that do not end there.
-    normalizes::<bf16>([2, 8205], 1, [3, 3], 0);
-    // The same bits from rows that start anywhere, and with parameters that do.
+    check_layer_norm::<f32>([6, 17], 6, [0, 3], 0);
+    check_layer_norm::<f16>([6, 301], 1, [0, 0], 0);
+    // Rows that start at multiples of 16 bytes and do not end at one.
+    check_layer_norm::<bf16>([2, 8205], 1, [3, 3], 0);
+    // Unaligned rows and unaligned parameters give the same bits as aligned ones.
     for width in [40, 296] {
-        let aligned = normalizes::<bf16>([6, width], 1, [0, 0], 0);
+        let aligned = check_layer_norm::<bf16>([6, width], 1, [0, 0], 0);
         for (gaps, shift) in [([1, 0], 0), ([0, 5], 0), ([0, 0], 1)] {
-            assert!(normalizes::<bf16>([6, width], 1, gaps, shift) == aligned, "{gaps:?} {shift}");
+            assert!(check_layer_norm::<bf16>([6, width], 1, gaps, shift) == aligned, "{gaps:?} {shift}");
         }
     }
 }
 
-/// Likewise; y is also what a launch of LayerNorm makes of x.
-fn embeds<T: Element>(shape: [usize; 2], multiprocessors: usize, gap: usize, has_extra: bool, shift: usize) {
+/// Checks the embedding in the same way; its y must also have the bits that a launch of LayerNorm gives for x.
+fn check_embedding<T: Element>(shape: [usize; 2], multiprocessors: usize, gap: usize, has_extra: bool, shift: usize) {
     let [count, width] = shape;
     let mut rng = Rng(51 + width as u64);
     let input = Embedded::<T>::random(&mut rng, count, width, gap, has_extra);
@@ -112,7 +115,7 @@ fn embeds<T: Element>(shape: [usize; 2], multiprocessors: usize, gap: usize, has
                 assert_eq!(bits(&alone), bits(&y), "{what}");
                 let (x, y) = embed(&rig, &input, None, multiprocessors, gap).unwrap();
                 input.agrees(&x).unwrap_or_else(|e| panic!("{what}, without LayerNorm: {e}"));
-                assert!(y.data.iter().all(|v| v.to_f32().is_nan()), "{what}: a y that nobody asked for");
+                assert!(y.data.iter().all(|v| v.to_f32().is_nan()), "{what}: y was written although no norm was given");
             }
             assert_eq!(*first.get_or_insert(bits(&y)), bits(&y), "{what}");
         }
@@ -121,17 +124,17 @@ fn embeds<T: Element>(shape: [usize; 2], multiprocessors: usize, gap: usize, has
 
 #[test]
 fn tokens_are_embedded() {
-    embeds::<f32>([1, 1], 6, 0, true, 0);
-    embeds::<f16>([9, 40], 1, 0, true, 0);
-    embeds::<bf16>([7, 264], 3, 8, false, 0);
-    embeds::<f32>([2, 8200], 1, 0, true, 0);
-    // Odd widths, rows and parameters that start anywhere.
-    embeds::<f32>([7, 17], 1, 3, true, 0);
-    embeds::<f16>([7, 301], 6, 0, false, 0);
-    embeds::<bf16>([2, 40], 6, 0, true, 1);
+    check_embedding::<f32>([1, 1], 6, 0, true, 0);
+    check_embedding::<f16>([9, 40], 1, 0, true, 0);
+    check_embedding::<bf16>([7, 264], 3, 8, false, 0);
+    check_embedding::<f32>([2, 8200], 1, 0, true, 0);
+    // Odd widths, unaligned rows and unaligned parameters.
+    check_embedding::<f32>([7, 17], 1, 3, true, 0);
+    check_embedding::<f16>([7, 301], 6, 0, false, 0);
+    check_embedding::<bf16>([2, 40], 6, 0, true, 1);
 }
 
-/// Everything a call of LayerNorm takes.
+/// All operands of a call of LayerNorm, in device memory.
 struct OnDevice {
     stream: Stream,
     x: DeviceBuffer<f16>,
@@ -189,22 +192,22 @@ fn a_norm_that_does_not_fit_is_refused() -> Result<()> {
     let short = DeviceNorm { bias: part(0..1), ..norm };
     let expected = Error::LengthMismatch { operand: "norm bias", expected: WIDTH, actual: 1 };
     assert_eq!(refused(&stream, good, &short, ROWS, WIDTH), Some(expected));
-    let elsewhere = |operand| move |error: Option<Error>| matches!(error, Some(Error::WrongDevice { operand: o, .. }) if o == operand);
-    assert!(elsewhere("norm weight")(refused(&stream, good, &on.norm(), ROWS, WIDTH)));
-    assert!(elsewhere("x")(refused(&stream, matrix(on.x.as_slice(), ROWS, WIDTH), &norm, ROWS, WIDTH)));
-    assert!(elsewhere("stream")(refused(&on.stream, good, &norm, ROWS, WIDTH)));
-    // SAFETY: nothing is launched.
+    let is_wrong_device = |operand| move |error: Option<Error>| matches!(error, Some(Error::WrongDevice { operand: o, .. }) if o == operand);
+    assert!(is_wrong_device("norm weight")(refused(&stream, good, &on.norm(), ROWS, WIDTH)));
+    assert!(is_wrong_device("x")(refused(&stream, matrix(on.x.as_slice(), ROWS, WIDTH), &norm, ROWS, WIDTH)));
+    assert!(is_wrong_device("stream")(refused(&on.stream, good, &norm, ROWS, WIDTH)));
+    // SAFETY: the call fails before the launch.
     let odd = unsafe { DeviceSlice::from_raw(stream.device(), x.as_slice().address() + 1, ROWS * WIDTH) };
     let error = refused(&stream, matrix(odd, ROWS, WIDTH), &norm, ROWS, WIDTH);
     assert!(matches!(error, Some(Error::Misaligned { operand: "x", alignment: 2, .. })), "{error:?}");
 
     let address = y.as_slice().address();
-    // SAFETY: nothing is launched: the call is refused.
+    // SAFETY: the call fails before the launch.
     let inside = unsafe { DeviceSlice::<f16>::from_raw(stream.device(), address + 2, ROWS * WIDTH) };
     let out = DeviceMatrixMut::new(y.as_mut_slice(), ROWS, WIDTH)?;
     let error = launch.launch(&stream, matrix(inside, ROWS, WIDTH), &norm, out);
     assert_eq!(error, Err(Error::Overlap { output: "y", other: "x" }));
-    // SAFETY: likewise.
+    // SAFETY: the call fails before the launch.
     let inside = unsafe { DeviceSlice::<f32>::from_raw(stream.device(), address, WIDTH) };
     let out = DeviceMatrixMut::new(y.as_mut_slice(), ROWS, WIDTH)?;
     let error = launch.launch(&stream, good, &DeviceNorm { bias: inside, ..norm }, out);
@@ -245,14 +248,14 @@ fn an_embedding_that_does_not_fit_is_refused() -> Result<()> {
     let other = OnDevice::new()?;
     let error = refused(EmbeddingInput { extra: Some(matrix(other.x.as_slice(), 8, WIDTH)), ..good }, &norm);
     assert!(matches!(error, Some(Error::WrongDevice { operand: "extra", .. })), "{error:?}");
-    // SAFETY: nothing is launched.
+    // SAFETY: the call fails before the launch.
     let odd = unsafe { DeviceSlice::<u32>::from_raw(stream.device(), numbers.as_slice().address() + 2, ROWS) };
     let error = refused(EmbeddingInput { places: odd, ..good }, &norm);
     assert!(matches!(error, Some(Error::Misaligned { operand: "places", alignment: 4, .. })), "{error:?}");
 
     let (x_at, y_at) = (rows.as_slice().address(), normed.as_slice().address());
     for (address, output) in [(x_at, "x"), (y_at, "y")] {
-        // SAFETY: nothing is launched: the call is refused.
+        // SAFETY: the call fails before the launch.
         let inside = unsafe { DeviceSlice::<f16>::from_raw(stream.device(), address, 8 * WIDTH) };
         let input = EmbeddingInput { positions: matrix(inside, 8, WIDTH), ..good };
         let x = DeviceMatrixMut::new(rows.as_mut_slice(), ROWS, WIDTH)?;
@@ -269,7 +272,7 @@ fn an_embedding_that_does_not_fit_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// A graph is replayed with other ids, also such as no table has.
+/// A captured graph is replayed with new ids, some of them beyond the tables.
 #[test]
 fn a_captured_embedding_reads_its_ids_anew() -> Result<()> {
     let stream = Stream::new(&device())?;
