@@ -1,7 +1,7 @@
-//! gpu/atomic.h.
+//! Tests of gpu/atomic.h.
 
 use super::Rng;
-use super::rig::{Call, everywhere};
+use super::rig::{Call, in_every_configuration};
 
 const CTAS: usize = 6;
 const THREADS: usize = CTAS * 32;
@@ -10,7 +10,7 @@ const THREADS: usize = CTAS * 32;
 fn counters_give_each_thread_its_own_value() {
     let mut rng = Rng(2);
     let values: Vec<u32> = (0..THREADS).map(|_| rng.draw() as u32).collect();
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let input = rig.upload(&values);
         let narrow = rig.upload(&[7u32; THREADS + 1]);
         let wide = rig.upload(&[u64::from(u32::MAX) - 10; THREADS + 1]);
@@ -31,22 +31,23 @@ fn counters_give_each_thread_its_own_value() {
 
         let found = rig.download(&largest);
         assert_eq!(found[0], *values.iter().max().unwrap());
-        // In the order of what they found, each finds the largest of all before it.
+        // In the order of the values that atomicMax returned, each thread got the largest value of all threads before
+        // it.
         let mut order: Vec<usize> = (0..THREADS).collect();
         order.sort_by_key(|&i| (found[1 + i], values[i]));
-        let mut most = 5;
+        let mut largest_before = 5;
         for i in order {
-            assert_eq!(found[1 + i], most, "thread {i}");
-            most = most.max(values[i]);
+            assert_eq!(found[1 + i], largest_before, "thread {i}");
+            largest_before = largest_before.max(values[i]);
         }
     });
 }
 
 #[test]
-fn plain_writes_are_seen_by_who_acquires() {
-    // v -> 3 v + ticket, in the order of tickets.
+fn an_acquire_makes_plain_writes_visible() {
+    // The threads apply v -> 3 v + ticket in the order of their tickets.
     let expected: Vec<u32> = (0..32u32).map(|i| (0..CTAS as u32).fold(i, |v, ticket| 3 * v + ticket)).collect();
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         for wide in [false, true] {
             let words = rig.upload(&[0u64; 2]);
             let values = rig.upload(&super::counted(32));
@@ -61,7 +62,7 @@ fn plain_writes_are_seen_by_who_acquires() {
 #[test]
 fn the_last_arrival_sees_what_all_wrote() {
     let expected: Vec<u32> = (0..32).map(|i| (0..CTAS as u32).map(|cta| (cta * 32 + i) * 5 + 1).sum()).collect();
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         for kernel in ["test_atomic_last_u32", "test_atomic_last_u64"] {
             let counter = rig.upload(&[0u64]);
             let values = rig.output::<u32>(32 + THREADS);
@@ -74,7 +75,7 @@ fn the_last_arrival_sees_what_all_wrote() {
 
 #[test]
 fn words_that_carry_their_own_flag() {
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let (tickets, wide, narrow) = (rig.upload(&[0u32]), rig.upload(&[0u64; 32]), rig.upload(&[0u32; 32]));
         let read = rig.output::<u32>(THREADS - 32);
         let outputs = [tickets.at(), wide.at(), narrow.at(), read.at()];

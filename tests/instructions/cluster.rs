@@ -1,7 +1,7 @@
-//! gpu/cluster.h, gpu/registers.h, and copies to several CTAs.
+//! Tests of gpu/cluster.h, gpu/registers.h, and of multicast copies to several CTAs.
 
 use super::Rng;
-use super::rig::{Call, Tensor, everywhere};
+use super::rig::{Call, Tensor, in_every_configuration};
 
 #[test]
 pub fn words_of_other_ctas() {
@@ -11,7 +11,7 @@ pub fn words_of_other_ctas() {
             let (cluster, rank) = (thread / 64 / size * size, thread / 64 % size);
             (cluster + (rank + by) % size) * 64
         };
-        everywhere(|rig| {
+        in_every_configuration(|rig| {
             let ranks = rig.output::<[u32; 2]>(threads as usize);
             let (words, floats) = (rig.output::<u32>(threads as usize), rig.output::<u32>(threads as usize));
             let chunks = rig.output::<u32>(2 * size as usize * 64);
@@ -25,7 +25,7 @@ pub fn words_of_other_ctas() {
             let two_before = size - 2 % size;
             let expected: Vec<u32> = (0..threads).map(|t| 7 * (other(t, two_before) + t % 64)).collect();
             assert_eq!(rig.download(&floats), expected);
-            // Chunks from the last to the first.
+            // The kernel takes the chunks in reverse order.
             let expected: Vec<u32> = (0..threads).map(|t| 7 * (other(t, 1) + 60 - t % 64 / 4 * 4 + t % 4)).collect();
             assert_eq!(rig.download(&chunks), expected);
         });
@@ -36,7 +36,7 @@ pub fn words_of_other_ctas() {
 pub fn arrivals_at_another_cta() {
     let rounds = 3u32;
     let sum = |lane: u32| (0..rounds).map(|round| (10 * round + 31 - lane) * (round + 1)).sum::<u32>();
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         for size in [2u32, 4] {
             let output = rig.output::<u32>(2 * size as usize * 32);
             let call = Call { grid: 2 * size, cluster: size, shared_bytes: 136, n: &[rounds], ..Call::default() };
@@ -53,7 +53,7 @@ pub fn one_fetch_for_two_ctas() {
     let rounds = 5;
     let mut rng = Rng(18);
     let data: Vec<u32> = (0..rounds * 16 * 32).map(|_| rng.draw() as u32).collect();
-    // A lane takes the chunks c with c % 32 = lane; they lie in shared memory as in the tensor.
+    // Each lane reads the chunks c with c % 32 = lane. Their order in shared memory is that of the tensor.
     let sum = |lane: usize, word: usize| {
         let mut sum = 0u32;
         for round in 0..rounds {
@@ -65,7 +65,7 @@ pub fn one_fetch_for_two_ctas() {
         sum
     };
     let expected: Vec<u32> = (0..4 * 128).map(|i| sum(i / 4 % 32, i % 4)).collect();
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let (input, output) = (rig.upload(&data), rig.output::<u32>(4 * 128));
         let map = rig.tensor_map(&Tensor {
             address: input.at(),
@@ -96,7 +96,7 @@ pub fn registers_move_between_warpgroups() {
         sum.wrapping_add(data[thread])
     };
     let expected: Vec<u32> = (0..384).map(value).collect();
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let (input, output) = (rig.upload(&data), rig.output::<u32>(384));
         let call = Call { threads: 384, inputs: &[input.at()], outputs: &[output.at()], ..Call::default() };
         rig.launch("test_registers", &call);

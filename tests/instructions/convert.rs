@@ -1,9 +1,9 @@
-//! gpu/convert.h, against the `half` crate.
+//! Tests of gpu/convert.h against the `half` crate.
 
 use half::{bf16, f16};
 
 use super::Rng;
-use super::rig::{Call, once};
+use super::rig::{Call, in_every_build};
 
 fn same(got: f32, expected: f32) -> bool {
     got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan()
@@ -11,7 +11,7 @@ fn same(got: f32, expected: f32) -> bool {
 
 #[test]
 fn every_value_of_16_bits_to_f32() {
-    once(|rig| {
+    in_every_build(|rig| {
         let (halves, brains) = (rig.output::<f32>(65536), rig.output::<f32>(65536));
         let outputs = [halves.at(), brains.at()];
         rig.launch("test_convert_widen", &Call { threads: 64, outputs: &outputs, ..Call::default() });
@@ -23,7 +23,8 @@ fn every_value_of_16_bits_to_f32() {
     });
 }
 
-/// Every value of either type, the ties between neighbours, what lies beside these, special values, and any others.
+/// Every value of either type, the ties between neighbours, the values next to the ties, special values, and random
+/// ones.
 fn patterns() -> Vec<u32> {
     let mut all = vec![0, 1, 0x7f7f_ffff, 0x7f80_0000, 0x7f80_0001, 0x7fc0_0000, 0x7fff_ffff, 0x007f_ffff, 0x0080_0000];
     for pattern in (0u16..0x7c01).step_by(3) {
@@ -51,7 +52,7 @@ fn is_bf16_of(bits: u16, value: f32) -> bool {
 #[test]
 fn f32_rounds_to_the_nearest() {
     let patterns = patterns();
-    once(|rig| {
+    in_every_build(|rig| {
         let len = patterns.len();
         let input = rig.upload(&patterns);
         let (single, halves, brains) = (rig.output::<u32>(len), rig.output::<u32>(len), rig.output::<u32>(len));
@@ -73,23 +74,23 @@ fn f32_rounds_to_the_nearest() {
     });
 }
 
-/// f32 to the nearest value of 10 fraction bits, ties away from zero, in double precision.
+/// Rounds an f32 to the nearest value with 10 fraction bits, ties away from zero, in double precision.
 fn nearest_tf32(value: f32) -> f32 {
     let (value, sign) = (f64::from(value.abs()), 1f32.copysign(value));
-    // The exponent of the smallest normal number stands for those below it as well.
+    // Subnormal numbers are rounded with the exponent of the smallest normal number.
     let step = 2f64.powi((value.log2().floor() as i32).max(-126) - 10);
     let rounded = (value / step + 0.5).floor() * step;
-    // 2^128 is no f32 and becomes infinity.
+    // 2^128 is beyond f32's range and becomes infinity.
     sign * rounded as f32
 }
 
 #[test]
 fn f32_rounds_to_the_nearest_tf32() {
     let mut patterns = patterns();
-    // Ties between neighbours, and what lies beside them.
+    // Ties between neighbours, and the values next to them.
     let mut rng = Rng(16);
     patterns.extend((0..4000).map(|i| (rng.draw() as u32 & !0x1fff) + 0x0fff + i % 3));
-    once(|rig| {
+    in_every_build(|rig| {
         let (input, output) = (rig.upload(&patterns), rig.output::<u32>(patterns.len()));
         let n = [patterns.len() as u32];
         let call = Call { threads: 64, inputs: &[input.at()], outputs: &[output.at()], n: &n, ..Call::default() };
@@ -98,7 +99,7 @@ fn f32_rounds_to_the_nearest_tf32() {
             let value = f32::from_bits(pattern);
             let expected = match value {
                 _ if value == 0.0 || value.is_infinite() => pattern,
-                // All that is left of a NaN are the bits that the product reads.
+                // A NaN keeps only the bits that the matrix instruction reads.
                 _ if value.is_nan() => pattern & !0x1fff,
                 _ => nearest_tf32(value).to_bits(),
             };
@@ -110,9 +111,9 @@ fn f32_rounds_to_the_nearest_tf32() {
 #[test]
 fn chunks_unpack_in_the_order_of_addresses() {
     let mut rng = Rng(9);
-    // Exponents that make neither infinities nor NaN of either type.
+    // Exponents that give neither infinities nor NaN in either type.
     let words: Vec<u32> = (0..40).map(|_| rng.draw() as u32 & 0xbfff_bfff).collect();
-    once(|rig| {
+    in_every_build(|rig| {
         let input = rig.upload(&words);
         let (a, b, c) = (rig.output::<f32>(80), rig.output::<f32>(160), rig.output::<f32>(160));
         let outputs = [a.at(), b.at(), c.at()];
@@ -121,7 +122,7 @@ fn chunks_unpack_in_the_order_of_addresses() {
         let call = Call { threads: 64, inputs: &inputs, outputs: &outputs, n: &n, ..Call::default() };
         rig.launch("test_convert_chunks", &call);
         let halves: Vec<u16> = words.iter().flat_map(|&word| [word as u16, (word >> 16) as u16]).collect();
-        // A chunk's values twice: as unpacked, and as packed again.
+        // The kernel stores a chunk's values twice: as unpacked, and as packed again.
         let twice = |values: Vec<f32>, elements: usize| -> Vec<u32> {
             values.chunks(elements).flat_map(|chunk| chunk.repeat(2)).map(f32::to_bits).collect()
         };
@@ -139,7 +140,7 @@ fn bytes_of_two_words() {
     let mut rng = Rng(10);
     let triples: Vec<[u32; 3]> =
         (0..600).map(|_| [rng.draw() as u32, rng.draw() as u32, rng.draw() as u32 & 0x7777]).collect();
-    once(|rig| {
+    in_every_build(|rig| {
         let (input, output) = (rig.upload(&triples), rig.output::<u32>(triples.len()));
         let n = [triples.len() as u32];
         let call = Call { threads: 64, inputs: &[input.at()], outputs: &[output.at()], n: &n, ..Call::default() };

@@ -1,14 +1,14 @@
-//! gpu/copy_async.h.
+//! Tests of gpu/copy_async.h.
 
 use super::Rng;
-use super::rig::{Call, everywhere};
+use super::rig::{Call, in_every_configuration};
 
 #[test]
 pub fn parts_of_chunks_and_words() {
     let mut rng = Rng(16);
     let mut bytes = |n: usize| -> Vec<u8> { (0..n).map(|_| rng.draw() as u8).collect() };
     let (chunks, words) = (bytes(17 * 16), bytes(5 * 4));
-    // Of piece i the first i bytes, and at the end piece `whole` as it is.
+    // The first i bytes of piece i, and at the end all of piece `whole`.
     let parts = |source: &[u8], width: usize, whole: usize| -> Vec<u8> {
         let part =
             |(i, piece): (usize, &[u8])| piece[..i].iter().copied().chain(vec![0; width - i]).collect::<Vec<_>>();
@@ -16,7 +16,7 @@ pub fn parts_of_chunks_and_words() {
         all.extend(&source[whole * width..][..width]);
         all
     };
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let (from_chunks, from_words) = (rig.upload(&chunks), rig.upload(&words));
         let (to_chunks, to_words) = (rig.output::<u8>(18 * 16), rig.output::<u8>(6 * 4));
         let inputs = [from_chunks.at(), from_words.at()];
@@ -39,7 +39,7 @@ pub fn a_ring_of_stages() {
             terms.fold(0u32, u32::wrapping_add)
         };
         let expected: Vec<u32> = (0..128).map(element).collect();
-        everywhere(|rig| {
+        in_every_configuration(|rig| {
             let (input, output) = (rig.upload(&data), rig.output::<u32>(128));
             let n = [rounds as u32];
             let call = Call { shared_bytes: 1536, inputs: &[input.at()], n: &n, ..Call::default() };

@@ -1,4 +1,4 @@
-//! No function without a test.
+//! Checks that a kernel in kernels/test calls every function of kernels/gpu.
 
 use std::fs;
 use std::path::Path;
@@ -21,15 +21,14 @@ fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// Whether `name` stands in the text as a whole word with `behind` after it.
-fn occurs(text: &str, name: &str, behind: &[char]) -> bool {
-    text.match_indices(name)
-        .any(|(at, _)| !text[..at].ends_with(is_word) && text[at + name.len()..].starts_with(behind))
+/// Whether `name` occurs in the text as a whole word, followed by one of the characters `next`.
+fn occurs(text: &str, name: &str, next: &[char]) -> bool {
+    text.match_indices(name).any(|(at, _)| !text[..at].ends_with(is_word) && text[at + name.len()..].starts_with(next))
 }
 
 #[test]
 fn every_function_is_called_by_a_test_kernel() {
-    // A GPU host has no sources.
+    // A GPU host does not have the sources.
     if on_gpu() {
         return;
     }
@@ -45,9 +44,9 @@ fn every_function_is_called_by_a_test_kernel() {
     functions.dedup();
     assert!(functions.len() > 80, "this many functions were found: {}", functions.len());
     let is_called = |name: &str| {
-        // A constructor's call names a variable.
-        let behind: &[char] = if name.starts_with(char::is_uppercase) { &[' '] } else { &['(', '<'] };
-        occurs(&calls, name, behind)
+        // A constructor is followed by the name of a variable.
+        let next: &[char] = if name.starts_with(char::is_uppercase) { &[' '] } else { &['(', '<'] };
+        occurs(&calls, name, next)
     };
     functions.retain(|name| !is_called(name));
     assert!(functions.is_empty(), "kernels/test calls none of {functions:?}");

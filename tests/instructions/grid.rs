@@ -1,10 +1,10 @@
-//! gpu/grid.h.
+//! Tests of gpu/grid.h.
 
-use super::rig::{Call, everywhere};
+use super::rig::{Call, in_every_configuration};
 
 #[test]
 fn a_launch_sees_what_the_one_before_wrote() {
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let output = rig.upload(&super::counted(96));
         for n in [10, 100] {
             let call = Call { grid: 3, outputs: &[output.at()], n: &[n], ..Call::default() };

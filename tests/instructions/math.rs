@@ -1,9 +1,9 @@
-//! gpu/math.h, and the conversions of f64.
+//! Tests of gpu/math.h, and of the conversions from and to f64.
 
 use super::Rng;
-use super::rig::{Call, once};
+use super::rig::{Call, in_every_build};
 
-/// Distance in units of the last place of the exact result.
+/// The error in units in the last place (ulp) of the exact result.
 fn ulps(got: f32, exact: f64) -> f64 {
     let rounded = exact as f32;
     if got == rounded || (got.is_nan() && exact.is_nan()) {
@@ -45,7 +45,7 @@ fn inputs() -> Vec<[f32; 3]> {
         }
     }
     for _ in 0..2000 {
-        // Exponents from the middle, where the functions do something.
+        // Medium exponents, for which the functions are not constant.
         let mut draw = || f32::from_bits((rng.draw() as u32 & 0x807f_ffff) | ((100 + rng.below(40) as u32) << 23));
         all.push([draw(), draw(), draw()]);
     }
@@ -55,7 +55,7 @@ fn inputs() -> Vec<[f32; 3]> {
 #[test]
 fn functions_of_floats() {
     let inputs = inputs();
-    once(|rig| {
+    in_every_build(|rig| {
         let (input, output) = (rig.upload(&inputs), rig.output::<[f32; 8]>(inputs.len()));
         let n = [inputs.len() as u32];
         let call = Call { threads: 64, inputs: &[input.at()], outputs: &[output.at()], n: &n, ..Call::default() };
@@ -72,7 +72,7 @@ fn functions_of_floats() {
             }
             assert!(same(got[4], a.sqrt()), "sqrt({a:e}) = {:e}", got[4]);
             assert!(same(got[5], a.abs()), "abs({a:e}) = {:e}", got[5]);
-            // Which zero is the smaller is not said.
+            // The result for zeros of different signs is not specified.
             assert!(got[6] == a.min(b) || got[6].is_nan() && a.is_nan() && b.is_nan(), "min({a}, {b}) = {}", got[6]);
             assert!(got[7] == a.max(b) || got[7].is_nan() && a.is_nan() && b.is_nan(), "max({a}, {b}) = {}", got[7]);
         }
@@ -82,11 +82,11 @@ fn functions_of_floats() {
 #[test]
 fn double_precision() {
     let mut inputs: Vec<f64> = inputs().into_iter().map(|[a, b, _]| f64::from(a) + 1e-9 * f64::from(b)).collect();
-    // Ties between two f32, what lies beside them, and what is beyond f32's range or below it.
+    // Ties between two f32, the values next to them, and values above or below f32's range.
     let tie = 1.0 + 2f64.powi(-24);
     inputs.extend([tie, tie.next_down(), tie.next_up(), 1.0 + 3.0 * 2f64.powi(-24), f64::MAX, 1e300, 3.5e38, 1e-320]);
     inputs.extend([2f64.powi(-150), 2f64.powi(-150).next_up(), -3.0 * 2f64.powi(-150), f64::MIN_POSITIVE, 2.0, 3.0]);
-    once(|rig| {
+    in_every_build(|rig| {
         let (input, output) = (rig.upload(&inputs), rig.output::<[f64; 2]>(inputs.len()));
         let n = [inputs.len() as u32];
         let call = Call { threads: 64, inputs: &[input.at()], outputs: &[output.at()], n: &n, ..Call::default() };
@@ -105,7 +105,7 @@ fn functions_of_integers() {
     let edges = [0u32, 1, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff];
     let mut inputs: Vec<[u32; 2]> = edges.iter().flat_map(|&a| edges.map(|b| [a, b])).collect();
     inputs.extend((0..500).map(|_| [rng.draw() as u32, rng.draw() as u32]));
-    once(|rig| {
+    in_every_build(|rig| {
         let (input, output) = (rig.upload(&inputs), rig.output::<[u32; 5]>(inputs.len()));
         let n = [inputs.len() as u32];
         let call = Call { threads: 64, inputs: &[input.at()], outputs: &[output.at()], n: &n, ..Call::default() };

@@ -1,17 +1,17 @@
-//! gpu/mma.h.
+//! Tests of gpu/mma.h.
 
 use half::{bf16, f16};
 
 use super::Rng;
-use super::rig::{Call, everywhere};
+use super::rig::{Call, in_every_configuration};
 
-/// The row among 96 that a lane points to, as matrix.cu has it.
+/// The row, out of 96, whose address a lane passes in matrix.cu.
 fn row_of_lane(lane: usize) -> usize {
     lane % 8 * 3 + lane / 8 * 24
 }
 
-/// The two elements that lane `lane` holds of matrix `i`.
-fn place(lane: usize, i: usize, element: usize, transposed: bool) -> (usize, usize) {
+/// Row and column of an element (0 or 1) in the register that lane `lane` holds of matrix `i`.
+fn position_in_matrix(lane: usize, i: usize, element: usize, transposed: bool) -> (usize, usize) {
     let (row, column) = (lane / 4, 2 * (lane % 4) + element);
     let (row, column) = if transposed { (column, row) } else { (row, column) };
     (row_of_lane(8 * i + row), column)
@@ -27,7 +27,7 @@ fn matrices_from_shared_memory() {
             for lane in 0..32 {
                 for i in 0..count {
                     let element = |e| {
-                        let (row, column) = place(lane, i, e, transposed);
+                        let (row, column) = position_in_matrix(lane, i, e, transposed);
                         u32::from(rows[row][column])
                     };
                     expected.push(element(0) | element(1) << 16);
@@ -35,7 +35,7 @@ fn matrices_from_shared_memory() {
             }
         }
     }
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let (input, output) = (rig.upload(&rows), rig.output::<u32>(expected.len()));
         let call = Call { shared_bytes: 1536, inputs: &[input.at()], outputs: &[output.at()], ..Call::default() };
         rig.launch("test_matrix_load", &call);
@@ -52,13 +52,13 @@ fn matrices_to_shared_memory() {
         for (lane, values) in registers.iter().enumerate() {
             for (i, value) in values.iter().enumerate() {
                 for element in 0..2 {
-                    let (row, column) = place(lane, i, element, transposed);
+                    let (row, column) = position_in_matrix(lane, i, element, transposed);
                     expected[96 * usize::from(transposed) + row][column] = (value >> (16 * element)) as u16;
                 }
             }
         }
     }
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let (input, output) = (rig.upload(&registers), rig.output::<[u16; 8]>(192));
         let call = Call { shared_bytes: 3072, inputs: &[input.at()], outputs: &[output.at()], ..Call::default() };
         rig.launch("test_matrix_store", &call);
@@ -82,8 +82,8 @@ impl Type {
         }
     }
 
-    /// Values of k in one product.
-    fn depth(self) -> usize {
+    /// K of one instruction.
+    fn k_values(self) -> usize {
         if self == Type::Tf32 { 8 } else { 16 }
     }
 
@@ -91,12 +91,12 @@ impl Type {
         match self {
             Type::F16 => f16::from_f64(value).to_bits().into(),
             Type::Bf16 => bf16::from_f64(value).to_bits().into(),
-            // To nearest, ties away from zero; nothing here is near the largest numbers.
+            // To nearest, ties away from zero. The values are far below the largest one, so this cannot overflow.
             Type::Tf32 => ((value as f32).to_bits() + 0x1000) & !0x1fff,
         }
     }
 
-    /// What these bits stand for.
+    /// The value of these bits.
     fn value(self, bits: u32) -> f64 {
         match self {
             Type::F16 => f16::from_bits(bits as u16).to_f64(),
@@ -105,14 +105,14 @@ impl Type {
         }
     }
 
-    /// Row and k of register `i` of A, element by element.
-    fn a_place(self, lane: usize, i: usize, element: usize) -> (usize, usize) {
+    /// Row and k of an element in register `i` of A.
+    fn position_in_a(self, lane: usize, i: usize, element: usize) -> (usize, usize) {
         let row = lane / 4 + 8 * (i & 1);
         if self == Type::Tf32 { (row, lane % 4 + 4 * (i >> 1)) } else { (row, 2 * (lane % 4) + 8 * (i >> 1) + element) }
     }
 
-    /// k and column of register `i` of B.
-    fn b_place(self, lane: usize, i: usize, element: usize) -> (usize, usize) {
+    /// k and column of an element in register `i` of B.
+    fn position_in_b(self, lane: usize, i: usize, element: usize) -> (usize, usize) {
         let k = if self == Type::Tf32 { lane % 4 + 4 * i } else { 2 * (lane % 4) + 8 * i + element };
         (k, lane / 4)
     }
@@ -122,10 +122,11 @@ impl Type {
     }
 }
 
-/// Products of bits drawn by `draw`, one a warp, each element within 2⁻²² · Σ|a||b| · `slack` of the exact sum.
+/// Checks products of random bits from `draw`, one for each warp: each element's error is at most 2⁻²² · Σ|a||b| ·
+/// `slack`.
 fn check(kind: Type, slack: f64, mut draw: impl FnMut() -> (u32, u32, f32)) {
     const WARPS: usize = 3;
-    let depth = kind.depth();
+    let k_values = kind.k_values();
     let mut a = vec![[[0u32; 16]; 16]; WARPS]; // row, k
     let mut b = vec![[[0u32; 8]; 16]; WARPS]; // k, column
     let mut c = vec![[[0f32; 8]; 16]; WARPS];
@@ -145,32 +146,32 @@ fn check(kind: Type, slack: f64, mut draw: impl FnMut() -> (u32, u32, f32)) {
             let word = |get: &dyn Fn(usize) -> u32| (0..kind.elements()).fold(0, |w, e| w | get(e) << (16 * e));
             for i in 0..4 {
                 a_registers.push(word(&|e| {
-                    let (row, k) = kind.a_place(lane, i, e);
+                    let (row, k) = kind.position_in_a(lane, i, e);
                     a[warp][row][k]
                 }));
                 c_registers.push(c[warp][lane / 4 + 8 * (i >> 1)][2 * (lane % 4) + (i & 1)]);
             }
             for i in 0..2 {
                 b_registers.push(word(&|e| {
-                    let (k, column) = kind.b_place(lane, i, e);
+                    let (k, column) = kind.position_in_b(lane, i, e);
                     b[warp][k][column]
                 }));
             }
         }
     }
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let (left, right) = (rig.upload(&a_registers), rig.upload(&b_registers));
         let (sums, output) = (rig.upload(&c_registers), rig.output::<f32>(c_registers.len()));
         let inputs = [left.at(), right.at(), sums.at()];
         let call = Call { grid: WARPS as u32, inputs: &inputs, outputs: &[output.at()], ..Call::default() };
         rig.launch(kind.kernel(), &call);
-        for (place, got) in rig.download(&output).into_iter().enumerate() {
-            let (warp, lane, i) = (place / 128, place / 4 % 32, place % 4);
+        for (position_in_matrix, got) in rig.download(&output).into_iter().enumerate() {
+            let (warp, lane, i) = (position_in_matrix / 128, position_in_matrix / 4 % 32, position_in_matrix % 4);
             let (row, column) = (lane / 4 + 8 * (i >> 1), 2 * (lane % 4) + (i & 1));
             let term = |k: usize| kind.value(a[warp][row][k]) * kind.value(b[warp][k][column]);
             let start = f64::from(c[warp][row][column]);
-            let exact = start + (0..depth).map(term).sum::<f64>();
-            let magnitude = start.abs() + (0..depth).map(|k| term(k).abs()).sum::<f64>();
+            let exact = start + (0..k_values).map(term).sum::<f64>();
+            let magnitude = start.abs() + (0..k_values).map(|k| term(k).abs()).sum::<f64>();
             let error = (f64::from(got) - exact).abs();
             assert!(error <= slack * 2f64.powi(-22) * magnitude, "{row}, {column}: {got} instead of {exact}");
         }
@@ -205,7 +206,7 @@ fn a_tile_by_way_of_shared_memory() {
     let halves = |values: &[f64]| -> Vec<u16> { values.iter().map(|&v| f16::from_f64(v).to_bits()).collect() };
     let element = |i: usize| (0..32).map(|k| a[i / 8 * 32 + k] * b[k * 8 + i % 8]).sum::<f64>() as f32;
     let expected: Vec<f32> = (0..128).map(element).collect();
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let (left, right) = (rig.upload(&halves(&a)), rig.upload(&halves(&b)));
         let output = rig.output::<f32>(128);
         let call = Call { shared_bytes: 1536, inputs: &[left.at(), right.at()], ..Call::default() };

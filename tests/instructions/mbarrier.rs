@@ -1,13 +1,13 @@
-//! gpu/mbarrier.h within a CTA.
+//! Tests of gpu/mbarrier.h within a CTA.
 
-use super::rig::{Call, everywhere};
+use super::rig::{Call, in_every_configuration};
 
 #[test]
 pub fn writers_and_readers_over_a_ring() {
     for rounds in [1u32, 2, 7] {
         let sum = |reader: u32| (0..rounds).fold(0u32, |sum, i| 3 * sum + 100 * i + 31 - reader % 32);
         let expected: Vec<u32> = (0..64).map(sum).collect();
-        everywhere(|rig| {
+        in_every_configuration(|rig| {
             let (sums, tests) = (rig.output::<u32>(64), rig.output::<u32>(2));
             let outputs = [sums.at(), tests.at()];
             let call = Call { threads: 96, shared_bytes: 32 + 256, outputs: &outputs, ..Call::default() };
@@ -20,7 +20,7 @@ pub fn writers_and_readers_over_a_ring() {
 
 #[test]
 pub fn memory_that_is_a_barrier_again_and_again() {
-    // Thread 0 adds up what the others wrote, and they add up what it had then.
+    // Thread 0 sums the values that the others wrote; then they add the sums that it had.
     let round_sum = |round: u32| (1..64).map(|i| i * (round + 1)).sum::<u32>();
     let so_far: Vec<u32> = (0..3)
         .scan(0, |sum, round| {
@@ -29,7 +29,7 @@ pub fn memory_that_is_a_barrier_again_and_again() {
         })
         .collect();
     let others: u32 = so_far.iter().sum();
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let output = rig.output::<u32>(64);
         let call = Call { threads: 64, shared_bytes: 16 + 256, outputs: &[output.at()], ..Call::default() };
         rig.launch("test_mbarrier_again", &call);

@@ -1,13 +1,13 @@
-//! gpu/memory.h, gpu/shared.h.
+//! Tests of gpu/memory.h and gpu/shared.h.
 
-use super::rig::{Call, everywhere};
+use super::rig::{Call, in_every_configuration};
 use super::{Rng, counted};
 
 #[test]
 fn accesses_of_every_width() {
     let mut rng = Rng(1);
     let data: Vec<u8> = (0..1040).map(|_| rng.draw() as u8).collect();
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let from = rig.upload(&data);
         let (loads, constants) = (rig.output::<u8>(5 * data.len()), rig.output::<u8>(5 * data.len()));
         let outputs = [loads.at(), constants.at()];
@@ -22,7 +22,7 @@ fn accesses_of_every_width() {
 #[test]
 fn chunks_through_shared_memory() {
     let data = counted(2 * 64 * 4);
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let (from, to) = (rig.upload(&data), rig.output::<u32>(data.len()));
         let call = Call { grid: 2, threads: 64, shared_bytes: 1024, inputs: &[from.at()], ..Call::default() };
         rig.launch("test_memory_shared", &Call { outputs: &[to.at()], ..call });
@@ -33,7 +33,7 @@ fn chunks_through_shared_memory() {
 
 #[test]
 fn pieces_of_shared_memory() {
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let (addresses, sums) = (rig.output::<u32>(3), rig.output::<u32>(32));
         let outputs = [addresses.at(), sums.at()];
         rig.launch("test_memory_pieces", &Call { shared_bytes: 1024 + 64, outputs: &outputs, ..Call::default() });

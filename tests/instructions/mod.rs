@@ -1,4 +1,4 @@
-//! Every function of kernels/gpu, through the kernels of kernels/test, against values computed here.
+//! Tests every function of kernels/gpu: kernels in kernels/test call them, and the tests compute the expected values.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub, missing_docs)]
 
 mod atomic;

@@ -1,18 +1,18 @@
-//! Bugs planted in the test kernels that use several functions together: each must make its test fail, by the check that is meant
-//! for it.
+//! Bugs planted in the test kernels that use several functions together. Each must make its test fail with the expected
+//! message.
 
 use super::rig::{can_plant, failure_with};
 use super::{cluster, copy_async, mbarrier, tma, wgmma};
 
-/// A change of one place in a file of kernels/test.
+/// A replacement in a file of kernels/test.
 struct Bug {
     file: &'static str,
-    /// Code that stands in the file once.
+    /// Code that occurs in the file once.
     original: &'static str,
     planted: &'static str,
-    /// The test that must fail, ...
+    /// The test that must fail.
     test: fn(),
-    /// ... and what it must say.
+    /// A part of the test's failure message.
     caught: &'static str,
 }
 
@@ -21,70 +21,70 @@ const WGMMA: &[Bug] = &[
         file: "wgmma_ring.cu",
         original: "i / stages % 2); wgmma_fence();",
         planted: "i / stages % 2);",
-        test: wgmma::the_whole_way_of_a_tile,
+        test: wgmma::a_tile_goes_through_tma_wgmma_and_back,
         caught: "proxy",
     },
     Bug {
         file: "wgmma_ring.cu",
         original: "(d, a.descriptor(step), b.descriptor(step)",
         planted: "(d, a.descriptor(step), b.descriptor(0)",
-        test: wgmma::the_whole_way_of_a_tile,
+        test: wgmma::a_tile_goes_through_tma_wgmma_and_back,
         caught: "1 tiles deep",
     },
     Bug {
         file: "wgmma_ring.cu",
         original: "empty + 8 * ((i - 1) % stages)",
         planted: "empty + 8 * (i % stages)",
-        test: wgmma::the_whole_way_of_a_tile,
+        test: wgmma::a_tile_goes_through_tma_wgmma_and_back,
         caught: "deadlock",
     },
     Bug {
         file: "wgmma_ring.cu",
         original: "mbarrier_wait(empty + 8 * stage, i / stages % 2 ^ 1);",
         planted: "",
-        test: wgmma::the_whole_way_of_a_tile,
+        test: wgmma::a_tile_goes_through_tma_wgmma_and_back,
         caught: "barrier",
     },
     Bug {
         file: "wgmma_ring.cu",
         original: "i / stages % 2 ^ 1",
         planted: "i / stages % 2",
-        test: wgmma::the_whole_way_of_a_tile,
+        test: wgmma::a_tile_goes_through_tma_wgmma_and_back,
         caught: "deadlock",
     },
     Bug {
         file: "wgmma_ring.cu",
         original: "mbarrier_wait(full + 8 * stage, i / stages % 2);",
         planted: "",
-        test: wgmma::the_whole_way_of_a_tile,
+        test: wgmma::a_tile_goes_through_tma_wgmma_and_back,
         caught: "in flight",
     },
     Bug {
         file: "wgmma_ring.cu",
         original: "    fence_mbarrier_init();\n",
         planted: "",
-        test: wgmma::the_whole_way_of_a_tile,
+        test: wgmma::a_tile_goes_through_tma_wgmma_and_back,
         caught: "proxy",
     },
     Bug {
         file: "wgmma_ring.cu",
         original: "wgmma_wait<1>(); if (i != 0",
         planted: "wgmma_wait<2>(); if (i != 0",
-        test: wgmma::the_whole_way_of_a_tile,
+        test: wgmma::a_tile_goes_through_tma_wgmma_and_back,
         caught: "in flight",
     },
     Bug {
         file: "wgmma_ring.cu",
         original: "fence_proxy_async_shared();\n  sync_named",
         planted: "sync_named",
-        test: wgmma::the_whole_way_of_a_tile,
+        test: wgmma::a_tile_goes_through_tma_wgmma_and_back,
         caught: "proxy",
     },
     Bug {
         file: "wgmma_ring.cu",
         original: "sync_named(1 + group, 128);",
         planted: "",
-        test: wgmma::the_whole_way_of_a_tile,
+        test: wgmma::a_tile_goes_through_tma_wgmma_and_back,
         caught: "in flight",
     },
 ];

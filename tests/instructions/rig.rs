@@ -1,4 +1,5 @@
-//! Where a test's kernels run: the emulator in every build and order, or a GPU (tests/common/rig.rs).
+//! Runs the kernels of kernels/test on a rig of tests/common/rig.rs. The proof runs them in every build, under every
+//! schedule and with every moment at which asynchronous copies complete.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -11,11 +12,12 @@ use fused_lora_emulator::{Build, Completion, Config, Machine, Schedule};
 
 use crate::common::rig::{self, Failure, builds, on_gpu, proving, schedules};
 
-/// Threads in three orders, and CTAs two, four or many at a time: a cluster's have to run side by side.
+/// Three orders of threads, with two, four or 64 CTAs resident at a time: the CTAs of a cluster must be resident
+/// together.
 const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 64), (Schedule::LastIn, 2), (Schedule::Random(0xBEEF), 4)];
 const COMPLETIONS: [Completion; 3] = [Completion::Late, Completion::Eager, Completion::Random];
 
-/// A device and what was allocated on it during a test.
+/// A device and the memory that was allocated on it during a test.
 pub struct Rig {
     device: rig::Rig,
     allocations: RefCell<Vec<u64>>,
@@ -28,18 +30,18 @@ pub struct Array<T> {
     elements: PhantomData<T>,
 }
 
-/// A tensor in device memory and the boxes that are copied of it; dimensions from the contiguous one on.
+/// A tensor in device memory, and the size of the boxes that TMA copies. The contiguous dimension comes first.
 pub struct Tensor<'a> {
     pub address: u64,
     pub element_bytes: u32,
     pub dims: &'a [u64],
-    /// In bytes, of every dimension but the first.
+    /// In bytes, for every dimension but the first.
     pub strides: &'a [u64],
     pub boxes: &'a [u32],
     pub swizzle: bool,
 }
 
-/// What a launch gets beside its kernel.
+/// The arguments of a launch.
 #[derive(Clone, Copy)]
 pub struct Call<'a> {
     pub grid: u32,
@@ -58,16 +60,17 @@ impl Default for Call<'_> {
     }
 }
 
-/// Whether a bug can be planted here: what finds it is in the emulator's other builds.
+/// Whether this process can test planted bugs: only the emulator's plain and race builds have the checks that find
+/// them.
 pub fn can_plant() -> bool {
     !on_gpu() && !builds().contains(&Build::Sanitize)
 }
 
-/// The GPU at hand does not have what a kernel is made of: the rest of its test is left out.
-struct Missing;
+/// The payload of the panic that ends a test on a GPU without the instructions that the test's kernel uses.
+struct MissingInstructions;
 
 thread_local! {
-    /// A source of kernels/test and the version of it that this thread's tests run.
+    /// A source of kernels/test and the changed text of it that this thread's tests compile.
     static PLANTED: RefCell<Option<(String, String)>> = const { RefCell::new(None) };
 }
 
@@ -79,7 +82,7 @@ fn device(build: Build) -> rig::Rig {
     rig::Rig::emulator(Machine::new(Config { build, ..Config::default() }, &kernels).unwrap())
 }
 
-/// What `test` fails with when one place of kernels/test/`file` is changed.
+/// The message with which `test` fails after `original` was replaced in kernels/test/`file`.
 pub fn failure_with(file: &str, original: &str, planted: &str, test: fn()) -> Option<String> {
     let source = format!("test/{file}");
     let kernels = emulator_kernels();
@@ -94,21 +97,23 @@ pub fn failure_with(file: &str, original: &str, planted: &str, test: fn()) -> Op
     failed.err().map(text)
 }
 
-fn each_build(test: impl Fn(&Rig)) {
+fn for_each_build(test: impl Fn(&Rig)) {
     for build in builds() {
         println!("{build:?}");
         let rig = Rig { device: device(build), allocations: RefCell::default() };
         match catch_unwind(AssertUnwindSafe(|| test(&rig))) {
-            Err(panic) if panic.is::<Missing>() => println!("left out: this GPU does not have it"),
+            Err(panic) if panic.is::<MissingInstructions>() => {
+                println!("skipped: this GPU lacks the kernel's instructions")
+            }
             Err(panic) => resume_unwind(panic),
             Ok(()) => {}
         }
     }
 }
 
-/// Runs a test wherever and in whatever order its kernels may run.
-pub fn everywhere(test: impl Fn(&Rig)) {
-    each_build(|rig| {
+/// Runs a test in every build, under every schedule and with every completion that the tests' depth asks for.
+pub fn in_every_configuration(test: impl Fn(&Rig)) {
+    for_each_build(|rig| {
         for &(schedule, resident) in schedules(&SCHEDULES) {
             for &completion in if proving() { &COMPLETIONS[..] } else { &COMPLETIONS[2..] } {
                 println!("  {schedule:?}, {resident} CTAs at a time, {completion:?}");
@@ -120,9 +125,9 @@ pub fn everywhere(test: impl Fn(&Rig)) {
     });
 }
 
-/// Runs a test of functions that neither wait nor are waited for, whose order does not matter.
-pub fn once(test: impl Fn(&Rig)) {
-    each_build(|rig| {
+/// Runs a test under one schedule, for functions that do not synchronise threads.
+pub fn in_every_build(test: impl Fn(&Rig)) {
+    for_each_build(|rig| {
         test(rig);
         rig.free_all();
     });
@@ -135,7 +140,7 @@ impl Rig {
         array
     }
 
-    /// An array of which every bit is set: NaN as any type of float.
+    /// An array with all bits set, which is NaN in every floating-point type.
     pub fn output<T>(&self, len: usize) -> Array<T> {
         let array = self.array(len);
         self.device.write(array.address, &vec![0xffu8; len * size_of::<T>()]);
@@ -158,12 +163,12 @@ impl Rig {
         let Tensor { address, element_bytes, dims, strides, boxes, swizzle: swizzle_128 } = *tensor;
         let tensor = fused_lora::device::Tensor { address, element_bytes, dims, strides, boxes, swizzle_128 };
         match self.device.tensor_map(&tensor) {
-            Err(_) if self.device.compute_capability() < (9, 0) => resume_unwind(Box::new(Missing)),
+            Err(_) if self.device.compute_capability() < (9, 0) => resume_unwind(Box::new(MissingInstructions)),
             map => map.unwrap(),
         }
     }
 
-    /// Runs a kernel to its end; a fault is the test's failure.
+    /// Launches a kernel and waits for its end. A fault fails the test.
     pub fn launch(&self, kernel: &str, call: &Call<'_>) {
         fn filled<T: Copy, const N: usize>(values: &[T], rest: T) -> [T; N] {
             let mut all = [rest; N];
@@ -185,7 +190,7 @@ impl Rig {
             cluster: call.cluster,
         };
         match self.device.launch(&call, &params) {
-            Err(Failure::Unsupported) => resume_unwind(Box::new(Missing)),
+            Err(Failure::Unsupported) => resume_unwind(Box::new(MissingInstructions)),
             Err(failure) => panic!("{failure}"),
             Ok(_) => {}
         }
@@ -199,7 +204,7 @@ impl Rig {
 }
 
 impl<T> Array<T> {
-    /// Its device address.
+    /// The array's device address.
     pub fn at(&self) -> u64 {
         self.address
     }

@@ -1,13 +1,13 @@
-//! gpu/tma.h.
+//! Tests of gpu/tma.h.
 
 use super::Rng;
-use super::rig::{Call, Rig, Tensor, everywhere};
+use super::rig::{Call, Rig, Tensor, in_every_configuration};
 
-/// A tensor of random bytes, and boxes of it.
+/// A tensor of random bytes, and the boxes to copy.
 struct Case {
     element_bytes: usize,
     dims: Vec<usize>,
-    /// Bytes from row to row and from plane to plane.
+    /// Bytes between the starts of rows, and between the starts of planes.
     strides: Vec<usize>,
     boxes: Vec<usize>,
     swizzle: bool,
@@ -35,7 +35,8 @@ impl Case {
         })
     }
 
-    /// For each byte of the box at `start`: where it lies in shared memory, and where in the tensor if it does.
+    /// Calls `f` for each byte of the box at `start` with its offset in shared memory, and in the tensor if it is
+    /// inside.
     fn for_each_byte(&self, start: &[i32], mut f: impl FnMut(usize, Option<usize>)) {
         for byte in 0..self.box_bytes() {
             let mut rest = byte / self.element_bytes;
@@ -69,7 +70,7 @@ fn cases() -> Vec<Case> {
         swizzle,
         starts: starts.iter().map(|start| start.to_vec()).collect(),
     };
-    // Inside, over each edge, over a corner, beyond it.
+    // Boxes inside the tensor, across each edge, across a corner, and outside.
     let starts: [&[i32]; 7] = [&[0, 0], &[64, 8], &[70, 3], &[3, 15], &[-16, -3], &[90, 19], &[300, -40]];
     vec![
         case(2, &[100, 20], &[208], &[64, 8], true, &starts),
@@ -93,7 +94,7 @@ fn random_bytes(seed: u64, n: usize) -> Vec<u8> {
 pub fn boxes_of_tensors_arrive_and_are_zero_outside() {
     for case in cases() {
         let data = random_bytes(20, case.tensor_bytes());
-        everywhere(|rig| {
+        in_every_configuration(|rig| {
             let tensor = rig.upload(&data);
             let maps = [case.map(rig, tensor.at())];
             for start in &case.starts {
@@ -127,9 +128,9 @@ pub fn boxes_go_to_tensors_and_are_clipped() {
                 });
             }
             if writes.contains(&2) {
-                continue; // nothing orders two stores of one thread
+                continue; // two bulk stores of one thread are not ordered
             }
-            everywhere(|rig| {
+            in_every_configuration(|rig| {
                 let (tensor, input) = (rig.upload(&before), rig.upload(&boxes));
                 let seen = rig.output::<u8>(before.len());
                 let maps = [case.map(rig, tensor.at())];
@@ -151,7 +152,7 @@ pub fn a_ring_between_the_copy_engine_and_warps() {
     for rounds in [1usize, 2, 3, 9] {
         let mut rng = Rng(23);
         let data: Vec<u32> = (0..rounds * 256).map(|_| rng.draw() as u32).collect();
-        // A lane takes two chunks of a box as they lie in shared memory, four rows apart.
+        // Each lane reads two chunks of a box in shared memory, four rows apart.
         let sum = |lane: usize, word: usize| {
             let mut sum = 0u32;
             for round in 0..rounds {
@@ -165,7 +166,7 @@ pub fn a_ring_between_the_copy_engine_and_warps() {
         };
         let sums: Vec<u32> = (0..128).map(|i| sum(i / 4, i % 4)).collect();
         let changed: Vec<u32> = data.iter().enumerate().map(|(i, word)| word.wrapping_add((i / 256) as u32)).collect();
-        everywhere(|rig| {
+        in_every_configuration(|rig| {
             let (input, output, target) = (rig.upload(&data), rig.output::<u32>(128), rig.output::<u32>(data.len()));
             let map = |address| {
                 let dims = [64, rounds as u64 * 8];
@@ -191,7 +192,7 @@ pub fn a_ring_between_the_copy_engine_and_warps() {
 #[test]
 pub fn what_another_cta_wrote_is_fetched() {
     let data = random_bytes(24, 1024);
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let (input, tensor) = (rig.upload(&data), rig.output::<u8>(1024));
         let (counter, output) = (rig.upload(&[0u32; 2]), rig.output::<u8>(3 * 1024));
         let map = rig.tensor_map(&Tensor {

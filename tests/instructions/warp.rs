@@ -1,12 +1,12 @@
-//! gpu/warp.h.
+//! Tests of gpu/warp.h.
 
 use std::fmt::Debug;
 
 use super::Rng;
-use super::rig::{Array, Call, Rig, everywhere};
+use super::rig::{Array, Call, Rig, in_every_configuration};
 use bytemuck::{AnyBitPattern, NoUninit};
 
-/// What lane `lane` gets from each of the eight shuffles of warp.cu.
+/// The lanes that lane `lane` reads from in the eight shuffles of warp.cu.
 fn sources(lane: usize) -> [usize; 8] {
     let down = |by: usize| if lane + by < 32 { lane + by } else { lane };
     let up = |by: usize| if lane >= by { lane - by } else { lane };
@@ -32,9 +32,9 @@ fn check<T: AnyBitPattern + NoUninit + PartialEq + Debug>(rig: &Rig, got: &Array
 #[test]
 fn shuffles_of_every_type() {
     let mut rng = Rng(3);
-    // A float of any bits but NaN's, so that values can be compared.
+    // Random bits that are not NaN as floats, so that values can be compared.
     let values: Vec<u64> = (0..64).map(|_| rng.draw() & !0x4000_0000).collect();
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let input = rig.upload(&values);
         let n = values.len() * 8;
         let (a, b, c, d) = (rig.output::<u32>(n), rig.output::<i32>(n), rig.output::<f32>(n), rig.output::<u64>(2 * n));
@@ -44,7 +44,7 @@ fn shuffles_of_every_type() {
         check(rig, &a, &values.iter().map(|&v| v as u32).collect::<Vec<_>>());
         check(rig, &b, &values.iter().map(|&v| v as i32).collect::<Vec<_>>());
         check(rig, &c, &values.iter().map(|&v| f32::from_bits(v as u32)).collect::<Vec<_>>());
-        // The bits of the doubles come behind the integers, as if of two more warps.
+        // The output has the bits of the u64 shuffles first, then those of the f64 shuffles, as if of two more warps.
         check(rig, &d, &values.repeat(2));
     });
 }
@@ -52,10 +52,11 @@ fn shuffles_of_every_type() {
 #[test]
 fn votes() {
     let mut rng = Rng(4);
-    // Bit 0 holds everywhere, bit 1 nowhere, bit 2 in the lower eight lanes, bit 3 in one lane, the others at random.
+    // Bit 0 is set in every lane, bit 1 in none, bit 2 in the first eight lanes, bit 3 in one lane, the others at
+    // random.
     let word = |i: u64, random: u64| random << 4 | u64::from(i == 41) << 3 | u64::from(i % 32 < 8) << 2 | 1;
     let words: Vec<u32> = (0..64).map(|i| word(i, rng.draw()) as u32).collect();
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let (input, output) = (rig.upload(&words), rig.output::<[u32; 6]>(64 * 32));
         let call = Call { threads: 64, inputs: &[input.at()], outputs: &[output.at()], ..Call::default() };
         rig.launch("test_warp_votes", &call);
@@ -75,7 +76,7 @@ fn votes() {
 
 #[test]
 fn a_warp_passes_words_through_shared_memory() {
-    everywhere(|rig| {
+    in_every_configuration(|rig| {
         let (sums, elected) = (rig.output::<u32>(64), rig.output::<u32>(128));
         let outputs = [sums.at(), elected.at()];
         rig.launch("test_warp_memory", &Call { threads: 64, shared_bytes: 256, outputs: &outputs, ..Call::default() });

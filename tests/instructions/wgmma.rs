@@ -1,21 +1,21 @@
-//! gpu/wgmma.h, and the whole way of a tile.
+//! Tests of gpu/wgmma.h, and of a tile's whole path: TMA, wgmma, and the copy back.
 
 use half::{bf16, f16};
 
 use super::Rng;
-use super::rig::{Array, Call, Rig, Tensor, everywhere};
+use super::rig::{Array, Call, Rig, Tensor, in_every_configuration};
 
 const ROWS: usize = 64;
-const DEPTH: usize = 64;
+const K: usize = 64;
 
-/// A matrix as a kernel gets it: 16-bit values by rows.
+/// A matrix of 16-bit values in row-major order, as it is passed to a kernel.
 struct Stored {
     rows: usize,
     columns: usize,
     bits: Vec<u16>,
 }
 
-/// What one kernel of wgmma.cu multiplies.
+/// The shape, types and operand layouts of a kernel in wgmma.cu.
 #[derive(Debug, Clone, Copy)]
 struct Product {
     name: &'static str,
@@ -27,7 +27,7 @@ struct Product {
 }
 
 impl Product {
-    /// As its kernel's name says.
+    /// Parses the name of a kernel.
     fn named(name: &'static str) -> Self {
         let mut parts = name.split('_');
         let is_bf16 = parts.next() == Some("bf16");
@@ -44,21 +44,22 @@ impl Product {
         if self.is_bf16 { bf16::from_bits(bits).to_f64() } else { f16::from_bits(bits).to_f64() }
     }
 
-    /// `width` × DEPTH values, stored the way the operand's major dimension says.
+    /// `width` × `K` values, stored K-major or MN-major.
     fn stored(self, width: usize, k_major: bool, values: &[f64]) -> Stored {
-        let (rows, columns) = if k_major { (width, DEPTH) } else { (DEPTH, width) };
-        let at = |row: usize, column: usize| if k_major { row * DEPTH + column } else { column * DEPTH + row };
+        let (rows, columns) = if k_major { (width, K) } else { (K, width) };
+        let at = |row: usize, column: usize| if k_major { row * K + column } else { column * K + row };
         let place = |i: usize| values[at(i / columns, i % columns)];
         Stored { rows, columns, bits: (0..rows * columns).map(|i| self.bits(place(i))).collect() }
     }
 
-    /// Multiplies a [64, 64] and b [columns, 64], both with k last, in every way; `slack` as in `assert_close`.
+    /// Multiplies a [64, 64] and b [columns, 64], both with k last: without and with accumulation, with copies by
+    /// threads and by TMA. `slack` is that of `assert_close`.
     fn check(self, a: &[f64], b: &[f64], d: &[f32], slack: f64) {
         let round = |values: &[f64]| -> Vec<f64> { values.iter().map(|&v| self.value(self.bits(v))).collect() };
         let (exact_a, exact_b) = (round(a), round(b));
         let stored_a = self.stored(ROWS, self.a_k_major, a);
         let stored_b = self.stored(self.columns, self.b_k_major, b);
-        everywhere(|rig| {
+        in_every_configuration(|rig| {
             let (left, right, start) = (rig.upload(&stored_a.bits), rig.upload(&stored_b.bits), rig.upload(d));
             let maps = [map(rig, &left, &stored_a), map(rig, &right, &stored_b)];
             for (accumulate, by_copy_engine) in [(0, 0), (1, 0), (1, 1)] {
@@ -79,13 +80,13 @@ impl Product {
                     },
                 );
                 let d = d.iter().map(|&d| f64::from(accumulate) * f64::from(d)).collect::<Vec<_>>();
-                assert_close(&rig.download(&output), &exact_a, &exact_b, &d, DEPTH, slack, self.name);
+                assert_close(&rig.download(&output), &exact_a, &exact_b, &d, K, slack, self.name);
             }
         });
     }
 }
 
-/// got [m, n] against a [m, depth] · b [n, depth]ᵀ + d, each element within `slack` · 2⁻²² · Σ|a||b|.
+/// Asserts that got [m, n] is a [m, k] · b [n, k]ᵀ + d: each element's error is at most `slack` · 2⁻²² · Σ|a||b|.
 fn assert_close(got: &[f32], a: &[f64], b: &[f64], d: &[f64], depth: usize, slack: f64, what: &str) {
     let columns = b.len() / depth;
     for (i, &got) in got.iter().enumerate() {
@@ -99,9 +100,9 @@ fn assert_close(got: &[f32], a: &[f64], b: &[f64], d: &[f64], depth: usize, slac
     }
 }
 
-/// Swizzled boxes 64 wide; of all rows, but 256 at most.
+/// A tensor map of swizzled boxes, 64 columns wide and with all rows.
 fn map(rig: &Rig, array: &Array<u16>, stored: &Stored) -> fused_lora::abi::TensorMap {
-    // What is too narrow for a tensor map's rows is never fetched.
+    // No kernel copies boxes of a matrix that is narrower than 64 columns.
     rig.tensor_map(&Tensor {
         address: array.at(),
         element_bytes: 2,
@@ -112,7 +113,7 @@ fn map(rig: &Rig, array: &Array<u16>, stored: &Stored) -> fused_lora::abi::Tenso
     })
 }
 
-fn small(rng: &mut Rng, n: usize) -> Vec<f64> {
+fn small_integers(rng: &mut Rng, n: usize) -> Vec<f64> {
     (0..n).map(|_| rng.below(9) as f64 - 4.0).collect()
 }
 
@@ -143,8 +144,8 @@ pub fn products_of_small_integers_are_exact() {
     for (seed, name) in (30..).zip(PRODUCTS) {
         let product = Product::named(name);
         let mut rng = Rng(seed);
-        let (a, b) = (small(&mut rng, ROWS * DEPTH), small(&mut rng, product.columns * DEPTH));
-        let d: Vec<f32> = small(&mut rng, ROWS * product.columns).iter().map(|&d| d as f32).collect();
+        let (a, b) = (small_integers(&mut rng, ROWS * K), small_integers(&mut rng, product.columns * K));
+        let d: Vec<f32> = small_integers(&mut rng, ROWS * product.columns).iter().map(|&d| d as f32).collect();
         product.check(&a, &b, &d, 0.0);
     }
 }
@@ -155,29 +156,30 @@ pub fn products_of_any_numbers_are_close() {
         let product = Product::named(name);
         let mut rng = Rng(seed);
         let mut uniform = |n: usize| -> Vec<f64> { (0..n).map(|_| rng.uniform()).collect() };
-        let (a, b) = (uniform(ROWS * DEPTH), uniform(product.columns * DEPTH));
+        let (a, b) = (uniform(ROWS * K), uniform(product.columns * K));
         let d: Vec<f32> = uniform(ROWS * product.columns).iter().map(|&d| d as f32).collect();
         product.check(&a, &b, &d, 64.0);
     }
 }
 
-fn brains(values: &[f64]) -> Vec<u16> {
+fn bf16_bits(values: &[f64]) -> Vec<u16> {
     values.iter().map(|&v| bf16::from_f64(v).to_bits()).collect()
 }
 
 #[test]
-pub fn the_whole_way_of_a_tile() {
+pub fn a_tile_goes_through_tma_wgmma_and_back() {
     for rounds in [1usize, 2, 5] {
         let depth = 64 * rounds;
         let mut rng = Rng(70);
-        let (a, b) = (small(&mut rng, 128 * depth), small(&mut rng, 64 * depth));
+        let (a, b) = (small_integers(&mut rng, 128 * depth), small_integers(&mut rng, 64 * depth));
         let product = |i: usize| -> f64 {
             let (row, column) = (&a[i / 64 * depth..][..depth], &b[i % 64 * depth..][..depth]);
             row.iter().zip(column).map(|(a, b)| a * b).sum()
         };
-        let expected = brains(&(0..128 * 64).map(product).collect::<Vec<_>>());
-        everywhere(|rig| {
-            let (left, right, output) = (rig.upload(&brains(&a)), rig.upload(&brains(&b)), rig.output::<u16>(128 * 64));
+        let expected = bf16_bits(&(0..128 * 64).map(product).collect::<Vec<_>>());
+        in_every_configuration(|rig| {
+            let (left, right, output) =
+                (rig.upload(&bf16_bits(&a)), rig.upload(&bf16_bits(&b)), rig.output::<u16>(128 * 64));
             let map = |address, rows: u64, columns: usize| {
                 rig.tensor_map(&Tensor {
                     address,
@@ -207,17 +209,17 @@ pub fn the_whole_way_of_a_tile() {
 }
 
 #[test]
-pub fn one_group_is_waited_for_while_another_goes_on() {
+pub fn a_group_is_waited_for_while_another_runs() {
     let mut rng = Rng(71);
-    let (a, b) = (small(&mut rng, ROWS * DEPTH), small(&mut rng, ROWS * DEPTH));
-    everywhere(|rig| {
-        let (left, right) = (rig.upload(&brains(&a)), rig.upload(&brains(&b)));
+    let (a, b) = (small_integers(&mut rng, ROWS * K), small_integers(&mut rng, ROWS * K));
+    in_every_configuration(|rig| {
+        let (left, right) = (rig.upload(&bf16_bits(&a)), rig.upload(&bf16_bits(&b)));
         let (first, second) = (rig.output::<f32>(64 * 64), rig.output::<f32>(64 * 64));
         let outputs = [first.at(), second.at()];
         let call = Call { threads: 128, shared_bytes: 2 * 8192, outputs: &outputs, ..Call::default() };
         rig.launch("test_wgmma_groups", &Call { inputs: &[left.at(), right.at()], ..call });
         let zero = [0.0; 64 * 64];
-        assert_close(&rig.download(&first), &a, &b, &zero, DEPTH, 0.0, "first");
-        assert_close(&rig.download(&second), &b, &a, &zero, DEPTH, 0.0, "second");
+        assert_close(&rig.download(&first), &a, &b, &zero, K, 0.0, "first");
+        assert_close(&rig.download(&second), &b, &a, &zero, K, 0.0, "second");
     });
 }
