@@ -1,4 +1,4 @@
-//! Bugs in the optimizer's kernel, and the steps that show them.
+//! Bugs in the kernel of AdamW, and the steps that show them.
 
 use fused_lora::optim::{AdamW, Factor, Skip};
 use fused_lora_emulator::{Build, Completion, Fault};
@@ -6,15 +6,15 @@ use half::f16;
 
 use super::harness::Caught::{self, By, DependsOnSchedule, WrongResult};
 use super::harness::Scenario::Adamw;
-use super::harness::{Bug, SCHEDULES, UNORDERED, WAITS};
+use super::harness::{Bug, ENDLESS_WAIT, SCHEDULES, UNSYNCHRONISED};
 use crate::common::Rng;
 use crate::common::adamw::{OnRig, Options, State, Tensor, draw, exact, step_exactly};
 use crate::common::rig::{Failure, Rig};
 
 const ADAMW: &str = "optim/adamw.h";
 
-/// A chunk that is not full, three of one tensor, the last of them short, a tensor that ends in the middle of four, and so
-/// many more that the order in which their sums are added shows.
+/// Tensors of a partial chunk, of three chunks with a short last one, and of a length that is no multiple of four; and
+/// so many more that the order in which the chunks' sums are added changes the norm.
 const TENSORS: [Tensor; 12] = [
     (Factor::A, 37),
     (Factor::B, 4100),
@@ -30,7 +30,7 @@ const TENSORS: [Tensor; 12] = [
     (Factor::A, 313),
 ];
 
-/// A step that clips, one that must be skipped, and a step after it.
+/// Runs a step that clips, one that must be skipped, and one after it.
 pub(crate) fn run(rig: &Rig) -> Caught {
     let config = AdamW { lr: 1e-2, lora_plus_ratio: 4.0, weight_decay: 0.5, max_norm: Some(1.0), ..AdamW::default() };
     let mut rng = Rng(21);
@@ -44,7 +44,7 @@ pub(crate) fn run(rig: &Rig) -> Caught {
             rig.set_schedule(schedule, Completion::Late, resident);
             on_rig.reset();
             let mut reference = exact(&state, &TENSORS);
-            let mut told = vec![];
+            let mut reports = vec![];
             for (i, gradients) in gradients.iter().enumerate() {
                 let mut gradients = gradients.clone();
                 if i == 1 {
@@ -53,7 +53,7 @@ pub(crate) fn run(rig: &Rig) -> Caught {
                 on_rig.set_gradients(&gradients);
                 let (steps, step) = match on_rig.step(&config) {
                     Err(Failure::Fault(fault, _)) => return By(fault),
-                    // No launch has left a report.
+                    // The launch wrote no report.
                     Err(_) => return WrongResult,
                     Ok((steps, step, _)) => (steps, step),
                 };
@@ -66,14 +66,15 @@ pub(crate) fn run(rig: &Rig) -> Caught {
                 if !right || (steps, step.skipped) != (taken as u64, skipped) {
                     return WrongResult;
                 }
-                told.push((step.norm.to_bits(), step.clipped_by.to_bits()));
+                reports.push((step.norm.to_bits(), step.clipped_by.to_bits()));
             }
-            let left = (told, on_rig.read().bits());
-            // NaN is any.
-            let same =
-                |first: &(Vec<(u64, u64)>, _)| first.0[0] == left.0[0] && first.0[2] == left.0[2] && first.1 == left.1;
+            let outcome = (reports, on_rig.read().bits());
+            // The norm of the skipped step is a NaN, whose bits may differ.
+            let same = |first: &(Vec<(u64, u64)>, _)| {
+                first.0[0] == outcome.0[0] && first.0[2] == outcome.0[2] && first.1 == outcome.1
+            };
             depends |= first.as_ref().is_some_and(|first| !same(first));
-            first.get_or_insert(left);
+            first.get_or_insert(outcome);
         }
     }
     if depends { DependsOnSchedule } else { Caught::Nothing }
@@ -81,7 +82,7 @@ pub(crate) fn run(rig: &Rig) -> Caught {
 
 pub(crate) const BUGS: &[Bug] = &[
     Bug {
-        name: "the last to arrive does not see the others' sums",
+        name: "the last CTA to arrive does not acquire the others' sums",
         file: ADAMW,
         scenario: Adamw,
         original: "fetch_add_acq_rel(&p.state->arrivals, summed)",
@@ -90,7 +91,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race)],
     },
     Bug {
-        name: "sums are added up from the judge's own on",
+        name: "the last CTA adds the sums beginning with its own",
         file: ADAMW,
         scenario: Adamw,
         original: "sum += load(p.partial + i);",
@@ -99,7 +100,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[DependsOnSchedule],
     },
     Bug {
-        name: "the verdict of any launch is taken",
+        name: "a decision of an earlier launch is accepted",
         file: ADAMW,
         scenario: Adamw,
         original: "if (u32(said >> 32) == epoch)",
@@ -108,7 +109,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "a step that is to be skipped is taken",
+        name: "a step that must be skipped is taken",
         file: ADAMW,
         scenario: Adamw,
         original: "if (applies) update(",
@@ -117,7 +118,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "a skipped step has a number",
+        name: "a skipped step is counted",
         file: ADAMW,
         scenario: Adamw,
         original: "before + (taken ? 1 : 0)",
@@ -126,7 +127,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "weight decay goes through the moments",
+        name: "weight decay is added to the gradient",
         file: ADAMW,
         scenario: Adamw,
         original: "m = gpu::fma(c.first[0], m, c.first[1] * g);",
@@ -135,16 +136,16 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "arrivals are not set back",
+        name: "the arrival counter is not reset",
         file: ADAMW,
         scenario: Adamw,
         original: "      if (last) store_relaxed(&p.state->arrivals, 0u);\n",
         planted: "",
         build: Build::Plain,
-        caught: WAITS,
+        caught: ENDLESS_WAIT,
     },
     Bug {
-        name: "tickets are not set back",
+        name: "the ticket counter is not reset",
         file: "tile/ticket.h",
         scenario: Adamw,
         original: "if (ticket_number(ticket) == draws - 1)",
@@ -168,16 +169,16 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "double* parts = sums + round % 2 * warps;",
         planted: "double* parts = sums;",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
-        name: "constants are read before they are there",
+        name: "constants in shared memory are read before they are written",
         file: ADAMW,
         scenario: Adamw,
         original: "sync_block(); const bool has_rates",
         planted: "const bool has_rates",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
         name: "B learns as fast as A",
@@ -189,7 +190,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "the copy's alignment is not looked at",
+        name: "the stored copy's alignment is not checked",
         file: ADAMW,
         scenario: Adamw,
         original: "masters % sizeof(Chunk) == 0 && reinterpret_cast<u64>(stored) % (4 * sizeof(E)) == 0;",

@@ -1,4 +1,4 @@
-//! Bugs in the bottleneck adapters, and those that show them.
+//! Bugs in the kernels of bottleneck adapters, and the adapters that show them.
 
 use fused_lora::lora::Activation::{GeluNew, Relu};
 use fused_lora::{ComputePath, Element};
@@ -6,7 +6,7 @@ use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{self, By, WrongResult};
 use super::harness::Scenario::{AdapterCores, AdapterMma};
-use super::harness::{Bug, first_of, judge};
+use super::harness::{Bug, first_of, outcome_of};
 use super::transformer::bits;
 use crate::common::Rng;
 use crate::common::adapter::{OnRig, RandomAdapter, Residual, Shape};
@@ -14,11 +14,11 @@ use crate::common::rig::Rig;
 
 const ADAPTER: &str = "adapter/adapter.h";
 
-fn adapted<T: Element>(rig: &Rig, shape: Shape) -> Caught {
+fn run<T: Element>(rig: &Rig, shape: Shape) -> Caught {
     let random = RandomAdapter::<T>::new(&mut Rng(71), shape);
     let expected = random.expected();
     let on_rig = OnRig::new(rig, &random, ComputePath::Auto);
-    judge(rig, || {
+    outcome_of(rig, || {
         let y = on_rig.run()?;
         let near = |(i, value): (usize, &f64)| {
             let got = f64::from(y.view().row(i / shape.d)[i % shape.d].to_f32());
@@ -28,7 +28,8 @@ fn adapted<T: Element>(rig: &Rig, shape: Shape) -> Caught {
     })
 }
 
-/// Two row tiles and two steps of what is hidden; odd rows that start anywhere, x added and not.
+/// An adapter with two row tiles and two steps of hidden values; unaligned odd rows, with and without x added to the
+/// result.
 pub(crate) fn scenario<T: Element>(rig: &Rig) -> Caught {
     let shape = Shape {
         tokens: 70,
@@ -44,11 +45,11 @@ pub(crate) fn scenario<T: Element>(rig: &Rig) -> Caught {
     };
     let odd = Shape { tokens: 3, d: 35, width: 5, activation: Relu, gap: 3, ..shape };
     first_of([
-        &|| adapted::<T>(rig, shape),
-        &|| adapted::<T>(rig, odd),
-        &|| adapted::<T>(rig, Shape { adds_input: false, residual: Residual::None, ..odd }),
-        // No gap behind the last row.
-        &|| adapted::<T>(rig, Shape { tokens: 1, gap: 0, ..odd }),
+        &|| run::<T>(rig, shape),
+        &|| run::<T>(rig, odd),
+        &|| run::<T>(rig, Shape { adds_input: false, residual: Residual::None, ..odd }),
+        // The last row has no gap after it.
+        &|| run::<T>(rig, Shape { tokens: 1, gap: 0, ..odd }),
     ])
 }
 
@@ -63,7 +64,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds)],
     },
     Bug {
-        name: "every chunk takes the first one's biases",
+        name: "every chunk gets the biases of the first",
         file: ADAPTER,
         scenario: AdapterCores,
         original: "load_constant(bias + column + i)",
@@ -72,7 +73,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "what is hidden takes the output's activation",
+        name: "hidden values get the output's activation",
         file: ADAPTER,
         scenario: AdapterMma,
         original: "tile::activate(value[i], params.hidden_activation)",
@@ -81,7 +82,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "x is added unasked",
+        name: "x is added although the adapter does not ask for it",
         file: ADAPTER,
         scenario: AdapterMma,
         original: "adds_input(params.adds_input != 0)",
@@ -90,7 +91,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "where the rows of x start is not looked at",
+        name: "the alignment of x's rows is not checked",
         file: ADAPTER,
         scenario: AdapterMma,
         original: "x_aligned(tile::rows_are_aligned<E>(p.x, p.x_stride))",
@@ -108,7 +109,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds)],
     },
     Bug {
-        name: "columns of x behind the last are added",
+        name: "columns of x beyond the last are added",
         file: ADAPTER,
         scenario: AdapterCores,
         original: "column + i < p.columns ? to_f32(load(x + column + i)) : 0.0f",
@@ -117,7 +118,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds)],
     },
     Bug {
-        name: "what is hidden is published before it is there",
+        name: "hidden values are published before they are stored",
         file: "lora/forward.h",
         scenario: AdapterMma,
         original: "  sync_block();\n  if (threadIdx.x == 0) store_release(p.flags",

@@ -1,11 +1,11 @@
-//! Bugs in the attention kernels.
+//! Bugs in the attention kernels, and the calls that show them.
 
 use fused_lora::Element;
 use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{self, By, DependsOnSchedule, WrongResult};
 use super::harness::Scenario::{AttentionCores, AttentionDecode, AttentionMma};
-use super::harness::{Bug, UNORDERED, first_of, judge};
+use super::harness::{Bug, UNSYNCHRONISED, first_of, outcome_of};
 use crate::common::attention::{Attention, Case, Operands};
 use crate::common::rig::Rig;
 
@@ -15,29 +15,29 @@ const MMA: &str = "transformer/attention_prefill_mma.h";
 const CORES: &str = "transformer/attention_prefill_cores.h";
 const DECODE: &str = "transformer/attention_decode.cu";
 
-/// Queries in tiles of 16 with a cache, of 64 behind a prefix, and rows of any alignment.
+/// Tiles of 16 queries with a cache, tiles of 64 queries with a prefix, and unaligned rows.
 pub(crate) fn prefill<T: Element>(rig: &Rig) -> Caught {
     let narrow = Case { multiprocessors: 64, ..Case::new(3, 20, 1, 64).with_cache(130, &[90, 111, 5]) };
     let wide = Case { multiprocessors: 1, ..Case::new(1, 70, 1, 24).with_prefix(70) };
-    let crooked = Case { gap: 1, multiprocessors: 64, ..Case::new(2, 18, 1, 33) };
-    first_of([&|| attended::<T>(rig, &narrow), &|| attended::<T>(rig, &wide), &|| attended::<T>(rig, &crooked)])
+    let unaligned = Case { gap: 1, multiprocessors: 64, ..Case::new(2, 18, 1, 33) };
+    first_of([&|| run::<T>(rig, &narrow), &|| run::<T>(rig, &wide), &|| run::<T>(rig, &unaligned)])
 }
 
-/// Keys of several splits, each of which goes round several times, in caches of which two have no room.
+/// Keys in several splits, each of several iterations; two of the caches have no room.
 pub(crate) fn decode(rig: &Rig) -> Caught {
     let lengths = [0, 64, 255, 256, u32::MAX as usize, 130];
     let case = Case { multiprocessors: 4, ..Case::new(6, 1, 1, 40).with_cache(256, &lengths) };
     let plan = case.plan::<f32>((9, 0));
     assert!(plan.splits == 3 && plan.split_keys == 96, "{plan}");
-    attended::<f32>(rig, &case)
+    run::<f32>(rig, &case)
 }
 
-/// What ends a launch under some schedule.
-fn attended<T: Element>(rig: &Rig, case: &Case) -> Caught {
+/// Runs a call under every schedule.
+fn run<T: Element>(rig: &Rig, case: &Case) -> Caught {
     let operands = Operands::<T>::random(7, case);
     let attention = Attention::new(rig, &operands);
     let expected = operands.expected(&attention.plan);
-    judge(rig, || {
+    outcome_of(rig, || {
         let outputs = attention.run()?;
         Ok((operands.fault(&expected, &outputs).is_none(), outputs.bits()))
     })
@@ -45,7 +45,7 @@ fn attended<T: Element>(rig: &Rig, case: &Case) -> Caught {
 
 pub(crate) const BUGS: &[Bug] = &[
     Bug {
-        name: "a tile of keys is multiplied before it is there",
+        name: "a tile of keys is multiplied before its copy is complete",
         file: PREFILL,
         scenario: AttentionMma,
         original: "copy_async_wait<0>();",
@@ -54,7 +54,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::InFlight)],
     },
     Bug {
-        name: "keys come in where queries are still read",
+        name: "keys are copied over queries that are still read",
         file: PREFILL,
         scenario: AttentionMma,
         original: "block.take_queries(queries);\n        sync_block();",
@@ -63,13 +63,13 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race), By(Fault::InFlight)],
     },
     Bug {
-        name: "results are left where values are still read",
+        name: "results are stored over values that are still read",
         file: PREFILL,
         scenario: AttentionMma,
         original: "    sync_block();\n    block.finish",
         planted: "    block.finish",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
         name: "values beyond the last token are read",
@@ -90,7 +90,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "a tile that just reaches beyond the diagonal is taken whole",
+        name: "a tile that just crosses the diagonal is not masked",
         file: MMA,
         scenario: AttentionMma,
         original: "if (mine + warp_keys - 1 > seen)",
@@ -99,7 +99,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "sums keep the scale of a smaller score",
+        name: "the output's sums are not rescaled when the maximum grows",
         file: MMA,
         scenario: AttentionMma,
         original: "sum[n][2 * half + 1] *= factor;",
@@ -114,28 +114,28 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "    sync_block();\n    for (u32 i = threadIdx.x; i < 16 * chunks",
         planted: "    for (u32 i = threadIdx.x; i < 16 * chunks",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
-        name: "results leave before the warp's lanes have left theirs",
+        name: "results are stored before all lanes have written theirs to shared memory",
         file: MMA,
         scenario: AttentionMma,
         original: "    sync_warp();\n",
         planted: "",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
-        name: "weights are taken before they are there",
+        name: "weights are read before they are written",
         file: CORES,
         scenario: AttentionCores,
         original: "    sync_warp();\n",
         planted: "",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
-        name: "a warp leaves before its last query's keys",
+        name: "a warp stops before its last query's keys",
         file: CORES,
         scenario: AttentionCores,
         original: "if (first > seen + warp_queries - 1) return;",
@@ -144,7 +144,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "without any key yet, exponents count from -inf",
+        name: "before the first key, exponents are relative to -inf",
         file: SHARED,
         scenario: AttentionMma,
         original: "return largest == minus_infinity() ? 0.0f : largest;",
@@ -153,7 +153,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "the sum of weights keeps the scale of a smaller score",
+        name: "the sum of weights is not rescaled when the maximum grows",
         file: SHARED,
         scenario: AttentionDecode,
         original: "    sum *= factor;\n",
@@ -171,7 +171,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "whether there is room is asked of a sum that wraps around",
+        name: "the check for room adds with overflow",
         file: SHARED,
         scenario: AttentionDecode,
         original: "(past <= p.capacity && p.tokens <= p.capacity - past)",
@@ -180,7 +180,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "a full cache is appended to",
+        name: "a key is appended to a full cache",
         file: SHARED,
         scenario: AttentionDecode,
         original: "p.tokens <= p.capacity - past",
@@ -207,7 +207,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds), WrongResult],
     },
     Bug {
-        name: "CTAs without a key arrive as well",
+        name: "CTAs without a key are counted as arrived",
         file: DECODE,
         scenario: AttentionDecode,
         original: "    if (split >= parts) return;\n",
@@ -216,7 +216,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds), WrongResult],
     },
     Bug {
-        name: "a split arrives before its threads have left their sums",
+        name: "a split arrives before its threads have stored their sums",
         file: DECODE,
         scenario: AttentionDecode,
         original: "    sync_block();\n    bool last = false;",
@@ -225,7 +225,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race)],
     },
     Bug {
-        name: "an arrival releases nothing",
+        name: "an arrival does not release the split's sums",
         file: DECODE,
         scenario: AttentionDecode,
         original: "fetch_add_acq_rel(p.arrivals",
@@ -234,7 +234,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race)],
     },
     Bug {
-        name: "arrivals stay for the next launch",
+        name: "the arrival counter is not reset",
         file: DECODE,
         scenario: AttentionDecode,
         original: "      if (last) store_relaxed(p.arrivals + blockIdx.x, 0u);\n",
@@ -243,7 +243,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "splits are merged from the last to arrive on",
+        name: "splits are merged beginning with the last to arrive",
         file: DECODE,
         scenario: AttentionDecode,
         original: "load(of_head + part * record + index)",

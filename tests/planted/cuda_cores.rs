@@ -4,7 +4,7 @@ use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{By, DependsOnSchedule, WrongResult};
 use super::harness::Scenario::{ColumnsMatrix, DecodeColumns, DecodeRows};
-use super::harness::{Bug, UNORDERED, WAITS};
+use super::harness::{Bug, ENDLESS_WAIT, UNSYNCHRONISED};
 
 const SHRINK: &str = "lora/shrink.h";
 const EXPAND: &str = "lora/expand.h";
@@ -19,10 +19,10 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "factors.fetch(p);\n    sync_block();",
         planted: "factors.fetch(p);",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
-        name: "the next launch finds the counter as this one left it",
+        name: "the ticket counter is not reset for the next launch",
         file: SHRINK,
         scenario: DecodeRows,
         original: "tile::settle_ticket(p.ticket, ticket, draws);",
@@ -31,7 +31,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "the counter is set up one ticket too early",
+        name: "the ticket counter is reset one ticket too early",
         file: SHRINK,
         scenario: DecodeRows,
         original: "tile::settle_ticket(p.ticket, ticket, draws);",
@@ -49,31 +49,31 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "a CTA draws one ticket only",
+        name: "a CTA draws only one ticket",
         file: SHRINK,
         scenario: DecodeRows,
         original: "tile::ticket_number(mine) < claims; round++",
         planted: "round == 1 && tile::ticket_number(mine) < claims; round++",
         build: Build::Plain,
-        caught: WAITS,
+        caught: ENDLESS_WAIT,
     },
     Bug {
-        name: "the last rows of T belong to no ticket",
+        name: "no ticket has the last rows of T",
         file: SHRINK,
         scenario: DecodeRows,
         original: "claims = groups * per_group,",
         planted: "claims = groups * per_group - 1,",
         build: Build::Plain,
-        caught: WAITS,
+        caught: ENDLESS_WAIT,
     },
     Bug {
-        name: "warps' sums are added before they are there",
+        name: "warps' sums are added before they are written",
         file: SHRINK,
         scenario: DecodeRows,
         original: "    sync_block();\n    for (u32 i = threadIdx.x; i < rows",
         planted: "    for (u32 i = threadIdx.x; i < rows",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
         name: "warps' sums are overwritten while they are added",
@@ -82,10 +82,10 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "sync_block(); } const LoraDecode& p;",
         planted: "} const LoraDecode& p;",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
-        name: "T is read without waiting",
+        name: "T is read without waiting for it",
         file: EXPAND,
         scenario: DecodeRows,
         original: "!= epoch) back_off();",
@@ -94,7 +94,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "the scale is forgotten",
+        name: "the scale is not applied",
         file: EXPAND,
         scenario: DecodeRows,
         original: "factors.scale * from_bits",
@@ -109,7 +109,7 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "receive(factors, segment.t_begin, first_token, epoch);\n    sync_block();",
         planted: "receive(factors, segment.t_begin, first_token, epoch);",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
         name: "T is overwritten by the next segment's while it is used",
@@ -118,7 +118,7 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "sync_block(); } GPU_DEVICE void load(const LoraFactors",
         planted: "} GPU_DEVICE void load(const LoraFactors",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
         name: "lanes without a column leave before the shuffles",
@@ -130,7 +130,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Collective), By(Fault::Deadlock)],
     },
     Bug {
-        name: "T runs over its end",
+        name: "T is written beyond its end",
         file: EXPAND,
         scenario: DecodeRows,
         original: "t[m * p.widest_rank + j] = value;",
@@ -139,7 +139,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds)],
     },
     Bug {
-        name: "more shared memory is taken than the launch has",
+        name: "more shared memory is used than the launch has",
         file: EXPAND,
         scenario: DecodeRows,
         original: "TOKENS * params.widest_rank)",
@@ -157,13 +157,13 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Misaligned)],
     },
     Bug {
-        name: "the parts are added before they are there",
+        name: "partial sums are added before they are written",
         file: DECODE,
         scenario: DecodeRows,
         original: "GPU_DEVICE void finish() {\n    sync_block();",
         planted: "GPU_DEVICE void finish() {",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
         name: "the bias is added twice",
@@ -184,7 +184,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds)],
     },
     Bug {
-        name: "a panel's sums replace the panel's before",
+        name: "a panel's sums replace those of the panel before",
         file: ROWS,
         scenario: DecodeRows,
         original: "place = panel == 0 ? sum[0] : place + sum[0];",
@@ -193,7 +193,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "sums of rows that are another group's are stored",
+        name: "sums of another group's rows are stored",
         file: ROWS,
         scenario: DecodeRows,
         original: "(lane_id()) && r < end_row)",
@@ -220,7 +220,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "reduced values are taken for each other",
+        name: "reduced values are exchanged",
         file: "tile/reduce.h",
         scenario: DecodeRows,
         original: "index += COUNT >> (step + 1);",
@@ -238,7 +238,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race)],
     },
     Bug {
-        name: "the arrivals are not set up for the next launch",
+        name: "the arrival counter is not reset",
         file: DECODE,
         scenario: ColumnsMatrix,
         original: "if (last) store_relaxed(p.arrivals + tile, 0u);",
@@ -247,7 +247,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "the CTA that arrives first adds the splits up",
+        name: "the first CTA to arrive adds the splits' sums",
         file: DECODE,
         scenario: ColumnsMatrix,
         original: "== p.splits - 1;",
@@ -256,7 +256,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race)],
     },
     Bug {
-        name: "splits are added up in the order of their arrival",
+        name: "splits' sums are added in the order of arrival",
         file: DECODE,
         scenario: ColumnsMatrix,
         original: "float total = load(partial + i);\n      for (u32 split = 1; split < p.splits; split++) total += load(partial + u64(split) * size + i);",
@@ -265,7 +265,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[DependsOnSchedule],
     },
     Bug {
-        name: "all CTAs of a tile leave their sums in one place",
+        name: "all CTAs of a tile store their sums in one place",
         file: DECODE,
         scenario: ColumnsMatrix,
         original: "store(partial + u64(blockIdx.y) * size + i,",

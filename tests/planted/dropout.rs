@@ -4,7 +4,7 @@ use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{By, WrongResult};
 use super::harness::Scenario::{ForwardCores, ForwardMma, ForwardWgmma};
-use super::harness::{Bug, UNORDERED};
+use super::harness::{Bug, UNSYNCHRONISED};
 
 const DROPOUT: &str = "tile/dropout.h";
 const PHILOX: &str = "tile/philox.h";
@@ -18,10 +18,10 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "threadIdx.x, threads)) sync_block();",
         planted: "threadIdx.x, threads)) sync_warp();",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
-        name: "wgmma does not see what was dropped",
+        name: "the proxy fence after dropout is missing",
         file: "lora/wgmma/t_tile.h",
         scenario: ForwardWgmma,
         original: "fence_proxy_async_shared(); sync_named(NamedBarrier::stage_of_group",
@@ -36,7 +36,7 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "sync_named(NamedBarrier::stage_of_group + warpgroup(), 128);",
         planted: "",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
         name: "both warpgroups take the mask of the first one's rows",
@@ -48,7 +48,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "every tile has the mask of the first",
+        name: "every tile gets the mask of the first",
         file: DROPOUT,
         scenario: ForwardMma,
         original: "dropout_words(dropout, first_row + row,",
@@ -57,7 +57,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "every half block has the mask of the lower half",
+        name: "both halves of a block get the mask of the lower half",
         file: DROPOUT,
         scenario: ForwardCores,
         original: "DEPTH == 16 && first_column % 32 != 0",
@@ -66,7 +66,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "one round less",
+        name: "the generator runs one round less",
         file: PHILOX,
         scenario: ForwardMma,
         original: "round < 10",
@@ -75,7 +75,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "what is kept is not scaled",
+        name: "kept values are not scaled",
         file: FORWARD,
         scenario: ForwardMma,
         original: "    value[i] *= t_factor<FACTORS>(p);\n",
@@ -84,7 +84,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "the same where two columns are stored",
+        name: "kept values are not scaled where two columns are stored",
         file: FORWARD,
         scenario: ForwardWgmma,
         original: "  low *= t_factor<FACTORS>(p);\n",

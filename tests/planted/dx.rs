@@ -4,7 +4,7 @@ use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{By, WrongResult};
 use super::harness::Scenario::{DxCores, DxMma, DxWgmma};
-use super::harness::{Bug, WAITS};
+use super::harness::{Bug, ENDLESS_WAIT};
 
 const DX: &str = "lora/dx.h";
 const FORWARD: &str = "lora/forward.h";
@@ -17,7 +17,7 @@ const DROPOUT: &str = "tile/dropout.h";
 
 pub(crate) const BUGS: &[Bug] = &[
     Bug {
-        name: "B is read before its segment",
+        name: "B is read before its first row",
         file: DX,
         scenario: DxMma,
         original: "return k >= begin && k < end ? b + u64(k - begin) * stride : nullptr;",
@@ -26,7 +26,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds), WrongResult],
     },
     Bug {
-        name: "rows of B are those of the depth",
+        name: "rows of B are not relative to the segment's first column",
         file: DX,
         scenario: DxMma,
         original: "b + u64(k - begin) * stride",
@@ -44,7 +44,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds), WrongResult],
     },
     Bug {
-        name: "a step is left out where a segment begins in it",
+        name: "a step of K in which a segment begins is skipped",
         file: DX,
         scenario: DxMma,
         original: "segment.begin < k + DEPTH && segment.end > k",
@@ -53,7 +53,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "a segment that began in the tile of Q before is left out",
+        name: "a segment that began in the previous tile of Q is skipped",
         file: DX,
         scenario: DxMma,
         original: "segment.t_begin + padded_rank(segment) > first;",
@@ -62,7 +62,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "the mask scales Q as well",
+        name: "dropout's scale is applied to Q as well",
         file: FORWARD,
         scenario: DxMma,
         original: "return FACTORS == Major::K ? p.dropout.scale : 1.0f;",
@@ -80,7 +80,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "steps that were not fetched are multiplied",
+        name: "steps that were not copied are multiplied",
         file: TILE,
         scenario: DxMma,
         original: "            if (!has_rows<DEPTH>(p, task.column_tile, begin + step * DEPTH)) return;\n",
@@ -89,7 +89,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Uninitialised), WrongResult],
     },
     Bug {
-        name: "every tile of dx has the mask of the first rows",
+        name: "every tile of dx gets the mask of the first rows",
         file: TILE,
         scenario: DxMma,
         original: "p.dropout, first_row, first_column);",
@@ -107,7 +107,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "eight rows have the mask of the other eight",
+        name: "eight rows get the mask of the other eight",
         file: WARP,
         scenario: DxMma,
         original: "8 * (i / 2 % 2) + 2 * n + i % 2;",
@@ -116,7 +116,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "the base product drops out as well",
+        name: "dropout is applied to the base product as well",
         file: WARP,
         scenario: DxMma,
         original: "if (kept >> bit & 1) d[m][n][i % 4] =",
@@ -161,7 +161,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "what is kept is not scaled",
+        name: "kept values are not scaled",
         file: THREADS,
         scenario: DxCores,
         original: "total = gpu::fma(dropout.scale, sum.d",
@@ -170,7 +170,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "the copying warpgroup waits for a stage that nobody fills",
+        name: "the producer warpgroup waits for a stage that no thread fills",
         file: T_TILE,
         scenario: DxWgmma,
         original: "if (has_rows<C::depth>(p, task.column_tile, k)) {",
@@ -203,7 +203,7 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "if (has_previous) pipe.release(at.previous_stage()); }",
         planted: "}",
         build: Build::Plain,
-        caught: WAITS,
+        caught: ENDLESS_WAIT,
     },
     Bug {
         name: "a stage of B is released while products read it",
@@ -224,7 +224,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult, By(Fault::InFlight)],
     },
     Bug {
-        name: "every part of a tile has the mask of the first",
+        name: "every part of a tile gets the mask of the first",
         file: LOW_RANK,
         scenario: DxWgmma,
         original: "block = (first_column + 64 * part) / 32 + i / 2;",

@@ -4,7 +4,7 @@ use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{By, WrongResult};
 use super::harness::Scenario::{ForwardCores, ForwardMma, ForwardMma128};
-use super::harness::{Bug, UNORDERED, WAITS};
+use super::harness::{Bug, ENDLESS_WAIT, UNSYNCHRONISED};
 
 const FORWARD: &str = "lora/forward.h";
 const TILE: &str = "lora/forward_tile.h";
@@ -24,10 +24,10 @@ pub(crate) const BUGS: &[Bug] = &[
          number = number >= y_tasks ? number - y_tasks : number + t_tasks;\n\
          if (number < t_tasks) {\n",
         build: Build::Plain,
-        caught: WAITS,
+        caught: ENDLESS_WAIT,
     },
     Bug {
-        name: "the ticket counter is set up for the next launch a draw too early",
+        name: "the ticket counter is reset one draw too early",
         file: FORWARD,
         scenario: ForwardMma,
         original: "tile::settle_ticket(p.ticket, ticket, gridDim.x);",
@@ -36,7 +36,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Livelock)],
     },
     Bug {
-        name: "the epoch stays",
+        name: "the epoch is not advanced",
         file: FORWARD,
         scenario: ForwardMma,
         original: "tile::settle_ticket(p.ticket, ticket, gridDim.x);",
@@ -51,10 +51,10 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "    sync_block();\n    return of_number",
         planted: "    return of_number",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
-        name: "a flag is seen without acquiring",
+        name: "a flag is read without acquire",
         file: FORWARD,
         scenario: ForwardMma,
         original: "while (load_acquire(flag) != epoch)",
@@ -63,7 +63,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race)],
     },
     Bug {
-        name: "nobody waits for T",
+        name: "no thread waits for T",
         file: FORWARD,
         scenario: ForwardMma,
         original: "while (load_acquire(flag) != epoch) back_off();",
@@ -72,7 +72,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::InFlight), WrongResult],
     },
     Bug {
-        name: "the wait forgets the second tile of T",
+        name: "the second tile of T is not waited for",
         file: FORWARD,
         scenario: ForwardMma,
         original: "tile <= (end - 1) / LORA_FORWARD_T_COLUMNS",
@@ -90,7 +90,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race)],
     },
     Bug {
-        name: "the flag is set without releasing",
+        name: "the flag is set without release",
         file: FORWARD,
         scenario: ForwardMma,
         original: "store_release(p.flags + task.row_tile * p.t_tiles + task.column_tile, task.epoch);\n}",
@@ -117,7 +117,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds), WrongResult],
     },
     Bug {
-        name: "a segment's last partial step is left out",
+        name: "a segment's last partial step is skipped",
         file: FORWARD,
         scenario: ForwardMma,
         original: "segment.end > begin ? (segment.factors.rank + DEPTH - 1) / DEPTH : 0;",
@@ -126,7 +126,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "the raster repeats a row",
+        name: "the raster of tiles repeats a row",
         file: FORWARD,
         scenario: ForwardMma,
         original: "first_row + in_group % rows) * together, in_group / rows,",
@@ -135,7 +135,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "s is left out of T",
+        name: "T is not scaled by s",
         file: FORWARD,
         scenario: ForwardMma,
         original: "scaled[i] = scale * value[i];",
@@ -153,7 +153,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::InFlight)],
     },
     Bug {
-        name: "a stage is read before others' copies are there",
+        name: "a stage is read before other threads' copies are complete",
         file: RING,
         scenario: ForwardMma,
         original: "    sync_block();\n    if (step + STAGES",
@@ -162,7 +162,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race), By(Fault::Uninitialised), WrongResult],
     },
     Bug {
-        name: "the ring is used again while it is read",
+        name: "the ring is reused while it is read",
         file: RING,
         scenario: ForwardMma,
         original: "  sync_block();\n}",
@@ -189,7 +189,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "rows beyond the end of the depth are not zero",
+        name: "rows beyond the end of K are not zero",
         file: STAGED,
         scenario: ForwardMma,
         original: "present ? 16 : 0);",
@@ -207,7 +207,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "columns outside the segment take the sum",
+        name: "columns outside the segment get the low-rank sum",
         file: WARP,
         scenario: ForwardMma,
         original: "if (mine >= begin && mine < end) sum[i] = total[i];",
@@ -216,7 +216,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "an instruction's columns are taken for inside by its first",
+        name: "all columns of an instruction count as inside if its first is",
         file: WARP,
         scenario: ForwardMma,
         original: "if (first >= end || first + 16 <= begin) continue;",
@@ -252,7 +252,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race), WrongResult],
     },
     Bug {
-        name: "every CTA takes the depth to its end",
+        name: "every CTA goes to the end of K",
         file: TILE,
         scenario: ForwardMma,
         original: "end = gpu::min(begin + p.split_depth, p.depth);",
@@ -261,7 +261,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "every CTA takes A's depth to its end",
+        name: "every CTA goes to the end of A's K",
         file: TILE,
         scenario: ForwardMma,
         original: "end = gpu::min(begin + p.t_split_depth, p.depth);",
@@ -297,7 +297,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult, By(Fault::Livelock)],
     },
     Bug {
-        name: "all tiles of T share their sums",
+        name: "all tiles of T use the same partial sums",
         file: FORWARD,
         scenario: ForwardCores,
         original: "u64(tile) * p.t_splits * tile_chunks;",
@@ -306,7 +306,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult, By(Fault::InFlight)],
     },
     Bug {
-        name: "a warp with few rows left leaves no sums",
+        name: "a warp with few rows stores no sums",
         file: TILE,
         scenario: ForwardMma,
         original: "return warp_row < p.tokens && S::first",
@@ -315,16 +315,16 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "sums leave before the slab is written",
+        name: "sums are stored from the staging buffer before it is written",
         file: TILE,
         scenario: ForwardMma,
         original: "      sync_warp();\n#pragma unroll\n      for (u32 i = lane_id()",
         planted: "#pragma unroll\n      for (u32 i = lane_id()",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
-        name: "the slab is written again while it is read",
+        name: "the staging buffer is overwritten while it is read",
         file: TILE,
         scenario: ForwardMma,
         original: "      }\n      sync_warp();\n    }\n  }",
@@ -342,7 +342,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds), WrongResult],
     },
     Bug {
-        name: "lanes take each other's columns of a weight that runs across the depth",
+        name: "lanes exchange their columns of an in-out weight",
         file: THREADS,
         scenario: ForwardCores,
         original: "(lane_id() % 4 + j / elements * 4) * elements + j % elements",
@@ -360,7 +360,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "the last column of a segment is left out",
+        name: "the last column of a segment is skipped",
         file: THREADS,
         scenario: ForwardCores,
         original: "if (at >= begin && at < end) add(",
@@ -378,7 +378,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "rows leave eight below their place",
+        name: "rows are exchanged with those eight below",
         file: THREADS,
         scenario: ForwardCores,
         original: "lane_id() / 4 + i % 2 * 8, mine(j)",

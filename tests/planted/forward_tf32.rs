@@ -19,7 +19,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Operand)],
     },
     Bug {
-        name: "a weight that runs across the depth is not rounded",
+        name: "an in-out weight is not rounded",
         file: WARP,
         scenario: ForwardTf32,
         original: "      round(four.word);\n",
@@ -28,7 +28,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Operand)],
     },
     Bug {
-        name: "values are cut instead of rounded",
+        name: "values are truncated instead of rounded",
         file: WARP,
         scenario: ForwardTf32,
         original: "words[i] = to_tf32(from_bits(words[i]));",
@@ -46,7 +46,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "every step of a stage takes the right operand of the first",
+        name: "every step of a stage uses the right operand of the first",
         file: WARP,
         scenario: ForwardTf32,
         original: "(row, lane / 8 % 2)) ^ 32 * k",
@@ -55,7 +55,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "rows of a weight that runs across the depth are dealt out otherwise than the left operand's values",
+        name: "rows of an in-out weight are distributed differently from the left operand's values",
         file: WARP,
         scenario: ForwardTf32,
         original: "8 * k + lane % 4 + 4 * i, chunk",
@@ -82,7 +82,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "half of a segment's last step is left out",
+        name: "half of a segment's last step is skipped",
         file: WARP,
         scenario: ForwardTf32,
         original: "if (k >= 2 * steps) break;",
@@ -100,7 +100,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "columns outside the segment take the sum",
+        name: "columns outside the segment get the low-rank sum",
         file: WARP,
         scenario: ForwardTf32,
         original: "if (at >= begin && at < end) sum[i] = total[i];",

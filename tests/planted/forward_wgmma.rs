@@ -4,7 +4,7 @@ use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{By, WrongResult};
 use super::harness::Scenario::ForwardWgmma;
-use super::harness::{Bug, UNORDERED, WAITS};
+use super::harness::{Bug, ENDLESS_WAIT, UNSYNCHRONISED};
 
 const WGMMA: &str = "lora/forward_wgmma.h";
 const LOW_RANK: &str = "lora/wgmma/low_rank.h";
@@ -13,7 +13,7 @@ const PIPELINE: &str = "lora/wgmma/pipeline.h";
 
 pub(crate) const BUGS: &[Bug] = &[
     Bug {
-        name: "barriers are not made known to the copy engine",
+        name: "barriers are not made visible to the async proxy",
         file: WGMMA,
         scenario: ForwardWgmma,
         original: "fence_mbarrier_init();",
@@ -22,16 +22,16 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Proxy)],
     },
     Bug {
-        name: "lanes may still wait when one speaks for them",
+        name: "one lane arrives for its warp while other lanes still wait",
         file: WGMMA,
         scenario: ForwardWgmma,
         original: "sync_warp(); u64 ticket = 0;",
         planted: "u64 ticket = 0;",
         build: Build::Plain,
-        caught: WAITS,
+        caught: ENDLESS_WAIT,
     },
     Bug {
-        name: "a slot is drawn into while it is read",
+        name: "a ticket is written to a slot that is still read",
         file: WGMMA,
         scenario: ForwardWgmma,
         original: "pipe.wait(taken + 8 * slot, parity ^ 1);",
@@ -76,7 +76,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::InFlight)],
     },
     Bug {
-        name: "fewer bytes are expected than come",
+        name: "the barrier expects fewer bytes than are copied",
         file: PIPELINE,
         scenario: ForwardWgmma,
         original: "mbarrier_arrive_expect(full + 8 * stage, C::base_chunks",
@@ -94,7 +94,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Proxy)],
     },
     Bug {
-        name: "a stage is handed over before all have stored",
+        name: "a stage is handed over before all threads have stored",
         file: PIPELINE,
         scenario: ForwardWgmma,
         original: "fence_proxy_async_shared(); sync_producers();",
@@ -118,7 +118,7 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "pipe.release(at.stage()); } template <class C> GPU_DEVICE void add_step_of_dx",
         planted: "} template <class C> GPU_DEVICE void add_step_of_dx",
         build: Build::Plain,
-        caught: WAITS,
+        caught: ENDLESS_WAIT,
     },
     Bug {
         name: "sums are read before the products are done",
@@ -130,7 +130,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult, By(Fault::InFlight)],
     },
     Bug {
-        name: "both warpgroups take the same rows",
+        name: "both warpgroups use the same rows",
         file: PIPELINE,
         scenario: ForwardWgmma,
         original: "shared_address(left(stage)) + warpgroup() * 64 * C::row_bytes;",
@@ -175,16 +175,16 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "sums of T are counted in before all have left them",
+        name: "an arrival is counted before all threads have stored their sums of T",
         file: T_TILE,
         scenario: ForwardWgmma,
         original: "sync_named(NamedBarrier::consumers, C::consumer_threads); if (threadIdx.x == 0) *word",
         planted: "if (threadIdx.x == 0) *word",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
-        name: "columns outside the segment take the sum",
+        name: "columns outside the segment get the low-rank sum",
         file: LOW_RANK,
         scenario: ForwardWgmma,
         original: "if (column >= begin && column < end) d[32 * part + i] = sum[i];",
@@ -193,7 +193,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "a part of a tile is left out where the segment begins in it",
+        name: "a part of a tile in which a segment begins is skipped",
         file: LOW_RANK,
         scenario: ForwardWgmma,
         original: "if (64 * part >= end || 64 * part + 64 <= begin) continue;",
@@ -211,7 +211,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "a rank beyond 32 takes half of its step",
+        name: "of a rank beyond 32 half of the last step is used",
         file: LOW_RANK,
         scenario: ForwardWgmma,
         original: "left <= 32 ? 32 : 64;",
@@ -220,7 +220,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "the first product adds to what was there",
+        name: "the first product accumulates onto old sums",
         file: PIPELINE,
         scenario: ForwardWgmma,
         original: "(d, a, b, i != 0 || k != 0);",
@@ -229,7 +229,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult, By(Fault::Uninitialised)],
     },
     Bug {
-        name: "a stage is free when one CTA of two has done with it",
+        name: "a stage is reused when only one CTA of two has released it",
         file: PIPELINE,
         scenario: ForwardWgmma,
         original: "mbarrier_init(empty + 8 * i, C::groups * C::ctas);",
@@ -238,7 +238,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Barrier), By(Fault::InFlight), WrongResult],
     },
     Bug {
-        name: "the other CTA does not hear that a stage is free",
+        name: "the other CTA is not told that a stage is free",
         file: PIPELINE,
         scenario: ForwardWgmma,
         original: "rank < C::ctas; rank++) arrive(",
@@ -247,7 +247,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Barrier), By(Fault::Deadlock)],
     },
     Bug {
-        name: "half of W0 goes to one CTA only",
+        name: "half of W0 is copied to one CTA only",
         file: PIPELINE,
         scenario: ForwardWgmma,
         original: "(1 << C::ctas) - 1)",
@@ -265,7 +265,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult, By(Fault::InFlight), By(Fault::Uninitialised)],
     },
     Bug {
-        name: "both CTAs take the same tile",
+        name: "both CTAs compute the same tile",
         file: WGMMA,
         scenario: ForwardWgmma,
         original: "task.row_tile += cluster_rank();",
@@ -274,7 +274,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "a CTA leaves while the other still sends to it",
+        name: "a CTA exits while the other still sends to it",
         file: WGMMA,
         scenario: ForwardWgmma,
         original: "sync_warp(); cluster_sync();",
@@ -310,7 +310,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Proxy)],
     },
     Bug {
-        name: "a panel leaves before all of it is written",
+        name: "a panel is copied out before all of it is written",
         file: WGMMA,
         scenario: ForwardWgmma,
         original: "fence_proxy_async_shared(); sync_panel();",

@@ -63,7 +63,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "a stage of B is full when one of two has said so",
+        name: "a stage of B counts as full after one of two arrivals",
         file: FUSED,
         scenario: ForwardWgmmaFused,
         original: "commit_stores(at.stage(), thread, C::full_arrivals);",
@@ -81,7 +81,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds), WrongResult],
     },
     Bug {
-        name: "a part of a tile is left out where the segment begins in it",
+        name: "a part of a tile in which a segment begins is skipped",
         file: FUSED,
         scenario: ForwardWgmmaFused,
         original: "if (first >= end || first + width <= begin) continue;",
@@ -90,7 +90,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "x is asked for before the launch ahead has ended",
+        name: "x is copied before the previous launch has ended",
         file: FUSED,
         scenario: ForwardWgmmaFused,
         original: "ahead = pipe.fetch_weight_ahead(first_column, begin, steps);",
@@ -99,7 +99,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race)],
     },
     Bug {
-        name: "the weight's first stages are asked for twice",
+        name: "the weight's first stages are copied twice",
         file: "lora/wgmma/pipeline.h",
         scenario: ForwardWgmmaSplit,
         original: "if (i >= ahead) {",

@@ -4,14 +4,14 @@ use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{By, WrongResult};
 use super::harness::Scenario::ForwardWgmmaSplit;
-use super::harness::{Bug, UNORDERED, WAITS};
+use super::harness::{Bug, ENDLESS_WAIT, UNSYNCHRONISED};
 
 const SPLIT: &str = "lora/forward_wgmma_split.h";
 const REDUCE: &str = "lora/wgmma/cluster_reduce.h";
 
 pub(crate) const BUGS: &[Bug] = &[
     Bug {
-        name: "sums are read before their CTA has left them",
+        name: "sums are read before their CTA has stored them",
         file: REDUCE,
         scenario: ForwardWgmmaSplit,
         original: "cluster_sync(); if (pipe.p.splits == 8)",
@@ -20,7 +20,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race), By(Fault::Uninitialised), By(Fault::InFlight)],
     },
     Bug {
-        name: "a CTA leaves while others read its sums",
+        name: "a CTA exits while others read its sums",
         file: REDUCE,
         scenario: ForwardWgmmaSplit,
         original: "reduce_rows<1>(pipe, task); } cluster_sync();",
@@ -38,16 +38,16 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds)],
     },
     Bug {
-        name: "the ticket is taken before it is passed on",
+        name: "the ticket is read before it is passed on",
         file: SPLIT,
         scenario: ForwardWgmmaSplit,
         original: "cluster_sync(); return ForwardTask",
         planted: "return ForwardTask",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
-        name: "tickets are counted by CTAs",
+        name: "tickets are counted for each CTA instead of each cluster",
         file: SPLIT,
         scenario: ForwardWgmmaSplit,
         original: "gridDim.x / size);",
@@ -56,7 +56,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult, By(Fault::OutOfBounds), By(Fault::Livelock), By(Fault::Crash)],
     },
     Bug {
-        name: "sums are left where the other warpgroup's products still read",
+        name: "sums are stored over operands that the other warpgroup's products still read",
         file: REDUCE,
         scenario: ForwardWgmmaSplit,
         original: "sync_named(NamedBarrier::consumers, C::consumer_threads); const u32 row",
@@ -65,16 +65,16 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race), By(Fault::InFlight)],
     },
     Bug {
-        name: "every CTA takes every step of T",
+        name: "every CTA computes every step of T",
         file: SPLIT,
         scenario: ForwardWgmmaSplit,
         original: "add_adapters(pipe, d, task, task.split, p.splits, at);",
         planted: "add_adapters(pipe, d, task, 0, 1, at);",
         build: Build::Plain,
-        caught: WAITS,
+        caught: ENDLESS_WAIT,
     },
     Bug {
-        name: "all CTAs copy the same of the depth",
+        name: "all CTAs copy the same part of K",
         file: SPLIT,
         scenario: ForwardWgmmaSplit,
         original: "begin = task.split * p.split_depth;",
@@ -83,7 +83,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult, By(Fault::Deadlock), By(Fault::Barrier)],
     },
     Bug {
-        name: "the last CTA's rows are nobody's",
+        name: "no CTA stores the tile's last rows",
         file: REDUCE,
         scenario: ForwardWgmmaSplit,
         original: "rows = C::rows / SPLITS;",
@@ -92,7 +92,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "sums of a CTA are left out",
+        name: "the sums of one CTA are not added",
         file: REDUCE,
         scenario: ForwardWgmmaSplit,
         original: "for (u32 rank = 1; rank < SPLITS; rank++) total",

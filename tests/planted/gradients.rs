@@ -1,4 +1,4 @@
-//! Bugs in the gradient kernels and in the parts that only these use.
+//! Bugs in the gradient kernels and in the parts that only these use, and the cases that show them.
 
 use fused_lora::dropout::Dropout;
 use fused_lora::reference::Judged;
@@ -7,7 +7,7 @@ use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{self, By, DependsOnSchedule, WrongResult};
 use super::harness::Scenario::{GradientsCores, GradientsMma};
-use super::harness::{Bug, UNORDERED, first_of, judge};
+use super::harness::{Bug, UNSYNCHRONISED, first_of, outcome_of};
 use crate::common::Buffer;
 use crate::common::gradients::{Case, Gradients, Operands};
 use crate::common::rig::Rig;
@@ -17,23 +17,23 @@ const PANEL: &str = "tile/panel.h";
 const MMA: &str = "tile/outer_mma.h";
 const THREADS: &str = "tile/outer_threads.h";
 
-/// Tokens in splits with two blocks of ranks and the bias; a mask, segments that end within a panel, ranks that no copy of
-/// 16 bytes fits.
+/// Split tokens with two blocks of ranks and the bias's gradient; dropout, with a segment that ends within a panel and
+/// a rank that is no multiple of 16 bytes.
 pub(crate) fn scenario<T: Element>(rig: &Rig) -> Caught {
     let path = if T::DTYPE == DType::F32 { ComputePath::CudaCores } else { ComputePath::Matrix };
     let dropout = Dropout::new(0.4, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(3).at(5);
     let splits = Case { bias: true, multiprocessors: 24, path, ..Case::new(450, 40, 24, &[(0, 24, 40), (2, 20, 30)]) };
     let masked = Case { dropout: Some(dropout), multiprocessors: 24, path, ..Case::new(300, 40, 24, &[(3, 17, 3)]) };
-    first_of([&|| made::<T>(rig, &splits), &|| made::<T>(rig, &masked)])
+    first_of([&|| run::<T>(rig, &splits), &|| run::<T>(rig, &masked)])
 }
 
-/// What ends a launch under some schedule.
-fn made<T: Element>(rig: &Rig, case: &Case) -> Caught {
+/// Runs a case under every schedule.
+fn run<T: Element>(rig: &Rig, case: &Case) -> Caught {
     let operands = Operands::<T>::random(7, case);
     let expected = operands.expected();
     let gradients = Gradients::new(rig, &operands);
     assert!(gradients.plan.splits > 1, "{}", gradients.plan);
-    judge(rig, || {
+    outcome_of(rig, || {
         let outputs = gradients.run()?;
         let near = |(got, expected): (&Buffer<f32>, &Judged)| {
             let off = |i: usize| (f64::from(got.data[i]) - expected.value.data[i]).abs();
@@ -51,7 +51,7 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "first_column, threadIdx.x, threads);\n            sync_block();",
         planted: "first_column, threadIdx.x, threads);",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
         name: "every split has the mask of the first one's tokens",
@@ -117,7 +117,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race)],
     },
     Bug {
-        name: "blocks of a panel share their sums",
+        name: "the blocks of a panel use the same partial sums",
         file: GRADIENTS,
         scenario: GradientsCores,
         original: "+ panel * blocks + block};",
@@ -135,7 +135,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[DependsOnSchedule],
     },
     Bug {
-        name: "arrivals stay for the next launch",
+        name: "the arrival counter is not reset",
         file: "lora/forward.h",
         scenario: GradientsMma,
         original: "if (last) store_relaxed(arrivals, 0u);",
@@ -144,7 +144,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "a stage is multiplied before it is there",
+        name: "a stage is multiplied before its copies are complete",
         file: "tile/ring.h",
         scenario: GradientsMma,
         original: "copy_async_wait<STAGES - 2>();",
@@ -153,7 +153,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::InFlight)],
     },
     Bug {
-        name: "tokens beyond a split's last are no zeros",
+        name: "tokens beyond a split's last are not zeros",
         file: PANEL,
         scenario: GradientsCores,
         original: "row + in_tile < end ? present : 0;",
@@ -162,7 +162,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds), WrongResult],
     },
     Bug {
-        name: "rows of 8 bytes are taken for aligned",
+        name: "rows that are multiples of 8 bytes are taken for aligned to 16",
         file: PANEL,
         scenario: GradientsMma,
         original: "if (alignment == 0) {",
@@ -171,7 +171,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Misaligned)],
     },
     Bug {
-        name: "the left operand's halves are taken for each other",
+        name: "the left operand's halves are exchanged",
         file: MMA,
         scenario: GradientsMma,
         original: "(k + 8 * upper + in_matrix, row / 8 + 2 * m + odd)",
@@ -180,7 +180,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "rows and columns of a lane are taken for each other",
+        name: "rows and columns of a lane are exchanged",
         file: THREADS,
         scenario: GradientsCores,
         original: "gpu::fma(a[i / 4], b[i % 4], sum)",

@@ -1,4 +1,4 @@
-//! How a planted bug is compiled, run and judged.
+//! Compiles the kernels with a planted bug, runs them, and tells how the bug shows.
 
 use fused_lora::device::emulator_kernels;
 use fused_lora::dropout::Dropout;
@@ -19,29 +19,31 @@ use crate::common::{Buffer, RandomLayer, Rng, Shape, merge, shape, steps};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Caught {
     By(Fault),
-    /// An element outside its error bound.
+    /// An element is outside its error bound.
     WrongResult,
-    /// Other bits under another schedule, all within their bounds.
+    /// Results are within their bounds, but their bits depend on the schedule.
     DependsOnSchedule,
     Nothing,
 }
 
-/// Two threads meet in shared memory: the detector may see the unordered pair or the read of what is not there yet.
-pub(crate) const UNORDERED: &[Caught] = &[Caught::By(Fault::Race), Caught::By(Fault::Uninitialised)];
-pub(crate) const WAITS: &[Caught] = &[Caught::By(Fault::Livelock), Caught::By(Fault::Deadlock)];
+/// What an access to shared memory without synchronisation shows as: a race, or a read of memory that is not written
+/// yet.
+pub(crate) const UNSYNCHRONISED: &[Caught] = &[Caught::By(Fault::Race), Caught::By(Fault::Uninitialised)];
+/// What a wait that never ends shows as.
+pub(crate) const ENDLESS_WAIT: &[Caught] = &[Caught::By(Fault::Livelock), Caught::By(Fault::Deadlock)];
 
-/// A change of one place in one file of the kernels.
+/// A replacement in one file of the kernels.
 pub(crate) struct Bug {
     pub(crate) name: &'static str,
-    /// Below kernels/.
+    /// The file's path in kernels/.
     pub(crate) file: &'static str,
     pub(crate) scenario: Scenario,
-    /// Code that stands in the file once, whatever white space and comments are between its tokens.
+    /// Code that occurs in the file once. White space and comments between its tokens do not matter.
     pub(crate) original: &'static str,
-    /// What takes its place.
+    /// The code to replace it with.
     pub(crate) planted: &'static str,
     pub(crate) build: Build,
-    /// Any of these.
+    /// The outcomes of which one is expected.
     pub(crate) caught: &'static [Caught],
 }
 
@@ -144,13 +146,14 @@ impl Scenario {
         }
     }
 
-    /// What ends its layers.
+    /// Runs the scenario's layers until one fails.
     pub(crate) fn run(self, rig: &Rig) -> Caught {
         match self {
-            Self::DecodeRows => on_cuda_cores(rig, Layout::OutIn),
-            Self::DecodeColumns => on_cuda_cores(rig, Layout::InOut),
+            Self::DecodeRows => decode_on_cuda_cores(rig, Layout::OutIn),
+            Self::DecodeColumns => decode_on_cuda_cores(rig, Layout::InOut),
             Self::RowsMatrix => first_of([
-                // One CTA a tile with some of its columns outside; a depth that several CTAs share, warps in turns.
+                // One CTA per tile, with some columns outside the weight; K split over several CTAs, with warps in
+                // turns.
                 &|| decode::<f16>(rig, &shape(5, 1096, 24, Layout::OutIn, &[(0, 24, 5)]), 1),
                 &|| decode::<f16>(rig, &shape(16, 4104, 24, Layout::OutIn, &[(8, 20, 512)]), 8),
             ]),
@@ -159,8 +162,8 @@ impl Scenario {
                     decode::<f16>(rig, &shape(16, 1032, 72, Layout::InOut, &[(8, 20, 512)]), 6)
                 }])
             }
-            Self::MergeRows => merged(rig, Layout::OutIn),
-            Self::MergeColumns => merged(rig, Layout::InOut),
+            Self::MergeRows => merge_layers(rig, Layout::OutIn),
+            Self::MergeColumns => merge_layers(rig, Layout::InOut),
             Self::Adamw => super::adamw::run(rig),
             Self::AttentionMma => super::attention::prefill::<f16>(rig),
             Self::AttentionCores => super::attention::prefill::<f32>(rig),
@@ -170,7 +173,8 @@ impl Scenario {
             Self::AdapterMma => super::adapter::scenario::<f16>(rig),
             Self::AdapterCores => super::adapter::scenario::<f32>(rig),
             Self::ForwardMma => first_of([
-                // Two tiles either way, segments that end within a tile and within an instruction; shared depths; odd rows.
+                // Two tiles in both dimensions, with segments that end within a tile and within an instruction; split
+                // K; odd rows.
                 &|| {
                     forward::<f16>(
                         rig,
@@ -181,7 +185,7 @@ impl Scenario {
                 },
                 &|| forward::<f16>(rig, &shape(20, 2056, 40, Layout::InOut, &[(8, 40, 20)]), 24, (7, 5)),
                 &|| forward::<f16>(rig, &shape(18, 65, 41, Layout::OutIn, &[(0, 41, 3)]), 1, (7, 5)),
-                &|| dropped::<f16>(rig, &shape(70, 136, 40, Layout::OutIn, &[(0, 40, 5)]), 1, (7, 5)),
+                &|| forward_with_dropout::<f16>(rig, &shape(70, 136, 40, Layout::OutIn, &[(0, 40, 5)]), 1, (7, 5)),
             ]),
             Self::ForwardMma128 => first_of([
                 &|| forward::<f16>(rig, &shape(126, 136, 120, Layout::InOut, &[(0, 100, 40)]), 1, (8, 0)),
@@ -192,10 +196,10 @@ impl Scenario {
                 &|| forward::<f32>(rig, &shape(126, 36, 124, Layout::OutIn, &[(5, 101, 20)]), 1, (8, 0)),
                 &|| forward::<f32>(rig, &shape(20, 2052, 40, Layout::InOut, &[(8, 40, 20)]), 24, (8, 0)),
                 &|| forward::<f32>(rig, &shape(70, 400, 24, Layout::OutIn, &[(0, 24, 70)]), 16, (8, 0)),
-                &|| dropped::<f32>(rig, &shape(70, 68, 40, Layout::InOut, &[(0, 40, 5)]), 1, (8, 0)),
+                &|| forward_with_dropout::<f32>(rig, &shape(70, 68, 40, Layout::InOut, &[(0, 40, 5)]), 1, (8, 0)),
             ]),
             Self::ForwardWgmmaSplit => first_of([
-                // T in more splits than its depth has steps; more steps of T than CTAs; both warpgroups; no split.
+                // More splits of T than steps of K; more steps of T than CTAs; both warpgroups; no split.
                 &|| forward::<f16>(rig, &shape(17, 456, 40, Layout::OutIn, &[(0, 40, 20)]), 3, (9, 0)),
                 &|| forward::<f16>(rig, &shape(62, 512, 40, Layout::InOut, &[(3, 30, 130), (20, 40, 90)]), 10, (9, 0)),
                 &|| forward::<f16>(rig, &shape(100, 1000, 72, Layout::OutIn, &[(9, 70, 70)]), 3, (9, 0)),
@@ -204,13 +208,14 @@ impl Scenario {
             Self::GradientsMma => gradients::scenario::<f16>(rig),
             Self::GradientsCores => gradients::scenario::<f32>(rig),
             Self::ForwardTf32 => first_of([
-                // A single product; both layouts in large and small tiles; segments that begin and end within an instruction.
+                // K = 1; both layouts, in large and small tiles; segments that begin and end within an instruction.
                 &|| tf32(rig, &shape(18, 1, 41, Layout::OutIn, &[])),
                 &|| tf32(rig, &shape(70, 72, 104, Layout::InOut, &[(60, 104, 3), (3, 45, 40)])),
                 &|| tf32(rig, &shape(126, 40, 124, Layout::OutIn, &[(5, 101, 20)])),
             ]),
             Self::ForwardWgmma => first_of([
-                // One CTA with many tasks, and several; a ring that goes round; ranks of one, two, four and five steps.
+                // One CTA with many tasks, and several CTAs; a ring that wraps around; ranks of one, two, four and five
+                // steps.
                 &|| {
                     forward::<f16>(
                         rig,
@@ -229,28 +234,37 @@ impl Scenario {
                 },
                 &|| forward::<f16>(rig, &shape(250, 72, 248, Layout::InOut, &[(0, 248, 5), (0, 100, 40)]), 2, (9, 0)),
                 &|| forward::<f16>(rig, &shape(128, 520, 120, Layout::InOut, &[(0, 120, 5)]), 1, (9, 0)),
-                // T's depth in splits.
+                // K of T is split.
                 &|| forward::<f16>(rig, &shape(250, 840, 248, Layout::OutIn, &[(0, 248, 5)]), 4, (9, 0)),
-                &|| dropped::<f16>(rig, &shape(250, 584, 248, Layout::OutIn, &[(0, 248, 5)]), 1, (9, 0)),
+                &|| forward_with_dropout::<f16>(rig, &shape(250, 584, 248, Layout::OutIn, &[(0, 248, 5)]), 1, (9, 0)),
             ]),
-            // Adapters whose ranks are lower than what the launch is planned for, by steps and less.
+            // Adapters whose ranks are lower than what the launch is planned for, by several steps and by less than
+            // one.
             Self::DecodeSlot => {
                 let shape = shape(2, 64, 44, Layout::OutIn, &[(0, 44, 5), (0, 44, 9)]);
                 decode_with::<f32>(rig, &shape, &Options { slot: Some(6), multiprocessors: 3, ..Options::default() })
             }
-            Self::ForwardSlot => slot_of(rig, &shape(70, 72, 104, Layout::OutIn, &[(60, 104, 3), (0, 44, 40)]), (7, 5)),
-            Self::ForwardWgmmaSlot => {
-                slot_of(rig, &shape(128, 72, 120, Layout::OutIn, &[(0, 44, 40), (60, 104, 3)]), (9, 0))
+            Self::ForwardSlot => {
+                forward_with_slot(rig, &shape(70, 72, 104, Layout::OutIn, &[(60, 104, 3), (0, 44, 40)]), (7, 5))
             }
-            // Clusters of CTAs with a ring that goes round and one that does not; a rank of two products; both warpgroups; tiles
-            // without an adapter.
+            Self::ForwardWgmmaSlot => {
+                forward_with_slot(rig, &shape(128, 72, 120, Layout::OutIn, &[(0, 44, 40), (60, 104, 3)]), (9, 0))
+            }
+            // Clusters of CTAs, with a ring that wraps around and one that does not; a rank of two instructions; both
+            // warpgroups; tiles without an adapter.
             Self::ForwardWgmmaFused => first_of([
-                &|| serving(rig, &shape(20, 1000, 200, Layout::OutIn, &[(3, 77, 4), (60, 140, 16)]), 5),
-                &|| serving(rig, &shape(62, 512, 40, Layout::InOut, &[(3, 30, 20)]), 10),
-                &|| serving(rig, &shape(100, 1000, 72, Layout::OutIn, &[(9, 70, 7)]), 3),
+                &|| {
+                    forward_with_fused_shrink(
+                        rig,
+                        &shape(20, 1000, 200, Layout::OutIn, &[(3, 77, 4), (60, 140, 16)]),
+                        5,
+                    )
+                },
+                &|| forward_with_fused_shrink(rig, &shape(62, 512, 40, Layout::InOut, &[(3, 30, 20)]), 10),
+                &|| forward_with_fused_shrink(rig, &shape(100, 1000, 72, Layout::OutIn, &[(9, 70, 7)]), 3),
             ]),
-            // Segments of which one begins within a step of the depth, another far behind and a third across tiles of Q,
-            // so that steps are left out; two tiles of dx either way; factors with rows of any alignment; dropout.
+            // A segment that begins within a step of K, and another far behind it and across two tiles of Q, so that
+            // the kernel skips steps; two tiles of dx in both dimensions; unaligned rows of factors; dropout.
             Self::DxMma => first_of([
                 &|| dx::<f16>(rig, &shape(70, 72, 328, Layout::OutIn, SEGMENTS), 1, (7, 5), false),
                 &|| dx::<f16>(rig, &shape(18, 41, 65, Layout::InOut, &[(3, 65, 8)]), 1, (7, 5), false),
@@ -270,14 +284,14 @@ impl Scenario {
     }
 }
 
-/// Of dx: 48 + 80 columns of Q in two tiles.
+/// Segments of the scenarios of dx. Q has 48 + 80 columns, in two tiles.
 const SEGMENTS: &[(usize, usize, usize)] = &[(3, 77, 33), (300, 320, 70)];
 
 pub(crate) fn first_of<const N: usize>(runs: [&dyn Fn() -> Caught; N]) -> Caught {
     runs.iter().map(|run| run()).find(|&caught| caught != Caught::Nothing).unwrap_or(Caught::Nothing)
 }
 
-fn on_cuda_cores(rig: &Rig, layout: Layout) -> Caught {
+fn decode_on_cuda_cores(rig: &Rig, layout: Layout) -> Caught {
     first_of([&|| decode::<f32>(rig, &shape(2, 64, 44, layout, &[(0, 44, 5), (0, 44, 9)]), 3), &|| {
         decode::<f32>(rig, &shape(1, 2048 + 256, 64, layout, &[(0, 64, 12)]), 3)
     }])
@@ -292,7 +306,7 @@ fn decode_with<T: Element>(rig: &Rig, shape: &Shape, options: &Options<'_, T>) -
     let segments = random.segments();
     let expected = reference::forward(&random.layer(&segments), x.view());
     let decode = Decode::new(rig, &random, &x, options);
-    hold(rig, shape, &expected, || decode.run().map(|(y, _)| y.data))
+    compare_with_reference(rig, shape, &expected, || decode.run().map(|(y, _)| y.data))
 }
 
 fn random_layer<T: Element>(shape: &Shape) -> (RandomLayer<T>, Buffer<T>) {
@@ -307,26 +321,31 @@ fn forward<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize, capabil
     forward_with::<T>(rig, shape, &options)
 }
 
-fn dropped<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize, capability: (u32, u32)) -> Caught {
+fn forward_with_dropout<T: Element>(
+    rig: &Rig,
+    shape: &Shape,
+    multiprocessors: usize,
+    capability: (u32, u32),
+) -> Caught {
     let dropout = Dropout::new(0.4, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(3).at(5);
     let compute_capability = Some(capability);
     let options = Options { multiprocessors, compute_capability, dropout: Some(dropout), ..Options::default() };
     forward_with::<T>(rig, shape, &options)
 }
 
-/// A layer whose factors are in a slot.
-fn slot_of(rig: &Rig, shape: &Shape, capability: (u32, u32)) -> Caught {
+/// Runs a layer whose factors are in a slot.
+fn forward_with_slot(rig: &Rig, shape: &Shape, capability: (u32, u32)) -> Caught {
     let (random, x) = random_layer::<f16>(shape);
     let segments = random.segments();
     let expected = reference::forward_through(&random.layer(&segments), x.view(), None, f16::DTYPE);
     let compute_capability = Some(capability);
     let options = Options { slot: Some(20), multiprocessors: 1, compute_capability, ..Options::default() };
     let forward = Forward::new(rig, &random, &x, &options);
-    hold(rig, shape, &expected, || forward.run().map(|outputs| outputs.y.data))
+    compare_with_reference(rig, shape, &expected, || forward.run().map(|outputs| outputs.y.data))
 }
 
-/// A layer whose shrink is fused.
-fn serving(rig: &Rig, shape: &Shape, multiprocessors: usize) -> Caught {
+/// Runs a layer whose shrink is fused.
+fn forward_with_fused_shrink(rig: &Rig, shape: &Shape, multiprocessors: usize) -> Caught {
     let (random, x) = random_layer::<f16>(shape);
     let compute_capability = Some((9, 0));
     let options = Options { serving: true, multiprocessors, compute_capability, ..Options::default() };
@@ -335,11 +354,11 @@ fn serving(rig: &Rig, shape: &Shape, multiprocessors: usize) -> Caught {
     let segments = random.segments();
     let split_depth = forward.plan.split_depth as usize;
     let expected = reference::forward_in_parts(&random.layer(&segments), x.view(), f16::DTYPE, split_depth);
-    let caught = hold(rig, shape, &expected, || forward.run().map(|outputs| outputs.y.data));
+    let caught = compare_with_reference(rig, shape, &expected, || forward.run().map(|outputs| outputs.y.data));
     if caught != Caught::Nothing {
         return caught;
     }
-    outside_of_segments(rig, shape, &random, &x, &forward, &options)
+    check_columns_without_an_adapter(rig, shape, &random, &x, &forward, &options)
 }
 
 fn tf32(rig: &Rig, shape: &Shape) -> Caught {
@@ -347,7 +366,7 @@ fn tf32(rig: &Rig, shape: &Shape) -> Caught {
     forward_with::<f32>(rig, shape, &options)
 }
 
-/// A layer, and that its columns without an adapter are the base product's.
+/// Runs a layer, and checks that its columns without an adapter are those of the base product.
 fn forward_with<T: Element>(rig: &Rig, shape: &Shape, options: &Options<'_, T>) -> Caught {
     let (random, x) = random_layer::<T>(shape);
     let segments = random.segments();
@@ -357,15 +376,15 @@ fn forward_with<T: Element>(rig: &Rig, shape: &Shape, options: &Options<'_, T>) 
         _ => reference::forward_through(&layer, x.view(), dropout, T::DTYPE),
     };
     let forward = Forward::new(rig, &random, &x, &Options { t_out: true, ..*options });
-    let caught = hold(rig, shape, &expected, || forward.run().map(|outputs| outputs.y.data));
+    let caught = compare_with_reference(rig, shape, &expected, || forward.run().map(|outputs| outputs.y.data));
     if caught != Caught::Nothing {
         return caught;
     }
-    outside_of_segments(rig, shape, &random, &x, &forward, options)
+    check_columns_without_an_adapter(rig, shape, &random, &x, &forward, options)
 }
 
-/// Whether columns without an adapter are the base product's.
-fn outside_of_segments<T: Element>(
+/// Checks that columns without an adapter are those of the base product.
+fn check_columns_without_an_adapter<T: Element>(
     rig: &Rig,
     shape: &Shape,
     random: &RandomLayer<T>,
@@ -383,7 +402,7 @@ fn outside_of_segments<T: Element>(
     if same { Caught::Nothing } else { Caught::WrongResult }
 }
 
-/// A layer's dx.
+/// Runs the launch of a layer's dx.
 fn dx<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize, capability: (u32, u32), drops: bool) -> Caught {
     let (random, _) = random_layer::<T>(shape);
     let dy = Buffer::<T>::random(&mut Rng(9), shape.tokens, shape.d_out, 0);
@@ -394,12 +413,17 @@ fn dx<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize, capability: 
     let compute_capability = Some(capability);
     let options = Options { multiprocessors, compute_capability, dropout, ..Options::default() };
     let launch = Forward::input_gradient(rig, &random, &dy, &options, true);
-    hold(rig, shape, &expected, || launch.run().map(|outputs| outputs.y.data))
+    compare_with_reference(rig, shape, &expected, || launch.run().map(|outputs| outputs.y.data))
 }
 
-/// Holds what a launch leaves against the reference.
-fn hold<T: Element>(rig: &Rig, shape: &Shape, expected: &Judged, run: impl Fn() -> Result<Vec<T>, Failure>) -> Caught {
-    judge(rig, || {
+/// Compares a launch's result with the reference under every schedule.
+fn compare_with_reference<T: Element>(
+    rig: &Rig,
+    shape: &Shape,
+    expected: &Judged,
+    run: impl Fn() -> Result<Vec<T>, Failure>,
+) -> Caught {
+    outcome_of(rig, || {
         let y = run()?;
         let near = |(i, got): (usize, &T)| {
             (f64::from(got.to_f32()) - expected.value.data[i]).abs() <= expected.bound(i, T::DTYPE, steps(shape))
@@ -408,8 +432,9 @@ fn hold<T: Element>(rig: &Rig, shape: &Shape, expected: &Judged, run: impl Fn() 
     })
 }
 
-/// What ends `run` under some schedule: it says whether what it left is right, and the bits of it.
-pub(crate) fn judge<B: PartialEq>(rig: &Rig, run: impl Fn() -> Result<(bool, B), Failure>) -> Caught {
+/// Calls `run` under every schedule until one fails. `run` launches the kernel and returns whether the result is right,
+/// and the result's bits.
+pub(crate) fn outcome_of<B: PartialEq>(rig: &Rig, run: impl Fn() -> Result<(bool, B), Failure>) -> Caught {
     let mut first = None;
     let mut depends = false;
     for (schedule, resident) in SCHEDULES {
@@ -426,35 +451,35 @@ pub(crate) fn judge<B: PartialEq>(rig: &Rig, run: impl Fn() -> Result<(bool, B),
     if depends { Caught::DependsOnSchedule } else { Caught::Nothing }
 }
 
-fn merged(rig: &Rig, layout: Layout) -> Caught {
-    first_of([&|| merge_one(rig, &shape(1, 72, 200, layout, &[(3, 70, 40), (133, 200, 5)])), &|| {
-        merge_one(rig, &shape(1, 35, 67, layout, &[(0, 67, 3)]))
+fn merge_layers(rig: &Rig, layout: Layout) -> Caught {
+    first_of([&|| merge_layer(rig, &shape(1, 72, 200, layout, &[(3, 70, 40), (133, 200, 5)])), &|| {
+        merge_layer(rig, &shape(1, 35, 67, layout, &[(0, 67, 3)]))
     }])
 }
 
-fn merge_one(rig: &Rig, shape: &Shape) -> Caught {
+fn merge_layer(rig: &Rig, shape: &Shape) -> Caught {
     let mut random = RandomLayer::<f32>::new(&mut Rng(8), shape);
-    // Adding a zero to it would show.
+    // Adding 0 to -0.0 changes its sign.
     random.weight.data.iter_mut().step_by(5).for_each(|w| *w = -0.0);
     let segments = random.segments();
     let expected = reference::merged_weight(&random.layer(&segments));
-    judge(rig, || {
-        let merged = merge::run(rig, &random, &random.weight, 1.0, true, true)?.weight;
+    outcome_of(rig, || {
+        let merge_layers = merge::run(rig, &random, &random.weight, 1.0, true, true)?.weight;
         let near = |(&got, exact): (&f32, &f64)| (f64::from(got) - exact).abs() <= 1e-4;
-        // What lies in no segment keeps its bits, of a zero its sign.
+        // Elements outside all segments keep their bits, and zeros their sign.
         let keeps = |i: usize| {
-            let output = if shape.layout == Layout::OutIn { i / merged.stride } else { i % merged.stride };
+            let output = if shape.layout == Layout::OutIn { i / merge_layers.stride } else { i % merge_layers.stride };
             let inside = shape.segments.iter().any(|&(begin, end, _)| (begin..end).contains(&output));
-            inside || merged.data[i].to_bits() == random.weight.data[i].to_bits()
+            inside || merge_layers.data[i].to_bits() == random.weight.data[i].to_bits()
         };
-        let right = merged.data.iter().zip(&expected.data).all(near) && (0..merged.data.len()).all(keeps);
-        // Each within its bounds is enough.
+        let right = merge_layers.data.iter().zip(&expected.data).all(near) && (0..merge_layers.data.len()).all(keeps);
+        // The order of additions may depend on the schedule, so no bits are compared.
         Ok((right, ()))
     })
 }
 
-/// Compiles the bug into its scenario's kernels and runs them.
-pub(crate) fn run_variant(bug: &Bug) -> Caught {
+/// Compiles the scenario's kernels with the bug and runs them.
+pub(crate) fn run_with_bug(bug: &Bug) -> Caught {
     let kernels = emulator_kernels();
     let text = code::replace(kernels.text(bug.file).unwrap(), bug.original, bug.planted);
     let kernels =

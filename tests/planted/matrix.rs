@@ -4,7 +4,7 @@ use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{By, WrongResult};
 use super::harness::Scenario::{ColumnsMatrix, RowsMatrix};
-use super::harness::{Bug, UNORDERED};
+use super::harness::{Bug, UNSYNCHRONISED};
 
 const SHARED: &str = "lora/decode_mma.h";
 const ROWS: &str = "lora/decode_rows_mma.h";
@@ -21,7 +21,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "both halves take the first values of x",
+        name: "both halves use the first values of x",
         file: SHARED,
         scenario: RowsMatrix,
         original: "u32 a[4] = {low.word[2 * half],",
@@ -39,7 +39,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds)],
     },
     Bug {
-        name: "x is read beyond the depth",
+        name: "x is read beyond K",
         file: SHARED,
         scenario: ColumnsMatrix,
         original: "if (g < p.tokens && k < end)",
@@ -54,7 +54,7 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "if (first != 0) sync_block();",
         planted: "",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
         name: "later turns overwrite the earlier",
@@ -66,7 +66,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "the tile's rows are read in another order than its sums are left",
+        name: "the tile's rows are read in another order than its sums are stored",
         file: ROWS,
         scenario: RowsMatrix,
         original: "8 * n + 2 * q + i % 2)",
@@ -84,7 +84,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds)],
     },
     Bug {
-        name: "every CTA takes the depth to its end",
+        name: "every CTA goes to the end of K",
         file: ROWS,
         scenario: RowsMatrix,
         original: "end = gpu::min(begin + p.split_depth, p.depth);",
@@ -93,7 +93,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "warps leave a part of the depth to nobody",
+        name: "no warp takes a part of K",
         file: ROWS,
         scenario: RowsMatrix,
         original: "k += warps * run)",
@@ -120,7 +120,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "rows beyond the depth are read",
+        name: "rows beyond K are read",
         file: COLUMNS,
         scenario: ColumnsMatrix,
         original: "row_end = at < end ? p.columns : 0;",
@@ -129,12 +129,12 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds), WrongResult],
     },
     Bug {
-        name: "sums of two tokens share a place",
+        name: "sums of two tokens are stored in one place",
         file: COLUMNS,
         scenario: ColumnsMatrix,
         original: "g + 8 * (i / 2), columns",
         planted: "g / 2 + 8 * (i / 2), columns",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
 ];

@@ -4,7 +4,7 @@ use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{By, WrongResult};
 use super::harness::Scenario::{MergeColumns, MergeRows};
-use super::harness::{Bug, UNORDERED};
+use super::harness::{Bug, UNSYNCHRONISED};
 
 const MERGE: &str = "lora/merge.h";
 
@@ -16,16 +16,16 @@ pub(crate) const BUGS: &[Bug] = &[
         original: "sync_block(); if (BY_ROWS)",
         planted: "if (BY_ROWS)",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
-        name: "a panel is read before it is there",
+        name: "a panel is read before it is written",
         file: MERGE,
         scenario: MergeColumns,
         original: "    sync_block();\n    const float* my_left",
         planted: "    const float* my_left",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
         name: "B is read outside its segment",
@@ -55,7 +55,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds)],
     },
     Bug {
-        name: "columns of no segment are rounded again",
+        name: "columns without a segment are rounded again",
         file: MERGE,
         scenario: MergeColumns,
         original: "u32 covered = in_place ? 0 : ~0u;",

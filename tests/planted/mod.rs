@@ -1,8 +1,8 @@
-//! Bugs planted in the kernels: each must be caught, by the check that is meant for it.
+//! Bugs planted in the kernels: each must be caught by the check that is meant for it.
 //!
-//! A planted bug is a change of one place in one file. The file is compiled with it for the emulator, run over a few layers
-//! under every schedule, and what ends it is compared with what should. A change whose original is no longer in the file
-//! fails as well, so the list stays true.
+//! A planted bug is a replacement in one file of the kernels. The changed kernels are compiled for the emulator and run
+//! on a few layers under every schedule; the fault or the wrong result must be the expected one. A replacement whose
+//! original code is no longer in the file fails as well, so the list stays up to date.
 #![allow(clippy::unwrap_used)]
 
 mod adamw;
@@ -48,14 +48,14 @@ const TABLES: &[&[Bug]] = &[
     forward_wgmma_fused::BUGS,
 ];
 
-/// Plants every second bug from `first` on: two threads can share the work.
-fn every_second(first: usize) {
+/// Checks every second bug, beginning with number `first`, so that two tests share the work on two threads.
+fn check_every_second(first: usize) {
     let mut missed = vec![];
     for bug in TABLES.iter().copied().flatten().skip(first).step_by(2) {
-        let caught = harness::run_variant(bug);
+        let caught = harness::run_with_bug(bug);
         println!("{}: {caught:?}", bug.name);
         if !bug.caught.contains(&caught) {
-            missed.push(format!("{}: {caught:?} instead of {:?}", bug.name, bug.caught));
+            missed.push(format!("{}: {caught:?}, expected {:?}", bug.name, bug.caught));
         }
     }
     assert!(missed.is_empty(), "{missed:#?}");
@@ -64,24 +64,24 @@ fn every_second(first: usize) {
 #[test]
 #[ignore = "part of the proof: cargo xtask prove"]
 fn planted_bugs_are_caught_even() {
-    every_second(0);
+    check_every_second(0);
 }
 
 #[test]
 #[ignore = "part of the proof: cargo xtask prove"]
 fn planted_bugs_are_caught_odd() {
-    every_second(1);
+    check_every_second(1);
 }
 
-/// Also where nothing is compiled.
+/// Checks without compiling that the original code of each bug occurs once in its file, and that names are unique.
 #[test]
 fn every_bug_has_its_place() {
     let kernels = emulator_kernels();
     let mut names = std::collections::BTreeSet::new();
     for bug in TABLES.iter().copied().flatten() {
-        let text = kernels.text(bug.file).unwrap_or_else(|| panic!("there is no {}", bug.file));
+        let text = kernels.text(bug.file).unwrap_or_else(|| panic!("there is no file {}", bug.file));
         code::replace(text, bug.original, bug.planted).unwrap_or_else(|error| panic!("{}: {error}", bug.name));
-        assert!(names.insert((bug.name, bug.file)), "{}, {}: twice", bug.name, bug.file);
+        assert!(names.insert((bug.name, bug.file)), "two bugs have the name '{}' and the file {}", bug.name, bug.file);
     }
 }
 

@@ -4,12 +4,12 @@ use fused_lora_emulator::{Build, Fault};
 
 use super::harness::Caught::{By, WrongResult};
 use super::harness::Scenario::{DecodeSlot, ForwardSlot, ForwardWgmmaSlot};
-use super::harness::{Bug, UNORDERED};
+use super::harness::{Bug, UNSYNCHRONISED};
 
 const FACTORS: &str = "lora/factors.h";
 pub(crate) const BUGS: &[Bug] = &[
     Bug {
-        name: "another layer's factors are taken",
+        name: "another layer's factors are used",
         file: FACTORS,
         scenario: DecodeSlot,
         original: "p.slot_begin + segment);",
@@ -18,7 +18,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds), WrongResult],
     },
     Bug {
-        name: "the segments' own factors are taken",
+        name: "the segments' own factors are used",
         file: FACTORS,
         scenario: ForwardSlot,
         original: "p.slot == nullptr ? p",
@@ -27,7 +27,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds), WrongResult],
     },
     Bug {
-        name: "the last segment's factors are not fetched",
+        name: "the last segment's factors are not loaded from the slot",
         file: FACTORS,
         scenario: ForwardSlot,
         original: "if (segment >= p.segment_count) return;",
@@ -36,7 +36,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Uninitialised)],
     },
     Bug {
-        name: "the strides are taken for each other",
+        name: "the strides of A and B are exchanged",
         file: FACTORS,
         scenario: DecodeSlot,
         original: "rest.word[0], rest.word[1],",
@@ -45,16 +45,16 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds), By(Fault::Misaligned), WrongResult],
     },
     Bug {
-        name: "the factors are used before they are there",
+        name: "the factors are used before they are loaded",
         file: "lora/forward_wgmma.h",
         scenario: ForwardWgmmaSlot,
         original: "factors.fetch(p); if constexpr (C::ctas > 1) { cluster_sync(); } else { sync_block(); }",
         planted: "if constexpr (C::ctas > 1) { cluster_sync(); } else { sync_block(); } factors.fetch(p);",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
-        name: "rows of A are those that the launch is planned for",
+        name: "A has as many rows as the launch is planned for",
         file: "lora/forward.h",
         scenario: ForwardSlot,
         original: "return row < factors.rank ? static_cast",
@@ -72,7 +72,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds), WrongResult],
     },
     Bug {
-        name: "the scale is the segment's own",
+        name: "the segment's own scale is used",
         file: "lora/forward.h",
         scenario: ForwardWgmmaSlot,
         original: "const float scale = all[s].scale;\n  low",

@@ -6,7 +6,7 @@ use half::f16;
 
 use super::harness::Caught::{self, By, WrongResult};
 use super::harness::Scenario::{Embedding, LayerNorm};
-use super::harness::{Bug, UNORDERED, first_of, judge};
+use super::harness::{Bug, UNSYNCHRONISED, first_of, outcome_of};
 use crate::common::rig::Rig;
 use crate::common::transformer::{Embedded, Norm, embed, layer_norm};
 use crate::common::{Buffer, Rng};
@@ -19,7 +19,7 @@ pub(crate) fn bits<T: Element>(buffer: &Buffer<T>) -> Vec<u32> {
     buffer.data.iter().map(|value| value.to_f32().to_bits()).collect()
 }
 
-fn normalized<T: Element>(
+fn run_layer_norm<T: Element>(
     rig: &Rig,
     [rows, width]: [usize; 2],
     multiprocessors: usize,
@@ -28,57 +28,57 @@ fn normalized<T: Element>(
 ) -> Caught {
     let mut rng = Rng(61);
     let mut x = Buffer::<T>::random(&mut rng, rows, width, gap);
-    // So small that ε shows, and so far from zero that a wrong mean does.
+    // The first row is so small that ε matters, the others are so far from zero that the mean's error matters.
     let stride = x.stride;
     x.data[..stride].iter_mut().for_each(|value| *value = T::from_f64(1e-3 * f64::from(value.to_f32())));
     x.data[stride..].iter_mut().for_each(|value| *value = T::from_f64(8.0 + f64::from(value.to_f32())));
     let norm = Norm::random(&mut rng, width, shift);
-    judge(rig, || {
+    outcome_of(rig, || {
         let y = layer_norm(rig, &x, &norm, multiprocessors, gap)?;
         Ok((norm.agrees(&x, &y).is_ok(), bits(&y)))
     })
 }
 
-/// Two rows of several warps a CTA, the last CTA half empty; rows of whole chunks but for their ends; a row of three blocks;
-/// parameters that start anywhere.
+/// Two rows per CTA, each of several warps, with a last CTA that is half empty; rows that end within a chunk; rows of
+/// three blocks; unaligned parameters.
 pub(crate) fn layer_norms(rig: &Rig) -> Caught {
     first_of([
-        &|| normalized::<f16>(rig, [5, 1544], 1, 0, 0),
-        &|| normalized::<f32>(rig, [3, 45], 1, 3, 0),
-        &|| normalized::<f32>(rig, [2, 16500], 1, 0, 0),
-        &|| normalized::<f32>(rig, [2, 32], 1, 0, 1),
+        &|| run_layer_norm::<f16>(rig, [5, 1544], 1, 0, 0),
+        &|| run_layer_norm::<f32>(rig, [3, 45], 1, 3, 0),
+        &|| run_layer_norm::<f32>(rig, [2, 16500], 1, 0, 0),
+        &|| run_layer_norm::<f32>(rig, [2, 32], 1, 0, 1),
     ])
 }
 
-fn embedded<T: Element>(rig: &Rig, rows: usize, width: usize, has_extra: bool) -> Caught {
+fn run_embedding<T: Element>(rig: &Rig, rows: usize, width: usize, has_extra: bool) -> Caught {
     let mut rng = Rng(62);
     let input = Embedded::<T>::random(&mut rng, rows, width, 0, has_extra);
     let norm = Norm::random(&mut rng, width, 0);
-    judge(rig, || {
+    outcome_of(rig, || {
         let (x, y) = embed(rig, &input, Some(&norm), 1, 0)?;
         Ok((input.agrees(&x).and_then(|()| norm.agrees(&x, &y)).is_ok(), bits(&y)))
     })
 }
 
-/// Rows of both tables and beyond them, of one block and of two.
+/// Ids in both tables and beyond them; rows of one block and of two.
 pub(crate) fn embeddings(rig: &Rig) -> Caught {
-    first_of([&|| embedded::<f16>(rig, 9, 40, true), &|| embedded::<f32>(rig, 7, 24, false), &|| {
-        embedded::<f32>(rig, 1, 8200, true)
+    first_of([&|| run_embedding::<f16>(rig, 9, 40, true), &|| run_embedding::<f32>(rig, 7, 24, false), &|| {
+        run_embedding::<f32>(rig, 1, 8200, true)
     }])
 }
 
 pub(crate) const BUGS: &[Bug] = &[
     Bug {
-        name: "other warps' moments are read before they are there",
+        name: "other warps' moments are read before they are written",
         file: ROW,
         scenario: LayerNorm,
         original: "    sync_block();\n    mine = shared",
         planted: "    mine = shared",
         build: Build::Race,
-        caught: UNORDERED,
+        caught: UNSYNCHRONISED,
     },
     Bug {
-        name: "all rows of a CTA take the first one's moments",
+        name: "all rows of a CTA get the moments of the first",
         file: ROW,
         scenario: LayerNorm,
         original: "shared[(warp_id() & ~(row_warps - 1)) + ",
@@ -87,7 +87,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "parts of a row count alike, however many values they have",
+        name: "parts of a row have equal weights although their counts differ",
         file: ROW,
         scenario: LayerNorm,
         original: "a.count == b.count ? 0.5f : b.count / count",
@@ -96,7 +96,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "what a chunk has beyond the row's end counts as zeros",
+        name: "elements beyond the row's end count as zeros",
         file: ROW,
         scenario: LayerNorm,
         original: "ALIGNED || first + i < width ? value[i] - mean : 0.0f",
@@ -105,7 +105,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "the last block stands for those before it",
+        name: "the blocks before the last one are not fetched again",
         file: ROW,
         scenario: LayerNorm,
         original: "if (block + 1 != blocks) fetch(block);",
@@ -123,7 +123,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds)],
     },
     Bug {
-        name: "the variance is a sum",
+        name: "the sum of squares is not divided by the width",
         file: ROW,
         scenario: LayerNorm,
         original: "row.squares / row.count + epsilon",
@@ -132,7 +132,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "ε is forgotten",
+        name: "ε is not added",
         file: ROW,
         scenario: LayerNorm,
         original: "row.squares / row.count + epsilon",
@@ -141,7 +141,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "where rows end is not looked at",
+        name: "the end of rows is not checked",
         file: ROW,
         scenario: LayerNorm,
         original: "tile::rows_are_aligned<E>(base, stride) && width % chunk_elements<E> == 0",
@@ -150,7 +150,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds), WrongResult],
     },
     Bug {
-        name: "where the parameters start is not looked at",
+        name: "the parameters' alignment is not checked",
         file: NORM,
         scenario: LayerNorm,
         original: "tile::rows_are_aligned<float>(p.weight, 0) && tile::rows_are_aligned<float>(p.bias, 0)",
@@ -168,7 +168,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::OutOfBounds)],
     },
     Bug {
-        name: "the vocabulary counts among the extra rows",
+        name: "an id beyond the vocabulary is not made relative to the extra rows",
         file: EMBEDDING,
         scenario: Embedding,
         original: "id - p.vocabulary, p.extra_rows",
@@ -177,7 +177,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[WrongResult],
     },
     Bug {
-        name: "a place that there is none of adds nothing",
+        name: "a position beyond the table adds nothing",
         file: EMBEDDING,
         scenario: Embedding,
         original: "const bool known = token != nullptr && position != nullptr;",
