@@ -129,23 +129,23 @@ mod tests {
         let same: Vec<f64> = (0..40).map(|i| 100.0 + noise(i + 5)).collect();
         let slower: Vec<f64> = (0..40).map(|i| 103.0 + noise(i + 5)).collect();
         assert!(Overhead::of(&same, &base).is_insignificant(), "{:?}", Overhead::of(&same, &base));
-        let excess = Overhead::of(&slower, &base);
-        assert!(!excess.is_insignificant());
-        assert!((excess.percent - 3.0).abs() < 0.5, "{excess:?}");
-        let (low, high) = excess.interval.unwrap();
-        assert!(low <= excess.percent && excess.percent <= high);
-        assert_eq!(excess.cells(), [format!("{:+.1} %", excess.percent), format!("{low:+.1} to {high:+.1}")]);
-        assert_eq!(Overhead::from_row(excess.percent, excess.low(), excess.high()), excess);
+        let overhead = Overhead::of(&slower, &base);
+        assert!(!overhead.is_insignificant());
+        assert!((overhead.percent - 3.0).abs() < 0.5, "{overhead:?}");
+        let (low, high) = overhead.interval.unwrap();
+        assert!(low <= overhead.percent && overhead.percent <= high);
+        assert_eq!(overhead.cells(), [format!("{:+.1} %", overhead.percent), format!("{low:+.1} to {high:+.1}")]);
+        assert_eq!(Overhead::from_row(overhead.percent, overhead.low(), overhead.high()), overhead);
     }
 
     #[test]
     fn one_trial_has_no_interval() {
-        let excess = Overhead::of(&[103.0], &[100.0]);
+        let overhead = Overhead::of(&[103.0], &[100.0]);
         assert!(
-            (excess.percent - 3.0).abs() < 1e-9 && excess.interval.is_none() && !excess.is_insignificant(),
-            "{excess:?}"
+            (overhead.percent - 3.0).abs() < 1e-9 && overhead.interval.is_none() && !overhead.is_insignificant(),
+            "{overhead:?}"
         );
-        assert_eq!(excess.cells(), ["+3.0 %", "-"]);
+        assert_eq!(overhead.cells(), ["+3.0 %", "-"]);
         assert!(Overhead::of(&[103.0, 103.0], &[100.0, 100.0]).interval.is_some());
     }
 

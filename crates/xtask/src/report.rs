@@ -68,8 +68,9 @@ fn text(all: &BTreeMap<PathBuf, Results>) -> String {
         ),
         Some(name) => writeln!(out, "\n## Our measurements\n\nMeasured on {name} and others; each file says how.\n"),
     };
-    out += "\"Over none\" is the difference of the medians, with the bootstrap's 95 % interval from interleaved trials. If the interval contains \
-            zero, the table says \"none\".\n\n![percent over the base model](table1.svg)\n";
+    out += "\"Over none\" is the difference of the medians, with the bootstrap's 95 % interval from interleaved trials. The table\n\
+            says \"no difference\" if the interval contains zero.\n\n\
+            ![percent over the base model](table1.svg)\n";
     for (path, results) in all {
         section(&mut out, path, results);
     }
@@ -112,7 +113,7 @@ fn cells(row: &Row, on_device: bool) -> Vec<String> {
     let over = match (row.percent_over_none, row.percent_low, row.percent_high) {
         (Some(_), Some(low), Some(high)) if low == high => [dash(), dash()],
         (Some(over), Some(low), Some(high)) => {
-            let text = if low <= 0.0 && high >= 0.0 { "none".to_owned() } else { percent(Some(over)) };
+            let text = if low <= 0.0 && high >= 0.0 { "no difference".to_owned() } else { percent(Some(over)) };
             [text, format!("{low:+.1} to {high:+.1}")]
         }
         _ => [dash(), dash()],

@@ -65,7 +65,7 @@ struct Comparison<'a, T> {
 }
 
 pub(super) struct Variant<'a> {
-    pub(super) entry: VariantInfo,
+    pub(super) info: VariantInfo,
     pub(super) launch_timer: LaunchTimer<'a>,
 }
 
@@ -120,15 +120,15 @@ impl Bench<'_> {
     /// Times variants against each other, each in both modes.
     pub(super) fn time(&self, case: &Case, copies: usize, mut variants: Vec<Variant<'_>>) -> Result<Vec<Row>> {
         let &Case { tokens, d_in, d_out, rank, .. } = case;
-        for Variant { entry, launch_timer } in &mut variants {
-            entry.launches = launch_timer.launches(self.device, self.stream)?;
+        for Variant { info, launch_timer } in &mut variants {
+            info.launches = launch_timer.launches(self.device, self.stream)?;
         }
         let bar = progress(1, &format!("{tokens} x {d_in}->{d_out} r {rank}, {copies} copies"));
         let times = interleave_timed(variants.len() * MODES.len(), Trials::Count(self.trials), &bar, |i| {
             variants[i / MODES.len()].launch_timer.time(self.device, self.stream, i % MODES.len() == 1)
         })?;
-        let entries: Vec<_> = variants.into_iter().map(|variant| variant.entry).collect();
-        Ok(rows(case, &entries, &times))
+        let infos: Vec<_> = variants.into_iter().map(|variant| variant.info).collect();
+        Ok(rows(case, &infos, &times))
     }
 }
 
@@ -137,10 +137,7 @@ impl<'a, T: Element> Comparison<'a, T> {
         let (bytes, flops) = (self.case.bytes::<T>(adapted), self.case.flops(adapted));
         let launch_timer = LaunchTimer::new(self.copies.len(), issue);
         let parameters = if adapted { self.case.parameters() } else { 0 };
-        Variant {
-            entry: VariantInfo { name, width: None, parameters, bytes, flops, launches: 0, launch },
-            launch_timer,
-        }
+        Variant { info: VariantInfo { name, width: None, parameters, bytes, flops, launches: 0, launch }, launch_timer }
     }
 
     /// Device addresses of a copy's W0, A and B.
@@ -192,10 +189,10 @@ impl<'a, T: Element> Comparison<'a, T> {
             plan.launch(stream, &copies[copy], case.tokens, &activations.y, self.between, &mut workspace)
         };
         let mut variant = self.variant(adapter.name, false, format!("{}; {plan}", base.plan()), Box::new(issue));
-        let entry = &mut variant.entry;
-        (entry.width, entry.parameters) = (Some(adapter.width), adapter.parameters());
-        entry.bytes += adapter.bytes(size_of::<T>());
-        entry.flops += adapter.flops(self.case.tokens);
+        let info = &mut variant.info;
+        (info.width, info.parameters) = (Some(adapter.width), adapter.parameters());
+        info.bytes += adapter.bytes(size_of::<T>());
+        info.flops += adapter.flops(self.case.tokens);
         Ok(variant)
     }
 
@@ -259,7 +256,7 @@ impl<'a, T: Element> Comparison<'a, T> {
             unsafe { kernel.launch(stream, &config, &params) }
         };
         let mut variant = self.variant(READ, false, launch, Box::new(issue));
-        (variant.entry.bytes, variant.entry.flops) = (bytes, 0);
+        (variant.info.bytes, variant.info.flops) = (bytes, 0);
         Ok(variant)
     }
 }

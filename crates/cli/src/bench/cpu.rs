@@ -93,23 +93,23 @@ fn explain<W: Element>(args: &Args, case: &Case) -> Result<()> {
 }
 
 /// The variants of a forward call: base, fused, sequential, and the adapters in the order of their names.
-fn entries<W: Element>(case: &Case) -> Vec<VariantInfo> {
-    let entry = |variant, adapted: bool| VariantInfo {
+fn infos<W: Element>(case: &Case) -> Vec<VariantInfo> {
+    let info = |variant, adapted: bool| VariantInfo {
         variant,
         width: None,
         parameters: if adapted { case.parameters() } else { 0 },
         bytes: case.bytes::<W>(adapted),
         flops: case.flops(adapted),
     };
-    let mut entries = vec![entry("base", false), entry("fused", true), entry("sequential", true)];
-    entries.extend(case.adapters().map(|adapter| VariantInfo {
+    let mut infos = vec![info("base", false), info("fused", true), info("sequential", true)];
+    infos.extend(case.adapters().map(|adapter| VariantInfo {
         variant: adapter.name,
         width: Some(adapter.width),
         parameters: adapter.parameters(),
         bytes: case.bytes::<W>(false) + adapter.bytes(size_of::<W>()),
         flops: case.flops(false) + adapter.flops(case.tokens),
     }));
-    entries
+    infos
 }
 
 fn measure_forward<W: Element>(
@@ -123,9 +123,9 @@ fn measure_forward<W: Element>(
     let mut y = vec![W::default(); tokens * d_out];
     let (mut sequential, mut bottleneck) = (SequentialBuffers::new(), BottleneckBuffers::new());
     let mut workspace = vec![0.0; layers.workspaces(tokens, false)?[0]];
-    let entries = entries::<W>(case);
+    let infos = infos::<W>(case);
     let bar = progress(1, &format!("{tokens} x {d_in}->{d_out} r {rank}"));
-    let times = interleave(entries.len(), Trials::Count(trials), &bar, |variant| {
+    let times = interleave(infos.len(), Trials::Count(trials), &bar, |variant| {
         (0..layers.copies).try_for_each(|copy| {
             let x = MatrixRef::new(&x, tokens, d_in)?;
             let mut y = MatrixMut::new(&mut y, tokens, d_out)?;
@@ -134,7 +134,7 @@ fn measure_forward<W: Element>(
                 2 => cpu::forward_sequential(layer, x, &mut y, &Epilogue::default(), &mut sequential),
                 _ => cpu::forward(&LoraLinear { segments: &[], ..*layer }, x, &mut y, &mut workspace),
             })?;
-            match variant.checked_sub(entries.len() - ADAPTERS) {
+            match variant.checked_sub(infos.len() - ADAPTERS) {
                 Some(index) => {
                     layers.with_adapter(index, copy, |adapter| cpu::bottleneck(adapter, &mut y, &mut bottleneck))
                 }
@@ -142,7 +142,7 @@ fn measure_forward<W: Element>(
             }
         })
     })?;
-    Ok(rows(case, &entries, &times, layers.copies))
+    Ok(rows(case, &infos, &times, layers.copies))
 }
 
 /// Times training passes: y with T saved, then dx, dA and dB; for the base layer only y and dx.
@@ -157,7 +157,7 @@ fn measure_training_pass<W: Element>(
     let [mut y, mut dx] = [d_out, d_in].map(|columns| vec![W::default(); tokens * columns]);
     let [mut t, mut da, mut db] = [tokens * rank, rank * d_in, d_out * rank].map(|n| vec![0.0; n]);
     let mut workspace = vec![0.0; layers.workspaces(tokens, true)?[0]];
-    let entries = ["base", "fused"].map(|variant| {
+    let infos = ["base", "fused"].map(|variant| {
         let adapted = variant == "fused";
         VariantInfo {
             variant,
@@ -168,7 +168,7 @@ fn measure_training_pass<W: Element>(
         }
     });
     let bar = progress(1, &format!("{tokens} x {d_in}->{d_out} r {rank}, both ways"));
-    let times = interleave(entries.len(), Trials::Count(trials), &bar, |variant| {
+    let times = interleave(infos.len(), Trials::Count(trials), &bar, |variant| {
         let adapted = variant > 0;
         let (x, dy) = (MatrixRef::new(&x, tokens, d_in)?, MatrixRef::new(&dy, tokens, d_out)?);
         // As in a model, all forward passes come before all backward passes, so each weight is read from memory.
@@ -195,7 +195,7 @@ fn measure_training_pass<W: Element>(
             })
         })
     })?;
-    Ok(rows(case, &entries, &times, layers.copies))
+    Ok(rows(case, &infos, &times, layers.copies))
 }
 
 /// Bytes that a training pass must move at least: every operand once forward and once backward. T and gradients are

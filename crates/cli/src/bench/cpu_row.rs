@@ -45,10 +45,10 @@ pub(super) struct VariantInfo {
 
 /// The rows of a case. `times` are milliseconds of a round through all copies, `[variant][trial]`; the first variant is
 /// the base.
-pub(super) fn rows(case: &Case, entries: &[VariantInfo], times: &[Vec<f64>], copies: usize) -> Vec<Row> {
+pub(super) fn rows(case: &Case, infos: &[VariantInfo], times: &[Vec<f64>], copies: usize) -> Vec<Row> {
     let Case { tokens, d_in, d_out, rank, .. } = *case;
-    let row = |(i, (entry, times_of)): (usize, (&VariantInfo, &Vec<f64>))| {
-        let excess = match i {
+    let row = |(i, (info, times_of)): (usize, (&VariantInfo, &Vec<f64>))| {
+        let overhead = match i {
             0 => Overhead { percent: 0.0, interval: None },
             _ => Overhead::of(times_of, &times[0]),
         };
@@ -58,20 +58,20 @@ pub(super) fn rows(case: &Case, entries: &[VariantInfo], times: &[Vec<f64>], cop
             d_in,
             d_out,
             rank,
-            variant: entry.variant,
-            width: entry.width,
-            parameters: entry.parameters,
+            variant: info.variant,
+            width: info.width,
+            parameters: info.parameters,
             median_us: us,
-            percent_over_base: excess.percent,
-            percent_low: excess.low(),
-            percent_high: excess.high(),
-            bytes: entry.bytes,
-            gigabytes_per_second: entry.bytes as f64 / us / 1e3,
-            gigaflops_per_second: entry.flops as f64 / us / 1e3,
+            percent_over_base: overhead.percent,
+            percent_low: overhead.low(),
+            percent_high: overhead.high(),
+            bytes: info.bytes,
+            gigabytes_per_second: info.bytes as f64 / us / 1e3,
+            gigaflops_per_second: info.flops as f64 / us / 1e3,
             copies,
         }
     };
-    entries.iter().zip(times).enumerate().map(row).collect()
+    infos.iter().zip(times).enumerate().map(row).collect()
 }
 
 impl Row {
@@ -116,10 +116,10 @@ mod tests {
     #[test]
     fn rows_are_compared_with_the_first_and_one_trial_has_no_interval() {
         let case = Case { tokens: 2, d_in: 64, d_out: 32, rank: 4, layout: Layout::InOut };
-        let entry = |variant, bytes| VariantInfo { variant, width: None, parameters: 0, bytes, flops: 2 * bytes };
-        let entries = [entry("base", 8192), entry("fused", 9000)];
+        let info = |variant, bytes| VariantInfo { variant, width: None, parameters: 0, bytes, flops: 2 * bytes };
+        let infos = [info("base", 8192), info("fused", 9000)];
         // Ten copies a round: 20 µs and 25 µs a call.
-        let rows_of = |trials: usize| rows(&case, &entries, &[vec![0.2; trials], vec![0.25; trials]], 10);
+        let rows_of = |trials: usize| rows(&case, &infos, &[vec![0.2; trials], vec![0.25; trials]], 10);
         let rows = rows_of(3);
         assert!((rows[0].median_us - 20.0).abs() < 1e-9 && (rows[1].percent_over_base - 25.0).abs() < 1e-9);
         assert!((rows[1].gigabytes_per_second - 0.36).abs() < 1e-9 && rows[1].copies == 10);

@@ -68,9 +68,12 @@ pub(super) struct Ratio {
 }
 
 impl Ratio {
-    fn of(excess: Overhead) -> Self {
+    fn of(overhead: Overhead) -> Self {
         let ratio = |percent: f64| 1.0 + percent / 100.0;
-        Self { value: ratio(excess.percent), interval: excess.interval.map(|(low, high)| (ratio(low), ratio(high))) }
+        Self {
+            value: ratio(overhead.percent),
+            interval: overhead.interval.map(|(low, high)| (ratio(low), ratio(high))),
+        }
     }
 
     fn from_row(value: Option<f64>, low: Option<f64>, high: Option<f64>) -> Option<Self> {
@@ -118,13 +121,13 @@ impl Row {
 }
 
 /// The rows of one case. `times` are microseconds a launch, `[variant and mode][trial]`.
-pub(super) fn rows(case: &Case, entries: &[VariantInfo], times: &[Vec<f64>]) -> Vec<Row> {
+pub(super) fn rows(case: &Case, infos: &[VariantInfo], times: &[Vec<f64>]) -> Vec<Row> {
     let of = |name: &str, mode: usize| {
-        let at = entries.iter().position(|entry| entry.name == name)?;
+        let at = infos.iter().position(|info| info.name == name)?;
         times.get(at * MODES.len() + mode)
     };
     let row = |(i, us): (usize, &Vec<f64>)| {
-        let (entry, mode) = (&entries[i / MODES.len()], i % MODES.len());
+        let (info, mode) = (&infos[i / MODES.len()], i % MODES.len());
         let bases = [BASE, CUBLASLT, FROZEN_OURS, FROZEN].iter().filter_map(|name| of(name, mode));
         let faster_base = bases.min_by(|a, b| median(a).total_cmp(&median(b)));
         let base = faster_base.map_or(Overhead { percent: 0.0, interval: None }, |base| Overhead::of(us, base));
@@ -135,9 +138,9 @@ pub(super) fn rows(case: &Case, entries: &[VariantInfo], times: &[Vec<f64>]) -> 
             d_in: case.d_in,
             d_out: case.d_out,
             rank: case.rank,
-            variant: entry.name,
-            width: entry.width,
-            parameters: entry.parameters,
+            variant: info.name,
+            width: info.width,
+            parameters: info.parameters,
             mode: MODES[mode],
             median_us: median(us),
             fastest_us: us.iter().copied().fold(f64::INFINITY, f64::min),
@@ -151,12 +154,12 @@ pub(super) fn rows(case: &Case, entries: &[VariantInfo], times: &[Vec<f64>]) -> 
             over_sequential: sequential.map(|ratio| ratio.value),
             over_sequential_low: sequential.and_then(|ratio| ratio.low()),
             over_sequential_high: sequential.and_then(|ratio| ratio.high()),
-            bytes: entry.bytes,
-            gigabytes_per_second: entry.bytes as f64 / median(us) / 1e3,
-            flops: entry.flops,
-            teraflops_per_second: entry.flops as f64 / median(us) / 1e6,
-            launches: entry.launches,
-            launch: entry.launch.clone(),
+            bytes: info.bytes,
+            gigabytes_per_second: info.bytes as f64 / median(us) / 1e3,
+            flops: info.flops,
+            teraflops_per_second: info.flops as f64 / median(us) / 1e6,
+            launches: info.launches,
+            launch: info.launch.clone(),
         }
     };
     times.iter().enumerate().map(row).collect()
@@ -214,7 +217,7 @@ mod tests {
 
     const CASE: Case = Case { tokens: 512, d_in: 4096, d_out: 1024, rank: 16, layout: Layout::OutIn };
 
-    fn entry(name: &'static str, adapted: bool) -> VariantInfo {
+    fn info(name: &'static str, adapted: bool) -> VariantInfo {
         let (bytes, flops) = (CASE.bytes::<half::bf16>(adapted), CASE.flops(adapted));
         VariantInfo { name, bytes, flops, launches: 96, ..VariantInfo::default() }
     }
@@ -226,10 +229,10 @@ mod tests {
 
     #[test]
     fn a_row_knows_its_arithmetic_and_its_ratios_in_its_mode() {
-        let entries = [entry(BASE, false), entry(FUSED, true), entry(CUBLASLT, false), entry(SEQUENTIAL, true)];
+        let infos = [info(BASE, false), info(FUSED, true), info(CUBLASLT, false), info(SEQUENTIAL, true)];
         let us = [21.0, 22.0, 20.0, 26.0];
         let times: Vec<_> = us.iter().flat_map(|&us| [about(us + 2.0), about(us)]).collect();
-        let rows = rows(&CASE, &entries, &times);
+        let rows = rows(&CASE, &infos, &times);
         assert_eq!(rows.len(), 8);
         let fused = &rows[3];
         assert_eq!((fused.variant, fused.mode, fused.tokens, fused.rank), (FUSED, "graph", 512, 16));
@@ -252,7 +255,7 @@ mod tests {
 
     #[test]
     fn without_cublaslt_there_are_no_ratios_to_it() {
-        let rows = rows(&CASE, &[entry(BASE, false), entry(FUSED, true)], &[21.0, 21.0, 22.0, 22.0].map(about));
+        let rows = rows(&CASE, &[info(BASE, false), info(FUSED, true)], &[21.0, 21.0, 22.0, 22.0].map(about));
         assert!(rows.iter().all(|row| row.against_cublaslt().is_none() && row.against_sequential().is_none()));
         assert!(rows[2].percent_over_base > 4.0);
         assert!(print(&rows).contains(" - "));
@@ -260,9 +263,9 @@ mod tests {
 
     #[test]
     fn one_trial_has_ratios_without_an_interval() {
-        let entries = [entry(BASE, false), entry(FUSED, true), entry(CUBLASLT, false), entry(SEQUENTIAL, true)];
+        let infos = [info(BASE, false), info(FUSED, true), info(CUBLASLT, false), info(SEQUENTIAL, true)];
         let times: Vec<_> = [21.0, 21.0, 22.0, 22.0, 20.0, 20.0, 26.0, 26.0].map(|us| vec![us]).into();
-        let rows = rows(&CASE, &entries, &times);
+        let rows = rows(&CASE, &infos, &times);
         let fused = &rows[3];
         assert_eq!((fused.percent_low, fused.percent_high), (None, None));
         assert_eq!(fused.against_cublaslt().unwrap().to_string(), "1.100");

@@ -218,7 +218,7 @@ fn measure_group<W: Element>(
         interleave_timed(prepared.len(), Trials::Count(args.trials), &bar, |i| comparison.run(i).map(|time| time.ms))?;
     let cell = |(i, method): (usize, &Method)| {
         let (own, none) = (&times[i + 1], &times[0]);
-        let excess = Overhead::of(own, none);
+        let overhead = Overhead::of(own, none);
         Cell {
             method: method.to_string(),
             batch: column.batch,
@@ -228,9 +228,9 @@ fn measure_group<W: Element>(
             trials: own.len(),
             median_ms: median(own),
             none_median_ms: median(none),
-            slow_down_percent: excess.percent,
-            percent_low: excess.low(),
-            percent_high: excess.high(),
+            slow_down_percent: overhead.percent,
+            percent_low: overhead.low(),
+            percent_high: overhead.high(),
         }
     };
     Ok(methods.iter().enumerate().map(cell).collect())

@@ -54,7 +54,7 @@ pub(super) fn rows_of<W: Element>(
         // The base model in the same mode.
         let is_base = |&k: &usize| none.is_some_and(|none| comparison.method_and_mode(k) == (none, issued));
         let base = (0..times.len()).find(is_base);
-        let excess = base.map(|base| match i == base {
+        let overhead = base.map(|base| match i == base {
             true => Overhead { percent: 0.0, interval: Some((0.0, 0.0)) },
             false => Overhead::of(times_of, &times[base]),
         });
@@ -75,9 +75,9 @@ pub(super) fn rows_of<W: Element>(
             launches: static_costs.map(|static_costs| static_costs.launches),
             launches_per_layer: static_costs.map(|static_costs| static_costs.launches_per_layer),
             device_bytes: static_costs.map(|static_costs| static_costs.device_bytes),
-            percent_over_none: excess.map(|e| e.percent),
-            percent_low: excess.and_then(|e| e.low()),
-            percent_high: excess.and_then(|e| e.high()),
+            percent_over_none: overhead.map(|e| e.percent),
+            percent_low: overhead.and_then(|e| e.low()),
+            percent_high: overhead.and_then(|e| e.high()),
             paper_mean_ms: figure.map(|f| f.0),
             paper_std_ms: figure.map(|f| f.1),
             paper_percent_over_none: figure.zip(paper).map(|(f, paper)| 100.0 * (f.0 / paper.base.0 - 1.0)),

@@ -22,7 +22,7 @@ fn warnings_are_one_line_each_on_stderr() {
     assert!(output.status.success());
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.starts_with("warning: ") && said.contains("not used, as in PEFT"), "{said}");
+    assert!(said.starts_with("warning: ") && said.contains("ignored, as in PEFT"), "{said}");
     // Other tensors in a file of tokens give a warning as well.
     let tokens = golden("checkpoints/expected.safetensors");
     let output = run(&["logits", "--model", &model, "--tokens", &tokens, "--out", text(&out)]);

@@ -144,7 +144,7 @@ fn made_for_another_model() {
         let deeper = Folder::of(name);
         if name == "prefix" {
             deeper.set("num_layers", Some(json!(3)));
-            let parts = [&displayed(&deeper.json()), "field 'num_layers' is 3", "the model has 2"];
+            let parts = [&displayed(&deeper.json()), "field 'num_layers' is 3", "expected 2, as the model has"];
             assert_refused(load(deeper.path()), name, &parts);
             continue;
         }
@@ -152,7 +152,7 @@ fn made_for_another_model() {
             let third = tensors.clone().into_iter().filter(|(key, _)| key.contains("h.1."));
             tensors.extend(third.map(|(key, t)| (key.replace("h.1.", "h.2."), t)));
         });
-        let parts = [&displayed(&deeper.weights()), "h.2.", "has no place", "GPT-2 of 2 layers"];
+        let parts = [&displayed(&deeper.weights()), "h.2.", "does not belong to", "GPT-2 of 2 layers"];
         assert_refused(load(deeper.path()), name, &parts);
     }
 }
@@ -171,7 +171,7 @@ fn lora_settings() {
         ("lora_alpha", Value::Null, "expected a finite number"),
         // Finite, but infinite after the division by r in f32.
         ("lora_alpha", json!(1e40), "expected a finite number"),
-        ("alpha_pattern", json!({"c_attn": 1e40}), "'c_attn' maps to no finite number"),
+        ("alpha_pattern", json!({"c_attn": 1e40}), "the value of 'c_attn' is not a finite number"),
         ("use_rslora", json!("true"), "expected true or false"),
         ("use_dora", json!(true), "not supported"),
         ("bias", json!("all"), "expected none"),
@@ -187,16 +187,16 @@ fn lora_settings() {
         ("something_strength", json!(0.5), "not supported"),
         ("something_kind", json!("a"), "not supported"),
         ("something_kind", json!("two\nlines"), r"two\nlines"),
-        ("target_modules", json!(["two\nlines"]), r"'two\nlines' adapts no projection"),
+        ("target_modules", json!(["two\nlines"]), r"'two\nlines' matches no projection"),
         ("rank_pattern", json!({"(\n": 4}), r"'(\n' is not a regular expression"),
-        ("target_modules", json!(["k_proj", "q_proj"]), "'k_proj', 'q_proj' adapts no projection: expected c_attn"),
-        ("rank_pattern", json!({"c_attn": "4"}), "'c_attn' maps to no whole number"),
-        ("rank_pattern", json!({"c_attn": -4}), "'c_attn' maps to no whole number"),
+        ("target_modules", json!(["k_proj", "q_proj"]), "'k_proj', 'q_proj' matches no projection: expected c_attn"),
+        ("rank_pattern", json!({"c_attn": "4"}), "the value of 'c_attn' is not a whole number"),
+        ("rank_pattern", json!({"c_attn": -4}), "the value of 'c_attn' is not a whole number"),
         ("rank_pattern", json!({"c_attn": 0}), "expected 1 to 512"),
         ("rank_pattern", json!({"c_attn": 513}), "expected 1 to 512"),
         ("rank_pattern", json!({"c_(attn": 4}), "'c_(attn' is not a regular expression"),
         ("rank_pattern", json!(["c_attn"]), "expected an object"),
-        ("alpha_pattern", json!({"c_attn": [8]}), "'c_attn' maps to no finite number"),
+        ("alpha_pattern", json!({"c_attn": [8]}), "the value of 'c_attn' is not a finite number"),
         ("alpha_pattern", json!({"*": 8}), "'*' is not a regular expression"),
         ("alpha_pattern", json!(8), "expected an object"),
     ];
@@ -265,9 +265,9 @@ fn lora_settings_without_effect() {
 #[test]
 fn prefix_settings() {
     let cases = [
-        ("num_layers", json!(12), "the model has 2"),
-        ("token_dim", json!(768), "the model has 64"),
-        ("num_attention_heads", json!(12), "the model has 4"),
+        ("num_layers", json!(12), "expected 2, as the model has"),
+        ("token_dim", json!(768), "expected 64, as the model has"),
+        ("num_attention_heads", json!(12), "expected 4, as the model has"),
         ("num_layers", Value::Null, "expected a whole number"),
         ("num_virtual_tokens", json!(0), "expected a whole number"),
         ("num_virtual_tokens", json!("4"), "expected a whole number"),

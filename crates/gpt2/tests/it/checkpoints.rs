@@ -49,7 +49,7 @@ fn assert_warns(warnings: &[Warning], parts: &[&str], case: &str) {
 #[test]
 fn adapters_whose_configuration_and_tensors_disagree() {
     let model = model();
-    let ignored = "of modules that adapter_config.json does not adapt: not used, as in PEFT";
+    let ignored = "of modules that adapter_config.json does not adapt: ignored, as in PEFT";
     let cases: &[(&str, &[&str])] = &[
         ("one-layer", &[ignored]),
         ("any-layer", &[ignored]),
@@ -113,24 +113,24 @@ fn settings_that_adapt_other_modules() {
 #[test]
 fn settings_that_peft_refuses_or_that_are_random() {
     let cases = [
-        (json!({"layers_to_transform": null, "target_modules": "c_attn"}), "adapts no projection"),
-        (json!({"target_modules": []}), "adapts no projection"),
+        (json!({"layers_to_transform": null, "target_modules": "c_attn"}), "matches no projection"),
+        (json!({"target_modules": []}), "matches no projection"),
         (json!({"target_modules": ["c_attn", 3]}), "expected a list of names"),
         (json!({"target_modules": true}), "expected a list of names"),
         (
             json!({"layers_to_transform": null, "target_modules": r".*attn"}),
-            "adapts 'transformer.h.0.attn', and that is no layer",
+            "adapts 'transformer.h.0.attn', a module that cannot be adapted",
         ),
         (json!({"layers_to_transform": null, "target_modules": ["ln_1"]}), "adapts 'transformer.h.0.ln_1'"),
         (json!({"target_modules": r".*c_(attn"}), "is not a regular expression"),
         (json!({"target_modules": r"\h+c_attn"}), r"is not a regular expression of Python's: it has \h"),
-        (json!({"target_modules": "all-linear", "layers_to_transform": [0]}), "only where target_modules is a list"),
+        (json!({"target_modules": "all-linear", "layers_to_transform": [0]}), "only if target_modules is a list"),
         (json!({"layers_to_transform": null, "layers_pattern": "h"}), "only together with layers_to_transform"),
         (json!({"layers_to_transform": [0.5]}), "expected a layer's number"),
-        (json!({"layers_to_transform": 12}), "adapts no projection that the other fields let through"),
+        (json!({"layers_to_transform": 12}), "matches no projection that the other fields allow"),
         (json!({"layers_pattern": [1]}), "expected a name or a list of names"),
         (json!({"exclude_modules": {"c_attn": 1}}), "expected a list of names"),
-        (json!({"exclude_modules": ["c_proj"]}), "adapts no projection that the other fields let through"),
+        (json!({"exclude_modules": ["c_proj"]}), "matches no projection that the other fields allow"),
         (json!({"lora_dropout": 1.5}), "expected a number from 0 to 1"),
         (json!({"task_type": "SEQ_2_SEQ_LM"}), "expected CAUSAL_LM"),
         (json!({"task_type": "causal_lm"}), "expected CAUSAL_LM"),
@@ -166,7 +166,7 @@ fn an_adapted_lm_head_is_refused() {
         tensors.insert(keys[0].clone(), Stored::f32(&[2, 64]));
         tensors.insert(keys[1].clone(), Stored::f32(&[131, 2]));
     });
-    let parts = [&displayed(&folder.weights()), &keys[0][..], "has no place"];
+    let parts = [&displayed(&folder.weights()), &keys[0][..], "does not belong to"];
     assert_refused(peft::load_lora::<f32>(folder.path(), &config()), "lm_head", &parts);
 }
 
@@ -249,7 +249,7 @@ fn an_index_that_contradicts_its_shards() {
         ),
         (
             |f| edit_index(f, |map| drop(map.as_object_mut().unwrap().remove("transformer.ln_f.bias"))),
-            "tensor 'transformer.ln_f.bias' has no place",
+            "tensor 'transformer.ln_f.bias' does not belong to",
         ),
         (
             |f| edit_index(f, |map| map["transformer.extra"] = json!("model-0-of-2.safetensors")),

@@ -60,7 +60,7 @@ fn fields_that_change_the_mathematics() {
     let cases = [
         ("quantization_config", json!({"quant_method": "bitsandbytes"}), "the weights are quantized"),
         ("pruned_heads", json!({"0": [1]}), "removes these heads"),
-        ("auto_map", json!({"AutoModel": "x.Y"}), "code of its own"),
+        ("auto_map", json!({"AutoModel": "x.Y"}), "its own code"),
         ("is_causal", json!(false), "attention to later tokens"),
         ("is_causal", Value::Null, "expected true or false"),
         ("scale_attn_weights", Value::Null, "expected true or false"),

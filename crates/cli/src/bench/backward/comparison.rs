@@ -31,8 +31,8 @@ impl Bench<'_> {
             let bytes = if is_frozen { frozen } else { fused }.floor_bytes(case);
             let parameters = if is_frozen { 0 } else { case.parameters() };
             let flops = case.training_flops(!is_frozen);
-            let entry = VariantInfo { name, width: None, parameters, bytes, flops, launches: 0, launch };
-            Variant { entry, launch_timer: LaunchTimer::new(copies.len(), issue) }
+            let info = VariantInfo { name, width: None, parameters, bytes, flops, launches: 0, launch };
+            Variant { info, launch_timer: LaunchTimer::new(copies.len(), issue) }
         };
         let with_our_kernels = |name, plans| {
             let issue = self.our_pass(case, copies, buffers, plans)?;
