@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Installs the CUDA compiler into `.cuda` at the repository root and prints the folder that holds nvcc.
-# Needs python3 with venv, and no GPU: enough to compile the kernels, inspect their SASS and regenerate the bindings.
+# It needs python3 with venv but no GPU. The compiler is enough to compile the kernels, inspect their SASS and regenerate
+# the bindings.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.cuda
 
-# All of one release, 13.0. The two disassemblers were not published before 13.2; they read older binaries.
+# All packages are of CUDA 13.0, except the two disassemblers, which were first published with 13.2 and read older binaries.
 packages=(
   nvidia-cuda-nvcc==13.0.88
   nvidia-nvvm==13.0.88
@@ -19,7 +20,7 @@ packages=(
   libclang==18.1.1
 )
 
-# The stamp is written last, so an interrupted installation is repeated and a finished one costs nothing.
+# The stamp file is written last: an interrupted installation starts again, a finished one is not repeated.
 stamp=$venv/packages
 if [[ ! -f $stamp || $(<"$stamp") != "${packages[*]}" ]]; then
   python3 -m venv "$venv" >&2

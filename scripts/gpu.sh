@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Runs on a GPU host that has an NVIDIA driver and nothing else of ours but this folder (`cargo xtask bundle`).
+# Runs the tests and benchmarks on a GPU host. The host needs an NVIDIA driver and this folder, made by `cargo xtask bundle`.
 #
 #   run.sh [FOLDER]    results go to FOLDER (default: results)
 #
-# What says most comes first: a few checks of every family of kernels, the quick benchmarks, then all checks, compute-sanitizer
-# where it is installed, and the long benchmarks. Every step has a time limit of its own, and its output is on disk while it
-# runs. After each step FOLDER/summary.txt and FOLDER/report.json tell of all steps so far, so the script may be
-# stopped at any moment.
+# The most informative steps come first: a few checks of every family of kernels, the quick benchmarks, then all checks,
+# compute-sanitizer if it is installed, and the long benchmarks. Every step has its own time limit and writes its output to
+# disk while it runs. After each step, FOLDER/summary.txt and FOLDER/report.json describe all steps so far, so the script
+# can be stopped at any time.
 #
-#   $BUDGET  seconds for everything (default: no limit): a step that may not end in time is left out
-#   $QUICK   1: ends after the quick benchmarks
+#   $BUDGET  seconds for all steps (default: no limit): a step that may not end in time is skipped
+#   $QUICK   1: stop after the quick benchmarks
 #
-# Fails if a check failed.
+# The exit status is 1 if a check failed.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -21,7 +21,7 @@ quick=${QUICK:-0}
 mkdir -p "$out"
 export FUSED_LORA_IMAGES=$here/images
 
-# cuBLASLt often comes with PyTorch only, where the loader does not look.
+# cuBLASLt is often installed as a part of PyTorch only, in a folder that the dynamic loader does not search.
 for folder in $(python3 -c 'import site; print("\n".join(site.getsitepackages()))' 2>/dev/null); do
   for library in "$folder"/nvidia/*/lib "$folder"/torch/lib; do
     [[ -d $library ]] && export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}${LD_LIBRARY_PATH:+:}$library"
@@ -33,13 +33,13 @@ gpu=$(ask name)
 driver=$(ask driver_version)
 commit=$(<"$here/COMMIT")
 date=$(date -u +%FT%TZ)
-head="${gpu:-no GPU that nvidia-smi knows}, driver ${driver:-unknown}, commit $commit, $date"
+head="${gpu:-no GPU found by nvidia-smi}, driver ${driver:-unknown}, commit $commit, $date"
 
-lines=()  # of the summary
-steps=()  # of the report, as JSON
+lines=()  # lines of the summary
+steps=()  # steps of the report, as JSON objects
 failed=0
 
-# Writes both files anew, each in one movement, so that a reader never finds half of one.
+# Writes both files again. Each is renamed into place, so that a reader never sees a partial file.
 report() {
   {
     echo "$head"
@@ -58,12 +58,12 @@ note() {
   echo "$1"
 }
 
-# step NAME SECONDS COMMAND...: runs it within a limit, with its output in NAME.log; returns how it ended.
+# step NAME SECONDS COMMAND...: runs a command with a time limit and its output in NAME.log; returns its exit status.
 step() {
   local name=$1 limit=$2 start=$SECONDS status=0
   shift 2
   if [[ $budget -gt 0 && $((SECONDS + limit)) -gt $budget ]]; then
-    note "$name: left out, no time for its $limit s"
+    note "$name: skipped, too little time left for its limit of $limit s"
     steps+=("{\"name\": \"$name\", \"left_out\": true}")
     report
     return 0
@@ -73,7 +73,7 @@ step() {
   return $status
 }
 
-# check NAME SECONDS COMMAND...: a step of tests.
+# check NAME SECONDS COMMAND...: a step that runs tests.
 check() {
   local name=$1 status=0 passed
   last_seconds=-1
@@ -81,16 +81,17 @@ check() {
   [[ $last_seconds -lt 0 ]] && return
   passed=$(grep -c '^test .* ok$' "$out/$name.log")
   note "$name: exit $status, $passed tests passed, $last_seconds s"
-  # What these two say of asynchronous copies and barriers in shared memory is to be read before it is believed.
+  # racecheck and synccheck may give false alarms for asynchronous copies and barriers in shared memory: their reports need
+  # to be read, and do not make the script fail.
   [[ $status -eq 0 || $name == racecheck-* || $name == synccheck-* ]] || failed=1
-  # Of the first failure, where it is and what it says.
+  # Adds the place and the message of the first failure to the summary.
   [[ $status -eq 0 ]] || while IFS= read -r line; do note "    ${line:0:200}"; done \
     < <(grep -m1 -A1 -E 'panicked at|ERROR SUMMARY|error:' "$out/$name.log")
   steps+=("{\"name\": \"$name\", \"exit\": $status, \"passed\": $passed, \"seconds\": $last_seconds}")
   report
 }
 
-# measure NAME SECONDS ARGUMENTS...: a step of the command, whose figures go to NAME.json.
+# measure NAME SECONDS ARGUMENTS...: a step that runs a benchmark of the command, with its results in NAME.json.
 measure() {
   local name=$1 limit=$2 status=0
   shift 2
@@ -112,7 +113,7 @@ export FUSED_LORA_TEST_DEVICE=cuda FUSED_LORA_TEST_GOLDEN=$here/golden
 note "$("$here/bin/fused-lora" info 2>&1 | head -20)"
 report
 
-# A minute over every family of kernels.
+# About one minute of tests of every family of kernels.
 tests quick-instructions 15 instructions::warp instructions::memory instructions::matrix instructions::wgmma instructions::tma
 tests quick-decode 10 lora::decode::odd_shapes lora::decode::matrix_instructions
 tests quick-forward 15 lora::forward::odd_shapes lora::forward::clusters_share lora::forward::every_tile
@@ -166,5 +167,5 @@ if [[ $quick != 1 ]]; then
   bench in-out 300 --layout in-out --tokens 1,4,16 --shapes 1024x1024,1024x3072,1024x4096,4096x1024,4096x4096 --ranks 4,16
 fi
 
-echo "summary: $out/summary.txt, all of it: $out/report.json"
+echo "summary: $out/summary.txt, full report: $out/report.json"
 exit $failed
