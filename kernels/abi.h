@@ -26,20 +26,12 @@ enum {
   LORA_MAX_RANK = 512,
   /* Tokens of one launch of a decode kernel, at most. */
   LORA_DECODE_MAX_TOKENS = 16,
-  /* Threads of a CTA of the decode kernels. The kernel for the columns of W0 with MMA has fewer, because its accumulators
-   * take more registers. */
-  LORA_DECODE_THREADS = 512,
-  LORA_DECODE_COLUMN_MMA_THREADS = 256,
   /* Rows of A that one ticket of a decode kernel stands for, at most. */
   LORA_SHRINK_ROWS = 4,
   /* In the T of the forward kernels each segment's rank is rounded up to a multiple of this. */
   LORA_FORWARD_RANK_STEP = 16,
   /* Columns of a T tile; its rows are those of a y tile. */
   LORA_FORWARD_T_COLUMNS = 64,
-  /* Columns that the kernels with a fused shrink add to each y tile to compute T; all segments share them. */
-  LORA_FORWARD_FUSED_RANK = 32,
-  /* Threads of a CTA of the wgmma kernels with tiles of 128 rows: two consumer warpgroups and one producer warpgroup. */
-  LORA_FORWARD_WGMMA_THREADS = 384,
 };
 
 /* The activation of an output, applied before the residual is added: values of fields called `activation`. */
@@ -119,7 +111,9 @@ typedef struct LoraDecode {
   uint32_t activation; /* LORA_IDENTITY, LORA_RELU or LORA_GELU_NEW */
   uint32_t segment_count;
   uint32_t slot_begin;
-  uint32_t reserved;
+  /* Floats from one token's sums to the next in shared memory. A warp stores 8 columns of 4 tokens at a time, or 4 columns of
+   * 8 tokens, without bank conflicts. */
+  uint32_t sums_stride;
   LoraSegment segments[LORA_MAX_SEGMENTS];
 } LoraDecode;
 ABI_ASSERT(sizeof(LoraDecode) == 10 * 8 + 18 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraDecode is shared with Rust");

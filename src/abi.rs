@@ -4,13 +4,9 @@
 pub const LORA_MAX_SEGMENTS: _bindgen_ty_1 = 16;
 pub const LORA_MAX_RANK: _bindgen_ty_1 = 512;
 pub const LORA_DECODE_MAX_TOKENS: _bindgen_ty_1 = 16;
-pub const LORA_DECODE_THREADS: _bindgen_ty_1 = 512;
-pub const LORA_DECODE_COLUMN_MMA_THREADS: _bindgen_ty_1 = 256;
 pub const LORA_SHRINK_ROWS: _bindgen_ty_1 = 4;
 pub const LORA_FORWARD_RANK_STEP: _bindgen_ty_1 = 16;
 pub const LORA_FORWARD_T_COLUMNS: _bindgen_ty_1 = 64;
-pub const LORA_FORWARD_FUSED_RANK: _bindgen_ty_1 = 32;
-pub const LORA_FORWARD_WGMMA_THREADS: _bindgen_ty_1 = 384;
 pub type _bindgen_ty_1 = ::core::ffi::c_uint;
 pub const LORA_IDENTITY: _bindgen_ty_2 = 0;
 pub const LORA_RELU: _bindgen_ty_2 = 1;
@@ -86,7 +82,7 @@ pub struct LoraDecode {
     pub activation: u32,
     pub segment_count: u32,
     pub slot_begin: u32,
-    pub reserved: u32,
+    pub sums_stride: u32,
     pub segments: [LoraSegment; 16usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -120,7 +116,7 @@ const _: () = {
     ["Offset of field: LoraDecode::activation"][::core::mem::offset_of!(LoraDecode, activation) - 136usize];
     ["Offset of field: LoraDecode::segment_count"][::core::mem::offset_of!(LoraDecode, segment_count) - 140usize];
     ["Offset of field: LoraDecode::slot_begin"][::core::mem::offset_of!(LoraDecode, slot_begin) - 144usize];
-    ["Offset of field: LoraDecode::reserved"][::core::mem::offset_of!(LoraDecode, reserved) - 148usize];
+    ["Offset of field: LoraDecode::sums_stride"][::core::mem::offset_of!(LoraDecode, sums_stride) - 148usize];
     ["Offset of field: LoraDecode::segments"][::core::mem::offset_of!(LoraDecode, segments) - 152usize];
 };
 #[repr(C)]

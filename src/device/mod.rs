@@ -47,6 +47,8 @@ pub use adapter::{Adapter, DeviceAdapter};
 pub use fused_lora_emulator::{Config as EmulatorConfig, Counters as LaunchCounters, Machine};
 #[cfg(feature = "emulator")]
 pub use image::emulator_kernels;
+#[cfg(test)]
+pub(crate) use image::source_text;
 pub use image::{BuiltIn, built_in, cache_folder, nvrtc_version};
 pub use launch::{Event, Graph, Kernel, KernelParams, LaunchConfig, Stream, Tensor};
 pub use lora::{

@@ -67,8 +67,7 @@ impl ForwardPlan {
         };
         // No depth of y's own: the kernel takes no step of W0.
         let mut plan = Self::with_tiling(Product::Adapter, &layer, &Tiling { tile, splits: 1, split_depth: 0 })?;
-        let multiplied = format!("{}{dtype}", tile.family);
-        plan.launch.kernel = format!("lora_adapter_{multiplied}_{}", tile.name);
+        plan.launch.kernel = tile.kernel("lora_adapter", "", &dtype.to_string());
         Ok(plan)
     }
 }

@@ -179,7 +179,7 @@ pub(crate) fn params<T: Element>(plan: &DecodePlan, operands: &Operands<'_, T>) 
         activation: activation_code(layer.activation),
         segment_count: layer.segments.len() as u32,
         slot_begin,
-        reserved: 0,
+        sums_stride: plan.sums_stride,
         segments,
     }
 }
