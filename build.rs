@@ -14,6 +14,9 @@ use std::{env, fs, thread};
 
 use sha2::{Digest, Sha256};
 
+/// Folders of kernels/ that no call of the library launches: only tests do.
+const ONLY_FOR_TESTS: [&str; 2] = ["test", "ladder"];
+
 /// Every machine the kernels are compiled for, as `cargo xtask sass` checks them.
 const TARGETS: [&str; 7] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
 
@@ -37,7 +40,7 @@ fn main() {
     }
 
     println!("cargo:rerun-if-env-changed=FUSED_LORA_TEST_KERNELS");
-    // The emulator runs the test kernels as well, from their texts; machine code of them is for tests on a GPU.
+    // The emulator runs the kernels for tests as well, from their texts; machine code of them is for tests on a GPU.
     let compile_tests = env::var_os("FUSED_LORA_TEST_KERNELS").is_some();
     let texts = read_sources(&kernels, compile_tests || env::var_os("CARGO_FEATURE_EMULATOR").is_some());
     let nvcc = Nvcc::find();
@@ -46,7 +49,7 @@ fn main() {
     // Where machine code is shared it is also kept, so that a second build of this package finds it.
     let kept = images.as_ref().unwrap_or(&out);
     let fatbin = |path: &str, text: &str| {
-        let nvcc = nvcc.as_ref().filter(|_| compile_tests || !path.starts_with("test/"))?;
+        let nvcc = nvcc.as_ref().filter(|_| compile_tests || !is_only_for_tests(path))?;
         let wanted: Vec<&str> = targets(path, text).into_iter().filter(|target| is_wanted(target)).collect();
         nvcc.fatbin(&kernels, kept, path, &wanted, &texts)
     };
@@ -105,7 +108,12 @@ fn jobs() -> usize {
     env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1)
 }
 
-/// Everything below kernels/ that a library needs, by its path there; the test kernels only where tests run.
+/// Whether a file or folder of kernels/ is one of [`ONLY_FOR_TESTS`] or lies there.
+fn is_only_for_tests(path: &str) -> bool {
+    ONLY_FOR_TESTS.contains(&path.split('/').next().unwrap_or_default())
+}
+
+/// Everything below kernels/ that a library needs, by its path there; what is only for tests where tests run.
 fn read_sources(kernels: &Path, with_tests: bool) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![kernels.to_path_buf()];
@@ -113,7 +121,7 @@ fn read_sources(kernels: &Path, with_tests: bool) -> BTreeMap<String, String> {
         for entry in fs::read_dir(&folder).expect("kernels/ is part of the package") {
             let path = entry.expect("kernels/ can be read").path();
             let name = path.strip_prefix(kernels).expect("it was found there").to_string_lossy().replace('\\', "/");
-            if path.is_dir() && (with_tests || name != "test") {
+            if path.is_dir() && (with_tests || !is_only_for_tests(&name)) {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "cu" || extension == "h") {
                 let text = fs::read_to_string(&path).expect("sources are text");

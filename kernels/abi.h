@@ -500,6 +500,40 @@ typedef struct LoraPointwise {
 } LoraPointwise;
 ABI_ASSERT(sizeof(LoraPointwise) == 2 * 8 + 8 * 4, "LoraPointwise is shared with Rust");
 
+enum {
+  /* Threads of a CTA of the kernels in kernels/ladder. */
+  LORA_LADDER_THREADS = 256,
+  /* Tokens of one launch of steps 2 to 4, at most. */
+  LORA_LADDER_TOKENS = 4,
+  /* Stages of the ring of step 4. */
+  LORA_LADDER_STAGES = 8,
+};
+
+/* y = x weight^T + scale * (x a^T) b^T in f32: parameters of the kernels in kernels/ladder. */
+typedef struct LoraLadder {
+  const float *x;      /* [tokens, depth] */
+  const float *weight; /* [columns, depth]; step 4: rows start at multiples of 16 bytes */
+  const float *a;      /* [rank, depth] */
+  const float *b;      /* [columns, rank] */
+  float *y;            /* [tokens, columns] */
+  float *t;            /* [tokens, rank]. Step 1: T = x a^T; steps 3 and 4: scale * T; step 2 does not use it */
+  /* Steps 3 and 4: the ticket counter, as in LoraDecode, and for each ticket the epoch of the launch that stored its part of
+   * T last. Zeros in a fresh workspace. */
+  unsigned long long *ticket;
+  uint32_t *flags;
+  uint32_t tokens;
+  uint32_t depth;
+  uint32_t columns;
+  uint32_t rank;
+  uint32_t x_stride;
+  uint32_t weight_stride;
+  uint32_t a_stride;
+  uint32_t b_stride;
+  uint32_t y_stride;
+  float scale;
+} LoraLadder;
+ABI_ASSERT(sizeof(LoraLadder) == 8 * 8 + 10 * 4, "LoraLadder is shared with Rust");
+
 /* Parameters of the kernels in kernels/test; the comment at each kernel says how it uses them. */
 typedef struct LoraTest {
   TensorMap maps[2];

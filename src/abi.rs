@@ -714,6 +714,55 @@ const _: () = {
     ["Offset of field: LoraPointwise::row_ctas"][::core::mem::offset_of!(LoraPointwise, row_ctas) - 40usize];
     ["Offset of field: LoraPointwise::reserved"][::core::mem::offset_of!(LoraPointwise, reserved) - 44usize];
 };
+pub const LORA_LADDER_THREADS: _bindgen_ty_11 = 256;
+pub const LORA_LADDER_TOKENS: _bindgen_ty_11 = 4;
+pub const LORA_LADDER_STAGES: _bindgen_ty_11 = 8;
+pub type _bindgen_ty_11 = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraLadder {
+    pub x: *const f32,
+    pub weight: *const f32,
+    pub a: *const f32,
+    pub b: *const f32,
+    pub y: *mut f32,
+    pub t: *mut f32,
+    pub ticket: *mut ::core::ffi::c_ulonglong,
+    pub flags: *mut u32,
+    pub tokens: u32,
+    pub depth: u32,
+    pub columns: u32,
+    pub rank: u32,
+    pub x_stride: u32,
+    pub weight_stride: u32,
+    pub a_stride: u32,
+    pub b_stride: u32,
+    pub y_stride: u32,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraLadder"][::core::mem::size_of::<LoraLadder>() - 104usize];
+    ["Alignment of LoraLadder"][::core::mem::align_of::<LoraLadder>() - 8usize];
+    ["Offset of field: LoraLadder::x"][::core::mem::offset_of!(LoraLadder, x) - 0usize];
+    ["Offset of field: LoraLadder::weight"][::core::mem::offset_of!(LoraLadder, weight) - 8usize];
+    ["Offset of field: LoraLadder::a"][::core::mem::offset_of!(LoraLadder, a) - 16usize];
+    ["Offset of field: LoraLadder::b"][::core::mem::offset_of!(LoraLadder, b) - 24usize];
+    ["Offset of field: LoraLadder::y"][::core::mem::offset_of!(LoraLadder, y) - 32usize];
+    ["Offset of field: LoraLadder::t"][::core::mem::offset_of!(LoraLadder, t) - 40usize];
+    ["Offset of field: LoraLadder::ticket"][::core::mem::offset_of!(LoraLadder, ticket) - 48usize];
+    ["Offset of field: LoraLadder::flags"][::core::mem::offset_of!(LoraLadder, flags) - 56usize];
+    ["Offset of field: LoraLadder::tokens"][::core::mem::offset_of!(LoraLadder, tokens) - 64usize];
+    ["Offset of field: LoraLadder::depth"][::core::mem::offset_of!(LoraLadder, depth) - 68usize];
+    ["Offset of field: LoraLadder::columns"][::core::mem::offset_of!(LoraLadder, columns) - 72usize];
+    ["Offset of field: LoraLadder::rank"][::core::mem::offset_of!(LoraLadder, rank) - 76usize];
+    ["Offset of field: LoraLadder::x_stride"][::core::mem::offset_of!(LoraLadder, x_stride) - 80usize];
+    ["Offset of field: LoraLadder::weight_stride"][::core::mem::offset_of!(LoraLadder, weight_stride) - 84usize];
+    ["Offset of field: LoraLadder::a_stride"][::core::mem::offset_of!(LoraLadder, a_stride) - 88usize];
+    ["Offset of field: LoraLadder::b_stride"][::core::mem::offset_of!(LoraLadder, b_stride) - 92usize];
+    ["Offset of field: LoraLadder::y_stride"][::core::mem::offset_of!(LoraLadder, y_stride) - 96usize];
+    ["Offset of field: LoraLadder::scale"][::core::mem::offset_of!(LoraLadder, scale) - 100usize];
+};
 #[repr(C)]
 #[repr(align(128))]
 #[derive(Debug, Copy, Clone)]

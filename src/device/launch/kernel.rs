@@ -43,6 +43,9 @@ unsafe impl KernelParams for abi::LoraAdamw {}
 // SAFETY: likewise, 384 bytes.
 unsafe impl KernelParams for abi::LoraTest {}
 
+// SAFETY: likewise, 104 bytes.
+unsafe impl KernelParams for abi::LoraLadder {}
+
 // SAFETY: likewise, 928 bytes.
 unsafe impl KernelParams for abi::LoraGradients {}
 
