@@ -10,6 +10,7 @@ mod cpu;
 mod device;
 mod golden;
 mod instructions;
+mod ladder;
 mod lora;
 mod optim;
 mod planted;

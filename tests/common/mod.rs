@@ -12,6 +12,7 @@ pub mod forward;
 pub mod forward_check;
 pub mod golden;
 pub mod gradients;
+pub mod ladder;
 pub mod merge;
 pub mod rig;
 pub mod sanitize;
