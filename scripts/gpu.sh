@@ -128,7 +128,7 @@ table1 quick-dependent 60 --dtype bf16 --trials 100 --methods none,lora-fused,lo
 
 if [[ $quick != 1 ]]; then
   for suite in instructions lora::decode lora::forward lora::forward_tf32 lora::dx lora::gradients lora::merge \
-    transformer::attention transformer::rows optim::adamw adapter; do
+    transformer::attention transformer::rows optim::adamw adapter ladder; do
     tests "${suite//::/-}" 120 "$suite::"
   done
   for suite in calls decode forward backward forward_options slot optim attention; do
