@@ -359,7 +359,7 @@ ABI_ASSERT(sizeof(LoraAdamwReport) == 3 * 8 + 2 * 4, "LoraAdamwReport is shared 
 /* State that one launch leaves for the next. Zero at first, except reports[0].steps, the number of steps taken before. */
 typedef struct LoraAdamwState {
   unsigned long long ticket;  /* as in LoraDecode */
-  unsigned long long verdict; /* lower half: f32 that gradients are multiplied by, or NaN; upper half: the epoch */
+  unsigned long long decision; /* lower half: f32 that gradients are multiplied by, or NaN; upper half: the epoch */
   uint32_t arrivals;
   uint32_t reserved;
   LoraAdamwReport reports[2]; /* of the last launch with an even epoch and of the last with an odd one */

@@ -480,7 +480,7 @@ const _: () = {
 #[derive(Debug, Copy, Clone)]
 pub struct LoraAdamwState {
     pub ticket: ::core::ffi::c_ulonglong,
-    pub verdict: ::core::ffi::c_ulonglong,
+    pub decision: ::core::ffi::c_ulonglong,
     pub arrivals: u32,
     pub reserved: u32,
     pub reports: [LoraAdamwReport; 2usize],
@@ -490,7 +490,7 @@ const _: () = {
     ["Size of LoraAdamwState"][::core::mem::size_of::<LoraAdamwState>() - 88usize];
     ["Alignment of LoraAdamwState"][::core::mem::align_of::<LoraAdamwState>() - 8usize];
     ["Offset of field: LoraAdamwState::ticket"][::core::mem::offset_of!(LoraAdamwState, ticket) - 0usize];
-    ["Offset of field: LoraAdamwState::verdict"][::core::mem::offset_of!(LoraAdamwState, verdict) - 8usize];
+    ["Offset of field: LoraAdamwState::decision"][::core::mem::offset_of!(LoraAdamwState, decision) - 8usize];
     ["Offset of field: LoraAdamwState::arrivals"][::core::mem::offset_of!(LoraAdamwState, arrivals) - 16usize];
     ["Offset of field: LoraAdamwState::reserved"][::core::mem::offset_of!(LoraAdamwState, reserved) - 20usize];
     ["Offset of field: LoraAdamwState::reports"][::core::mem::offset_of!(LoraAdamwState, reports) - 24usize];

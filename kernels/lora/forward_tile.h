@@ -284,7 +284,7 @@ class ForwardTile {
       sums.template multiply_within<C::depth, C::columns, C::factors>(left(stage), warp_row, right(stage), warp_column,
                                                                       steps, 0, C::columns);
     } else {
-      sums.template multiply_kept<C::depth, C::columns, C::factors>(left(stage), warp_row, right(stage), warp_column, steps,
+      sums.template multiply_with_mask<C::depth, C::columns, C::factors>(left(stage), warp_row, right(stage), warp_column, steps,
                                                                     p.dropout, first_row, first_column);
     }
   }

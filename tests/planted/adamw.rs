@@ -90,7 +90,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[By(Fault::Race)],
     },
     Bug {
-        name: "sums are added up from the judge's own on",
+        name: "sums are added up from the last CTA's own on",
         file: ADAMW,
         scenario: Adamw,
         original: "sum += load(p.partial + i);",
@@ -99,7 +99,7 @@ pub(crate) const BUGS: &[Bug] = &[
         caught: &[DependsOnSchedule],
     },
     Bug {
-        name: "the verdict of any launch is taken",
+        name: "the decision of any launch is taken",
         file: ADAMW,
         scenario: Adamw,
         original: "if (u32(said >> 32) == epoch)",
