@@ -24,7 +24,7 @@ GPU_DEVICE u32 x_row(const LoraLadder& p) { return (p.depth + 3) / 4 * 4; }
 GPU_DEVICE void copy_x(const LoraLadder& p, float* x) {
   for (u32 m = 0; m < p.tokens; m++) {
     for (u32 k = threadIdx.x; k < x_row(p); k += threads) {
-      x[m * x_row(p) + k] = k < p.depth ? load_constant(p.x + u64(m) * p.x_stride + k) : 0.0f;
+      x[m * x_row(p) + k] = k < p.depth ? load_input(p.x + u64(m) * p.x_stride + k) : 0.0f;
     }
   }
   sync_block();

@@ -42,7 +42,7 @@ GPU_DEVICE u32 element() { return blockIdx.x * (LORA_LADDER_THREADS / warp_size)
 GPU_DEVICE float dot(const float* left, const float* right, u32 length) {
   float sum = 0.0f;
   for (u32 k = lane_id(); k < length; k += warp_size) {
-    sum = gpu::fma(load_constant(left + k), load_constant(right + k), sum);
+    sum = gpu::fma(load_input(left + k), load_constant(right + k), sum);
   }
   for (u32 offset = warp_size / 2; offset > 0; offset /= 2) sum += shuffle_xor(sum, offset);
   return sum;

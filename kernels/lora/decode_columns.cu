@@ -47,7 +47,7 @@ GPU_DEVICE void decode_columns(const LoraDecode& p) {
 #pragma unroll
       for (u32 i = 0; i < unroll; i += elements) {
         float run[elements];
-        tile::load_elements<E, TILE::aligned>(x + u64(m) * p.x_stride, k + i, m < present ? p.depth : 0, run);
+        tile::load_elements<E, TILE::aligned, tile::Source::input>(x + u64(m) * p.x_stride, k + i, m < present ? p.depth : 0, run);
 #pragma unroll
         for (u32 e = 0; e < elements; e++) input[m][i + e] = run[e];
       }

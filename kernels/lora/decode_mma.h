@@ -28,9 +28,9 @@ struct MmaInput {
     const E* x = static_cast<const E*>(p.x);
     const u32 g = lane_id() / 4;
     low = high = tile::zero_chunk;
-    if (g < p.tokens && k < end) low = load_constant(reinterpret_cast<const Chunk*>(x + u64(g) * p.x_stride + k));
+    if (g < p.tokens && k < end) low = load_input(reinterpret_cast<const Chunk*>(x + u64(g) * p.x_stride + k));
     if (g + 8 < p.tokens && k < end) {
-      high = load_constant(reinterpret_cast<const Chunk*>(x + u64(g + 8) * p.x_stride + k));
+      high = load_input(reinterpret_cast<const Chunk*>(x + u64(g + 8) * p.x_stride + k));
     }
   }
 

@@ -45,7 +45,7 @@ GPU_DEVICE void decode_rows(const LoraDecode& p) {
 #pragma unroll
     for (u32 m = 0; m < tokens; m++) {
       const u32 token = tile.first_token + m;
-      tile::load_elements<E, TILE::aligned>(x + u64(token) * p.x_stride, k, token < p.tokens ? p.depth : 0, input[m]);
+      tile::load_elements<E, TILE::aligned, tile::Source::input>(x + u64(token) * p.x_stride, k, token < p.tokens ? p.depth : 0, input[m]);
     }
     for (u32 row = first_row; row < end_row; row += rows_in_flight) {
       Chunk chunk[rows_in_flight];

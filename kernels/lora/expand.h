@@ -71,7 +71,7 @@ class Expand {
   GPU_DEVICE void load(const LoraFactors& factors, const E* b, u32 column, u32 columns, u32 chunk, bool aligned,
                        float (&factor)[elements]) {
     const u32 end = column < columns ? factors.rank : 0;
-    tile::load_elements<E>(b + u64(column) * factors.b_stride, chunk * elements, end, aligned, factor);
+    tile::load_elements<E, tile::Source::weight>(b + u64(column) * factors.b_stride, chunk * elements, end, aligned, factor);
   }
 
   GPU_DEVICE void multiply(const float (&factor)[elements], u32 first, float (&sum)[tokens]) {

@@ -107,7 +107,7 @@ class Shrink {
       for (u32 m = 0; m < tokens; m++) {
         float input[elements], factor[elements];
         const u32 end = token + m < p.tokens ? p.depth : 0;
-        tile::load_elements<E, TILE::aligned>(x + u64(token + m) * p.x_stride, k, end, input);
+        tile::load_elements<E, TILE::aligned, tile::Source::input>(x + u64(token + m) * p.x_stride, k, end, input);
 #pragma unroll
         for (u32 r = 0; r < most_rows; r++) {
           unpack<E>(weight[r], factor);

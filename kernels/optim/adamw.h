@@ -171,7 +171,7 @@ class Adamw {
     for (u32 first = 4 * threadIdx.x; first < elements; first += 4 * stride) {
       float g[4][4];
 #pragma unroll
-      for (u32 u = 0; u < 4; u++) tile::load_elements<float>(gradient, first + u * stride, elements, aligned, g[u]);
+      for (u32 u = 0; u < 4; u++) tile::load_elements<float, tile::Source::input>(gradient, first + u * stride, elements, aligned, g[u]);
 #pragma unroll
       for (u32 u = 0; u < 4; u++) {
 #pragma unroll

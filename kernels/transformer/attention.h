@@ -109,9 +109,9 @@ class AttentionHead {
       E* new_key = static_cast<E*>(p.keys) + row * p.keys_stride + column;
       E* new_value = static_cast<E*>(p.values) + row * p.values_stride + column;
       const E* from = own(token);
-      store(reinterpret_cast<UNIT*>(new_key) + unit, load_constant(reinterpret_cast<const UNIT*>(from + width) + unit));
+      store(reinterpret_cast<UNIT*>(new_key) + unit, load_input(reinterpret_cast<const UNIT*>(from + width) + unit));
       store(reinterpret_cast<UNIT*>(new_value) + unit,
-            load_constant(reinterpret_cast<const UNIT*>(from + 2 * width) + unit));
+            load_input(reinterpret_cast<const UNIT*>(from + 2 * width) + unit));
     }
   }
 };

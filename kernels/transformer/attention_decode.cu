@@ -84,15 +84,15 @@ class AttentionDecode {
   template <bool ALIGNED>
   GPU_DEVICE void attend(u32 begin, u32 end) {
     float query[elements];
-    tile::load_elements<E, ALIGNED>(head.query(0), column, p.head_size, query);
+    tile::load_elements<E, ALIGNED, tile::Source::input>(head.query(0), column, p.head_size, query);
 #pragma unroll 1
     for (u32 first = begin + threadIdx.x / lanes; first - threadIdx.x / lanes < end; first += groups * in_flight) {
       Chunk key[in_flight], value[in_flight];
 #pragma unroll
       for (u32 k = 0; k < in_flight; k++) {
         const u32 j = first + k * groups, there = j < end ? p.head_size : 0;
-        key[k] = tile::load_weight<E, ALIGNED>(head.key(j), column, there);
-        value[k] = tile::load_weight<E, ALIGNED>(head.value(j), column, there);
+        key[k] = tile::load_chunk<E, ALIGNED, tile::Source::input>(head.key(j), column, there);
+        value[k] = tile::load_chunk<E, ALIGNED, tile::Source::input>(head.value(j), column, there);
       }
       float score[in_flight], most = minus_infinity();
 #pragma unroll

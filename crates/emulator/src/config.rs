@@ -82,7 +82,7 @@ pub struct Counters {
     pub load_instructions: u64,
     pub load_sectors: u64,
     pub load_ideal_sectors: u64,
-    /// The loads through `gpu::load_once`, of weights, which are counted above as well.
+    /// The loads of what is read once (`gpu::load_constant_once`, `gpu::load_input_once`), which are counted above as well.
     pub once_bytes: u64,
     pub once_instructions: u64,
     pub once_sectors: u64,
