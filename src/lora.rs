@@ -22,8 +22,10 @@ pub enum Layout {
 /// The frozen weight W0 in one of two layouts. Backends read either layout in place, without a transposed copy.
 #[derive(Debug, Clone, Copy)]
 pub struct Weight<'a, W> {
-    matrix: MatrixRef<'a, W>,
-    layout: Layout,
+    /// The stored matrix.
+    pub matrix: MatrixRef<'a, W>,
+    /// The storage order.
+    pub layout: Layout,
 }
 
 impl<'a, W: Element> Weight<'a, W> {
@@ -35,21 +37,6 @@ impl<'a, W: Element> Weight<'a, W> {
     /// A weight stored `[d_in, d_out]`.
     pub fn in_out(matrix: MatrixRef<'a, W>) -> Self {
         Self { matrix, layout: Layout::InOut }
-    }
-
-    /// A weight stored in `layout`.
-    pub fn new(matrix: MatrixRef<'a, W>, layout: Layout) -> Self {
-        Self { matrix, layout }
-    }
-
-    /// The stored matrix.
-    pub fn matrix(&self) -> MatrixRef<'a, W> {
-        self.matrix
-    }
-
-    /// The storage order.
-    pub fn layout(&self) -> Layout {
-        self.layout
     }
 
     /// Input features.

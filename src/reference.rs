@@ -155,8 +155,8 @@ pub fn activation_derivative(activation: Activation, x: f64) -> f64 {
 
 /// The weight as `[d_in, d_out]`.
 pub fn weight_in_out<W: Element>(layer: &LoraLinear<'_, W>) -> Matrix64 {
-    let stored = Matrix64::from_view(layer.weight.matrix());
-    match layer.weight.layout() {
+    let stored = Matrix64::from_view(layer.weight.matrix);
+    match layer.weight.layout {
         Layout::InOut => stored,
         Layout::OutIn => stored.t(),
     }
@@ -369,7 +369,7 @@ pub fn merged_weight<W: Element>(layer: &LoraLinear<'_, W>) -> Matrix64 {
         let (a, b) = (Matrix64::from_view(segment.a), Matrix64::from_view(segment.b));
         merged.add_at(segment.columns.start, f64::from(segment.scale), &a.t().matmul(&b.t()));
     }
-    match layer.weight.layout() {
+    match layer.weight.layout {
         Layout::InOut => merged,
         Layout::OutIn => merged.t(),
     }

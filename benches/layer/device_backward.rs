@@ -6,8 +6,8 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use fused_lora::Result;
 use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
-    Backward, BackwardInput, BackwardOptions, BackwardOutput, Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut,
-    Event, FactorGradient, Workspace,
+    Backward, BackwardInput, BackwardOutput, Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, Event,
+    FactorGradient, Workspace,
 };
 use half::bf16;
 
@@ -41,7 +41,7 @@ impl Pass {
 
     fn plan(&self, device: &Device, adapted: bool) -> Result<Backward<bf16>> {
         let tokens = self.case.shape.0;
-        self.case.with_layer(0, adapted, |layer| Backward::new(device, layer, tokens, BackwardOptions::default()))?
+        self.case.with_layer(0, adapted, |layer| Backward::new(device, layer, tokens))?
     }
 
     /// Issues so many passes, one copy after the other.

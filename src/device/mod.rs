@@ -9,8 +9,8 @@
 //! - [`Stream`] runs work in order, and may belong to another library; [`Event`] marks and times work; [`Graph`]
 //!   replays work.
 //! - [`Kernel`] is a kernel that was loaded by name; [`LaunchConfig`] says how it is launched.
-//! - [`Forward`] runs a LoRA layer for any number of tokens in one launch, [`Decode`] for 1 to 16; [`Merge`] folds
-//!   adapters into a weight; [`Optimizer`] takes a training step on all of them.
+//! - [`Forward`] runs a LoRA layer for any number of tokens in one launch, [`Backward`] computes its gradients in two;
+//!   [`Merge`] folds adapters into a weight; [`Optimizer`] takes a training step on all of them.
 //! - [`Adapter`] runs a bottleneck adapter, a baseline for LoRA.
 //! - [`Embedding`] embeds tokens and positions, [`LayerNorm`] normalises rows, [`Attention`] attends to a prefix, to a
 //!   cache of keys and values, and to a call's own tokens; [`Pointwise`] adds the output of a separate LoRA to a
@@ -52,14 +52,16 @@ pub(crate) use image::source_text;
 pub use image::{BuiltIn, built_in, cache_folder, nvrtc_version};
 pub use launch::{Event, Graph, Kernel, KernelParams, LaunchConfig, Stream, Tensor};
 pub use lora::{
-    Backward, BackwardInput, BackwardOptions, BackwardOutput, Decode, DeviceDropout, DeviceFactors, DeviceInput,
-    DeviceLora, DeviceMergeReport, DeviceOutput, DeviceResidual, DeviceSegment, FactorGradient, FactorSlot, Forward,
+    Backward, BackwardInput, BackwardOptions, BackwardOutput, DeviceDropout, DeviceFactors, DeviceInput, DeviceLora,
+    DeviceMergeReport, DeviceOutput, DeviceResidual, DeviceSegment, FactorGradient, FactorSlot, Forward,
     ForwardOptions, Merge, MergeRecord, SlotSegments,
 };
 pub use memory::{DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSlice, DeviceSliceMut, DeviceTensor, Workspace};
 pub use optim::{DeviceParameter, Optimizer};
 pub use properties::{DeviceKind, KernelAttributes, Properties};
-pub use transformer::{Attention, AttentionMemory, DeviceNorm, Embedding, EmbeddingInput, LayerNorm, Pointwise};
+pub use transformer::{
+    Attention, AttentionMemory, AttentionOptions, DeviceNorm, Embedding, EmbeddingInput, LayerNorm, Pointwise,
+};
 
 /// A GPU or the emulator. A clone is the same device.
 #[derive(Debug, Clone)]

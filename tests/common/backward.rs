@@ -80,9 +80,9 @@ pub fn run<T: Element>(
     let dropout = asked.dropout.map(DeviceDropout::from);
     let launches = on_device.with(|layer, x, residual, y| {
         let path = asked.options.path;
-        let options = ForwardOptions { training: true, path, any_x: asked.options.any_dy };
+        let options = ForwardOptions { training: true, path, unaligned_x: asked.options.unaligned_dy };
         let forward = Forward::with_options(stream.device(), layer, tokens, options)?;
-        let backward = Backward::new(stream.device(), layer, tokens, asked.options)?;
+        let backward = Backward::with_options(stream.device(), layer, tokens, asked.options)?;
         let mut workspace = Workspace::new(stream, forward.workspace().union(&backward.workspace()))?;
         let output = DeviceOutput { y, t: Some(DeviceMatrixMut::new(t.as_mut_slice(), tokens, rank)?) };
         forward.launch(stream, layer, DeviceInput { x, dropout, slot: None }, residual, output, &mut workspace)?;

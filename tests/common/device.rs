@@ -26,7 +26,7 @@ pub fn stream() -> Stream {
 }
 
 /// For launches that may leave T with the caller and may drop out.
-pub const TRAINING: ForwardOptions = ForwardOptions { path: ComputePath::Auto, any_x: false, training: true };
+pub const TRAINING: ForwardOptions = ForwardOptions { path: ComputePath::Auto, unaligned_x: false, training: true };
 
 /// A layer with gaps between its rows and between its segments.
 pub fn shape(tokens: usize, layout: Layout) -> Shape {

@@ -63,7 +63,7 @@ pub struct BackwardOptions {
     pub path: ComputePath,
     /// Whether dy may have any alignment, which takes a slower kernel. Otherwise, if the rows of W0 start and end at
     /// multiples of 16 bytes, the rows of dy must do so as well.
-    pub any_dy: bool,
+    pub unaligned_dy: bool,
     /// Whether dx is computed. It is not needed below the lowest adapter of a model.
     pub dx: bool,
     /// Whether the bias's gradient is computed, which reads all of dy, also columns without an adapter.
@@ -73,7 +73,7 @@ pub struct BackwardOptions {
 impl Default for BackwardOptions {
     /// Computes dx, but not the bias's gradient.
     fn default() -> Self {
-        Self { path: ComputePath::Auto, any_dy: false, dx: true, bias: false }
+        Self { path: ComputePath::Auto, unaligned_dy: false, dx: true, bias: false }
     }
 }
 
@@ -129,13 +129,28 @@ impl std::fmt::Display for Shape {
 
 impl<T: Element> Backward<T> {
     /// Plans launches for layers of this shape and `tokens` rows of x and dy. Unlike a forward plan, the plan depends
-    /// on the adapters' columns as well as on their ranks. It does not depend on the layer's bias and activation.
+    /// on the adapters' columns as well as on their ranks. It does not depend on the layer's bias and activation. dx is
+    /// computed, the bias's gradient is not; if the rows of W0 start and end at multiples of 16 bytes, the rows of dy
+    /// must do so as well.
     ///
     /// # Errors
     /// As [`DeviceLora::validate`], [`BackwardPlan::new`] and [`Device::kernel`].
-    pub fn new(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize, options: BackwardOptions) -> Result<Self> {
+    pub fn new(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize) -> Result<Self> {
+        Self::with_options(device, layer, tokens, BackwardOptions::default())
+    }
+
+    /// As [`new`](Self::new), with options.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_options(
+        device: &Device,
+        layer: &DeviceLora<'_, T>,
+        tokens: usize,
+        options: BackwardOptions,
+    ) -> Result<Self> {
         layer.validate(device)?;
-        let shape = Shape::of(layer, tokens, !options.any_dy && layer.weight.is_aligned());
+        let shape = Shape::of(layer, tokens, !options.unaligned_dy && layer.weight.is_aligned());
         let properties = device.properties();
         let plan = BackwardPlan::new(&BackwardProblem {
             tokens,

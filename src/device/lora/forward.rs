@@ -61,7 +61,7 @@ pub struct ForwardOptions {
     pub path: ComputePath,
     /// Whether x may have any alignment, which takes a slower kernel. Otherwise, if the rows of W0 and of every A start
     /// and end at multiples of 16 bytes, the rows of x must do so as well.
-    pub any_x: bool,
+    pub unaligned_x: bool,
     /// Whether launches may write T and apply dropout. Such launches use a forward kernel for any number of tokens.
     pub training: bool,
 }
@@ -122,7 +122,7 @@ pub struct Forward<T> {
 
 impl<T: Element> Forward<T> {
     /// Plans launches for layers of this shape and `tokens` rows of x. If the rows of W0 and of every A start and end
-    /// at multiples of 16 bytes, the rows of x must do so as well, unless [`ForwardOptions::any_x`] is set.
+    /// at multiples of 16 bytes, the rows of x must do so as well, unless [`ForwardOptions::unaligned_x`] is set.
     ///
     /// # Errors
     /// As [`DeviceLora::validate`], [`Plan::new`] and [`Device::kernel`].
@@ -140,8 +140,8 @@ impl<T: Element> Forward<T> {
         tokens: usize,
         options: ForwardOptions,
     ) -> Result<Self> {
-        let ForwardOptions { path, any_x, training } = options;
-        let planned = Planned::new(device, layer, tokens, !any_x)?;
+        let ForwardOptions { path, unaligned_x, training } = options;
+        let planned = Planned::new(device, layer, tokens, !unaligned_x)?;
         let plan = Plan::new(&planned.problem::<T>(path), training)?;
         let kernel = PlannedKernel::find(device, plan.launch())?;
         Ok(Self { kernel, plan, planned, training, dtype: PhantomData })

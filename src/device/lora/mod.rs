@@ -11,7 +11,6 @@ pub(crate) mod merge;
 pub(crate) mod slot;
 
 pub use backward::{Backward, BackwardInput, BackwardOptions, BackwardOutput, FactorGradient};
-pub use decode::Decode;
 pub use dropout::DeviceDropout;
 pub use factors::DeviceFactors;
 pub use forward::{DeviceInput, DeviceOutput, Forward, ForwardOptions};

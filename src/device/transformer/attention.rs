@@ -55,6 +55,13 @@ impl<T: Element> AttentionMemory<'_, T> {
     }
 }
 
+/// Options of an attention's plan, besides its shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AttentionOptions {
+    /// Whether CUDA cores or matrix instructions multiply.
+    pub path: ComputePath,
+}
+
 /// Attention of one shape: planned once, its kernel loaded once, then launched any number of times. A call is one
 /// launch: a decode if there is one token per sequence, otherwise a prefill.
 ///
@@ -96,21 +103,21 @@ impl<T: Element> Attention<T> {
     /// # Errors
     /// As [`AttentionPlan::new`] and [`Device::kernel`].
     pub fn new(device: &Device, shape: &AttentionShape) -> Result<Self> {
-        Self::with_path(device, shape, ComputePath::Auto)
+        Self::with_options(device, shape, AttentionOptions::default())
     }
 
-    /// As [`new`](Self::new), on CUDA cores or on matrix instructions as asked.
+    /// As [`new`](Self::new), with options.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_path(device: &Device, shape: &AttentionShape, path: ComputePath) -> Result<Self> {
+    pub fn with_options(device: &Device, shape: &AttentionShape, options: AttentionOptions) -> Result<Self> {
         let properties = device.properties();
         let plan = AttentionPlan::new(&AttentionProblem {
             shape: *shape,
             dtype: T::DTYPE,
             multiprocessors: properties.multiprocessors as usize,
             compute_capability: properties.compute_capability,
-            path,
+            path: options.path,
         })?;
         let kernel = PlannedKernel::find(device, &plan.launch)?;
         Ok(Self { kernel, plan, dtype: PhantomData })

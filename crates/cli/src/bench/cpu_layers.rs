@@ -87,7 +87,7 @@ impl<W: Element> Layers<W> {
             b: MatrixRef::new(self.b.of(copy), d_out, rank)?,
             scale: SCALE,
         }];
-        let weight = Weight::new(MatrixRef::new(self.weight.of(copy), rows, cols)?, layout);
+        let weight = Weight { matrix: MatrixRef::new(self.weight.of(copy), rows, cols)?, layout };
         work(&LoraLinear { weight, bias: None, segments: &segments })
     }
 
@@ -102,7 +102,7 @@ impl<W: Element> Layers<W> {
         let Adapter { d, width, .. } = copies.adapter;
         let weight = |data, d_in, d_out| {
             let [rows, cols] = Case { d_in, d_out, ..self.case }.stored();
-            MatrixRef::new(data, rows, cols).map(|stored| Weight::new(stored, self.case.layout))
+            MatrixRef::new(data, rows, cols).map(|matrix| Weight { matrix, layout: self.case.layout })
         };
         work(&Bottleneck {
             norm: copies.norm.as_ref().map(|[weight, bias]| LayerNorm {
@@ -198,7 +198,7 @@ mod tests {
                 layers
                     .with_layer(copy, |layer| {
                         assert_eq!((layer.d_in(), layer.d_out(), layer.total_rank()), (3, 5, 2));
-                        Ok(layer.weight.matrix().data().as_ptr() as usize)
+                        Ok(layer.weight.matrix.data().as_ptr() as usize)
                     })
                     .unwrap()
             })

@@ -61,13 +61,13 @@ impl<T: Element> Plans<T> {
         adapted: bool,
         path: ComputePath,
     ) -> fused_lora::Result<Self> {
-        let any_dy = !(case.d_out * size_of::<T>()).is_multiple_of(16);
+        let unaligned_dy = !(case.d_out * size_of::<T>()).is_multiple_of(16);
         let forward = ForwardOptions { path, training: true, ..ForwardOptions::default() };
-        let backward = BackwardOptions { path, any_dy, ..BackwardOptions::default() };
+        let backward = BackwardOptions { path, unaligned_dy, ..BackwardOptions::default() };
         copy.with_layer(case, adapted, |layer| {
             Ok(Self {
                 forward: Forward::with_options(device, layer, case.tokens, forward)?,
-                backward: Backward::new(device, layer, case.tokens, backward)?,
+                backward: Backward::with_options(device, layer, case.tokens, backward)?,
                 adapted,
             })
         })
