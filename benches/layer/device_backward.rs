@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use fused_lora::Result;
-use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
     Backward, BackwardInput, BackwardOutput, Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, Event,
     FactorGradient, Workspace,
 };
+use fused_lora::lora::Accumulate;
 use half::bf16;
 
 use crate::device::{COLD, Case, Shape, numbers};

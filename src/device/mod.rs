@@ -53,8 +53,8 @@ pub use image::{BuiltIn, built_in, cache_folder, nvrtc_version};
 pub use launch::{Event, Graph, Kernel, KernelParams, LaunchConfig, Stream, Tensor};
 pub use lora::{
     Backward, BackwardInput, BackwardOptions, BackwardOutput, DeviceDropout, DeviceFactors, DeviceInput, DeviceLora,
-    DeviceMergeReport, DeviceOutput, DeviceResidual, DeviceSegment, FactorGradient, FactorSlot, Forward,
-    ForwardOptions, Merge, MergeRecord, SlotSegments,
+    DeviceMergeReport, DeviceOutput, DeviceSegment, FactorGradient, FactorSlot, Forward, ForwardOptions, Merge,
+    MergeRecord, SlotSegments,
 };
 pub use memory::{DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSlice, DeviceSliceMut, DeviceTensor, Workspace};
 pub use optim::{DeviceParameter, Optimizer};

@@ -22,7 +22,7 @@ pub struct Shape {
     pub activation: Activation,
     pub bias: bool,
     pub adds_input: bool,
-    pub residual: Residual,
+    pub residual: Added,
     /// Elements between rows.
     pub gap: usize,
     pub multiprocessors: usize,
@@ -31,7 +31,7 @@ pub struct Shape {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Residual {
+pub enum Added {
     None,
     InPlace,
     Apart,
@@ -89,7 +89,7 @@ impl<T: Element> RandomAdapter<T> {
         let (mut value, mut magnitude) = (hidden.matmul(&up), before_magnitude.matmul(&up.abs()));
         add_bias(&mut value, &self.up_bias, &|b| b);
         add_bias(&mut magnitude, &self.up_bias, &f64::abs);
-        let added = [adds_input.then_some(&self.x), (residual != Residual::None).then_some(&self.residual)];
+        let added = [adds_input.then_some(&self.x), (residual != Added::None).then_some(&self.residual)];
         for added in added.into_iter().flatten() {
             let added = Matrix64::from_view(added.view());
             value.add_at(0, 1.0, &added);
@@ -145,14 +145,14 @@ impl<'m, T: Element> OnRig<'m, T> {
             packed_begin: 0,
         };
         let y_like = match random.shape.residual {
-            Residual::InPlace => Buffer { data: random.residual.data.clone(), ..random.residual },
-            Residual::None | Residual::Apart => Buffer::poisoned(tokens, d, gap),
+            Added::InPlace => Buffer { data: random.residual.data.clone(), ..random.residual },
+            Added::None | Added::Apart => Buffer::poisoned(tokens, d, gap),
         };
         let y = uploads.add(&y_like.data);
         let residual = match random.shape.residual {
-            Residual::None => 0,
-            Residual::InPlace => y,
-            Residual::Apart => uploads.add(&random.residual.data),
+            Added::None => 0,
+            Added::InPlace => y,
+            Added::Apart => uploads.add(&random.residual.data),
         };
         let mut vector = |values: &[T]| if bias { uploads.add(values) } else { 0 };
         let biases = [vector(&random.down_bias), vector(&random.up_bias)];

@@ -9,13 +9,12 @@ use crate::common::golden::Golden;
 use crate::common::rig::on_gpu;
 use crate::common::{Buffer, RandomLayer, Shape, steps};
 use approx::{assert_abs_diff_eq, assert_relative_eq};
-use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
     Backward, BackwardInput, BackwardOptions, BackwardOutput, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut,
     DeviceSegment, DeviceSliceMut, FactorGradient, Graph, Stream, Workspace,
 };
 use fused_lora::dropout::Dropout;
-use fused_lora::lora::{Activation, Layout};
+use fused_lora::lora::{Accumulate, Layout};
 use fused_lora::reference;
 use fused_lora::{ComputePath, DType, Element, Error, Result, WorkspaceLayout};
 use half::{bf16, f16};
@@ -237,7 +236,6 @@ fn the_same_bits_again_and_from_a_graph() -> Result<()> {
         layout: Layout::OutIn,
         bias: None,
         segments: &segments,
-        activation: Activation::Identity,
     };
     let backward = Backward::new(stream.device(), &on_device, 130)?;
     let mut workspace = Workspace::new(&stream, backward.workspace())?;
@@ -299,8 +297,8 @@ fn each_wrong_pass_has_its_error_and_launches_nothing() -> Result<()> {
     let matrix = |rows, cols| DeviceMatrix::new(data.as_slice(), rows, cols).unwrap();
     let segment = || DeviceSegment { columns: 0..D_OUT, a: matrix(RANK, D_IN), b: matrix(D_OUT, RANK), scale: 1.0 };
     let segments = [segment()];
-    let (weight, layout, activation) = (matrix(D_OUT, D_IN), Layout::OutIn, Activation::Identity);
-    let layer = DeviceLora { weight, layout, bias: None, segments: &segments, activation };
+    let (weight, layout) = (matrix(D_OUT, D_IN), Layout::OutIn);
+    let layer = DeviceLora { weight, layout, bias: None, segments: &segments };
     let options = BackwardOptions { bias: true, ..BackwardOptions::default() };
     let backward = Backward::with_options(stream.device(), &layer, TOKENS, options)?;
     let required = backward.workspace();

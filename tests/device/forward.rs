@@ -6,8 +6,8 @@ use crate::common::device::{OnDevice, TRAINING, shape, stream};
 use crate::common::forward::{expected, on_the_way_out};
 use crate::common::rig::on_gpu;
 use crate::common::{Buffer, RandomLayer, Rng, Shape, steps};
-use fused_lora::device::{DeviceBuffer, DeviceMatrixMut, DeviceOutput, DeviceResidual, Forward, Graph, Workspace};
-use fused_lora::lora::{Activation, Layout};
+use fused_lora::device::{DeviceBuffer, DeviceMatrixMut, DeviceOutput, Forward, Graph, Workspace};
+use fused_lora::lora::{Activation, Epilogue, Layout, Residual};
 use fused_lora::plan::lora::MAX_TOKENS;
 use fused_lora::plan::lora::Plan;
 use fused_lora::reference;
@@ -20,6 +20,11 @@ enum Added {
     Nothing,
     InPlace,
     Apart,
+}
+
+/// The same output, with its old contents as the residual.
+fn in_place<T>(output: DeviceOutput<'_, T>) -> DeviceOutput<'_, T> {
+    DeviceOutput { epilogue: Epilogue { residual: Residual::InPlace, ..output.epilogue }, ..output }
 }
 
 fn total_rank(shape: &Shape) -> usize {
@@ -36,7 +41,7 @@ fn check<T: Element>(seed: u64, shape: &Shape, activation: Activation, kind: Add
     let added = (kind != Added::Nothing).then_some(&added);
     let apart = added.filter(|_| kind == Added::Apart);
     let mut on_device = OnDevice::new(&stream, &random, &x, activation, apart);
-    let forward = on_device.with(|layer, _, _, _| Forward::new(stream.device(), layer, shape.tokens)).unwrap();
+    let forward = on_device.with(|layer, _, _| Forward::new(stream.device(), layer, shape.tokens)).unwrap();
     let expected = match forward.plan() {
         // T stays f32 in the decode kernels, so its rounding gives no slack.
         Plan::Decode(_) => {
@@ -52,9 +57,9 @@ fn check<T: Element>(seed: u64, shape: &Shape, activation: Activation, kind: Add
             None => on_device.poison_y(&stream),
         }
         on_device
-            .with(|layer, x, residual, y| {
-                let residual = if kind == Added::InPlace { DeviceResidual::InPlace } else { residual };
-                forward.launch(&stream, layer, x, residual, y, &mut workspace)
+            .with(|layer, x, y| {
+                let y = if kind == Added::InPlace { in_place(y) } else { y };
+                forward.launch(&stream, layer, x, y, &mut workspace)
             })
             .unwrap();
         let y = on_device.y(&stream);
@@ -118,13 +123,13 @@ fn t_is_left_with_the_caller_who_asks_for_it() -> Result<()> {
         let mut kept = Buffer::poisoned(0, 0, 0);
         for keeps in [true, false] {
             on_device.poison_y(&stream);
-            on_device.with(|layer, x, residual, y| {
+            on_device.with(|layer, x, y| {
                 let forward = Forward::with_options(stream.device(), layer, tokens, TRAINING)?;
                 assert!(matches!(forward.plan(), Plan::Forward(_)), "{}", forward.plan());
                 let mut workspace = Workspace::new(&stream, forward.workspace())?;
                 let t = DeviceMatrixMut::with_stride(on.as_mut_slice(), tokens, t.cols, t.stride)?;
-                let output = DeviceOutput { y, t: keeps.then_some(t) };
-                forward.launch(&stream, layer, x, residual, output, &mut workspace)
+                let output = DeviceOutput { t: keeps.then_some(t), ..y };
+                forward.launch(&stream, layer, x, output, &mut workspace)
             })?;
             let y = on_device.y(&stream);
             let what = format!("{tokens} tokens");
@@ -166,15 +171,15 @@ fn a_replayed_graph_gives_the_same_bits() -> Result<()> {
         let random = RandomLayer::<bf16>::new(&mut rng, &shape);
         let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
         let mut on_device = OnDevice::new(&stream, &random, &x, Activation::GeluNew, None);
-        let (forward, mut workspace) = on_device.with(|layer, x, residual, y| {
+        let (forward, mut workspace) = on_device.with(|layer, x, y| {
             let forward = Forward::new(stream.device(), layer, shape.tokens)?;
             let mut workspace = Workspace::new(&stream, forward.workspace())?;
-            forward.launch(&stream, layer, x, residual, y, &mut workspace)?;
+            forward.launch(&stream, layer, x, y, &mut workspace)?;
             Ok::<_, Error>((forward, workspace))
         })?;
         let direct = on_device.y(&stream);
-        let graph = on_device.with(|layer, x, residual, y| {
-            Graph::capture(&stream, |stream| forward.launch(stream, layer, x, residual, y, &mut workspace))
+        let graph = on_device.with(|layer, x, y| {
+            Graph::capture(&stream, |stream| forward.launch(stream, layer, x, y, &mut workspace))
         })?;
         drop(workspace);
         for _ in 0..3 {
@@ -219,7 +224,7 @@ fn decode_and_forward_take_turns_on_one_workspace() -> Result<()> {
         let random = RandomLayer::<f16>::new(&mut rng, shape);
         let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
         let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
-        let forward = on_device.with(|layer, _, _, _| Forward::new(stream.device(), layer, shape.tokens))?;
+        let forward = on_device.with(|layer, _, _| Forward::new(stream.device(), layer, shape.tokens))?;
         layers.push((random, on_device, forward));
     }
     let shares_depth = |plan: &Plan| plan.splits()[0] > 1;
@@ -234,7 +239,7 @@ fn decode_and_forward_take_turns_on_one_workspace() -> Result<()> {
             on_device.upload_x(&stream, &x);
             let mut run = |workspace: &mut Workspace| -> Result<Buffer<f16>> {
                 on_device.poison_y(&stream);
-                on_device.with(|layer, x, residual, y| forward.launch(&stream, layer, x, residual, y, workspace))?;
+                on_device.with(|layer, x, y| forward.launch(&stream, layer, x, y, workspace))?;
                 Ok(on_device.y(&stream))
             };
             let mut own = Workspace::new(&stream, forward.workspace())?;
@@ -260,15 +265,15 @@ fn launches_in_a_row_need_nothing_in_between() -> Result<()> {
     let x = [&few, &many].map(|shape| Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap));
     let mut first = OnDevice::new(&stream, &random, &x[0], Activation::Identity, None);
     let mut second = OnDevice::new(&stream, &wide, &x[1], Activation::Identity, None);
-    let decode = first.with(|layer, _, _, _| Forward::new(stream.device(), layer, few.tokens))?;
-    let forward = second.with(|layer, _, _, _| Forward::new(stream.device(), layer, many.tokens))?;
+    let decode = first.with(|layer, _, _| Forward::new(stream.device(), layer, few.tokens))?;
+    let forward = second.with(|layer, _, _| Forward::new(stream.device(), layer, many.tokens))?;
     for launches in 1..6 {
         let mut workspace = Workspace::new(&stream, decode.workspace().union(&forward.workspace()))?;
         first.poison_y(&stream);
         second.poison_y(&stream);
         for _ in 0..launches {
-            first.with(|layer, x, residual, y| decode.launch(&stream, layer, x, residual, y, &mut workspace))?;
-            second.with(|layer, x, residual, y| forward.launch(&stream, layer, x, residual, y, &mut workspace))?;
+            first.with(|layer, x, y| decode.launch(&stream, layer, x, y, &mut workspace))?;
+            second.with(|layer, x, y| forward.launch(&stream, layer, x, y, &mut workspace))?;
         }
         let what = format!("{launches} launches of each");
         for (random, x, on_device) in [(&random, &x[0], &first), (&wide, &x[1], &second)] {
@@ -288,22 +293,22 @@ fn a_residual_in_place_gives_the_bits_of_one_apart() -> Result<()> {
         let random = RandomLayer::<f32>::new(&mut rng, &shape);
         let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
         let added = Buffer::random(&mut rng, shape.tokens, shape.d_out, shape.gap);
-        let run = |in_place: bool| -> Result<Buffer<f32>> {
+        let run = |is_in_place: bool| -> Result<Buffer<f32>> {
             let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, Some(&added));
-            if in_place {
+            if is_in_place {
                 on_device.upload_y(&stream, &added);
             }
-            on_device.with(|layer, x, residual, y| {
+            on_device.with(|layer, x, y| {
                 let forward = Forward::new(stream.device(), layer, shape.tokens)?;
                 let mut workspace = Workspace::new(&stream, forward.workspace())?;
-                let residual = if in_place { DeviceResidual::InPlace } else { residual };
-                forward.launch(&stream, layer, x, residual, y, &mut workspace)
+                let y = if is_in_place { in_place(y) } else { y };
+                forward.launch(&stream, layer, x, y, &mut workspace)
             })?;
             Ok(on_device.y(&stream))
         };
-        let (apart, in_place) = (run(false)?, run(true)?);
+        let (apart, same) = (run(false)?, run(true)?);
         for row in 0..shape.tokens {
-            assert_eq!(apart.view().row(row), in_place.view().row(row), "{tokens} tokens");
+            assert_eq!(apart.view().row(row), same.view().row(row), "{tokens} tokens");
         }
     }
     Ok(())

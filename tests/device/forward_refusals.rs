@@ -5,10 +5,10 @@ use crate::common::device::{TRAINING, device};
 use crate::common::rig::on_gpu;
 use crate::common::small::{D_IN, D_OUT, RANK, Small};
 use fused_lora::device::{
-    DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceOutput, DeviceResidual, DeviceSegment, DeviceSlice,
-    Forward, ForwardOptions, Stream, Workspace,
+    DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceOutput, DeviceSegment, DeviceSlice, Forward,
+    ForwardOptions, Stream, Workspace,
 };
-use fused_lora::lora::Layout;
+use fused_lora::lora::{Epilogue, Layout, Residual};
 use fused_lora::plan::lora::MAX_TOKENS;
 use fused_lora::{ComputePath, Element, Error, Result, WorkspaceLayout};
 use half::f16;
@@ -17,6 +17,10 @@ use half::f16;
 const TOKENS: usize = 17;
 /// Numbers of tokens that a decode kernel and a forward kernel run.
 const FEW_AND_MANY: [usize; 2] = [1, TOKENS];
+
+fn added<M>(residual: Residual<M>) -> Epilogue<M> {
+    Epilogue { residual, ..Epilogue::default() }
+}
 
 #[test]
 fn each_wrong_layer_has_its_error() {
@@ -109,17 +113,18 @@ fn each_wrong_launch(tokens: usize) -> Result<()> {
     {
         let mut refused = |stream: &Stream, layer: &DeviceLora<'_, f32>, x, residual| {
             let y = DeviceMatrixMut::new(y.as_mut_slice(), tokens, D_OUT).unwrap();
-            forward.launch(stream, layer, x, residual, y, &mut workspace).unwrap_err()
+            let output = DeviceOutput { epilogue: added(residual), ..y.into() };
+            forward.launch(stream, layer, x, output, &mut workspace).unwrap_err()
         };
-        let (here, none) = (&small.stream, DeviceResidual::None);
+        let (here, none) = (&small.stream, Residual::None);
         let is_elsewhere =
             |error: Error, operand| assert!(matches!(error, Error::WrongDevice { operand: o, .. } if o == operand));
         is_elsewhere(refused(&other_stream, &layer, x, none), "stream");
         is_elsewhere(refused(here, &layer, other.matrix(tokens, D_IN), none), "x");
-        is_elsewhere(refused(here, &layer, x, DeviceResidual::From(other.matrix(tokens, D_OUT))), "residual");
+        is_elsewhere(refused(here, &layer, x, Residual::From(other.matrix(tokens, D_OUT))), "residual");
         let x_shape = Error::ShapeMismatch { operand: "x", expected: [tokens, D_IN], actual: [tokens + 1, D_IN] };
         assert_eq!(refused(here, &layer, small.matrix(tokens + 1, D_IN), none), x_shape);
-        let wide = DeviceResidual::From(small.matrix(tokens, 9));
+        let wide = Residual::From(small.matrix(tokens, 9));
         let residual_shape =
             Error::ShapeMismatch { operand: "residual", expected: [tokens, D_OUT], actual: [tokens, 9] };
         assert_eq!(refused(here, &layer, x, wide), residual_shape);
@@ -133,7 +138,7 @@ fn each_wrong_launch(tokens: usize) -> Result<()> {
 
         let overlap = |other| Error::Overlap { output: "y", other };
         assert_eq!(refused(here, &layer, small.raw(y_address, tokens, D_IN), none), overlap("x"));
-        let residual = DeviceResidual::From(small.raw(y_address, tokens, D_OUT));
+        let residual = Residual::From(small.raw(y_address, tokens, D_OUT));
         assert_eq!(refused(here, &layer, x, residual), overlap("residual"));
         let weight = small.raw(y_address, D_OUT, D_IN);
         assert_eq!(refused(here, &DeviceLora { weight, ..layer }, x, none), overlap("weight"));
@@ -145,7 +150,7 @@ fn each_wrong_launch(tokens: usize) -> Result<()> {
         assert!(turned.to_string().contains("InOut"), "{turned}");
     }
     let narrow = DeviceMatrixMut::new(y.as_mut_slice(), tokens, 7)?;
-    let refused = forward.launch(&small.stream, &layer, x, DeviceResidual::None, narrow, &mut workspace).unwrap_err();
+    let refused = forward.launch(&small.stream, &layer, x, narrow, &mut workspace).unwrap_err();
     assert_eq!(refused, Error::ShapeMismatch { operand: "y", expected: [tokens, D_OUT], actual: [tokens, 7] });
     let required = forward.workspace();
     let available = if tokens <= MAX_TOKENS {
@@ -156,7 +161,7 @@ fn each_wrong_launch(tokens: usize) -> Result<()> {
     let mut tiny = Workspace::new(&small.stream, available)?;
     let mut with = |workspace: &mut Workspace| {
         let y = DeviceMatrixMut::new(y.as_mut_slice(), tokens, D_OUT).unwrap();
-        forward.launch(&small.stream, &layer, x, DeviceResidual::None, y, workspace)
+        forward.launch(&small.stream, &layer, x, y, workspace)
     };
     assert_eq!(with(&mut tiny).unwrap_err(), Error::DeviceWorkspaceTooSmall { required, available });
     let mut elsewhere = Workspace::new(&other.stream, required)?;
@@ -179,22 +184,23 @@ fn each_wrong_launch_that_leaves_t_has_its_error() -> Result<()> {
     let plain = Forward::new(small.stream.device(), &layer, TOKENS)?;
     let saving = Forward::with_options(small.stream.device(), &layer, TOKENS, TRAINING)?;
     let mut workspace = Workspace::new(&small.stream, saving.workspace())?;
-    let (x, none) = (small.matrix(TOKENS, D_IN), DeviceResidual::None);
+    let (x, none) = (small.matrix(TOKENS, D_IN), Residual::None);
     {
         let mut refused = |stream: &Stream, layer: &DeviceLora<'_, f16>, x, residual| {
             let y = DeviceMatrixMut::new(y.as_mut_slice(), TOKENS, D_OUT).unwrap();
             let t = DeviceMatrixMut::new(t.as_mut_slice(), TOKENS, RANK).unwrap();
-            saving.launch(stream, layer, x, residual, DeviceOutput { y, t: Some(t) }, &mut workspace).unwrap_err()
+            let output = DeviceOutput { y, epilogue: added(residual), t: Some(t) };
+            saving.launch(stream, layer, x, output, &mut workspace).unwrap_err()
         };
         let here = &small.stream;
         let is_elsewhere =
             |error: Error, operand| assert!(matches!(error, Error::WrongDevice { operand: o, .. } if o == operand));
         is_elsewhere(refused(&other.stream, &layer, x, none), "stream");
         is_elsewhere(refused(here, &layer, other.matrix(TOKENS, D_IN), none), "x");
-        is_elsewhere(refused(here, &layer, x, DeviceResidual::From(other.matrix(TOKENS, D_OUT))), "residual");
+        is_elsewhere(refused(here, &layer, x, Residual::From(other.matrix(TOKENS, D_OUT))), "residual");
         let short = Error::ShapeMismatch { operand: "x", expected: [TOKENS, D_IN], actual: [16, D_IN] };
         assert_eq!(refused(here, &layer, small.matrix(16, D_IN), none), short);
-        let wide = DeviceResidual::From(small.matrix(TOKENS, 9));
+        let wide = Residual::From(small.matrix(TOKENS, 9));
         let wide_error = Error::ShapeMismatch { operand: "residual", expected: [TOKENS, D_OUT], actual: [TOKENS, 9] };
         assert_eq!(refused(here, &layer, x, wide), wide_error);
         let crooked = DeviceMatrix::new(small.data.slice(1..TOKENS * D_IN + 1), TOKENS, D_IN)?;
@@ -207,7 +213,7 @@ fn each_wrong_launch_that_leaves_t_has_its_error() -> Result<()> {
         for (output, address) in [("y", y_address), ("T", t_address)] {
             let overlap = |other| Error::Overlap { output, other };
             assert_eq!(refused(here, &layer, small.raw(address, TOKENS, D_IN), none), overlap("x"));
-            let residual = DeviceResidual::From(small.raw(address, TOKENS, D_OUT));
+            let residual = Residual::From(small.raw(address, TOKENS, D_OUT));
             assert_eq!(refused(here, &layer, x, residual), overlap("residual"));
             let weight = small.raw(address, D_OUT, D_IN);
             assert_eq!(refused(here, &DeviceLora { weight, ..layer }, x, none), overlap("weight"));
@@ -233,7 +239,8 @@ fn each_wrong_launch_that_leaves_t_has_its_error() -> Result<()> {
         let here = small.stream.device();
         let into = |t, workspace: &mut Workspace| {
             let y = writable(here, y_address, TOKENS, D_OUT);
-            saving.launch(&small.stream, &layer, x, none, DeviceOutput { y, t: Some(t) }, workspace).unwrap_err()
+            let output = DeviceOutput { t: Some(t), ..y.into() };
+            saving.launch(&small.stream, &layer, x, output, workspace).unwrap_err()
         };
         let wide = Error::ShapeMismatch { operand: "T", expected: [TOKENS, RANK], actual: [TOKENS, 3] };
         assert_eq!(into(writable(here, t_address, TOKENS, 3), &mut workspace), wide);
@@ -250,21 +257,21 @@ fn each_wrong_launch_that_leaves_t_has_its_error() -> Result<()> {
         let on_workspace = |other| Error::Overlap { output: "the workspace", other };
         assert_eq!(into(writable(here, inside, TOKENS, RANK), &mut placed), on_workspace("T"));
         let y = writable(here, inside, TOKENS, D_OUT);
-        let refused = saving.launch(&small.stream, &layer, x, none, y, &mut placed).unwrap_err();
+        let refused = saving.launch(&small.stream, &layer, x, y, &mut placed).unwrap_err();
         assert_eq!(refused, on_workspace("y"));
         let y = writable(here, y_address, TOKENS, D_OUT);
         let inside = small.raw(inside, TOKENS, D_IN);
-        let refused = saving.launch(&small.stream, &layer, inside, none, y, &mut placed).unwrap_err();
+        let refused = saving.launch(&small.stream, &layer, inside, y, &mut placed).unwrap_err();
         assert_eq!(refused, on_workspace("x"));
 
         let y = writable(here, y_address, TOKENS, 7);
-        let narrow = saving.launch(&small.stream, &layer, x, none, y, &mut workspace).unwrap_err();
+        let narrow = saving.launch(&small.stream, &layer, x, y, &mut workspace).unwrap_err();
         assert_eq!(narrow, Error::ShapeMismatch { operand: "y", expected: [TOKENS, D_OUT], actual: [TOKENS, 7] });
         let output = DeviceOutput {
-            y: writable(here, y_address, TOKENS, D_OUT),
             t: Some(writable(here, t_address, TOKENS, RANK)),
+            ..writable(here, y_address, TOKENS, D_OUT).into()
         };
-        let unplanned = plain.launch(&small.stream, &layer, x, none, output, &mut workspace).unwrap_err();
+        let unplanned = plain.launch(&small.stream, &layer, x, output, &mut workspace).unwrap_err();
         assert_eq!(unplanned, Error::TrainingNotPlanned { what: "leaving T" });
     }
 
@@ -272,7 +279,7 @@ fn each_wrong_launch_that_leaves_t_has_its_error() -> Result<()> {
     let mut tiny = Workspace::new(&small.stream, available)?;
     let mut with = |workspace: &mut Workspace| {
         let y = DeviceMatrixMut::new(y.as_mut_slice(), TOKENS, D_OUT).unwrap();
-        saving.launch(&small.stream, &layer, x, none, y, workspace)
+        saving.launch(&small.stream, &layer, x, y, workspace)
     };
     assert_eq!(with(&mut tiny).unwrap_err(), Error::DeviceWorkspaceTooSmall { required, available });
     let mut elsewhere = Workspace::new(&other.stream, required)?;
@@ -302,7 +309,7 @@ fn unaligned<T: Element>(tokens: usize) -> Result<()> {
     let mut y = DeviceBuffer::from_slice(&small.stream, &vec![T::from_f64(f64::NAN); tokens * D_OUT])?;
     let x = DeviceMatrix::new(small.data.slice(1..tokens * D_IN + 1), tokens, D_IN)?;
     let out = DeviceMatrixMut::new(y.as_mut_slice(), tokens, D_OUT)?;
-    forward.launch(&small.stream, &layer, x, DeviceResidual::None, out, &mut workspace)?;
+    forward.launch(&small.stream, &layer, x, out, &mut workspace)?;
     assert!(y.to_vec(&small.stream)?.iter().all(|y| y.to_f32() == 0.0));
     Ok(())
 }

@@ -9,7 +9,7 @@ use super::harness::Scenario::{AdapterCores, AdapterMma};
 use super::harness::{Bug, first_of, judge};
 use super::transformer::bits;
 use crate::common::Rng;
-use crate::common::adapter::{OnRig, RandomAdapter, Residual, Shape};
+use crate::common::adapter::{Added, OnRig, RandomAdapter, Shape};
 use crate::common::rig::Rig;
 
 const ADAPTER: &str = "adapter/adapter.h";
@@ -37,7 +37,7 @@ pub(crate) fn scenario<T: Element>(rig: &Rig) -> Caught {
         activation: GeluNew,
         bias: true,
         adds_input: true,
-        residual: Residual::InPlace,
+        residual: Added::InPlace,
         gap: 0,
         multiprocessors: 1,
         compute_capability: Some((7, 5)),
@@ -46,7 +46,7 @@ pub(crate) fn scenario<T: Element>(rig: &Rig) -> Caught {
     first_of([
         &|| adapted::<T>(rig, shape),
         &|| adapted::<T>(rig, odd),
-        &|| adapted::<T>(rig, Shape { adds_input: false, residual: Residual::None, ..odd }),
+        &|| adapted::<T>(rig, Shape { adds_input: false, residual: Added::None, ..odd }),
         // No gap behind the last row.
         &|| adapted::<T>(rig, Shape { tokens: 1, gap: 0, ..odd }),
     ])

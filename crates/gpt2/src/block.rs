@@ -141,7 +141,7 @@ struct Step {
 }
 
 impl Step {
-    fn epilogue(self) -> Epilogue<'static, f32> {
+    fn epilogue(self) -> Epilogue<MatrixRef<'static, f32>> {
         let residual = if self.onto == Onto::Itself { Residual::InPlace } else { Residual::None };
         Epilogue { activation: self.activation, residual }
     }

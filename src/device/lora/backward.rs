@@ -1,7 +1,6 @@
 //! The backward pass of one LoRA layer in two launches, from checked views.
 
 use crate::abi::{LoraForward, LoraGradients, LoraGradientsSegment};
-use crate::cpu::Accumulate;
 use crate::device::Device;
 use crate::device::launch::planned_kernel::PlannedKernel;
 use crate::device::launch::stream::Stream;
@@ -14,6 +13,7 @@ use crate::device::memory::workspace::Workspace;
 use crate::dropout::NO_DROPOUT;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
+use crate::lora::Accumulate;
 use crate::plan::lora::forward::ForwardPlan;
 use crate::plan::lora::{BackwardPlan, BackwardProblem, GradientsPlan, GradientsSegment};
 use crate::{ComputePath, WorkspaceLayout};
@@ -129,7 +129,7 @@ impl std::fmt::Display for Shape {
 
 impl<T: Element> Backward<T> {
     /// Plans launches for layers of this shape and `tokens` rows of x and dy. Unlike a forward plan, the plan depends
-    /// on the adapters' columns as well as on their ranks. It does not depend on the layer's bias and activation. dx is
+    /// on the adapters' columns as well as on their ranks. It does not depend on the layer's bias. dx is
     /// computed, the bias's gradient is not; if the rows of W0 start and end at multiples of 16 bytes, the rows of dy
     /// must do so as well.
     ///

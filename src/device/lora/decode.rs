@@ -10,7 +10,7 @@ use crate::plan::lora::decode::DecodePlan;
 /// The parameters of a launch whose operands were checked.
 #[expect(clippy::cast_possible_truncation, reason = "checked: dimensions and strides fit 31 bits")]
 pub(crate) fn params<T: Element>(plan: &DecodePlan, operands: &Operands<'_, T>) -> LoraDecode {
-    let &Operands { layer, x, slot, y, workspace, .. } = operands;
+    let &Operands { layer, x, slot, y, epilogue, workspace, .. } = operands;
     let (slot, slot_begin) = slot.map_or((0, 0), |slot| slot.params());
     let added = operands.added();
     let (segments, total_rank) = segment_table(layer.segments, 1.0);
@@ -39,7 +39,7 @@ pub(crate) fn params<T: Element>(plan: &DecodePlan, operands: &Operands<'_, T>) 
         split_depth: plan.split_depth,
         shrink_rows: plan.shrink_rows,
         widest_rank: plan.widest_rank,
-        activation: activation_code(layer.activation),
+        activation: activation_code(epilogue.activation),
         segment_count: layer.segments.len() as u32,
         slot_begin,
         sums_stride: plan.sums_stride,

@@ -34,19 +34,6 @@ pub struct DeviceLora<'a, T> {
     pub bias: Option<DeviceSlice<'a, T>>,
     /// The adapters.
     pub segments: &'a [DeviceSegment<'a, T>],
-    /// The activation, applied before the residual is added.
-    pub activation: Activation,
-}
-
-/// The term added after the activation.
-#[derive(Debug, Clone, Copy)]
-pub enum DeviceResidual<'a, T> {
-    /// No residual: the output is overwritten.
-    None,
-    /// The output's contents before the call.
-    InPlace,
-    /// Another matrix, `[tokens, d_out]`.
-    From(DeviceMatrix<'a, T>),
 }
 
 impl<'a, T: Element> DeviceLora<'a, T> {

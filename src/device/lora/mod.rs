@@ -14,6 +14,6 @@ pub use backward::{Backward, BackwardInput, BackwardOptions, BackwardOutput, Fac
 pub use dropout::DeviceDropout;
 pub use factors::DeviceFactors;
 pub use forward::{DeviceInput, DeviceOutput, Forward, ForwardOptions};
-pub use layer::{DeviceLora, DeviceResidual, DeviceSegment};
+pub use layer::{DeviceLora, DeviceSegment};
 pub use merge::{DeviceMergeReport, Merge, MergeRecord};
 pub use slot::{FactorSlot, SlotSegments};

@@ -5,10 +5,10 @@ use std::ops::Range;
 use fused_lora::Element;
 use fused_lora::WorkspaceLayout;
 use fused_lora::device::{
-    Adapter, Attention, AttentionMemory, Device, DeviceMatrix, DeviceResidual, DeviceSlice, DeviceSliceMut, LayerNorm,
-    MergeRecord, Stream, Workspace,
+    Adapter, Attention, AttentionMemory, Device, DeviceMatrix, DeviceSlice, DeviceSliceMut, LayerNorm, MergeRecord,
+    Stream, Workspace,
 };
-use fused_lora::lora::Activation;
+use fused_lora::lora::{Activation, Residual};
 use fused_lora::plan::transformer::AttentionShape;
 
 use super::adapters::{DeviceAdapters, DeviceBottleneck};
@@ -177,7 +177,7 @@ impl<W: Element> Block<W> {
                 projections.launch(Projection::AttnOut, attended, false, other, &mut scratch)?;
                 let (s, x) = (matrix(other, rows, d)?, matrix_mut(x, rows, d)?);
                 planned
-                    .launch(stream, &adapter.view()?, s, true, DeviceResidual::InPlace, x, scratch.workspace)
+                    .launch(stream, &adapter.view()?, s, true, Residual::InPlace, x, scratch.workspace)
                     .map_err(named("adapter_attn"))?;
             }
         }
@@ -192,7 +192,7 @@ impl<W: Element> Block<W> {
                 projections.launch(Projection::MlpOut, hidden, false, other, &mut scratch)?;
                 let (s, x) = (matrix(other, rows, d)?, matrix_mut(x, rows, d)?);
                 planned
-                    .launch(stream, &adapter.view()?, s, true, DeviceResidual::InPlace, x, scratch.workspace)
+                    .launch(stream, &adapter.view()?, s, true, Residual::InPlace, x, scratch.workspace)
                     .map_err(named("adapter_mlp"))?;
             }
         }
@@ -202,10 +202,10 @@ impl<W: Element> Block<W> {
             let launched = if let Some(own) = adapter.norm(epsilon) {
                 norm.launch(stream, matrix(x, rows, d)?, &own, matrix_mut(normed, rows, d)?)?;
                 let (input, x) = (matrix(normed, rows, d)?, matrix_mut(x, rows, d)?);
-                planned.launch(stream, &view, input, false, DeviceResidual::InPlace, x, scratch.workspace)
+                planned.launch(stream, &view, input, false, Residual::InPlace, x, scratch.workspace)
             } else {
                 let (input, y) = (matrix(x, rows, d)?, matrix_mut(other, rows, d)?);
-                let launched = planned.launch(stream, &view, input, true, DeviceResidual::None, y, scratch.workspace);
+                let launched = planned.launch(stream, &view, input, true, Residual::None, y, scratch.workspace);
                 std::mem::swap(x, other);
                 launched
             };

@@ -2,8 +2,8 @@
 
 use fused_lora::Element;
 use fused_lora::device::{
-    DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceResidual, Embedding, EmbeddingInput, Forward, Graph, LayerNorm,
-    MergeRecord, Stream, Workspace,
+    DeviceBuffer, DeviceMatrix, DeviceMatrixMut, Embedding, EmbeddingInput, Forward, Graph, LayerNorm, MergeRecord,
+    Stream, Workspace,
 };
 
 use super::adapters::DeviceAdapters;
@@ -342,9 +342,7 @@ impl<W: Element> DeviceForward<W> {
                 stride,
             )?;
             let layer = model.lm_head()?;
-            lm_head
-                .launch(stream, &layer, x, DeviceResidual::None, logits, &mut self.workspace)
-                .map_err(named("lm_head"))?;
+            lm_head.launch(stream, &layer, x, logits, &mut self.workspace).map_err(named("lm_head"))?;
         }
         Ok(())
     }

@@ -3,10 +3,10 @@
 use fused_lora::Element;
 use fused_lora::WorkspaceLayout;
 use fused_lora::device::{
-    Device, DeviceInput, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSegment, DeviceSliceMut,
+    Device, DeviceInput, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceOutput, DeviceSegment, DeviceSliceMut,
     Forward, Merge, MergeRecord, Pointwise, SlotSegments, Stream, Workspace,
 };
-use fused_lora::lora::{Activation, Layout};
+use fused_lora::lora::{Activation, Epilogue, Layout, Residual};
 
 use super::arena::{Sizes, matrix, matrix_mut};
 use super::weights::DeviceLinear;
@@ -76,10 +76,10 @@ impl<W: Element> PlannedProjection<W> {
     ) -> fused_lora::Result<Self> {
         let (d_in, d_out) = linear.shape();
         if segments.is_empty() || mode == LoraMode::Fused {
-            let layer = Forward::new(device, &linear.layer(segments, activation)?, rows)?;
+            let layer = Forward::new(device, &linear.layer(segments)?, rows)?;
             return Ok(Self { layer, beside: Beside::Nothing, activation: None });
         }
-        let layer = Forward::new(device, &linear.layer(&[], Activation::Identity)?, rows)?;
+        let layer = Forward::new(device, &linear.layer(&[])?, rows)?;
         let beside = if mode == LoraMode::DenseDelta {
             let product = Forward::new(device, &base(linear.weight()?, Layout::InOut), rows)?;
             let delta = Merge::new(device, d_in, d_out, Layout::InOut)?;
@@ -165,24 +165,25 @@ impl<W: Element> PlannedProjection<W> {
     ) -> fused_lora::Result<()> {
         let &Call { linear, segments, slot, activation, adds } = call;
         let (rows, (_, d_out)) = (x.rows(), linear.shape());
-        let residual = if adds { DeviceResidual::InPlace } else { DeviceResidual::None };
+        let residual = if adds { Residual::InPlace } else { Residual::None };
         let Scratch { t, beside, delta, zeros, record, workspace } = scratch;
-        let (layer, slot) = match &self.beside {
-            Beside::Nothing => (linear.layer(segments, activation)?, slot),
-            _ => (linear.layer(&[], Activation::Identity)?, None),
+        let (segments_inside, slot, activation) = match &self.beside {
+            Beside::Nothing => (segments, slot, activation),
+            _ => (&[][..], None, Activation::Identity),
         };
-        let input = DeviceInput { slot, ..x.into() };
-        self.layer.launch(stream, &layer, input, residual, matrix_mut(y, rows, d_out)?, workspace)?;
+        let (layer, input) = (linear.layer(segments_inside)?, DeviceInput { slot, ..x.into() });
+        let epilogue = Epilogue { activation, residual };
+        let output = DeviceOutput { epilogue, ..matrix_mut(y, rows, d_out)?.into() };
+        self.layer.launch(stream, &layer, input, output, workspace)?;
         match &self.beside {
             Beside::Nothing => {}
             Beside::Products(products) => {
                 for (Products { down, up, add }, segment) in products.iter().zip(segments) {
                     let (rank, cols) = (segment.a.rows(), segment.columns.len());
                     let (a, b) = (base(segment.a, Layout::OutIn), base(segment.b, Layout::OutIn));
-                    let none = DeviceResidual::None;
-                    down.launch(stream, &a, x, none, matrix_mut(t, rows, rank)?, workspace)?;
+                    down.launch(stream, &a, x, matrix_mut(t, rows, rank)?, workspace)?;
                     let product = matrix_mut(beside, rows, cols)?;
-                    up.launch(stream, &b, matrix(t, rows, rank)?, none, product, workspace)?;
+                    up.launch(stream, &b, matrix(t, rows, rank)?, product, workspace)?;
                     let added = (matrix(beside, rows, cols)?, segment.scale);
                     let part = y.slice_mut(segment.columns.start..rows * d_out - (d_out - segment.columns.end));
                     let part = DeviceMatrixMut::with_stride(part, rows, cols, d_out)?;
@@ -195,7 +196,9 @@ impl<W: Element> PlannedProjection<W> {
                 let zeros = matrix(zeros, d_in, d_out)?;
                 merge.merge_into(stream, zeros, matrix_mut(delta, d_in, d_out)?, segments, record)?;
                 let delta = base(matrix(delta, d_in, d_out)?, Layout::InOut);
-                product.launch(stream, &delta, x, DeviceResidual::InPlace, matrix_mut(y, rows, d_out)?, workspace)?;
+                let epilogue = Epilogue { residual: Residual::InPlace, ..Epilogue::default() };
+                let output = DeviceOutput { epilogue, ..matrix_mut(y, rows, d_out)?.into() };
+                product.launch(stream, &delta, x, output, workspace)?;
             }
         }
         if let Some((pointwise, activation)) = &self.activation {
@@ -207,5 +210,5 @@ impl<W: Element> PlannedProjection<W> {
 
 /// A layer that is only a product.
 fn base<W: Element>(weight: DeviceMatrix<'_, W>, layout: Layout) -> DeviceLora<'_, W> {
-    DeviceLora { weight, layout, bias: None, segments: &[], activation: Activation::Identity }
+    DeviceLora { weight, layout, bias: None, segments: &[] }
 }

@@ -4,11 +4,11 @@ mod contest;
 mod products;
 
 use anyhow::Result;
-use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
     Backward, BackwardInput, BackwardOptions, BackwardOutput, Device, DeviceBuffer, DeviceMatrix, DeviceOutput,
-    DeviceResidual, FactorGradient, Forward, ForwardOptions, Stream, Workspace,
+    FactorGradient, Forward, ForwardOptions, Stream, Workspace,
 };
+use fused_lora::lora::Accumulate;
 use fused_lora::{ComputePath, Element, WorkspaceLayout};
 use fused_lora_gpt2::Random;
 
@@ -103,8 +103,8 @@ impl<T: Element> Plans<T> {
         let x = DeviceMatrix::new(buffers.x.slice(0..tokens * d_in), tokens, d_in)?;
         forward.with_layer(case, self.adapted, |layer| {
             let t = if self.adapted { Some(place(&buffers.t, tokens, rank)?) } else { None };
-            let output = DeviceOutput { y: place(&buffers.y, tokens, d_out)?, t };
-            self.forward.launch(stream, layer, x, DeviceResidual::None, output, workspace)
+            let output = DeviceOutput { t, ..place(&buffers.y, tokens, d_out)?.into() };
+            self.forward.launch(stream, layer, x, output, workspace)
         })?;
         backward.with_layer(case, self.adapted, |layer| {
             let dy = DeviceMatrix::new(buffers.dy.slice(0..tokens * d_out), tokens, d_out)?;
