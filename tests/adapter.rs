@@ -245,7 +245,7 @@ fn an_adapter_that_does_not_fit_is_refused() -> Result<()> {
         assert_eq!(error, Err(Error::Overlap { output: "y", other: operand }));
     }
     let empty = Adapter::new(device, &good, 0).err();
-    assert_eq!(empty, Some(Error::EmptyProblem { tokens: 0, d_in: D, d_out: D }));
+    assert_eq!(empty, Some(Error::EmptyOperand { operand: "x", shape: [0, D] }));
     Ok(())
 }
 

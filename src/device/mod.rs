@@ -2,7 +2,7 @@
 //!
 //! A [`Device`] is either an NVIDIA GPU, through the driver API alone, or (with the feature `emulator`) the CPU running
 //! the same kernel sources, with stricter checks than hardware. Everything here works on both. Nothing here panics if
-//! there is no driver: [`Device::cuda`] returns [`Error::NoDriver`].
+//! there is no driver: [`Device::cuda`] returns [`DriverError::NotInstalled`](crate::DriverError::NotInstalled).
 //!
 //! - [`DeviceBuffer`] owns memory; [`DeviceSlice`], [`DeviceSliceMut`], [`DeviceMatrix`] and [`DeviceMatrixMut`] are
 //!   views of it, or of memory that another library owns.
@@ -78,7 +78,7 @@ impl Device {
     /// The CUDA device with this number, through its primary context. All calls with one number return the same device.
     ///
     /// # Errors
-    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`]; [`Error::Driver`] if it cannot be used.
+    /// [`Error::Driver`]: there is no driver, it is too old, it has no device of this number, or it refuses a call.
     pub fn cuda(ordinal: usize) -> Result<Self> {
         static OPEN: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
         // A panic under the lock cannot leave the list half changed.
@@ -94,7 +94,7 @@ impl Device {
     /// The number of CUDA devices.
     ///
     /// # Errors
-    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`] if the driver finds no GPU.
+    /// [`Error::Driver`]: there is no driver, it is too old, or it finds no GPU.
     pub fn cuda_count() -> Result<usize> {
         cuda::device_count()
     }
@@ -111,7 +111,7 @@ impl Device {
     /// loaded.
     ///
     /// # Errors
-    /// [`Error::NoEmulator`] without a C++ compiler.
+    /// [`Error::Driver`] without a C++ compiler: [`NoEmulator`](crate::DriverError::NoEmulator).
     #[cfg(feature = "emulator")]
     pub fn emulator(config: EmulatorConfig) -> Result<Self> {
         Ok(Self::new(emulator::Emulator::new(config)?))
@@ -120,7 +120,7 @@ impl Device {
     /// Checks that this machine has what the emulator needs: Linux and a C++ compiler. Compiles nothing.
     ///
     /// # Errors
-    /// [`Error::NoEmulator`], which says what is missing.
+    /// [`Error::Driver`], which says what is missing: [`NoEmulator`](crate::DriverError::NoEmulator).
     #[cfg(feature = "emulator")]
     pub fn expect_emulator() -> Result<()> {
         Ok(fused_lora_emulator::expect_available()?)
@@ -139,8 +139,8 @@ impl Device {
     /// later calls only look it up.
     ///
     /// # Errors
-    /// [`Error::NoSuchKernel`], [`Error::Unsupported`] if it is not written for this device, [`Error::NoKernelImage`],
-    /// [`Error::CompilationFailed`], or an error of the driver.
+    /// [`Error::Kernel`]: there is no kernel of this name, it is not written for this device, there is no machine code
+    /// and NVRTC cannot compile it. [`Error::Driver`].
     pub fn kernel(&self, name: &str) -> Result<Kernel> {
         let mut kernels = self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         let found = match kernels.get(name) {
@@ -167,8 +167,9 @@ impl Device {
         self.0.backend.take_counters()
     }
 
-    /// Makes an emulated GPU fail after this many further launches: every later call returns [`Error::DeviceLost`], as
-    /// it does on a GPU after a kernel has failed. For tests; no effect on a GPU.
+    /// Makes an emulated GPU fail after this many further launches: every later call returns
+    /// [`DeviceLost`](crate::DriverError::DeviceLost), as it does on a GPU after a kernel has failed. For tests; no
+    /// effect on a GPU.
     #[cfg(feature = "emulator")]
     pub fn lose_after(&self, launches: u32) {
         self.0.backend.lose_after(launches);

@@ -307,7 +307,7 @@ impl<W: Element> Optimizer<W> {
     }
 
     /// Sets the number of steps taken, to continue from a checkpoint with its moments. Also resets the optimizer's
-    /// state on the device after a [`KernelFault`](Error::KernelFault).
+    /// state on the device after a [fault](crate::LaunchError::Fault).
     ///
     /// # Errors
     /// As [`DeviceSliceMut::upload`].

@@ -35,7 +35,7 @@ impl ForwardPlan {
     /// decides on the kernel alone; the cut into tiles, the workspace and every bit of the result are the same.
     ///
     /// # Errors
-    /// [`Error::EmptyProblem`], [`Error::RankOutOfRange`] for the width, [`Error::NoMatrixInstructions`],
+    /// [`Error::EmptyOperand`], [`Error::RankOutOfRange`] for the width, [`Error::NoMatrixInstructions`],
     /// [`Error::TooLarge`] if there are more tiles than a launch can have CTAs.
     pub fn adapter(problem: &AdapterProblem) -> Result<Self> {
         let &AdapterProblem { tokens, d, width, dtype, aligned, multiprocessors, compute_capability, path } = problem;
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_not_planned() {
         let refused = |problem: AdapterProblem| ForwardPlan::adapter(&problem).expect_err("no plan");
-        let empty = Error::EmptyProblem { tokens: 0, d_in: 1024, d_out: 1024 };
+        let empty = Error::EmptyOperand { operand: "x", shape: [0, 1024] };
         assert_eq!(refused(AdapterProblem { tokens: 0, ..GPT2_MEDIUM }), empty);
         for width in [0, 513] {
             let error = Error::RankOutOfRange { rank: width, max: 512 };

@@ -49,6 +49,11 @@ pub struct LayerProblem<'a> {
     pub path: ComputePath,
 }
 
+/// Refuses an operand without elements.
+pub(crate) fn expect_elements(operand: &'static str, shape: [usize; 2]) -> Result<()> {
+    if shape.contains(&0) { Err(Error::EmptyOperand { operand, shape }) } else { Ok(()) }
+}
+
 impl LayerProblem<'_> {
     /// Why matrix instructions cannot do it.
     pub(crate) fn matrix_obstacle(&self) -> Option<&'static str> {
@@ -71,8 +76,8 @@ impl LayerProblem<'_> {
     /// What every plan asks for.
     pub(crate) fn validate(&self) -> Result<()> {
         let &Self { tokens, d_in, d_out, ranks, .. } = self;
-        if tokens == 0 || d_in == 0 || d_out == 0 {
-            return Err(Error::EmptyProblem { tokens, d_in, d_out });
+        for (operand, shape) in [("x", [tokens, d_in]), ("y", [tokens, d_out])] {
+            expect_elements(operand, shape)?;
         }
         let max_segments = abi::LORA_MAX_SEGMENTS as usize;
         if ranks.len() > max_segments {

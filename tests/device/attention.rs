@@ -314,7 +314,7 @@ fn each_wrong_shape_has_its_error() {
     assert_eq!(refused(AttentionShape { head_size: 129, ..SHAPE }), head);
     assert_eq!(
         refused(AttentionShape { sequences: 0, ..SHAPE }),
-        Error::EmptyProblem { tokens: 0, d_in: 24, d_out: 8 }
+        Error::EmptyOperand { operand: "qkv", shape: [0, 24] }
     );
     let options = AttentionOptions { path: ComputePath::Matrix };
     let matrix = Attention::<f32>::with_options(&device, &AttentionShape { tokens: 4, ..SHAPE }, options);

@@ -69,7 +69,7 @@ fn each_wrong_layer(tokens: usize) {
     assert_eq!(error(DeviceLora { bias: Some(small.data.slice(0..3)), ..layer }, tokens), bias);
     is_elsewhere(error(DeviceLora { bias: Some(other.data.slice(0..D_OUT)), ..layer }, tokens), "bias");
     is_elsewhere(error(DeviceLora { weight: other.matrix(D_OUT, D_IN), ..layer }, tokens), "weight");
-    assert_eq!(error(layer, 0), Error::EmptyProblem { tokens: 0, d_in: D_IN, d_out: D_OUT });
+    assert_eq!(error(layer, 0), Error::EmptyOperand { operand: "x", shape: [0, D_IN] });
     let many = vec![small.segment(); 17];
     assert_eq!(error(small.layer(&many), tokens), Error::TooManySegments { segments: 17, max: 16 });
     let stride = 1 << 31;

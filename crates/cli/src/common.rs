@@ -61,7 +61,7 @@ impl On {
     /// The device; an error for the CPU, which is none.
     pub(crate) fn open(self) -> fused_lora::Result<Device> {
         match self {
-            On::Cpu => Err(fused_lora::Error::NoDriver { reason: "the CPU was asked for".to_owned() }),
+            On::Cpu => Err(fused_lora::DriverError::NotInstalled { reason: "the CPU was asked for".to_owned() }.into()),
             On::Cuda => Device::cuda(0),
             #[cfg(feature = "emulator")]
             On::Emulator => Device::emulator(fused_lora::device::EmulatorConfig {
@@ -69,9 +69,9 @@ impl On {
                 ..fused_lora::device::EmulatorConfig::default()
             }),
             #[cfg(not(feature = "emulator"))]
-            On::Emulator => Err(fused_lora::Error::NoEmulator {
+            On::Emulator => Err(fused_lora::Error::Driver(fused_lora::DriverError::NoEmulator {
                 reason: "this build has none: build it with `--features emulator`".to_owned(),
-            }),
+            })),
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::device::emulator::streams::{Operation, Streams};
 use crate::device::launch::config::LaunchConfig;
 use crate::device::launch::tensor_map::Tensor;
 use crate::device::properties::{DeviceKind, KernelAttributes, Properties};
-use crate::error::{Error, Result};
+use crate::error::{DriverError, Error, KernelError, LaunchError, Result};
 
 /// Bytes of dynamic shared memory that a block can have, on the emulator as on Hopper.
 const SHARED_BYTES: u32 = 227 << 10;
@@ -47,16 +47,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl From<emulator::Error> for Error {
     fn from(error: emulator::Error) -> Self {
         match error {
-            emulator::Error::OutOfMemory { bytes } => Error::OutOfDeviceMemory { bytes },
-            emulator::Error::Unavailable { reason } => Error::NoEmulator { reason },
-            emulator::Error::NoSuchKernel(kernel) => Error::NoSuchKernel { kernel },
+            emulator::Error::OutOfMemory { bytes } => Error::Driver(DriverError::OutOfMemory { bytes }),
+            emulator::Error::Unavailable { reason } => Error::Driver(DriverError::NoEmulator { reason }),
+            emulator::Error::NoSuchKernel(kernel) => Error::Kernel(KernelError::NoSuchKernel { kernel }),
             emulator::Error::WrongParameters { kernel, expected, actual } => {
-                Error::WrongParameters { kernel, expected, actual }
+                Error::Launch(LaunchError::WrongParameters { kernel, expected, actual })
             }
             emulator::Error::BadTensorMap { reason } => Error::BadTensorMap { reason },
-            emulator::Error::BadLaunch { kernel, reason } => Error::BadLaunch { kernel, reason },
-            emulator::Error::Fault { kernel, report, .. } => Error::KernelFault { kernel, report },
-            other => Error::NoEmulator { reason: other.to_string() },
+            emulator::Error::BadLaunch { kernel, reason } => {
+                Error::Launch(LaunchError::LimitExceeded { kernel, reason })
+            }
+            emulator::Error::Fault { kernel, report, .. } => Error::Launch(LaunchError::Fault { kernel, report }),
+            other => Error::Driver(DriverError::NoEmulator { reason: other.to_string() }),
         }
     }
 }
@@ -91,7 +93,7 @@ impl Emulator {
 
     fn expect_alive(&self) -> Result<()> {
         match *lock(&self.left) {
-            Some(0) => Err(Error::DeviceLost { reason: "as requested by lose_after".to_owned() }),
+            Some(0) => Err(Error::Driver(DriverError::DeviceLost { reason: "as requested by lose_after".to_owned() })),
             _ => Ok(()),
         }
     }
@@ -133,7 +135,7 @@ impl Emulator {
                     let report = format!(
                         "it may start before the preceding launch has ended, but {waits} of {threads} threads wait"
                     );
-                    return Err(Error::KernelFault { kernel: name.clone(), report });
+                    return Err(Error::Launch(LaunchError::Fault { kernel: name.clone(), report }));
                 }
                 let mut kept = lock(&self.counters);
                 if kept.len() == COUNTED {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, KernelError, Result};
 
 pub use cache::folder as cache_folder;
 pub use nvrtc::version as nvrtc_version;
@@ -103,7 +103,7 @@ impl Source {
     /// The file's machine code, if the build compiled it.
     ///
     /// # Errors
-    /// [`Error::NoImage`] if the file that this build keeps it in cannot be read.
+    /// [`KernelError::UnreadableImage`] if the file that this build keeps it in cannot be read.
     pub(crate) fn machine_code(&self) -> Result<Option<Cow<'static, [u8]>>> {
         let name = match self.image {
             Image::None => return Ok(None),
@@ -111,7 +111,9 @@ impl Source {
             Image::Beside(name) => name,
         };
         let path = image_folder().unwrap_or_else(|| "images".into()).join(name);
-        let failed = |error: std::io::Error| Error::NoImage { path: path.clone(), reason: error.to_string() };
+        let failed = |error: std::io::Error| {
+            Error::Kernel(KernelError::UnreadableImage { path: path.clone(), reason: error.to_string() })
+        };
         std::fs::read(&path).map(|bytes| Some(bytes.into())).map_err(failed)
     }
 
@@ -144,9 +146,11 @@ impl Source {
 /// Refuses a kernel that is not written for a device of this compute capability. Unknown kernels are accepted here.
 pub(crate) fn expect_supported(kernel: &str, capability: (u32, u32)) -> Result<()> {
     match source_of(kernel) {
-        Some(source) if !source.supports(capability) => {
-            Err(Error::Unsupported { kernel: kernel.to_owned(), capability, needs: source.targets.join(" ") })
-        }
+        Some(source) if !source.supports(capability) => Err(Error::Kernel(KernelError::Unsupported {
+            kernel: kernel.to_owned(),
+            capability,
+            needs: source.targets.join(" "),
+        })),
         _ => Ok(()),
     }
 }

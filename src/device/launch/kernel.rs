@@ -6,7 +6,7 @@ use crate::device::backend::{Found, Launch};
 use crate::device::launch::config::LaunchConfig;
 use crate::device::launch::stream::Stream;
 use crate::device::properties::KernelAttributes;
-use crate::error::{Error, Result};
+use crate::error::{Error, LaunchError, Result};
 
 /// The first compute capability that has clusters.
 const CLUSTERS: (u32, u32) = (9, 0);
@@ -95,7 +95,7 @@ impl Kernel {
     /// Blocks that are resident on one SM at a time.
     ///
     /// # Errors
-    /// [`Error::BadLaunch`] if the block exceeds the kernel's limits, or an error of the driver.
+    /// [`LaunchError::LimitExceeded`] if the block exceeds the kernel's limits, or an error of the driver.
     pub fn resident_blocks(&self, block: u32, shared_bytes: u32) -> Result<u32> {
         self.check(&LaunchConfig { shared_bytes, ..LaunchConfig::new([1; 3], block) })?;
         // SAFETY: the kernel lives as long as its device, which is held.
@@ -105,7 +105,7 @@ impl Kernel {
     /// Clusters of such a launch that are resident on the device at a time.
     ///
     /// # Errors
-    /// [`Error::BadLaunch`] if the launch is not possible, or an error of the driver.
+    /// [`LaunchError::LimitExceeded`] if the launch is not possible, or an error of the driver.
     pub fn resident_clusters(&self, config: &LaunchConfig) -> Result<u32> {
         self.check(config)?;
         if config.cluster == 1 {
@@ -119,8 +119,8 @@ impl Kernel {
     /// Issues a launch to a stream. Returns before the launch has run, except on the emulator.
     ///
     /// # Errors
-    /// [`Error::WrongDevice`], [`Error::BadLaunch`], [`Error::WrongParameters`] before anything is launched;
-    /// [`Error::KernelFault`] on the emulator; errors of the driver.
+    /// [`Error::WrongDevice`], [`LaunchError::LimitExceeded`], [`LaunchError::WrongParameters`] before anything is
+    /// launched; [`LaunchError::Fault`] on the emulator; errors of the driver.
     ///
     /// # Safety
     /// `params` is of the kernel's own type, and every address in it stays valid for the kernel's accesses until the
@@ -129,7 +129,11 @@ impl Kernel {
         self.device.expect_same("stream", stream.device())?;
         self.check(config)?;
         if let Some(expected) = self.found.attributes.params_bytes.filter(|&bytes| bytes != size_of::<P>()) {
-            return Err(Error::WrongParameters { kernel: self.name.clone(), expected, actual: size_of::<P>() });
+            return Err(Error::Launch(LaunchError::WrongParameters {
+                kernel: self.name.clone(),
+                expected,
+                actual: size_of::<P>(),
+            }));
         }
         // SAFETY: a parameter struct is plain data without padding.
         let bytes = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(params).cast::<u8>(), size_of::<P>()) };
@@ -145,7 +149,7 @@ impl Kernel {
     fn check(&self, config: &LaunchConfig) -> Result<()> {
         let capability = self.device.properties().compute_capability;
         match refusal(config, &self.found.attributes, capability) {
-            Some(reason) => Err(Error::BadLaunch { kernel: self.name.clone(), reason }),
+            Some(reason) => Err(Error::Launch(LaunchError::LimitExceeded { kernel: self.name.clone(), reason })),
             None => Ok(()),
         }
     }

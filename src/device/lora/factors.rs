@@ -48,7 +48,7 @@ impl<T: Element> DeviceFactors<T> {
     ///
     /// # Errors
     /// [`Error::SegmentOutOfRange`] for a segment without columns; [`Error::RankOutOfRange`], [`Error::ShapeMismatch`],
-    /// [`Error::ScaleNotFinite`]; [`Error::OutOfDeviceMemory`]; [`Error::CaptureRefused`] inside a capture.
+    /// [`Error::ScaleNotFinite`]; [`Error::CaptureRefused`] inside a capture; errors of the driver.
     pub fn upload(stream: &Stream, segments: &[Segment<'_, T>]) -> Result<Self> {
         let chunk = CHUNK / size_of::<T>();
         let (mut values, mut places) = (vec![], vec![]);

@@ -76,11 +76,10 @@ impl<T: Element> Merge<T> {
     /// Plans merges into weights stored as `rows` by `cols`.
     ///
     /// # Errors
-    /// [`Error::EmptyProblem`], and as [`Device::kernel`].
+    /// [`Error::EmptyOperand`], and as [`Device::kernel`].
     pub fn new(device: &Device, rows: usize, cols: usize, layout: Layout) -> Result<Self> {
-        let (d_in, d_out) = dimensions(rows, cols, layout);
         if rows == 0 || cols == 0 {
-            return Err(Error::EmptyProblem { tokens: 0, d_in, d_out });
+            return Err(Error::EmptyOperand { operand: "weight", shape: [rows, cols] });
         }
         let plan = MergePlan::new(rows, cols, layout, T::DTYPE);
         let kernel = PlannedKernel::find(device, &plan.launch)?;

@@ -73,7 +73,7 @@ impl<T: Element> FactorSlot<T> {
     /// A slot for adapters with the segments of `factors`, each of at most the same rank. At first, it holds `factors`.
     ///
     /// # Errors
-    /// [`Error::OutOfDeviceMemory`], [`Error::WrongDevice`]; [`Error::CaptureRefused`] inside a capture.
+    /// [`Error::WrongDevice`]; [`Error::CaptureRefused`] inside a capture; errors of the driver.
     pub fn new(stream: &Stream, factors: &DeviceFactors<T>) -> Result<Self> {
         stream.device().expect_same("factors", factors.device())?;
         // The copy is done when this returns, so every stream sees the word.

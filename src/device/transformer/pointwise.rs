@@ -13,6 +13,7 @@ use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::lora::Activation;
 use crate::plan::LaunchShape;
+use crate::plan::problem::expect_elements;
 
 /// `y = act(y + scale·added)` for `[rows, cols]`: the kernel is loaded once, then launched any number of times.
 ///
@@ -30,12 +31,10 @@ impl<T: Element> Pointwise<T> {
     /// Plans launches for matrices of this shape.
     ///
     /// # Errors
-    /// [`Error::EmptyProblem`], [`Error::TooLarge`] if the grid would have 2³¹ blocks or more, and as
+    /// [`Error::EmptyOperand`], [`Error::TooLarge`] if the grid would have 2³¹ blocks or more, and as
     /// [`Device::kernel`].
     pub fn new(device: &Device, rows: usize, cols: usize) -> Result<Self> {
-        if rows == 0 || cols == 0 {
-            return Err(Error::EmptyProblem { tokens: rows, d_in: cols, d_out: cols });
-        }
+        expect_elements("y", [rows, cols])?;
         let row_ctas = cols.div_ceil(abi::LORA_POINTWISE_THREADS as usize * 16 / T::DTYPE.size());
         let ctas = rows.saturating_mul(row_ctas);
         let Ok(grid) = i32::try_from(ctas) else { return Err(Error::TooLarge { operand: "y", value: ctas }) };

@@ -48,7 +48,7 @@ impl<W: Element> DeviceModel<W> {
     /// Copies the weights to the stream's device; returns when the copies are done.
     ///
     /// # Errors
-    /// [`Error::Layer`](crate::Error::Layer): [`OutOfDeviceMemory`](fused_lora::Error::OutOfDeviceMemory) if the
+    /// [`Error::Layer`](crate::Error::Layer): [`OutOfMemory`](fused_lora::DriverError::OutOfMemory) if the
     /// weights do not fit, and errors of the driver.
     pub fn upload(stream: &Stream, model: &Model<W>) -> Result<Self> {
         let layer = |layer: &crate::model::Layer<W>| -> Result<DeviceLayer<W>> {

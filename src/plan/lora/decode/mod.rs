@@ -58,7 +58,7 @@ impl DecodePlan {
     /// With [`ComputePath::Tf32`] the kernel is that of true f32: so few tokens wait for W0's bytes, not for products.
     ///
     /// # Errors
-    /// [`Error::TooManyTokens`], [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::EmptyProblem`],
+    /// [`Error::TooManyTokens`], [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::EmptyOperand`],
     /// [`Error::NoMatrixInstructions`].
     pub fn new(problem: &LayerProblem<'_>) -> Result<Self> {
         let &LayerProblem { tokens, d_in, d_out, layout, dtype, multiprocessors, .. } = problem;
@@ -334,6 +334,6 @@ mod tests {
             error(LayerProblem { ranks: &[4, 513], ..base.clone() }),
             Error::RankOutOfRange { rank: 513, max: 512 }
         );
-        assert_eq!(error(LayerProblem { d_in: 0, ..base }), Error::EmptyProblem { tokens: 1, d_in: 0, d_out: 64 });
+        assert_eq!(error(LayerProblem { d_in: 0, ..base }), Error::EmptyOperand { operand: "x", shape: [1, 0] });
     }
 }

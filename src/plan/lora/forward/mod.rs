@@ -75,7 +75,7 @@ fn padded(rank: usize) -> usize {
 
 impl ForwardPlan {
     /// # Errors
-    /// [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::EmptyProblem`], [`Error::NoMatrixInstructions`],
+    /// [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::EmptyOperand`], [`Error::NoMatrixInstructions`],
     /// [`Error::TooLarge`] if the layer has more tiles than a launch can have CTAs.
     pub fn new(problem: &LayerProblem<'_>) -> Result<Self> {
         problem.validate()?;
