@@ -8,6 +8,7 @@ mod common;
 mod adapter;
 mod cpu;
 mod device;
+mod examples;
 mod golden;
 mod instructions;
 mod ladder;
