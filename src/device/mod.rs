@@ -36,7 +36,7 @@ mod transformer;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use backend::{Backend, Found};
+use backend::{Backend, LoadedKernel};
 use memory::ledger::Ledger;
 
 use crate::error::{Error, Result};
@@ -54,7 +54,7 @@ pub use launch::{Event, Graph, Kernel, KernelParams, LaunchConfig, Stream, Tenso
 pub use lora::{
     Backward, BackwardInput, BackwardOptions, BackwardOutput, DeviceDropout, DeviceFactors, DeviceInput, DeviceLora,
     DeviceMergeReport, DeviceOutput, DeviceSegment, FactorGradient, FactorSlot, Forward, ForwardOptions, Merge,
-    MergeRecord, SlotSegments,
+    MergeReportBuffer, SlotSegments,
 };
 pub use memory::{DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSlice, DeviceSliceMut, DeviceTensor, Workspace};
 pub use optim::{DeviceParameter, Optimizer};
@@ -71,7 +71,7 @@ pub struct Device(Arc<Inner>);
 struct Inner {
     backend: Box<dyn Backend>,
     ledger: Ledger,
-    kernels: Mutex<HashMap<String, Found>>,
+    kernels: Mutex<HashMap<String, LoadedKernel>>,
 }
 
 impl Device {
@@ -133,24 +133,6 @@ impl Device {
     /// The device's properties.
     pub fn properties(&self) -> &Properties {
         self.0.backend.properties()
-    }
-
-    /// Loads the kernel of this name onto the device. The first call for a kernel may compile it, which takes seconds;
-    /// later calls only look it up.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`]: there is no kernel of this name, it is not written for this device, there is no machine code
-    /// and NVRTC cannot compile it. [`Error::Driver`].
-    pub fn kernel(&self, name: &str) -> Result<Kernel> {
-        let mut kernels = self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = match kernels.get(name) {
-            Some(&found) => found,
-            None => {
-                image::expect_supported(name, self.properties().compute_capability)?;
-                *kernels.entry(name.to_owned()).or_insert(self.0.backend.kernel(name)?)
-            }
-        };
-        Ok(Kernel::new(self, name, found))
     }
 
     /// Takes the emulator's counters of the last launch. `None` if there was no launch since the last call, and on a

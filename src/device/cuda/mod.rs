@@ -12,7 +12,7 @@ use context::{Context, Entered, Relaxed};
 use driver::{Failure, sys};
 
 use crate::abi::TensorMap;
-use crate::device::backend::{Backend, Found, Handle, Launch};
+use crate::device::backend::{Backend, Handle, Launch, LoadedKernel};
 use crate::device::image;
 use crate::device::launch::tensor_map::Tensor;
 use crate::device::properties::Properties;
@@ -249,7 +249,7 @@ impl Backend for Cuda {
         let _ = unsafe { driver::cuGraphExecDestroy(graph.0 as sys::CUgraphExec) };
     }
 
-    fn kernel(&self, name: &str) -> Result<Found> {
+    fn kernel(&self, name: &str) -> Result<LoadedKernel> {
         let source = image::source_of(name)
             .ok_or_else(|| Error::Kernel(KernelError::NoSuchKernel { kernel: name.to_owned() }))?;
         let (_entered, _relaxed) = (self.enter()?, Relaxed::new()?);

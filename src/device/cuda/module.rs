@@ -4,7 +4,7 @@ use std::ffi::CString;
 
 use sys::CUfunction_attribute as Attribute;
 
-use crate::device::backend::{Found, Handle};
+use crate::device::backend::{Handle, LoadedKernel};
 use crate::device::cuda::driver::{self, Driver, Failure, sys};
 use crate::device::image::Source;
 use crate::device::image::nvrtc;
@@ -47,7 +47,12 @@ fn load_image(image: &[u8]) -> Result<sys::CUmodule, Failure> {
 ///
 /// # Safety
 /// The module's context must be current, and the module must never be unloaded.
-pub(super) unsafe fn find(driver: &Driver, module: sys::CUmodule, name: &str, shared_bytes: u32) -> Result<Found> {
+pub(super) unsafe fn find(
+    driver: &Driver,
+    module: sys::CUmodule,
+    name: &str,
+    shared_bytes: u32,
+) -> Result<LoadedKernel> {
     let missing = || Error::Kernel(KernelError::NoSuchKernel { kernel: name.to_owned() });
     let c_name = CString::new(name).map_err(|_| missing())?;
     let mut function = std::ptr::null_mut();
@@ -84,5 +89,5 @@ pub(super) unsafe fn find(driver: &Driver, module: sys::CUmodule, name: &str, sh
         params_bytes: unsafe { driver.params_size(function) },
         compiled_for: (compiled_for / 10, compiled_for % 10),
     };
-    Ok(Found { handle: Handle(function as usize), attributes })
+    Ok(LoadedKernel { handle: Handle(function as usize), attributes })
 }

@@ -10,7 +10,7 @@ use fused_lora_emulator as emulator;
 use fused_lora_emulator::{Config, Counters, Machine};
 
 use crate::abi::TensorMap;
-use crate::device::backend::{Backend, Found, Handle, Launch};
+use crate::device::backend::{Backend, Handle, Launch, LoadedKernel};
 use crate::device::emulator::streams::{Operation, Streams};
 use crate::device::launch::config::LaunchConfig;
 use crate::device::launch::tensor_map::Tensor;
@@ -265,7 +265,7 @@ impl Backend for Emulator {
         lock(&self.streams).forget_graph(graph);
     }
 
-    fn kernel(&self, name: &str) -> Result<Found> {
+    fn kernel(&self, name: &str) -> Result<LoadedKernel> {
         let kernel = self.machine.kernel(name)?;
         let mut kernels = lock(&self.kernels);
         let index = kernels.iter().position(|known| known == name).unwrap_or(kernels.len());
@@ -281,7 +281,7 @@ impl Backend for Emulator {
             params_bytes: Some(kernel.params_bytes),
             compiled_for: self.properties.compute_capability,
         };
-        Ok(Found { handle: Handle(index), attributes })
+        Ok(LoadedKernel { handle: Handle(index), attributes })
     }
 
     unsafe fn resident_blocks(&self, _: Handle, block: u32, shared_bytes: u32) -> Result<u32> {

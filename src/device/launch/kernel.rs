@@ -1,8 +1,11 @@
-//! Kernels: their attributes, and how they are launched.
+//! Kernels: how they are loaded by name, their attributes, and how they are launched.
+
+use std::sync::PoisonError;
 
 use crate::abi;
 use crate::device::Device;
-use crate::device::backend::{Found, Launch};
+use crate::device::backend::{Launch, LoadedKernel};
+use crate::device::image;
 use crate::device::launch::config::LaunchConfig;
 use crate::device::launch::stream::Stream;
 use crate::device::properties::KernelAttributes;
@@ -64,19 +67,35 @@ unsafe impl KernelParams for abi::LoraAttention {}
 // SAFETY: likewise, 48 bytes.
 unsafe impl KernelParams for abi::LoraPointwise {}
 
+impl Device {
+    /// Loads the kernel of this name onto the device. The first call for a kernel may compile it, which takes seconds;
+    /// later calls only look it up.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`]: there is no kernel of this name, it is not written for this device, there is no machine code
+    /// and NVRTC cannot compile it. [`Error::Driver`].
+    pub fn kernel(&self, name: &str) -> Result<Kernel> {
+        let mut kernels = self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = match kernels.get(name) {
+            Some(&loaded) => loaded,
+            None => {
+                image::expect_supported(name, self.properties().compute_capability)?;
+                *kernels.entry(name.to_owned()).or_insert(self.backend().kernel(name)?)
+            }
+        };
+        Ok(Kernel { device: self.clone(), name: name.to_owned(), loaded })
+    }
+}
+
 /// A kernel, ready to be launched.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     device: Device,
     name: String,
-    found: Found,
+    loaded: LoadedKernel,
 }
 
 impl Kernel {
-    pub(crate) fn new(device: &Device, name: &str, found: Found) -> Self {
-        Self { device: device.clone(), name: name.to_owned(), found }
-    }
-
     /// The kernel's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -89,7 +108,7 @@ impl Kernel {
 
     /// The attributes of the compiled kernel.
     pub fn attributes(&self) -> &KernelAttributes {
-        &self.found.attributes
+        &self.loaded.attributes
     }
 
     /// Blocks that are resident on one SM at a time.
@@ -99,7 +118,7 @@ impl Kernel {
     pub fn resident_blocks(&self, block: u32, shared_bytes: u32) -> Result<u32> {
         self.check(&LaunchConfig { shared_bytes, ..LaunchConfig::new([1; 3], block) })?;
         // SAFETY: the kernel lives as long as its device, which is held.
-        unsafe { self.device.backend().resident_blocks(self.found.handle, block, shared_bytes) }
+        unsafe { self.device.backend().resident_blocks(self.loaded.handle, block, shared_bytes) }
     }
 
     /// Clusters of such a launch that are resident on the device at a time.
@@ -128,7 +147,7 @@ impl Kernel {
     pub unsafe fn launch<P: KernelParams>(&self, stream: &Stream, config: &LaunchConfig, params: &P) -> Result<()> {
         self.device.expect_same("stream", stream.device())?;
         self.check(config)?;
-        if let Some(expected) = self.found.attributes.params_bytes.filter(|&bytes| bytes != size_of::<P>()) {
+        if let Some(expected) = self.loaded.attributes.params_bytes.filter(|&bytes| bytes != size_of::<P>()) {
             return Err(Error::Launch(LaunchError::WrongParameters {
                 kernel: self.name.clone(),
                 expected,
@@ -142,13 +161,13 @@ impl Kernel {
     }
 
     fn launch_of<'a>(&'a self, config: &'a LaunchConfig, params: &'a [u8]) -> Launch<'a> {
-        let dependent = config.dependent_launch && self.found.attributes.compiled_for >= DEPENDENT_LAUNCH;
-        Launch { kernel: self.found.handle, config, dependent, params }
+        let dependent = config.dependent_launch && self.loaded.attributes.compiled_for >= DEPENDENT_LAUNCH;
+        Launch { kernel: self.loaded.handle, config, dependent, params }
     }
 
     fn check(&self, config: &LaunchConfig) -> Result<()> {
         let capability = self.device.properties().compute_capability;
-        match refusal(config, &self.found.attributes, capability) {
+        match refusal(config, &self.loaded.attributes, capability) {
             Some(reason) => Err(Error::Launch(LaunchError::LimitExceeded { kernel: self.name.clone(), reason })),
             None => Ok(()),
         }

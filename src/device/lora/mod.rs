@@ -15,5 +15,5 @@ pub use dropout::DeviceDropout;
 pub use factors::DeviceFactors;
 pub use forward::{DeviceInput, DeviceOutput, Forward, ForwardOptions};
 pub use layer::{DeviceLora, DeviceSegment};
-pub use merge::{DeviceMergeReport, Merge, MergeRecord};
+pub use merge::{DeviceMergeReport, Merge, MergeReportBuffer};
 pub use slot::{FactorSlot, SlotSegments};

@@ -7,7 +7,7 @@ use bytemuck::Pod;
 
 use crate::device::Device;
 use crate::device::launch::stream::Stream;
-use crate::device::memory::ledger::{Allocation, Kept};
+use crate::device::memory::ledger::{Allocation, KeepAlive};
 use crate::device::memory::slice::{DeviceSlice, DeviceSliceMut};
 use crate::error::{DriverError, Error, Result};
 
@@ -55,7 +55,7 @@ impl<T: Pod> DeviceBuffer<T> {
 
     /// Keeps `kept` alive as long as this memory may be read, also by graphs, because the memory points to it. Returns
     /// the object that was kept before.
-    pub(crate) fn keep(&mut self, kept: Kept) -> Option<Kept> {
+    pub(crate) fn keep(&mut self, kept: KeepAlive) -> Option<KeepAlive> {
         match &mut self.storage {
             Storage::Owned(allocation) => allocation.kept.replace(kept),
             Storage::Foreign { .. } => unreachable!("memory of others lives as long as they say"),

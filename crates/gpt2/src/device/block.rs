@@ -5,8 +5,8 @@ use std::ops::Range;
 use fused_lora::Element;
 use fused_lora::WorkspaceLayout;
 use fused_lora::device::{
-    Adapter, Attention, AttentionMemory, Device, DeviceMatrix, DeviceSlice, DeviceSliceMut, LayerNorm, MergeRecord,
-    Stream, Workspace,
+    Adapter, Attention, AttentionMemory, Device, DeviceMatrix, DeviceSlice, DeviceSliceMut, LayerNorm,
+    MergeReportBuffer, Stream, Workspace,
 };
 use fused_lora::lora::{Activation, Residual};
 use fused_lora::plan::transformer::AttentionShape;
@@ -139,7 +139,7 @@ impl<W: Element> Block<W> {
         on: &mut On<'_, W>,
         place: &Layer<'_, W>,
         parts: &mut Parts<'_, W>,
-        record: &mut MergeRecord,
+        report: &mut MergeReportBuffer,
         workspace: &mut Workspace,
     ) -> Result<()> {
         let &Layer { index, sequences, length, norm, lengths } = place;
@@ -148,7 +148,7 @@ impl<W: Element> Block<W> {
         let (d, rows, epsilon) = (config.d_model, sequences * length, config.layer_norm_epsilon);
         let named = |what: &'static str| move |source| Error::Layer { what: format!("h.{index}.{what}"), source };
         let Parts { x, other, normed, wide, t, beside, delta, zeros, .. } = parts;
-        let mut scratch = Scratch { t, beside, delta, zeros, record, workspace };
+        let mut scratch = Scratch { t, beside, delta, zeros, report, workspace };
         let projections = Projections { planned: &self.projections, stream, model, adapters, index };
 
         projections.launch(Projection::Qkv, matrix(normed, rows, d)?, false, wide, &mut scratch)?;

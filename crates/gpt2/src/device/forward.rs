@@ -2,8 +2,8 @@
 
 use fused_lora::Element;
 use fused_lora::device::{
-    DeviceBuffer, DeviceMatrix, DeviceMatrixMut, Embedding, EmbeddingInput, Forward, Graph, LayerNorm, MergeRecord,
-    Stream, Workspace,
+    DeviceBuffer, DeviceMatrix, DeviceMatrixMut, Embedding, EmbeddingInput, Forward, Graph, LayerNorm,
+    MergeReportBuffer, Stream, Workspace,
 };
 
 use super::adapters::DeviceAdapters;
@@ -31,7 +31,7 @@ pub struct DeviceForward<W> {
     lm_head: Option<Forward<W>>,
     arena: Arena<W>,
     workspace: Workspace,
-    record: MergeRecord,
+    report: MergeReportBuffer,
     /// Token ids, their positions, and the keys that each sequence has.
     inputs: DeviceBuffer<u32>,
     staged: Vec<u32>,
@@ -107,7 +107,7 @@ impl<W: Element> DeviceForward<W> {
             lm_head,
             arena: Arena::new(stream, sizes)?,
             workspace: Workspace::new(stream, workspace)?,
-            record: MergeRecord::new(stream)?,
+            report: MergeReportBuffer::new(stream)?,
             inputs: DeviceBuffer::zeros(stream, 2 * rows + sequences)?,
             staged: vec![],
             first: 0,
@@ -321,7 +321,7 @@ impl<W: Element> DeviceForward<W> {
 
         for (index, block) in self.blocks.iter().enumerate() {
             let layer = Layer { index, sequences, length, norm: &self.norm, lengths };
-            block.issue(stream, on, &layer, &mut parts, &mut self.record, &mut self.workspace)?;
+            block.issue(stream, on, &layer, &mut parts, &mut self.report, &mut self.workspace)?;
         }
         if let Some(lm_head) = &self.lm_head {
             let vectors = length - tokens;

@@ -4,7 +4,7 @@ use fused_lora::Element;
 use fused_lora::WorkspaceLayout;
 use fused_lora::device::{
     Device, DeviceInput, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceOutput, DeviceSegment, DeviceSliceMut,
-    Forward, Merge, MergeRecord, Pointwise, SlotSegments, Stream, Workspace,
+    Forward, Merge, MergeReportBuffer, Pointwise, SlotSegments, Stream, Workspace,
 };
 use fused_lora::lora::{Activation, Epilogue, Layout, Residual};
 
@@ -61,7 +61,7 @@ pub(super) struct Scratch<'p, 'a, W> {
     pub(super) beside: &'p mut DeviceSliceMut<'a, W>,
     pub(super) delta: &'p mut DeviceSliceMut<'a, W>,
     pub(super) zeros: &'p DeviceSliceMut<'a, W>,
-    pub(super) record: &'p mut MergeRecord,
+    pub(super) report: &'p mut MergeReportBuffer,
     pub(super) workspace: &'p mut Workspace,
 }
 
@@ -166,7 +166,7 @@ impl<W: Element> PlannedProjection<W> {
         let &Call { linear, segments, slot, activation, adds } = call;
         let (rows, (_, d_out)) = (x.rows(), linear.shape());
         let residual = if adds { Residual::InPlace } else { Residual::None };
-        let Scratch { t, beside, delta, zeros, record, workspace } = scratch;
+        let Scratch { t, beside, delta, zeros, report, workspace } = scratch;
         let (segments_inside, slot, activation) = match &self.beside {
             Beside::Nothing => (segments, slot, activation),
             _ => (&[][..], None, Activation::Identity),
@@ -194,7 +194,7 @@ impl<W: Element> PlannedProjection<W> {
                 let DenseDelta { delta: merge, product } = &**dense;
                 let (d_in, d_out) = linear.shape();
                 let zeros = matrix(zeros, d_in, d_out)?;
-                merge.merge_into(stream, zeros, matrix_mut(delta, d_in, d_out)?, segments, record)?;
+                merge.merge_into(stream, zeros, matrix_mut(delta, d_in, d_out)?, segments, report)?;
                 let delta = base(matrix(delta, d_in, d_out)?, Layout::InOut);
                 let epilogue = Epilogue { residual: Residual::InPlace, ..Epilogue::default() };
                 let output = DeviceOutput { epilogue, ..matrix_mut(y, rows, d_out)?.into() };
