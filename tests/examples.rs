@@ -1,5 +1,6 @@
 //! The examples, run as they are. Each checks its own result.
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::duplicate_mod)] // each example is a program with a `shared` of its own
 
 #[path = "../examples/1_cpu_layer.rs"]
 mod cpu_layer;

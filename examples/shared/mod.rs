@@ -1,7 +1,7 @@
 //! What the examples share: random numbers, a device, and the comparison with the float64 reference.
 #![allow(dead_code)] // no example needs all of it
 
-use fused_lora::reference::Judged;
+use fused_lora::reference::Expected;
 use fused_lora::{Element, MatrixRef};
 
 /// The first GPU, or the emulator of one where there is no driver or no GPU. `Device::properties` says which.
@@ -31,7 +31,7 @@ pub(crate) fn random<T: Element>(seed: u64, len: usize) -> Vec<T> {
 
 /// The largest error of a matrix without gaps in parts of its bound: more than 1 is wrong, and so is a NaN. `steps` is
 /// the number of additions in an element.
-pub(crate) fn largest_error<T: Element>(expected: &Judged, got: &[T], steps: usize) -> f64 {
+pub(crate) fn largest_error<T: Element>(expected: &Expected, got: &[T], steps: usize) -> f64 {
     assert_eq!(got.len(), expected.value.data.len());
     let parts = got.iter().enumerate().map(|(i, got)| {
         let error = (f64::from(got.to_f32()) - expected.value.data[i]).abs() / expected.bound(i, T::DTYPE, steps);

@@ -7,7 +7,7 @@ use crate::device::Device;
 use crate::device::launch::kernel::Kernel;
 use crate::device::launch::planned_kernel::PlannedKernel;
 use crate::device::launch::stream::Stream;
-use crate::device::lora::layer::{activation_code, expect_operand};
+use crate::device::lora::layer::{activation_code, expect_operand, expect_vector};
 use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
 use crate::device::memory::slice::DeviceSlice;
 use crate::device::memory::workspace::Workspace;
@@ -69,11 +69,7 @@ impl<T: Element> DeviceAdapter<'_, T> {
         self.up.expect_shape("up", [d, width])?;
         for (operand, bias, expected) in [("down bias", &self.down_bias, width), ("up bias", &self.up_bias, d)] {
             let Some(bias) = bias else { continue };
-            device.expect_same(operand, bias.device())?;
-            Extent::of_slice(bias).expect_aligned(operand, size_of::<T>())?;
-            if bias.len() != expected {
-                return Err(Error::LengthMismatch { operand, expected, actual: bias.len() });
-            }
+            expect_vector(device, operand, bias, expected)?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use crate::device::Device;
 use crate::device::launch::planned_kernel::PlannedKernel;
 use crate::device::launch::stream::Stream;
+use crate::device::lora::layer::expect_vector;
 use crate::device::memory::buffer::DeviceBuffer;
 use crate::device::memory::matrix::Extent;
 use crate::device::memory::slice::{DeviceSlice, DeviceSliceMut};
@@ -260,13 +261,7 @@ impl<W: Element> Optimizer<W> {
             }
         }
         if let Some(scale) = &lr_scale {
-            device.expect_same("the learning rates' scale", scale.device())?;
-            if scale.len() != 1 {
-                let operand = "the learning rates' scale";
-                return Err(Error::LengthMismatch { operand, expected: 1, actual: scale.len() });
-            }
-            let extent = Extent::of_slice(scale);
-            extent.expect_aligned("the learning rates' scale", extent.element)?;
+            let extent = expect_vector(device, "the learning rates' scale", scale, 1)?;
             for (operand, written, _) in
                 self.planned.iter().flat_map(PlannedParameter::extents).filter(|(.., is_written)| *is_written)
             {

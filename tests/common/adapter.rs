@@ -5,7 +5,7 @@ use fused_lora::abi::{LoraAdapter, LoraFactors, LoraForward, LoraSegment};
 use fused_lora::lora::Activation;
 use fused_lora::plan::adapter::AdapterProblem;
 use fused_lora::plan::lora::ForwardPlan;
-use fused_lora::reference::{self, Judged, Matrix64};
+use fused_lora::reference::{self, Expected, Matrix64};
 use fused_lora::{ComputePath, DType, Element};
 
 use super::decode::{activation_code, aligned};
@@ -63,7 +63,7 @@ impl<T: Element> RandomAdapter<T> {
     /// What is hidden, h = act(v), is off by what v is, γ·(Σ|x||down| + |bias|), times the activation's steepest slope; by the
     /// activation's own rounding, at most 16u·|v|, where tanh may cancel all of v; and by its rounding to the type, u_T·|h|. All
     /// of that meets |up|: the first in the magnitude, the rest as slack.
-    pub fn expected(&self) -> Judged {
+    pub fn expected(&self) -> Expected {
         let Shape { width, d, activation, bias, adds_input, residual, .. } = self.shape;
         let add_bias = |matrix: &mut Matrix64, values: &[T], of: &dyn Fn(f64) -> f64| {
             let columns = matrix.cols;
@@ -96,7 +96,7 @@ impl<T: Element> RandomAdapter<T> {
             magnitude.add_at(0, 1.0, &added.abs());
         }
         assert_eq!(value.cols, d);
-        Judged { value, magnitude, slack: hidden_slack.matmul(&up.abs()) }
+        Expected { value, magnitude, slack: hidden_slack.matmul(&up.abs()) }
     }
 
     /// Additions in the longest chain, of both products and the addends.

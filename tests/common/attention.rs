@@ -3,7 +3,7 @@
 
 use fused_lora::abi::LoraAttention;
 use fused_lora::plan::transformer::{AttentionPlan, AttentionProblem, AttentionShape};
-use fused_lora::reference::{Judged, Matrix64};
+use fused_lora::reference::{Expected, Matrix64};
 use fused_lora::{ComputePath, DType, Element};
 use fused_lora_emulator::Counters;
 
@@ -141,7 +141,7 @@ impl<T: Element> Operands<T> {
     /// than twice the range), and an error of a few units for each power of two. A weight of a softmax p whose exponents are
     /// off by e is off by at most p·(e^(2·max e) - 1); so out by Σ p|v| times that, times γ of the sums over keys, and, where
     /// weights are rounded to the type, by u_T·Σ p|v| and the type's smallest step times Σ|v|.
-    pub fn expected(&self, plan: &AttentionPlan) -> Judged {
+    pub fn expected(&self, plan: &AttentionPlan) -> Expected {
         let AttentionShape { sequences, tokens, heads, head_size, scale, .. } = self.case.shape;
         let (rows, d) = (self.case.shape.rows(), self.case.shape.width());
         let [mut value, mut magnitude, mut slack] = [(); 3].map(|()| Matrix64::zeros(rows, d));
@@ -184,7 +184,7 @@ impl<T: Element> Operands<T> {
                 }
             }
         }
-        Judged { value, magnitude, slack }
+        Expected { value, magnitude, slack }
     }
 
     /// The cache as the launch is to leave it: the call's own keys and values behind the filled rows.
@@ -208,7 +208,7 @@ impl<T: Element> Operands<T> {
     }
 
     /// What is wrong with the outputs, if anything.
-    pub fn fault(&self, expected: &Judged, outputs: &Outputs<T>) -> Option<String> {
+    pub fn fault(&self, expected: &Expected, outputs: &Outputs<T>) -> Option<String> {
         let d = self.case.shape.width();
         let steps = self.case.shape.capacity + self.case.shape.tokens + 40;
         for row in 0..outputs.out.rows {

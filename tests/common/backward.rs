@@ -7,7 +7,7 @@ use fused_lora::device::{
 use fused_lora::dropout::Dropout;
 use fused_lora::lora::Accumulate;
 use fused_lora::lora::Activation;
-use fused_lora::reference::{self, Judged, Matrix64};
+use fused_lora::reference::{self, Expected, Matrix64};
 use fused_lora::{Element, Result};
 
 use super::device::{Matrix, OnDevice};
@@ -150,7 +150,7 @@ pub fn factors<T: Element>(
 }
 
 /// dx in float64.
-pub fn input<T: Element>(random: &RandomLayer<T>, dy: &Buffer<T>, dropout: Option<&Dropout>) -> Judged {
+pub fn input<T: Element>(random: &RandomLayer<T>, dy: &Buffer<T>, dropout: Option<&Dropout>) -> Expected {
     let segments = random.segments();
     reference::input_gradient_through(&random.layer(&segments), dy.view(), dropout, T::DTYPE)
 }

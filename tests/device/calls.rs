@@ -7,8 +7,9 @@ use crate::common::device::{device, stream};
 use crate::common::rig::on_gpu;
 use fused_lora::device::{
     Device, DeviceBuffer, DeviceKind, DeviceMatrix, DeviceMatrixMut, DeviceSlice, DeviceTensor, EmulatorConfig, Event,
-    Graph, LaunchConfig, Stream, emulator_kernels,
+    Graph, LaunchConfig, Merge, Pointwise, Stream, emulator_kernels,
 };
+use fused_lora::lora::Layout;
 use fused_lora::{DriverError, Error, KernelError, LaunchError, Result};
 
 #[test]
@@ -310,6 +311,14 @@ fn kernels_are_found_by_name_and_say_what_they_take() -> Result<()> {
     let missing = device.kernel("lora_decode_sideways").unwrap_err();
     assert_eq!(missing, Error::Kernel(KernelError::NoSuchKernel { kernel: "lora_decode_sideways".to_owned() }));
     Ok(())
+}
+
+#[test]
+fn what_has_no_elements_is_named() {
+    let device = device();
+    let empty = |operand, shape| Some(Error::EmptyOperand { operand, shape });
+    assert_eq!(Merge::<f32>::new(&device, 0, 8, Layout::OutIn).err(), empty("weight", [0, 8]));
+    assert_eq!(Pointwise::<f32>::new(&device, 8, 0).err(), empty("y", [8, 0]));
 }
 
 #[test]

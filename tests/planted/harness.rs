@@ -3,7 +3,7 @@
 use fused_lora::device::emulator_kernels;
 use fused_lora::dropout::Dropout;
 use fused_lora::lora::Layout;
-use fused_lora::reference::{self, Judged};
+use fused_lora::reference::{self, Expected};
 use fused_lora::{ComputePath, Element};
 use fused_lora_emulator::{Build, Completion, Config, Fault, Machine, Schedule};
 use half::f16;
@@ -421,7 +421,12 @@ fn dx<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize, capability: 
 }
 
 /// Holds what a launch leaves against the reference.
-fn hold<T: Element>(rig: &Rig, shape: &Shape, expected: &Judged, run: impl Fn() -> Result<Vec<T>, Failure>) -> Caught {
+fn hold<T: Element>(
+    rig: &Rig,
+    shape: &Shape,
+    expected: &Expected,
+    run: impl Fn() -> Result<Vec<T>, Failure>,
+) -> Caught {
     judge(rig, || {
         let y = run()?;
         let near = |(i, got): (usize, &T)| {

@@ -6,7 +6,7 @@ use crate::device::launch::planned_kernel::PlannedKernel;
 use crate::device::launch::stream::Stream;
 use crate::device::lora::dropout::DeviceDropout;
 use crate::device::lora::forward::with_maps;
-use crate::device::lora::layer::{DeviceLora, expect_operand, segment_table};
+use crate::device::lora::layer::{DeviceLora, expect_operand, expect_vector, segment_table};
 use crate::device::memory::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut, Extent};
 use crate::device::memory::slice::DeviceSliceMut;
 use crate::device::memory::workspace::Workspace;
@@ -268,15 +268,8 @@ impl<T: Element> Backward<T> {
         }
         expect_planned("the bias's gradient", self.options.bias, output.bias.is_some())?;
         if let Some(bias) = &output.bias {
-            let bias = bias.as_ref();
-            device.expect_same("the bias's gradient", bias.device())?;
-            let extent = Extent::of_slice(&bias);
-            extent.expect_aligned("the bias's gradient", size_of::<f32>())?;
-            if bias.len() != d_out {
-                let (expected, actual) = (d_out, bias.len());
-                return Err(Error::LengthMismatch { operand: "the bias's gradient", expected, actual });
-            }
-            written.push(("the bias's gradient", extent));
+            let operand = "the bias's gradient";
+            written.push((operand, expect_vector(device, operand, &bias.as_ref(), d_out)?));
         }
         if output.factors.len() != shape.segments.len() {
             let (expected, actual) = (shape.segments.len(), output.factors.len());

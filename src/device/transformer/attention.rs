@@ -4,15 +4,18 @@ use std::marker::PhantomData;
 
 use crate::abi::LoraAttention;
 use crate::device::Device;
+#[cfg(doc)]
 use crate::device::launch::kernel::Kernel;
-use crate::device::launch::planned_kernel::PlannedKernel;
+use crate::device::launch::planned_kernel::{PlannedKernel, planned_kernel_methods};
 use crate::device::launch::stream::Stream;
-use crate::device::lora::layer::expect_operand;
-use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
+use crate::device::lora::layer::{expect_operand, expect_vector};
+use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut};
 use crate::device::memory::slice::DeviceSlice;
 use crate::device::memory::workspace::Workspace;
 use crate::dtype::Element;
-use crate::error::{Error, Result};
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
 use crate::plan::transformer::attention::{AttentionPlan, AttentionProblem, AttentionShape};
 use crate::{ComputePath, WorkspaceLayout};
 
@@ -123,20 +126,11 @@ impl<T: Element> Attention<T> {
         Ok(Self { kernel, plan, dtype: PhantomData })
     }
 
-    /// As [`Forward::with_dependent_launch`](crate::device::Forward::with_dependent_launch).
-    #[must_use]
-    pub fn with_dependent_launch(self) -> Self {
-        Self { kernel: self.kernel.with_dependent_launch(), ..self }
-    }
+    planned_kernel_methods!();
 
     /// The plan of the launch.
     pub fn plan(&self) -> &AttentionPlan {
         &self.plan
-    }
-
-    /// The kernel that is launched.
-    pub fn kernel(&self) -> &Kernel {
-        self.kernel.as_kernel()
     }
 
     /// The layout that a [`Workspace`] must have room for.
@@ -196,14 +190,7 @@ impl<T: Element> Attention<T> {
             list.push((operand, matrix.extent()));
         }
         if let AttentionMemory::Cache { lengths, .. } = memory {
-            device.expect_same("lengths", lengths.device())?;
-            if lengths.len() != shape.sequences {
-                let (expected, actual) = (shape.sequences, lengths.len());
-                return Err(Error::LengthMismatch { operand: "lengths", expected, actual });
-            }
-            let extent = Extent::of_slice(lengths);
-            extent.expect_aligned("lengths", extent.element)?;
-            read.push(("lengths", extent));
+            read.push(("lengths", expect_vector(device, "lengths", lengths, shape.sequences)?));
         }
         workspace.expect_serves(device, self.plan.workspace)?;
         written.push(("the workspace", workspace.extent()));

@@ -4,8 +4,9 @@ use std::marker::PhantomData;
 
 use crate::abi::{self, LoraPointwise};
 use crate::device::Device;
+#[cfg(doc)]
 use crate::device::launch::kernel::Kernel;
-use crate::device::launch::planned_kernel::PlannedKernel;
+use crate::device::launch::planned_kernel::{PlannedKernel, planned_kernel_methods};
 use crate::device::launch::stream::Stream;
 use crate::device::lora::layer::{activation_code, expect_operand};
 use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut};
@@ -46,16 +47,7 @@ impl<T: Element> Pointwise<T> {
         Ok(Self { kernel, rows, cols, row_ctas: row_ctas as u32, dtype: PhantomData })
     }
 
-    /// As [`Forward::with_dependent_launch`](crate::device::Forward::with_dependent_launch).
-    #[must_use]
-    pub fn with_dependent_launch(self) -> Self {
-        Self { kernel: self.kernel.with_dependent_launch(), ..self }
-    }
-
-    /// The kernel that is launched.
-    pub fn kernel(&self) -> &Kernel {
-        self.kernel.as_kernel()
-    }
+    planned_kernel_methods!();
 
     /// Issues one launch. `added` is a matrix `[rows, cols]` and its scale, or `None`.
     ///
