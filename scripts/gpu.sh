@@ -131,9 +131,10 @@ if [[ $quick != 1 ]]; then
     transformer::attention transformer::rows optim::adamw adapter ladder; do
     tests "${suite//::/-}" 120 "$suite::"
   done
-  for suite in calls decode forward backward forward_options slot optim attention; do
+  for suite in calls forward forward_options forward_refusals backward slot optim attention; do
     tests "device-$suite" 60 "device::$suite::"
   done
+  tests examples 60 examples::
   for suite in on_device on_device_serving; do
     model_tests "$suite" 120 "$suite::"
   done

@@ -72,8 +72,8 @@ impl Device {
     /// later calls only look it up.
     ///
     /// # Errors
-    /// [`Error::Kernel`]: there is no kernel of this name, it is not written for this device, there is no machine code
-    /// and NVRTC cannot compile it. [`Error::Driver`].
+    /// [`Error::Kernel`]: there is no kernel of this name, it is not written for this device, or there is no machine
+    /// code for it and NVRTC cannot compile it. [`Error::Driver`].
     pub fn kernel(&self, name: &str) -> Result<Kernel> {
         let mut kernels = self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         let loaded = match kernels.get(name) {

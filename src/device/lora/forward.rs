@@ -121,9 +121,10 @@ pub struct ForwardOptions {
 /// }
 /// ```
 ///
-/// [`DeviceOutput`] in place of `out` adds an activation and a residual. For training, [`ForwardOptions::training`] plans
-/// a launch that takes `DeviceOutput { t: Some(t), ..out.into() }`, and [`DeviceInput`] with dropout in place of `x`. For serving, [`DeviceInput`] takes the segments of a
-/// [`FactorSlot`](crate::device::FactorSlot), so that a captured launch can run with different adapters.
+/// [`DeviceOutput`] in place of `out` adds an activation and a residual. For training, [`ForwardOptions::training`]
+/// plans a launch that takes `DeviceOutput { t: Some(t), ..out.into() }`, and [`DeviceInput`] with dropout in place of
+/// `x`. For serving, [`DeviceInput`] takes the segments of a [`FactorSlot`](crate::device::FactorSlot), so that a
+/// captured launch can run with different adapters.
 #[derive(Debug, Clone)]
 pub struct Forward<T> {
     kernel: PlannedKernel,
