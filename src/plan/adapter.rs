@@ -53,6 +53,7 @@ impl ForwardPlan {
             path,
         };
         layer.validate()?;
+        let aligned = layer.in_chunks();
         let tile: Tile = match (path, layer.matrix_obstacle()) {
             (ComputePath::Auto | ComputePath::Matrix, None) => [ANY, T64][usize::from(aligned)],
             (ComputePath::Matrix, Some(reason)) => return Err(Error::NoMatrixInstructions { dtype, reason }),

@@ -39,7 +39,8 @@ pub struct LayerProblem<'a> {
     pub dtype: DType,
     /// The segments' ranks.
     pub ranks: &'a [usize],
-    /// Whether all rows of x, W0 and every A start at multiples of 16 bytes.
+    /// Whether all rows of x, W0 and every A start at multiples of 16 bytes, and those of W0 and every A end there. Where
+    /// `d_in` elements of x are not whole chunks of 16 bytes, the plan is made as for rows of any alignment.
     pub aligned: bool,
     /// SMs of the device.
     pub multiprocessors: usize,
@@ -55,6 +56,12 @@ pub(crate) fn expect_elements(operand: &'static str, shape: [usize; 2]) -> Resul
 }
 
 impl LayerProblem<'_> {
+    /// Whether a kernel may read rows of x, W0 and A in chunks of 16 bytes. The last chunk of a row of x must not reach
+    /// beyond the row: behind it is another caller's memory, or a NaN, which times a zero of W0 is NaN.
+    pub(crate) fn in_chunks(&self) -> bool {
+        self.aligned && (self.d_in * self.dtype.size()).is_multiple_of(16)
+    }
+
     /// Why matrix instructions cannot do it.
     pub(crate) fn matrix_obstacle(&self) -> Option<&'static str> {
         match self.dtype {

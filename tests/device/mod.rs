@@ -8,4 +8,5 @@ mod forward;
 mod forward_options;
 mod forward_refusals;
 mod optim;
+mod row_ends;
 mod slot;

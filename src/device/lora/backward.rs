@@ -150,7 +150,9 @@ impl<T: Element> Backward<T> {
         options: BackwardOptions,
     ) -> Result<Self> {
         layer.validate(device)?;
-        let shape = Shape::of(layer, tokens, !options.unaligned_dy && layer.weight.is_aligned());
+        // dy has no gap to read behind a row that ends within a chunk.
+        let whole_chunks = (layer.d_out() * size_of::<T>()).is_multiple_of(CHUNK);
+        let shape = Shape::of(layer, tokens, !options.unaligned_dy && whole_chunks && layer.weight.is_aligned());
         let properties = device.properties();
         let plan = BackwardPlan::new(&BackwardProblem {
             tokens,

@@ -79,7 +79,9 @@ impl Planned {
         aligned: bool,
     ) -> Result<Self> {
         layer.validate(device)?;
-        let aligned = aligned && layer.is_aligned();
+        // x has no gap to read behind a row that ends within a chunk.
+        let whole_chunks = (layer.d_in() * size_of::<T>()).is_multiple_of(CHUNK);
+        let aligned = aligned && layer.is_aligned() && whole_chunks;
         Ok(Self { device: device.clone(), shape: Shape::of(layer, tokens), aligned })
     }
 

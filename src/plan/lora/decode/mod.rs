@@ -66,7 +66,7 @@ impl DecodePlan {
             return Err(Error::TooManyTokens { tokens, max: MAX_TOKENS });
         }
         problem.validate()?;
-        let misaligned = (!problem.aligned).then_some("rows do not all start at multiples of 16 bytes");
+        let misaligned = (!problem.in_chunks()).then_some("rows do not all start and end at multiples of 16 bytes");
         match (problem.path, problem.matrix_obstacle().or(misaligned)) {
             (ComputePath::Auto, None) if tokens >= MIN_MATRIX_TOKENS => {
                 Ok(Self::matrix(problem, &matrix::choose(tokens, d_in, d_out, layout, multiprocessors)))
@@ -181,7 +181,7 @@ fn sums_stride(tile: &DecodeTile) -> usize {
 /// The tile of a kernel on CUDA cores; its columns are the plan's.
 fn cores_tile(problem: &LayerProblem<'_>) -> DecodeTile {
     let is_f32 = problem.dtype == DType::F32;
-    match (problem.layout, is_f32, problem.aligned, problem.tokens) {
+    match (problem.layout, is_f32, problem.in_chunks(), problem.tokens) {
         (Layout::OutIn, true, false, _) => tiles::ROWS_F32_ANY,
         (Layout::OutIn, true, true, 1) => tiles::ROWS_F32_T1,
         (Layout::OutIn, true, true, 2) => tiles::ROWS_F32_T2,

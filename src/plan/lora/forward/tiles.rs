@@ -95,12 +95,12 @@ pub(crate) const FUSED_RANK: usize = M64N64R.shape.fused_rank;
 pub(crate) fn of_problem(problem: &LayerProblem<'_>) -> Result<&'static [Tile]> {
     Ok(match (problem.path, problem.matrix_obstacle()) {
         (ComputePath::Auto | ComputePath::Matrix, None) => matrix_tiles(problem),
-        (ComputePath::Tf32, None) if problem.aligned => &[TF32_T128, TF32_T64],
+        (ComputePath::Tf32, None) if problem.in_chunks() => &[TF32_T128, TF32_T64],
         (ComputePath::Tf32, None) => &[TF32_ANY],
         (ComputePath::Matrix | ComputePath::Tf32, Some(reason)) => {
             return Err(Error::NoMatrixInstructions { dtype: problem.dtype, reason });
         }
-        (ComputePath::Auto | ComputePath::CudaCores, _) => match (problem.dtype, problem.aligned) {
+        (ComputePath::Auto | ComputePath::CudaCores, _) => match (problem.dtype, problem.in_chunks()) {
             (DType::F32, true) => &[CORES_T128, CORES_T64],
             (DType::F32, false) => &[CORES_ANY],
             (_, true) => &[CORES16_T64],
@@ -110,7 +110,7 @@ pub(crate) fn of_problem(problem: &LayerProblem<'_>) -> Result<&'static [Tile]> 
 }
 
 fn matrix_tiles(problem: &LayerProblem<'_>) -> &'static [Tile] {
-    match (problem.aligned, problem.compute_capability) {
+    match (problem.in_chunks(), problem.compute_capability) {
         (false, _) => &[ANY],
         (true, (..=7, _)) => &[T64],
         (true, (9, 0)) => &[N256X2, N256, N128, M128N128, M64N128, M64N64, T64],
