@@ -1,4 +1,5 @@
-//! Embeds the kernels: their sources always, and machine code for every target where there is an nvcc.
+//! Embeds the kernels: their sources always, and machine code for every target where there is an nvcc; and makes the table
+//! of tiles that the plans choose from.
 //!
 //! nvcc is the one that `$FUSED_LORA_NVCC` names (empty: none), else that of `$CUDA_HOME` or `$CUDA_PATH`, else the first
 //! in `$PATH`. Without one the build succeeds all the same, and NVRTC compiles a kernel when it is first used. A kernel is
@@ -12,6 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, thread};
 
 use sha2::{Digest, Sha256};
+
+/// Folders of kernels/ that no call of the library launches: only tests do.
+const ONLY_FOR_TESTS: [&str; 2] = ["test", "ladder"];
 
 /// Every machine the kernels are compiled for, as `cargo xtask sass` checks them.
 const TARGETS: [&str; 7] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
@@ -36,7 +40,7 @@ fn main() {
     }
 
     println!("cargo:rerun-if-env-changed=FUSED_LORA_TEST_KERNELS");
-    // The emulator runs the test kernels as well, from their texts; machine code of them is for tests on a GPU.
+    // The emulator runs the kernels for tests as well, from their texts; machine code of them is for tests on a GPU.
     let compile_tests = env::var_os("FUSED_LORA_TEST_KERNELS").is_some();
     let texts = read_sources(&kernels, compile_tests || env::var_os("CARGO_FEATURE_EMULATOR").is_some());
     let nvcc = Nvcc::find();
@@ -45,7 +49,7 @@ fn main() {
     // Where machine code is shared it is also kept, so that a second build of this package finds it.
     let kept = images.as_ref().unwrap_or(&out);
     let fatbin = |path: &str, text: &str| {
-        let nvcc = nvcc.as_ref().filter(|_| compile_tests || !path.starts_with("test/"))?;
+        let nvcc = nvcc.as_ref().filter(|_| compile_tests || !is_only_for_tests(path))?;
         let wanted: Vec<&str> = targets(path, text).into_iter().filter(|target| is_wanted(target)).collect();
         nvcc.fatbin(&kernels, kept, path, &wanted, &texts)
     };
@@ -74,6 +78,7 @@ fn main() {
     let version = nvcc.as_ref().map(|nvcc| &nvcc.version);
     let _ = write!(table, "];\n\npub(super) const NVCC: Option<&str> = {version:?};\n");
     fs::write(out.join("images.rs"), table).expect("OUT_DIR can be written to");
+    fs::write(out.join("tiles.rs"), tiles(&texts["lora/tiles.h"])).expect("OUT_DIR can be written to");
 }
 
 /// Path, text and machine code of every source, sorted by path; several are compiled at a time.
@@ -103,7 +108,12 @@ fn jobs() -> usize {
     env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1)
 }
 
-/// Everything below kernels/ that a library needs, by its path there; the test kernels only where tests run.
+/// Whether a file or folder of kernels/ is one of [`ONLY_FOR_TESTS`] or lies there.
+fn is_only_for_tests(path: &str) -> bool {
+    ONLY_FOR_TESTS.contains(&path.split('/').next().unwrap_or_default())
+}
+
+/// Everything below kernels/ that a library needs, by its path there; what is only for tests where tests run.
 fn read_sources(kernels: &Path, with_tests: bool) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![kernels.to_path_buf()];
@@ -111,7 +121,7 @@ fn read_sources(kernels: &Path, with_tests: bool) -> BTreeMap<String, String> {
         for entry in fs::read_dir(&folder).expect("kernels/ is part of the package") {
             let path = entry.expect("kernels/ can be read").path();
             let name = path.strip_prefix(kernels).expect("it was found there").to_string_lossy().replace('\\', "/");
-            if path.is_dir() && (with_tests || name != "test") {
+            if path.is_dir() && (with_tests || !is_only_for_tests(&name)) {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "cu" || extension == "h") {
                 let text = fs::read_to_string(&path).expect("sources are text");
@@ -138,21 +148,41 @@ fn targets(path: &str, text: &str) -> Vec<&'static str> {
     list.split_whitespace().map(|name| known(name).unwrap_or_else(|| panic!("{path}: no target {name}"))).collect()
 }
 
-/// What a source's kernels are called: as lines `// kernels: ...` say where a header's macro makes them, else
-/// `GPU_KERNEL(name, ...)`. A `*` stands for what a macro pastes in.
-fn kernel_names(text: &str) -> Vec<String> {
-    let lists = text.lines().filter_map(|line| line.trim_start().strip_prefix("// kernels:"));
-    let named: Vec<String> = lists.flat_map(str::split_whitespace).map(str::to_owned).collect();
-    if !named.is_empty() {
-        return named;
+/// The full names of a source's kernels: the first arguments of the macros that begin a line.
+fn kernel_names(text: &str) -> Vec<&str> {
+    let called = text.lines().filter_map(|line| line.split_once('('));
+    let kernels =
+        called.filter(|(name, _)| !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
+    kernels.filter_map(|(_, arguments)| arguments.split([',', ')']).next()).map(str::trim).collect()
+}
+
+/// The tables of kernels/lora/tiles.h as constants: `LORA_TILE(name, 128, true)` becomes
+/// `pub(crate) const NAME: Tile = Tile { name: "name", rows: 128, aligned: true };`, the fields in the order of the macro's
+/// parameters.
+fn tiles(text: &str) -> String {
+    let mut constants = String::new();
+    for (name, of) in [("LORA_TILE", "TileShape"), ("LORA_DECODE_TILE", "DecodeTile")] {
+        let rows: Vec<Vec<&str>> = arguments(text, &format!("\n{name}(")).collect();
+        let fields = arguments(text, &format!("\n#define {name}(")).next().expect("tiles.h defines its macros");
+        for row in &rows {
+            assert_eq!(row.len(), fields.len(), "kernels/lora/tiles.h: {row:?}");
+            let _ = write!(constants, "pub(crate) const {}: {of} = {of} {{ name: {:?}", row[0].to_uppercase(), row[0]);
+            for (field, value) in fields.iter().zip(row).skip(1) {
+                let _ = write!(constants, ", {}: {value}", field.to_lowercase());
+            }
+            constants.push_str(" };\n");
+        }
+        let all: Vec<String> = rows.iter().map(|row| row[0].to_uppercase()).collect();
+        let _ = writeln!(constants, "#[cfg(test)]\npub(crate) const {name}S: &[{of}] = &[{}];", all.join(", "));
     }
-    let is_parameter = |part: &str| part.contains(char::is_alphabetic) && !part.contains(char::is_lowercase);
-    let name = |call: &str| {
-        let name = &call[..call.find([',', ')']).unwrap_or(call.len())];
-        let parts = name.split("##").map(str::trim);
-        parts.map(|part| if is_parameter(part) { "*" } else { part }).collect()
-    };
-    text.split("GPU_KERNEL(").skip(1).map(name).collect()
+    constants
+}
+
+/// The arguments that follow each occurrence of a text, up to the closing bracket.
+fn arguments<'a>(text: &'a str, before: &str) -> impl Iterator<Item = Vec<&'a str>> + use<'a> {
+    let ends = text.match_indices(before).map(|(at, _)| at + before.len()).collect::<Vec<_>>();
+    let lists = ends.into_iter().filter_map(|at| text[at..].split_once(')'));
+    lists.map(|(list, _)| list.split(',').map(str::trim).collect())
 }
 
 struct Nvcc {

@@ -26,20 +26,12 @@ enum {
   LORA_MAX_RANK = 512,
   /* Tokens of one launch of a decode kernel, at most. */
   LORA_DECODE_MAX_TOKENS = 16,
-  /* Threads of a CTA of the decode kernels. The kernel for the columns of W0 with MMA has fewer, because its accumulators
-   * take more registers. */
-  LORA_DECODE_THREADS = 512,
-  LORA_DECODE_COLUMN_MMA_THREADS = 256,
   /* Rows of A that one ticket of a decode kernel stands for, at most. */
   LORA_SHRINK_ROWS = 4,
   /* In the T of the forward kernels each segment's rank is rounded up to a multiple of this. */
   LORA_FORWARD_RANK_STEP = 16,
   /* Columns of a T tile; its rows are those of a y tile. */
   LORA_FORWARD_T_COLUMNS = 64,
-  /* Columns that the kernels with a fused shrink add to each y tile to compute T; all segments share them. */
-  LORA_FORWARD_FUSED_RANK = 32,
-  /* Threads of a CTA of the wgmma kernels with tiles of 128 rows: two consumer warpgroups and one producer warpgroup. */
-  LORA_FORWARD_WGMMA_THREADS = 384,
 };
 
 /* The activation of an output, applied before the residual is added: values of fields called `activation`. */
@@ -119,7 +111,9 @@ typedef struct LoraDecode {
   uint32_t activation; /* LORA_IDENTITY, LORA_RELU or LORA_GELU_NEW */
   uint32_t segment_count;
   uint32_t slot_begin;
-  uint32_t reserved;
+  /* Floats from one token's sums to the next in shared memory. A warp stores 8 columns of 4 tokens at a time, or 4 columns of
+   * 8 tokens, without bank conflicts. */
+  uint32_t sums_stride;
   LoraSegment segments[LORA_MAX_SEGMENTS];
 } LoraDecode;
 ABI_ASSERT(sizeof(LoraDecode) == 10 * 8 + 18 * 4 + 48 * LORA_MAX_SEGMENTS, "LoraDecode is shared with Rust");
@@ -365,7 +359,7 @@ ABI_ASSERT(sizeof(LoraAdamwReport) == 3 * 8 + 2 * 4, "LoraAdamwReport is shared 
 /* State that one launch leaves for the next. Zero at first, except reports[0].steps, the number of steps taken before. */
 typedef struct LoraAdamwState {
   unsigned long long ticket;  /* as in LoraDecode */
-  unsigned long long verdict; /* lower half: f32 that gradients are multiplied by, or NaN; upper half: the epoch */
+  unsigned long long decision; /* lower half: f32 that gradients are multiplied by, or NaN; upper half: the epoch */
   uint32_t arrivals;
   uint32_t reserved;
   LoraAdamwReport reports[2]; /* of the last launch with an even epoch and of the last with an odd one */
@@ -505,6 +499,40 @@ typedef struct LoraPointwise {
   uint32_t reserved;
 } LoraPointwise;
 ABI_ASSERT(sizeof(LoraPointwise) == 2 * 8 + 8 * 4, "LoraPointwise is shared with Rust");
+
+enum {
+  /* Threads of a CTA of the kernels in kernels/ladder. */
+  LORA_LADDER_THREADS = 256,
+  /* Tokens of one launch of steps 2 to 4, at most. */
+  LORA_LADDER_TOKENS = 4,
+  /* Stages of the ring of step 4. */
+  LORA_LADDER_STAGES = 8,
+};
+
+/* y = x weight^T + scale * (x a^T) b^T in f32: parameters of the kernels in kernels/ladder. */
+typedef struct LoraLadder {
+  const float *x;      /* [tokens, depth] */
+  const float *weight; /* [columns, depth]; step 4: rows start at multiples of 16 bytes */
+  const float *a;      /* [rank, depth] */
+  const float *b;      /* [columns, rank] */
+  float *y;            /* [tokens, columns] */
+  float *t;            /* [tokens, rank]. Step 1: T = x a^T; steps 3 and 4: scale * T; step 2 does not use it */
+  /* Steps 3 and 4: the ticket counter, as in LoraDecode, and for each ticket the epoch of the launch that stored its part of
+   * T last. Zeros in a fresh workspace. */
+  unsigned long long *ticket;
+  uint32_t *flags;
+  uint32_t tokens;
+  uint32_t depth;
+  uint32_t columns;
+  uint32_t rank;
+  uint32_t x_stride;
+  uint32_t weight_stride;
+  uint32_t a_stride;
+  uint32_t b_stride;
+  uint32_t y_stride;
+  float scale;
+} LoraLadder;
+ABI_ASSERT(sizeof(LoraLadder) == 8 * 8 + 10 * 4, "LoraLadder is shared with Rust");
 
 /* Parameters of the kernels in kernels/test; the comment at each kernel says how it uses them. */
 typedef struct LoraTest {

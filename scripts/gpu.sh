@@ -129,12 +129,13 @@ table1 quick-dependent 60 --dtype bf16 --trials 100 --methods none,lora-fused,lo
 
 if [[ $quick != 1 ]]; then
   for suite in instructions lora::decode lora::forward lora::forward_tf32 lora::dx lora::gradients lora::merge \
-    transformer::attention transformer::rows optim::adamw adapter; do
+    transformer::attention transformer::rows optim::adamw adapter ladder; do
     tests "${suite//::/-}" 120 "$suite::"
   done
-  for suite in calls decode forward backward forward_options slot optim attention; do
+  for suite in calls forward forward_options forward_refusals backward slot optim attention; do
     tests "device-$suite" 60 "device::$suite::"
   done
+  tests examples 60 examples::
   for suite in on_device on_device_serving; do
     model_tests "$suite" 120 "$suite::"
   done

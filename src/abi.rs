@@ -4,13 +4,9 @@
 pub const LORA_MAX_SEGMENTS: _bindgen_ty_1 = 16;
 pub const LORA_MAX_RANK: _bindgen_ty_1 = 512;
 pub const LORA_DECODE_MAX_TOKENS: _bindgen_ty_1 = 16;
-pub const LORA_DECODE_THREADS: _bindgen_ty_1 = 512;
-pub const LORA_DECODE_COLUMN_MMA_THREADS: _bindgen_ty_1 = 256;
 pub const LORA_SHRINK_ROWS: _bindgen_ty_1 = 4;
 pub const LORA_FORWARD_RANK_STEP: _bindgen_ty_1 = 16;
 pub const LORA_FORWARD_T_COLUMNS: _bindgen_ty_1 = 64;
-pub const LORA_FORWARD_FUSED_RANK: _bindgen_ty_1 = 32;
-pub const LORA_FORWARD_WGMMA_THREADS: _bindgen_ty_1 = 384;
 pub type _bindgen_ty_1 = ::core::ffi::c_uint;
 pub const LORA_IDENTITY: _bindgen_ty_2 = 0;
 pub const LORA_RELU: _bindgen_ty_2 = 1;
@@ -86,7 +82,7 @@ pub struct LoraDecode {
     pub activation: u32,
     pub segment_count: u32,
     pub slot_begin: u32,
-    pub reserved: u32,
+    pub sums_stride: u32,
     pub segments: [LoraSegment; 16usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -120,7 +116,7 @@ const _: () = {
     ["Offset of field: LoraDecode::activation"][::core::mem::offset_of!(LoraDecode, activation) - 136usize];
     ["Offset of field: LoraDecode::segment_count"][::core::mem::offset_of!(LoraDecode, segment_count) - 140usize];
     ["Offset of field: LoraDecode::slot_begin"][::core::mem::offset_of!(LoraDecode, slot_begin) - 144usize];
-    ["Offset of field: LoraDecode::reserved"][::core::mem::offset_of!(LoraDecode, reserved) - 148usize];
+    ["Offset of field: LoraDecode::sums_stride"][::core::mem::offset_of!(LoraDecode, sums_stride) - 148usize];
     ["Offset of field: LoraDecode::segments"][::core::mem::offset_of!(LoraDecode, segments) - 152usize];
 };
 #[repr(C)]
@@ -484,7 +480,7 @@ const _: () = {
 #[derive(Debug, Copy, Clone)]
 pub struct LoraAdamwState {
     pub ticket: ::core::ffi::c_ulonglong,
-    pub verdict: ::core::ffi::c_ulonglong,
+    pub decision: ::core::ffi::c_ulonglong,
     pub arrivals: u32,
     pub reserved: u32,
     pub reports: [LoraAdamwReport; 2usize],
@@ -494,7 +490,7 @@ const _: () = {
     ["Size of LoraAdamwState"][::core::mem::size_of::<LoraAdamwState>() - 88usize];
     ["Alignment of LoraAdamwState"][::core::mem::align_of::<LoraAdamwState>() - 8usize];
     ["Offset of field: LoraAdamwState::ticket"][::core::mem::offset_of!(LoraAdamwState, ticket) - 0usize];
-    ["Offset of field: LoraAdamwState::verdict"][::core::mem::offset_of!(LoraAdamwState, verdict) - 8usize];
+    ["Offset of field: LoraAdamwState::decision"][::core::mem::offset_of!(LoraAdamwState, decision) - 8usize];
     ["Offset of field: LoraAdamwState::arrivals"][::core::mem::offset_of!(LoraAdamwState, arrivals) - 16usize];
     ["Offset of field: LoraAdamwState::reserved"][::core::mem::offset_of!(LoraAdamwState, reserved) - 20usize];
     ["Offset of field: LoraAdamwState::reports"][::core::mem::offset_of!(LoraAdamwState, reports) - 24usize];
@@ -717,6 +713,55 @@ const _: () = {
     ["Offset of field: LoraPointwise::scale"][::core::mem::offset_of!(LoraPointwise, scale) - 36usize];
     ["Offset of field: LoraPointwise::row_ctas"][::core::mem::offset_of!(LoraPointwise, row_ctas) - 40usize];
     ["Offset of field: LoraPointwise::reserved"][::core::mem::offset_of!(LoraPointwise, reserved) - 44usize];
+};
+pub const LORA_LADDER_THREADS: _bindgen_ty_11 = 256;
+pub const LORA_LADDER_TOKENS: _bindgen_ty_11 = 4;
+pub const LORA_LADDER_STAGES: _bindgen_ty_11 = 8;
+pub type _bindgen_ty_11 = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraLadder {
+    pub x: *const f32,
+    pub weight: *const f32,
+    pub a: *const f32,
+    pub b: *const f32,
+    pub y: *mut f32,
+    pub t: *mut f32,
+    pub ticket: *mut ::core::ffi::c_ulonglong,
+    pub flags: *mut u32,
+    pub tokens: u32,
+    pub depth: u32,
+    pub columns: u32,
+    pub rank: u32,
+    pub x_stride: u32,
+    pub weight_stride: u32,
+    pub a_stride: u32,
+    pub b_stride: u32,
+    pub y_stride: u32,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraLadder"][::core::mem::size_of::<LoraLadder>() - 104usize];
+    ["Alignment of LoraLadder"][::core::mem::align_of::<LoraLadder>() - 8usize];
+    ["Offset of field: LoraLadder::x"][::core::mem::offset_of!(LoraLadder, x) - 0usize];
+    ["Offset of field: LoraLadder::weight"][::core::mem::offset_of!(LoraLadder, weight) - 8usize];
+    ["Offset of field: LoraLadder::a"][::core::mem::offset_of!(LoraLadder, a) - 16usize];
+    ["Offset of field: LoraLadder::b"][::core::mem::offset_of!(LoraLadder, b) - 24usize];
+    ["Offset of field: LoraLadder::y"][::core::mem::offset_of!(LoraLadder, y) - 32usize];
+    ["Offset of field: LoraLadder::t"][::core::mem::offset_of!(LoraLadder, t) - 40usize];
+    ["Offset of field: LoraLadder::ticket"][::core::mem::offset_of!(LoraLadder, ticket) - 48usize];
+    ["Offset of field: LoraLadder::flags"][::core::mem::offset_of!(LoraLadder, flags) - 56usize];
+    ["Offset of field: LoraLadder::tokens"][::core::mem::offset_of!(LoraLadder, tokens) - 64usize];
+    ["Offset of field: LoraLadder::depth"][::core::mem::offset_of!(LoraLadder, depth) - 68usize];
+    ["Offset of field: LoraLadder::columns"][::core::mem::offset_of!(LoraLadder, columns) - 72usize];
+    ["Offset of field: LoraLadder::rank"][::core::mem::offset_of!(LoraLadder, rank) - 76usize];
+    ["Offset of field: LoraLadder::x_stride"][::core::mem::offset_of!(LoraLadder, x_stride) - 80usize];
+    ["Offset of field: LoraLadder::weight_stride"][::core::mem::offset_of!(LoraLadder, weight_stride) - 84usize];
+    ["Offset of field: LoraLadder::a_stride"][::core::mem::offset_of!(LoraLadder, a_stride) - 88usize];
+    ["Offset of field: LoraLadder::b_stride"][::core::mem::offset_of!(LoraLadder, b_stride) - 92usize];
+    ["Offset of field: LoraLadder::y_stride"][::core::mem::offset_of!(LoraLadder, y_stride) - 96usize];
+    ["Offset of field: LoraLadder::scale"][::core::mem::offset_of!(LoraLadder, scale) - 100usize];
 };
 #[repr(C)]
 #[repr(align(128))]

@@ -71,11 +71,11 @@ impl<'a, W: Element> Bottleneck<'a, W> {
         if let Some(norm) = &self.norm {
             norm.validate(self.d())?;
         }
-        let expected = match self.up.layout() {
+        let expected = match self.up.layout {
             crate::lora::Layout::InOut => [self.width(), self.d()],
             crate::lora::Layout::OutIn => [self.d(), self.width()],
         };
-        self.up.matrix().expect_shape("up", expected)?;
+        self.up.matrix.expect_shape("up", expected)?;
         let biases = [("down bias", self.down_bias, self.width()), ("up bias", self.up_bias, self.d())];
         for (operand, bias, expected) in biases {
             let actual = bias.map_or(expected, <[W]>::len);
@@ -144,7 +144,7 @@ mod tests {
             (Bottleneck { norm: norm(5, 6), ..good }, length("norm weight", 6, 5)),
             (Bottleneck { norm: norm(6, 7), ..good }, length("norm bias", 6, 7)),
             (Bottleneck { up: weight(3, 5), ..good }, shape([3, 6], [3, 5])),
-            (Bottleneck { up: Weight::out_in(weight(3, 6).matrix()), ..good }, shape([6, 3], [3, 6])),
+            (Bottleneck { up: Weight::out_in(weight(3, 6).matrix), ..good }, shape([6, 3], [3, 6])),
             (Bottleneck { down_bias: Some(&data[..6]), ..good }, length("down bias", 3, 6)),
             (Bottleneck { up_bias: Some(&data[..3]), ..good }, length("up bias", 6, 3)),
         ];

@@ -57,7 +57,7 @@ pub mod reference;
 mod vectorized;
 
 pub use dtype::{DType, Element};
-pub use error::{Error, Result};
+pub use error::{DriverError, Error, KernelError, LaunchError, Result};
 pub use matrix::{MatrixMut, MatrixRef};
 pub use plan::{ComputePath, LayerProblem, WorkspaceLayout};
 

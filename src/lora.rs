@@ -22,8 +22,10 @@ pub enum Layout {
 /// The frozen weight W0 in one of two layouts. Backends read either layout in place, without a transposed copy.
 #[derive(Debug, Clone, Copy)]
 pub struct Weight<'a, W> {
-    matrix: MatrixRef<'a, W>,
-    layout: Layout,
+    /// The stored matrix.
+    pub matrix: MatrixRef<'a, W>,
+    /// The storage order.
+    pub layout: Layout,
 }
 
 impl<'a, W: Element> Weight<'a, W> {
@@ -35,21 +37,6 @@ impl<'a, W: Element> Weight<'a, W> {
     /// A weight stored `[d_in, d_out]`.
     pub fn in_out(matrix: MatrixRef<'a, W>) -> Self {
         Self { matrix, layout: Layout::InOut }
-    }
-
-    /// A weight stored in `layout`.
-    pub fn new(matrix: MatrixRef<'a, W>, layout: Layout) -> Self {
-        Self { matrix, layout }
-    }
-
-    /// The stored matrix.
-    pub fn matrix(&self) -> MatrixRef<'a, W> {
-        self.matrix
-    }
-
-    /// The storage order.
-    pub fn layout(&self) -> Layout {
-        self.layout
     }
 
     /// Input features.
@@ -219,31 +206,43 @@ pub enum Activation {
     GeluNew,
 }
 
-/// The term added after the activation.
-#[derive(Debug, Clone, Copy, Default)]
-pub enum Residual<'a, X> {
+/// The term added after the activation. `M` is the view of a matrix: [`MatrixRef`] on the CPU,
+/// [`DeviceMatrix`](crate::device::DeviceMatrix) on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Residual<M> {
     /// No residual: the output is overwritten.
     #[default]
     None,
     /// The output's contents before the call.
     InPlace,
     /// Another matrix, `[tokens, d_out]`.
-    From(MatrixRef<'a, X>),
+    From(M),
 }
 
-/// The operations on an output tile between accumulation and store.
-#[derive(Debug, Clone, Copy)]
-pub struct Epilogue<'a, X> {
+/// The operations on an output tile between accumulation and store, chosen by each call: `act(…) + residual`. By
+/// default there are none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epilogue<M> {
     /// Applied first.
     pub activation: Activation,
     /// Added second.
-    pub residual: Residual<'a, X>,
+    pub residual: Residual<M>,
 }
 
-impl<X> Default for Epilogue<'_, X> {
+impl<M> Default for Epilogue<M> {
     fn default() -> Self {
         Self { activation: Activation::Identity, residual: Residual::None }
     }
+}
+
+/// Whether gradients replace the contents of their buffers or are added to them, for example over micro-batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Accumulate {
+    /// Gradients replace the contents (`=`).
+    #[default]
+    Overwrite,
+    /// Gradients are added to the contents (`+=`).
+    Add,
 }
 
 #[cfg(test)]

@@ -83,7 +83,7 @@ impl Matrix64 {
 
 /// A result and, for each element, the sum of the magnitudes of its terms, to which rounding errors are proportional.
 #[derive(Debug, Clone)]
-pub struct Judged {
+pub struct Expected {
     /// The result, exact up to float64 rounding.
     pub value: Matrix64,
     /// Σ|x||w| + |bias| + |s|·Σ(Σ|x||a|)|b|, element by element.
@@ -93,7 +93,7 @@ pub struct Judged {
     pub slack: Matrix64,
 }
 
-impl Judged {
+impl Expected {
     fn new(value: Matrix64, magnitude: Matrix64) -> Self {
         let slack = Matrix64::zeros(value.rows, value.cols);
         Self { value, magnitude, slack }
@@ -155,8 +155,8 @@ pub fn activation_derivative(activation: Activation, x: f64) -> f64 {
 
 /// The weight as `[d_in, d_out]`.
 pub fn weight_in_out<W: Element>(layer: &LoraLinear<'_, W>) -> Matrix64 {
-    let stored = Matrix64::from_view(layer.weight.matrix());
-    match layer.weight.layout() {
+    let stored = Matrix64::from_view(layer.weight.matrix);
+    match layer.weight.layout {
         Layout::InOut => stored,
         Layout::OutIn => stored.t(),
     }
@@ -170,7 +170,7 @@ pub fn drop_out(x: &Matrix64, dropout: Option<&Dropout>) -> Matrix64 {
 }
 
 /// `y = x W0ᵀ + bias + s·(x Aᵀ) Bᵀ`.
-pub fn forward<W: Element, X: Element>(layer: &LoraLinear<'_, W>, x: MatrixRef<'_, X>) -> Judged {
+pub fn forward<W: Element, X: Element>(layer: &LoraLinear<'_, W>, x: MatrixRef<'_, X>) -> Expected {
     forward_dropped(layer, x, None)
 }
 
@@ -179,7 +179,7 @@ pub fn forward_dropped<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     x: MatrixRef<'_, X>,
     dropout: Option<&Dropout>,
-) -> Judged {
+) -> Expected {
     let evaluate = |f: &dyn Fn(Matrix64) -> Matrix64, s: &dyn Fn(f64) -> f64| {
         let x = f(Matrix64::from_view(x));
         let x_hat = drop_out(&x, dropout);
@@ -198,7 +198,7 @@ pub fn forward_dropped<W: Element, X: Element>(
         }
         y
     };
-    Judged::new(evaluate(&|m| m, &|v| v), evaluate(&|m| m.abs(), &f64::abs))
+    Expected::new(evaluate(&|m| m, &|v| v), evaluate(&|m| m.abs(), &f64::abs))
 }
 
 /// [`forward_dropped`] with s·T stored as `dtype` before the product with B, which allows each element a further error
@@ -208,17 +208,17 @@ pub fn forward_through<W: Element, X: Element>(
     x: MatrixRef<'_, X>,
     dropout: Option<&Dropout>,
     dtype: DType,
-) -> Judged {
-    let mut judged = forward_dropped(layer, x, dropout);
+) -> Expected {
+    let mut expected = forward_dropped(layer, x, dropout);
     let x_hat = drop_out(&Matrix64::from_view(x), dropout);
     for segment in layer.segments {
         let mut rounding = x_hat.matmul(&Matrix64::from_view(segment.a).t()).abs();
         let u = dtype.unit_roundoff() * f64::from(segment.scale).abs();
         rounding.data.iter_mut().for_each(|t| *t = u * *t + dtype.smallest_step());
         let slack = rounding.matmul(&Matrix64::from_view(segment.b).abs().t());
-        judged.slack.add_at(segment.columns.start, 1.0, &slack);
+        expected.slack.add_at(segment.columns.start, 1.0, &slack);
     }
-    judged
+    expected
 }
 
 /// [`forward_through`] without dropout and with split-K: T is a sum of parts, one for every `split_depth` inputs, and
@@ -228,8 +228,8 @@ pub fn forward_in_parts<W: Element, X: Element>(
     x: MatrixRef<'_, X>,
     dtype: DType,
     split_depth: usize,
-) -> Judged {
-    let mut judged = forward(layer, x);
+) -> Expected {
+    let mut expected = forward(layer, x);
     for segment in layer.segments {
         let u = dtype.unit_roundoff() * f64::from(segment.scale).abs();
         let b = Matrix64::from_view(segment.b).abs().t();
@@ -238,10 +238,10 @@ pub fn forward_in_parts<W: Element, X: Element>(
             let [x, a] = [Matrix64::from_view(x.columns(part.clone())), Matrix64::from_view(segment.a.columns(part))];
             let mut rounding = x.matmul(&a.t()).abs();
             rounding.data.iter_mut().for_each(|t| *t = u * *t + dtype.smallest_step());
-            judged.slack.add_at(segment.columns.start, 1.0, &rounding.matmul(&b));
+            expected.slack.add_at(segment.columns.start, 1.0, &rounding.matmul(&b));
         }
     }
-    judged
+    expected
 }
 
 /// The unit roundoff of TF32: half the distance from 1 to the next larger number of 10 fraction bits.
@@ -254,21 +254,21 @@ pub fn forward_in_tf32<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     x: MatrixRef<'_, X>,
     dropout: Option<&Dropout>,
-) -> Judged {
+) -> Expected {
     // s·T is stored as f32 before it is rounded.
-    let mut judged = forward_through(layer, x, dropout, DType::F32);
+    let mut expected = forward_through(layer, x, dropout, DType::F32);
     let x = Matrix64::from_view(x);
     let x_hat = drop_out(&x, dropout);
-    // `Judged::bound` counts the slack twice: once for each operand of a product.
+    // `Expected::bound` counts the slack twice: once for each operand of a product.
     let u = TF32_ROUNDOFF * (1.0 + 4.0 * TF32_ROUNDOFF);
-    judged.slack.add_at(0, u, &x.abs().matmul(&weight_in_out(layer).abs()));
+    expected.slack.add_at(0, u, &x.abs().matmul(&weight_in_out(layer).abs()));
     for segment in layer.segments {
         let (a, b) = (Matrix64::from_view(segment.a), Matrix64::from_view(segment.b));
         let mut t = x_hat.matmul(&a.t()).abs();
         t.add_at(0, 1.0, &x_hat.abs().matmul(&a.abs().t()));
-        judged.slack.add_at(segment.columns.start, u * f64::from(segment.scale).abs(), &t.matmul(&b.abs().t()));
+        expected.slack.add_at(segment.columns.start, u * f64::from(segment.scale).abs(), &t.matmul(&b.abs().t()));
     }
-    judged
+    expected
 }
 
 /// T = x·Aᵀ.
@@ -280,11 +280,11 @@ pub fn low_rank_input<W: Element, X: Element>(a: MatrixRef<'_, W>, x: MatrixRef<
 #[derive(Debug, Clone)]
 pub struct Gradients {
     /// dx, `[tokens, d_in]`.
-    pub dx: Judged,
+    pub dx: Expected,
     /// dA of every segment, `[rank, d_in]` each.
-    pub da: Vec<Judged>,
+    pub da: Vec<Expected>,
     /// dB of every segment, `[columns.len(), rank]` each.
-    pub db: Vec<Judged>,
+    pub db: Vec<Expected>,
 }
 
 /// `dx = dy·W0 + s·(dy·B)·A`, `dA = s·(dy·B)ᵀ·x`, `dB = s·dyᵀ·(x·Aᵀ)`.
@@ -325,11 +325,11 @@ pub fn backward_dropped<W: Element, X: Element>(
         (dx, das, dbs)
     };
     let (value, magnitude) = (evaluate(&|m| m, &|v| v), evaluate(&|m| m.abs(), &f64::abs));
-    let judge = |(value, magnitude)| Judged::new(value, magnitude);
+    let result = |(value, magnitude)| Expected::new(value, magnitude);
     Gradients {
-        dx: judge((value.0, magnitude.0)),
-        da: value.1.into_iter().zip(magnitude.1).map(judge).collect(),
-        db: value.2.into_iter().zip(magnitude.2).map(judge).collect(),
+        dx: result((value.0, magnitude.0)),
+        da: value.1.into_iter().zip(magnitude.1).map(result).collect(),
+        db: value.2.into_iter().zip(magnitude.2).map(result).collect(),
     }
 }
 
@@ -340,7 +340,7 @@ pub fn input_gradient_through<W: Element, X: Element>(
     dy: MatrixRef<'_, X>,
     dropout: Option<&Dropout>,
     dtype: DType,
-) -> Judged {
+) -> Expected {
     let evaluate = |f: &dyn Fn(Matrix64) -> Matrix64, s: &dyn Fn(f64) -> f64| {
         let dy = f(Matrix64::from_view(dy));
         let mut dx = dy.matmul(&f(weight_in_out(layer)).t());
@@ -351,15 +351,15 @@ pub fn input_gradient_through<W: Element, X: Element>(
         }
         dx
     };
-    let mut judged = Judged::new(evaluate(&|m| m, &|v| v), evaluate(&|m| m.abs(), &f64::abs));
+    let mut expected = Expected::new(evaluate(&|m| m, &|v| v), evaluate(&|m| m.abs(), &f64::abs));
     for segment in layer.segments {
         let dy = Matrix64::from_view(dy).columns(segment.columns.clone());
         let mut rounding = dy.matmul(&Matrix64::from_view(segment.b)).abs();
         let u = dtype.unit_roundoff() * f64::from(segment.scale).abs();
         rounding.data.iter_mut().for_each(|q| *q = u * *q + dtype.smallest_step());
-        judged.slack.add_at(0, 1.0, &drop_out(&rounding.matmul(&Matrix64::from_view(segment.a).abs()), dropout));
+        expected.slack.add_at(0, 1.0, &drop_out(&rounding.matmul(&Matrix64::from_view(segment.a).abs()), dropout));
     }
-    judged
+    expected
 }
 
 /// `W0 + s·B·A` of every segment, in the weight's own layout.
@@ -369,7 +369,7 @@ pub fn merged_weight<W: Element>(layer: &LoraLinear<'_, W>) -> Matrix64 {
         let (a, b) = (Matrix64::from_view(segment.a), Matrix64::from_view(segment.b));
         merged.add_at(segment.columns.start, f64::from(segment.scale), &a.t().matmul(&b.t()));
     }
-    match layer.weight.layout() {
+    match layer.weight.layout {
         Layout::InOut => merged,
         Layout::OutIn => merged.t(),
     }

@@ -4,15 +4,16 @@
 
 use std::collections::BTreeSet;
 
-use crate::common::adapter::{OnRig, RandomAdapter, Residual, Shape};
+use crate::common::adapter::{Added, OnRig, RandomAdapter, Shape};
 use crate::common::device::device;
 use crate::common::rig::{Rig, SCHEDULES, builds, on_gpu, schedules};
 use crate::common::sanitize::rerun_under_sanitizers;
 use crate::common::{Buffer, Rng};
 use fused_lora::device::{
-    Adapter, DeviceAdapter, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSlice, Stream, Workspace,
+    Adapter, DeviceAdapter, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSlice, Stream, Workspace,
 };
 use fused_lora::lora::Activation::{self, GeluNew, Identity, Relu};
+use fused_lora::lora::Residual;
 use fused_lora::{ComputePath, Element, Error, Result, WorkspaceLayout};
 use fused_lora_emulator::Completion;
 use half::{bf16, f16};
@@ -26,7 +27,7 @@ fn shape(tokens: usize, d: usize, width: usize, activation: Activation) -> Shape
         activation,
         bias: true,
         adds_input: true,
-        residual: Residual::Apart,
+        residual: Added::Apart,
         gap: 0,
         multiprocessors: 1,
         compute_capability: None,
@@ -89,7 +90,7 @@ fn adapters_of_every_kind_agree_with_the_reference() {
 fn addends_are_added_as_asked() {
     for bias in [false, true] {
         for adds_input in [false, true] {
-            for residual in [Residual::None, Residual::InPlace, Residual::Apart] {
+            for residual in [Added::None, Added::InPlace, Added::Apart] {
                 let shape = Shape { bias, adds_input, residual, gap: 8, ..shape(2, 40, 6, Relu) };
                 check::<f16>(shape, ComputePath::Auto);
             }
@@ -148,7 +149,7 @@ fn matrix<T: Element>(slice: DeviceSlice<'_, T>, rows: usize, cols: usize) -> De
 }
 
 fn random() -> RandomAdapter<f16> {
-    let shape = Shape { residual: Residual::InPlace, ..shape(TOKENS, D, WIDTH, GeluNew) };
+    let shape = Shape { residual: Added::InPlace, ..shape(TOKENS, D, WIDTH, GeluNew) };
     RandomAdapter::new(&mut Rng(33), shape)
 }
 
@@ -172,7 +173,7 @@ fn x_may_start_anywhere() -> Result<()> {
         let mut y = std::mem::replace(&mut on.y, DeviceBuffer::zeros(&on.stream, 1)?);
         let x = matrix(on.x.as_slice().slice(begin..begin + TOKENS * D), TOKENS, D);
         let out = DeviceMatrixMut::new(y.as_mut_slice(), TOKENS, D)?;
-        launch.launch(&on.stream, &on.adapter(), x, true, DeviceResidual::InPlace, out, &mut workspace)?;
+        launch.launch(&on.stream, &on.adapter(), x, true, Residual::InPlace, out, &mut workspace)?;
         let got = Buffer { data: y.to_vec(&on.stream)?, rows: TOKENS, cols: D, stride: D };
         random.expected().assert_close(got.view(), random.steps(), "on a device");
         left.push(got.data);
@@ -193,11 +194,11 @@ fn an_adapter_that_does_not_fit_is_refused() -> Result<()> {
     let mut workspace = Workspace::new(stream, launch.workspace())?;
     let x = matrix(on.x.as_slice().slice(0..TOKENS * D), TOKENS, D);
     let mut refused =
-        |adapter: &DeviceAdapter<'_, f16>, x, residual: DeviceResidual<'_, f16>, workspace: &mut Workspace| {
+        |adapter: &DeviceAdapter<'_, f16>, x, residual: Residual<DeviceMatrix<'_, f16>>, workspace: &mut Workspace| {
             let out = DeviceMatrixMut::new(y.as_mut_slice(), TOKENS, D).unwrap();
             launch.launch(stream, adapter, x, false, residual, out, workspace).err()
         };
-    let none = DeviceResidual::None;
+    let none = Residual::None;
     assert_eq!(refused(&good, x, none, &mut workspace), None);
     let length = |operand, expected, actual| Some(Error::LengthMismatch { operand, expected, actual });
     let short = DeviceAdapter { down_bias: Some(on.up_bias.as_slice()), ..good };
@@ -209,7 +210,7 @@ fn an_adapter_that_does_not_fit_is_refused() -> Result<()> {
     assert_eq!(refused(&turned, x, none, &mut workspace), mismatch("up", [D, WIDTH], [WIDTH, D]));
     let few = matrix(on.x.as_slice(), TOKENS - 1, D);
     assert_eq!(refused(&good, few, none, &mut workspace), mismatch("x", [TOKENS, D], [TOKENS - 1, D]));
-    let from = DeviceResidual::From(few);
+    let from = Residual::From(few);
     assert_eq!(refused(&good, x, from, &mut workspace), mismatch("residual", [TOKENS, D], [TOKENS - 1, D]));
     let narrow = DeviceAdapter {
         down: matrix(on.down.as_slice(), WIDTH - 1, D),
@@ -236,7 +237,7 @@ fn an_adapter_that_does_not_fit_is_refused() -> Result<()> {
     let same = matrix(inside, TOKENS, D);
     for (operand, adapter, x, residual) in [
         ("x", good, same, none),
-        ("residual", good, x, DeviceResidual::From(same)),
+        ("residual", good, x, Residual::From(same)),
         ("up bias", DeviceAdapter { up_bias: Some(inside.slice(0..D)), ..good }, x, none),
     ] {
         let out = DeviceMatrixMut::new(y.as_mut_slice(), TOKENS, D)?;
@@ -244,7 +245,7 @@ fn an_adapter_that_does_not_fit_is_refused() -> Result<()> {
         assert_eq!(error, Err(Error::Overlap { output: "y", other: operand }));
     }
     let empty = Adapter::new(device, &good, 0).err();
-    assert_eq!(empty, Some(Error::EmptyProblem { tokens: 0, d_in: D, d_out: D }));
+    assert_eq!(empty, Some(Error::EmptyOperand { operand: "x", shape: [0, D] }));
     Ok(())
 }
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use fused_lora::Result;
 use fused_lora::device::{
-    Adapter, Device, DeviceAdapter, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceNorm,
-    DeviceResidual, DeviceSegment, Event, Forward, LayerNorm, Stream, Workspace,
+    Adapter, Device, DeviceAdapter, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceNorm, DeviceSegment,
+    Event, Forward, LayerNorm, Stream, Workspace,
 };
-use fused_lora::lora::{Activation, Layout};
+use fused_lora::lora::{Activation, Layout, Residual};
 use half::bf16;
 
 /// Tokens, d_in, d_out, rank.
@@ -65,7 +65,7 @@ impl Case {
         let segments = [DeviceSegment { columns: 0..d_out, a, b, scale: 2.0 }];
         let (weight, layout) = (DeviceMatrix::new(weight.as_slice(), d_out, d_in)?, Layout::OutIn);
         let segments = if adapted { &segments[..] } else { &[] };
-        Ok(work(&DeviceLora { weight, layout, bias: None, segments, activation: Activation::Identity }))
+        Ok(work(&DeviceLora { weight, layout, bias: None, segments }))
     }
 
     fn plan(&self, device: &Device, adapted: bool) -> Result<Forward<bf16>> {
@@ -81,7 +81,7 @@ impl Case {
             self.with_layer(copy, adapted, |layer| {
                 let x = DeviceMatrix::new(self.x.as_slice(), tokens, d_in)?;
                 let y = DeviceMatrixMut::new(y.as_mut_slice(), tokens, d_out)?;
-                plan.launch(&self.stream, layer, x, DeviceResidual::None, y, workspace)
+                plan.launch(&self.stream, layer, x, y, workspace)
             })??;
         }
         self.y = y;
@@ -124,15 +124,15 @@ impl AdaptedLayer {
             case.with_layer(copy, false, |layer| {
                 let x = DeviceMatrix::new(case.x.as_slice(), tokens, d_in)?;
                 let out = DeviceMatrixMut::new(layer_output.as_mut_slice(), tokens, d)?;
-                base.launch(&case.stream, layer, x, DeviceResidual::None, out, workspace)
+                base.launch(&case.stream, layer, x, out, workspace)
             })??;
-            let (mut adds_input, mut residual) = (true, DeviceResidual::None);
+            let (mut adds_input, mut residual) = (true, Residual::None);
             if let Some(norm) = norm {
                 let vector = vector.as_slice();
                 let parameters = DeviceNorm { weight: vector, bias: vector, epsilon: 1e-5 };
                 let x = DeviceMatrix::new(y.as_slice(), tokens, d)?;
                 norm.launch(&case.stream, x, &parameters, DeviceMatrixMut::new(between.as_mut_slice(), tokens, d)?)?;
-                (adds_input, residual) = (false, DeviceResidual::InPlace);
+                (adds_input, residual) = (false, Residual::InPlace);
             }
             let x = DeviceMatrix::new(between.as_slice(), tokens, d)?;
             let out = DeviceMatrixMut::new(y.as_mut_slice(), tokens, d)?;

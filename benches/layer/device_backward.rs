@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use fused_lora::Result;
-use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
-    Backward, BackwardInput, BackwardOptions, BackwardOutput, Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut,
-    Event, FactorGradient, Workspace,
+    Backward, BackwardInput, BackwardOutput, Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, Event,
+    FactorGradient, Workspace,
 };
+use fused_lora::lora::Accumulate;
 use half::bf16;
 
 use crate::device::{Case, L2_MULTIPLE, Shape, numbers};
@@ -42,7 +42,7 @@ impl BackwardCase {
 
     fn plan(&self, device: &Device, adapted: bool) -> Result<Backward<bf16>> {
         let tokens = self.case.shape.0;
-        self.case.with_layer(0, adapted, |layer| Backward::new(device, layer, tokens, BackwardOptions::default()))?
+        self.case.with_layer(0, adapted, |layer| Backward::new(device, layer, tokens))?
     }
 
     /// Issues backward passes, each with the next copy of the weights.

@@ -58,7 +58,7 @@ class Epilogue {
   bool adds_input, x_aligned;
 };
 
-/// How an adapter stores T and y: EPILOGUE of lora::ForwardTile.
+/// How an adapter stores T and y: Epilogue of a lora::TileConfig.
 struct AdapterEpilogue {
   const LoraAdapter& params;
 
@@ -77,21 +77,17 @@ struct AdapterEpilogue {
   }
 
   template <class E>
-  GPU_DEVICE Epilogue<E> epilogue(const LoraForward&) const {
+  GPU_DEVICE Epilogue<E> of_y(const LoraForward&) const {
     return Epilogue<E>(params);
   }
 };
 
-/// Tiles of 64 × 64, like those of small LoRA layers.
-template <class PRODUCT, class E, u32 DEPTH, bool ALIGNED>
-GPU_DEVICE void run(const LoraAdapter& params) {
-  using Tile = lora::ForwardTile<PRODUCT, E, Major::K, Major::K, 64, 64, 32, 32, DEPTH, 3, ALIGNED, AdapterEpilogue>;
-  Tile(params.forward, AdapterEpilogue{params}).run();
-}
-
 }  // namespace adapter
 
-#define ADAPTER(NAME, PRODUCT, E, DEPTH, ALIGNED)                         \
-  GPU_KERNEL(NAME, LoraAdapter, 128, 3) {                                 \
-    adapter::run<tile::PRODUCT, gpu::E, DEPTH, ALIGNED>(params);          \
+/// TILE is one of the 64 × 64 tiles of lora/tiles.h, like those of small LoRA layers.
+#define ADAPTER(NAME, PRODUCT, E, TILE)                                                                            \
+  GPU_KERNEL(NAME, LoraAdapter, lora::tiles::TILE::threads, lora::tiles::TILE::ctas) {                             \
+    using Config = lora::TileConfig<tile::PRODUCT, gpu::E, gpu::Major::K, gpu::Major::K, lora::tiles::TILE,        \
+                                    adapter::AdapterEpilogue>;                                                     \
+    lora::ForwardTile<Config>(params.forward, adapter::AdapterEpilogue{params}).run();                             \
   }

@@ -2,12 +2,10 @@
 //
 // targets: sm_80 sm_86 sm_89 sm_90a sm_100 sm_120
 //
-// kernels: lora_adapter_mma_bf16_*
-//
 // sass: lora_adapter_mma_bf16_t64  registers <= 168  has HMMA  has LDSM  has LDGSTS
 // sass: lora_adapter_mma_bf16_any  registers <= 168  has HMMA  has LDSM
 #include <adapter/adapter.h>
 #include <tile/warp_mma.h>
 
-ADAPTER(lora_adapter_mma_bf16_t64, TensorCores, bf16, 64, true)
-ADAPTER(lora_adapter_mma_bf16_any, TensorCores, bf16, 64, false)
+ADAPTER(lora_adapter_mma_bf16_t64, TensorCores, bf16, mma_t64)
+ADAPTER(lora_adapter_mma_bf16_any, TensorCores, bf16, mma_any)

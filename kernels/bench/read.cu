@@ -18,7 +18,7 @@ GPU_KERNEL(lora_read, LoraRead, LORA_READ_THREADS, 2) {
 #pragma unroll
     for (u32 i = 0; i < LORA_READ_UNROLL; i++) {
       const u64 place = at + u64(i) * LORA_READ_THREADS;
-      chunk[i] = load_once(from + (place < end ? place : at));
+      chunk[i] = load_constant_once(from + (place < end ? place : at));
     }
 #pragma unroll
     for (u32 i = 0; i < LORA_READ_UNROLL; i++) {

@@ -44,7 +44,15 @@ GPU_DEVICE T load(const T* pointer) {
   GPU_LOAD("ld.global", T, pointer, "memory")
 }
 
-/// Loads from memory that no thread writes during the launch: through the non-coherent path, kept in L1.
+/// Loads what this launch does not write, but a launch shortly before it may have written: x, dy, queries, keys, gradients. The
+/// non-coherent path is not for these: with programmatic dependent launch its line in L1 may be older than that launch.
+template <class T>
+GPU_DEVICE T load_input(const T* pointer) {
+  GPU_LOAD("ld.global", T, pointer)
+}
+
+/// Loads weights, biases and tables, which neither this launch nor one shortly before it writes: through the non-coherent
+/// path, kept in L1.
 template <class T>
 GPU_DEVICE T load_constant(const T* pointer) {
   GPU_LOAD("ld.global.nc", T, pointer)
@@ -70,19 +78,32 @@ GPU_DEVICE void store(T* pointer, T value) {
   }
 }
 
-/// Loads weights, which are read once: they are not kept in L1, so that x stays there. L2 also fetches the neighbouring
-/// sectors.
-GPU_DEVICE Chunk load_once(const Chunk* pointer) {
-  Chunk value;
+// The cache hints of a load of what is read once: no line in L1, and L2 also fetches the neighbouring sectors.
 #if GPU_TARGET >= 800
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+#define GPU_READ_ONCE ".L1::no_allocate.L2::128B"
 #else
-  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+#define GPU_READ_ONCE ""
 #endif
+
+/// load_constant of weights that are read once: they are not kept in L1, so that x stays there.
+GPU_DEVICE Chunk load_constant_once(const Chunk* pointer) {
+  Chunk value;
+  asm volatile("ld.global.nc" GPU_READ_ONCE ".v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(value.word[0]), "=r"(value.word[1]), "=r"(value.word[2]), "=r"(value.word[3])
                : "l"(pointer));
   return value;
 }
+
+/// load_input of what is read once, such as the keys and values of a cache.
+GPU_DEVICE Chunk load_input_once(const Chunk* pointer) {
+  Chunk value;
+  asm volatile("ld.global" GPU_READ_ONCE ".v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.word[0]), "=r"(value.word[1]), "=r"(value.word[2]), "=r"(value.word[3])
+               : "l"(pointer));
+  return value;
+}
+
+#undef GPU_READ_ONCE
 
 /// Prefetches the line of an address into L2. The address must be valid.
 GPU_DEVICE void prefetch_l2(const void* pointer) { asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer)); }

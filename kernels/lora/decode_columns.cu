@@ -14,54 +14,57 @@
 
 namespace lora {
 
-template <class E, u32 TOKENS, u32 UNROLL, bool ALIGNED>
+/// TILE is one of the tiles columns_* of lora/tiles.h.
+template <class E, class TILE>
 GPU_DEVICE void decode_columns(const LoraDecode& p) {
-  constexpr u32 threads = LORA_DECODE_THREADS, elements = chunk_elements<E>;
-  static_assert(UNROLL % elements == 0, "x is read a chunk at a time");
-  DecodeTile<E, TOKENS, threads, ALIGNED> tile(p, threads / warp_size);
-  const u32 lane = threadIdx.x % p.row_threads, first = threadIdx.x / p.row_threads * UNROLL;
+  constexpr u32 tokens = TILE::tokens, threads = TILE::threads, elements = chunk_elements<E>;
+  // Rows of which a thread has a chunk each in flight.
+  constexpr u32 unroll = TILE::chunks;
+  static_assert(unroll % elements == 0, "x is read a chunk at a time");
+  DecodeTile<E, TILE> tile(p, threads / warp_size);
+  const u32 lane = threadIdx.x % p.row_threads, first = threadIdx.x / p.row_threads * unroll;
   const u32 column = tile.first_column + lane * elements;
   const E* x = static_cast<const E*>(p.x) + u64(tile.first_token) * p.x_stride;
   const E* weight = static_cast<const E*>(p.weight);
-  const u32 tokens = gpu::min(TOKENS, p.tokens - tile.first_token);
+  const u32 present = gpu::min(tokens, p.tokens - tile.first_token);
 
   if (column < p.columns) {
-    for (u32 k = first; k < gpu::min(first + UNROLL, p.depth); k++) prefetch_l2(weight + u64(k) * p.weight_stride + column);
+    for (u32 k = first; k < gpu::min(first + unroll, p.depth); k++) prefetch_l2(weight + u64(k) * p.weight_stride + column);
   }
   tile.low_rank_input();
 
-  float sum[TOKENS][elements] = {};
-  for (u32 k = first; k < p.depth; k += threads / p.row_threads * UNROLL) {
-    Chunk chunk[UNROLL];
+  float sum[tokens][elements] = {};
+  for (u32 k = first; k < p.depth; k += threads / p.row_threads * unroll) {
+    Chunk chunk[unroll];
 #pragma unroll
-    for (u32 i = 0; i < UNROLL; i++) {
+    for (u32 i = 0; i < unroll; i++) {
       const u32 end = k + i < p.depth ? p.columns : 0;
-      chunk[i] = tile::load_weight<E, ALIGNED>(weight + u64(k + i) * p.weight_stride, column, end);
+      chunk[i] = tile::load_weight<E, TILE::aligned>(weight + u64(k + i) * p.weight_stride, column, end);
     }
-    float input[TOKENS][UNROLL];
+    float input[tokens][unroll];
 #pragma unroll
-    for (u32 m = 0; m < TOKENS; m++) {
+    for (u32 m = 0; m < tokens; m++) {
 #pragma unroll
-      for (u32 i = 0; i < UNROLL; i += elements) {
+      for (u32 i = 0; i < unroll; i += elements) {
         float run[elements];
-        tile::load_elements<E, ALIGNED>(x + u64(m) * p.x_stride, k + i, m < tokens ? p.depth : 0, run);
+        tile::load_elements<E, TILE::aligned, tile::Source::input>(x + u64(m) * p.x_stride, k + i, m < present ? p.depth : 0, run);
 #pragma unroll
         for (u32 e = 0; e < elements; e++) input[m][i + e] = run[e];
       }
     }
 #pragma unroll
-    for (u32 i = 0; i < UNROLL; i++) {
+    for (u32 i = 0; i < unroll; i++) {
       float factor[elements];
       unpack<E>(chunk[i], factor);
 #pragma unroll
-      for (u32 m = 0; m < TOKENS; m++) {
+      for (u32 m = 0; m < tokens; m++) {
 #pragma unroll
         for (u32 e = 0; e < elements; e++) sum[m][e] = gpu::fma(factor[e], input[m][i], sum[m][e]);
       }
     }
   }
 #pragma unroll
-  for (u32 m = 0; m < TOKENS; m++) {
+  for (u32 m = 0; m < tokens; m++) {
 #pragma unroll
     for (u32 e = 0; e < elements; e++) {
       for (u32 offset = warp_size / 2; offset >= p.row_threads; offset /= 2) {
@@ -76,21 +79,21 @@ GPU_DEVICE void decode_columns(const LoraDecode& p) {
 
 }  // namespace lora
 
-#define DECODE_COLUMNS(NAME, E, TOKENS, UNROLL, ALIGNED, CTAS)                  \
-  GPU_KERNEL(lora_decode_columns_##NAME, LoraDecode, LORA_DECODE_THREADS, CTAS) { \
-    lora::decode_columns<E, TOKENS, UNROLL, ALIGNED>(params);                   \
+#define DECODE_COLUMNS(NAME, E, TILE)                                                               \
+  GPU_KERNEL(NAME, LoraDecode, lora::tiles::TILE::threads, lora::tiles::TILE::ctas) {         \
+    lora::decode_columns<gpu::E, lora::tiles::TILE>(params);                                      \
   }
 
-DECODE_COLUMNS(f32_t1, float, 1, 8, true, 2)
-DECODE_COLUMNS(f32_t2, float, 2, 8, true, 1)
-DECODE_COLUMNS(f32_t4, float, 4, 8, true, 1)
-DECODE_COLUMNS(f32_t8, float, 8, 4, true, 1)
-DECODE_COLUMNS(f16_t1, gpu::f16, 1, 8, true, 2)
-DECODE_COLUMNS(f16_t2, gpu::f16, 2, 8, true, 1)
-DECODE_COLUMNS(f16_t4, gpu::f16, 4, 8, true, 1)
-DECODE_COLUMNS(bf16_t1, gpu::bf16, 1, 8, true, 2)
-DECODE_COLUMNS(bf16_t2, gpu::bf16, 2, 8, true, 1)
-DECODE_COLUMNS(bf16_t4, gpu::bf16, 4, 8, true, 1)
-DECODE_COLUMNS(f32_any, float, 1, 4, false, 1)
-DECODE_COLUMNS(f16_any, gpu::f16, 1, 8, false, 1)
-DECODE_COLUMNS(bf16_any, gpu::bf16, 1, 8, false, 1)
+DECODE_COLUMNS(lora_decode_columns_f32_t1, f32, columns_f32_t1)
+DECODE_COLUMNS(lora_decode_columns_f32_t2, f32, columns_f32_t2)
+DECODE_COLUMNS(lora_decode_columns_f32_t4, f32, columns_f32_t4)
+DECODE_COLUMNS(lora_decode_columns_f32_t8, f32, columns_f32_t8)
+DECODE_COLUMNS(lora_decode_columns_f16_t1, f16, columns_16bit_t1)
+DECODE_COLUMNS(lora_decode_columns_f16_t2, f16, columns_16bit_t2)
+DECODE_COLUMNS(lora_decode_columns_f16_t4, f16, columns_16bit_t4)
+DECODE_COLUMNS(lora_decode_columns_bf16_t1, bf16, columns_16bit_t1)
+DECODE_COLUMNS(lora_decode_columns_bf16_t2, bf16, columns_16bit_t2)
+DECODE_COLUMNS(lora_decode_columns_bf16_t4, bf16, columns_16bit_t4)
+DECODE_COLUMNS(lora_decode_columns_f32_any, f32, columns_f32_any)
+DECODE_COLUMNS(lora_decode_columns_f16_any, f16, columns_16bit_any)
+DECODE_COLUMNS(lora_decode_columns_bf16_any, bf16, columns_16bit_any)

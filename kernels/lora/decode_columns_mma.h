@@ -17,11 +17,13 @@ namespace lora {
 /// upper.
 constexpr u32 lower_halves = 0x5410, upper_halves = 0x7632;
 
-template <class E>
+/// TILE is columns_mma of lora/tiles.h.
+template <class E, class TILE>
 GPU_DEVICE void decode_columns_mma(const LoraDecode& p) {
-  constexpr u32 threads = LORA_DECODE_COLUMN_MMA_THREADS, warps = threads / warp_size, columns = 8;
+  constexpr u32 warps = TILE::threads / warp_size, columns = TILE::columns / 8;
+  static_assert(TILE::columns == 64 && TILE::chunks == 8, "a lane has 8 columns of 8 rows");
   const u32 parts = p.row_threads / warp_size, g = lane_id() / 4, q = lane_id() % 4;
-  MmaTile<E, threads> tile(p, parts);
+  DecodeTile<E, TILE> tile(p, parts);
   const u32 column = tile.first_column + columns * g;
   const E* weight = static_cast<const E*>(p.weight);
   const u32 begin = blockIdx.y * p.split_depth, end = gpu::min(begin + p.split_depth, p.depth);

@@ -16,12 +16,8 @@
 
 namespace lora {
 
-constexpr u32 mma_tokens = 16;
 /// Values of K that a warp multiplies at a time.
 constexpr u32 mma_depth = 32;
-
-template <class E, u32 THREADS>
-using MmaTile = DecodeTile<E, mma_tokens, THREADS, true, 4>;
 
 /// 8 values of K of x, from `k` on, of the lane's tokens g = lane / 4 and g + 8.
 template <class E>
@@ -32,9 +28,9 @@ struct MmaInput {
     const E* x = static_cast<const E*>(p.x);
     const u32 g = lane_id() / 4;
     low = high = tile::zero_chunk;
-    if (g < p.tokens && k < end) low = load_constant(reinterpret_cast<const Chunk*>(x + u64(g) * p.x_stride + k));
+    if (g < p.tokens && k < end) low = load_input(reinterpret_cast<const Chunk*>(x + u64(g) * p.x_stride + k));
     if (g + 8 < p.tokens && k < end) {
-      high = load_constant(reinterpret_cast<const Chunk*>(x + u64(g + 8) * p.x_stride + k));
+      high = load_input(reinterpret_cast<const Chunk*>(x + u64(g + 8) * p.x_stride + k));
     }
   }
 
@@ -46,13 +42,13 @@ struct MmaInput {
   }
 };
 
-/// Calls leave(part, is_first) in each warp, `parts` warps at a time. The first warp of a part stores its sums; the others
+/// Calls store(part, is_first) in each warp, `parts` warps at a time. The first warp of a part stores its sums; the others
 /// add theirs.
 template <u32 WARPS, class F>
-GPU_DEVICE void in_turns(u32 parts, F&& leave) {
+GPU_DEVICE void in_turns(u32 parts, F&& store) {
   for (u32 first = 0; first < WARPS; first += parts) {
     if (first != 0) sync_block();
-    if (warp_id() / parts == first / parts) leave(warp_id() % parts, first == 0);
+    if (warp_id() / parts == first / parts) store(warp_id() % parts, first == 0);
   }
 }
 

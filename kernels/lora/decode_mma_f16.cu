@@ -5,16 +5,13 @@
 #include <lora/decode_columns_mma.h>
 #include <lora/decode_rows_mma.h>
 
-#define DECODE_ROWS_MMA(TILES, STEPS)                                                      \
-  GPU_KERNEL(lora_decode_rows_mma_f16_n##TILES, LoraDecode, LORA_DECODE_THREADS, 1) {      \
-    lora::decode_rows_mma<gpu::f16, TILES, STEPS>(params);                                 \
+#define DECODE_MMA(NAME, FUNCTION, E, TILE)                                                    \
+  GPU_KERNEL(NAME, LoraDecode, lora::tiles::TILE::threads, lora::tiles::TILE::ctas) {          \
+    lora::FUNCTION<gpu::E, lora::tiles::TILE>(params);                                         \
   }
 
-DECODE_ROWS_MMA(2, 4)
-DECODE_ROWS_MMA(4, 2)
-DECODE_ROWS_MMA(8, 1)
-DECODE_ROWS_MMA(12, 1)
-
-GPU_KERNEL(lora_decode_columns_mma_f16, LoraDecode, LORA_DECODE_COLUMN_MMA_THREADS, 2) {
-  lora::decode_columns_mma<gpu::f16>(params);
-}
+DECODE_MMA(lora_decode_rows_mma_f16_n2, decode_rows_mma, f16, rows_mma_n2)
+DECODE_MMA(lora_decode_rows_mma_f16_n4, decode_rows_mma, f16, rows_mma_n4)
+DECODE_MMA(lora_decode_rows_mma_f16_n8, decode_rows_mma, f16, rows_mma_n8)
+DECODE_MMA(lora_decode_rows_mma_f16_n12, decode_rows_mma, f16, rows_mma_n12)
+DECODE_MMA(lora_decode_columns_mma_f16, decode_columns_mma, f16, columns_mma)

@@ -17,11 +17,14 @@
 
 namespace lora {
 
-template <class E, u32 TOKENS, u32 ROWS, bool ALIGNED>
+/// TILE is one of the tiles rows_* of lora/tiles.h.
+template <class E, class TILE>
 GPU_DEVICE void decode_rows(const LoraDecode& p) {
-  constexpr u32 threads = LORA_DECODE_THREADS, elements = chunk_elements<E>;
+  constexpr u32 tokens = TILE::tokens, threads = TILE::threads, elements = chunk_elements<E>;
+  // Rows of which a thread has a chunk each in flight.
+  constexpr u32 rows_in_flight = TILE::chunks;
   const u32 parts = p.row_threads / warp_size;
-  DecodeTile<E, TOKENS, threads, ALIGNED> tile(p, parts);
+  DecodeTile<E, TILE> tile(p, parts);
   const u32 groups = threads / p.row_threads, group = threadIdx.x / p.row_threads;
   const u32 lane_in_row = threadIdx.x % p.row_threads, part = lane_in_row / warp_size;
   const u32 rows_per_group = (tile.columns + groups - 1) / groups;
@@ -31,43 +34,43 @@ GPU_DEVICE void decode_rows(const LoraDecode& p) {
   const E* weight = static_cast<const E*>(p.weight) + u64(tile.first_column) * p.weight_stride;
 
   // Prefetches the first rows; they arrive while the launch ahead ends and T is computed.
-  for (u32 r = first_row; r < gpu::min(first_row + ROWS, end_row); r++) {
+  for (u32 r = first_row; r < gpu::min(first_row + rows_in_flight, end_row); r++) {
     prefetch_l2(weight + u64(r) * p.weight_stride + gpu::min(lane_in_row * elements, p.depth - 1));
   }
   tile.low_rank_input();
 
   for (u32 panel = 0; panel < p.depth; panel += p.row_threads * elements) {
     const u32 k = panel + lane_in_row * elements;
-    float input[TOKENS][elements];
+    float input[tokens][elements];
 #pragma unroll
-    for (u32 m = 0; m < TOKENS; m++) {
+    for (u32 m = 0; m < tokens; m++) {
       const u32 token = tile.first_token + m;
-      tile::load_elements<E, ALIGNED>(x + u64(token) * p.x_stride, k, token < p.tokens ? p.depth : 0, input[m]);
+      tile::load_elements<E, TILE::aligned, tile::Source::input>(x + u64(token) * p.x_stride, k, token < p.tokens ? p.depth : 0, input[m]);
     }
-    for (u32 row = first_row; row < end_row; row += ROWS) {
-      Chunk chunk[ROWS];
+    for (u32 row = first_row; row < end_row; row += rows_in_flight) {
+      Chunk chunk[rows_in_flight];
 #pragma unroll
-      for (u32 r = 0; r < ROWS; r++) {
+      for (u32 r = 0; r < rows_in_flight; r++) {
         const u32 end = row + r < end_row ? p.depth : 0;
-        chunk[r] = tile::load_weight<E, ALIGNED>(weight + u64(row + r) * p.weight_stride, k, end);
+        chunk[r] = tile::load_weight<E, TILE::aligned>(weight + u64(row + r) * p.weight_stride, k, end);
       }
-      float sum[TOKENS * ROWS];
+      float sum[tokens * rows_in_flight];
 #pragma unroll
-      for (u32 r = 0; r < ROWS; r++) {
+      for (u32 r = 0; r < rows_in_flight; r++) {
         float factor[elements];
         unpack<E>(chunk[r], factor);
 #pragma unroll
-        for (u32 m = 0; m < TOKENS; m++) {
+        for (u32 m = 0; m < tokens; m++) {
           float total = 0.0f;
 #pragma unroll
           for (u32 i = 0; i < elements; i++) total = gpu::fma(factor[i], input[m][i], total);
-          sum[m * ROWS + r] = total;
+          sum[m * rows_in_flight + r] = total;
         }
       }
-      tile::reduce_transposed<TOKENS * ROWS>(sum);
-      const u32 index = tile::reduced_index<TOKENS * ROWS>(lane_id()), r = row + index % ROWS;
-      if (tile::holds_reduced<TOKENS * ROWS>(lane_id()) && r < end_row) {
-        float& place = tile.sum(part, index / ROWS, r);
+      tile::reduce_transposed<tokens * rows_in_flight>(sum);
+      const u32 index = tile::reduced_index<tokens * rows_in_flight>(lane_id()), r = row + index % rows_in_flight;
+      if (tile::holds_reduced<tokens * rows_in_flight>(lane_id()) && r < end_row) {
+        float& place = tile.sum(part, index / rows_in_flight, r);
         place = panel == 0 ? sum[0] : place + sum[0];
       }
     }
@@ -77,21 +80,21 @@ GPU_DEVICE void decode_rows(const LoraDecode& p) {
 
 }  // namespace lora
 
-#define DECODE_ROWS(NAME, E, TOKENS, ROWS, ALIGNED, CTAS)                    \
-  GPU_KERNEL(lora_decode_rows_##NAME, LoraDecode, LORA_DECODE_THREADS, CTAS) { \
-    lora::decode_rows<E, TOKENS, ROWS, ALIGNED>(params);                     \
+#define DECODE_ROWS(NAME, E, TILE)                                                    \
+  GPU_KERNEL(NAME, LoraDecode, lora::tiles::TILE::threads, lora::tiles::TILE::ctas) { \
+    lora::decode_rows<gpu::E, lora::tiles::TILE>(params);                             \
   }
 
-DECODE_ROWS(f32_t1, float, 1, 8, true, 1)
-DECODE_ROWS(f32_t2, float, 2, 4, true, 1)
-DECODE_ROWS(f32_t4, float, 4, 4, true, 1)
-DECODE_ROWS(f32_t8, float, 8, 4, true, 1)
-DECODE_ROWS(f16_t1, gpu::f16, 1, 8, true, 2)
-DECODE_ROWS(f16_t2, gpu::f16, 2, 8, true, 1)
-DECODE_ROWS(f16_t4, gpu::f16, 4, 4, true, 1)
-DECODE_ROWS(bf16_t1, gpu::bf16, 1, 8, true, 2)
-DECODE_ROWS(bf16_t2, gpu::bf16, 2, 8, true, 1)
-DECODE_ROWS(bf16_t4, gpu::bf16, 4, 4, true, 1)
-DECODE_ROWS(f32_any, float, 1, 4, false, 1)
-DECODE_ROWS(f16_any, gpu::f16, 1, 4, false, 1)
-DECODE_ROWS(bf16_any, gpu::bf16, 1, 4, false, 1)
+DECODE_ROWS(lora_decode_rows_f32_t1, f32, rows_f32_t1)
+DECODE_ROWS(lora_decode_rows_f32_t2, f32, rows_f32_t2)
+DECODE_ROWS(lora_decode_rows_f32_t4, f32, rows_f32_t4)
+DECODE_ROWS(lora_decode_rows_f32_t8, f32, rows_f32_t8)
+DECODE_ROWS(lora_decode_rows_f16_t1, f16, rows_16bit_t1)
+DECODE_ROWS(lora_decode_rows_f16_t2, f16, rows_16bit_t2)
+DECODE_ROWS(lora_decode_rows_f16_t4, f16, rows_16bit_t4)
+DECODE_ROWS(lora_decode_rows_bf16_t1, bf16, rows_16bit_t1)
+DECODE_ROWS(lora_decode_rows_bf16_t2, bf16, rows_16bit_t2)
+DECODE_ROWS(lora_decode_rows_bf16_t4, bf16, rows_16bit_t4)
+DECODE_ROWS(lora_decode_rows_f32_any, f32, rows_f32_any)
+DECODE_ROWS(lora_decode_rows_f16_any, f16, rows_16bit_any)
+DECODE_ROWS(lora_decode_rows_bf16_any, bf16, rows_16bit_any)

@@ -2,9 +2,12 @@
 //
 // targets: sm_90a
 //
-// kernels: lora_dx_*_wgmma_bf16_n*
-//
 // sass: lora_dx_*_wgmma_bf16_n*  registers <= 168  has HGMMA  has UTMALDG  has UTMASTG  lacks HMMA
 #include <lora/forward_wgmma.h>
 
-FORWARD_WGMMA(dx, MN, bf16)
+FORWARD_WGMMA(lora_dx_rows_wgmma_bf16_n256x2, bf16, K, MN, wgmma_n256x2)
+FORWARD_WGMMA(lora_dx_rows_wgmma_bf16_n256, bf16, K, MN, wgmma_n256)
+FORWARD_WGMMA(lora_dx_rows_wgmma_bf16_n128, bf16, K, MN, wgmma_n128)
+FORWARD_WGMMA(lora_dx_columns_wgmma_bf16_n256x2, bf16, MN, MN, wgmma_n256x2)
+FORWARD_WGMMA(lora_dx_columns_wgmma_bf16_n256, bf16, MN, MN, wgmma_n256)
+FORWARD_WGMMA(lora_dx_columns_wgmma_bf16_n128, bf16, MN, MN, wgmma_n128)

@@ -2,10 +2,13 @@
 //
 // targets: sm_90a
 //
-// kernels: lora_dx_*_wgmma_bf16_m*
-//
 // sass: lora_dx_*_wgmma_bf16_m64*  registers <= 128  has HGMMA  has UTMALDG  lacks HMMA
 // sass: lora_dx_*_wgmma_bf16_m128*  registers <= 168  has HGMMA  has UTMALDG  lacks HMMA
 #include <lora/forward_wgmma_split.h>
 
-FORWARD_WGMMA_SPLIT(dx, MN, bf16)
+FORWARD_WGMMA_SPLIT(lora_dx_rows_wgmma_bf16_m64n64, bf16, K, MN, wgmma_m64n64)
+FORWARD_WGMMA_SPLIT(lora_dx_rows_wgmma_bf16_m64n128, bf16, K, MN, wgmma_m64n128)
+FORWARD_WGMMA_SPLIT(lora_dx_rows_wgmma_bf16_m128n128, bf16, K, MN, wgmma_m128n128)
+FORWARD_WGMMA_SPLIT(lora_dx_columns_wgmma_bf16_m64n64, bf16, MN, MN, wgmma_m64n64)
+FORWARD_WGMMA_SPLIT(lora_dx_columns_wgmma_bf16_m64n128, bf16, MN, MN, wgmma_m64n128)
+FORWARD_WGMMA_SPLIT(lora_dx_columns_wgmma_bf16_m128n128, bf16, MN, MN, wgmma_m128n128)

@@ -218,21 +218,21 @@ GPU_DEVICE bool drop_out_stage(const LoraForward& p, Chunk* tile, u32 first_row,
 }
 
 /// Split-K of one tile through the workspace: the sums of the splits, and the number of CTAs that have stored theirs.
-struct SharedTile {
+struct SplitTile {
   /// [splits, groups of four sums of a thread, threads].
   Chunk* sums;
   u32* arrivals;
   u32 splits, split;
 
   /// Of a T tile.
-  static GPU_DEVICE SharedTile of_t(const LoraForward& p, const ForwardTask& task, u32 tile_chunks) {
+  static GPU_DEVICE SplitTile of_t(const LoraForward& p, const ForwardTask& task, u32 tile_chunks) {
     const u32 tile = task.row_tile * p.t_tiles + task.column_tile;
     Chunk* sums = reinterpret_cast<Chunk*>(p.t_partial) + u64(tile) * p.t_splits * tile_chunks;
     return {sums, p.t_arrivals + tile, p.t_splits, task.split};
   }
 
   /// Of a y tile.
-  static GPU_DEVICE SharedTile of_y(const LoraForward& p, const ForwardTask& task, u32 tile_chunks) {
+  static GPU_DEVICE SplitTile of_y(const LoraForward& p, const ForwardTask& task, u32 tile_chunks) {
     const u32 tile = task.row_tile * p.column_tiles + task.column_tile;
     Chunk* sums = reinterpret_cast<Chunk*>(p.partial) + u64(tile) * p.splits * tile_chunks;
     return {sums, p.arrivals + tile, p.splits, task.split};
@@ -248,7 +248,7 @@ struct SharedTile {
   /// Stores a thread's sums in the workspace. There are QUADS groups of four: group i is quad_of(i), and is left out unless
   /// wanted(i).
   template <u32 QUADS, class Quad, class Wanted>
-  GPU_DEVICE void leave(u32 threads, Quad&& quad_of, Wanted&& wanted) const {
+  GPU_DEVICE void store_sums(u32 threads, Quad&& quad_of, Wanted&& wanted) const {
     Chunk* mine = sums + split * QUADS * threads + threadIdx.x;
 #pragma unroll
     for (u32 i = 0; i < QUADS; i++) {
@@ -260,7 +260,7 @@ struct SharedTile {
 
   /// Called by the last CTA to arrive: replaces its sums by the sums of all splits, added in their order.
   template <u32 QUADS, class Quad, class Wanted>
-  GPU_DEVICE void add_up(u32 threads, Quad&& quad_of, Wanted&& wanted) const {
+  GPU_DEVICE void add_sums(u32 threads, Quad&& quad_of, Wanted&& wanted) const {
     const Chunk* part = sums + threadIdx.x;
 #pragma unroll
     for (u32 i = 0; i < QUADS; i++) {

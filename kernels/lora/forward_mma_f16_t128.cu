@@ -2,9 +2,9 @@
 //
 // targets: sm_80 sm_86 sm_89 sm_90a sm_100 sm_120
 //
-// kernels: lora_forward_*_mma_f16_t128
-//
 // sass: lora_forward_*_mma_f16_*  registers <= 128  has HMMA  has LDSM  has LDGSTS
-#include <lora/forward_mma.h>
+#include <lora/forward_tile.h>
+#include <tile/warp_mma.h>
 
-FORWARD_MMA_128(f16)
+FORWARD_TILE(lora_forward_rows_mma_f16_t128, TensorCores, f16, K, K, mma_t128)
+FORWARD_TILE(lora_forward_columns_mma_f16_t128, TensorCores, f16, MN, K, mma_t128)

@@ -8,17 +8,15 @@
 //
 // targets: sm_80 sm_86 sm_89 sm_90a sm_100 sm_120
 //
-// kernels: lora_forward_*_mma_tf32_*
-//
 // sass: lora_forward_*_mma_tf32_t128  registers <= 128  has HMMA.1688.F32.TF32  has LDSM  has LDGSTS  lacks LD.E
 // sass: lora_forward_*_mma_tf32_t64  registers <= 144  has HMMA.1688.F32.TF32  has LDSM  has LDGSTS  lacks LD.E
 // sass: lora_forward_*_mma_tf32_any  registers <= 168  has HMMA.1688.F32.TF32  has LDSM  lacks LD.E
 #include <lora/forward_tile.h>
 #include <tile/warp_mma_tf32.h>
 
-FORWARD_TILE(lora_forward_rows_mma_tf32_t128, Tf32TensorCores, f32, K, 128, 32, 64, 16, true, 2)
-FORWARD_TILE(lora_forward_rows_mma_tf32_t64, Tf32TensorCores, f32, K, 64, 32, 32, 32, true, 3)
-FORWARD_TILE(lora_forward_rows_mma_tf32_any, Tf32TensorCores, f32, K, 64, 32, 32, 32, false, 3)
-FORWARD_TILE(lora_forward_columns_mma_tf32_t128, Tf32TensorCores, f32, MN, 128, 32, 64, 16, true, 2)
-FORWARD_TILE(lora_forward_columns_mma_tf32_t64, Tf32TensorCores, f32, MN, 64, 32, 32, 32, true, 3)
-FORWARD_TILE(lora_forward_columns_mma_tf32_any, Tf32TensorCores, f32, MN, 64, 32, 32, 32, false, 3)
+FORWARD_TILE(lora_forward_rows_mma_tf32_t128, Tf32TensorCores, f32, K, K, mma_tf32_t128)
+FORWARD_TILE(lora_forward_columns_mma_tf32_t128, Tf32TensorCores, f32, MN, K, mma_tf32_t128)
+FORWARD_TILE(lora_forward_rows_mma_tf32_t64, Tf32TensorCores, f32, K, K, mma_tf32_t64)
+FORWARD_TILE(lora_forward_columns_mma_tf32_t64, Tf32TensorCores, f32, MN, K, mma_tf32_t64)
+FORWARD_TILE(lora_forward_rows_mma_tf32_any, Tf32TensorCores, f32, K, K, mma_tf32_any)
+FORWARD_TILE(lora_forward_columns_mma_tf32_any, Tf32TensorCores, f32, MN, K, mma_tf32_any)

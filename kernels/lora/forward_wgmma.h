@@ -264,16 +264,9 @@ class ForwardWgmma {
 
 }  // namespace lora
 
-#define FORWARD_WGMMA_TILE(NAME, FACTORS, LAYOUT, MAJOR, E, TILE, COLUMNS, STAGES, CTAS)                                 \
-  GPU_KERNEL(lora_##NAME##_##LAYOUT##_wgmma_##E##_##TILE, LoraForwardTma, LORA_FORWARD_WGMMA_THREADS, 1) {                \
-    using Config = lora::WgmmaConfig<gpu::E, gpu::Major::MAJOR, gpu::Major::FACTORS, 2, COLUMNS, STAGES, CTAS>;         \
+/// A kernel of this family. WEIGHT and FACTORS are the contiguous dimensions of W0 and of A and B in the product.
+#define FORWARD_WGMMA(NAME, E, WEIGHT, FACTORS, TILE)                                                                     \
+  GPU_KERNEL(NAME, LoraForwardTma, lora::tiles::TILE::threads, lora::tiles::TILE::ctas) {                         \
+    using Config = lora::WgmmaConfig<gpu::E, gpu::Major::WEIGHT, gpu::Major::FACTORS, lora::tiles::TILE>;          \
     lora::ForwardWgmma<Config>(params).run();                                                                             \
   }
-
-#define FORWARD_WGMMA(NAME, FACTORS, E)                                              \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, K, E, n256x2, 256, 4, 2)               \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, K, E, n256, 256, 4, 1)                 \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, rows, K, E, n128, 128, 6, 1)                 \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, MN, E, n256x2, 256, 4, 2)          \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, MN, E, n256, 256, 4, 1)            \
-  FORWARD_WGMMA_TILE(NAME, FACTORS, columns, MN, E, n128, 128, 6, 1)

@@ -3,11 +3,11 @@
 //   y = Σ over the cluster's CTAs of ( x_k W0_kᵀ + s·(x_k A_kᵀ) Bᵀ ),   x_k, W0_k, A_k: a CTA's part of the depth
 //
 // Life of a CTA. As in lora/forward_wgmma_split.h, but there are no tiles of T. Each tile of y is widened by up to
-// LORA_FORWARD_FUSED_RANK columns that multiply x with A, of all segments. A CTA's part of T stays in the registers of the
+// 32 columns (fused rank in lora/tiles.h) that multiply x with A, of all segments. A CTA's part of T stays in the registers of the
 // warps that summed it up: it is rounded there, and is the left operand of one last product with B. So there are no tickets,
 // no flags and no workspace.
 //
-// Extra cost: FUSED_RANK / COLUMNS more MMAs in the main loop, which hide behind W0's bytes, and the products with B in tiles
+// Extra cost: fused rank / columns more MMAs in the main loop, which hide behind W0's bytes, and the products with B in tiles
 // that have columns of a segment. Every tile of columns computes T again and reads A from L2.
 //
 // Of the producer warpgroup one warp has the copy engine fetch x and W0, two gather A and then B. W0's first stages are under
@@ -23,7 +23,7 @@
 
 namespace lora {
 
-/// C is a WgmmaConfig of the forward pass with C::a_rows = LORA_FORWARD_FUSED_RANK.
+/// C is a WgmmaConfig of the forward pass with a fused rank.
 template <class C>
 class ForwardWgmmaFused {
   using E = typename C::E;
@@ -259,17 +259,9 @@ class ForwardWgmmaFused {
 
 }  // namespace lora
 
-#define FORWARD_WGMMA_FUSED_TILE(LAYOUT, MAJOR, E, GROUPS, TILE, COLUMNS, STAGES, MIN_CTAS)                               \
-  GPU_KERNEL(lora_forward_##LAYOUT##_wgmma_##E##_##TILE, LoraForwardTma, 128 * (GROUPS + 1), MIN_CTAS) {                  \
-    using Config = lora::WgmmaConfig<gpu::E, gpu::Major::MAJOR, gpu::Major::K, GROUPS, COLUMNS, STAGES, 1,          \
-                                     LORA_FORWARD_FUSED_RANK>;                                                            \
-    lora::ForwardWgmmaFused<Config>(params).run();                                                                        \
+/// A kernel of this family. WEIGHT and FACTORS are the contiguous dimensions of W0 and of A and B in the product.
+#define FORWARD_WGMMA_FUSED(NAME, E, WEIGHT, FACTORS, TILE)                                                                     \
+  GPU_KERNEL(NAME, LoraForwardTma, lora::tiles::TILE::threads, lora::tiles::TILE::ctas) {                         \
+    using Config = lora::WgmmaConfig<gpu::E, gpu::Major::WEIGHT, gpu::Major::FACTORS, lora::tiles::TILE>;          \
+    lora::ForwardWgmmaFused<Config>(params).run();                                                                             \
   }
-
-#define FORWARD_WGMMA_FUSED(E)                                          \
-  FORWARD_WGMMA_FUSED_TILE(rows, K, E, 1, m64n64r, 64, 5, 2)        \
-  FORWARD_WGMMA_FUSED_TILE(rows, K, E, 1, m64n128r, 128, 4, 2)      \
-  FORWARD_WGMMA_FUSED_TILE(rows, K, E, 2, m128n128r, 128, 6, 1)     \
-  FORWARD_WGMMA_FUSED_TILE(columns, MN, E, 1, m64n64r, 64, 5, 2)   \
-  FORWARD_WGMMA_FUSED_TILE(columns, MN, E, 1, m64n128r, 128, 4, 2) \
-  FORWARD_WGMMA_FUSED_TILE(columns, MN, E, 2, m128n128r, 128, 6, 1)

@@ -2,10 +2,13 @@
 //
 // targets: sm_90a
 //
-// kernels: lora_forward_*_wgmma_f16_m*r
-//
 // sass: lora_forward_*_wgmma_f16_m64*r  registers <= 128  has HGMMA  has UTMALDG  lacks HMMA  lacks ATOMG
 // sass: lora_forward_*_wgmma_f16_m128*r  registers <= 168  has HGMMA  has UTMALDG  lacks HMMA  lacks ATOMG
 #include <lora/forward_wgmma_fused.h>
 
-FORWARD_WGMMA_FUSED(f16)
+FORWARD_WGMMA_FUSED(lora_forward_rows_wgmma_f16_m64n64r, f16, K, K, wgmma_m64n64r)
+FORWARD_WGMMA_FUSED(lora_forward_rows_wgmma_f16_m64n128r, f16, K, K, wgmma_m64n128r)
+FORWARD_WGMMA_FUSED(lora_forward_rows_wgmma_f16_m128n128r, f16, K, K, wgmma_m128n128r)
+FORWARD_WGMMA_FUSED(lora_forward_columns_wgmma_f16_m64n64r, f16, MN, K, wgmma_m64n64r)
+FORWARD_WGMMA_FUSED(lora_forward_columns_wgmma_f16_m64n128r, f16, MN, K, wgmma_m64n128r)
+FORWARD_WGMMA_FUSED(lora_forward_columns_wgmma_f16_m128n128r, f16, MN, K, wgmma_m128n128r)

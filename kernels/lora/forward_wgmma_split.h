@@ -139,16 +139,9 @@ class ForwardWgmmaSplit {
 
 }  // namespace lora
 
-#define FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, LAYOUT, MAJOR, E, GROUPS, TILE, COLUMNS, STAGES, MIN_CTAS)               \
-  GPU_KERNEL(lora_##NAME##_##LAYOUT##_wgmma_##E##_##TILE, LoraForwardTma, 128 * (GROUPS + 1), MIN_CTAS) {                 \
-    using Config = lora::WgmmaConfig<gpu::E, gpu::Major::MAJOR, gpu::Major::FACTORS, GROUPS, COLUMNS, STAGES>;          \
-    lora::ForwardWgmmaSplit<Config>(params).run();                                                                        \
+/// A kernel of this family. WEIGHT and FACTORS are the contiguous dimensions of W0 and of A and B in the product.
+#define FORWARD_WGMMA_SPLIT(NAME, E, WEIGHT, FACTORS, TILE)                                                                     \
+  GPU_KERNEL(NAME, LoraForwardTma, lora::tiles::TILE::threads, lora::tiles::TILE::ctas) {                         \
+    using Config = lora::WgmmaConfig<gpu::E, gpu::Major::WEIGHT, gpu::Major::FACTORS, lora::tiles::TILE>;          \
+    lora::ForwardWgmmaSplit<Config>(params).run();                                                                             \
   }
-
-#define FORWARD_WGMMA_SPLIT(NAME, FACTORS, E)                                           \
-  FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, rows, K, E, 1, m64n64, 64, 6, 2)          \
-  FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, rows, K, E, 1, m64n128, 128, 4, 2)        \
-  FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, rows, K, E, 2, m128n128, 128, 6, 1)       \
-  FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, columns, MN, E, 1, m64n64, 64, 6, 2)     \
-  FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, columns, MN, E, 1, m64n128, 128, 4, 2)   \
-  FORWARD_WGMMA_SPLIT_TILE(NAME, FACTORS, columns, MN, E, 2, m128n128, 128, 6, 1)

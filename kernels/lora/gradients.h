@@ -216,17 +216,17 @@ class Gradients {
   GPU_DEVICE bool add_splits(Sums& sums, float& column_sum, u32 columns, bool adds_columns) const {
     constexpr u32 quads = Sums::sums / 4;
     Chunk* tile_sums = reinterpret_cast<Chunk*>(p.partial) + u64(task.tile) * p.splits * quads * threads;
-    const SharedTile tile{tile_sums, p.arrivals + task.tile, p.splits, task.split};
+    const SplitTile tile{tile_sums, p.arrivals + task.tile, p.splits, task.split};
     const auto quad_of = [&](u32 i) -> float* { return sums.quad(i); };
     const auto wanted = [&](u32 i) { return has_columns() && Sums::first_column_of_quad(i) < columns; };
     const bool has_sum = adds_columns && threadIdx.x < width;
     float* column_sums = p.bias_partial + u64(task.panel) * p.splits * panel_columns + threadIdx.x;
 
-    tile.leave<quads>(threads, quad_of, wanted);
+    tile.store_sums<quads>(threads, quad_of, wanted);
     if (has_sum) store(column_sums + task.split * panel_columns, column_sum);
     sync_block();
     if (!sync_block_or(threadIdx.x == 0 && tile.arrive())) return false;
-    tile.add_up<quads>(threads, quad_of, wanted);
+    tile.add_sums<quads>(threads, quad_of, wanted);
     if (has_sum) {
       column_sum = load(column_sums);
       for (u32 s = 1; s < p.splits; s++) column_sum += load(column_sums + s * panel_columns);

@@ -1,7 +1,5 @@
 // lora_gradients on CUDA cores: true f32, and 16-bit types where there is no MMA for them.
 //
-// kernels: lora_gradients_f32 lora_gradients_f16 lora_gradients_bf16
-//
 // sass: lora_gradients_*  registers <= 128  lacks HMMA  has FFMA
 #include <lora/gradients.h>
 #include <tile/outer_threads.h>

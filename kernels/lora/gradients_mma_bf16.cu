@@ -2,8 +2,6 @@
 //
 // targets: sm_80 sm_86 sm_89 sm_90a sm_100 sm_120
 //
-// kernels: lora_gradients_mma_bf16
-//
 // sass: lora_gradients_mma_bf16  registers <= 128  has HMMA  has LDSM  has LDGSTS
 #include <lora/gradients.h>
 #include <tile/outer_mma.h>

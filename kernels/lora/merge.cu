@@ -5,13 +5,13 @@
 #include <lora/merge.h>
 
 #define MERGE(NAME, E, BY_ROWS)                                       \
-  GPU_KERNEL(lora_merge_##NAME, LoraMerge, LORA_MERGE_THREADS, 2) {   \
+  GPU_KERNEL(NAME, LoraMerge, LORA_MERGE_THREADS, 2) {   \
     lora::Merge<E, BY_ROWS>(params).run();                            \
   }
 
-MERGE(rows_f32, float, true)
-MERGE(rows_f16, gpu::f16, true)
-MERGE(rows_bf16, gpu::bf16, true)
-MERGE(columns_f32, float, false)
-MERGE(columns_f16, gpu::f16, false)
-MERGE(columns_bf16, gpu::bf16, false)
+MERGE(lora_merge_rows_f32, float, true)
+MERGE(lora_merge_rows_f16, gpu::f16, true)
+MERGE(lora_merge_rows_bf16, gpu::bf16, true)
+MERGE(lora_merge_columns_f32, float, false)
+MERGE(lora_merge_columns_f16, gpu::f16, false)
+MERGE(lora_merge_columns_bf16, gpu::bf16, false)

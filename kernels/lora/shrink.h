@@ -1,7 +1,7 @@
 // The shrink of the decode kernels, T = x A^T, in the launch of the base product: which CTA computes which values of T, and
 // how the other CTAs receive them.
 //
-// Tickets. A ticket stands for a few rows of A and the values of T that they give for TOKENS tokens. A CTA takes tickets
+// Tickets. A ticket stands for a few rows of A and the values of T that they give for a few tokens. A CTA takes tickets
 // from a counter in global memory and computes their values of T until it gets a ticket beyond the last row; only then does
 // it start its part of the base product. So when a CTA waits for T, all of T has been claimed by running CTAs, which wait
 // for nothing before they have stored it: the launch ends under any schedule, even with one resident CTA. A CTA that counted
@@ -24,6 +24,7 @@
 #include <gpu/shared.h>
 #include <gpu/math.h>
 #include <lora/factors.h>
+#include <lora/tiles.h>
 #include <tile/elements.h>
 #include <tile/reduce.h>
 #include <tile/ticket.h>
@@ -46,21 +47,22 @@ GPU_DEVICE const E* shrink_row(const LoraDecode& p, const SegmentFactors& all, u
 
 GPU_DEVICE u64 t_word(float value, u32 epoch) { return u64(epoch) << 32 | bits(value); }
 
-/// TOKENS: tokens of one ticket. THREADS: threads of a CTA.
-template <class E, u32 TOKENS, u32 THREADS, bool ALIGNED>
+/// TILE is one of the decode tiles of lora/tiles.h.
+template <class E, class TILE>
 class Shrink {
  public:
-  static constexpr u32 warps = THREADS / warp_size;
-  // The scalar loads of the unaligned path leave no registers for several rows, so its plan has one row per ticket.
-  static constexpr u32 most_rows = ALIGNED ? LORA_SHRINK_ROWS : 1;
+  /// Tokens and, at most, rows of A of one ticket. The scalar loads of the unaligned path leave no registers for several
+  /// rows, so its plan has one row per ticket.
+  static constexpr u32 tokens = TILE::ticket_tokens, most_rows = TILE::aligned ? LORA_SHRINK_ROWS : 1;
+  static constexpr u32 threads = TILE::threads, warps = threads / warp_size;
 
   GPU_DEVICE Shrink(const LoraDecode& params, const SegmentFactors& factors, SharedMemory& shared)
-      : p(params), factors(factors), word(shared.take<u64>(2)), sums(shared.take<float>(warps * most_rows * TOKENS)) {}
+      : p(params), factors(factors), word(shared.take<u64>(2)), sums(shared.take<float>(warps * most_rows * tokens)) {}
 
   /// Fetches the factors, then computes rows of T until no ticket is left. All threads of the CTA call it. Returns the
   /// launch's epoch.
   GPU_DEVICE u32 run() {
-    const u32 groups = (p.tokens + TOKENS - 1) / TOKENS, per_group = (p.total_rank + p.shrink_rows - 1) / p.shrink_rows;
+    const u32 groups = (p.tokens + tokens - 1) / tokens, per_group = (p.total_rank + p.shrink_rows - 1) / p.shrink_rows;
     const u32 claims = groups * per_group, draws = claims + gridDim.x * gridDim.y * gridDim.z;
     if (threadIdx.x == 0) word[0] = draw(draws);
     factors.fetch(p);
@@ -70,7 +72,7 @@ class Shrink {
       // The next ticket is taken while this one's rows are computed.
       if (threadIdx.x == 0) word[round % 2] = draw(draws);
       const u32 ticket = tile::ticket_number(mine);
-      compute(ticket / per_group * TOKENS, ticket % per_group * p.shrink_rows, tile::ticket_epoch(mine));
+      compute(ticket / per_group * tokens, ticket % per_group * p.shrink_rows, tile::ticket_epoch(mine));
       mine = word[round % 2];
     }
     return tile::ticket_epoch(mine);
@@ -83,9 +85,9 @@ class Shrink {
     return ticket;
   }
 
-  /// Computes T for TOKENS tokens from `token` on and shrink_rows rows of A from `t` on. All threads of the CTA call it.
+  /// Computes T for tokens tokens from `token` on and shrink_rows rows of A from `t` on. All threads of the CTA call it.
   GPU_DEVICE void compute(u32 token, u32 t, u32 epoch) {
-    constexpr u32 elements = chunk_elements<E>, values = most_rows * TOKENS;
+    constexpr u32 elements = chunk_elements<E>, values = most_rows * tokens;
     const u32 rows = gpu::min(p.shrink_rows, p.total_rank - t);
     const E* a[most_rows];
 #pragma unroll
@@ -95,22 +97,22 @@ class Shrink {
     float sum[values] = {};
     // Not unrolled: in most layers one step of the CTA covers all of K, and the main loop needs the registers.
 #pragma unroll 1
-    for (u32 k = threadIdx.x * elements; k < p.depth; k += THREADS * elements) {
+    for (u32 k = threadIdx.x * elements; k < p.depth; k += threads * elements) {
       Chunk weight[most_rows];
 #pragma unroll
       for (u32 r = 0; r < most_rows; r++) {
-        weight[r] = a[r] != nullptr ? tile::load_weight<E, ALIGNED>(a[r], k, p.depth) : tile::zero_chunk;
+        weight[r] = a[r] != nullptr ? tile::load_weight<E, TILE::aligned>(a[r], k, p.depth) : tile::zero_chunk;
       }
 #pragma unroll
-      for (u32 m = 0; m < TOKENS; m++) {
+      for (u32 m = 0; m < tokens; m++) {
         float input[elements], factor[elements];
         const u32 end = token + m < p.tokens ? p.depth : 0;
-        tile::load_elements<E, ALIGNED>(x + u64(token + m) * p.x_stride, k, end, input);
+        tile::load_elements<E, TILE::aligned, tile::Source::input>(x + u64(token + m) * p.x_stride, k, end, input);
 #pragma unroll
         for (u32 r = 0; r < most_rows; r++) {
           unpack<E>(weight[r], factor);
 #pragma unroll
-          for (u32 i = 0; i < elements; i++) sum[r * TOKENS + m] = gpu::fma(factor[i], input[i], sum[r * TOKENS + m]);
+          for (u32 i = 0; i < elements; i++) sum[r * tokens + m] = gpu::fma(factor[i], input[i], sum[r * tokens + m]);
         }
       }
     }
@@ -128,12 +130,12 @@ class Shrink {
       }
     }
     sync_block();
-    for (u32 i = threadIdx.x; i < rows * TOKENS; i += THREADS) {
+    for (u32 i = threadIdx.x; i < rows * tokens; i += threads) {
       float total = 0.0f;
 #pragma unroll
       for (u32 w = 0; w < warps; w++) total += sums[w * values + i];
-      const u32 m = token + i % TOKENS;
-      if (m < p.tokens) store_relaxed(p.t + u64(m) * p.total_rank + t + i / TOKENS, u64(t_word(total, epoch)));
+      const u32 m = token + i % tokens;
+      if (m < p.tokens) store_relaxed(p.t + u64(m) * p.total_rank + t + i / tokens, u64(t_word(total, epoch)));
     }
     // The next round overwrites `sums` and reads the next ticket.
     sync_block();

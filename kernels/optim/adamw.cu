@@ -4,10 +4,10 @@
 #include <optim/adamw.h>
 
 #define ADAMW(NAME, E)                                                          \
-  GPU_KERNEL(lora_adamw_##NAME, LoraAdamw, LORA_ADAMW_THREADS, LORA_ADAMW_CTAS) { \
+  GPU_KERNEL(NAME, LoraAdamw, LORA_ADAMW_THREADS, LORA_ADAMW_CTAS) { \
     optim::Adamw<E>(params).run();                                              \
   }
 
-ADAMW(f32, float)
-ADAMW(f16, gpu::f16)
-ADAMW(bf16, gpu::bf16)
+ADAMW(lora_adamw_f32, float)
+ADAMW(lora_adamw_f16, gpu::f16)
+ADAMW(lora_adamw_bf16, gpu::bf16)

@@ -17,9 +17,9 @@
 // `chunks` tickets for updates. When a CTA takes the ticket of an update, every sum has been claimed by a running CTA, which
 // does not wait before its sums are stored. So the launch ends with any number of resident CTAs, in any order, without a
 // grid barrier and without a cooperative launch. A CTA that has no more sums arrives with their number; the last to arrive
-// adds the sums of all chunks in their order and publishes the verdict.
+// adds the sums of all chunks in their order and publishes the decision.
 //
-// The verdict is one 64-bit word: the clip factor, or NaN for a skipped step, and the launch's epoch. The other CTAs poll
+// The decision is one 64-bit word: the clip factor, or NaN for a skipped step, and the launch's epoch. The other CTAs poll
 // that word, which needs no fence and is never cleared. Before they poll they compute what does not depend on the norm (βᵗ
 // in double precision, lr, λ) and prefetch the lines of p, m and v of their next chunk.
 //
@@ -133,19 +133,19 @@ class Adamw {
       mine = word[round % 2];
     }
 
-    Verdict verdict = {};
-    const bool judges = arrive(round - 1);
-    if (judges) verdict = judge(epoch);
-    if (!judges && tile::ticket_number(mine) >= 2 * chunks) return;
+    Decision decision = {};
+    const bool is_last = arrive(round - 1);
+    if (is_last) decision = decide_clip(epoch);
+    if (!is_last && tile::ticket_number(mine) >= 2 * chunks) return;
     if (tile::ticket_number(mine) < 2 * chunks) prefetch(2 * chunks - 1 - tile::ticket_number(mine));
     const u64 before = load(&p.state->reports[(epoch + 1) % 2].steps);
-    if (threadIdx.x < 2) coefficients[threadIdx.x] = work_out(threadIdx.x, before + 1);
-    if (threadIdx.x == 0) *clip = await_verdict(epoch);
+    if (threadIdx.x < 2) coefficients[threadIdx.x] = coefficients_of(threadIdx.x, before + 1);
+    if (threadIdx.x == 0) *clip = await_clip(epoch);
     sync_block();
     // False for NaN, which is not equal to itself.
     const bool has_rates = coefficients[0].rate == coefficients[0].rate && coefficients[1].rate == coefficients[1].rate;
     const bool applies = has_rates && *clip == *clip;
-    if (judges && threadIdx.x == 0) tell(verdict, has_rates, before, &p.state->reports[epoch % 2]);
+    if (is_last && threadIdx.x == 0) write_report(decision, has_rates, before, &p.state->reports[epoch % 2]);
     for (; tile::ticket_number(mine) < 2 * chunks; round++) {
       draw();
       if (applies) update(2 * chunks - 1 - tile::ticket_number(mine));
@@ -156,7 +156,7 @@ class Adamw {
   }
 
  private:
-  struct Verdict {
+  struct Decision {
     double norm, clipped_by;
     u32 skipped;
   };
@@ -171,7 +171,7 @@ class Adamw {
     for (u32 first = 4 * threadIdx.x; first < elements; first += 4 * stride) {
       float g[4][4];
 #pragma unroll
-      for (u32 u = 0; u < 4; u++) tile::load_elements<float>(gradient, first + u * stride, elements, aligned, g[u]);
+      for (u32 u = 0; u < 4; u++) tile::load_elements<float, tile::Source::input>(gradient, first + u * stride, elements, aligned, g[u]);
 #pragma unroll
       for (u32 u = 0; u < 4; u++) {
 #pragma unroll
@@ -199,41 +199,41 @@ class Adamw {
     return sync_block_or(last);
   }
 
-  /// Adds the sums of all chunks and publishes the verdict. All threads of the CTA call it; only thread 0 gets the verdict.
-  GPU_DEVICE Verdict judge(u32 epoch) {
+  /// Adds the sums of all chunks and publishes the decision. All threads of the CTA call it; only thread 0 gets the decision.
+  GPU_DEVICE Decision decide_clip(u32 epoch) {
     double sum = 0.0;
 #pragma unroll 8
     for (u32 i = threadIdx.x; i < p.chunk_count; i += threads) sum += load(p.partial + i);
     sum = tile::sum_of_warp(sum);
     if (lane_id() == 0) sums[warp_id()] = sum;
     sync_block();
-    Verdict verdict = {};
-    if (threadIdx.x != 0) return verdict;
-    verdict.norm = gpu::sqrt(total(sums));
-    verdict.clipped_by = p.max_norm / (verdict.norm + p.norm_epsilon);
-    if (!(verdict.clipped_by < 1.0)) verdict.clipped_by = 1.0;
+    Decision decision = {};
+    if (threadIdx.x != 0) return decision;
+    decision.norm = gpu::sqrt(total(sums));
+    decision.clipped_by = p.max_norm / (decision.norm + p.norm_epsilon);
+    if (!(decision.clipped_by < 1.0)) decision.clipped_by = 1.0;
     // No clipped gradient is larger than this.
-    const double largest = verdict.norm * verdict.clipped_by;
-    if (!(verdict.norm <= largest_f64)) {
-      verdict.skipped = LORA_ADAMW_NON_FINITE;
+    const double largest = decision.norm * decision.clipped_by;
+    if (!(decision.norm <= largest_f64)) {
+      decision.skipped = LORA_ADAMW_NON_FINITE;
     } else if (largest * largest > to_f64(largest_f32)) {
-      verdict.skipped = LORA_ADAMW_TOO_LARGE;
+      decision.skipped = LORA_ADAMW_TOO_LARGE;
     }
-    const u32 said = verdict.skipped != LORA_ADAMW_TAKEN ? 0x7fffffff : bits(to_f32(verdict.clipped_by));
-    store_relaxed(&p.state->verdict, u64(epoch) << 32 | said);
-    return verdict;
+    const u32 said = decision.skipped != LORA_ADAMW_TAKEN ? 0x7fffffff : bits(to_f32(decision.clipped_by));
+    store_relaxed(&p.state->decision, u64(epoch) << 32 | said);
+    return decision;
   }
 
-  /// Waits for the verdict: the factor of all gradients, or NaN.
-  GPU_DEVICE float await_verdict(u32 epoch) const {
+  /// Waits for the decision: the factor of all gradients, or NaN.
+  GPU_DEVICE float await_clip(u32 epoch) const {
     while (true) {
-      const u64 said = load_relaxed(&p.state->verdict);
+      const u64 said = load_relaxed(&p.state->decision);
       if (u32(said >> 32) == epoch) return from_bits(u32(said));
       back_off();
     }
   }
 
-  GPU_DEVICE Coefficients work_out(u32 factor, u64 step) const {
+  GPU_DEVICE Coefficients coefficients_of(u32 factor, u64 step) const {
     const double scale = p.lr_scale != nullptr ? to_f64(load(p.lr_scale)) : 1.0;
     const double lr = scale * (factor == 0 ? p.rates[0] : p.rates[1]);
     Coefficients c;
@@ -250,11 +250,11 @@ class Adamw {
     return c;
   }
 
-  GPU_DEVICE static void tell(const Verdict& verdict, bool has_rates, u64 before, LoraAdamwReport* report) {
-    const u32 skipped = has_rates || verdict.skipped != LORA_ADAMW_TAKEN ? verdict.skipped : LORA_ADAMW_LEARNING_RATE;
+  GPU_DEVICE static void write_report(const Decision& decision, bool has_rates, u64 before, LoraAdamwReport* report) {
+    const u32 skipped = has_rates || decision.skipped != LORA_ADAMW_TAKEN ? decision.skipped : LORA_ADAMW_LEARNING_RATE;
     const bool taken = skipped == LORA_ADAMW_TAKEN;
-    store(&report->norm, verdict.norm);
-    store(&report->clipped_by, taken ? verdict.clipped_by : 1.0);
+    store(&report->norm, decision.norm);
+    store(&report->clipped_by, taken ? decision.clipped_by : 1.0);
     store(&report->steps, before + (taken ? 1 : 0));
     store(&report->skipped, skipped);
   }

@@ -6,7 +6,7 @@
 
 namespace test {
 
-// Copies `bytes` bytes element by element, and once more through `load_constant`. A thread stores at least two bytes, which
+// Copies `bytes` bytes element by element, and once more through `load_constant` and `load_input` by turns. A thread stores at least two bytes, which
 // is the granularity of the emulator's race detector.
 template <class T>
 GPU_DEVICE void copy(const LoraTest& p, u32 region, u32 bytes) {
@@ -15,7 +15,8 @@ GPU_DEVICE void copy(const LoraTest& p, u32 region, u32 bytes) {
   for (u32 first = thread_of_grid() * run; first < size; first += stride) {
     for (u32 i = first; i < first + run; i++) {
       store(out<T>(p, 0) + at + i, load(in<T>(p, 0) + i));
-      store(out<T>(p, 1) + at + i, load_constant(in<T>(p, 0) + i));
+      const T* place = in<T>(p, 0) + i;
+      store(out<T>(p, 1) + at + i, i % 2 == 0 ? load_constant(place) : load_input(place));
     }
   }
 }
@@ -40,7 +41,7 @@ GPU_KERNEL(test_memory_shared, LoraTest, 64, 1) {
   Chunk* chunks = shared.take<Chunk>(64);
   const Chunk* source = in<Chunk>(params, 0) + thread_of_grid();
   prefetch_l2(source);
-  store_shared(chunks + threadIdx.x, load_once(source));
+  store_shared(chunks + threadIdx.x, threadIdx.x % 2 == 0 ? load_constant_once(source) : load_input_once(source));
   sync_block();
   store(out<Chunk>(params, 0) + thread_of_grid(), load_shared(chunks + (threadIdx.x ^ 5)));
 }

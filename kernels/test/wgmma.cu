@@ -101,27 +101,27 @@ GPU_DEVICE void product_of_registers(const LoraTest& p) {
 }  // namespace test
 
 #define PRODUCT(NAME, E, N, A, B) \
-  GPU_KERNEL(test_wgmma_##NAME, LoraTest, 128, 1) { test::product<gpu::E, N, gpu::Major::A, gpu::Major::B>(params); }
+  GPU_KERNEL(NAME, LoraTest, 128, 1) { test::product<gpu::E, N, gpu::Major::A, gpu::Major::B>(params); }
 #define PRODUCT_OF_REGISTERS(NAME, E, N, B) \
-  GPU_KERNEL(test_wgmma_##NAME, LoraTest, 128, 1) { test::product_of_registers<gpu::E, N, gpu::Major::B>(params); }
+  GPU_KERNEL(NAME, LoraTest, 128, 1) { test::product_of_registers<gpu::E, N, gpu::Major::B>(params); }
 
 // The letters: A K-major, MN-major, or in registers; B K-major or MN-major.
-PRODUCT(bf16_8_kk, bf16, 8, K, K)
-PRODUCT(bf16_16_kk, bf16, 16, K, K)
-PRODUCT(f16_64_kk, f16, 64, K, K)
-PRODUCT(bf16_96_kk, bf16, 96, K, K)
-PRODUCT(bf16_128_kk, bf16, 128, K, K)
-PRODUCT(f16_256_kk, f16, 256, K, K)
-PRODUCT(bf16_64_km, bf16, 64, K, MN)
-PRODUCT(f16_128_km, f16, 128, K, MN)
-PRODUCT(bf16_256_km, bf16, 256, K, MN)
-PRODUCT(bf16_96_km, bf16, 96, K, MN)
-PRODUCT(f16_16_mk, f16, 16, MN, K)
-PRODUCT(bf16_64_mk, bf16, 64, MN, K)
-PRODUCT(bf16_64_mm, bf16, 64, MN, MN)
-PRODUCT(f16_128_mm, f16, 128, MN, MN)
-PRODUCT_OF_REGISTERS(bf16_8_rk, bf16, 8, K)
-PRODUCT_OF_REGISTERS(f16_96_rk, f16, 96, K)
-PRODUCT_OF_REGISTERS(bf16_128_rk, bf16, 128, K)
-PRODUCT_OF_REGISTERS(f16_64_rm, f16, 64, MN)
-PRODUCT_OF_REGISTERS(bf16_256_rm, bf16, 256, MN)
+PRODUCT(test_wgmma_bf16_8_kk, bf16, 8, K, K)
+PRODUCT(test_wgmma_bf16_16_kk, bf16, 16, K, K)
+PRODUCT(test_wgmma_f16_64_kk, f16, 64, K, K)
+PRODUCT(test_wgmma_bf16_96_kk, bf16, 96, K, K)
+PRODUCT(test_wgmma_bf16_128_kk, bf16, 128, K, K)
+PRODUCT(test_wgmma_f16_256_kk, f16, 256, K, K)
+PRODUCT(test_wgmma_bf16_64_km, bf16, 64, K, MN)
+PRODUCT(test_wgmma_f16_128_km, f16, 128, K, MN)
+PRODUCT(test_wgmma_bf16_256_km, bf16, 256, K, MN)
+PRODUCT(test_wgmma_bf16_96_km, bf16, 96, K, MN)
+PRODUCT(test_wgmma_f16_16_mk, f16, 16, MN, K)
+PRODUCT(test_wgmma_bf16_64_mk, bf16, 64, MN, K)
+PRODUCT(test_wgmma_bf16_64_mm, bf16, 64, MN, MN)
+PRODUCT(test_wgmma_f16_128_mm, f16, 128, MN, MN)
+PRODUCT_OF_REGISTERS(test_wgmma_bf16_8_rk, bf16, 8, K)
+PRODUCT_OF_REGISTERS(test_wgmma_f16_96_rk, f16, 96, K)
+PRODUCT_OF_REGISTERS(test_wgmma_bf16_128_rk, bf16, 128, K)
+PRODUCT_OF_REGISTERS(test_wgmma_f16_64_rm, f16, 64, MN)
+PRODUCT_OF_REGISTERS(test_wgmma_bf16_256_rm, bf16, 256, MN)

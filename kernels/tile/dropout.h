@@ -20,7 +20,7 @@ using namespace gpu;
 /// The random bits of eight values. Word q belongs to columns 32·block + 8q + 2·pair (lower half) and the next (upper half).
 GPU_DEVICE void dropout_words(const LoraDropout& dropout, u32 row, u32 block, u32 pair, u32 (&words)[4]) {
   u32 offset = dropout.offset;
-  if (dropout.step != nullptr) offset += load_constant(dropout.step);
+  if (dropout.step != nullptr) offset += load_input(dropout.step);
   words[0] = 4 * block + pair;
   words[1] = row;
   words[2] = dropout.layer;

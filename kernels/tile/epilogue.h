@@ -45,7 +45,7 @@ class Epilogue {
     if (row >= p.tokens || column >= p.columns) return;
     if (p.bias) {
       float bias[elements];
-      load_elements<E>(static_cast<const E*>(p.bias), column, p.columns, bias_aligned, bias);
+      load_elements<E, Source::weight>(static_cast<const E*>(p.bias), column, p.columns, bias_aligned, bias);
 #pragma unroll
       for (u32 i = 0; i < elements; i++) value[i] += bias[i];
     }

@@ -51,7 +51,7 @@ class PanelColumns {
       });
     } else {
       each_row(tile, row, end, [](Chunk* place, const E* from, u32 there) {
-        store_shared(place, load_weight<E, false>(from, 0, there));
+        store_shared(place, load_chunk<E, false, Source::input>(from, 0, there));
       });
     }
   }

@@ -32,7 +32,7 @@ GPU_DEVICE void stage_chunk(Chunk* place, const E* row, u32 first, u32 end, cons
   if constexpr (ALIGNED) {
     copy_async_16(shared_address(place), present ? row + first : anywhere, present ? 16 : 0);
   } else {
-    store_shared(place, load_weight<E, false>(row, first, present ? end : 0));
+    store_shared(place, load_chunk<E, false, Source::input>(row, first, present ? end : 0));
   }
 }
 

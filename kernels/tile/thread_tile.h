@@ -71,7 +71,7 @@ class ThreadTile {
   /// d += dropout.scale·left·right in the elements that dropout keeps, over the first 16·`steps` values of K. The tile
   /// starts at row `first_row` and column `first_column` of x. Besides d it holds the sums of 16 rows only.
   template <u32 DEPTH, u32 WIDTH, Major RIGHT>
-  GPU_DEVICE void multiply_kept(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps,
+  GPU_DEVICE void multiply_with_mask(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps,
                                 const LoraDropout& dropout, u32 first_row, u32 first_column) {
     static_assert(COLUMNS == 32, "one block of the mask");
 #pragma unroll

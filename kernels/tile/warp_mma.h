@@ -102,7 +102,7 @@ struct WarpTile {
   /// d += dropout.scale·left·right in the elements that dropout keeps, over the first 16·`steps` values of K. The tile
   /// starts at row `first_row` and column `first_column` of x. Besides d it holds the sums of 16 rows only.
   template <u32 DEPTH, u32 WIDTH, Major RIGHT>
-  GPU_DEVICE void multiply_kept(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps,
+  GPU_DEVICE void multiply_with_mask(const Chunk* left, u32 row, const Chunk* right, u32 column, u32 steps,
                                 const LoraDropout& dropout, u32 first_row, u32 first_column) {
     static_assert(COLUMNS8 == 4, "one block of the mask");
     const u32 block = (first_column + column) / 32;

@@ -75,7 +75,7 @@ class AttentionHead {
   }
 
   /// Stores NaN as the results of tokens `begin` to `end`, where the cache has no room. All threads of the CTA call it.
-  GPU_DEVICE void refuse(u32 begin, u32 end) const {
+  GPU_DEVICE void store_nan(u32 begin, u32 end) const {
     for (u32 i = threadIdx.x; i < (end - begin) * p.head_size; i += LORA_ATTENTION_THREADS) {
       store(out(begin + i / p.head_size) + i % p.head_size, from_f32<E>(from_bits(0x7fc00000)));
     }
@@ -109,9 +109,9 @@ class AttentionHead {
       E* new_key = static_cast<E*>(p.keys) + row * p.keys_stride + column;
       E* new_value = static_cast<E*>(p.values) + row * p.values_stride + column;
       const E* from = own(token);
-      store(reinterpret_cast<UNIT*>(new_key) + unit, load_constant(reinterpret_cast<const UNIT*>(from + width) + unit));
+      store(reinterpret_cast<UNIT*>(new_key) + unit, load_input(reinterpret_cast<const UNIT*>(from + width) + unit));
       store(reinterpret_cast<UNIT*>(new_value) + unit,
-            load_constant(reinterpret_cast<const UNIT*>(from + 2 * width) + unit));
+            load_input(reinterpret_cast<const UNIT*>(from + 2 * width) + unit));
     }
   }
 };
@@ -125,7 +125,7 @@ struct Softmax {
   GPU_DEVICE float reference() const { return largest == minus_infinity() ? 0.0f : largest; }
 
   /// Takes in further scores, of which `most` is the largest. The caller must multiply its sums so far by the result.
-  GPU_DEVICE float see(float most) {
+  GPU_DEVICE float raise_maximum(float most) {
     const float before = largest;
     largest = gpu::max(largest, most);
     const float factor = gpu::exp2(before - reference());

@@ -16,8 +16,6 @@
 // In flight: 128 threads × 8 × 16 B, 16 KiB per CTA.
 // Determinism: every sum has a fixed order, which depends on the plan and the length and not on the schedule.
 //
-// kernels: lora_attention_decode_*
-//
 // sass: lora_attention_decode_*  registers <= 128  has LDG.E.128  lacks HMMA
 #include <gpu/atomic.h>
 #include <gpu/block.h>
@@ -51,7 +49,7 @@ class AttentionDecode {
   GPU_DEVICE void run() {
     const u32 split = blockIdx.y;
     if (!head.fits) {
-      if (split == 0) head.refuse(0, 1);
+      if (split == 0) head.store_nan(0, 1);
       return;
     }
     const u32 keys = head.past + 1, parts = (keys + p.split_keys - 1) / p.split_keys;
@@ -59,11 +57,11 @@ class AttentionDecode {
     const u32 begin = split * p.split_keys, end = gpu::min(begin + p.split_keys, keys);
     if (end == keys) head.append(0, 1);
     if (head.aligned) {
-      meet<true>(begin, end);
+      attend<true>(begin, end);
     } else {
-      meet<false>(begin, end);
+      attend<false>(begin, end);
     }
-    leave_record();
+    store_record();
     sync_block();
     const u32 mine = gpu::min(threadIdx.x, HEAD - 1);
     const SoftmaxColumn of_split =
@@ -84,17 +82,17 @@ class AttentionDecode {
  private:
   /// Processes keys `begin` to `end`. All lanes run the same number of iterations.
   template <bool ALIGNED>
-  GPU_DEVICE void meet(u32 begin, u32 end) {
+  GPU_DEVICE void attend(u32 begin, u32 end) {
     float query[elements];
-    tile::load_elements<E, ALIGNED>(head.query(0), column, p.head_size, query);
+    tile::load_elements<E, ALIGNED, tile::Source::input>(head.query(0), column, p.head_size, query);
 #pragma unroll 1
     for (u32 first = begin + threadIdx.x / lanes; first - threadIdx.x / lanes < end; first += groups * in_flight) {
       Chunk key[in_flight], value[in_flight];
 #pragma unroll
       for (u32 k = 0; k < in_flight; k++) {
         const u32 j = first + k * groups, there = j < end ? p.head_size : 0;
-        key[k] = tile::load_weight<E, ALIGNED>(head.key(j), column, there);
-        value[k] = tile::load_weight<E, ALIGNED>(head.value(j), column, there);
+        key[k] = tile::load_chunk<E, ALIGNED, tile::Source::input>(head.key(j), column, there);
+        value[k] = tile::load_chunk<E, ALIGNED, tile::Source::input>(head.value(j), column, there);
       }
       float score[in_flight], most = minus_infinity();
 #pragma unroll
@@ -103,7 +101,7 @@ class AttentionDecode {
         score[k] = first + k * groups < end ? score[k] * p.scale : minus_infinity();
         most = gpu::max(most, score[k]);
       }
-      const float factor = softmax.see(most);
+      const float factor = softmax.raise_maximum(most);
 #pragma unroll
       for (u32 i = 0; i < elements; i++) sum[i] *= factor;
 #pragma unroll
@@ -129,7 +127,7 @@ class AttentionDecode {
     return total;
   }
 
-  GPU_DEVICE void leave_record() const {
+  GPU_DEVICE void store_record() const {
     float* mine = records + threadIdx.x / lanes * record;
 #pragma unroll
     for (u32 i = 0; i < elements; i++) mine[column + i] = sum[i];
@@ -167,16 +165,16 @@ class AttentionDecode {
 
 }  // namespace transformer
 
-#define ATTENTION_DECODE(E, HEAD)                                                           \
-  GPU_KERNEL(lora_attention_decode_##E##_h##HEAD, LoraAttention, LORA_ATTENTION_THREADS, 4) { \
+#define ATTENTION_DECODE(NAME, E, HEAD)                                                           \
+  GPU_KERNEL(NAME, LoraAttention, LORA_ATTENTION_THREADS, 4) { \
     gpu::grid_dependency_launch();                                                          \
     gpu::grid_dependency_wait();                                                            \
     transformer::AttentionDecode<gpu::E, HEAD>(params).run();                               \
   }
 
-ATTENTION_DECODE(f32, 64)
-ATTENTION_DECODE(f32, 128)
-ATTENTION_DECODE(f16, 64)
-ATTENTION_DECODE(f16, 128)
-ATTENTION_DECODE(bf16, 64)
-ATTENTION_DECODE(bf16, 128)
+ATTENTION_DECODE(lora_attention_decode_f32_h64, f32, 64)
+ATTENTION_DECODE(lora_attention_decode_f32_h128, f32, 128)
+ATTENTION_DECODE(lora_attention_decode_f16_h64, f16, 64)
+ATTENTION_DECODE(lora_attention_decode_f16_h128, f16, 128)
+ATTENTION_DECODE(lora_attention_decode_bf16_h64, bf16, 64)
+ATTENTION_DECODE(lora_attention_decode_bf16_h128, bf16, 128)

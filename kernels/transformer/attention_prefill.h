@@ -44,7 +44,7 @@ class AttentionPrefill {
         own(BLOCK::own_chunks > 0 ? shared.take<Chunk, 128>(BLOCK::own_chunks) : nullptr) {}
 
   GPU_DEVICE void run() {
-    if (!head.fits) return head.refuse(first, end);
+    if (!head.fits) return head.store_nan(first, end);
     const u32 seen = head.past + end, tiles = (seen + BLOCK::keys - 1) / BLOCK::keys;
     Chunk* queries = BLOCK::own_chunks > 0 ? own : ring + stage_chunks;
     stage<BLOCK::queries>(queries, [&](u32 row) { return first + row < end ? head.query(first + row) : nullptr; });
@@ -58,13 +58,13 @@ class AttentionPrefill {
       copy_async_wait<0>();
       sync_block();
       if (BLOCK::own_chunks == 0 && tile == 0) {
-        block.take_queries(queries);
+        block.load_queries(queries);
         sync_block();
       }
       if (tile + 1 < tiles) fetch(tile + 1, seen);
       copy_async_commit();
       const Chunk* keys = ring + tile % 2 * stage_chunks;
-      block.meet(keys, keys + tile_chunks, tile * BLOCK::keys);
+      block.attend(keys, keys + tile_chunks, tile * BLOCK::keys);
     }
     sync_block();
     block.finish(ring, [&](u32 row, u32 chunk, Chunk results) {
@@ -129,10 +129,10 @@ class AttentionPrefill {
 
 }  // namespace transformer
 
-// The last argument is the block's type.
-#define ATTENTION_PREFILL(NAME, MIN_CTAS, ...)                                                 \
-  GPU_KERNEL(lora_attention_prefill_##NAME, LoraAttention, LORA_ATTENTION_THREADS, MIN_CTAS) { \
+/// BLOCK<E, HEAD, SHARE> is the block's type; CTAS are those that the registers of an SM must suffice for.
+#define ATTENTION_PREFILL(NAME, BLOCK, E, HEAD, SHARE, CTAS)                                   \
+  GPU_KERNEL(NAME, LoraAttention, LORA_ATTENTION_THREADS, CTAS) {                              \
     gpu::grid_dependency_launch();                                                             \
     gpu::grid_dependency_wait();                                                               \
-    transformer::AttentionPrefill<__VA_ARGS__>(params).run();                                  \
+    transformer::AttentionPrefill<transformer::BLOCK<gpu::E, HEAD, SHARE>>(params).run();      \
   }

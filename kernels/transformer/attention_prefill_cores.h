@@ -43,10 +43,10 @@ class AttentionCores {
   }
 
   /// Nothing to do: the queries stay in shared memory.
-  GPU_DEVICE void take_queries(const Chunk*) {}
+  GPU_DEVICE void load_queries(const Chunk*) {}
 
   /// Processes a tile of keys and values that begins with key `first`.
-  GPU_DEVICE void meet(const Chunk* key_tile, const Chunk* value_tile, u32 first) {
+  GPU_DEVICE void attend(const Chunk* key_tile, const Chunk* value_tile, u32 first) {
     if (first > seen + warp_queries - 1) return;
     float score[ROWS][lane_keys];
     multiply_keys(score, key_tile);
@@ -62,7 +62,7 @@ class AttentionCores {
       }
 #pragma unroll
       for (u32 offset = 1; offset < lanes; offset *= 2) most = gpu::max(most, shuffle_xor(most, offset));
-      const float factor = softmax[r].see(most);
+      const float factor = softmax[r].raise_maximum(most);
 #pragma unroll
       for (u32 c = 0; c < lane_chunks; c++) {
 #pragma unroll
@@ -168,9 +168,3 @@ class AttentionCores {
 };
 
 }  // namespace transformer
-
-#define ATTENTION_CORES(E)                                                     \
-  ATTENTION_PREFILL(E##_h64_q16, 4, transformer::AttentionCores<gpu::E, 64, 1>)   \
-  ATTENTION_PREFILL(E##_h64_q64, 3, transformer::AttentionCores<gpu::E, 64, 4>)   \
-  ATTENTION_PREFILL(E##_h128_q16, 3, transformer::AttentionCores<gpu::E, 128, 1>) \
-  ATTENTION_PREFILL(E##_h128_q64, 2, transformer::AttentionCores<gpu::E, 128, 4>)

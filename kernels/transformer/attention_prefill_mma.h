@@ -44,7 +44,7 @@ class AttentionMma {
     }
   }
 
-  GPU_DEVICE void take_queries(const Chunk* tile) {
+  GPU_DEVICE void load_queries(const Chunk* tile) {
     const u32 lane = lane_id();
 #pragma unroll
     for (u32 k = 0; k < HEAD / 16; k++) {
@@ -54,7 +54,7 @@ class AttentionMma {
   }
 
   /// Processes a tile of keys and values that begins with key `first`.
-  GPU_DEVICE void meet(const Chunk* key_tile, const Chunk* value_tile, u32 first) {
+  GPU_DEVICE void attend(const Chunk* key_tile, const Chunk* value_tile, u32 first) {
     const u32 mine = first + first_key();
     if (mine > seen + 15) return;
     float score[warp_keys / 8][4];
@@ -64,9 +64,9 @@ class AttentionMma {
 #pragma unroll
       for (u32 i = 0; i < 4; i++) score[n][i] *= scale;
     }
-    if (mine + warp_keys - 1 > seen) hide_later(score, mine);
+    if (mine + warp_keys - 1 > seen) mask_later_keys(score, mine);
 #pragma unroll
-    for (u32 half = 0; half < 2; half++) weigh(score, half);
+    for (u32 half = 0; half < 2; half++) scores_to_weights(score, half);
     add_values(score, value_tile);
   }
 
@@ -79,9 +79,9 @@ class AttentionMma {
       softmax[half].sum += shuffle_xor(softmax[half].sum, 2);
     }
     if constexpr (key_warps == 1) {
-      finish_alone(memory, store);
+      store_own(memory, store);
     } else {
-      finish_together(reinterpret_cast<float*>(memory), store);
+      merge_warps(reinterpret_cast<float*>(memory), store);
     }
   }
 
@@ -106,7 +106,7 @@ class AttentionMma {
   }
 
   /// Gives weight 0 to the keys after each query, in a tile that reaches beyond the diagonal.
-  GPU_DEVICE void hide_later(float (&score)[warp_keys / 8][4], u32 mine) const {
+  GPU_DEVICE void mask_later_keys(float (&score)[warp_keys / 8][4], u32 mine) const {
 #pragma unroll
     for (u32 n = 0; n < warp_keys / 8; n++) {
 #pragma unroll
@@ -118,13 +118,13 @@ class AttentionMma {
   }
 
   /// Turns the scores of a lane's upper or lower query into weights.
-  GPU_DEVICE void weigh(float (&score)[warp_keys / 8][4], u32 half) {
+  GPU_DEVICE void scores_to_weights(float (&score)[warp_keys / 8][4], u32 half) {
     float most = minus_infinity();
 #pragma unroll
     for (u32 n = 0; n < warp_keys / 8; n++) most = gpu::max(most, gpu::max(score[n][2 * half], score[n][2 * half + 1]));
     most = gpu::max(most, shuffle_xor(most, 1));
     most = gpu::max(most, shuffle_xor(most, 2));
-    const float factor = softmax[half].see(most);
+    const float factor = softmax[half].raise_maximum(most);
 #pragma unroll
     for (u32 n = 0; n < HEAD / 8; n++) {
       sum[n][2 * half] *= factor;
@@ -159,7 +159,7 @@ class AttentionMma {
 
   /// Results pass through the warp's rows of shared memory, so that they are stored in whole chunks.
   template <class F>
-  GPU_DEVICE void finish_alone(Chunk* memory, F&& store) const {
+  GPU_DEVICE void store_own(Chunk* memory, F&& store) const {
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
       const float total = softmax[half].sum;
@@ -178,7 +178,7 @@ class AttentionMma {
 
   /// Every warp stores a record of each query; the records are merged in the order of the warps.
   template <class F>
-  GPU_DEVICE void finish_together(float* memory, F&& store) const {
+  GPU_DEVICE void merge_warps(float* memory, F&& store) const {
     constexpr u32 ring_floats = 4 * LORA_ATTENTION_STAGES * 2 * keys * row_chunks;
     static_assert(warps * 16 * record_floats <= ring_floats, "the ring holds the records");
 #pragma unroll
@@ -238,13 +238,3 @@ class AttentionMma {
 };
 
 }  // namespace transformer
-
-#define ATTENTION_MMA(E)                                                               \
-  ATTENTION_PREFILL(mma_##E##_h32_q16, 4, transformer::AttentionMma<gpu::E, 32, 1>)    \
-  ATTENTION_PREFILL(mma_##E##_h32_q64, 4, transformer::AttentionMma<gpu::E, 32, 4>)    \
-  ATTENTION_PREFILL(mma_##E##_h64_q16, 4, transformer::AttentionMma<gpu::E, 64, 1>)    \
-  ATTENTION_PREFILL(mma_##E##_h64_q64, 3, transformer::AttentionMma<gpu::E, 64, 4>)    \
-  ATTENTION_PREFILL(mma_##E##_h96_q16, 3, transformer::AttentionMma<gpu::E, 96, 1>)    \
-  ATTENTION_PREFILL(mma_##E##_h96_q64, 2, transformer::AttentionMma<gpu::E, 96, 4>)    \
-  ATTENTION_PREFILL(mma_##E##_h128_q16, 3, transformer::AttentionMma<gpu::E, 128, 1>)  \
-  ATTENTION_PREFILL(mma_##E##_h128_q64, 2, transformer::AttentionMma<gpu::E, 128, 4>)

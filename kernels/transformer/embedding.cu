@@ -4,10 +4,10 @@
 #include <transformer/embedding.h>
 
 #define EMBEDDING(NAME, E)                                                        \
-  GPU_KERNEL(lora_embedding_##NAME, LoraEmbedding, LORA_ROW_THREADS, 2) {         \
+  GPU_KERNEL(NAME, LoraEmbedding, LORA_ROW_THREADS, 2) {         \
     transformer::embed<E>(params);                                                \
   }
 
-EMBEDDING(f32, float)
-EMBEDDING(f16, gpu::f16)
-EMBEDDING(bf16, gpu::bf16)
+EMBEDDING(lora_embedding_f32, float)
+EMBEDDING(lora_embedding_f16, gpu::f16)
+EMBEDDING(lora_embedding_bf16, gpu::bf16)

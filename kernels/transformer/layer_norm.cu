@@ -4,10 +4,10 @@
 #include <transformer/layer_norm.h>
 
 #define LAYER_NORM(NAME, E)                                                       \
-  GPU_KERNEL(lora_layer_norm_##NAME, LoraLayerNorm, LORA_ROW_THREADS, 3) {        \
+  GPU_KERNEL(NAME, LoraLayerNorm, LORA_ROW_THREADS, 3) {        \
     transformer::layer_norm<E>(params);                                           \
   }
 
-LAYER_NORM(f32, float)
-LAYER_NORM(f16, gpu::f16)
-LAYER_NORM(bf16, gpu::bf16)
+LAYER_NORM(lora_layer_norm_f32, float)
+LAYER_NORM(lora_layer_norm_f16, gpu::f16)
+LAYER_NORM(lora_layer_norm_bf16, gpu::bf16)

@@ -49,8 +49,8 @@ GPU_DEVICE void pointwise(const LoraPointwise& p) {
 }  // namespace transformer
 
 #define POINTWISE(NAME, E) \
-  GPU_KERNEL(lora_pointwise_##NAME, LoraPointwise, LORA_POINTWISE_THREADS, 4) { transformer::pointwise<E>(params); }
+  GPU_KERNEL(NAME, LoraPointwise, LORA_POINTWISE_THREADS, 4) { transformer::pointwise<E>(params); }
 
-POINTWISE(f32, float)
-POINTWISE(f16, gpu::f16)
-POINTWISE(bf16, gpu::bf16)
+POINTWISE(lora_pointwise_f32, float)
+POINTWISE(lora_pointwise_f16, gpu::f16)
+POINTWISE(lora_pointwise_bf16, gpu::bf16)

@@ -152,8 +152,8 @@ class Row {
 #pragma unroll
       for (u32 four = 0; four < elements; four += 4) {
         float w[4], b[4];
-        tile::load_elements<float, ALIGNED>(weight, first + four, width, w);
-        tile::load_elements<float, ALIGNED>(bias, first + four, width, b);
+        tile::load_elements<float, ALIGNED, tile::Source::weight>(weight, first + four, width, w);
+        tile::load_elements<float, ALIGNED, tile::Source::weight>(bias, first + four, width, b);
 #pragma unroll
         for (u32 i = 0; i < 4; i++) value[four + i] = gpu::fma((value[four + i] - mean) * factor, w[i], b[i]);
       }

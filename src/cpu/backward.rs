@@ -14,17 +14,8 @@ use super::shared::SharedSlice;
 use crate::dropout::Dropout;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::lora::{Epilogue, LoraLinear};
+use crate::lora::{Accumulate, Epilogue, LoraLinear};
 use crate::matrix::{MatrixMut, MatrixRef};
-
-/// Whether gradients replace the contents of their buffers or are added to them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accumulate {
-    /// Gradients replace the contents (`=`).
-    Overwrite,
-    /// Gradients are added to the contents (`+=`).
-    Add,
-}
 
 /// The buffers of one segment's gradients, always `f32`.
 #[derive(Debug)]

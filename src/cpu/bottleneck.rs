@@ -28,7 +28,7 @@ impl<X: Element> BottleneckBuffers<X> {
         layer: &LoraLinear<'_, W>,
         x: MatrixRef<'_, X>,
         y: &mut MatrixMut<'_, X>,
-        epilogue: &Epilogue<'_, X>,
+        epilogue: &Epilogue<MatrixRef<'_, X>>,
     ) -> Result<()> {
         grow(workspace, layer.plan_forward::<X>(x.rows())?.workspace_len());
         forward_with(layer, x, y, epilogue, None, workspace)

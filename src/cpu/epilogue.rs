@@ -6,6 +6,7 @@ use super::shared::SharedSlice;
 use super::{activation, vector};
 use crate::dtype::Element;
 use crate::lora::{Epilogue, Residual};
+use crate::matrix::MatrixRef;
 
 /// Elements of a residual that are widened at a time.
 const CHUNK: usize = 256;
@@ -14,7 +15,7 @@ const CHUNK: usize = 256;
 pub(crate) struct Output<'a, X> {
     pub(crate) data: SharedSlice<'a, X>,
     pub(crate) row_stride: usize,
-    pub(crate) epilogue: Epilogue<'a, X>,
+    pub(crate) epilogue: Epilogue<MatrixRef<'a, X>>,
 }
 
 impl<X: Element> Output<'_, X> {

@@ -80,7 +80,7 @@ pub fn forward_with<'x, W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     input: impl Into<Input<'x, X>>,
     y: &mut MatrixMut<'_, X>,
-    epilogue: &Epilogue<'_, X>,
+    epilogue: &Epilogue<MatrixRef<'_, X>>,
     t: Option<&mut [f32]>,
     workspace: &mut [f32],
 ) -> Result<()> {

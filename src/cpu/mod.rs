@@ -21,9 +21,10 @@ mod sequential;
 mod shared;
 pub mod vector;
 
+pub use crate::lora::Accumulate;
 pub use activation::{activate, activate_backward};
 pub use adamw::adamw;
-pub use backward::{Accumulate, SegmentGradient, backward, backward_workspace_len, low_rank_input};
+pub use backward::{SegmentGradient, backward, backward_workspace_len, low_rank_input};
 pub use bottleneck::{BottleneckBuffers, bottleneck, bottleneck_onto};
 pub use gemm::{Scale, gemm_into};
 pub use layer::{Input, forward, forward_with};

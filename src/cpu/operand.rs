@@ -36,8 +36,8 @@ impl<'a, T> Operand<'a, T> {
     where
         T: Element,
     {
-        let stored = Self::from_matrix(weight.matrix());
-        match weight.layout() {
+        let stored = Self::from_matrix(weight.matrix);
+        match weight.layout {
             Layout::InOut => stored,
             Layout::OutIn => stored.t(),
         }

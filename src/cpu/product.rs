@@ -400,7 +400,7 @@ mod tests {
             b: MatrixRef::new(&b, d_out, rank).unwrap(),
             scale: 2.0,
         }];
-        let weight = Weight::new(MatrixRef::new(&w, rows, cols).unwrap(), layout);
+        let weight = Weight { matrix: MatrixRef::new(&w, rows, cols).unwrap(), layout };
         let layer = LoraLinear { weight, bias: Some(&bias), segments: &segments };
         let x = MatrixRef::new(&x, tokens, d_in).unwrap();
         let [shared, alone] = [false, true].map(|single_threaded| outputs(&layer, x, single_threaded));

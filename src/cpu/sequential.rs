@@ -57,7 +57,7 @@ pub fn forward_sequential<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     x: MatrixRef<'_, X>,
     y: &mut MatrixMut<'_, X>,
-    epilogue: &Epilogue<'_, X>,
+    epilogue: &Epilogue<MatrixRef<'_, X>>,
     buffers: &mut SequentialBuffers<W, X>,
 ) -> Result<()> {
     in_steps(layer, x, y, epilogue, buffers, |y, buffers| {
@@ -76,7 +76,7 @@ fn in_steps<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     x: MatrixRef<'_, X>,
     y: &mut MatrixMut<'_, X>,
-    epilogue: &Epilogue<'_, X>,
+    epilogue: &Epilogue<MatrixRef<'_, X>>,
     buffers: &mut SequentialBuffers<W, X>,
     add_adapters: impl FnOnce(&mut MatrixMut<'_, X>, &mut SequentialBuffers<W, X>) -> Result<()>,
 ) -> Result<()> {
@@ -122,7 +122,7 @@ pub fn forward_dense_delta<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     x: MatrixRef<'_, X>,
     y: &mut MatrixMut<'_, X>,
-    epilogue: &Epilogue<'_, X>,
+    epilogue: &Epilogue<MatrixRef<'_, X>>,
     buffers: &mut SequentialBuffers<W, X>,
 ) -> Result<()> {
     in_steps(layer, x, y, epilogue, buffers, |y, buffers| {
@@ -161,12 +161,16 @@ fn dense_delta<W: Element>(layer: &LoraLinear<'_, W>, delta: &mut [W]) {
 }
 
 /// Saves a residual that is in y, because separate steps overwrite y before the residual is added.
-fn keep_residual<X: Element>(y: &MatrixMut<'_, X>, epilogue: &Epilogue<'_, X>) -> Option<Vec<X>> {
+fn keep_residual<X: Element>(y: &MatrixMut<'_, X>, epilogue: &Epilogue<MatrixRef<'_, X>>) -> Option<Vec<X>> {
     let y = y.as_ref();
     matches!(epilogue.residual, Residual::InPlace).then(|| (0..y.rows()).flat_map(|i| y.row(i)).copied().collect())
 }
 
-fn finish<X: Element>(y: &mut MatrixMut<'_, X>, epilogue: &Epilogue<'_, X>, kept: Option<&[X]>) -> Result<()> {
+fn finish<X: Element>(
+    y: &mut MatrixMut<'_, X>,
+    epilogue: &Epilogue<MatrixRef<'_, X>>,
+    kept: Option<&[X]>,
+) -> Result<()> {
     let cols = y.cols();
     if epilogue.activation != Activation::Identity {
         each_row(y, |_, row| update_row(row, |wide| activation::apply(epilogue.activation, wide)));

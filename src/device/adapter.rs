@@ -7,13 +7,13 @@ use crate::device::Device;
 use crate::device::launch::kernel::Kernel;
 use crate::device::launch::planned_kernel::PlannedKernel;
 use crate::device::launch::stream::Stream;
-use crate::device::lora::layer::{DeviceResidual, activation_code, expect_operand};
+use crate::device::lora::layer::{activation_code, expect_operand, expect_vector};
 use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
 use crate::device::memory::slice::DeviceSlice;
 use crate::device::memory::workspace::Workspace;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::lora::{Activation, MAX_RANK};
+use crate::lora::{Activation, MAX_RANK, Residual};
 use crate::plan::adapter::AdapterProblem;
 use crate::plan::lora::ForwardPlan;
 use crate::{ComputePath, WorkspaceLayout};
@@ -69,11 +69,7 @@ impl<T: Element> DeviceAdapter<'_, T> {
         self.up.expect_shape("up", [d, width])?;
         for (operand, bias, expected) in [("down bias", &self.down_bias, width), ("up bias", &self.up_bias, d)] {
             let Some(bias) = bias else { continue };
-            device.expect_same(operand, bias.device())?;
-            Extent::of_slice(bias).expect_aligned(operand, size_of::<T>())?;
-            if bias.len() != expected {
-                return Err(Error::LengthMismatch { operand, expected, actual: bias.len() });
-            }
+            expect_vector(device, operand, bias, expected)?;
         }
         Ok(())
     }
@@ -167,7 +163,7 @@ impl<T: Element> Adapter<T> {
         adapter: &DeviceAdapter<'_, T>,
         x: DeviceMatrix<'_, T>,
         adds_input: bool,
-        residual: DeviceResidual<'_, T>,
+        residual: Residual<DeviceMatrix<'_, T>>,
         y: DeviceMatrixMut<'_, T>,
         workspace: &mut Workspace,
     ) -> Result<()> {
@@ -176,9 +172,9 @@ impl<T: Element> Adapter<T> {
         let is_aligned = x.is_aligned() && adapter.down.is_aligned();
         let kernel = &self.kernels[usize::from(!is_aligned)];
         let added = match residual {
-            DeviceResidual::None => None,
-            DeviceResidual::InPlace => Some(y),
-            DeviceResidual::From(matrix) => Some(matrix),
+            Residual::None => None,
+            Residual::InPlace => Some(y),
+            Residual::From(matrix) => Some(matrix),
         };
         let params = self.params(adapter, &x, adds_input, added.as_ref(), &y, workspace);
         // SAFETY: the parameters are these kernels', and the plan of the kernel for any alignment differs from the
@@ -194,7 +190,7 @@ impl<T: Element> Adapter<T> {
         stream: &Stream,
         adapter: &DeviceAdapter<'_, T>,
         x: &DeviceMatrix<'_, T>,
-        residual: &DeviceResidual<'_, T>,
+        residual: &Residual<DeviceMatrix<'_, T>>,
         y: &DeviceMatrix<'_, T>,
         workspace: &Workspace,
     ) -> Result<()> {
@@ -207,8 +203,8 @@ impl<T: Element> Adapter<T> {
             return Err(Error::PlanMismatch { planned: name((self.d, self.width)), actual: name(actual) });
         }
         let apart = match residual {
-            DeviceResidual::From(matrix) => Some(("residual", *matrix)),
-            DeviceResidual::None | DeviceResidual::InPlace => None,
+            Residual::From(matrix) => Some(("residual", *matrix)),
+            Residual::None | Residual::InPlace => None,
         };
         for (operand, matrix) in [("x", *x), ("y", *y)].into_iter().chain(apart) {
             expect_operand(device, operand, &matrix)?;

@@ -12,7 +12,7 @@ pub(crate) struct Handle(pub(crate) usize);
 
 /// A kernel that was loaded onto a device.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Found {
+pub(crate) struct LoadedKernel {
     pub(crate) handle: Handle,
     pub(crate) attributes: KernelAttributes,
 }
@@ -76,7 +76,7 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     unsafe fn destroy_graph(&self, graph: Handle);
 
     /// Finds a kernel and loads its code onto the device.
-    fn kernel(&self, name: &str) -> Result<Found>;
+    fn kernel(&self, name: &str) -> Result<LoadedKernel>;
     /// Blocks of a kernel that are resident on one SM at a time.
     unsafe fn resident_blocks(&self, kernel: Handle, block: u32, shared_bytes: u32) -> Result<u32>;
     /// Clusters of a launch that are resident on the device at a time.

@@ -2,15 +2,15 @@
 //!
 //! A [`Device`] is either an NVIDIA GPU, through the driver API alone, or (with the feature `emulator`) the CPU running
 //! the same kernel sources, with stricter checks than hardware. Everything here works on both. Nothing here panics if
-//! there is no driver: [`Device::cuda`] returns [`Error::NoDriver`].
+//! there is no driver: [`Device::cuda`] returns [`DriverError::NotInstalled`](crate::DriverError::NotInstalled).
 //!
 //! - [`DeviceBuffer`] owns memory; [`DeviceSlice`], [`DeviceSliceMut`], [`DeviceMatrix`] and [`DeviceMatrixMut`] are
 //!   views of it, or of memory that another library owns.
 //! - [`Stream`] runs work in order, and may belong to another library; [`Event`] marks and times work; [`Graph`]
 //!   replays work.
 //! - [`Kernel`] is a kernel that was loaded by name; [`LaunchConfig`] says how it is launched.
-//! - [`Forward`] runs a LoRA layer for any number of tokens in one launch, [`Decode`] for 1 to 16; [`Merge`] folds
-//!   adapters into a weight; [`Optimizer`] takes a training step on all of them.
+//! - [`Forward`] runs a LoRA layer for any number of tokens in one launch, [`Backward`] computes its gradients in two;
+//!   [`Merge`] folds adapters into a weight; [`Optimizer`] takes a training step on all of them.
 //! - [`Adapter`] runs a bottleneck adapter, a baseline for LoRA.
 //! - [`Embedding`] embeds tokens and positions, [`LayerNorm`] normalises rows, [`Attention`] attends to a prefix, to a
 //!   cache of keys and values, and to a call's own tokens; [`Pointwise`] adds the output of a separate LoRA to a
@@ -36,7 +36,7 @@ mod transformer;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use backend::{Backend, Found};
+use backend::{Backend, LoadedKernel};
 use memory::ledger::Ledger;
 
 use crate::error::{Error, Result};
@@ -47,17 +47,21 @@ pub use adapter::{Adapter, DeviceAdapter};
 pub use fused_lora_emulator::{Config as EmulatorConfig, Counters as LaunchCounters, Machine};
 #[cfg(feature = "emulator")]
 pub use image::emulator_kernels;
+#[cfg(test)]
+pub(crate) use image::source_text;
 pub use image::{BuiltIn, built_in, cache_folder, nvrtc_version};
 pub use launch::{Event, Graph, Kernel, KernelParams, LaunchConfig, Stream, Tensor};
 pub use lora::{
-    Backward, BackwardInput, BackwardOptions, BackwardOutput, Decode, DeviceDropout, DeviceFactors, DeviceInput,
-    DeviceLora, DeviceMergeReport, DeviceOutput, DeviceResidual, DeviceSegment, FactorGradient, FactorSlot, Forward,
-    ForwardOptions, Merge, MergeRecord, SlotSegments,
+    Backward, BackwardInput, BackwardOptions, BackwardOutput, DeviceDropout, DeviceFactors, DeviceInput, DeviceLora,
+    DeviceMergeReport, DeviceOutput, DeviceSegment, FactorGradient, FactorSlot, Forward, ForwardOptions, Merge,
+    MergeReportBuffer, SlotSegments,
 };
 pub use memory::{DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSlice, DeviceSliceMut, DeviceTensor, Workspace};
 pub use optim::{DeviceParameter, Optimizer};
 pub use properties::{DeviceKind, KernelAttributes, Properties};
-pub use transformer::{Attention, AttentionMemory, DeviceNorm, Embedding, EmbeddingInput, LayerNorm, Pointwise};
+pub use transformer::{
+    Attention, AttentionMemory, AttentionOptions, DeviceNorm, Embedding, EmbeddingInput, LayerNorm, Pointwise,
+};
 
 /// A GPU or the emulator. A clone is the same device.
 #[derive(Debug, Clone)]
@@ -67,14 +71,14 @@ pub struct Device(Arc<Inner>);
 struct Inner {
     backend: Box<dyn Backend>,
     ledger: Ledger,
-    kernels: Mutex<HashMap<String, Found>>,
+    kernels: Mutex<HashMap<String, LoadedKernel>>,
 }
 
 impl Device {
     /// The CUDA device with this number, through its primary context. All calls with one number return the same device.
     ///
     /// # Errors
-    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`]; [`Error::Driver`] if it cannot be used.
+    /// [`Error::Driver`]: there is no driver, it is too old, it has no device of this number, or it refuses a call.
     pub fn cuda(ordinal: usize) -> Result<Self> {
         static OPEN: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
         // A panic under the lock cannot leave the list half changed.
@@ -90,7 +94,7 @@ impl Device {
     /// The number of CUDA devices.
     ///
     /// # Errors
-    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`] if the driver finds no GPU.
+    /// [`Error::Driver`]: there is no driver, it is too old, or it finds no GPU.
     pub fn cuda_count() -> Result<usize> {
         cuda::device_count()
     }
@@ -107,7 +111,7 @@ impl Device {
     /// loaded.
     ///
     /// # Errors
-    /// [`Error::NoEmulator`] without a C++ compiler.
+    /// [`Error::Driver`] without a C++ compiler: [`NoEmulator`](crate::DriverError::NoEmulator).
     #[cfg(feature = "emulator")]
     pub fn emulator(config: EmulatorConfig) -> Result<Self> {
         Ok(Self::new(emulator::Emulator::new(config)?))
@@ -116,7 +120,7 @@ impl Device {
     /// Checks that this machine has what the emulator needs: Linux and a C++ compiler. Compiles nothing.
     ///
     /// # Errors
-    /// [`Error::NoEmulator`], which says what is missing.
+    /// [`Error::Driver`], which says what is missing: [`NoEmulator`](crate::DriverError::NoEmulator).
     #[cfg(feature = "emulator")]
     pub fn expect_emulator() -> Result<()> {
         Ok(fused_lora_emulator::expect_available()?)
@@ -129,24 +133,6 @@ impl Device {
     /// The device's properties.
     pub fn properties(&self) -> &Properties {
         self.0.backend.properties()
-    }
-
-    /// Loads the kernel of this name onto the device. The first call for a kernel may compile it, which takes seconds;
-    /// later calls only look it up.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchKernel`], [`Error::Unsupported`] if it is not written for this device, [`Error::NoKernelImage`],
-    /// [`Error::CompilationFailed`], or an error of the driver.
-    pub fn kernel(&self, name: &str) -> Result<Kernel> {
-        let mut kernels = self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = match kernels.get(name) {
-            Some(&found) => found,
-            None => {
-                image::expect_supported(name, self.properties().compute_capability)?;
-                *kernels.entry(name.to_owned()).or_insert(self.0.backend.kernel(name)?)
-            }
-        };
-        Ok(Kernel::new(self, name, found))
     }
 
     /// Takes the emulator's counters of the last launch. `None` if there was no launch since the last call, and on a
@@ -163,8 +149,9 @@ impl Device {
         self.0.backend.take_counters()
     }
 
-    /// Makes an emulated GPU fail after this many further launches: every later call returns [`Error::DeviceLost`], as
-    /// it does on a GPU after a kernel has failed. For tests; no effect on a GPU.
+    /// Makes an emulated GPU fail after this many further launches: every later call returns
+    /// [`DeviceLost`](crate::DriverError::DeviceLost), as it does on a GPU after a kernel has failed. For tests; no
+    /// effect on a GPU.
     #[cfg(feature = "emulator")]
     pub fn lose_after(&self, launches: u32) {
         self.0.backend.lose_after(launches);

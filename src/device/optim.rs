@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use crate::device::Device;
 use crate::device::launch::planned_kernel::PlannedKernel;
 use crate::device::launch::stream::Stream;
+use crate::device::lora::layer::expect_vector;
 use crate::device::memory::buffer::DeviceBuffer;
 use crate::device::memory::matrix::Extent;
 use crate::device::memory::slice::{DeviceSlice, DeviceSliceMut};
@@ -76,7 +77,7 @@ pub struct Optimizer<W> {
     pub config: AdamW,
     plan: UpdatePlan,
     kernel: PlannedKernel,
-    places: Vec<Place>,
+    planned: Vec<PlannedParameter>,
     table: DeviceBuffer<u64>,
     state: DeviceBuffer<u64>,
     partial: DeviceBuffer<f64>,
@@ -85,14 +86,14 @@ pub struct Optimizer<W> {
 
 /// The addresses and the length of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct PlannedParameter {
     at: ParameterAddresses,
     len: usize,
     /// Bytes of an element of the stored copy.
     stored_bytes: usize,
 }
 
-impl Place {
+impl PlannedParameter {
     /// Checks one parameter and takes its addresses.
     fn new<W: Element>(device: &Device, parameter: &DeviceParameter<'_, W>) -> Result<Self> {
         let DeviceParameter { factor, gradient, value, first_moment, second_moment, stored } = parameter;
@@ -115,7 +116,7 @@ impl Place {
             ("the stored parameter", stored.as_ref().map_or(device, DeviceSliceMut::device)),
         ];
         devices.into_iter().try_for_each(|(operand, of)| device.expect_same(operand, of))?;
-        let place = Self {
+        let planned = Self {
             at: ParameterAddresses {
                 factor: *factor,
                 gradient: gradient.address(),
@@ -127,8 +128,8 @@ impl Place {
             len,
             stored_bytes: size_of::<W>(),
         };
-        place.extents().try_for_each(|(operand, extent, _)| extent.expect_aligned(operand, extent.element))?;
-        Ok(place)
+        planned.extents().try_for_each(|(operand, extent, _)| extent.expect_aligned(operand, extent.element))?;
+        Ok(planned)
     }
 
     /// The extents of the parameter's non-empty tensors, each with its name and whether a step writes it.
@@ -150,7 +151,7 @@ impl Place {
     }
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for PlannedParameter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ParameterAddresses { factor, gradient, value, first_moment, second_moment, stored } = self.at;
         write!(f, "{factor:?} of {} elements at ", self.len)?;
@@ -159,8 +160,8 @@ impl std::fmt::Display for Place {
 }
 
 /// Refuses tensors that a step writes and that share memory with another tensor, of the same parameter or another.
-fn refuse_overlaps(places: &[Place]) -> Result<()> {
-    let mut all: Vec<_> = places.iter().flat_map(Place::extents).collect();
+fn refuse_overlaps(parameters: &[PlannedParameter]) -> Result<()> {
+    let mut all: Vec<_> = parameters.iter().flat_map(PlannedParameter::extents).collect();
     all.sort_by_key(|(_, extent, _)| extent.address);
     // The extents that reach furthest so far: of those that are read, and of those that are written.
     let mut furthest: [Option<(&'static str, Extent)>; 2] = [None; 2];
@@ -190,9 +191,9 @@ impl<W: Element> Optimizer<W> {
     pub fn new(stream: &Stream, config: AdamW, parameters: &[DeviceParameter<'_, W>]) -> Result<Self> {
         config.validate()?;
         let device = stream.device();
-        let places = parameters.iter().map(|p| Place::new(device, p)).collect::<Result<Vec<_>>>()?;
-        refuse_overlaps(&places)?;
-        let lengths: Vec<usize> = places.iter().map(|place| place.len).collect();
+        let planned = parameters.iter().map(|p| PlannedParameter::new(device, p)).collect::<Result<Vec<_>>>()?;
+        refuse_overlaps(&planned)?;
+        let lengths: Vec<usize> = planned.iter().map(|parameter| parameter.len).collect();
         let plan = UpdatePlan::new(&lengths, W::DTYPE, device.properties().multiprocessors as usize);
         if plan.chunks == 0 {
             return Err(Error::NothingToTrain);
@@ -201,11 +202,12 @@ impl<W: Element> Optimizer<W> {
             return Err(Error::TooLarge { operand: "the optimizer's table", value: plan.chunks });
         }
         let kernel = PlannedKernel::find(device, &plan.launch)?;
-        let lines: Vec<_> = places.iter().flat_map(|place| plan.lines(&place.at, place.len, W::DTYPE)).collect();
+        let lines: Vec<_> =
+            planned.iter().flat_map(|parameter| plan.lines(&parameter.at, parameter.len, W::DTYPE)).collect();
         let table = DeviceBuffer::from_slice(stream, lines.as_flattened())?;
         let state = DeviceBuffer::from_slice(stream, &initial_state(0))?;
         let partial = DeviceBuffer::zeros(stream, plan.chunks)?;
-        Ok(Self { config, plan, kernel, places, table, state, partial, stored: PhantomData })
+        Ok(Self { config, plan, kernel, planned, table, state, partial, stored: PhantomData })
     }
 
     /// The plan of a step.
@@ -248,26 +250,20 @@ impl<W: Element> Optimizer<W> {
         self.config.validate()?;
         let device = self.kernel.device();
         device.expect_same("stream", stream.device())?;
-        if parameters.len() != self.places.len() {
-            let [planned, actual] = [self.places.len(), parameters.len()].map(|count| format!("{count} parameters"));
+        if parameters.len() != self.planned.len() {
+            let [planned, actual] = [self.planned.len(), parameters.len()].map(|count| format!("{count} parameters"));
             return Err(Error::PlanMismatch { planned, actual });
         }
-        for (planned, parameter) in self.places.iter().zip(&*parameters) {
-            let actual = Place::new(device, parameter)?;
+        for (planned, parameter) in self.planned.iter().zip(&*parameters) {
+            let actual = PlannedParameter::new(device, parameter)?;
             if actual != *planned {
                 return Err(Error::PlanMismatch { planned: planned.to_string(), actual: actual.to_string() });
             }
         }
         if let Some(scale) = &lr_scale {
-            device.expect_same("the learning rates' scale", scale.device())?;
-            if scale.len() != 1 {
-                let operand = "the learning rates' scale";
-                return Err(Error::LengthMismatch { operand, expected: 1, actual: scale.len() });
-            }
-            let extent = Extent::of_slice(scale);
-            extent.expect_aligned("the learning rates' scale", extent.element)?;
+            let extent = expect_vector(device, "the learning rates' scale", scale, 1)?;
             for (operand, written, _) in
-                self.places.iter().flat_map(Place::extents).filter(|(.., is_written)| *is_written)
+                self.planned.iter().flat_map(PlannedParameter::extents).filter(|(.., is_written)| *is_written)
             {
                 written.refuse_overlap(operand, "the learning rates' scale", &extent)?;
             }
@@ -307,7 +303,7 @@ impl<W: Element> Optimizer<W> {
     }
 
     /// Sets the number of steps taken, to continue from a checkpoint with its moments. Also resets the optimizer's
-    /// state on the device after a [`KernelFault`](Error::KernelFault).
+    /// state on the device after a [fault](crate::LaunchError::Fault).
     ///
     /// # Errors
     /// As [`DeviceSliceMut::upload`].

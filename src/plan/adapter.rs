@@ -35,7 +35,7 @@ impl ForwardPlan {
     /// decides on the kernel alone; the cut into tiles, the workspace and every bit of the result are the same.
     ///
     /// # Errors
-    /// [`Error::EmptyProblem`], [`Error::RankOutOfRange`] for the width, [`Error::NoMatrixInstructions`],
+    /// [`Error::EmptyOperand`], [`Error::RankOutOfRange`] for the width, [`Error::NoMatrixInstructions`],
     /// [`Error::TooLarge`] if there are more tiles than a launch can have CTAs.
     pub fn adapter(problem: &AdapterProblem) -> Result<Self> {
         let &AdapterProblem { tokens, d, width, dtype, aligned, multiprocessors, compute_capability, path } = problem;
@@ -53,6 +53,7 @@ impl ForwardPlan {
             path,
         };
         layer.validate()?;
+        let aligned = layer.in_chunks();
         let tile: Tile = match (path, layer.matrix_obstacle()) {
             (ComputePath::Auto | ComputePath::Matrix, None) => [ANY, T64][usize::from(aligned)],
             (ComputePath::Matrix, Some(reason)) => return Err(Error::NoMatrixInstructions { dtype, reason }),
@@ -67,8 +68,7 @@ impl ForwardPlan {
         };
         // No depth of y's own: the kernel takes no step of W0.
         let mut plan = Self::with_tiling(Product::Adapter, &layer, &Tiling { tile, splits: 1, split_depth: 0 })?;
-        let multiplied = format!("{}{dtype}", tile.family);
-        plan.launch.kernel = format!("lora_adapter_{multiplied}_{}", tile.name);
+        plan.launch.kernel = tile.kernel("lora_adapter", "", &dtype.to_string());
         Ok(plan)
     }
 }
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_not_planned() {
         let refused = |problem: AdapterProblem| ForwardPlan::adapter(&problem).expect_err("no plan");
-        let empty = Error::EmptyProblem { tokens: 0, d_in: 1024, d_out: 1024 };
+        let empty = Error::EmptyOperand { operand: "x", shape: [0, 1024] };
         assert_eq!(refused(AdapterProblem { tokens: 0, ..GPT2_MEDIUM }), empty);
         for width in [0, 513] {
             let error = Error::RankOutOfRange { rank: width, max: 512 };

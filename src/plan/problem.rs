@@ -39,7 +39,8 @@ pub struct LayerProblem<'a> {
     pub dtype: DType,
     /// The segments' ranks.
     pub ranks: &'a [usize],
-    /// Whether all rows of x, W0 and every A start at multiples of 16 bytes.
+    /// Whether all rows of x, W0 and every A start at multiples of 16 bytes, and those of W0 and every A end there. Where
+    /// `d_in` elements of x are not whole chunks of 16 bytes, the plan is made as for rows of any alignment.
     pub aligned: bool,
     /// SMs of the device.
     pub multiprocessors: usize,
@@ -49,7 +50,18 @@ pub struct LayerProblem<'a> {
     pub path: ComputePath,
 }
 
+/// Refuses an operand without elements.
+pub(crate) fn expect_elements(operand: &'static str, shape: [usize; 2]) -> Result<()> {
+    if shape.contains(&0) { Err(Error::EmptyOperand { operand, shape }) } else { Ok(()) }
+}
+
 impl LayerProblem<'_> {
+    /// Whether a kernel may read rows of x, W0 and A in chunks of 16 bytes. The last chunk of a row of x must not reach
+    /// beyond the row: behind it is another caller's memory, or a NaN, which times a zero of W0 is NaN.
+    pub(crate) fn in_chunks(&self) -> bool {
+        self.aligned && (self.d_in * self.dtype.size()).is_multiple_of(16)
+    }
+
     /// Why matrix instructions cannot do it.
     pub(crate) fn matrix_obstacle(&self) -> Option<&'static str> {
         match self.dtype {
@@ -71,8 +83,8 @@ impl LayerProblem<'_> {
     /// What every plan asks for.
     pub(crate) fn validate(&self) -> Result<()> {
         let &Self { tokens, d_in, d_out, ranks, .. } = self;
-        if tokens == 0 || d_in == 0 || d_out == 0 {
-            return Err(Error::EmptyProblem { tokens, d_in, d_out });
+        for (operand, shape) in [("x", [tokens, d_in]), ("y", [tokens, d_out])] {
+            expect_elements(operand, shape)?;
         }
         let max_segments = abi::LORA_MAX_SEGMENTS as usize;
         if ranks.len() > max_segments {

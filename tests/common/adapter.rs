@@ -6,7 +6,7 @@ use fused_lora::abi::{LoraAdapter, LoraFactors, LoraForward, LoraSegment};
 use fused_lora::lora::Activation;
 use fused_lora::plan::adapter::AdapterProblem;
 use fused_lora::plan::lora::ForwardPlan;
-use fused_lora::reference::{self, Judged, Matrix64};
+use fused_lora::reference::{self, Expected, Matrix64};
 use fused_lora::{ComputePath, DType, Element};
 
 use super::decode::{activation_code, aligned};
@@ -23,7 +23,7 @@ pub struct Shape {
     pub activation: Activation,
     pub bias: bool,
     pub adds_input: bool,
-    pub residual: Residual,
+    pub residual: Added,
     /// Elements between the rows of every operand.
     pub gap: usize,
     pub multiprocessors: usize,
@@ -32,7 +32,7 @@ pub struct Shape {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Residual {
+pub enum Added {
     None,
     InPlace,
     Apart,
@@ -65,7 +65,7 @@ impl<T: Element> RandomAdapter<T> {
     /// largest slope; the activation's own, at most 16u·|v|, since tanh may cancel all of v; and the rounding of h to
     /// the type, u_T·|h|. The product with |up| carries them into y: the first is part of the magnitude, the other two
     /// are added as slack.
-    pub fn expected(&self) -> Judged {
+    pub fn expected(&self) -> Expected {
         let Shape { width, d, activation, bias, adds_input, residual, .. } = self.shape;
         let add_bias = |matrix: &mut Matrix64, values: &[T], of: &dyn Fn(f64) -> f64| {
             let columns = matrix.cols;
@@ -91,14 +91,14 @@ impl<T: Element> RandomAdapter<T> {
         let (mut value, mut magnitude) = (hidden.matmul(&up), before_magnitude.matmul(&up.abs()));
         add_bias(&mut value, &self.up_bias, &|b| b);
         add_bias(&mut magnitude, &self.up_bias, &f64::abs);
-        let added = [adds_input.then_some(&self.x), (residual != Residual::None).then_some(&self.residual)];
+        let added = [adds_input.then_some(&self.x), (residual != Added::None).then_some(&self.residual)];
         for added in added.into_iter().flatten() {
             let added = Matrix64::from_view(added.view());
             value.add_at(0, 1.0, &added);
             magnitude.add_at(0, 1.0, &added.abs());
         }
         assert_eq!(value.cols, d);
-        Judged { value, magnitude, slack: hidden_slack.matmul(&up.abs()) }
+        Expected { value, magnitude, slack: hidden_slack.matmul(&up.abs()) }
     }
 
     /// Additions in the longest chain of y: both products, the biases and the residual.
@@ -147,14 +147,14 @@ impl<'m, T: Element> OnRig<'m, T> {
             packed_begin: 0,
         };
         let y_like = match random.shape.residual {
-            Residual::InPlace => Buffer { data: random.residual.data.clone(), ..random.residual },
-            Residual::None | Residual::Apart => Buffer::poisoned(tokens, d, gap),
+            Added::InPlace => Buffer { data: random.residual.data.clone(), ..random.residual },
+            Added::None | Added::Apart => Buffer::poisoned(tokens, d, gap),
         };
         let y = uploads.add(&y_like.data);
         let residual = match random.shape.residual {
-            Residual::None => 0,
-            Residual::InPlace => y,
-            Residual::Apart => uploads.add(&random.residual.data),
+            Added::None => 0,
+            Added::InPlace => y,
+            Added::Apart => uploads.add(&random.residual.data),
         };
         let mut vector = |values: &[T]| if bias { uploads.add(values) } else { 0 };
         let biases = [vector(&random.down_bias), vector(&random.up_bias)];

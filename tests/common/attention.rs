@@ -3,7 +3,7 @@
 
 use fused_lora::abi::LoraAttention;
 use fused_lora::plan::transformer::{AttentionPlan, AttentionProblem, AttentionShape};
-use fused_lora::reference::{Judged, Matrix64};
+use fused_lora::reference::{Expected, Matrix64};
 use fused_lora::{ComputePath, DType, Element};
 use fused_lora_emulator::Counters;
 
@@ -143,7 +143,7 @@ impl<T: Element> Operands<T> {
     /// up to e, the error of a weight p is at most p·(e^(2·max e) - 1). The error of the result is then at most Σ p|v|
     /// times this, times γ of the sums over keys; where weights are rounded to the type, u_T·Σ p|v| and the type's
     /// smallest step times Σ|v| are added.
-    pub fn expected(&self, plan: &AttentionPlan) -> Judged {
+    pub fn expected(&self, plan: &AttentionPlan) -> Expected {
         let AttentionShape { sequences, tokens, heads, head_size, scale, .. } = self.case.shape;
         let (rows, d) = (self.case.shape.rows(), self.case.shape.width());
         let [mut value, mut magnitude, mut slack] = [(); 3].map(|()| Matrix64::zeros(rows, d));
@@ -186,7 +186,7 @@ impl<T: Element> Operands<T> {
                 }
             }
         }
-        Judged { value, magnitude, slack }
+        Expected { value, magnitude, slack }
     }
 
     /// The cache expected after the launch: the call's own keys and values appended to the filled rows.
@@ -210,7 +210,7 @@ impl<T: Element> Operands<T> {
     }
 
     /// Checks the outputs; the error names the first wrong element.
-    pub fn fault(&self, expected: &Judged, outputs: &Outputs<T>) -> Option<String> {
+    pub fn fault(&self, expected: &Expected, outputs: &Outputs<T>) -> Option<String> {
         let d = self.case.shape.width();
         let steps = self.case.shape.capacity + self.case.shape.tokens + 40;
         for row in 0..outputs.out.rows {

@@ -1,13 +1,13 @@
 //! A layer's forward and backward pass through the safe API of the device module, and the float64 reference.
 
-use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
     Backward, BackwardInput, BackwardOptions, BackwardOutput, DeviceBuffer, DeviceDropout, DeviceInput,
     DeviceMatrixMut, DeviceOutput, FactorGradient, Forward, ForwardOptions, Stream, Workspace,
 };
 use fused_lora::dropout::Dropout;
+use fused_lora::lora::Accumulate;
 use fused_lora::lora::Activation;
-use fused_lora::reference::{self, Judged, Matrix64};
+use fused_lora::reference::{self, Expected, Matrix64};
 use fused_lora::{Element, Result};
 
 use super::device::{Matrix, OnDevice};
@@ -78,14 +78,14 @@ pub fn run<T: Element>(
     let (mut places, dy) = (Places::new(stream, random)?, Matrix::new(stream, dy));
     let mut on_device = OnDevice::new(stream, random, x, Activation::Identity, None);
     let dropout = asked.dropout.map(DeviceDropout::from);
-    let launches = on_device.with(|layer, x, residual, y| {
+    let launches = on_device.with(|layer, x, y| {
         let path = asked.options.path;
-        let options = ForwardOptions { training: true, path, any_x: asked.options.any_dy };
+        let options = ForwardOptions { training: true, path, unaligned_x: asked.options.unaligned_dy };
         let forward = Forward::with_options(stream.device(), layer, tokens, options)?;
-        let backward = Backward::new(stream.device(), layer, tokens, asked.options)?;
+        let backward = Backward::with_options(stream.device(), layer, tokens, asked.options)?;
         let mut workspace = Workspace::new(stream, forward.workspace().union(&backward.workspace()))?;
-        let output = DeviceOutput { y, t: Some(DeviceMatrixMut::new(t.as_mut_slice(), tokens, rank)?) };
-        forward.launch(stream, layer, DeviceInput { x, dropout, slot: None }, residual, output, &mut workspace)?;
+        let output = DeviceOutput { t: Some(DeviceMatrixMut::new(t.as_mut_slice(), tokens, rank)?), ..y };
+        forward.launch(stream, layer, DeviceInput { x, dropout, slot: None }, output, &mut workspace)?;
         let t = DeviceMatrixMut::new(t.as_mut_slice(), tokens, rank)?;
         let input = BackwardInput { x, dy: dy.view(), t: t.as_ref(), dropout };
         for time in 0..asked.times.max(1) {
@@ -150,7 +150,7 @@ pub fn factors<T: Element>(
 }
 
 /// The reference's dx in float64.
-pub fn input<T: Element>(random: &RandomLayer<T>, dy: &Buffer<T>, dropout: Option<&Dropout>) -> Judged {
+pub fn input<T: Element>(random: &RandomLayer<T>, dy: &Buffer<T>, dropout: Option<&Dropout>) -> Expected {
     let segments = random.segments();
     reference::input_gradient_through(&random.layer(&segments), dy.view(), dropout, T::DTYPE)
 }

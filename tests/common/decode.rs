@@ -176,7 +176,7 @@ impl<'m, T: Element> Decode<'m, T> {
             activation: activation_code(options.activation),
             segment_count: segments.len() as u32,
             slot_begin: table.slot_begin,
-            reserved: 0,
+            sums_stride: plan.sums_stride,
             segments: table.segments,
         };
         Self { rig, plan, params, uploads, y, y_like }

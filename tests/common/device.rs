@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use fused_lora::device::{
-    Device, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSegment, EmulatorConfig,
+    Device, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceOutput, DeviceSegment, EmulatorConfig,
     ForwardOptions, Stream,
 };
-use fused_lora::lora::{Activation, Layout};
+use fused_lora::lora::{Activation, Epilogue, Layout, Residual};
 use fused_lora::{ComputePath, Element};
 
 use super::rig::on_gpu;
@@ -26,7 +26,7 @@ pub fn stream() -> Stream {
 }
 
 /// Options of launches for training: the caller may get T, and dropout may be on.
-pub const TRAINING: ForwardOptions = ForwardOptions { path: ComputePath::Auto, any_x: false, training: true };
+pub const TRAINING: ForwardOptions = ForwardOptions { path: ComputePath::Auto, unaligned_x: false, training: true };
 
 /// The shape of a layer with gaps between its rows and between its segments.
 pub fn shape(tokens: usize, layout: Layout) -> Shape {
@@ -109,7 +109,7 @@ impl<T: Element> OnDevice<T> {
     /// Calls `work` with views of the layer, its input and its output.
     pub fn with<R>(
         &mut self,
-        work: impl FnOnce(&DeviceLora<'_, T>, DeviceMatrix<'_, T>, DeviceResidual<'_, T>, DeviceMatrixMut<'_, T>) -> R,
+        work: impl FnOnce(&DeviceLora<'_, T>, DeviceMatrix<'_, T>, DeviceOutput<'_, T>) -> R,
     ) -> R {
         let segments: Vec<_> = self.factors.iter().map(Factors::view).collect();
         let layer = DeviceLora {
@@ -117,12 +117,12 @@ impl<T: Element> OnDevice<T> {
             layout: self.layout,
             bias: self.bias.as_ref().map(DeviceBuffer::as_slice),
             segments: &segments,
-            activation: self.activation,
         };
-        let residual = self.residual.as_ref().map_or(DeviceResidual::None, |r| DeviceResidual::From(r.view()));
+        let residual = self.residual.as_ref().map_or(Residual::None, |r| Residual::From(r.view()));
+        let epilogue = Epilogue { activation: self.activation, residual };
         let Matrix { buffer, rows, cols, stride } = &mut self.y;
         let y = DeviceMatrixMut::with_stride(buffer.as_mut_slice(), *rows, *cols, *stride).unwrap();
-        work(&layer, self.x.view(), residual, y)
+        work(&layer, self.x.view(), DeviceOutput { epilogue, ..y.into() })
     }
 
     /// The output, copied to the host.

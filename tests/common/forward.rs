@@ -6,7 +6,7 @@ use fused_lora::device::Tensor;
 use fused_lora::dropout::Dropout;
 use fused_lora::lora::Activation;
 use fused_lora::plan::lora::{ForwardPlan, Product};
-use fused_lora::reference::{self, Judged};
+use fused_lora::reference::{self, Expected};
 use fused_lora::{Element, LayerProblem};
 use fused_lora_emulator::Counters;
 
@@ -24,7 +24,7 @@ pub fn expected<T: Element>(
     activation: Activation,
     added: Option<&Buffer<T>>,
     dropout: Option<&Dropout>,
-) -> Judged {
+) -> Expected {
     let segments = random.segments();
     let expected = reference::forward_through(&random.layer(&segments), x.view(), dropout, T::DTYPE);
     on_the_way_out(expected, random, activation, added)
@@ -37,7 +37,7 @@ pub fn expected_in_parts<T: Element>(
     activation: Activation,
     added: Option<&Buffer<T>>,
     split_depth: u32,
-) -> Judged {
+) -> Expected {
     let segments = random.segments();
     let expected = reference::forward_in_parts(&random.layer(&segments), x.view(), T::DTYPE, split_depth as usize);
     on_the_way_out(expected, random, activation, added)
@@ -50,7 +50,7 @@ pub fn expected_in_tf32<T: Element>(
     activation: Activation,
     added: Option<&Buffer<T>>,
     dropout: Option<&Dropout>,
-) -> Judged {
+) -> Expected {
     let segments = random.segments();
     let mut expected = reference::forward_in_tf32(&random.layer(&segments), x.view(), dropout);
     if activation == Activation::GeluNew {
@@ -61,11 +61,11 @@ pub fn expected_in_tf32<T: Element>(
 
 /// Applies the activation and adds the residual to a layer's expected output.
 pub fn on_the_way_out<T: Element>(
-    mut expected: Judged,
+    mut expected: Expected,
     random: &RandomLayer<T>,
     activation: Activation,
     added: Option<&Buffer<T>>,
-) -> Judged {
+) -> Expected {
     for (i, value) in expected.value.data.iter_mut().enumerate() {
         *value = reference::activation(activation, *value);
         if let Some(added) = added {

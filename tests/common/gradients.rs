@@ -5,7 +5,7 @@ use fused_lora::Element;
 use fused_lora::abi::{LoraGradients, LoraGradientsSegment};
 use fused_lora::dropout::Dropout;
 use fused_lora::plan::lora::{GradientsPlan, GradientsProblem, GradientsSegment};
-use fused_lora::reference::{self, Judged, Matrix64};
+use fused_lora::reference::{self, Expected, Matrix64};
 use fused_lora::{ComputePath, DType};
 use fused_lora_emulator::Counters;
 
@@ -114,7 +114,7 @@ impl<T: Element> Operands<T> {
     }
 
     /// The reference's results, in the order of the launch's outputs.
-    pub fn expected(&self) -> Vec<Judged> {
+    pub fn expected(&self) -> Vec<Expected> {
         let x = reference::drop_out(&Matrix64::from_view(self.x.view()), self.case.dropout.as_ref());
         let (dy, q, t) = [&self.dy, &self.q, &self.t].map(|m| Matrix64::from_view(m.view())).into();
         let judge = |scale: f64, left: &Matrix64, right: &Matrix64, before: &Buffer<f32>| {
@@ -128,7 +128,7 @@ impl<T: Element> Operands<T> {
                 magnitude.add_at(0, 1.0, &before.abs());
             }
             let slack = Matrix64::zeros(value.rows, value.cols);
-            Judged { value, magnitude, slack }
+            Expected { value, magnitude, slack }
         };
         let mut expected = vec![];
         let mut packed = 0;

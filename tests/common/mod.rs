@@ -12,6 +12,7 @@ pub mod forward;
 pub mod forward_check;
 pub mod golden;
 pub mod gradients;
+pub mod ladder;
 pub mod merge;
 pub mod rig;
 pub mod sanitize;
@@ -146,7 +147,7 @@ impl<W: Element> RandomLayer<W> {
 
     pub fn layer<'a>(&'a self, segments: &'a [Segment<'a, W>]) -> LoraLinear<'a, W> {
         LoraLinear {
-            weight: Weight::new(self.weight.view(), self.shape.layout),
+            weight: Weight { matrix: self.weight.view(), layout: self.shape.layout },
             bias: self.shape.bias.then_some(&self.bias[..]),
             segments,
         }

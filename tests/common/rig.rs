@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use bytemuck::{AnyBitPattern, NoUninit};
+use fused_lora::KernelError;
 use fused_lora::abi::TensorMap;
 use fused_lora::device::{Device, DeviceBuffer, KernelParams, LaunchConfig, Stream, Tensor, emulator_kernels};
 use fused_lora_emulator::{Build, Completion, Config, Counters, Error, Fault, Launch, Machine, Schedule};
@@ -230,7 +231,9 @@ impl Rig {
             Cuda { device, stream, .. } => {
                 let refused = |error: fused_lora::Error| Failure::Refused(error.to_string());
                 let kernel = match device.kernel(call.kernel) {
-                    Err(fused_lora::Error::Unsupported { .. }) => return Err(Failure::Unsupported),
+                    Err(fused_lora::Error::Kernel(KernelError::Unsupported { .. })) => {
+                        return Err(Failure::Unsupported);
+                    }
                     kernel => kernel.map_err(refused)?,
                 };
                 let config = LaunchConfig {

@@ -2,7 +2,7 @@
 
 use fused_lora::Element;
 use fused_lora::device::{DeviceBuffer, DeviceLora, DeviceMatrix, DeviceSegment, DeviceSlice, Stream};
-use fused_lora::lora::{Activation, Layout};
+use fused_lora::lora::Layout;
 
 use super::device::stream;
 
@@ -34,7 +34,7 @@ impl<T: Element> Small<T> {
 
     pub fn layer<'a>(&'a self, segments: &'a [DeviceSegment<'a, T>]) -> DeviceLora<'a, T> {
         let (weight, bias) = (self.matrix(D_OUT, D_IN), Some(self.data.slice(0..D_OUT)));
-        DeviceLora { weight, layout: Layout::OutIn, bias, segments, activation: Activation::Identity }
+        DeviceLora { weight, layout: Layout::OutIn, bias, segments }
     }
 
     /// A view of this device's memory at an arbitrary address, without any check.

@@ -1,7 +1,7 @@
 //! Bottleneck adapters and LayerNorm on the CPU against float64, element by element.
 #![allow(clippy::unwrap_used)]
 
-use crate::common::adapter::{RandomAdapter, Residual, Shape};
+use crate::common::adapter::{Added, RandomAdapter, Shape};
 use crate::common::transformer::Norm;
 use crate::common::{Buffer, Rng};
 use fused_lora::bottleneck::{Bottleneck, LayerNorm};
@@ -91,7 +91,7 @@ fn check<T: Element>(tokens: usize, d: usize, width: usize, layout: Layout, bias
             activation,
             bias,
             adds_input: false,
-            residual: Residual::InPlace,
+            residual: Added::InPlace,
             gap,
             multiprocessors,
             compute_capability,
@@ -108,7 +108,7 @@ fn check<T: Element>(tokens: usize, d: usize, width: usize, layout: Layout, bias
         random.expected().assert_close(y.view(), random.steps(), &format!("onto, {what}"));
         y.assert_gaps_untouched();
         // Behind the layer that computed its input, with what was left in the buffers.
-        let random = RandomAdapter { shape: Shape { adds_input: true, residual: Residual::None, ..base }, ..random };
+        let random = RandomAdapter { shape: Shape { adds_input: true, residual: Added::None, ..base }, ..random };
         let mut y = copy(&random.x);
         with_view(&random, layout, None, |view| cpu::bottleneck(view, &mut y.view_mut(), &mut buffers).unwrap());
         random.expected().assert_close(y.view(), random.steps(), &format!("behind, {what}"));
@@ -141,7 +141,7 @@ fn an_adapter_with_a_norm_is_both_one_after_the_other() {
         activation: Activation::Relu,
         bias: true,
         adds_input: false,
-        residual: Residual::InPlace,
+        residual: Added::InPlace,
         gap: 0,
         multiprocessors: 1,
         compute_capability: None,

@@ -242,12 +242,12 @@ fn the_kernels_make_the_same_mask() {
         let shape = Shape { tokens, d_in: 96, d_out: 40, layout, segments, bias: true, gap: 8 };
         let case = Case::<f32, f32>::new(9, &shape);
         let mut on_device = OnDevice::new(&stream, &case.random, &case.x, Activation::Identity, None);
-        let what = on_device.with(|layer, x, residual, y| {
+        let what = on_device.with(|layer, x, y| {
             let options = ForwardOptions { training: true, ..ForwardOptions::default() };
             let forward = Forward::with_options(stream.device(), layer, tokens, options).unwrap();
             let mut workspace = Workspace::new(&stream, forward.workspace()).unwrap();
             let input = DeviceInput { x, dropout: Some(dropout().into()), slot: None };
-            forward.launch(&stream, layer, input, residual, y, &mut workspace).unwrap();
+            forward.launch(&stream, layer, input, y, &mut workspace).unwrap();
             forward.plan().to_string()
         });
         let (y, here) = (on_device.y(&stream), case.run(Some(dropout()), None).y);

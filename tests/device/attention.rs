@@ -6,8 +6,8 @@ use crate::common::device::device;
 use crate::common::rig::on_gpu;
 use crate::common::{Buffer, Rng};
 use fused_lora::device::{
-    Attention, AttentionMemory, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSlice, DeviceSliceMut, Graph,
-    Stream, Workspace,
+    Attention, AttentionMemory, AttentionOptions, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSlice,
+    DeviceSliceMut, Graph, Stream, Workspace,
 };
 use fused_lora::plan::transformer::AttentionShape;
 use fused_lora::{ComputePath, Element, Error, Result, WorkspaceLayout};
@@ -90,7 +90,7 @@ impl<T: Element> OnDevice<T> {
 fn check<T: Element>(case: Case, path: ComputePath) {
     let stream = Stream::new(&device()).unwrap();
     let operands = Operands::<T>::random(11, &case);
-    let attention = Attention::<T>::with_path(stream.device(), &case.shape, path).unwrap();
+    let attention = Attention::<T>::with_options(stream.device(), &case.shape, AttentionOptions { path }).unwrap();
     assert_eq!(attention.kernel().name(), attention.plan().launch.kernel);
     let mut workspace = Workspace::new(&stream, attention.workspace()).unwrap();
     let mut on_device = OnDevice::new(&stream, &operands);
@@ -314,8 +314,9 @@ fn each_wrong_shape_has_its_error() {
     assert_eq!(refused(AttentionShape { head_size: 129, ..SHAPE }), head);
     assert_eq!(
         refused(AttentionShape { sequences: 0, ..SHAPE }),
-        Error::EmptyProblem { tokens: 0, d_in: 24, d_out: 8 }
+        Error::EmptyOperand { operand: "qkv", shape: [0, 24] }
     );
-    let matrix = Attention::<f32>::with_path(&device, &AttentionShape { tokens: 4, ..SHAPE }, ComputePath::Matrix);
+    let options = AttentionOptions { path: ComputePath::Matrix };
+    let matrix = Attention::<f32>::with_options(&device, &AttentionShape { tokens: 4, ..SHAPE }, options);
     assert!(matches!(matrix, Err(Error::NoMatrixInstructions { .. })));
 }

@@ -9,13 +9,12 @@ use crate::common::golden::Golden;
 use crate::common::rig::on_gpu;
 use crate::common::{Buffer, RandomLayer, Shape, steps};
 use approx::{assert_abs_diff_eq, assert_relative_eq};
-use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
     Backward, BackwardInput, BackwardOptions, BackwardOutput, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut,
     DeviceSegment, DeviceSliceMut, FactorGradient, Graph, Stream, Workspace,
 };
 use fused_lora::dropout::Dropout;
-use fused_lora::lora::{Activation, Layout};
+use fused_lora::lora::{Accumulate, Layout};
 use fused_lora::reference;
 use fused_lora::{ComputePath, DType, Element, Error, Result, WorkspaceLayout};
 use half::{bf16, f16};
@@ -174,7 +173,7 @@ fn golden_linear_layers_and_their_gradients() {
             };
             let shape = Shape { tokens, d_in, d_out, layout, segments, bias: true, gap: 0 };
             let layer = RandomLayer { shape, weight, bias: bias.data.clone(), factors: vec![(a, b, scale)] };
-            let options = BackwardOptions { any_dy: true, ..BackwardOptions::default() };
+            let options = BackwardOptions { unaligned_dy: true, ..BackwardOptions::default() };
             let given = run(&stream(), &layer, &x, &dy, &Asked { options, ..Asked::default() }).unwrap();
             golden.assert_close(&given.y, &key("y"));
             golden.assert_close(&given.dx, &key("dx"));
@@ -237,9 +236,8 @@ fn the_same_bits_again_and_from_a_graph() -> Result<()> {
         layout: Layout::OutIn,
         bias: None,
         segments: &segments,
-        activation: Activation::Identity,
     };
-    let backward = Backward::new(stream.device(), &on_device, 130, BackwardOptions::default())?;
+    let backward = Backward::new(stream.device(), &on_device, 130)?;
     let mut workspace = Workspace::new(&stream, backward.workspace())?;
     let t = DeviceBuffer::from_slice(&stream, &vec![bf16::ONE; 130 * 4])?;
     let mut outputs = [4 * 72, 16 * 4].map(|n| DeviceBuffer::<f32>::zeros(&stream, n).unwrap());
@@ -299,10 +297,10 @@ fn each_wrong_pass_has_its_error_and_launches_nothing() -> Result<()> {
     let matrix = |rows, cols| DeviceMatrix::new(data.as_slice(), rows, cols).unwrap();
     let segment = || DeviceSegment { columns: 0..D_OUT, a: matrix(RANK, D_IN), b: matrix(D_OUT, RANK), scale: 1.0 };
     let segments = [segment()];
-    let (weight, layout, activation) = (matrix(D_OUT, D_IN), Layout::OutIn, Activation::Identity);
-    let layer = DeviceLora { weight, layout, bias: None, segments: &segments, activation };
+    let (weight, layout) = (matrix(D_OUT, D_IN), Layout::OutIn);
+    let layer = DeviceLora { weight, layout, bias: None, segments: &segments };
     let options = BackwardOptions { bias: true, ..BackwardOptions::default() };
-    let backward = Backward::new(stream.device(), &layer, TOKENS, options)?;
+    let backward = Backward::with_options(stream.device(), &layer, TOKENS, options)?;
     let required = backward.workspace();
     let mut workspace = Workspace::new(&stream, required)?;
     let input =
@@ -385,7 +383,7 @@ fn each_wrong_pass_has_its_error_and_launches_nothing() -> Result<()> {
     let narrow = [DeviceSegment { columns: 0..7, b: matrix(7, RANK), ..segment() }];
     let narrow = DeviceLora { segments: &narrow, ..layer };
     assert!(matches!(refused(&narrow, &input, good), Error::PlanMismatch { .. }), "its columns are planned as well");
-    let unplanned = Backward::new(stream.device(), &layer, TOKENS, BackwardOptions { dx: false, ..options })?;
+    let unplanned = Backward::with_options(stream.device(), &layer, TOKENS, BackwardOptions { dx: false, ..options })?;
     assert_eq!(unplanned.plan().input.as_ref().unwrap().column_tiles, 0);
 
     let available = WorkspaceLayout { t_bytes: required.t_bytes - 1, ..required };

@@ -7,19 +7,18 @@ use crate::common::device::{device, stream};
 use crate::common::rig::on_gpu;
 use fused_lora::device::{
     Device, DeviceBuffer, DeviceKind, DeviceMatrix, DeviceMatrixMut, DeviceSlice, DeviceTensor, EmulatorConfig, Event,
-    Graph, LaunchConfig, Stream, emulator_kernels,
+    Graph, LaunchConfig, Merge, Pointwise, Stream, emulator_kernels,
 };
-use fused_lora::{Error, Result};
+use fused_lora::lora::Layout;
+use fused_lora::{DriverError, Error, KernelError, LaunchError, Result};
 
 #[test]
 fn without_a_driver_there_is_a_typed_error() {
+    use DriverError::{NoDevice, NotInstalled, TooOld};
     match Device::cuda(0) {
         Ok(device) => assert!(matches!(device.properties().kind, DeviceKind::Cuda { ordinal: 0, .. })),
         Err(error) => {
-            assert!(
-                matches!(error, Error::NoDriver { .. } | Error::DriverTooOld { .. } | Error::NoDevice { .. }),
-                "{error:?}"
-            );
+            assert!(matches!(error, Error::Driver(NotInstalled { .. } | TooOld { .. } | NoDevice { .. })), "{error:?}");
             assert_eq!(Device::cuda(0).unwrap_err(), error, "the second answer is the first");
             assert_eq!(Device::cuda_count().unwrap_err(), Device::cuda_properties(0).unwrap_err());
         }
@@ -53,7 +52,10 @@ fn tensors_keep_their_shape() -> Result<()> {
         let error = DeviceTensor::from_slice(&stream, &host, rows, cols).unwrap_err();
         assert!(matches!(error, Error::LengthMismatch { actual: 12, .. }), "{error:?}");
     }
-    assert!(matches!(DeviceTensor::<u32>::zeros(&stream, usize::MAX, 2), Err(Error::OutOfDeviceMemory { .. })));
+    assert!(matches!(
+        DeviceTensor::<u32>::zeros(&stream, usize::MAX, 2),
+        Err(Error::Driver(DriverError::OutOfMemory { .. }))
+    ));
     Ok(())
 }
 
@@ -106,8 +108,8 @@ fn lengths_devices_and_overlaps_of_copies_are_checked() {
     let refused = buffer.as_mut_slice().slice_mut(0..7).copy_from(&here, aliased).unwrap_err();
     assert_eq!(refused, Error::Overlap { output: "the copy's destination", other: "its source" });
     let too_much = DeviceBuffer::<u64>::zeros(&here, usize::MAX / 4).unwrap_err();
-    assert_eq!(too_much, Error::OutOfDeviceMemory { bytes: usize::MAX });
-    assert!(matches!(DeviceBuffer::<u8>::zeros(&here, 1 << 60), Err(Error::OutOfDeviceMemory { .. })));
+    assert_eq!(too_much, Error::Driver(DriverError::OutOfMemory { bytes: usize::MAX }));
+    assert!(matches!(DeviceBuffer::<u8>::zeros(&here, 1 << 60), Err(Error::Driver(DriverError::OutOfMemory { .. }))));
 }
 
 #[test]
@@ -301,12 +303,22 @@ fn kernels_are_found_by_name_and_say_what_they_take() -> Result<()> {
     assert_eq!(kernel.attributes().max_threads, 512);
     assert!(kernel.resident_blocks(512, 16 << 10)? >= 1);
     assert!(kernel.resident_clusters(&LaunchConfig { cluster: 2, ..LaunchConfig::new([8, 1, 1], 512) })? >= 1);
-    let bad = |result: Result<u32>| assert!(matches!(result, Err(Error::BadLaunch { .. })), "{result:?}");
+    let bad = |result: Result<u32>| {
+        assert!(matches!(result, Err(Error::Launch(LaunchError::LimitExceeded { .. }))), "{result:?}")
+    };
     bad(kernel.resident_blocks(1024, 0));
     bad(kernel.resident_clusters(&LaunchConfig { cluster: 3, ..LaunchConfig::new([8, 1, 1], 512) }));
     let missing = device.kernel("lora_decode_sideways").unwrap_err();
-    assert_eq!(missing, Error::NoSuchKernel { kernel: "lora_decode_sideways".to_owned() });
+    assert_eq!(missing, Error::Kernel(KernelError::NoSuchKernel { kernel: "lora_decode_sideways".to_owned() }));
     Ok(())
+}
+
+#[test]
+fn what_has_no_elements_is_named() {
+    let device = device();
+    let empty = |operand, shape| Some(Error::EmptyOperand { operand, shape });
+    assert_eq!(Merge::<f32>::new(&device, 0, 8, Layout::OutIn).err(), empty("weight", [0, 8]));
+    assert_eq!(Pointwise::<f32>::new(&device, 8, 0).err(), empty("y", [8, 0]));
 }
 
 #[test]
@@ -321,7 +333,7 @@ fn every_kernel_of_the_emulator_runs_or_is_refused_by_capability() {
         for info in emulator_kernels().sources().flat_map(|source| machine.kernels_of(source).unwrap()) {
             match device.kernel(&info.name) {
                 Ok(kernel) => assert_eq!(kernel.attributes().params_bytes, Some(info.params_bytes)),
-                Err(Error::Unsupported { kernel, capability: refused, needs }) => {
+                Err(Error::Kernel(KernelError::Unsupported { kernel, capability: refused, needs })) => {
                     assert_eq!((kernel.as_str(), refused), (info.name.as_str(), capability));
                     assert!(!needs.is_empty());
                 }
@@ -338,7 +350,9 @@ fn a_kernel_that_a_device_cannot_run_is_refused_by_its_targets() {
     }
     let config = EmulatorConfig { compute_capability: (7, 5), ..EmulatorConfig::default() };
     let turing = Device::emulator(config).unwrap();
-    let Err(Error::Unsupported { kernel, capability, needs }) = turing.kernel("lora_decode_columns_mma_bf16") else {
+    let Err(Error::Kernel(KernelError::Unsupported { kernel, capability, needs })) =
+        turing.kernel("lora_decode_columns_mma_bf16")
+    else {
         panic!("sm_75 has no matrix instruction for bf16")
     };
     assert_eq!((kernel.as_str(), capability), ("lora_decode_columns_mma_bf16", (7, 5)));

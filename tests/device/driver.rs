@@ -5,8 +5,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use fused_lora::Error;
 use fused_lora::device::Device;
+use fused_lora::{DriverError, Error};
 
 /// Set in the second process: what it expects.
 const EXPECTED: &str = "FUSED_LORA_TEST_DRIVER";
@@ -56,15 +56,15 @@ fn in_the_second_process() {
     for answer in [Device::cuda(0).map(drop), Device::cuda_count().map(drop), Device::cuda_properties(0).map(drop)] {
         let error = answer.unwrap_err();
         let kind = match &error {
-            Error::DriverTooOld { symbol } => format!("too old: {symbol}"),
-            Error::NoDriver { reason } => format!("no driver: {reason}"),
-            Error::NoDevice { ordinal, count } => format!("device {ordinal} of {count}"),
+            Error::Driver(DriverError::TooOld { symbol }) => format!("too old: {symbol}"),
+            Error::Driver(DriverError::NotInstalled { reason }) => format!("no driver: {reason}"),
+            Error::Driver(DriverError::NoDevice { ordinal, count }) => format!("device {ordinal} of {count}"),
             other => format!("{other:?}"),
         };
         assert_eq!(kind, expected, "{error}");
     }
     if expected.starts_with("device") {
-        assert_eq!(Device::cuda(3).unwrap_err(), Error::NoDevice { ordinal: 3, count: 0 });
+        assert_eq!(Device::cuda(3).unwrap_err(), Error::Driver(DriverError::NoDevice { ordinal: 3, count: 0 }));
     }
 }
 

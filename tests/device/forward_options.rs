@@ -23,11 +23,11 @@ fn a_path_is_taken_as_asked() -> Result<()> {
     let expected = expected(&random, &x, Activation::Identity, None, None);
     for path in [ComputePath::CudaCores, ComputePath::Matrix] {
         let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
-        let kernel = on_device.with(|layer, x, residual, y| {
+        let kernel = on_device.with(|layer, x, y| {
             let options = ForwardOptions { path, ..ForwardOptions::default() };
             let forward = Forward::with_options(stream.device(), layer, shape.tokens, options)?;
             let mut workspace = Workspace::new(&stream, forward.workspace())?;
-            forward.launch(&stream, layer, x, residual, y, &mut workspace)?;
+            forward.launch(&stream, layer, x, y, &mut workspace)?;
             assert_eq!(forward.kernel().name(), forward.plan().launch().kernel);
             Ok::<_, Error>(forward.kernel().name().to_owned())
         })?;
@@ -48,18 +48,18 @@ fn tf32_is_taken_by_name_and_for_f32_alone() -> Result<()> {
         let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
         let expected = expected_in_tf32(&random, &x, Activation::Identity, None, None);
         let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
-        on_device.with(|layer, x, residual, y| {
+        on_device.with(|layer, x, y| {
             let forward = Forward::with_options(stream.device(), layer, shape.tokens, options)?;
             assert!(forward.kernel().name().starts_with(name), "{}", forward.plan());
             let mut workspace = Workspace::new(&stream, forward.workspace())?;
-            forward.launch(&stream, layer, x, residual, y, &mut workspace)
+            forward.launch(&stream, layer, x, y, &mut workspace)
         })?;
         expected.assert_close(on_device.y(&stream).view(), steps(&shape), name);
 
         let random = RandomLayer::<bf16>::new(&mut rng, &shape);
         let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
         let refused = OnDevice::new(&stream, &random, &x, Activation::Identity, None)
-            .with(|layer, _, _, _| Forward::with_options(stream.device(), layer, shape.tokens, options).unwrap_err());
+            .with(|layer, _, _| Forward::with_options(stream.device(), layer, shape.tokens, options).unwrap_err());
         assert!(matches!(refused, Error::NoMatrixInstructions { dtype: DType::Bf16, .. }), "{refused}");
     }
     Ok(())
@@ -76,7 +76,7 @@ fn each_pass_drops_out_anew() -> Result<()> {
         let random = RandomLayer::<bf16>::new(&mut rng, &shape);
         let x = Buffer::random(&mut rng, tokens, shape.d_in, shape.gap);
         let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
-        let (forward, mut workspace) = on_device.with(|layer, _, _, _| {
+        let (forward, mut workspace) = on_device.with(|layer, _, _| {
             let forward = Forward::with_options(stream.device(), layer, tokens, TRAINING)?;
             let workspace = Workspace::new(&stream, forward.workspace())?;
             Ok::<_, Error>((forward, workspace))
@@ -89,17 +89,17 @@ fn each_pass_drops_out_anew() -> Result<()> {
         };
         for offset in [0, 7] {
             on_device.poison_y(&stream);
-            on_device.with(|layer, x, residual, y| {
+            on_device.with(|layer, x, y| {
                 let input = DeviceInput { x, dropout: Some(dropout.at(offset).into()), slot: None };
-                forward.launch(&stream, layer, input, residual, y, &mut workspace)
+                forward.launch(&stream, layer, input, y, &mut workspace)
             })?;
             holds(&on_device, offset);
         }
         let mut step = DeviceBuffer::from_slice(&stream, &[0u32])?;
-        let graph = on_device.with(|layer, x, residual, y| {
+        let graph = on_device.with(|layer, x, y| {
             let dropout = DeviceDropout { dropout: dropout.at(40), step: Some(step.as_slice()) };
             let input = DeviceInput { x, dropout: Some(dropout), slot: None };
-            Graph::capture(&stream, |_| forward.launch(&stream, layer, input, residual, y, &mut workspace))
+            Graph::capture(&stream, |_| forward.launch(&stream, layer, input, y, &mut workspace))
         })?;
         for replay in [0, 1, 2] {
             step.upload(&stream, &[replay])?;
@@ -123,11 +123,11 @@ fn dropout_is_refused_where_it_was_not_planned_or_its_step_is_wrong() -> Result<
     let dropout = Dropout::new(0.1, 1)?;
     let mut refused = |options, step: Option<DeviceSlice<'_, u32>>| {
         on_device
-            .with(|layer, x, residual, y| {
+            .with(|layer, x, y| {
                 let forward = Forward::with_options(stream.device(), layer, shape.tokens, options)?;
                 let mut workspace = Workspace::new(&stream, forward.workspace())?;
                 let input = DeviceInput { x, dropout: Some(DeviceDropout { dropout, step }), slot: None };
-                forward.launch(&stream, layer, input, residual, y, &mut workspace)
+                forward.launch(&stream, layer, input, y, &mut workspace)
             })
             .unwrap_err()
     };

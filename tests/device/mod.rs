@@ -3,9 +3,10 @@
 mod attention;
 mod backward;
 mod calls;
-mod decode;
 mod driver;
 mod forward;
 mod forward_options;
+mod forward_refusals;
 mod optim;
+mod row_ends;
 mod slot;

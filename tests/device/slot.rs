@@ -55,11 +55,11 @@ impl<T: Element> Captured<T> {
         let (random, x) = layer::<T>(shape);
         let mut on_device = OnDevice::new(&stream, &random, &x, Activation::GeluNew, None);
         let slot = FactorSlot::new(&stream, &upload(&stream, &random)).unwrap();
-        let forward = on_device.with(|layer, _, _, _| Forward::new(stream.device(), layer, shape.tokens)).unwrap();
+        let forward = on_device.with(|layer, _, _| Forward::new(stream.device(), layer, shape.tokens)).unwrap();
         let mut workspace = Workspace::new(&stream, forward.workspace()).unwrap();
-        let graph = on_device.with(|layer, x, residual, y| {
+        let graph = on_device.with(|layer, x, y| {
             let input = DeviceInput { slot: Some(slot.segments(1..3)), ..x.into() };
-            Graph::capture(&stream, |stream| forward.launch(stream, layer, input, residual, y, &mut workspace))
+            Graph::capture(&stream, |stream| forward.launch(stream, layer, input, y, &mut workspace))
         });
         Self { on_device, stream, graph: graph.unwrap(), slot, _workspace: workspace }
     }
@@ -76,9 +76,9 @@ fn alone<T: Element>(shape: &Shape) -> Buffer<T> {
     let stream = Stream::new(&device()).unwrap();
     let (random, x) = layer::<T>(shape);
     let mut on_device = OnDevice::new(&stream, &random, &x, Activation::GeluNew, None);
-    let forward = on_device.with(|layer, _, _, _| Forward::new(stream.device(), layer, shape.tokens)).unwrap();
+    let forward = on_device.with(|layer, _, _| Forward::new(stream.device(), layer, shape.tokens)).unwrap();
     let mut workspace = Workspace::new(&stream, forward.workspace()).unwrap();
-    on_device.with(|layer, x, residual, y| forward.launch(&stream, layer, x, residual, y, &mut workspace)).unwrap();
+    on_device.with(|layer, x, y| forward.launch(&stream, layer, x, y, &mut workspace)).unwrap();
     on_device.y(&stream)
 }
 
@@ -207,11 +207,11 @@ fn factors_that_do_not_fit_are_refused() {
     let lower = shape(1, Layout::OutIn, [7, 5]);
     let mut lower = OnDevice::new(&stream, &layer::<f32>(&lower).0, &x, Activation::Identity, None);
     let launch = |on_device: &mut OnDevice<f32>, segments| {
-        on_device.with(|layer, x, residual, y| {
+        on_device.with(|layer, x, y| {
             let forward = Forward::new(stream.device(), layer, 1)?;
             let mut workspace = Workspace::new(&stream, forward.workspace())?;
             let input = DeviceInput { slot: Some(slot.segments(segments)), ..x.into() };
-            forward.launch(&stream, layer, input, residual, y, &mut workspace)
+            forward.launch(&stream, layer, input, y, &mut workspace)
         })
     };
     let refused = launch(&mut lower, 1..3).unwrap_err();

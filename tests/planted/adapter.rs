@@ -9,7 +9,7 @@ use super::harness::Scenario::{AdapterCores, AdapterMma};
 use super::harness::{Bug, first_of, outcome_of};
 use super::transformer::bits;
 use crate::common::Rng;
-use crate::common::adapter::{OnRig, RandomAdapter, Residual, Shape};
+use crate::common::adapter::{Added, OnRig, RandomAdapter, Shape};
 use crate::common::rig::Rig;
 
 const ADAPTER: &str = "adapter/adapter.h";
@@ -38,7 +38,7 @@ pub(crate) fn scenario<T: Element>(rig: &Rig) -> Caught {
         activation: GeluNew,
         bias: true,
         adds_input: true,
-        residual: Residual::InPlace,
+        residual: Added::InPlace,
         gap: 0,
         multiprocessors: 1,
         compute_capability: Some((7, 5)),
@@ -47,7 +47,7 @@ pub(crate) fn scenario<T: Element>(rig: &Rig) -> Caught {
     first_of([
         &|| run::<T>(rig, shape),
         &|| run::<T>(rig, odd),
-        &|| run::<T>(rig, Shape { adds_input: false, residual: Residual::None, ..odd }),
+        &|| run::<T>(rig, Shape { adds_input: false, residual: Added::None, ..odd }),
         // The last row has no gap after it.
         &|| run::<T>(rig, Shape { tokens: 1, gap: 0, ..odd }),
     ])

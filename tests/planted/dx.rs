@@ -83,7 +83,7 @@ pub(crate) const BUGS: &[Bug] = &[
         name: "steps that were not copied are multiplied",
         file: TILE,
         scenario: DxMma,
-        original: "            if (!has_rows<DEPTH>(p, task.column_tile, begin + step * DEPTH)) return;\n",
+        original: "            if (!has_rows<C::depth>(p, task.column_tile, begin + step * C::depth)) return;\n",
         planted: "",
         build: Build::Race,
         caught: &[By(Fault::Uninitialised), WrongResult],

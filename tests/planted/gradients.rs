@@ -1,7 +1,7 @@
 //! Bugs in the gradient kernels and in the parts that only these use, and the cases that show them.
 
 use fused_lora::dropout::Dropout;
-use fused_lora::reference::Judged;
+use fused_lora::reference::Expected;
 use fused_lora::{ComputePath, DType, Element};
 use fused_lora_emulator::{Build, Fault};
 
@@ -35,7 +35,7 @@ fn run<T: Element>(rig: &Rig, case: &Case) -> Caught {
     assert!(gradients.plan.splits > 1, "{}", gradients.plan);
     outcome_of(rig, || {
         let outputs = gradients.run()?;
-        let near = |(got, expected): (&Buffer<f32>, &Judged)| {
+        let near = |(got, expected): (&Buffer<f32>, &Expected)| {
             let off = |i: usize| (f64::from(got.data[i]) - expected.value.data[i]).abs();
             (0..got.data.len()).all(|i| off(i) <= expected.bound(i, DType::F32, operands.steps()))
         };

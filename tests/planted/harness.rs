@@ -3,7 +3,7 @@
 use fused_lora::device::emulator_kernels;
 use fused_lora::dropout::Dropout;
 use fused_lora::lora::Layout;
-use fused_lora::reference::{self, Judged};
+use fused_lora::reference::{self, Expected};
 use fused_lora::{ComputePath, Element};
 use fused_lora_emulator::{Build, Completion, Config, Fault, Machine, Schedule};
 use half::f16;
@@ -12,6 +12,7 @@ use super::gradients;
 use crate::common::code;
 use crate::common::decode::{Decode, Options};
 use crate::common::forward::Forward;
+use crate::common::ladder::{Ladder, Step};
 use crate::common::rig::{Failure, Rig};
 use crate::common::{Buffer, RandomLayer, Rng, Shape, merge, shape, steps};
 
@@ -79,13 +80,16 @@ pub(crate) enum Scenario {
     ForwardSlot,
     ForwardWgmmaSlot,
     ForwardWgmmaFused,
+    LadderOneLaunch,
+    LadderSharedOut,
+    LadderAsyncCopies,
 }
 
 pub(crate) const SCHEDULES: [(Schedule, u32); 4] =
     [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(3), 3), (Schedule::Random(4), 8)];
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 29] = [
+    pub(crate) const ALL: [Self; 32] = [
         Self::DecodeRows,
         Self::DecodeColumns,
         Self::RowsMatrix,
@@ -115,6 +119,9 @@ impl Scenario {
         Self::ForwardSlot,
         Self::ForwardWgmmaSlot,
         Self::ForwardWgmmaFused,
+        Self::LadderOneLaunch,
+        Self::LadderSharedOut,
+        Self::LadderAsyncCopies,
     ];
 
     fn source(self) -> &'static str {
@@ -143,6 +150,9 @@ impl Scenario {
             Self::Embedding => "transformer/embedding.cu",
             Self::AdapterMma => "adapter/adapter_mma_f16.cu",
             Self::AdapterCores => "adapter/adapter_cores.cu",
+            Self::LadderOneLaunch => Step::OneLaunch.source(),
+            Self::LadderSharedOut => Step::SharedOut.source(),
+            Self::LadderAsyncCopies => Step::AsyncCopies.source(),
         }
     }
 
@@ -280,6 +290,9 @@ impl Scenario {
                 &|| dx::<f16>(rig, &shape(128, 120, 648, Layout::InOut, &[(0, 648, 8)]), 1, (9, 0), false),
                 &|| dx::<f16>(rig, &shape(250, 248, 136, Layout::OutIn, &[(0, 136, 5)]), 1, (9, 0), true),
             ]),
+            Self::LadderOneLaunch => ladder(rig, Step::OneLaunch),
+            Self::LadderSharedOut => ladder(rig, Step::SharedOut),
+            Self::LadderAsyncCopies => ladder(rig, Step::AsyncCopies),
         }
     }
 }
@@ -331,6 +344,16 @@ fn forward_with_dropout<T: Element>(
     let compute_capability = Some(capability);
     let options = Options { multiprocessors, compute_capability, dropout: Some(dropout), ..Options::default() };
     forward_with::<T>(rig, shape, &options)
+}
+
+/// Three CTAs, the last with warps without a column; five tickets; a ring that goes round.
+fn ladder(rig: &Rig, step: Step) -> Caught {
+    let shape = Shape { bias: false, ..shape(3, 1156, 20, Layout::OutIn, &[(0, 20, 33)]) };
+    let (random, x) = random_layer::<f32>(&shape);
+    let segments = random.segments();
+    let expected = reference::forward(&random.layer(&segments), x.view());
+    let ladder = Ladder::new(rig, step, &random, &x);
+    compare_with_reference(rig, &shape, &expected, || ladder.run().map(|(y, _)| y.data))
 }
 
 /// Runs a layer whose factors are in a slot.
@@ -420,7 +443,7 @@ fn dx<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize, capability: 
 fn compare_with_reference<T: Element>(
     rig: &Rig,
     shape: &Shape,
-    expected: &Judged,
+    expected: &Expected,
     run: impl Fn() -> Result<Vec<T>, Failure>,
 ) -> Caught {
     outcome_of(rig, || {

@@ -18,6 +18,7 @@ mod forward_wgmma_fused;
 mod forward_wgmma_split;
 mod gradients;
 mod harness;
+mod ladder;
 mod matrix;
 mod merge;
 mod slot;
@@ -46,6 +47,7 @@ const TABLES: &[&[Bug]] = &[
     adapter::BUGS,
     slot::BUGS,
     forward_wgmma_fused::BUGS,
+    ladder::BUGS,
 ];
 
 /// Checks every second bug, beginning with number `first`, so that two tests share the work on two threads.

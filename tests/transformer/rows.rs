@@ -213,7 +213,7 @@ fn a_norm_that_does_not_fit_is_refused() -> Result<()> {
     let error = launch.launch(&stream, good, &DeviceNorm { bias: inside, ..norm }, out);
     assert_eq!(error, Err(Error::Overlap { output: "y", other: "norm bias" }));
     let empty = LayerNorm::<f16>::new(stream.device(), 0, WIDTH).err();
-    assert_eq!(empty, Some(Error::EmptyProblem { tokens: 0, d_in: WIDTH, d_out: WIDTH }));
+    assert_eq!(empty, Some(Error::EmptyOperand { operand: "x", shape: [0, WIDTH] }));
     Ok(())
 }
 

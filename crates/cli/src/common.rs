@@ -61,7 +61,9 @@ impl Backend {
     /// Opens the device; an error for the CPU.
     pub(crate) fn open(self) -> fused_lora::Result<Device> {
         match self {
-            Backend::Cpu => Err(fused_lora::Error::NoDriver { reason: "the CPU was asked for".to_owned() }),
+            Backend::Cpu => {
+                Err(fused_lora::DriverError::NotInstalled { reason: "the CPU was asked for".to_owned() }.into())
+            }
             Backend::Cuda => Device::cuda(0),
             #[cfg(feature = "emulator")]
             Backend::Emulator => Device::emulator(fused_lora::device::EmulatorConfig {
@@ -69,9 +71,9 @@ impl Backend {
                 ..fused_lora::device::EmulatorConfig::default()
             }),
             #[cfg(not(feature = "emulator"))]
-            Backend::Emulator => Err(fused_lora::Error::NoEmulator {
+            Backend::Emulator => Err(fused_lora::Error::Driver(fused_lora::DriverError::NoEmulator {
                 reason: "this build has none: build it with `--features emulator`".to_owned(),
-            }),
+            })),
         }
     }
 }

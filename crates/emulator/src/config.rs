@@ -82,7 +82,7 @@ pub struct Counters {
     pub load_instructions: u64,
     pub load_sectors: u64,
     pub load_ideal_sectors: u64,
-    /// Loads by `gpu::load_once` (weights). They are counted in `load_*` as well.
+    /// Loads of what is read once (`gpu::load_constant_once`, `gpu::load_input_once`). They are counted in `load_*` as well.
     pub once_bytes: u64,
     pub once_instructions: u64,
     pub once_sectors: u64,

@@ -144,7 +144,7 @@ struct ProjectionOptions {
 }
 
 impl ProjectionOptions {
-    fn epilogue(self) -> Epilogue<'static, f32> {
+    fn epilogue(self) -> Epilogue<MatrixRef<'static, f32>> {
         let residual = if self.output == OutputMode::Add { Residual::InPlace } else { Residual::None };
         Epilogue { activation: self.activation, residual }
     }

@@ -3,28 +3,29 @@
 
 #include <abi.h>
 #include <gpu/types.h>
+#include <lora/tiles.h>
 #include <tile/staged.h>
 
 namespace lora {
 
 using namespace gpu;
 
-/// Element type E_, f16 or bf16. WEIGHT says which way W0 lies, FACTORS which way A and B lie: Major::K in the forward pass,
-/// Major::MN in that of dx (lora/dx.h).
-///
-/// GROUPS consumer warpgroups multiply 64 rows of a tile each; one more, the producer warpgroup, fills the ring. A tile of y
-/// has COLUMNS columns, the ring STAGES stages. CTAS CTAs of a cluster, 1 or 2, fetch an equal share of W0's part of a stage
-/// for all of them. A_ROWS rows of A travel in a stage beside W0 in the kernel with a fused shrink
-/// (lora/forward_wgmma_fused.h).
-template <class E_, Major WEIGHT, Major FACTORS, u32 GROUPS, u32 COLUMNS, u32 STAGES, u32 CTAS = 1, u32 A_ROWS = 0>
+/// Element type E_, f16 or bf16. WEIGHT is the contiguous dimension of W0, FACTORS that of A and B: Major::K in the forward
+/// pass, Major::MN in dx (lora/dx.h). TILE is one of lora/tiles.h: each consumer warpgroup multiplies 64 of its rows; one more
+/// warpgroup, the producer, fills the ring.
+template <class E_, Major WEIGHT, Major FACTORS, class TILE>
 struct WgmmaConfig {
   using E = E_;
   static constexpr Major weight = WEIGHT, factors = FACTORS;
-  static constexpr u32 groups = GROUPS, rows = 64 * GROUPS, columns = COLUMNS, stages = STAGES, ctas = CTAS, a_rows = A_ROWS;
-  static constexpr u32 consumer_threads = 128 * GROUPS, threads = consumer_threads + 128;
+  static constexpr u32 rows = TILE::rows, columns = TILE::columns, stages = TILE::stages, groups = rows / 64;
+  /// CTAs of a cluster, 1 or 2, that fetch an equal share of W0's part of a stage for all of them.
+  static constexpr u32 ctas = TILE::sharing;
+  /// Rows of A that travel in a stage beside W0, in the kernels with a fused shrink.
+  static constexpr u32 a_rows = TILE::fused_rank;
+  static constexpr u32 consumer_threads = 128 * groups, threads = TILE::threads;
 
   /// Depth of a stage: what the 128 bytes of a swizzled row hold.
-  static constexpr u32 depth = 64, row_chunks = depth / 8, row_bytes = 2 * depth;
+  static constexpr u32 depth = TILE::depth, row_chunks = depth / 8, row_bytes = 2 * depth;
   /// Chunks of a stage: its left operand; both operands; with rows of A beside W0.
   static constexpr u32 left_chunks = rows * row_chunks, base_chunks = left_chunks + columns * row_chunks;
   static constexpr u32 stage_chunks = base_chunks + a_rows * row_chunks;
@@ -34,6 +35,8 @@ struct WgmmaConfig {
   static constexpr u32 t_columns = LORA_FORWARD_T_COLUMNS;
   /// A tile of y in groups of 64 columns.
   static constexpr u32 parts = columns / 64;
+  static_assert(threads == consumer_threads + 128 && depth == 64,
+                "a producer warpgroup; a stage as deep as the swizzle is wide");
   static_assert(columns % 64 == 0 && t_columns == 64, "columns come 64 at a time");
 };
 

@@ -182,15 +182,15 @@ template <class C>
 GPU_DEVICE bool add_splits_of_t(const LoraForward& p, float (&d)[C::t_columns / 2], const ForwardTask& task, u32 first_row,
                                 u32 columns, u64* word) {
   constexpr u32 quads = C::t_columns / 8;
-  const SharedTile shared_tile = SharedTile::of_t(p, task, quads * C::consumer_threads);
+  const SplitTile split_tile = SplitTile::of_t(p, task, quads * C::consumer_threads);
   const auto quad_of = [&](u32 i) -> float* { return &d[4 * i]; };
   const auto wanted = [&](u32 i) { return first_row < p.tokens && 8 * i < columns; };
-  shared_tile.leave<quads>(C::consumer_threads, quad_of, wanted);
+  split_tile.store_sums<quads>(C::consumer_threads, quad_of, wanted);
   sync_named(NamedBarrier::consumers, C::consumer_threads);
-  if (threadIdx.x == 0) *word = shared_tile.arrive();
+  if (threadIdx.x == 0) *word = split_tile.arrive();
   sync_named(NamedBarrier::consumers, C::consumer_threads);
   if (*word == 0) return false;
-  shared_tile.add_up<quads>(C::consumer_threads, quad_of, wanted);
+  split_tile.add_sums<quads>(C::consumer_threads, quad_of, wanted);
   return true;
 }
 

@@ -4,7 +4,7 @@ use sys::CUdevice_attribute as Attribute;
 
 use crate::device::cuda::driver::{self, Driver, Failure, sys};
 use crate::device::properties::{DeviceKind, Properties};
-use crate::error::{Error, Result};
+use crate::error::{DriverError, Error, Result};
 
 /// A retained primary context. It is never released: kernels, and work on other libraries' streams, may outlive every
 /// value of this library, and the process's end releases it.
@@ -93,10 +93,10 @@ pub(in crate::device) fn device_count() -> Result<usize> {
 fn device(ordinal: usize) -> Result<sys::CUdevice> {
     let count = match device_count() {
         // Without any GPU, the driver's initialisation fails.
-        Err(Error::NoDevice { count, .. }) => count,
+        Err(Error::Driver(DriverError::NoDevice { count, .. })) => count,
         count => count?,
     };
-    let missing = Error::NoDevice { ordinal, count };
+    let missing = Error::Driver(DriverError::NoDevice { ordinal, count });
     if ordinal >= count {
         return Err(missing);
     }

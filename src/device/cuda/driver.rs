@@ -17,7 +17,7 @@ use sys::{
 
 use crate::abi::TensorMap;
 use crate::device::launch::tensor_map::Tensor;
-use crate::error::{Error, Result};
+use crate::error::{DriverError, Error, Result};
 
 /// A result of the driver: 0, or the number of an error.
 type Code = c_uint;
@@ -76,10 +76,10 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         let (operation, reason) = (failure.operation, failure.reason());
         match failure.code() {
-            34 => Error::NoDriver { reason },
-            code if is_sticky(code) => Error::DeviceLost { reason },
+            34 => Error::Driver(DriverError::NotInstalled { reason }),
+            code if is_sticky(code) => Error::Driver(DriverError::DeviceLost { reason }),
             code if is_capture(code) => Error::CaptureRefused { operation, reason },
-            code => Error::Driver { operation, code, reason },
+            code => Error::Driver(DriverError::Refused { operation, code, reason }),
         }
     }
 }
@@ -95,7 +95,7 @@ static FUNCTIONS: OnceLock<Functions> = OnceLock::new();
 unsafe fn look_up<F: Copy>(library: &Library, symbol: &'static str) -> Result<F> {
     // SAFETY: the caller's promise.
     let found = unsafe { library.get::<F>(symbol.as_bytes()) };
-    found.map(|function| *function).map_err(|_| Error::DriverTooOld { symbol: symbol.to_owned() })
+    found.map(|function| *function).map_err(|_| Error::Driver(DriverError::TooOld { symbol: symbol.to_owned() }))
 }
 
 macro_rules! driver_functions {
@@ -299,7 +299,7 @@ const LIBRARIES: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcud
 /// Loads and initialises the driver, once per process.
 ///
 /// # Errors
-/// [`Error::NoDriver`], [`Error::DriverTooOld`], or [`Error::NoDevice`] if the driver finds no GPU.
+/// [`DriverError::NotInstalled`], [`DriverError::TooOld`], or [`DriverError::NoDevice`] if the driver finds no GPU.
 pub(super) fn load() -> Result<&'static Driver> {
     static DRIVER: OnceLock<Result<Driver>> = OnceLock::new();
     DRIVER.get_or_init(open).as_ref().map_err(Clone::clone)
@@ -308,7 +308,9 @@ pub(super) fn load() -> Result<&'static Driver> {
 fn open() -> Result<Driver> {
     // SAFETY: the driver's library runs no code on loading that has requirements on its caller.
     let library = LIBRARIES.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
-    let library = library.ok_or_else(|| Error::NoDriver { reason: format!("{} was not found", LIBRARIES[0]) })?;
+    let library = library.ok_or_else(|| {
+        Error::Driver(DriverError::NotInstalled { reason: format!("{} was not found", LIBRARIES[0]) })
+    })?;
     // The functions are used until the process ends, so the library is never unloaded.
     let library: &'static Library = Box::leak(Box::new(library));
     let functions = Functions::look_up(library)?;
@@ -322,8 +324,8 @@ fn open() -> Result<Driver> {
     // SAFETY: cuInit comes first and takes no flags; the pointer is to a live integer.
     unsafe {
         cuInit(0).map_err(|failure| match failure.code() {
-            NO_DEVICE => Error::NoDevice { ordinal: 0, count: 0 },
-            _ => Error::NoDriver { reason: failure.reason() },
+            NO_DEVICE => Error::Driver(DriverError::NoDevice { ordinal: 0, count: 0 }),
+            _ => Error::Driver(DriverError::NotInstalled { reason: failure.reason() }),
         })?;
         cuDriverGetVersion(&mut version)?;
     }

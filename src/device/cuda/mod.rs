@@ -12,11 +12,11 @@ use context::{Context, Entered, Relaxed};
 use driver::{Failure, sys};
 
 use crate::abi::TensorMap;
-use crate::device::backend::{Backend, Found, Handle, Launch};
+use crate::device::backend::{Backend, Handle, Launch, LoadedKernel};
 use crate::device::image;
 use crate::device::launch::tensor_map::Tensor;
 use crate::device::properties::Properties;
-use crate::error::{Error, Result};
+use crate::error::{DriverError, Error, KernelError, Result};
 
 pub(super) use context::{device_count, properties};
 
@@ -77,7 +77,7 @@ impl Backend for Cuda {
         let mut address = 0;
         // SAFETY: in a context, the pointer is to a live address.
         match unsafe { driver::cuMemAlloc_v2(&mut address, bytes) } {
-            Err(failure) if failure.code() == OUT_OF_MEMORY => Err(Error::OutOfDeviceMemory { bytes }),
+            Err(failure) if failure.code() == OUT_OF_MEMORY => Err(Error::Driver(DriverError::OutOfMemory { bytes })),
             result => Ok(result.map(|()| address)?),
         }
     }
@@ -249,8 +249,9 @@ impl Backend for Cuda {
         let _ = unsafe { driver::cuGraphExecDestroy(graph.0 as sys::CUgraphExec) };
     }
 
-    fn kernel(&self, name: &str) -> Result<Found> {
-        let source = image::source_of(name).ok_or_else(|| Error::NoSuchKernel { kernel: name.to_owned() })?;
+    fn kernel(&self, name: &str) -> Result<LoadedKernel> {
+        let source = image::source_of(name)
+            .ok_or_else(|| Error::Kernel(KernelError::NoSuchKernel { kernel: name.to_owned() }))?;
         let (_entered, _relaxed) = (self.enter()?, Relaxed::new()?);
         let module = self.module(source, name)?;
         // SAFETY: in the context that the module was loaded in, and modules are never unloaded.

@@ -4,12 +4,12 @@ use std::ffi::CString;
 
 use sys::CUfunction_attribute as Attribute;
 
-use crate::device::backend::{Found, Handle};
+use crate::device::backend::{Handle, LoadedKernel};
 use crate::device::cuda::driver::{self, Driver, Failure, sys};
 use crate::device::image::Source;
 use crate::device::image::nvrtc;
 use crate::device::properties::KernelAttributes;
-use crate::error::{Error, Result};
+use crate::error::{Error, KernelError, Result};
 
 /// `CUDA_ERROR_NOT_FOUND`.
 const NOT_FOUND: u32 = 500;
@@ -47,8 +47,13 @@ fn load_image(image: &[u8]) -> Result<sys::CUmodule, Failure> {
 ///
 /// # Safety
 /// The module's context must be current, and the module must never be unloaded.
-pub(super) unsafe fn find(driver: &Driver, module: sys::CUmodule, name: &str, shared_bytes: u32) -> Result<Found> {
-    let missing = || Error::NoSuchKernel { kernel: name.to_owned() };
+pub(super) unsafe fn find(
+    driver: &Driver,
+    module: sys::CUmodule,
+    name: &str,
+    shared_bytes: u32,
+) -> Result<LoadedKernel> {
+    let missing = || Error::Kernel(KernelError::NoSuchKernel { kernel: name.to_owned() });
     let c_name = CString::new(name).map_err(|_| missing())?;
     let mut function = std::ptr::null_mut();
     // SAFETY: the caller's promise; the name ends with a zero byte, the pointer is to a live handle.
@@ -84,5 +89,5 @@ pub(super) unsafe fn find(driver: &Driver, module: sys::CUmodule, name: &str, sh
         params_bytes: unsafe { driver.params_size(function) },
         compiled_for: (compiled_for / 10, compiled_for % 10),
     };
-    Ok(Found { handle: Handle(function as usize), attributes })
+    Ok(LoadedKernel { handle: Handle(function as usize), attributes })
 }

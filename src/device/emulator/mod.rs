@@ -10,12 +10,12 @@ use fused_lora_emulator as emulator;
 use fused_lora_emulator::{Config, Counters, Machine};
 
 use crate::abi::TensorMap;
-use crate::device::backend::{Backend, Found, Handle, Launch};
+use crate::device::backend::{Backend, Handle, Launch, LoadedKernel};
 use crate::device::emulator::streams::{Operation, Streams};
 use crate::device::launch::config::LaunchConfig;
 use crate::device::launch::tensor_map::Tensor;
 use crate::device::properties::{DeviceKind, KernelAttributes, Properties};
-use crate::error::{Error, Result};
+use crate::error::{DriverError, Error, KernelError, LaunchError, Result};
 
 /// Bytes of dynamic shared memory that a block can have, on the emulator as on Hopper.
 const SHARED_BYTES: u32 = 227 << 10;
@@ -47,16 +47,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl From<emulator::Error> for Error {
     fn from(error: emulator::Error) -> Self {
         match error {
-            emulator::Error::OutOfMemory { bytes } => Error::OutOfDeviceMemory { bytes },
-            emulator::Error::Unavailable { reason } => Error::NoEmulator { reason },
-            emulator::Error::NoSuchKernel(kernel) => Error::NoSuchKernel { kernel },
+            emulator::Error::OutOfMemory { bytes } => Error::Driver(DriverError::OutOfMemory { bytes }),
+            emulator::Error::Unavailable { reason } => Error::Driver(DriverError::NoEmulator { reason }),
+            emulator::Error::NoSuchKernel(kernel) => Error::Kernel(KernelError::NoSuchKernel { kernel }),
             emulator::Error::WrongParameters { kernel, expected, actual } => {
-                Error::WrongParameters { kernel, expected, actual }
+                Error::Launch(LaunchError::WrongParameters { kernel, expected, actual })
             }
             emulator::Error::BadTensorMap { reason } => Error::BadTensorMap { reason },
-            emulator::Error::BadLaunch { kernel, reason } => Error::BadLaunch { kernel, reason },
-            emulator::Error::Fault { kernel, report, .. } => Error::KernelFault { kernel, report },
-            other => Error::NoEmulator { reason: other.to_string() },
+            emulator::Error::BadLaunch { kernel, reason } => {
+                Error::Launch(LaunchError::LimitExceeded { kernel, reason })
+            }
+            emulator::Error::Fault { kernel, report, .. } => Error::Launch(LaunchError::Fault { kernel, report }),
+            other => Error::Driver(DriverError::NoEmulator { reason: other.to_string() }),
         }
     }
 }
@@ -91,7 +93,7 @@ impl Emulator {
 
     fn expect_alive(&self) -> Result<()> {
         match *lock(&self.left) {
-            Some(0) => Err(Error::DeviceLost { reason: "as requested by lose_after".to_owned() }),
+            Some(0) => Err(Error::Driver(DriverError::DeviceLost { reason: "as requested by lose_after".to_owned() })),
             _ => Ok(()),
         }
     }
@@ -133,7 +135,7 @@ impl Emulator {
                     let report = format!(
                         "it may start before the preceding launch has ended, but {waits} of {threads} threads wait"
                     );
-                    return Err(Error::KernelFault { kernel: name.clone(), report });
+                    return Err(Error::Launch(LaunchError::Fault { kernel: name.clone(), report }));
                 }
                 let mut kept = lock(&self.counters);
                 if kept.len() == COUNTED {
@@ -263,7 +265,7 @@ impl Backend for Emulator {
         lock(&self.streams).forget_graph(graph);
     }
 
-    fn kernel(&self, name: &str) -> Result<Found> {
+    fn kernel(&self, name: &str) -> Result<LoadedKernel> {
         let kernel = self.machine.kernel(name)?;
         let mut kernels = lock(&self.kernels);
         let index = kernels.iter().position(|known| known == name).unwrap_or(kernels.len());
@@ -279,7 +281,7 @@ impl Backend for Emulator {
             params_bytes: Some(kernel.params_bytes),
             compiled_for: self.properties.compute_capability,
         };
-        Ok(Found { handle: Handle(index), attributes })
+        Ok(LoadedKernel { handle: Handle(index), attributes })
     }
 
     unsafe fn resident_blocks(&self, _: Handle, block: u32, shared_bytes: u32) -> Result<u32> {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, KernelError, Result};
 
 pub use cache::folder as cache_folder;
 pub use nvrtc::version as nvrtc_version;
@@ -20,7 +20,7 @@ pub(crate) struct Source {
     /// The file's path below kernels/.
     pub(crate) path: &'static str,
     pub(crate) text: &'static str,
-    /// Names of the file's kernels, with `*` where a macro pastes a part of the name.
+    /// Full names of the file's kernels.
     pub(crate) kernels: &'static [&'static str],
     /// The targets that the file is written for, in nvcc's spelling: `sm_80`, `sm_90a`.
     pub(crate) targets: &'static [&'static str],
@@ -70,31 +70,9 @@ pub fn emulator_kernels() -> fused_lora_emulator::Kernels {
     KERNELS.clone()
 }
 
-/// The source file that a kernel is in: the one whose pattern gives most of the kernel's name.
+/// The source file that a kernel is in.
 pub(crate) fn source_of(kernel: &str) -> Option<&'static Source> {
-    let best = |source: &Source| source.kernels.iter().filter_map(|pattern| matched(pattern, kernel)).max();
-    SOURCES.iter().filter(|source| best(source).is_some()).max_by_key(|source| best(source))
-}
-
-/// How many characters of a kernel's name a pattern gives, if it matches. Each `*` stands for at least one character.
-fn matched(pattern: &str, kernel: &str) -> Option<usize> {
-    let mut parts = pattern.split('*');
-    let mut rest = kernel.strip_prefix(parts.next()?)?;
-    let mut given = kernel.len() - rest.len();
-    let mut parts = parts.peekable();
-    if parts.peek().is_none() {
-        return rest.is_empty().then_some(given + 1);
-    }
-    while let Some(part) = parts.next() {
-        let from = rest.chars().next()?.len_utf8();
-        let at = match parts.peek() {
-            Some(_) => from + rest[from..].find(part)?,
-            None => rest.len().checked_sub(part.len()).filter(|&at| at >= from && rest.ends_with(part))?,
-        };
-        rest = &rest[at + part.len()..];
-        given += part.len();
-    }
-    Some(given)
+    SOURCES.iter().find(|source| source.kernels.contains(&kernel))
 }
 
 /// The compute capability of a target, and whether its code runs on that capability only (suffix `a`).
@@ -115,11 +93,17 @@ fn image_folder() -> Option<PathBuf> {
     program.ancestors().skip(1).take(2).map(|folder| folder.join("images")).find(|folder| folder.is_dir())
 }
 
+/// The text of the source file that a kernel is in.
+#[cfg(test)]
+pub(crate) fn source_text(kernel: &str) -> Option<&'static str> {
+    source_of(kernel).map(|source| source.text)
+}
+
 impl Source {
     /// The file's machine code, if the build compiled it.
     ///
     /// # Errors
-    /// [`Error::NoImage`] if the file that this build keeps it in cannot be read.
+    /// [`KernelError::UnreadableImage`] if the file that this build keeps it in cannot be read.
     pub(crate) fn machine_code(&self) -> Result<Option<Cow<'static, [u8]>>> {
         let name = match self.image {
             Image::None => return Ok(None),
@@ -127,7 +111,9 @@ impl Source {
             Image::Beside(name) => name,
         };
         let path = image_folder().unwrap_or_else(|| "images".into()).join(name);
-        let failed = |error: std::io::Error| Error::NoImage { path: path.clone(), reason: error.to_string() };
+        let failed = |error: std::io::Error| {
+            Error::Kernel(KernelError::UnreadableImage { path: path.clone(), reason: error.to_string() })
+        };
         std::fs::read(&path).map(|bytes| Some(bytes.into())).map_err(failed)
     }
 
@@ -160,9 +146,11 @@ impl Source {
 /// Refuses a kernel that is not written for a device of this compute capability. Unknown kernels are accepted here.
 pub(crate) fn expect_supported(kernel: &str, capability: (u32, u32)) -> Result<()> {
     match source_of(kernel) {
-        Some(source) if !source.supports(capability) => {
-            Err(Error::Unsupported { kernel: kernel.to_owned(), capability, needs: source.targets.join(" ") })
-        }
+        Some(source) if !source.supports(capability) => Err(Error::Kernel(KernelError::Unsupported {
+            kernel: kernel.to_owned(),
+            capability,
+            needs: source.targets.join(" "),
+        })),
         _ => Ok(()),
     }
 }
@@ -188,36 +176,18 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_is_found_in_the_file_that_names_it_best() {
+    fn every_kernel_is_in_one_file() {
+        let mut names: Vec<&str> = SOURCES.iter().flat_map(|source| source.kernels).copied().collect();
         for source in SOURCES {
-            assert!(!source.kernels.is_empty(), "{} names no kernel after GPU_KERNEL(", source.path);
-            for pattern in source.kernels {
-                let kernel = pattern.replace('*', "f32");
-                let found = source_of(&kernel).unwrap();
-                assert!(std::ptr::eq(found, source), "{kernel} of {} is taken for one of {}", source.path, found.path);
-            }
+            assert!(!source.kernels.is_empty(), "{} has no line that begins with MACRO(name of a kernel", source.path);
+            let is_name = |name: &&str| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+            assert!(source.kernels.iter().all(is_name), "{}: {:?}", source.path, source.kernels);
         }
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "two kernels have one name: {names:?}");
         assert!(source_of("no_such_kernel").is_none());
-        for (kernel, path) in [
-            ("lora_forward_rows_mma_f16_t128", "lora/forward_mma_f16_t128.cu"),
-            ("lora_forward_columns_mma_f16_any", "lora/forward_mma_f16.cu"),
-            ("lora_forward_columns_mma_bf16_t64", "lora/forward_mma_bf16.cu"),
-            ("lora_forward_rows_wgmma_bf16_n256", "lora/forward_wgmma_bf16.cu"),
-        ] {
-            assert_eq!(source_of(kernel).map(|source| source.path), Some(path), "{kernel}");
-        }
-    }
-
-    #[test]
-    fn a_pattern_fits_with_something_for_each_star() {
-        assert_eq!(matched("ab_*_c*", "ab_x_cd"), Some(5));
-        assert_eq!(matched("ab_*_c", "ab_x_c_c"), Some(5));
-        assert_eq!(matched("ab", "ab"), Some(3));
-        for (pattern, kernel) in
-            [("ab_*", "ab_"), ("ab_*_c", "ab__c"), ("ab", "abc"), ("ab_*_c*", "ab_x_c"), ("a*b", "ac")]
-        {
-            assert_eq!(matched(pattern, kernel), None, "{pattern} {kernel}");
-        }
+        let of_forward = source_of("lora_forward_rows_wgmma_bf16_n256").map(|source| source.path);
+        assert_eq!(of_forward, Some("lora/forward_wgmma_bf16.cu"));
     }
 
     #[test]

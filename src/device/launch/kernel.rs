@@ -1,12 +1,15 @@
-//! Kernels: their attributes, and how they are launched.
+//! Kernels: how they are loaded by name, their attributes, and how they are launched.
+
+use std::sync::PoisonError;
 
 use crate::abi;
 use crate::device::Device;
-use crate::device::backend::{Found, Launch};
+use crate::device::backend::{Launch, LoadedKernel};
+use crate::device::image;
 use crate::device::launch::config::LaunchConfig;
 use crate::device::launch::stream::Stream;
 use crate::device::properties::KernelAttributes;
-use crate::error::{Error, Result};
+use crate::error::{Error, LaunchError, Result};
 
 /// The first compute capability that has clusters.
 const CLUSTERS: (u32, u32) = (9, 0);
@@ -43,6 +46,9 @@ unsafe impl KernelParams for abi::LoraAdamw {}
 // SAFETY: likewise, 384 bytes.
 unsafe impl KernelParams for abi::LoraTest {}
 
+// SAFETY: likewise, 104 bytes.
+unsafe impl KernelParams for abi::LoraLadder {}
+
 // SAFETY: likewise, 928 bytes.
 unsafe impl KernelParams for abi::LoraGradients {}
 
@@ -61,19 +67,35 @@ unsafe impl KernelParams for abi::LoraAttention {}
 // SAFETY: likewise, 48 bytes.
 unsafe impl KernelParams for abi::LoraPointwise {}
 
+impl Device {
+    /// Loads the kernel of this name onto the device. The first call for a kernel may compile it, which takes seconds;
+    /// later calls only look it up.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`]: there is no kernel of this name, it is not written for this device, or there is no machine
+    /// code for it and NVRTC cannot compile it. [`Error::Driver`].
+    pub fn kernel(&self, name: &str) -> Result<Kernel> {
+        let mut kernels = self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = match kernels.get(name) {
+            Some(&loaded) => loaded,
+            None => {
+                image::expect_supported(name, self.properties().compute_capability)?;
+                *kernels.entry(name.to_owned()).or_insert(self.backend().kernel(name)?)
+            }
+        };
+        Ok(Kernel { device: self.clone(), name: name.to_owned(), loaded })
+    }
+}
+
 /// A kernel, ready to be launched.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     device: Device,
     name: String,
-    found: Found,
+    loaded: LoadedKernel,
 }
 
 impl Kernel {
-    pub(crate) fn new(device: &Device, name: &str, found: Found) -> Self {
-        Self { device: device.clone(), name: name.to_owned(), found }
-    }
-
     /// The kernel's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -86,23 +108,23 @@ impl Kernel {
 
     /// The attributes of the compiled kernel.
     pub fn attributes(&self) -> &KernelAttributes {
-        &self.found.attributes
+        &self.loaded.attributes
     }
 
     /// Blocks that are resident on one SM at a time.
     ///
     /// # Errors
-    /// [`Error::BadLaunch`] if the block exceeds the kernel's limits, or an error of the driver.
+    /// [`LaunchError::LimitExceeded`] if the block exceeds the kernel's limits, or an error of the driver.
     pub fn resident_blocks(&self, block: u32, shared_bytes: u32) -> Result<u32> {
         self.check(&LaunchConfig { shared_bytes, ..LaunchConfig::new([1; 3], block) })?;
         // SAFETY: the kernel lives as long as its device, which is held.
-        unsafe { self.device.backend().resident_blocks(self.found.handle, block, shared_bytes) }
+        unsafe { self.device.backend().resident_blocks(self.loaded.handle, block, shared_bytes) }
     }
 
     /// Clusters of such a launch that are resident on the device at a time.
     ///
     /// # Errors
-    /// [`Error::BadLaunch`] if the launch is not possible, or an error of the driver.
+    /// [`LaunchError::LimitExceeded`] if the launch is not possible, or an error of the driver.
     pub fn resident_clusters(&self, config: &LaunchConfig) -> Result<u32> {
         self.check(config)?;
         if config.cluster == 1 {
@@ -116,8 +138,8 @@ impl Kernel {
     /// Issues a launch to a stream. Returns before the launch has run, except on the emulator.
     ///
     /// # Errors
-    /// [`Error::WrongDevice`], [`Error::BadLaunch`], [`Error::WrongParameters`] before anything is launched;
-    /// [`Error::KernelFault`] on the emulator; errors of the driver.
+    /// [`Error::WrongDevice`], [`LaunchError::LimitExceeded`], [`LaunchError::WrongParameters`] before anything is
+    /// launched; [`LaunchError::Fault`] on the emulator; errors of the driver.
     ///
     /// # Safety
     /// `params` is of the kernel's own type, and every address in it stays valid for the kernel's accesses until the
@@ -125,8 +147,12 @@ impl Kernel {
     pub unsafe fn launch<P: KernelParams>(&self, stream: &Stream, config: &LaunchConfig, params: &P) -> Result<()> {
         self.device.expect_same("stream", stream.device())?;
         self.check(config)?;
-        if let Some(expected) = self.found.attributes.params_bytes.filter(|&bytes| bytes != size_of::<P>()) {
-            return Err(Error::WrongParameters { kernel: self.name.clone(), expected, actual: size_of::<P>() });
+        if let Some(expected) = self.loaded.attributes.params_bytes.filter(|&bytes| bytes != size_of::<P>()) {
+            return Err(Error::Launch(LaunchError::WrongParameters {
+                kernel: self.name.clone(),
+                expected,
+                actual: size_of::<P>(),
+            }));
         }
         // SAFETY: a parameter struct is plain data without padding.
         let bytes = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(params).cast::<u8>(), size_of::<P>()) };
@@ -135,14 +161,14 @@ impl Kernel {
     }
 
     fn launch_of<'a>(&'a self, config: &'a LaunchConfig, params: &'a [u8]) -> Launch<'a> {
-        let dependent = config.dependent_launch && self.found.attributes.compiled_for >= DEPENDENT_LAUNCH;
-        Launch { kernel: self.found.handle, config, dependent, params }
+        let dependent = config.dependent_launch && self.loaded.attributes.compiled_for >= DEPENDENT_LAUNCH;
+        Launch { kernel: self.loaded.handle, config, dependent, params }
     }
 
     fn check(&self, config: &LaunchConfig) -> Result<()> {
         let capability = self.device.properties().compute_capability;
-        match refusal(config, &self.found.attributes, capability) {
-            Some(reason) => Err(Error::BadLaunch { kernel: self.name.clone(), reason }),
+        match refusal(config, &self.loaded.attributes, capability) {
+            Some(reason) => Err(Error::Launch(LaunchError::LimitExceeded { kernel: self.name.clone(), reason })),
             None => Ok(()),
         }
     }

@@ -7,6 +7,24 @@ use crate::device::launch::stream::Stream;
 use crate::error::Result;
 use crate::plan::LaunchShape;
 
+/// The methods of a type whose only kernel is its field `kernel`, a [`PlannedKernel`].
+macro_rules! planned_kernel_methods {
+    () => {
+        /// As [`Forward::with_dependent_launch`](crate::device::Forward::with_dependent_launch).
+        #[must_use]
+        pub fn with_dependent_launch(self) -> Self {
+            Self { kernel: self.kernel.with_dependent_launch(), ..self }
+        }
+
+        /// The kernel that is launched.
+        pub fn kernel(&self) -> &$crate::device::Kernel {
+            self.kernel.as_kernel()
+        }
+    };
+}
+
+pub(crate) use planned_kernel_methods;
+
 /// A loaded kernel with the launch configuration of a plan.
 #[derive(Debug, Clone)]
 pub(crate) struct PlannedKernel {

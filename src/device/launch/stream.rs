@@ -50,7 +50,7 @@ impl Stream {
     /// Waits until all work issued so far has been done.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] if a kernel failed, [`Error::CaptureRefused`] inside a capture.
+    /// [`Error::Driver`] if a kernel failed, [`Error::CaptureRefused`] inside a capture.
     pub fn synchronize(&self) -> Result<()> {
         self.refuse_in_capture("synchronising")?;
         // SAFETY: the stream lives.
@@ -132,7 +132,7 @@ impl Event {
     /// Whether the work before the event has been done.
     ///
     /// # Errors
-    /// [`Error::EventNotRecorded`], [`Error::DeviceLost`] if a kernel failed.
+    /// [`Error::EventNotRecorded`], [`Error::Driver`] if a kernel failed.
     pub fn has_happened(&self) -> Result<bool> {
         self.expect_recorded()?;
         // SAFETY: the event lives.
@@ -152,7 +152,7 @@ impl Event {
     /// Waits for `end` and returns the milliseconds from this event to `end`, to about half a microsecond.
     ///
     /// # Errors
-    /// [`Error::WrongDevice`], [`Error::EventNotRecorded`], [`Error::DeviceLost`] if a kernel in between failed,
+    /// [`Error::WrongDevice`], [`Error::EventNotRecorded`], [`Error::Driver`] if a kernel in between failed,
     /// [`Error::CaptureRefused`] if one of the events was recorded inside a capture.
     pub fn milliseconds_to(&self, end: &Event) -> Result<f32> {
         self.device.expect_same("event", &end.device)?;

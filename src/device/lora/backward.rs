@@ -1,19 +1,19 @@
 //! The backward pass of one LoRA layer in two launches, from checked views.
 
 use crate::abi::{LoraForward, LoraGradients, LoraGradientsSegment};
-use crate::cpu::Accumulate;
 use crate::device::Device;
 use crate::device::launch::planned_kernel::PlannedKernel;
 use crate::device::launch::stream::Stream;
 use crate::device::lora::dropout::DeviceDropout;
 use crate::device::lora::forward::with_maps;
-use crate::device::lora::layer::{DeviceLora, expect_operand, segment_table};
+use crate::device::lora::layer::{DeviceLora, expect_operand, expect_vector, segment_table};
 use crate::device::memory::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut, Extent};
 use crate::device::memory::slice::DeviceSliceMut;
 use crate::device::memory::workspace::Workspace;
 use crate::dropout::NO_DROPOUT;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
+use crate::lora::Accumulate;
 use crate::plan::lora::forward::ForwardPlan;
 use crate::plan::lora::{BackwardPlan, BackwardProblem, GradientsPlan, GradientsSegment};
 use crate::{ComputePath, WorkspaceLayout};
@@ -63,7 +63,7 @@ pub struct BackwardOptions {
     pub path: ComputePath,
     /// Whether dy may have any alignment, which takes a slower kernel. Otherwise, if the rows of W0 start and end at
     /// multiples of 16 bytes, the rows of dy must do so as well.
-    pub any_dy: bool,
+    pub unaligned_dy: bool,
     /// Whether dx is computed. It is not needed below the lowest adapter of a model.
     pub dx: bool,
     /// Whether the bias's gradient is computed, which reads all of dy, also columns without an adapter.
@@ -73,7 +73,7 @@ pub struct BackwardOptions {
 impl Default for BackwardOptions {
     /// Computes dx, but not the bias's gradient.
     fn default() -> Self {
-        Self { path: ComputePath::Auto, any_dy: false, dx: true, bias: false }
+        Self { path: ComputePath::Auto, unaligned_dy: false, dx: true, bias: false }
     }
 }
 
@@ -129,13 +129,30 @@ impl std::fmt::Display for Shape {
 
 impl<T: Element> Backward<T> {
     /// Plans launches for layers of this shape and `tokens` rows of x and dy. Unlike a forward plan, the plan depends
-    /// on the adapters' columns as well as on their ranks. It does not depend on the layer's bias and activation.
+    /// on the adapters' columns as well as on their ranks. It does not depend on the layer's bias. dx is
+    /// computed, the bias's gradient is not; if the rows of W0 start and end at multiples of 16 bytes, the rows of dy
+    /// must do so as well.
     ///
     /// # Errors
     /// As [`DeviceLora::validate`], [`BackwardPlan::new`] and [`Device::kernel`].
-    pub fn new(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize, options: BackwardOptions) -> Result<Self> {
+    pub fn new(device: &Device, layer: &DeviceLora<'_, T>, tokens: usize) -> Result<Self> {
+        Self::with_options(device, layer, tokens, BackwardOptions::default())
+    }
+
+    /// As [`new`](Self::new), with options.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_options(
+        device: &Device,
+        layer: &DeviceLora<'_, T>,
+        tokens: usize,
+        options: BackwardOptions,
+    ) -> Result<Self> {
         layer.validate(device)?;
-        let shape = Shape::of(layer, tokens, !options.any_dy && layer.weight.is_aligned());
+        // dy has no gap to read behind a row that ends within a chunk.
+        let whole_chunks = (layer.d_out() * size_of::<T>()).is_multiple_of(CHUNK);
+        let shape = Shape::of(layer, tokens, !options.unaligned_dy && whole_chunks && layer.weight.is_aligned());
         let properties = device.properties();
         let plan = BackwardPlan::new(&BackwardProblem {
             tokens,
@@ -253,15 +270,8 @@ impl<T: Element> Backward<T> {
         }
         expect_planned("the bias's gradient", self.options.bias, output.bias.is_some())?;
         if let Some(bias) = &output.bias {
-            let bias = bias.as_ref();
-            device.expect_same("the bias's gradient", bias.device())?;
-            let extent = Extent::of_slice(&bias);
-            extent.expect_aligned("the bias's gradient", size_of::<f32>())?;
-            if bias.len() != d_out {
-                let (expected, actual) = (d_out, bias.len());
-                return Err(Error::LengthMismatch { operand: "the bias's gradient", expected, actual });
-            }
-            written.push(("the bias's gradient", extent));
+            let operand = "the bias's gradient";
+            written.push((operand, expect_vector(device, operand, &bias.as_ref(), d_out)?));
         }
         if output.factors.len() != shape.segments.len() {
             let (expected, actual) = (shape.segments.len(), output.factors.len());

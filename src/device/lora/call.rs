@@ -3,13 +3,13 @@
 use crate::device::Device;
 use crate::device::launch::stream::Stream;
 use crate::device::lora::dropout::DeviceDropout;
-use crate::device::lora::layer::{DeviceLora, DeviceResidual, expect_operand};
+use crate::device::lora::layer::{DeviceLora, expect_operand};
 use crate::device::lora::slot::SlotSegments;
 use crate::device::memory::matrix::{CHUNK, DeviceMatrix};
 use crate::device::memory::workspace::Workspace;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::lora::Layout;
+use crate::lora::{Epilogue, Layout, Residual};
 use crate::{ComputePath, LayerProblem, WorkspaceLayout};
 
 /// The properties that a launch is planned for. Every call is checked against them.
@@ -51,9 +51,9 @@ pub(crate) struct Operands<'a, T> {
     pub(crate) dropout: Option<DeviceDropout<'a>>,
     /// Owns its memory, so no output can overlap it.
     pub(crate) slot: Option<SlotSegments<'a, T>>,
-    pub(crate) residual: DeviceResidual<'a, T>,
     /// Written; the caller borrows it mutably.
     pub(crate) y: DeviceMatrix<'a, T>,
+    pub(crate) epilogue: Epilogue<DeviceMatrix<'a, T>>,
     /// T = x Aᵀ. Written; the caller borrows it mutably.
     pub(crate) t: Option<DeviceMatrix<'a, T>>,
     pub(crate) workspace: &'a Workspace,
@@ -62,10 +62,10 @@ pub(crate) struct Operands<'a, T> {
 impl<'a, T: Element> Operands<'a, T> {
     /// The residual, added after the activation.
     pub(crate) fn added(&self) -> Option<DeviceMatrix<'a, T>> {
-        match self.residual {
-            DeviceResidual::None => None,
-            DeviceResidual::InPlace => Some(self.y),
-            DeviceResidual::From(matrix) => Some(matrix),
+        match self.epilogue.residual {
+            Residual::None => None,
+            Residual::InPlace => Some(self.y),
+            Residual::From(matrix) => Some(matrix),
         }
     }
 }
@@ -79,7 +79,9 @@ impl Planned {
         aligned: bool,
     ) -> Result<Self> {
         layer.validate(device)?;
-        let aligned = aligned && layer.is_aligned();
+        // x has no gap to read behind a row that ends within a chunk.
+        let whole_chunks = (layer.d_in() * size_of::<T>()).is_multiple_of(CHUNK);
+        let aligned = aligned && layer.is_aligned() && whole_chunks;
         Ok(Self { device: device.clone(), shape: Shape::of(layer, tokens), aligned })
     }
 
@@ -110,7 +112,7 @@ impl Planned {
         operands: &Operands<'_, T>,
         required: WorkspaceLayout,
     ) -> Result<()> {
-        let &Operands { layer, x, dropout, slot, residual, y, t, workspace } = operands;
+        let &Operands { layer, x, dropout, slot, y, epilogue, t, workspace } = operands;
         let device = &self.device;
         device.expect_same("stream", stream.device())?;
         layer.validate(device)?;
@@ -128,7 +130,7 @@ impl Planned {
             x.extent().expect_aligned("x", CHUNK)?;
         }
         expect("y", &y, [tokens, d_out])?;
-        if let DeviceResidual::From(matrix) = &residual {
+        if let Residual::From(matrix) = &epilogue.residual {
             expect("residual", matrix, [tokens, d_out])?;
         }
         if let Some(t) = &t {
@@ -136,8 +138,8 @@ impl Planned {
         }
         let step = dropout.map(|dropout| dropout.validate(device)).transpose()?.flatten();
         workspace.expect_serves(device, required)?;
-        let apart = match residual {
-            DeviceResidual::From(matrix) => Some(("residual", matrix.extent())),
+        let apart = match epilogue.residual {
+            Residual::From(matrix) => Some(("residual", matrix.extent())),
             _ => None,
         };
         let written =

@@ -2,10 +2,11 @@
 
 use crate::abi::LoraDropout;
 use crate::device::Device;
+use crate::device::lora::layer::expect_vector;
 use crate::device::memory::matrix::Extent;
 use crate::device::memory::slice::DeviceSlice;
 use crate::dropout::Dropout;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A dropout, and optionally a step counter in device memory.
 #[derive(Debug, Clone, Copy)]
@@ -21,13 +22,8 @@ impl DeviceDropout<'_> {
     /// Checks the step, and returns its name and its memory if there is one.
     pub(crate) fn validate(&self, device: &Device) -> Result<Option<(&'static str, Extent)>> {
         let Some(step) = &self.step else { return Ok(None) };
-        let (operand, extent) = ("dropout step", Extent::of_slice(step));
-        device.expect_same(operand, step.device())?;
-        extent.expect_aligned(operand, size_of::<u32>())?;
-        if step.len() != 1 {
-            return Err(Error::LengthMismatch { operand, expected: 1, actual: step.len() });
-        }
-        Ok(Some((operand, extent)))
+        let operand = "dropout step";
+        Ok(Some((operand, expect_vector(device, operand, step, 1)?)))
     }
 
     /// The kernels' parameter struct.

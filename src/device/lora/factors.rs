@@ -7,7 +7,7 @@ use crate::device::Device;
 use crate::device::launch::stream::Stream;
 use crate::device::lora::layer::DeviceSegment;
 use crate::device::memory::buffer::DeviceBuffer;
-use crate::device::memory::ledger::Kept;
+use crate::device::memory::ledger::KeepAlive;
 use crate::device::memory::matrix::{CHUNK, DeviceMatrix};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
@@ -21,25 +21,31 @@ const RECORD_WORDS: usize = 4;
 /// Layers take the factors directly as [segments](Self::segment), or through a
 /// [`FactorSlot`](crate::device::FactorSlot), in which another adapter can replace them. A clone shares the memory.
 #[derive(Debug, Clone)]
-pub struct DeviceFactors<T>(Arc<Held<T>>);
+pub struct DeviceFactors<T>(Arc<FactorMemory<T>>);
 
 #[derive(Debug)]
-struct Held<T> {
+struct FactorMemory<T> {
     values: DeviceBuffer<T>,
     /// A `LoraFactors` for each segment, then the table's own address.
     table: DeviceBuffer<u64>,
-    segments: Vec<Place>,
+    segments: Vec<UploadedSegment>,
 }
 
 /// A segment, and where its factors begin in the values.
-#[derive(Debug, Clone)]
-pub(crate) struct Place {
-    pub(crate) columns: Range<usize>,
-    pub(crate) d_in: usize,
-    pub(crate) rank: usize,
+#[derive(Debug)]
+struct UploadedSegment {
+    shape: SegmentShape,
     scale: f32,
     a: usize,
     b: usize,
+}
+
+/// What must agree between a layer's segment, a slot and an adapter's factors.
+#[derive(Debug, Clone)]
+pub(crate) struct SegmentShape {
+    columns: Range<usize>,
+    d_in: usize,
+    rank: usize,
 }
 
 impl<T: Element> DeviceFactors<T> {
@@ -48,10 +54,10 @@ impl<T: Element> DeviceFactors<T> {
     ///
     /// # Errors
     /// [`Error::SegmentOutOfRange`] for a segment without columns; [`Error::RankOutOfRange`], [`Error::ShapeMismatch`],
-    /// [`Error::ScaleNotFinite`]; [`Error::OutOfDeviceMemory`]; [`Error::CaptureRefused`] inside a capture.
+    /// [`Error::ScaleNotFinite`]; [`Error::CaptureRefused`] inside a capture; errors of the driver.
     pub fn upload(stream: &Stream, segments: &[Segment<'_, T>]) -> Result<Self> {
         let chunk = CHUNK / size_of::<T>();
-        let (mut values, mut places) = (vec![], vec![]);
+        let (mut values, mut uploaded) = (vec![], vec![]);
         for segment in segments {
             let &Segment { ref columns, a, b, scale } = segment;
             validate_segments(std::slice::from_ref(segment), a.cols(), columns.end)?;
@@ -63,17 +69,17 @@ impl<T: Element> DeviceFactors<T> {
             };
             let (a_begin, b_begin) =
                 (append(a.rows(), &|i| a.row(i).to_vec()), append(b.rows(), &|i| b.row(i).to_vec()));
-            let columns = columns.clone();
-            places.push(Place { columns, d_in: a.cols(), rank: a.rows(), scale, a: a_begin, b: b_begin });
+            let shape = SegmentShape { columns: columns.clone(), d_in: a.cols(), rank: a.rows() };
+            uploaded.push(UploadedSegment { shape, scale, a: a_begin, b: b_begin });
         }
         let values = DeviceBuffer::from_slice(stream, &values)?;
-        let record = |place: &Place| {
+        let record = |segment: &UploadedSegment| {
             let address = |begin: usize| values.address() + (begin * size_of::<T>()) as u64;
-            let (d_in, rank) = (place.d_in as u64, place.rank as u64);
-            [address(place.a), address(place.b), d_in | rank << 32, rank | u64::from(place.scale.to_bits()) << 32]
+            let (d_in, rank) = (segment.shape.d_in as u64, segment.shape.rank as u64);
+            [address(segment.a), address(segment.b), d_in | rank << 32, rank | u64::from(segment.scale.to_bits()) << 32]
         };
-        let table = upload_table(stream, places.iter().map(record))?;
-        Ok(Self(Arc::new(Held { values, table, segments: places })))
+        let table = upload_table(stream, uploaded.iter().map(record))?;
+        Ok(Self(Arc::new(FactorMemory { values, table, segments: uploaded })))
     }
 
     /// The device that the factors are on.
@@ -98,7 +104,8 @@ impl<T: Element> DeviceFactors<T> {
 
     /// Segment `index`. Panics if `index` is out of bounds.
     pub fn segment(&self, index: usize) -> DeviceSegment<'_, T> {
-        let Place { columns, d_in, rank, scale, a, b } = self.0.segments[index].clone();
+        let &UploadedSegment { ref shape, scale, a, b } = &self.0.segments[index];
+        let SegmentShape { columns, d_in, rank } = shape.clone();
         let matrix = |begin: usize, rows: usize, cols: usize| {
             let values = self.0.values.slice(begin..begin + rows * cols);
             DeviceMatrix::new(values, rows, cols).expect("as long as it was made")
@@ -106,8 +113,8 @@ impl<T: Element> DeviceFactors<T> {
         DeviceSegment { a: matrix(a, rank, d_in), b: matrix(b, columns.len(), rank), columns, scale }
     }
 
-    pub(crate) fn places(&self) -> &[Place] {
-        &self.0.segments
+    pub(crate) fn shapes(&self) -> impl ExactSizeIterator<Item = &SegmentShape> {
+        self.0.segments.iter().map(|segment| &segment.shape)
     }
 
     pub(crate) fn table(&self) -> &DeviceBuffer<u64> {
@@ -115,7 +122,7 @@ impl<T: Element> DeviceFactors<T> {
     }
 
     /// An owner that keeps the memory alive.
-    pub(crate) fn keep(&self) -> Kept {
+    pub(crate) fn keep(&self) -> KeepAlive {
         Arc::clone(&self.0) as _
     }
 }
@@ -131,20 +138,23 @@ pub(crate) fn upload_table(
     Ok(table)
 }
 
-impl Place {
-    /// A layer's own segment, without the offsets of its factors.
+impl SegmentShape {
     pub(crate) fn of<T: Element>(segment: &DeviceSegment<'_, T>) -> Self {
-        let &DeviceSegment { ref columns, a, scale, .. } = segment;
-        Self { columns: columns.clone(), d_in: a.cols(), rank: a.rows(), scale, a: 0, b: 0 }
+        Self { columns: segment.columns.clone(), d_in: segment.a.cols(), rank: segment.a.rows() }
     }
 
-    /// Whether a slot for this segment accepts `other`.
-    pub(crate) fn takes(&self, other: &Place) -> bool {
-        self.columns == other.columns && self.d_in == other.d_in && self.rank >= other.rank
+    /// Checks that `other`, segment number `segment`, fits in the place of this segment: with the same columns and
+    /// inputs, and at most the same rank.
+    pub(crate) fn expect_fits(&self, segment: usize, other: &SegmentShape) -> Result<()> {
+        if self.columns == other.columns && self.d_in == other.d_in && self.rank >= other.rank {
+            return Ok(());
+        }
+        Err(Error::SlotMismatch { segment, expected: self.to_string(), actual: other.to_string() })
     }
+}
 
-    pub(crate) fn mismatch(&self, segment: usize, other: &Place) -> Error {
-        let shape = |place: &Place| format!("{} inputs, columns {:?}, rank {}", place.d_in, place.columns, place.rank);
-        Error::SlotMismatch { segment, expected: shape(self), actual: shape(other) }
+impl std::fmt::Display for SegmentShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} inputs, columns {:?}, rank {}", self.d_in, self.columns, self.rank)
     }
 }

@@ -11,21 +11,35 @@ use crate::device::launch::tensor_map::Tensor;
 use crate::device::lora::call::{Operands, Planned};
 use crate::device::lora::decode;
 use crate::device::lora::dropout::DeviceDropout;
-use crate::device::lora::layer::{DeviceLora, DeviceResidual, activation_code, segment_table};
+use crate::device::lora::layer::{DeviceLora, activation_code, segment_table};
 use crate::device::lora::slot::SlotSegments;
 use crate::device::memory::matrix::{CHUNK, DeviceMatrix, DeviceMatrixMut};
 use crate::device::memory::workspace::Workspace;
 use crate::dropout::NO_DROPOUT;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
+use crate::lora::Epilogue;
 use crate::plan::lora::{ForwardPlan, Plan};
 use crate::{ComputePath, WorkspaceLayout};
 
-/// The outputs of a layer: y, and optionally T.
+/// The outputs of a layer: y, with the activation and the residual on the way there, and optionally T. A matrix converts
+/// to a plain y without either.
+///
+/// ```
+/// use fused_lora::device::{DeviceMatrixMut, DeviceOutput};
+/// use fused_lora::lora::{Activation, Epilogue, Residual};
+///
+/// fn onto<'a>(y: DeviceMatrixMut<'a, f32>) -> DeviceOutput<'a, f32> {
+///     let epilogue = Epilogue { activation: Activation::GeluNew, residual: Residual::InPlace };
+///     DeviceOutput { epilogue, ..y.into() }
+/// }
+/// ```
 #[derive(Debug)]
 pub struct DeviceOutput<'a, T> {
     /// y, `[tokens, d_out]`.
     pub y: DeviceMatrixMut<'a, T>,
+    /// The activation of y, and the residual added to it.
+    pub epilogue: Epilogue<DeviceMatrix<'a, T>>,
     /// T = x̂ Aᵀ without scales, `[tokens, sum of ranks]`, the segments side by side, as the backward pass reads it.
     /// Only for launches planned for [training](ForwardOptions::training).
     pub t: Option<DeviceMatrixMut<'a, T>>,
@@ -33,7 +47,7 @@ pub struct DeviceOutput<'a, T> {
 
 impl<'a, T> From<DeviceMatrixMut<'a, T>> for DeviceOutput<'a, T> {
     fn from(y: DeviceMatrixMut<'a, T>) -> Self {
-        Self { y, t: None }
+        Self { y, epilogue: Epilogue::default(), t: None }
     }
 }
 
@@ -61,7 +75,7 @@ pub struct ForwardOptions {
     pub path: ComputePath,
     /// Whether x may have any alignment, which takes a slower kernel. Otherwise, if the rows of W0 and of every A start
     /// and end at multiples of 16 bytes, the rows of x must do so as well.
-    pub any_x: bool,
+    pub unaligned_x: bool,
     /// Whether launches may write T and apply dropout. Such launches use a forward kernel for any number of tokens.
     pub training: bool,
 }
@@ -74,8 +88,8 @@ pub struct ForwardOptions {
 ///
 /// ```
 /// use fused_lora::device::{Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, Stream};
-/// use fused_lora::device::{DeviceLora, DeviceResidual, DeviceSegment, Forward, Workspace};
-/// use fused_lora::lora::{Activation, Layout};
+/// use fused_lora::device::{DeviceLora, DeviceSegment, Forward, Workspace};
+/// use fused_lora::lora::Layout;
 /// use half::bf16;
 ///
 /// fn adapted(device: &Device, tokens: usize, [x, w0, a, b]: [&[bf16]; 4]) -> fused_lora::Result<Vec<bf16>> {
@@ -95,7 +109,6 @@ pub struct ForwardOptions {
 ///         layout: Layout::OutIn,
 ///         bias: None,
 ///         segments: &[segment],
-///         activation: Activation::Identity,
 ///     };
 ///     let forward = Forward::new(device, &layer, tokens)?;
 ///     println!("{}", forward.plan());
@@ -103,14 +116,15 @@ pub struct ForwardOptions {
 ///     let mut y = DeviceBuffer::zeros(&stream, tokens * d_out)?;
 ///     let x = DeviceMatrix::new(x.as_slice(), tokens, d_in)?;
 ///     let out = DeviceMatrixMut::new(y.as_mut_slice(), tokens, d_out)?;
-///     forward.launch(&stream, &layer, x, DeviceResidual::None, out, &mut workspace)?;
+///     forward.launch(&stream, &layer, x, out, &mut workspace)?;
 ///     y.to_vec(&stream)
 /// }
 /// ```
 ///
-/// For training, [`ForwardOptions::training`] plans a launch that takes `DeviceOutput { y, t: Some(t) }` in place of
-/// `out` and [`DeviceInput`] with dropout in place of `x`. For serving, [`DeviceInput`] takes the segments of a
-/// [`FactorSlot`](crate::device::FactorSlot), so that a captured launch can run with different adapters.
+/// [`DeviceOutput`] in place of `out` adds an activation and a residual. For training, [`ForwardOptions::training`]
+/// plans a launch that takes `DeviceOutput { t: Some(t), ..out.into() }`, and [`DeviceInput`] with dropout in place of
+/// `x`. For serving, [`DeviceInput`] takes the segments of a [`FactorSlot`](crate::device::FactorSlot), so that a
+/// captured launch can run with different adapters.
 #[derive(Debug, Clone)]
 pub struct Forward<T> {
     kernel: PlannedKernel,
@@ -122,7 +136,7 @@ pub struct Forward<T> {
 
 impl<T: Element> Forward<T> {
     /// Plans launches for layers of this shape and `tokens` rows of x. If the rows of W0 and of every A start and end
-    /// at multiples of 16 bytes, the rows of x must do so as well, unless [`ForwardOptions::any_x`] is set.
+    /// at multiples of 16 bytes, the rows of x must do so as well, unless [`ForwardOptions::unaligned_x`] is set.
     ///
     /// # Errors
     /// As [`DeviceLora::validate`], [`Plan::new`] and [`Device::kernel`].
@@ -140,8 +154,8 @@ impl<T: Element> Forward<T> {
         tokens: usize,
         options: ForwardOptions,
     ) -> Result<Self> {
-        let ForwardOptions { path, any_x, training } = options;
-        let planned = Planned::new(device, layer, tokens, !any_x)?;
+        let ForwardOptions { path, unaligned_x, training } = options;
+        let planned = Planned::new(device, layer, tokens, !unaligned_x)?;
         let plan = Plan::new(&planned.problem::<T>(path), training)?;
         let kernel = PlannedKernel::find(device, plan.launch())?;
         Ok(Self { kernel, plan, planned, training, dtype: PhantomData })
@@ -186,14 +200,13 @@ impl<T: Element> Forward<T> {
         stream: &Stream,
         layer: &DeviceLora<'_, T>,
         input: impl Into<DeviceInput<'i, T>>,
-        residual: DeviceResidual<'_, T>,
         output: impl Into<DeviceOutput<'o, T>>,
         workspace: &mut Workspace,
     ) -> Result<()>
     where
         T: 'i + 'o,
     {
-        let DeviceOutput { y, t } = output.into();
+        let DeviceOutput { y, epilogue, t } = output.into();
         let DeviceInput { x, dropout, slot } = input.into();
         for (what, asked) in [("leaving T", t.is_some()), ("dropout", dropout.is_some())] {
             if asked && !self.training {
@@ -201,7 +214,7 @@ impl<T: Element> Forward<T> {
             }
         }
         let t = t.as_ref().map(DeviceMatrixMut::as_ref);
-        let operands = Operands { layer, x, dropout, slot, residual, y: y.as_ref(), t, workspace };
+        let operands = Operands { layer, x, dropout, slot, y: y.as_ref(), epilogue, t, workspace };
         self.planned.check(stream, &operands, self.plan.workspace())?;
         match &self.plan {
             Plan::Decode(plan) => {
@@ -269,7 +282,7 @@ fn tensor_map<T: Element>(device: &Device, matrix: &DeviceMatrix<'_, T>, boxes: 
 /// The parameters of a launch whose operands were checked.
 #[expect(clippy::cast_possible_truncation, reason = "checked: dimensions and strides fit 31 bits")]
 fn params<T: Element>(plan: &ForwardPlan, operands: &Operands<'_, T>) -> LoraForward {
-    let &Operands { layer, x, dropout, slot, y, t, workspace, .. } = operands;
+    let &Operands { layer, x, dropout, slot, y, epilogue, t, workspace } = operands;
     let added = operands.added();
     let (slot, slot_begin) = slot.map_or((0, 0), |slot| slot.params());
     let (table, _) = segment_table(layer.segments, 1.0);
@@ -291,7 +304,7 @@ fn params<T: Element>(plan: &ForwardPlan, operands: &Operands<'_, T>) -> LoraFor
         y_stride: y.row_stride() as u32,
         residual_stride: added.map_or(0, |added| added.row_stride() as u32),
         t_out_stride: t.map_or(0, |t| t.row_stride() as u32),
-        activation: activation_code(layer.activation),
+        activation: activation_code(epilogue.activation),
         ..plan.params(&table[..layer.segments.len()], workspace.address(), &workspace.layout())
     }
 }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use bytemuck::Pod;
+
 use crate::abi::{self, LoraFactors, LoraSegment};
 use crate::device::Device;
 use crate::device::memory::matrix::{DeviceMatrix, Extent};
@@ -34,19 +36,6 @@ pub struct DeviceLora<'a, T> {
     pub bias: Option<DeviceSlice<'a, T>>,
     /// The adapters.
     pub segments: &'a [DeviceSegment<'a, T>],
-    /// The activation, applied before the residual is added.
-    pub activation: Activation,
-}
-
-/// The term added after the activation.
-#[derive(Debug, Clone, Copy)]
-pub enum DeviceResidual<'a, T> {
-    /// No residual: the output is overwritten.
-    None,
-    /// The output's contents before the call.
-    InPlace,
-    /// Another matrix, `[tokens, d_out]`.
-    From(DeviceMatrix<'a, T>),
 }
 
 impl<'a, T: Element> DeviceLora<'a, T> {
@@ -87,11 +76,7 @@ impl<'a, T: Element> DeviceLora<'a, T> {
         let (d_in, d_out) = (self.d_in(), self.d_out());
         expect_operand(device, "weight", &self.weight)?;
         if let Some(bias) = &self.bias {
-            device.expect_same("bias", bias.device())?;
-            Extent::of_slice(bias).expect_aligned("bias", size_of::<T>())?;
-            if bias.len() != d_out {
-                return Err(Error::LengthMismatch { operand: "bias", expected: d_out, actual: bias.len() });
-            }
+            expect_vector(device, "bias", bias, d_out)?;
         }
         validate_segments(device, self.segments, d_in, d_out)
     }
@@ -115,6 +100,22 @@ pub(crate) fn expect_operand<T: Element>(
     let value = matrix.rows().max(matrix.row_stride());
     // Kernels round dimensions up to whole tiles in 32 bits, so dimensions may use only half of the range.
     if value > i32::MAX as usize { Err(Error::TooLarge { operand, value }) } else { Ok(()) }
+}
+
+/// Checks that a vector is on the device, aligned to its elements and of this length. Returns its memory.
+pub(crate) fn expect_vector<T: Pod>(
+    device: &Device,
+    operand: &'static str,
+    vector: &DeviceSlice<'_, T>,
+    expected: usize,
+) -> Result<Extent> {
+    device.expect_same(operand, vector.device())?;
+    let extent = Extent::of_slice(vector);
+    extent.expect_aligned(operand, extent.element)?;
+    if vector.len() != expected {
+        return Err(Error::LengthMismatch { operand, expected, actual: vector.len() });
+    }
+    Ok(extent)
 }
 
 /// Checks that segments fit a layer and are on this device.

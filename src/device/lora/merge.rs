@@ -28,19 +28,19 @@ pub struct DeviceMergeReport {
 
 /// Device memory for the report of a merge, which is read later, so that the merge itself need not wait.
 #[derive(Debug)]
-pub struct MergeRecord {
+pub struct MergeReportBuffer {
     words: DeviceBuffer<u32>,
 }
 
-const RECORD_WORDS: usize = size_of::<LoraMergeReport>() / size_of::<u32>();
+const REPORT_WORDS: usize = size_of::<LoraMergeReport>() / size_of::<u32>();
 
-impl MergeRecord {
-    /// An empty record.
+impl MergeReportBuffer {
+    /// Memory for one report.
     ///
     /// # Errors
     /// As [`DeviceBuffer::zeros`].
     pub fn new(stream: &Stream) -> Result<Self> {
-        Ok(Self { words: DeviceBuffer::zeros(stream, RECORD_WORDS)? })
+        Ok(Self { words: DeviceBuffer::zeros(stream, REPORT_WORDS)? })
     }
 
     /// Waits for the stream's work and reads the report of the last merge.
@@ -48,7 +48,7 @@ impl MergeRecord {
     /// # Errors
     /// [`Error::WrongDevice`], or an error of the driver.
     pub fn read(&self, stream: &Stream) -> Result<DeviceMergeReport> {
-        let mut words = [0; RECORD_WORDS];
+        let mut words = [0; REPORT_WORDS];
         self.words.as_slice().download(stream, &mut words)?;
         let [rounding, change, not_finite] = words;
         Ok(DeviceMergeReport {
@@ -76,11 +76,10 @@ impl<T: Element> Merge<T> {
     /// Plans merges into weights stored as `rows` by `cols`.
     ///
     /// # Errors
-    /// [`Error::EmptyProblem`], and as [`Device::kernel`].
+    /// [`Error::EmptyOperand`], and as [`Device::kernel`].
     pub fn new(device: &Device, rows: usize, cols: usize, layout: Layout) -> Result<Self> {
-        let (d_in, d_out) = dimensions(rows, cols, layout);
         if rows == 0 || cols == 0 {
-            return Err(Error::EmptyProblem { tokens: 0, d_in, d_out });
+            return Err(Error::EmptyOperand { operand: "weight", shape: [rows, cols] });
         }
         let plan = MergePlan::new(rows, cols, layout, T::DTYPE);
         let kernel = PlannedKernel::find(device, &plan.launch)?;
@@ -92,16 +91,16 @@ impl<T: Element> Merge<T> {
     /// # Errors
     /// Before anything is launched: [`Error::WrongDevice`], [`Error::ShapeMismatch`], [`Error::Misaligned`],
     /// [`Error::TooLarge`]; for a segment as [`DeviceLora::validate`](crate::device::DeviceLora::validate);
-    /// [`Error::Overlap`] if the weight or the record shares memory with anything else. Afterwards as
+    /// [`Error::Overlap`] if the weight or the report shares memory with anything else. Afterwards as
     /// [`Kernel::launch`](crate::device::Kernel::launch).
     pub fn merge(
         &self,
         stream: &Stream,
         weight: DeviceMatrixMut<'_, T>,
         segments: &[DeviceSegment<'_, T>],
-        record: &mut MergeRecord,
+        report: &mut MergeReportBuffer,
     ) -> Result<()> {
-        self.launch(stream, None, weight, segments, 1.0, record)
+        self.launch(stream, None, weight, segments, 1.0, report)
     }
 
     /// Undoes [`merge`](Self::merge): restores `original` exactly if it is given, and otherwise computes
@@ -115,11 +114,11 @@ impl<T: Element> Merge<T> {
         weight: DeviceMatrixMut<'_, T>,
         segments: &[DeviceSegment<'_, T>],
         original: Option<DeviceMatrix<'_, T>>,
-        record: &mut MergeRecord,
+        report: &mut MergeReportBuffer,
     ) -> Result<()> {
         match original {
-            Some(original) => self.launch(stream, Some(original), weight, &[], 1.0, record),
-            None => self.launch(stream, None, weight, segments, -1.0, record),
+            Some(original) => self.launch(stream, Some(original), weight, &[], 1.0, report),
+            None => self.launch(stream, None, weight, segments, -1.0, report),
         }
     }
 
@@ -133,9 +132,9 @@ impl<T: Element> Merge<T> {
         source: DeviceMatrix<'_, T>,
         weight: DeviceMatrixMut<'_, T>,
         segments: &[DeviceSegment<'_, T>],
-        record: &mut MergeRecord,
+        report: &mut MergeReportBuffer,
     ) -> Result<()> {
-        self.launch(stream, Some(source), weight, segments, 1.0, record)
+        self.launch(stream, Some(source), weight, segments, 1.0, report)
     }
 
     fn launch(
@@ -145,11 +144,11 @@ impl<T: Element> Merge<T> {
         weight: DeviceMatrixMut<'_, T>,
         segments: &[DeviceSegment<'_, T>],
         sign: f32,
-        record: &mut MergeRecord,
+        report: &mut MergeReportBuffer,
     ) -> Result<()> {
         let device = self.kernel.device();
         device.expect_same("stream", stream.device())?;
-        device.expect_same("record", record.words.device())?;
+        device.expect_same("the report", report.words.device())?;
         let (d_in, d_out) = dimensions(self.rows, self.cols, self.layout);
         validate_segments(device, segments, d_in, d_out)?;
         let output = weight.as_ref();
@@ -160,14 +159,14 @@ impl<T: Element> Merge<T> {
             source.expect_shape("source", [self.rows, self.cols])?;
             output.extent().refuse_overlap("weight", "source", &source.extent())?;
         }
-        let words = Extent::of_slice(&record.words.as_slice());
-        words.refuse_overlap("the record", "weight", &output.extent())?;
+        let words = Extent::of_slice(&report.words.as_slice());
+        words.refuse_overlap("the report", "weight", &output.extent())?;
         for segment in segments {
             output.extent().refuse_overlap("weight", "A", &segment.a.extent())?;
             output.extent().refuse_overlap("weight", "B", &segment.b.extent())?;
         }
         let params = self.params(source.as_ref().unwrap_or(&output), &output, segments, sign, &words);
-        record.words.as_mut_slice().fill(stream, 0)?;
+        report.words.as_mut_slice().fill(stream, 0)?;
         // SAFETY: the parameters are the merge kernels'. Shapes, bounds, devices and alignments were checked above, and
         // no output overlaps any other operand except a source that is the weight itself, which the kernels allow. The
         // views borrow the memory during the call; afterwards it is freed only once this work is done.
@@ -181,12 +180,12 @@ impl<T: Element> Merge<T> {
         weight: &DeviceMatrix<'_, T>,
         segments: &[DeviceSegment<'_, T>],
         sign: f32,
-        record: &Extent,
+        report: &Extent,
     ) -> LoraMerge {
         LoraMerge {
             source: source.address() as *const _,
             weight: weight.address() as *mut _,
-            report: record.address as *mut _,
+            report: report.address as *mut _,
             rows: self.rows as u32,
             columns: self.cols as u32,
             source_stride: source.row_stride() as u32,

@@ -11,10 +11,9 @@ pub(crate) mod merge;
 pub(crate) mod slot;
 
 pub use backward::{Backward, BackwardInput, BackwardOptions, BackwardOutput, FactorGradient};
-pub use decode::Decode;
 pub use dropout::DeviceDropout;
 pub use factors::DeviceFactors;
 pub use forward::{DeviceInput, DeviceOutput, Forward, ForwardOptions};
-pub use layer::{DeviceLora, DeviceResidual, DeviceSegment};
-pub use merge::{DeviceMergeReport, Merge, MergeRecord};
+pub use layer::{DeviceLora, DeviceSegment};
+pub use merge::{DeviceMergeReport, Merge, MergeReportBuffer};
 pub use slot::{FactorSlot, SlotSegments};

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::device::launch::stream::{Event, Stream};
-use crate::device::lora::factors::{DeviceFactors, Place, upload_table};
+use crate::device::lora::factors::{DeviceFactors, SegmentShape, upload_table};
 use crate::device::lora::layer::DeviceSegment;
 use crate::device::memory::buffer::DeviceBuffer;
-use crate::device::memory::ledger::Kept;
+use crate::device::memory::ledger::KeepAlive;
 use crate::device::memory::slice::DeviceSlice;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
@@ -42,12 +42,12 @@ pub struct FactorSlot<T> {
     word: DeviceBuffer<u64>,
     /// The table of an adapter whose ranks are all 0.
     none: Arc<DeviceBuffer<u64>>,
-    /// The segments that the slot accepts: inputs, columns, highest ranks.
-    takes: Vec<Place>,
+    /// The segments that the slot accepts, with their highest ranks.
+    accepted: Vec<SegmentShape>,
     /// Recorded after the last exchange. The next one waits for it, so exchanges run in call order on any streams.
     last: Arc<Event>,
     /// The adapter before each exchange, kept until the exchange has run.
-    retired: Vec<(Arc<Event>, Option<Kept>)>,
+    retired: Vec<(Arc<Event>, Option<KeepAlive>)>,
     dtype: PhantomData<T>,
 }
 
@@ -73,17 +73,17 @@ impl<T: Element> FactorSlot<T> {
     /// A slot for adapters with the segments of `factors`, each of at most the same rank. At first, it holds `factors`.
     ///
     /// # Errors
-    /// [`Error::OutOfDeviceMemory`], [`Error::WrongDevice`]; [`Error::CaptureRefused`] inside a capture.
+    /// [`Error::WrongDevice`]; [`Error::CaptureRefused`] inside a capture; errors of the driver.
     pub fn new(stream: &Stream, factors: &DeviceFactors<T>) -> Result<Self> {
         stream.device().expect_same("factors", factors.device())?;
         // The copy is done when this returns, so every stream sees the word.
         let mut word = DeviceBuffer::from_slice(stream, &[factors.table().address()])?;
         word.keep(factors.keep());
         // Kernels read nothing through rank 0; the addresses only have to be valid.
-        let none = upload_table(stream, factors.places().iter().map(|_| [word.address(), word.address(), 0, 0]))?;
-        let (takes, last) = (factors.places().to_vec(), Event::new(stream.device())?);
+        let none = upload_table(stream, factors.shapes().map(|_| [word.address(), word.address(), 0, 0]))?;
+        let (accepted, last) = (factors.shapes().cloned().collect(), Event::new(stream.device())?);
         last.record(stream)?;
-        Ok(Self { word, none: Arc::new(none), takes, last: Arc::new(last), retired: vec![], dtype: PhantomData })
+        Ok(Self { word, none: Arc::new(none), accepted, last: Arc::new(last), retired: vec![], dtype: PhantomData })
     }
 
     /// Issues an exchange: the slot's adapter is replaced by these factors, which the slot keeps alive. Work issued to
@@ -100,10 +100,8 @@ impl<T: Element> FactorSlot<T> {
         if expected != actual {
             return Err(Error::LengthMismatch { operand: "the factors' segments", expected, actual });
         }
-        for (i, (own, other)) in self.takes.iter().zip(factors.places()).enumerate() {
-            if !own.takes(other) {
-                return Err(own.mismatch(i, other));
-            }
+        for (i, (accepted, given)) in self.accepted.iter().zip(factors.shapes()).enumerate() {
+            accepted.expect_fits(i, given)?;
         }
         self.exchange(stream, factors.table().as_slice(), factors.keep())
     }
@@ -118,7 +116,7 @@ impl<T: Element> FactorSlot<T> {
         self.exchange(stream, none.as_slice(), Arc::clone(&none) as _)
     }
 
-    fn exchange(&mut self, stream: &Stream, table: DeviceSlice<'_, u64>, keep: Kept) -> Result<()> {
+    fn exchange(&mut self, stream: &Stream, table: DeviceSlice<'_, u64>, keep: KeepAlive) -> Result<()> {
         self.device().expect_same("stream", stream.device())?;
         // A replayed exchange could put in an adapter that has been freed.
         let operation = "putting factors into a slot";
@@ -149,12 +147,12 @@ impl<T: Element> FactorSlot<T> {
 
     /// Number of segments of the adapters that the slot accepts.
     pub fn len(&self) -> usize {
-        self.takes.len()
+        self.accepted.len()
     }
 
     /// Whether these adapters have no segments.
     pub fn is_empty(&self) -> bool {
-        self.takes.is_empty()
+        self.accepted.is_empty()
     }
 
     /// The segments of one layer. Panics if `range` is out of bounds.
@@ -182,12 +180,9 @@ impl<T: Element> SlotSegments<'_, T> {
                 actual: self.len,
             });
         }
-        let places = &self.slot.takes[self.first..self.first + self.len];
-        for (i, (segment, place)) in segments.iter().zip(places).enumerate() {
-            let own = Place::of(segment);
-            if !own.takes(place) {
-                return Err(own.mismatch(self.first + i, place));
-            }
+        let accepted = &self.slot.accepted[self.first..self.first + self.len];
+        for (i, (segment, accepted)) in segments.iter().zip(accepted).enumerate() {
+            SegmentShape::of(segment).expect_fits(self.first + i, accepted)?;
         }
         Ok(())
     }

@@ -7,9 +7,9 @@ use bytemuck::Pod;
 
 use crate::device::Device;
 use crate::device::launch::stream::Stream;
-use crate::device::memory::ledger::{Allocation, Kept};
+use crate::device::memory::ledger::{Allocation, KeepAlive};
 use crate::device::memory::slice::{DeviceSlice, DeviceSliceMut};
-use crate::error::{Error, Result};
+use crate::error::{DriverError, Error, Result};
 
 /// An owned array in device memory. It may be dropped while work uses it: the memory is freed afterwards.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl<T: Pod> DeviceBuffer<T> {
     /// graph is replayed.
     ///
     /// # Errors
-    /// [`Error::OutOfDeviceMemory`], or an error of the driver.
+    /// [`DriverError::OutOfMemory`], or an error of the driver.
     pub fn zeros(stream: &Stream, len: usize) -> Result<Self> {
         let mut buffer = Self::allocate(stream.device(), len)?;
         buffer.as_mut_slice().fill(stream, 0)?;
@@ -48,13 +48,14 @@ impl<T: Pod> DeviceBuffer<T> {
     }
 
     fn allocate(device: &Device, len: usize) -> Result<Self> {
-        let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::OutOfDeviceMemory { bytes: usize::MAX })?;
+        let bytes =
+            len.checked_mul(size_of::<T>()).ok_or(Error::Driver(DriverError::OutOfMemory { bytes: usize::MAX }))?;
         Ok(Self { storage: Storage::Owned(Allocation::new(device, bytes)?), len, elements: PhantomData })
     }
 
     /// Keeps `kept` alive as long as this memory may be read, also by graphs, because the memory points to it. Returns
     /// the object that was kept before.
-    pub(crate) fn keep(&mut self, kept: Kept) -> Option<Kept> {
+    pub(crate) fn keep(&mut self, kept: KeepAlive) -> Option<KeepAlive> {
         match &mut self.storage {
             Storage::Owned(allocation) => allocation.kept.replace(kept),
             Storage::Foreign { .. } => unreachable!("memory of others lives as long as they say"),

@@ -31,11 +31,11 @@ struct Orphan {
     born: u64,
     address: u64,
     #[expect(dead_code, reason = "dropped with it")]
-    kept: Option<Kept>,
+    kept: Option<KeepAlive>,
 }
 
 /// An object that must live as long as some memory, because that memory points to it.
-pub(crate) type Kept = Arc<dyn Debug + Send + Sync>;
+pub(crate) type KeepAlive = Arc<dyn Debug + Send + Sync>;
 
 impl State {
     fn tick(&mut self) -> u64 {
@@ -71,7 +71,7 @@ pub(crate) struct Allocation {
     pub(crate) address: u64,
     born: u64,
     /// The object that the contents point to.
-    pub(crate) kept: Option<Kept>,
+    pub(crate) kept: Option<KeepAlive>,
 }
 
 impl Allocation {

@@ -70,6 +70,36 @@ impl Extent {
     }
 }
 
+/// What both kinds of views say about their shape and their memory.
+macro_rules! matrix_accessors {
+    ($lifetime:lifetime) => {
+        /// Number of rows.
+        pub fn rows(&self) -> usize {
+            self.rows
+        }
+
+        /// Number of columns.
+        pub fn cols(&self) -> usize {
+            self.cols
+        }
+
+        /// Distance from one row to the next, in elements.
+        pub fn row_stride(&self) -> usize {
+            self.row_stride
+        }
+
+        /// The device that the matrix is on.
+        pub fn device(&self) -> &$lifetime Device {
+            self.data.device()
+        }
+
+        /// The address of `[0, 0]`, a `CUdeviceptr`.
+        pub fn address(&self) -> u64 {
+            self.data.address()
+        }
+    };
+}
+
 /// A read-only row-major matrix: element `[i, j]` is element `i * row_stride + j` of its slice.
 #[derive(Debug)]
 pub struct DeviceMatrix<'a, T> {
@@ -106,30 +136,7 @@ impl<'a, T: Pod> DeviceMatrix<'a, T> {
         Ok(Self { data, rows, cols, row_stride })
     }
 
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Number of columns.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// Distance from one row to the next, in elements.
-    pub fn row_stride(&self) -> usize {
-        self.row_stride
-    }
-
-    /// The device that the matrix is on.
-    pub fn device(&self) -> &'a Device {
-        self.data.device()
-    }
-
-    /// The address of `[0, 0]`, a `CUdeviceptr`.
-    pub fn address(&self) -> u64 {
-        self.data.address()
-    }
+    matrix_accessors!('a);
 
     /// Whether every row starts and ends at a multiple of 16 bytes, as the fast kernels require.
     pub fn is_aligned(&self) -> bool {
@@ -174,30 +181,7 @@ impl<'a, T: Pod> DeviceMatrixMut<'a, T> {
         Ok(Self { data, rows, cols, row_stride })
     }
 
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Number of columns.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// Distance from one row to the next, in elements.
-    pub fn row_stride(&self) -> usize {
-        self.row_stride
-    }
-
-    /// The device that the matrix is on.
-    pub fn device(&self) -> &'a Device {
-        self.data.device()
-    }
-
-    /// The address of `[0, 0]`, a `CUdeviceptr`.
-    pub fn address(&self) -> u64 {
-        self.data.address()
-    }
+    matrix_accessors!('a);
 
     /// The same matrix, read-only.
     pub fn as_ref(&self) -> DeviceMatrix<'_, T> {

@@ -9,6 +9,31 @@ use crate::device::Device;
 use crate::device::launch::stream::Stream;
 use crate::error::{Error, Result};
 
+/// What both kinds of views say about their memory.
+macro_rules! slice_accessors {
+    ($lifetime:lifetime) => {
+        /// Number of elements.
+        pub fn len(&self) -> usize {
+            self.len
+        }
+
+        /// Whether there are no elements.
+        pub fn is_empty(&self) -> bool {
+            self.len == 0
+        }
+
+        /// The device that the memory is on.
+        pub fn device(&self) -> &$lifetime Device {
+            self.device
+        }
+
+        /// The first element's address, a `CUdeviceptr`.
+        pub fn address(&self) -> u64 {
+            self.address
+        }
+    };
+}
+
 /// A read-only view of elements in device memory.
 #[derive(Debug)]
 pub struct DeviceSlice<'a, T> {
@@ -37,25 +62,7 @@ impl<'a, T: Pod> DeviceSlice<'a, T> {
         Self { device, address, len, elements: PhantomData }
     }
 
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The device that the memory is on.
-    pub fn device(&self) -> &'a Device {
-        self.device
-    }
-
-    /// The first element's address, a `CUdeviceptr`.
-    pub fn address(&self) -> u64 {
-        self.address
-    }
+    slice_accessors!('a);
 
     /// The elements of `range`. Panics if `range` is out of bounds.
     pub fn slice(&self, range: Range<usize>) -> DeviceSlice<'a, T> {
@@ -109,25 +116,7 @@ impl<'a, T: Pod> DeviceSliceMut<'a, T> {
         Self { device, address, len, elements: PhantomData }
     }
 
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The device that the memory is on.
-    pub fn device(&self) -> &'a Device {
-        self.device
-    }
-
-    /// The first element's address, a `CUdeviceptr`.
-    pub fn address(&self) -> u64 {
-        self.address
-    }
+    slice_accessors!('a);
 
     /// The same elements, read-only.
     pub fn as_ref(&self) -> DeviceSlice<'_, T> {

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 /// Device memory for launches: a ticket counter, T with its flags, partial sums and their arrival counters.
 ///
 /// Every launch leaves the workspace ready for the next launch, of any plan that the workspace has room for. Launches
-/// that share a workspace must be ordered, as they are on one stream. After a [`KernelFault`](Error::KernelFault), call
+/// that share a workspace must be ordered, as they are on one stream. After a [fault](crate::LaunchError::Fault), call
 /// [`reset`](Self::reset).
 #[derive(Debug)]
 pub struct Workspace {

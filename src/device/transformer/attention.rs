@@ -4,15 +4,18 @@ use std::marker::PhantomData;
 
 use crate::abi::LoraAttention;
 use crate::device::Device;
+#[cfg(doc)]
 use crate::device::launch::kernel::Kernel;
-use crate::device::launch::planned_kernel::PlannedKernel;
+use crate::device::launch::planned_kernel::{PlannedKernel, planned_kernel_methods};
 use crate::device::launch::stream::Stream;
-use crate::device::lora::layer::expect_operand;
-use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
+use crate::device::lora::layer::{expect_operand, expect_vector};
+use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut};
 use crate::device::memory::slice::DeviceSlice;
 use crate::device::memory::workspace::Workspace;
 use crate::dtype::Element;
-use crate::error::{Error, Result};
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
 use crate::plan::transformer::attention::{AttentionPlan, AttentionProblem, AttentionShape};
 use crate::{ComputePath, WorkspaceLayout};
 
@@ -53,6 +56,13 @@ impl<T: Element> AttentionMemory<'_, T> {
             Self::Cache { keys, values, .. } => Some([("keys", keys.as_ref()), ("values", values.as_ref())]),
         }
     }
+}
+
+/// Options of an attention's plan, besides its shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AttentionOptions {
+    /// Whether CUDA cores or matrix instructions multiply.
+    pub path: ComputePath,
 }
 
 /// Attention of one shape: planned once, its kernel loaded once, then launched any number of times. A call is one
@@ -96,40 +106,31 @@ impl<T: Element> Attention<T> {
     /// # Errors
     /// As [`AttentionPlan::new`] and [`Device::kernel`].
     pub fn new(device: &Device, shape: &AttentionShape) -> Result<Self> {
-        Self::with_path(device, shape, ComputePath::Auto)
+        Self::with_options(device, shape, AttentionOptions::default())
     }
 
-    /// As [`new`](Self::new), on CUDA cores or on matrix instructions as asked.
+    /// As [`new`](Self::new), with options.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_path(device: &Device, shape: &AttentionShape, path: ComputePath) -> Result<Self> {
+    pub fn with_options(device: &Device, shape: &AttentionShape, options: AttentionOptions) -> Result<Self> {
         let properties = device.properties();
         let plan = AttentionPlan::new(&AttentionProblem {
             shape: *shape,
             dtype: T::DTYPE,
             multiprocessors: properties.multiprocessors as usize,
             compute_capability: properties.compute_capability,
-            path,
+            path: options.path,
         })?;
         let kernel = PlannedKernel::find(device, &plan.launch)?;
         Ok(Self { kernel, plan, dtype: PhantomData })
     }
 
-    /// As [`Forward::with_dependent_launch`](crate::device::Forward::with_dependent_launch).
-    #[must_use]
-    pub fn with_dependent_launch(self) -> Self {
-        Self { kernel: self.kernel.with_dependent_launch(), ..self }
-    }
+    planned_kernel_methods!();
 
     /// The plan of the launch.
     pub fn plan(&self) -> &AttentionPlan {
         &self.plan
-    }
-
-    /// The kernel that is launched.
-    pub fn kernel(&self) -> &Kernel {
-        self.kernel.as_kernel()
     }
 
     /// The layout that a [`Workspace`] must have room for.
@@ -189,14 +190,7 @@ impl<T: Element> Attention<T> {
             list.push((operand, matrix.extent()));
         }
         if let AttentionMemory::Cache { lengths, .. } = memory {
-            device.expect_same("lengths", lengths.device())?;
-            if lengths.len() != shape.sequences {
-                let (expected, actual) = (shape.sequences, lengths.len());
-                return Err(Error::LengthMismatch { operand: "lengths", expected, actual });
-            }
-            let extent = Extent::of_slice(lengths);
-            extent.expect_aligned("lengths", extent.element)?;
-            read.push(("lengths", extent));
+            read.push(("lengths", expect_vector(device, "lengths", lengths, shape.sequences)?));
         }
         workspace.expect_serves(device, self.plan.workspace)?;
         written.push(("the workspace", workspace.extent()));

@@ -4,15 +4,18 @@ use std::marker::PhantomData;
 
 use crate::abi::LoraEmbedding;
 use crate::device::Device;
+#[cfg(doc)]
 use crate::device::launch::kernel::Kernel;
-use crate::device::launch::planned_kernel::PlannedKernel;
+use crate::device::launch::planned_kernel::{PlannedKernel, planned_kernel_methods};
 use crate::device::launch::stream::Stream;
-use crate::device::lora::layer::expect_operand;
-use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
+use crate::device::lora::layer::{expect_operand, expect_vector};
+use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut};
 use crate::device::memory::slice::DeviceSlice;
 use crate::device::transformer::layer_norm::DeviceNorm;
 use crate::dtype::Element;
-use crate::error::{Error, Result};
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
 use crate::plan::transformer::rows::RowPlan;
 
 /// The ids to embed, and the embedding tables.
@@ -67,20 +70,11 @@ impl<T: Element> Embedding<T> {
         Ok(Self { kernel, plan, rows, width, dtype: PhantomData })
     }
 
-    /// As [`Forward::with_dependent_launch`](crate::device::Forward::with_dependent_launch).
-    #[must_use]
-    pub fn with_dependent_launch(self) -> Self {
-        Self { kernel: self.kernel.with_dependent_launch(), ..self }
-    }
+    planned_kernel_methods!();
 
     /// The plan of the launch.
     pub fn plan(&self) -> &RowPlan {
         &self.plan
-    }
-
-    /// The kernel that is launched.
-    pub fn kernel(&self) -> &Kernel {
-        self.kernel.as_kernel()
     }
 
     /// Issues one launch to a stream. The call allocates no device memory and does not wait, so it can be captured in a
@@ -112,13 +106,7 @@ impl<T: Element> Embedding<T> {
             read.push((operand, table.extent()));
         }
         for (operand, vector) in [("ids", input.ids), ("places", input.places)] {
-            device.expect_same(operand, vector.device())?;
-            let extent = Extent::of_slice(&vector);
-            extent.expect_aligned(operand, size_of::<u32>())?;
-            if vector.len() != self.rows {
-                return Err(Error::LengthMismatch { operand, expected: self.rows, actual: vector.len() });
-            }
-            read.push((operand, extent));
+            read.push((operand, expect_vector(device, operand, &vector, self.rows)?));
         }
         let expect_output = |operand, matrix: &DeviceMatrix<'_, T>| {
             expect_operand(device, operand, matrix)?;

@@ -4,14 +4,17 @@ use std::marker::PhantomData;
 
 use crate::abi::LoraLayerNorm;
 use crate::device::Device;
+#[cfg(doc)]
 use crate::device::launch::kernel::Kernel;
-use crate::device::launch::planned_kernel::PlannedKernel;
+use crate::device::launch::planned_kernel::{PlannedKernel, planned_kernel_methods};
 use crate::device::launch::stream::Stream;
-use crate::device::lora::layer::expect_operand;
+use crate::device::lora::layer::{expect_operand, expect_vector};
 use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut, Extent};
 use crate::device::memory::slice::DeviceSlice;
 use crate::dtype::Element;
-use crate::error::{Error, Result};
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
 use crate::plan::transformer::rows::RowPlan;
 
 /// LayerNorm's parameters, f32 for every type of the rows.
@@ -28,15 +31,9 @@ pub struct DeviceNorm<'a> {
 impl DeviceNorm<'_> {
     /// Checks that both vectors are on the device and as long as a row. Returns their names and their memory.
     pub(crate) fn validate(&self, device: &Device, width: usize) -> Result<[(&'static str, Extent); 2]> {
-        let operands = [("norm weight", &self.weight), ("norm bias", &self.bias)];
-        for (operand, vector) in operands {
-            device.expect_same(operand, vector.device())?;
-            Extent::of_slice(vector).expect_aligned(operand, size_of::<f32>())?;
-            if vector.len() != width {
-                return Err(Error::LengthMismatch { operand, expected: width, actual: vector.len() });
-            }
-        }
-        Ok(operands.map(|(operand, vector)| (operand, Extent::of_slice(vector))))
+        let weight = expect_vector(device, "norm weight", &self.weight, width)?;
+        let bias = expect_vector(device, "norm bias", &self.bias, width)?;
+        Ok([("norm weight", weight), ("norm bias", bias)])
     }
 }
 
@@ -66,20 +63,11 @@ impl<T: Element> LayerNorm<T> {
         Ok(Self { kernel, plan, rows, width, dtype: PhantomData })
     }
 
-    /// As [`Forward::with_dependent_launch`](crate::device::Forward::with_dependent_launch).
-    #[must_use]
-    pub fn with_dependent_launch(self) -> Self {
-        Self { kernel: self.kernel.with_dependent_launch(), ..self }
-    }
+    planned_kernel_methods!();
 
     /// The plan of the launch.
     pub fn plan(&self) -> &RowPlan {
         &self.plan
-    }
-
-    /// The kernel that is launched.
-    pub fn kernel(&self) -> &Kernel {
-        self.kernel.as_kernel()
     }
 
     /// Issues one launch to a stream. The call allocates no device memory and does not wait, so it can be captured in a

@@ -4,8 +4,9 @@ use std::marker::PhantomData;
 
 use crate::abi::{self, LoraPointwise};
 use crate::device::Device;
+#[cfg(doc)]
 use crate::device::launch::kernel::Kernel;
-use crate::device::launch::planned_kernel::PlannedKernel;
+use crate::device::launch::planned_kernel::{PlannedKernel, planned_kernel_methods};
 use crate::device::launch::stream::Stream;
 use crate::device::lora::layer::{activation_code, expect_operand};
 use crate::device::memory::matrix::{DeviceMatrix, DeviceMatrixMut};
@@ -13,6 +14,7 @@ use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::lora::Activation;
 use crate::plan::LaunchShape;
+use crate::plan::problem::expect_elements;
 
 /// `y = act(y + scale·added)` for `[rows, cols]`: the kernel is loaded once, then launched any number of times.
 ///
@@ -30,12 +32,10 @@ impl<T: Element> Pointwise<T> {
     /// Plans launches for matrices of this shape.
     ///
     /// # Errors
-    /// [`Error::EmptyProblem`], [`Error::TooLarge`] if the grid would have 2³¹ blocks or more, and as
+    /// [`Error::EmptyOperand`], [`Error::TooLarge`] if the grid would have 2³¹ blocks or more, and as
     /// [`Device::kernel`].
     pub fn new(device: &Device, rows: usize, cols: usize) -> Result<Self> {
-        if rows == 0 || cols == 0 {
-            return Err(Error::EmptyProblem { tokens: rows, d_in: cols, d_out: cols });
-        }
+        expect_elements("y", [rows, cols])?;
         let row_ctas = cols.div_ceil(abi::LORA_POINTWISE_THREADS as usize * 16 / T::DTYPE.size());
         let ctas = rows.saturating_mul(row_ctas);
         let Ok(grid) = i32::try_from(ctas) else { return Err(Error::TooLarge { operand: "y", value: ctas }) };
@@ -47,16 +47,7 @@ impl<T: Element> Pointwise<T> {
         Ok(Self { kernel, rows, cols, row_ctas: row_ctas as u32, dtype: PhantomData })
     }
 
-    /// As [`Forward::with_dependent_launch`](crate::device::Forward::with_dependent_launch).
-    #[must_use]
-    pub fn with_dependent_launch(self) -> Self {
-        Self { kernel: self.kernel.with_dependent_launch(), ..self }
-    }
-
-    /// The kernel that is launched.
-    pub fn kernel(&self) -> &Kernel {
-        self.kernel.as_kernel()
-    }
+    planned_kernel_methods!();
 
     /// Issues one launch. `added` is a matrix `[rows, cols]` and its scale, or `None`.
     ///

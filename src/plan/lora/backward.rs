@@ -48,13 +48,13 @@ pub struct BackwardPlan {
 
 impl BackwardPlan {
     /// # Errors
-    /// As [`ForwardPlan::input_gradient`] and [`GradientsPlan::new`]; [`Error::EmptyProblem`] if nothing is wanted.
+    /// As [`ForwardPlan::input_gradient`] and [`GradientsPlan::new`]; [`Error::NothingWanted`] if nothing is wanted.
     pub fn new(problem: &BackwardProblem<'_>) -> Result<Self> {
         let &BackwardProblem { tokens, d_in, d_out, layout, dtype, segments, aligned, .. } = problem;
         let &BackwardProblem { multiprocessors, compute_capability, path, dx, bias, .. } = problem;
         let ranks: Vec<_> = segments.iter().map(|segment| segment.rank).collect();
         if !dx && !bias && segments.is_empty() {
-            return Err(Error::EmptyProblem { tokens, d_in, d_out });
+            return Err(Error::NothingWanted);
         }
         let layer = LayerProblem {
             tokens,
@@ -159,6 +159,6 @@ mod tests {
             assert_eq!([plan.input.is_some(), plan.gradients.is_some()], launches, "{plan}");
         }
         let nothing = BackwardPlan::new(&BackwardProblem { dx: false, ..problem(&[]) });
-        assert_eq!(nothing, Err(Error::EmptyProblem { tokens: 256, d_in: 1024, d_out: 3072 }));
+        assert_eq!(nothing, Err(Error::NothingWanted));
     }
 }

@@ -140,7 +140,7 @@ mod tests {
         assert!(matches!(plan(17, false), Plan::Forward(_)));
         assert!(matches!(plan(1, true), Plan::Forward(_)));
         let refused = Plan::new(&LayerProblem { tokens: 0, ..PROBLEM }, false);
-        assert_eq!(refused, Err(Error::EmptyProblem { tokens: 0, d_in: 1024, d_out: 512 }));
+        assert_eq!(refused, Err(Error::EmptyOperand { operand: "x", shape: [0, 1024] }));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! | folder or file | kernels |
 //! |---|---|
+//! | `tiles.rs` | the tiles that all of them are compiled for |
 //! | `choice.rs` | [`Plan`]: a decode or a forward kernel |
 //! | `decode/` | `decode_*`: 1 to 16 tokens |
 //! | `forward/` | `forward_*`: any number of tokens |
@@ -18,6 +19,7 @@ pub(crate) mod forward;
 pub(crate) mod gradients;
 pub(crate) mod merge;
 pub(crate) mod product;
+pub(crate) mod tiles;
 
 pub use backward::{BackwardPlan, BackwardProblem};
 pub use choice::Plan;

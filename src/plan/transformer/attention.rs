@@ -8,7 +8,7 @@ use crate::abi::{self, LoraAttention};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::plan::launch::LaunchShape;
-use crate::plan::problem::ComputePath;
+use crate::plan::problem::{ComputePath, expect_elements};
 use crate::plan::workspace::WorkspaceLayout;
 
 /// The largest head.
@@ -49,18 +49,11 @@ impl AttentionShape {
         if head_size == 0 || head_size > MAX_HEAD_SIZE {
             return Err(Error::HeadSizeOutOfRange { head_size, max: MAX_HEAD_SIZE });
         }
-        if sequences == 0 || tokens == 0 || heads == 0 {
-            let d = heads.saturating_mul(head_size);
-            return Err(Error::EmptyProblem {
-                tokens: sequences.saturating_mul(tokens),
-                d_in: d.saturating_mul(3),
-                d_out: d,
-            });
-        }
+        let columns = heads.saturating_mul(3 * head_size);
+        expect_elements("qkv", [sequences.saturating_mul(tokens), columns])?;
         if !scale.is_finite() {
             return Err(Error::ScaleNotFinite { scale });
         }
-        let columns = heads.saturating_mul(3 * head_size);
         for (operand, value) in [
             ("qkv", sequences.saturating_mul(tokens).max(columns)),
             ("a head's keys", capacity.saturating_add(tokens)),
@@ -158,7 +151,7 @@ impl AttentionPlan {
     /// A decode for one token a sequence, else a prefill.
     ///
     /// # Errors
-    /// [`Error::HeadSizeOutOfRange`], [`Error::EmptyProblem`], [`Error::ScaleNotFinite`], [`Error::TooLarge`] if kernels cannot
+    /// [`Error::HeadSizeOutOfRange`], [`Error::EmptyOperand`], [`Error::ScaleNotFinite`], [`Error::TooLarge`] if kernels cannot
     /// count a dimension, [`Error::NoMatrixInstructions`] if they are asked for in vain.
     pub fn new(problem: &AttentionProblem) -> Result<Self> {
         let shape = problem.shape;
@@ -415,7 +408,7 @@ mod tests {
             AttentionShape { tokens: 0, ..SHAPE },
             AttentionShape { heads: 0, ..SHAPE },
         ] {
-            assert!(matches!(auto(shape), Error::EmptyProblem { .. }));
+            assert!(matches!(auto(shape), Error::EmptyOperand { .. }));
         }
         assert!(matches!(auto(AttentionShape { scale: f32::NAN, ..SHAPE }), Error::ScaleNotFinite { .. }));
         for (shape, operand) in [

@@ -6,6 +6,7 @@ use crate::abi;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::plan::launch::LaunchShape;
+use crate::plan::problem::expect_elements;
 
 /// Threads of a warp.
 const WARP: usize = 32;
@@ -31,7 +32,7 @@ impl RowPlan {
     /// LayerNorm of `rows` rows of `width` elements.
     ///
     /// # Errors
-    /// [`Error::EmptyProblem`]; [`Error::TooLarge`] for more rows than a launch can have CTAs.
+    /// [`Error::EmptyOperand`]; [`Error::TooLarge`] for more rows than a launch can have CTAs.
     pub fn layer_norm(rows: usize, width: usize, dtype: DType, multiprocessors: usize) -> Result<Self> {
         Self::new("lora_layer_norm", 2, [rows, width], dtype, multiprocessors)
     }
@@ -52,9 +53,7 @@ impl RowPlan {
         dtype: DType,
         multiprocessors: usize,
     ) -> Result<Self> {
-        if rows == 0 || width == 0 {
-            return Err(Error::EmptyProblem { tokens: rows, d_in: width, d_out: width });
-        }
+        expect_elements("x", [rows, width])?;
         for value in [rows, width] {
             if value > i32::MAX as usize {
                 return Err(Error::TooLarge { operand: "x", value });
@@ -127,7 +126,7 @@ mod tests {
 
     #[test]
     fn nothing_and_too_much_are_not_planned() {
-        let empty = Error::EmptyProblem { tokens: 0, d_in: 8, d_out: 8 };
+        let empty = Error::EmptyOperand { operand: "x", shape: [0, 8] };
         assert_eq!(RowPlan::embedding(0, 8, DType::F32, 1), Err(empty));
         let wide = RowPlan::layer_norm(1, 1 << 31, DType::F32, 1);
         assert_eq!(wide, Err(Error::TooLarge { operand: "x", value: 1 << 31 }));

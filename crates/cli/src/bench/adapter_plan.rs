@@ -1,6 +1,7 @@
 //! The launches of a bottleneck adapter after a layer on a device.
 
-use fused_lora::device::{Adapter, Device, DeviceBuffer, DeviceMatrix, DeviceResidual, LayerNorm, Stream, Workspace};
+use fused_lora::device::{Adapter, Device, DeviceBuffer, DeviceMatrix, LayerNorm, Stream, Workspace};
+use fused_lora::lora::Residual;
 use fused_lora::{Element, WorkspaceLayout};
 
 use super::device::{AdapterCopy, output_view};
@@ -50,11 +51,11 @@ impl<T: Element> AdapterPlan<T> {
         workspace: &mut Workspace,
     ) -> fused_lora::Result<()> {
         let d = copy.adapter.d;
-        let (mut adds_input, mut residual) = (true, DeviceResidual::None);
+        let (mut adds_input, mut residual) = (true, Residual::None);
         if let (Some(planned), Some(norm)) = (&self.norm, copy.norm()) {
             let x = DeviceMatrix::new(y.slice(0..tokens * d), tokens, d)?;
             planned.launch(stream, x, &norm, output_view(between, tokens, d)?)?;
-            (adds_input, residual) = (false, DeviceResidual::InPlace);
+            (adds_input, residual) = (false, Residual::InPlace);
         }
         let x = DeviceMatrix::new(between.slice(0..tokens * d), tokens, d)?;
         self.adapter.launch(stream, &copy.view()?, x, adds_input, residual, output_view(y, tokens, d)?, workspace)

@@ -4,9 +4,7 @@ use std::cell::RefCell;
 
 use anyhow::Result;
 use fused_lora::abi::{LORA_READ_THREADS, LoraRead};
-use fused_lora::device::{
-    Device, DeviceBuffer, DeviceMatrix, DeviceResidual, Forward, LaunchConfig, Stream, Workspace,
-};
+use fused_lora::device::{Device, DeviceBuffer, DeviceMatrix, Forward, LaunchConfig, Stream, Workspace};
 use fused_lora::lora::Layout;
 use fused_lora::{ComputePath, Element, Error};
 use fused_lora_gpt2::Random;
@@ -161,7 +159,7 @@ impl<'a, T: Element> Comparison<'a, T> {
             self.copies[copy].with_layer(case, adapted, |layer| {
                 let x = DeviceMatrix::new(activations.x.slice(0..x_len), case.tokens, case.d_in)?;
                 let y = output_view(&activations.y, case.tokens, case.d_out)?;
-                plan.launch(stream, layer, x, DeviceResidual::None, y, &mut workspace.borrow_mut())
+                plan.launch(stream, layer, x, y, &mut workspace.borrow_mut())
             })
         };
         Ok(self.variant(name, adapted, plan.plan().to_string(), Box::new(issue)))
@@ -184,7 +182,7 @@ impl<'a, T: Element> Comparison<'a, T> {
             let at = plan.layer_output(&activations.y, self.between);
             self.copies[copy].with_layer(case, false, |layer| {
                 let y = output_view(at, case.tokens, case.d_out)?;
-                base.launch(stream, layer, x, DeviceResidual::None, y, &mut workspace)
+                base.launch(stream, layer, x, y, &mut workspace)
             })?;
             plan.launch(stream, &copies[copy], case.tokens, &activations.y, self.between, &mut workspace)
         };

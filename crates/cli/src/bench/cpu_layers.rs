@@ -88,7 +88,7 @@ impl<W: Element> LayerCopies<W> {
             b: MatrixRef::new(self.b.copy(copy), d_out, rank)?,
             scale: SCALE,
         }];
-        let weight = Weight::new(MatrixRef::new(self.weight.copy(copy), rows, cols)?, layout);
+        let weight = Weight { matrix: MatrixRef::new(self.weight.copy(copy), rows, cols)?, layout };
         work(&LoraLinear { weight, bias: None, segments: &segments })
     }
 
@@ -103,7 +103,7 @@ impl<W: Element> LayerCopies<W> {
         let Adapter { d, width, .. } = copies.adapter;
         let weight = |data, d_in, d_out| {
             let [rows, cols] = Case { d_in, d_out, ..self.case }.stored();
-            MatrixRef::new(data, rows, cols).map(|stored| Weight::new(stored, self.case.layout))
+            MatrixRef::new(data, rows, cols).map(|matrix| Weight { matrix, layout: self.case.layout })
         };
         work(&Bottleneck {
             norm: copies.norm.as_ref().map(|[weight, bias]| LayerNorm {
@@ -201,7 +201,7 @@ mod tests {
                 layers
                     .with_layer(copy, |layer| {
                         assert_eq!((layer.d_in(), layer.d_out(), layer.total_rank()), (3, 5, 2));
-                        Ok(layer.weight.matrix().data().as_ptr() as usize)
+                        Ok(layer.weight.matrix.data().as_ptr() as usize)
                     })
                     .unwrap()
             })

@@ -214,10 +214,12 @@ impl Product<'_> {
                 stream.as_raw().cast(),
             )
         }
-        .map_err(|error| fused_lora::Error::Driver {
-            operation: "cublasLtMatmul",
-            code: error.0 as u32,
-            reason: error.to_string(),
+        .map_err(|error| {
+            fused_lora::Error::Driver(fused_lora::DriverError::Refused {
+                operation: "cublasLtMatmul",
+                code: error.0 as u32,
+                reason: error.to_string(),
+            })
         })
     }
 }

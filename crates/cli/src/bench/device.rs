@@ -50,7 +50,6 @@ impl<T: Element> LayerCopy<T> {
             layout: case.layout,
             bias: None,
             segments: if adapted { &segments } else { &[] },
-            activation: Activation::Identity,
         })
     }
 }

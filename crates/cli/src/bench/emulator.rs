@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use fused_lora::device::{
-    Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceResidual, EmulatorConfig, Forward, ForwardOptions,
-    LaunchCounters, Stream, Workspace,
+    Device, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, EmulatorConfig, Forward, ForwardOptions, LaunchCounters,
+    Stream, Workspace,
 };
 use fused_lora::{Element, Error};
 use fused_lora_gpt2::Random;
@@ -128,7 +128,7 @@ fn count<T: Element>(
         let mut workspace = Workspace::new(stream, forward.workspace())?;
         let x = DeviceMatrix::new(x.as_slice(), tokens, d_in)?;
         let y = DeviceMatrixMut::new(y.as_mut_slice(), tokens, d_out)?;
-        forward.launch(stream, layer, x, DeviceResidual::None, y, &mut workspace)
+        forward.launch(stream, layer, x, y, &mut workspace)
     })?;
     let counters = stream.device().take_counters().unwrap_or_default();
     let plan = forward.plan();

@@ -5,10 +5,10 @@ use std::ops::Range;
 use fused_lora::Element;
 use fused_lora::WorkspaceLayout;
 use fused_lora::device::{
-    Adapter, Attention, AttentionMemory, Device, DeviceMatrix, DeviceResidual, DeviceSlice, DeviceSliceMut, LayerNorm,
-    MergeRecord, Stream, Workspace,
+    Adapter, Attention, AttentionMemory, Device, DeviceMatrix, DeviceSlice, DeviceSliceMut, LayerNorm,
+    MergeReportBuffer, Stream, Workspace,
 };
-use fused_lora::lora::Activation;
+use fused_lora::lora::{Activation, Residual};
 use fused_lora::plan::transformer::AttentionShape;
 
 use super::adapters::{DeviceAdapters, DeviceBottleneck};
@@ -144,7 +144,7 @@ impl<W: Element> Block<W> {
         inputs: &mut PassInputs<'_, W>,
         context: &BlockContext<'_, W>,
         parts: &mut Parts<'_, W>,
-        record: &mut MergeRecord,
+        report: &mut MergeReportBuffer,
         workspace: &mut Workspace,
     ) -> Result<()> {
         let &BlockContext { index, sequences, length, norm, lengths } = context;
@@ -153,7 +153,7 @@ impl<W: Element> Block<W> {
         let (d, rows, epsilon) = (config.d_model, sequences * length, config.layer_norm_epsilon);
         let named = |what: &'static str| move |source| Error::Layer { what: format!("h.{index}.{what}"), source };
         let Parts { x, second_x, normed, qkv_or_hidden, t, low_rank_product, delta, zeros, .. } = parts;
-        let mut scratch = Scratch { t, low_rank_product, delta, zeros, record, workspace };
+        let mut scratch = Scratch { t, low_rank_product, delta, zeros, report, workspace };
         let projections = Projections { planned: &self.projections, stream, model, adapters, index };
 
         projections.launch(Projection::Qkv, matrix(normed, rows, d)?, false, qkv_or_hidden, &mut scratch)?;
@@ -182,7 +182,7 @@ impl<W: Element> Block<W> {
                 projections.launch(Projection::AttnOut, attended, false, second_x, &mut scratch)?;
                 let (s, x) = (matrix(second_x, rows, d)?, matrix_mut(x, rows, d)?);
                 planned
-                    .launch(stream, &adapter.view()?, s, true, DeviceResidual::InPlace, x, scratch.workspace)
+                    .launch(stream, &adapter.view()?, s, true, Residual::InPlace, x, scratch.workspace)
                     .map_err(named("adapter_attn"))?;
             }
         }
@@ -197,7 +197,7 @@ impl<W: Element> Block<W> {
                 projections.launch(Projection::MlpOut, hidden, false, second_x, &mut scratch)?;
                 let (s, x) = (matrix(second_x, rows, d)?, matrix_mut(x, rows, d)?);
                 planned
-                    .launch(stream, &adapter.view()?, s, true, DeviceResidual::InPlace, x, scratch.workspace)
+                    .launch(stream, &adapter.view()?, s, true, Residual::InPlace, x, scratch.workspace)
                     .map_err(named("adapter_mlp"))?;
             }
         }
@@ -207,10 +207,10 @@ impl<W: Element> Block<W> {
             let launched = if let Some(own) = adapter.norm(epsilon) {
                 norm.launch(stream, matrix(x, rows, d)?, &own, matrix_mut(normed, rows, d)?)?;
                 let (input, x) = (matrix(normed, rows, d)?, matrix_mut(x, rows, d)?);
-                planned.launch(stream, &view, input, false, DeviceResidual::InPlace, x, scratch.workspace)
+                planned.launch(stream, &view, input, false, Residual::InPlace, x, scratch.workspace)
             } else {
                 let (input, y) = (matrix(x, rows, d)?, matrix_mut(second_x, rows, d)?);
-                let launched = planned.launch(stream, &view, input, true, DeviceResidual::None, y, scratch.workspace);
+                let launched = planned.launch(stream, &view, input, true, Residual::None, y, scratch.workspace);
                 std::mem::swap(x, second_x);
                 launched
             };

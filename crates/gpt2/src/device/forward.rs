@@ -2,8 +2,8 @@
 
 use fused_lora::Element;
 use fused_lora::device::{
-    DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceResidual, Embedding, EmbeddingInput, Forward, Graph, LayerNorm,
-    MergeRecord, Stream, Workspace,
+    DeviceBuffer, DeviceMatrix, DeviceMatrixMut, Embedding, EmbeddingInput, Forward, Graph, LayerNorm,
+    MergeReportBuffer, Stream, Workspace,
 };
 
 use super::adapters::DeviceAdapters;
@@ -31,7 +31,7 @@ pub struct DeviceForward<W> {
     lm_head: Option<Forward<W>>,
     arena: Arena<W>,
     workspace: Workspace,
-    record: MergeRecord,
+    report: MergeReportBuffer,
     /// Token ids, their positions, and the number of keys that each sequence has.
     inputs: DeviceBuffer<u32>,
     /// The same on the host, before the copy.
@@ -110,7 +110,7 @@ impl<W: Element> DeviceForward<W> {
             lm_head,
             arena: Arena::new(stream, sizes)?,
             workspace: Workspace::new(stream, workspace)?,
-            record: MergeRecord::new(stream)?,
+            report: MergeReportBuffer::new(stream)?,
             inputs: DeviceBuffer::zeros(stream, 2 * rows + sequences)?,
             host_inputs: vec![],
             first_sequence: 0,
@@ -335,7 +335,7 @@ impl<W: Element> DeviceForward<W> {
 
         for (index, block) in self.blocks.iter().enumerate() {
             let context = BlockContext { index, sequences, length, norm: &self.norm, lengths };
-            block.issue(stream, pass, &context, &mut parts, &mut self.record, &mut self.workspace)?;
+            block.issue(stream, pass, &context, &mut parts, &mut self.report, &mut self.workspace)?;
         }
         if let Some(lm_head) = &self.lm_head {
             let prefix_rows = length - tokens;
@@ -356,9 +356,7 @@ impl<W: Element> DeviceForward<W> {
                 stride,
             )?;
             let layer = model.lm_head()?;
-            lm_head
-                .launch(stream, &layer, x, DeviceResidual::None, logits, &mut self.workspace)
-                .map_err(named("lm_head"))?;
+            lm_head.launch(stream, &layer, x, logits, &mut self.workspace).map_err(named("lm_head"))?;
         }
         Ok(())
     }

@@ -3,10 +3,10 @@
 use fused_lora::Element;
 use fused_lora::WorkspaceLayout;
 use fused_lora::device::{
-    Device, DeviceInput, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceResidual, DeviceSegment, DeviceSliceMut,
-    Forward, Merge, MergeRecord, Pointwise, SlotSegments, Stream, Workspace,
+    Device, DeviceInput, DeviceLora, DeviceMatrix, DeviceMatrixMut, DeviceOutput, DeviceSegment, DeviceSliceMut,
+    Forward, Merge, MergeReportBuffer, Pointwise, SlotSegments, Stream, Workspace,
 };
-use fused_lora::lora::{Activation, Layout};
+use fused_lora::lora::{Activation, Epilogue, Layout, Residual};
 
 use super::arena::{PartSizes, matrix, matrix_mut};
 use super::weights::DeviceLinear;
@@ -62,7 +62,7 @@ pub(super) struct Scratch<'p, 'a, W> {
     pub(super) low_rank_product: &'p mut DeviceSliceMut<'a, W>,
     pub(super) delta: &'p mut DeviceSliceMut<'a, W>,
     pub(super) zeros: &'p DeviceSliceMut<'a, W>,
-    pub(super) record: &'p mut MergeRecord,
+    pub(super) report: &'p mut MergeReportBuffer,
     pub(super) workspace: &'p mut Workspace,
 }
 
@@ -77,10 +77,10 @@ impl<W: Element> PlannedProjection<W> {
     ) -> fused_lora::Result<Self> {
         let (d_in, d_out) = linear.shape();
         if segments.is_empty() || mode == LoraMode::Fused {
-            let layer = Forward::new(device, &linear.layer(segments, activation)?, rows)?;
+            let layer = Forward::new(device, &linear.layer(segments)?, rows)?;
             return Ok(Self { layer, low_rank_product: UnfusedLora::None, activation: None });
         }
-        let layer = Forward::new(device, &linear.layer(&[], Activation::Identity)?, rows)?;
+        let layer = Forward::new(device, &linear.layer(&[])?, rows)?;
         let low_rank_product = if mode == LoraMode::DenseDelta {
             let product = Forward::new(device, &product_layer(linear.weight()?, Layout::InOut), rows)?;
             let delta = Merge::new(device, d_in, d_out, Layout::InOut)?;
@@ -168,24 +168,25 @@ impl<W: Element> PlannedProjection<W> {
     ) -> fused_lora::Result<()> {
         let &ProjectionCall { linear, segments, slot, activation, adds } = call;
         let (rows, (_, d_out)) = (x.rows(), linear.shape());
-        let residual = if adds { DeviceResidual::InPlace } else { DeviceResidual::None };
-        let Scratch { t, low_rank_product, delta, zeros, record, workspace } = scratch;
-        let (layer, slot) = match &self.low_rank_product {
-            UnfusedLora::None => (linear.layer(segments, activation)?, slot),
-            _ => (linear.layer(&[], Activation::Identity)?, None),
+        let residual = if adds { Residual::InPlace } else { Residual::None };
+        let Scratch { t, low_rank_product, delta, zeros, report, workspace } = scratch;
+        let (segments_inside, slot, activation) = match &self.low_rank_product {
+            UnfusedLora::None => (segments, slot, activation),
+            _ => (&[][..], None, Activation::Identity),
         };
-        let input = DeviceInput { slot, ..x.into() };
-        self.layer.launch(stream, &layer, input, residual, matrix_mut(y, rows, d_out)?, workspace)?;
+        let (layer, input) = (linear.layer(segments_inside)?, DeviceInput { slot, ..x.into() });
+        let epilogue = Epilogue { activation, residual };
+        let output = DeviceOutput { epilogue, ..matrix_mut(y, rows, d_out)?.into() };
+        self.layer.launch(stream, &layer, input, output, workspace)?;
         match &self.low_rank_product {
             UnfusedLora::None => {}
             UnfusedLora::SequentialProducts(products) => {
                 for (SequentialProducts { shrink, expand, add }, segment) in products.iter().zip(segments) {
                     let (rank, cols) = (segment.a.rows(), segment.columns.len());
                     let (a, b) = (product_layer(segment.a, Layout::OutIn), product_layer(segment.b, Layout::OutIn));
-                    let none = DeviceResidual::None;
-                    shrink.launch(stream, &a, x, none, matrix_mut(t, rows, rank)?, workspace)?;
+                    shrink.launch(stream, &a, x, matrix_mut(t, rows, rank)?, workspace)?;
                     let product = matrix_mut(low_rank_product, rows, cols)?;
-                    expand.launch(stream, &b, matrix(t, rows, rank)?, none, product, workspace)?;
+                    expand.launch(stream, &b, matrix(t, rows, rank)?, product, workspace)?;
                     let added = (matrix(low_rank_product, rows, cols)?, segment.scale);
                     let part = y.slice_mut(segment.columns.start..rows * d_out - (d_out - segment.columns.end));
                     let part = DeviceMatrixMut::with_stride(part, rows, cols, d_out)?;
@@ -196,9 +197,11 @@ impl<W: Element> PlannedProjection<W> {
                 let DenseDelta { delta: merge, product } = &**dense;
                 let (d_in, d_out) = linear.shape();
                 let zeros = matrix(zeros, d_in, d_out)?;
-                merge.merge_into(stream, zeros, matrix_mut(delta, d_in, d_out)?, segments, record)?;
+                merge.merge_into(stream, zeros, matrix_mut(delta, d_in, d_out)?, segments, report)?;
                 let delta = product_layer(matrix(delta, d_in, d_out)?, Layout::InOut);
-                product.launch(stream, &delta, x, DeviceResidual::InPlace, matrix_mut(y, rows, d_out)?, workspace)?;
+                let epilogue = Epilogue { residual: Residual::InPlace, ..Epilogue::default() };
+                let output = DeviceOutput { epilogue, ..matrix_mut(y, rows, d_out)?.into() };
+                product.launch(stream, &delta, x, output, workspace)?;
             }
         }
         if let Some((pointwise, activation)) = &self.activation {
@@ -208,7 +211,7 @@ impl<W: Element> PlannedProjection<W> {
     }
 }
 
-/// A layer that is only a product with a weight.
+/// A layer that is only a product.
 fn product_layer<W: Element>(weight: DeviceMatrix<'_, W>, layout: Layout) -> DeviceLora<'_, W> {
-    DeviceLora { weight, layout, bias: None, segments: &[], activation: Activation::Identity }
+    DeviceLora { weight, layout, bias: None, segments: &[] }
 }

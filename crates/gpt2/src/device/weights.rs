@@ -2,7 +2,7 @@
 
 use fused_lora::Element;
 use fused_lora::device::{Device, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceNorm, DeviceSegment, Stream};
-use fused_lora::lora::{Activation, Layout};
+use fused_lora::lora::Layout;
 
 use crate::adapter::lora::Projection;
 use crate::config::Config;
@@ -48,7 +48,7 @@ impl<W: Element> DeviceModel<W> {
     /// Copies the weights to the stream's device; returns when the copies are done.
     ///
     /// # Errors
-    /// [`Error::Layer`](crate::Error::Layer): [`OutOfDeviceMemory`](fused_lora::Error::OutOfDeviceMemory) if the
+    /// [`Error::Layer`](crate::Error::Layer): [`OutOfMemory`](fused_lora::DriverError::OutOfMemory) if the
     /// weights do not fit, and errors of the driver.
     pub fn upload(stream: &Stream, model: &Model<W>) -> Result<Self> {
         let layer = |layer: &crate::model::Layer<W>| -> Result<DeviceLayer<W>> {
@@ -102,7 +102,6 @@ impl<W: Element> DeviceModel<W> {
             layout: Layout::OutIn,
             bias: None,
             segments: &[],
-            activation: Activation::Identity,
         })
     }
 }
@@ -141,18 +140,8 @@ impl<W: Element> DeviceLinear<W> {
     }
 
     /// The layer with these segments on it.
-    pub(super) fn layer<'a>(
-        &'a self,
-        segments: &'a [DeviceSegment<'a, W>],
-        activation: Activation,
-    ) -> fused_lora::Result<DeviceLora<'a, W>> {
-        Ok(DeviceLora {
-            weight: self.weight()?,
-            layout: Layout::InOut,
-            bias: Some(self.bias.as_slice()),
-            segments,
-            activation,
-        })
+    pub(super) fn layer<'a>(&'a self, segments: &'a [DeviceSegment<'a, W>]) -> fused_lora::Result<DeviceLora<'a, W>> {
+        Ok(DeviceLora { weight: self.weight()?, layout: Layout::InOut, bias: Some(self.bias.as_slice()), segments })
     }
 
     pub(super) fn weight(&self) -> fused_lora::Result<DeviceMatrix<'_, W>> {

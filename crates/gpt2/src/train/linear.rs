@@ -32,7 +32,7 @@ impl<W: Element> BlockContext<'_, W> {
         projection: Projection,
         x: &[f32],
         y: &mut [f32],
-        residual: Residual<'_, f32>,
+        residual: Residual<MatrixRef<'_, f32>>,
         t: &mut [f32],
         workspace: &mut Vec<f32>,
     ) -> Result<()> {

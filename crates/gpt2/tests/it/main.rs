@@ -8,6 +8,7 @@ mod bad_model;
 mod checkpoints;
 mod common;
 mod config_fields;
+mod examples;
 mod fuzz;
 mod golden;
 mod methods;

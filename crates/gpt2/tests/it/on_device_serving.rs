@@ -3,7 +3,7 @@
 
 use crate::common::device::{OnDevice, assert_close, emulated, left_out, lora, model, on_gpu, slices};
 use crate::common::{golden, tokens};
-use fused_lora::Element;
+use fused_lora::{DriverError, Element, Error as LayerError, KernelError};
 use fused_lora_gpt2::adapter::lora::{Lora, Projection, Target};
 use fused_lora_gpt2::adapter::prefix::Prefix;
 use fused_lora_gpt2::device::{Cache, DeviceAdapters, DeviceForward, DeviceModel, PassShape};
@@ -175,7 +175,8 @@ fn a_gpu_that_no_kernel_is_written_for_is_refused() {
     let adapters = DeviceAdapters::upload(&stream, &Adapters::default(), &model.config).unwrap();
     let uploaded = DeviceModel::upload(&stream, &model).unwrap();
     let refused = DeviceForward::new(&stream, &uploaded, &adapters, PassShape::whole(1, 3)).unwrap_err();
-    let Error::Layer { what, source: fused_lora::Error::Unsupported { capability, .. } } = &refused else {
+    let Error::Layer { what, source: LayerError::Kernel(KernelError::Unsupported { capability, .. }) } = &refused
+    else {
         panic!("{refused}");
     };
     assert_eq!(*capability, (7, 0));
@@ -206,7 +207,8 @@ fn a_lost_device_is_a_typed_error_and_another_one_runs() {
         }
         stream.device().lose_after(if when == "capture" { 0 } else { 5 });
         let is_lost = |result: Result<(), Error>| {
-            let lost = matches!(&result, Err(Error::Layer { source: fused_lora::Error::DeviceLost { .. }, .. }));
+            let lost =
+                matches!(&result, Err(Error::Layer { source: LayerError::Driver(DriverError::DeviceLost { .. }), .. }));
             assert!(lost, "{when}: {result:?}");
         };
         is_lost(match when {

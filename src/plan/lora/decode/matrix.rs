@@ -1,47 +1,41 @@
 //! How a layer is cut up for the kernels on matrix instructions.
 
-use crate::abi;
 use crate::lora::Layout;
+use crate::plan::lora::tiles::{self, DecodeTile};
 
-/// Tokens of one instruction.
-pub(crate) const TOKENS: usize = 16;
 /// Values of k that a warp takes at a time.
 const STEP: usize = 32;
-/// Columns of a tile that the kernels for W0 `[out, in]` are compiled for.
-const ROW_TILES: [usize; 4] = [16, 32, 64, 96];
-/// Columns of a tile of the kernel for W0 `[in, out]`.
-const COLUMN_TILE: usize = 64;
+/// The tiles for W0 `[out, in]`.
+const ROW_TILES: [DecodeTile; 4] = [tiles::ROWS_MMA_N2, tiles::ROWS_MMA_N4, tiles::ROWS_MMA_N8, tiles::ROWS_MMA_N12];
+/// The tile for W0 `[in, out]`.
+const COLUMN_TILES: [DecodeTile; 1] = [tiles::COLUMNS_MMA];
 /// CTAs that share a tile's depth at most.
 const MAX_SPLITS: usize = 16;
 
 /// A tiling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tiling {
-    pub(crate) threads: usize,
-    pub(crate) tile_columns: usize,
+    pub(crate) tile: DecodeTile,
     pub(crate) splits: usize,
     pub(crate) split_depth: usize,
 }
 
 /// The tiling that the model below finds cheapest.
 pub(crate) fn choose(tokens: usize, d_in: usize, d_out: usize, layout: Layout, multiprocessors: usize) -> Tiling {
-    let (tiles, threads, ctas_per_sm): (&[usize], usize, usize) = match layout {
-        Layout::OutIn => (&ROW_TILES, abi::LORA_DECODE_THREADS as usize, 1),
-        Layout::InOut => (&[COLUMN_TILE], abi::LORA_DECODE_COLUMN_MMA_THREADS as usize, 2),
+    let tiles: &[DecodeTile] = match layout {
+        Layout::OutIn => &ROW_TILES,
+        Layout::InOut => &COLUMN_TILES,
     };
-    // A split is worth a step of every warp at least.
-    let shortest = threads / 32 * STEP;
-    let most_splits = (d_in / shortest).clamp(1, MAX_SPLITS);
-    let candidates = tiles.iter().flat_map(|&tile_columns| {
+    let candidates = tiles.iter().flat_map(|&tile| {
+        // A split is worth a step of every warp at least.
+        let most_splits = (d_in / (tile.threads / 32 * STEP)).clamp(1, MAX_SPLITS);
         (1..=most_splits).map(move |wanted| {
             let split_depth = d_in.div_ceil(wanted).next_multiple_of(STEP);
-            Tiling { threads, tile_columns, splits: d_in.div_ceil(split_depth), split_depth }
+            Tiling { tile, splits: d_in.div_ceil(split_depth), split_depth }
         })
     });
-    let slots = multiprocessors.max(1) * ctas_per_sm;
-    candidates.min_by_key(|tiling| cost(tiling, tokens, d_out, slots)).unwrap_or(Tiling {
-        threads,
-        tile_columns: tiles[0],
+    candidates.min_by_key(|tiling| cost(tiling, tokens, d_out, multiprocessors)).unwrap_or(Tiling {
+        tile: tiles[0],
         splits: 1,
         split_depth: d_in.next_multiple_of(STEP),
     })
@@ -49,11 +43,13 @@ pub(crate) fn choose(tokens: usize, d_in: usize, d_out: usize, layout: Layout, m
 
 /// Half-bytes of memory traffic that the busiest place for a CTA sees. A model, not a measurement: a byte from L2 counts
 /// as half of one from memory, and gathering the splits as 24 KiB.
-fn cost(tiling: &Tiling, tokens: usize, d_out: usize, slots: usize) -> usize {
-    let waves = (d_out.div_ceil(tiling.tile_columns) * tiling.splits).div_ceil(slots);
-    let weight = tiling.tile_columns.min(d_out) * tiling.split_depth * 2;
+fn cost(tiling: &Tiling, tokens: usize, d_out: usize, multiprocessors: usize) -> usize {
+    let DecodeTile { tokens: rows, columns, ctas, .. } = tiling.tile;
+    let slots = multiprocessors.max(1) * ctas;
+    let waves = (d_out.div_ceil(columns) * tiling.splits).div_ceil(slots);
+    let weight = columns.min(d_out) * tiling.split_depth * 2;
     let x = tokens * tiling.split_depth * 2;
-    let gather = if tiling.splits > 1 { 2 * (24 << 10) + 2 * TOKENS * tiling.tile_columns * 4 } else { 0 };
+    let gather = if tiling.splits > 1 { 2 * (24 << 10) + 2 * rows * columns * 4 } else { 0 };
     waves * (2 * weight + x + gather)
 }
 
@@ -66,7 +62,7 @@ mod tests {
         for (d_in, d_out) in [(4096, 4096), (4096, 11008), (11008, 4096), (4096, 1024), (1024, 4096), (4096, 50257)] {
             for layout in [Layout::OutIn, Layout::InOut] {
                 let tiling = choose(16, d_in, d_out, layout, 132);
-                let ctas = d_out.div_ceil(tiling.tile_columns) * tiling.splits;
+                let ctas = d_out.div_ceil(tiling.tile.columns) * tiling.splits;
                 let slots = if layout == Layout::OutIn { 132 } else { 264 };
                 let waves = ctas.div_ceil(slots);
                 assert!(ctas * 10 >= waves * slots * 4, "{d_in} to {d_out}, {layout:?}: {tiling:?} is {ctas} CTAs");

@@ -10,6 +10,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::lora::Layout;
 use crate::plan::launch::LaunchShape;
+use crate::plan::lora::tiles::{self, DecodeTile};
 use crate::plan::problem::{ComputePath, FACTOR_BYTES, LayerProblem};
 use crate::plan::workspace::WorkspaceLayout;
 
@@ -28,6 +29,8 @@ pub struct DecodePlan {
     /// CUDA cores: threads that share a row of W0 (`[out, in]`) or a run of one (`[in, out]`). Matrix instructions:
     /// threads whose sums are in shared memory at a time.
     pub row_threads: u32,
+    /// Floats from one token's sums to the next in shared memory.
+    pub sums_stride: u32,
     /// CTAs that share a tile's depth.
     pub splits: u32,
     /// Of the depth, what each of them takes.
@@ -55,7 +58,7 @@ impl DecodePlan {
     /// With [`ComputePath::Tf32`] the kernel is that of true f32: so few tokens wait for W0's bytes, not for products.
     ///
     /// # Errors
-    /// [`Error::TooManyTokens`], [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::EmptyProblem`],
+    /// [`Error::TooManyTokens`], [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::EmptyOperand`],
     /// [`Error::NoMatrixInstructions`].
     pub fn new(problem: &LayerProblem<'_>) -> Result<Self> {
         let &LayerProblem { tokens, d_in, d_out, layout, dtype, multiprocessors, .. } = problem;
@@ -63,7 +66,7 @@ impl DecodePlan {
             return Err(Error::TooManyTokens { tokens, max: MAX_TOKENS });
         }
         problem.validate()?;
-        let misaligned = (!problem.aligned).then_some("rows do not all start at multiples of 16 bytes");
+        let misaligned = (!problem.in_chunks()).then_some("rows do not all start and end at multiples of 16 bytes");
         match (problem.path, problem.matrix_obstacle().or(misaligned)) {
             (ComputePath::Auto, None) if tokens >= MIN_MATRIX_TOKENS => {
                 Ok(Self::matrix(problem, &matrix::choose(tokens, d_in, d_out, layout, multiprocessors)))
@@ -81,91 +84,81 @@ impl DecodePlan {
     }
 
     fn cuda_cores(problem: &LayerProblem<'_>) -> Self {
-        let &LayerProblem { tokens, d_in, d_out, layout, dtype, aligned, multiprocessors, .. } = problem;
+        let &LayerProblem { tokens, d_in, d_out, layout, dtype, multiprocessors, .. } = problem;
         let elements = 16 / dtype.size();
-        let threads = abi::LORA_DECODE_THREADS as usize;
-        let (variant, group) = match (aligned, tokens) {
-            (false, _) => ("any", 1),
-            (true, 1) => ("t1", 1),
-            (true, 2) => ("t2", 2),
-            (true, 5..) if dtype == DType::F32 => ("t8", 8),
-            (true, _) => ("t4", 4),
-        };
-        let (family, row_threads, tile_columns, parts) = match layout {
+        let tile = cores_tile(problem);
+        let (family, row_threads, columns, parts) = match layout {
             Layout::OutIn => {
-                let row_threads = row_threads(d_in.div_ceil(elements), threads);
-                let tile = d_out.div_ceil(multiprocessors.max(1)).clamp(threads / row_threads, MAX_TILE_ROWS);
-                ("rows", row_threads, tile.min(d_out), row_threads / 32)
+                let row_threads = row_threads(d_in.div_ceil(elements), tile.threads);
+                let columns = d_out.div_ceil(multiprocessors.max(1)).clamp(tile.threads / row_threads, MAX_TILE_ROWS);
+                ("rows", row_threads, columns.min(d_out), row_threads / 32)
             }
             Layout::InOut => {
                 let lanes = run_lanes(d_out.div_ceil(elements), multiprocessors);
-                ("columns", lanes, (lanes * elements).min(d_out.next_multiple_of(elements)), threads / 32)
+                ("columns", lanes, (lanes * elements).min(d_out.next_multiple_of(elements)), tile.threads / 32)
             }
         };
-        let most_shrink_rows = if aligned { abi::LORA_SHRINK_ROWS as usize } else { 1 };
-        let parts = Parts { count: parts, tokens: group, shrink_tokens: group, shrink_rows: most_shrink_rows };
+        let (_, variant) = tile.name.rsplit_once('_').expect("layout_type_variant");
         let kernel = format!("lora_decode_{family}_{dtype}_{variant}");
-        let plan = Self::with_grid(kernel, problem, threads, tile_columns, [1, d_in], tokens.div_ceil(group), &parts);
+        let tile = DecodeTile { columns, ..tile };
+        let plan = Self::with_grid(kernel, problem, &tile, [1, d_in], tokens.div_ceil(tile.tokens), parts);
         Self { row_threads: row_threads as u32, ..plan }
     }
 
     fn matrix(problem: &LayerProblem<'_>, tiling: &matrix::Tiling) -> Self {
+        let matrix::Tiling { tile, splits, split_depth } = *tiling;
         let dtype = problem.dtype;
         let kernel = match problem.layout {
-            Layout::OutIn => format!("lora_decode_rows_mma_{dtype}_n{}", tiling.tile_columns / 8),
+            Layout::OutIn => format!("lora_decode_rows_mma_{dtype}_n{}", tile.columns / 8),
             Layout::InOut => format!("lora_decode_columns_mma_{dtype}"),
         };
-        let plan = |count| {
-            let shrink_rows = abi::LORA_SHRINK_ROWS as usize;
-            let parts = Parts { count, tokens: matrix::TOKENS, shrink_tokens: 4, shrink_rows };
-            let (kernel, depth) = (kernel.clone(), [tiling.splits, tiling.split_depth]);
-            Self::with_grid(kernel, problem, tiling.threads, tiling.tile_columns, depth, 1, &parts)
-        };
-        // All warps leave their sums at once if there is room, else they take turns.
-        let mut parts = tiling.threads / 32;
+        let plan = |parts| Self::with_grid(kernel.clone(), problem, &tile, [splits, split_depth], 1, parts);
+        // All warps store their sums at once if there is room, else they take turns.
+        let mut parts = tile.threads / 32;
         while parts > 1 && plan(parts).launch.shared_bytes > PORTABLE_SHARED_BYTES {
             parts /= 2;
         }
         Self { row_threads: 32 * parts as u32, ..plan(parts) }
     }
 
-    /// All but its `row_threads`.
+    /// All but its `row_threads`. `parts`: sums of the tile that are kept apart in shared memory.
     fn with_grid(
         kernel: String,
         problem: &LayerProblem<'_>,
-        threads: usize,
-        tile_columns: usize,
+        tile: &DecodeTile,
         [splits, split_depth]: [usize; 2],
         groups: usize,
-        parts: &Parts,
+        parts: usize,
     ) -> Self {
         let &LayerProblem { tokens, d_in, d_out, dtype, ranks, .. } = problem;
         let widest_rank = ranks.iter().max().copied().unwrap_or(0).next_multiple_of(16 / dtype.size());
-        let offset = if parts.tokens == 8 { 4 } else { 8 };
-        let stride = (tile_columns + 31 - offset) / 32 * 32 + offset;
-        let shrink_values = (threads / 32) * parts.shrink_rows * parts.shrink_tokens;
-        let shared = FACTOR_BYTES + 2 * 8 + 4 * (shrink_values + parts.tokens * (widest_rank + parts.count * stride));
-        let grid = [d_out.div_ceil(tile_columns), splits, groups];
+        let sums_stride = sums_stride(tile);
+        let most_shrink_rows = if tile.aligned { abi::LORA_SHRINK_ROWS as usize } else { 1 };
+        let shrink_values = (tile.threads / 32) * most_shrink_rows * tile.ticket_tokens;
+        let sums = tile.tokens * (widest_rank + parts * sums_stride);
+        let shared = FACTOR_BYTES + 2 * 8 + 4 * (shrink_values + sums);
+        let grid = [d_out.div_ceil(tile.columns), splits, groups];
         let ctas: usize = grid.iter().product();
         let total_rank: usize = ranks.iter().sum();
         let weights = d_in * d_out + total_rank * d_in + total_rank * d_out;
-        let tickets = total_rank * tokens.div_ceil(parts.shrink_tokens);
-        let (arrivals, partial) = if splits == 1 { (0, 0) } else { (grid[0], ctas * parts.tokens * tile_columns) };
+        let tickets = total_rank * tokens.div_ceil(tile.ticket_tokens);
+        let (arrivals, partial) = if splits == 1 { (0, 0) } else { (grid[0], ctas * tile.tokens * tile.columns) };
         Self {
             launch: LaunchShape {
                 kernel,
                 grid: grid.map(|n| n as u32),
-                threads: threads as u32,
+                threads: tile.threads as u32,
                 shared_bytes: shared as u32,
                 cluster: 1,
             },
-            tile_tokens: parts.tokens as u32,
-            tile_columns: tile_columns as u32,
+            tile_tokens: tile.tokens as u32,
+            tile_columns: tile.columns as u32,
             row_threads: 0,
+            sums_stride: sums_stride as u32,
             splits: splits as u32,
             split_depth: split_depth as u32,
             // Several rows a ticket only where there are more rows than CTAs to draw for them.
-            shrink_rows: tickets.div_ceil(ctas).clamp(1, parts.shrink_rows) as u32,
+            shrink_rows: tickets.div_ceil(ctas).clamp(1, most_shrink_rows) as u32,
             widest_rank: widest_rank as u32,
             workspace: WorkspaceLayout {
                 t_words: tokens * total_rank,
@@ -178,15 +171,36 @@ impl DecodePlan {
     }
 }
 
-/// What of a CTA's shared memory depends on the kernel.
-struct Parts {
-    /// Sums of the tile that are kept apart.
-    count: usize,
-    /// Tokens of a tile.
-    tokens: usize,
-    /// Tokens of a ticket, and rows of A at most.
-    shrink_tokens: usize,
-    shrink_rows: usize,
+/// Floats from one token's sums to the next in shared memory: a warp stores 8 columns of 4 tokens at a time, or 4 columns of
+/// 8 tokens, without bank conflicts.
+fn sums_stride(tile: &DecodeTile) -> usize {
+    let offset = if tile.tokens == 8 { 4 } else { 8 };
+    (tile.columns + 31 - offset) / 32 * 32 + offset
+}
+
+/// The tile of a kernel on CUDA cores; its columns are the plan's.
+fn cores_tile(problem: &LayerProblem<'_>) -> DecodeTile {
+    let is_f32 = problem.dtype == DType::F32;
+    match (problem.layout, is_f32, problem.in_chunks(), problem.tokens) {
+        (Layout::OutIn, true, false, _) => tiles::ROWS_F32_ANY,
+        (Layout::OutIn, true, true, 1) => tiles::ROWS_F32_T1,
+        (Layout::OutIn, true, true, 2) => tiles::ROWS_F32_T2,
+        (Layout::OutIn, true, true, ..5) => tiles::ROWS_F32_T4,
+        (Layout::OutIn, true, true, _) => tiles::ROWS_F32_T8,
+        (Layout::OutIn, false, false, _) => tiles::ROWS_16BIT_ANY,
+        (Layout::OutIn, false, true, 1) => tiles::ROWS_16BIT_T1,
+        (Layout::OutIn, false, true, 2) => tiles::ROWS_16BIT_T2,
+        (Layout::OutIn, false, true, _) => tiles::ROWS_16BIT_T4,
+        (Layout::InOut, true, false, _) => tiles::COLUMNS_F32_ANY,
+        (Layout::InOut, true, true, 1) => tiles::COLUMNS_F32_T1,
+        (Layout::InOut, true, true, 2) => tiles::COLUMNS_F32_T2,
+        (Layout::InOut, true, true, ..5) => tiles::COLUMNS_F32_T4,
+        (Layout::InOut, true, true, _) => tiles::COLUMNS_F32_T8,
+        (Layout::InOut, false, false, _) => tiles::COLUMNS_16BIT_ANY,
+        (Layout::InOut, false, true, 1) => tiles::COLUMNS_16BIT_T1,
+        (Layout::InOut, false, true, 2) => tiles::COLUMNS_16BIT_T2,
+        (Layout::InOut, false, true, _) => tiles::COLUMNS_16BIT_T4,
+    }
 }
 
 /// The widest share of the CTA that a row of so many chunks keeps busy to nine tenths, else the busiest.
@@ -320,6 +334,6 @@ mod tests {
             error(LayerProblem { ranks: &[4, 513], ..base.clone() }),
             Error::RankOutOfRange { rank: 513, max: 512 }
         );
-        assert_eq!(error(LayerProblem { d_in: 0, ..base }), Error::EmptyProblem { tokens: 1, d_in: 0, d_out: 64 });
+        assert_eq!(error(LayerProblem { d_in: 0, ..base }), Error::EmptyOperand { operand: "x", shape: [1, 0] });
     }
 }

@@ -75,7 +75,7 @@ fn padded(rank: usize) -> usize {
 
 impl ForwardPlan {
     /// # Errors
-    /// [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::EmptyProblem`], [`Error::NoMatrixInstructions`],
+    /// [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::EmptyOperand`], [`Error::NoMatrixInstructions`],
     /// [`Error::TooLarge`] if the layer has more tiles than a launch can have CTAs.
     pub fn new(problem: &LayerProblem<'_>) -> Result<Self> {
         problem.validate()?;
@@ -110,21 +110,21 @@ impl ForwardPlan {
         let &LayerProblem { tokens, d_out, layout, dtype, ranks, .. } = problem;
         let Tiling { tile, splits, split_depth } = *tiling;
         let along = match layout {
-            Layout::OutIn => "rows",
-            Layout::InOut => "columns",
+            Layout::OutIn => "rows_",
+            Layout::InOut => "columns_",
         };
         let multiplied = match problem.path {
             ComputePath::Tf32 => "tf32".to_owned(),
             _ => dtype.to_string(),
         };
         let row_tiles = tile.row_tiles(tokens);
-        let column_tiles = if product == Product::LowRankGradient { 0 } else { d_out.div_ceil(tile.columns) };
+        let column_tiles = if product == Product::LowRankGradient { 0 } else { d_out.div_ceil(tile.shape.columns) };
         let t_stride: usize = ranks.iter().map(|&rank| padded(rank)).sum();
         // With a fused shrink T never leaves the registers.
-        let stored_t = if tile.fused_rank == 0 { t_stride } else { 0 };
+        let stored_t = if tile.shape.fused_rank == 0 { t_stride } else { 0 };
         let t_tiles = stored_t.div_ceil(abi::LORA_FORWARD_T_COLUMNS as usize);
         let (t_splits, t_split_depth) =
-            if tile.fused_rank == 0 { split::t_splits(problem, tiling, row_tiles * t_tiles) } else { (1, 0) };
+            if tile.shape.fused_rank == 0 { split::t_splits(problem, tiling, row_tiles * t_tiles) } else { (1, 0) };
         let tasks = row_tiles * (t_tiles * t_splits + column_tiles * splits);
         if tasks > i32::MAX as usize {
             return Err(Error::TooLarge { operand: "y", value: tasks });
@@ -134,28 +134,31 @@ impl ForwardPlan {
             Ctas::Pairs => tasks.min(problem.multiprocessors.max(2) / 2 * 2),
             Ctas::One | Ctas::Cluster => tasks,
         };
-        let ring = tile.stages * (tile.rows + tile.columns + tile.fused_rank) * tile.depth * dtype.size();
+        let ring = tile.shape.stages
+            * (tile.shape.rows + tile.shape.columns + tile.shape.fused_rank)
+            * tile.shape.depth
+            * dtype.size();
         let shared = tile.extra_bytes + ring + FACTOR_BYTES;
         let shared_tiles = |tiles, splits, columns| {
-            if splits == 1 { (0, 0) } else { (tiles, tiles * splits * tile.rows * columns) }
+            if splits == 1 { (0, 0) } else { (tiles, tiles * splits * tile.shape.rows * columns) }
         };
         let in_workspace = if tile.ctas == Ctas::Cluster { 1 } else { splits };
-        let (y_arrivals, y_partial) = shared_tiles(row_tiles * column_tiles, in_workspace, tile.columns);
+        let (y_arrivals, y_partial) = shared_tiles(row_tiles * column_tiles, in_workspace, tile.shape.columns);
         let (t_arrivals, t_partial) = shared_tiles(row_tiles * t_tiles, t_splits, abi::LORA_FORWARD_T_COLUMNS as usize);
         let (floor_bytes, flops) = product.cost(problem);
         Ok(Self {
             product,
             launch: LaunchShape {
-                kernel: format!("{}_{along}_{}{multiplied}_{}", product.kernels(), tile.family, tile.name),
+                kernel: tile.kernel(product.kernels(), along, &multiplied),
                 grid: [ctas as u32, 1, 1],
-                threads: tile.threads as u32,
+                threads: tile.shape.threads as u32,
                 shared_bytes: shared as u32,
                 cluster: tiling.cluster() as u32,
             },
-            tile_rows: tile.rows as u32,
-            tile_columns: tile.columns as u32,
-            stage_depth: tile.depth as u32,
-            stages: tile.stages as u32,
+            tile_rows: tile.shape.rows as u32,
+            tile_columns: tile.shape.columns as u32,
+            stage_depth: tile.shape.depth as u32,
+            stages: tile.shape.stages as u32,
             row_tiles: row_tiles as u32,
             column_tiles: column_tiles as u32,
             t_tiles: t_tiles as u32,

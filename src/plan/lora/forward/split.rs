@@ -1,6 +1,7 @@
 //! How a layer is cut into tiles for the forward kernels, by a model of what a tile costs.
 
 use crate::plan::lora::forward::tiles::{Ctas, Tile};
+use crate::plan::lora::tiles::TileShape;
 use crate::plan::problem::LayerProblem;
 
 /// A tile and how many CTAs share its depth.
@@ -13,7 +14,7 @@ pub(crate) struct Tiling {
 
 impl Tile {
     fn splits(self, d_in: usize, wanted: usize) -> Tiling {
-        let split_depth = d_in.div_ceil(wanted).next_multiple_of(self.depth);
+        let split_depth = d_in.div_ceil(wanted).next_multiple_of(self.shape.depth);
         Tiling { tile: self, splits: d_in.div_ceil(split_depth), split_depth }
     }
 }
@@ -36,8 +37,8 @@ pub(crate) fn choose(problem: &LayerProblem<'_>, tiles: &[Tile]) -> Tiling {
     let candidates = tiles.iter().flat_map(|&tile| {
         // A split is worth as many steps as the ring has stages, twice.
         let least = match tile.ctas {
-            Ctas::Cluster => tile.depth,
-            _ => 2 * tile.stages * tile.depth,
+            Ctas::Cluster => tile.shape.depth,
+            _ => 2 * tile.shape.stages * tile.shape.depth,
         };
         let most = (d_in / least).clamp(1, tile.max_splits);
         let tilings = (1..=most).map(move |wanted| tile.splits(d_in, wanted));
@@ -53,7 +54,7 @@ pub(crate) fn t_splits(problem: &LayerProblem<'_>, tiling: &Tiling, t_tiles: usi
     let tile = &tiling.tile;
     let cluster = if tile.ctas == Ctas::Cluster { tiling.splits } else { 1 };
     let wanted = problem.multiprocessors.div_ceil(t_tiles.max(1));
-    let most = (problem.d_in / (tile.stages * tile.depth)).clamp(1, MAX_T_SPLITS);
+    let most = (problem.d_in / (tile.shape.stages * tile.shape.depth)).clamp(1, MAX_T_SPLITS);
     let wanted = (wanted.clamp(1, most) / cluster * cluster).max(cluster);
     let Tiling { splits, split_depth, .. } = tile.splits(problem.d_in, wanted);
     (splits.next_multiple_of(cluster), split_depth)
@@ -73,7 +74,7 @@ fn within_reach(tiling: &Tiling, multiprocessors: usize) -> usize {
 /// L2, whatever takes longer; 3000 cycles to fill and drain; 16 bytes a cycle for what a split leaves and the last one
 /// gathers, or, within a cluster, 32 bytes a cycle for the sums of others, and 1000 cycles for its barriers.
 fn cost(tiling: &Tiling, problem: &LayerProblem<'_>) -> usize {
-    let Tile { rows, columns, rate, .. } = tiling.tile;
+    let Tile { shape: TileShape { rows, columns, .. }, rate, .. } = tiling.tile;
     let tiles = tiling.tile.row_tiles(problem.tokens) * problem.d_out.div_ceil(columns);
     let ctas_per_sm = (tiles * tiling.splits).div_ceil(within_reach(tiling, problem.multiprocessors.max(1)));
     let products = rows * columns * tiling.split_depth / rate;

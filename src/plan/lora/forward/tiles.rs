@@ -1,30 +1,19 @@
-//! The forward kernels' tiles: their sizes, and which of them a device and a type have.
-//!
-//! The kernels are instantiated with the same sizes in kernels/lora/forward_*.cu and dx_*.cu.
+//! Which tiles a device and a type have, and what the cost model assumes of each.
 
-use crate::abi;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::plan::lora::tiles::{self, TileShape};
 use crate::plan::problem::{ComputePath, LayerProblem};
 
 /// A kernel's tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tile {
-    /// What the kernel's name has before the type, ...
+    pub(crate) shape: TileShape,
+    /// What a kernel's name has before the type.
     pub(crate) family: &'static str,
-    /// ... and behind it.
-    pub(crate) name: &'static str,
-    pub(crate) rows: usize,
-    pub(crate) columns: usize,
-    /// Depth of a stage.
-    pub(crate) depth: usize,
-    pub(crate) stages: usize,
-    pub(crate) threads: usize,
-    /// Rows of A in a stage beside W0, where the shrink is fused into the main loop.
-    pub(crate) fused_rank: usize,
-    /// Products a cycle that an SM makes with it, for the model.
+    /// Products per cycle that an SM makes with it, for the model.
     pub(crate) rate: usize,
-    /// CTAs that may share a tile's depth.
+    /// CTAs that may split a tile's K.
     pub(crate) max_splits: usize,
     /// Shared memory beside the stages, in bytes.
     pub(crate) extra_bytes: usize,
@@ -52,70 +41,52 @@ impl Tile {
             .find_map(|(plain, fused)| (*self == plain).then_some(fused))
     }
 
+    /// The kernel for a product, a layout of W0 ("rows" or "columns") and a type.
+    pub(crate) fn kernel(&self, product: &str, layout: &str, multiplied: &str) -> String {
+        let (_, suffix) = self.shape.name.rsplit_once('_').expect("family_tile");
+        format!("{product}_{layout}{}{multiplied}_{suffix}", self.family)
+    }
+
     /// Tiles from top to bottom, of which some may lie below the last token.
     pub(crate) fn row_tiles(&self, tokens: usize) -> usize {
-        tokens.div_ceil(self.rows).next_multiple_of(if self.ctas == Ctas::Pairs { 2 } else { 1 })
+        tokens.div_ceil(self.shape.rows).next_multiple_of(if self.ctas == Ctas::Pairs { 2 } else { 1 })
     }
 }
 
-/// mma.sync, many tokens.
-pub(crate) const T128: Tile = Tile {
-    family: "mma_",
-    name: "t128",
-    rows: 128,
-    columns: 128,
-    depth: 32,
-    stages: 3,
-    threads: 256,
-    fused_rank: 0,
-    rate: 1024,
-    max_splits: 16,
-    extra_bytes: 128,
-    ctas: Ctas::One,
-};
-/// mma.sync, few tokens, ...
-pub(crate) const T64: Tile = Tile { name: "t64", rows: 64, columns: 64, depth: 64, threads: 128, rate: 700, ..T128 };
-/// ... and rows that start anywhere.
-pub(crate) const ANY: Tile = Tile { name: "any", ..T64 };
-/// CUDA cores, f32.
-pub(crate) const CORES_T128: Tile = Tile { family: "", depth: 16, rate: 100, ..T128 };
-pub(crate) const CORES_T64: Tile = Tile { family: "", depth: 16, rate: 80, ..T64 };
-pub(crate) const CORES_ANY: Tile = Tile { name: "any", ..CORES_T64 };
-/// CUDA cores, 16 bits: what is left for bf16 on sm_75.
-pub(crate) const CORES16_T64: Tile = Tile { depth: 32, rate: 40, ..CORES_T64 };
-pub(crate) const CORES16_ANY: Tile = Tile { name: "any", ..CORES16_T64 };
-/// mma.sync in TF32: products cost twice as much, and as many values twice the bytes.
-pub(crate) const TF32_T128: Tile = Tile { depth: 16, rate: 512, ..T128 };
-pub(crate) const TF32_T64: Tile = Tile { depth: 32, rate: 350, ..T64 };
-pub(crate) const TF32_ANY: Tile = Tile { name: "any", ..TF32_T64 };
-/// wgmma, many tokens.
+pub(crate) const T128: Tile =
+    Tile { shape: tiles::MMA_T128, family: "mma_", rate: 1024, max_splits: 16, extra_bytes: 128, ctas: Ctas::One };
+pub(crate) const T64: Tile = Tile { shape: tiles::MMA_T64, rate: 700, ..T128 };
+pub(crate) const ANY: Tile = Tile { shape: tiles::MMA_ANY, ..T64 };
+/// In TF32 a product costs twice as much, and as many values twice the bytes.
+pub(crate) const TF32_T128: Tile = Tile { shape: tiles::MMA_TF32_T128, rate: 512, ..T128 };
+pub(crate) const TF32_T64: Tile = Tile { shape: tiles::MMA_TF32_T64, rate: 350, ..T64 };
+pub(crate) const TF32_ANY: Tile = Tile { shape: tiles::MMA_TF32_ANY, ..TF32_T64 };
+pub(crate) const CORES_T128: Tile = Tile { shape: tiles::CORES_F32_T128, family: "", rate: 100, ..T128 };
+pub(crate) const CORES_T64: Tile = Tile { shape: tiles::CORES_F32_T64, rate: 80, ..CORES_T128 };
+pub(crate) const CORES_ANY: Tile = Tile { shape: tiles::CORES_F32_ANY, ..CORES_T64 };
+/// What is left for bf16 on sm_75.
+pub(crate) const CORES16_T64: Tile = Tile { shape: tiles::CORES_16BIT_T64, rate: 40, ..CORES_T64 };
+pub(crate) const CORES16_ANY: Tile = Tile { shape: tiles::CORES_16BIT_ANY, ..CORES16_T64 };
 pub(crate) const N256: Tile = Tile {
+    shape: tiles::WGMMA_N256,
     family: "wgmma_",
-    name: "n256",
-    rows: 128,
-    columns: 256,
-    depth: 64,
-    stages: 4,
-    threads: abi::LORA_FORWARD_WGMMA_THREADS as usize,
-    fused_rank: 0,
     rate: 2000,
     max_splits: 1,
-    // The sums on their way out, barriers, drawn tickets.
+    // Panels of y, barriers, tickets.
     extra_bytes: 4 * 64 * 64 * 2 + 256,
     ctas: Ctas::Persistent,
 };
-pub(crate) const N256X2: Tile = Tile { name: "n256x2", ctas: Ctas::Pairs, ..N256 };
-pub(crate) const N128: Tile = Tile { name: "n128", columns: 128, stages: 6, rate: 1600, ..N256 };
-/// wgmma, few tokens: clusters share depths.
+pub(crate) const N256X2: Tile = Tile { shape: tiles::WGMMA_N256X2, ctas: Ctas::Pairs, ..N256 };
+pub(crate) const N128: Tile = Tile { shape: tiles::WGMMA_N128, rate: 1600, ..N256 };
 pub(crate) const M128N128: Tile =
-    Tile { name: "m128n128", rate: 1500, max_splits: 8, extra_bytes: 128, ctas: Ctas::Cluster, ..N128 };
-pub(crate) const M64N128: Tile = Tile { name: "m64n128", rows: 64, stages: 4, threads: 256, ..M128N128 };
-pub(crate) const M64N64: Tile = Tile { name: "m64n64", columns: 64, stages: 6, rate: 1100, ..M64N128 };
-/// The same with a fused shrink.
-pub(crate) const FUSED_RANK: usize = abi::LORA_FORWARD_FUSED_RANK as usize;
-pub(crate) const M128N128R: Tile = Tile { name: "m128n128r", fused_rank: FUSED_RANK, ..M128N128 };
-pub(crate) const M64N128R: Tile = Tile { name: "m64n128r", fused_rank: FUSED_RANK, ..M64N128 };
-pub(crate) const M64N64R: Tile = Tile { name: "m64n64r", stages: 5, fused_rank: FUSED_RANK, ..M64N64 };
+    Tile { shape: tiles::WGMMA_M128N128, rate: 1500, max_splits: 8, extra_bytes: 128, ctas: Ctas::Cluster, ..N128 };
+pub(crate) const M64N128: Tile = Tile { shape: tiles::WGMMA_M64N128, ..M128N128 };
+pub(crate) const M64N64: Tile = Tile { shape: tiles::WGMMA_M64N64, rate: 1100, ..M64N128 };
+pub(crate) const M128N128R: Tile = Tile { shape: tiles::WGMMA_M128N128R, ..M128N128 };
+pub(crate) const M64N128R: Tile = Tile { shape: tiles::WGMMA_M64N128R, ..M64N128 };
+pub(crate) const M64N64R: Tile = Tile { shape: tiles::WGMMA_M64N64R, ..M64N64 };
+/// Columns of T that the kernels with a fused shrink have room for.
+pub(crate) const FUSED_RANK: usize = M64N64R.shape.fused_rank;
 
 /// Those that a problem may take, the largest first.
 ///
@@ -124,12 +95,12 @@ pub(crate) const M64N64R: Tile = Tile { name: "m64n64r", stages: 5, fused_rank: 
 pub(crate) fn of_problem(problem: &LayerProblem<'_>) -> Result<&'static [Tile]> {
     Ok(match (problem.path, problem.matrix_obstacle()) {
         (ComputePath::Auto | ComputePath::Matrix, None) => matrix_tiles(problem),
-        (ComputePath::Tf32, None) if problem.aligned => &[TF32_T128, TF32_T64],
+        (ComputePath::Tf32, None) if problem.in_chunks() => &[TF32_T128, TF32_T64],
         (ComputePath::Tf32, None) => &[TF32_ANY],
         (ComputePath::Matrix | ComputePath::Tf32, Some(reason)) => {
             return Err(Error::NoMatrixInstructions { dtype: problem.dtype, reason });
         }
-        (ComputePath::Auto | ComputePath::CudaCores, _) => match (problem.dtype, problem.aligned) {
+        (ComputePath::Auto | ComputePath::CudaCores, _) => match (problem.dtype, problem.in_chunks()) {
             (DType::F32, true) => &[CORES_T128, CORES_T64],
             (DType::F32, false) => &[CORES_ANY],
             (_, true) => &[CORES16_T64],
@@ -139,7 +110,7 @@ pub(crate) fn of_problem(problem: &LayerProblem<'_>) -> Result<&'static [Tile]> 
 }
 
 fn matrix_tiles(problem: &LayerProblem<'_>) -> &'static [Tile] {
-    match (problem.aligned, problem.compute_capability) {
+    match (problem.in_chunks(), problem.compute_capability) {
         (false, _) => &[ANY],
         (true, (..=7, _)) => &[T64],
         (true, (9, 0)) => &[N256X2, N256, N128, M128N128, M64N128, M64N64, T64],

@@ -50,9 +50,9 @@ pub struct GradientsPlan {
 
 impl GradientsPlan {
     /// # Errors
-    /// [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::SegmentOutOfRange`], [`Error::EmptyProblem`] also if
-    /// there is neither a segment nor a bias, [`Error::NoMatrixInstructions`], [`Error::TooLarge`] if there are more tiles than
-    /// a launch can have CTAs.
+    /// [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::SegmentOutOfRange`], [`Error::EmptyOperand`],
+    /// [`Error::NothingWanted`] if there is neither a segment nor a bias, [`Error::NoMatrixInstructions`],
+    /// [`Error::TooLarge`] if there are more tiles than a launch can have CTAs.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "at most as many as CTAs, which are checked; ranks and tokens are"
@@ -74,7 +74,7 @@ impl GradientsPlan {
         let (a_blocks, b_blocks) = (of_a.len() / a_panels, of_b.iter().map(Vec::len).max().unwrap_or(0));
         let every = || of_a.iter().chain(of_b.iter().flatten()).copied();
         let widest = every().max_by_key(|tile| (tile.wide + tile.skinny, tile.kept));
-        let widest = widest.ok_or(Error::EmptyProblem { tokens, d_in, d_out })?;
+        let widest = widest.ok_or(Error::NothingWanted)?;
         let (splits, split_tokens) = tiles::splits(problem, every().count(), widest, products_a_cycle);
         let tiles = of_a.len() + b_panels * b_blocks;
         if tiles * splits > i32::MAX as usize || split_tokens > i32::MAX as usize {
@@ -289,7 +289,7 @@ mod tests {
     fn a_bias_alone_is_a_plan_and_nothing_at_all_is_not() {
         let alone = plan(&GradientsProblem { bias: true, ..h100(&[]) });
         assert_eq!((alone.a_blocks, alone.b_blocks, alone.q_stride), (0, 1, 0));
-        assert!(matches!(GradientsPlan::new(&h100(&[])), Err(Error::EmptyProblem { .. })));
+        assert!(matches!(GradientsPlan::new(&h100(&[])), Err(Error::NothingWanted)));
         let many = vec![segment(0..1, 1); 17];
         assert!(matches!(GradientsPlan::new(&h100(&many)), Err(Error::TooManySegments { .. })));
         for (columns, rank) in [(5..5, 1), (4000..4097, 1), (0..8, 0), (0..8, 513)] {

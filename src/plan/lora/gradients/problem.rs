@@ -48,10 +48,10 @@ impl GradientsProblem<'_> {
     }
 
     pub(super) fn validate(&self, layer: &LayerProblem<'_>) -> Result<()> {
-        let &Self { tokens, d_in, d_out, segments, bias, .. } = self;
+        let &Self { d_out, segments, bias, .. } = self;
         layer.validate()?;
         if segments.is_empty() && !bias {
-            return Err(Error::EmptyProblem { tokens, d_in, d_out });
+            return Err(Error::NothingWanted);
         }
         for Range { start, end } in segments.iter().map(|segment| segment.columns.clone()) {
             if start >= end || end > d_out {

@@ -4,11 +4,11 @@ mod comparison;
 mod products;
 
 use anyhow::Result;
-use fused_lora::cpu::Accumulate;
 use fused_lora::device::{
     Backward, BackwardInput, BackwardOptions, BackwardOutput, Device, DeviceBuffer, DeviceMatrix, DeviceOutput,
-    DeviceResidual, FactorGradient, Forward, ForwardOptions, Stream, Workspace,
+    FactorGradient, Forward, ForwardOptions, Stream, Workspace,
 };
+use fused_lora::lora::Accumulate;
 use fused_lora::{ComputePath, Element, WorkspaceLayout};
 use fused_lora_gpt2::Random;
 
@@ -61,13 +61,13 @@ impl<T: Element> Plans<T> {
         adapted: bool,
         path: ComputePath,
     ) -> fused_lora::Result<Self> {
-        let any_dy = !(case.d_out * size_of::<T>()).is_multiple_of(16);
+        let unaligned_dy = !(case.d_out * size_of::<T>()).is_multiple_of(16);
         let forward = ForwardOptions { path, training: true, ..ForwardOptions::default() };
-        let backward = BackwardOptions { path, any_dy, ..BackwardOptions::default() };
+        let backward = BackwardOptions { path, unaligned_dy, ..BackwardOptions::default() };
         copy.with_layer(case, adapted, |layer| {
             Ok(Self {
                 forward: Forward::with_options(device, layer, case.tokens, forward)?,
-                backward: Backward::new(device, layer, case.tokens, backward)?,
+                backward: Backward::with_options(device, layer, case.tokens, backward)?,
                 adapted,
             })
         })
@@ -103,8 +103,8 @@ impl<T: Element> Plans<T> {
         let x = DeviceMatrix::new(buffers.x.slice(0..tokens * d_in), tokens, d_in)?;
         forward.with_layer(case, self.adapted, |layer| {
             let t = if self.adapted { Some(output_view(&buffers.t, tokens, rank)?) } else { None };
-            let output = DeviceOutput { y: output_view(&buffers.y, tokens, d_out)?, t };
-            self.forward.launch(stream, layer, x, DeviceResidual::None, output, workspace)
+            let output = DeviceOutput { t, ..output_view(&buffers.y, tokens, d_out)?.into() };
+            self.forward.launch(stream, layer, x, output, workspace)
         })?;
         backward.with_layer(case, self.adapted, |layer| {
             let dy = DeviceMatrix::new(buffers.dy.slice(0..tokens * d_out), tokens, d_out)?;

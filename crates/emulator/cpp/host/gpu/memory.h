@@ -18,15 +18,28 @@ GPU_DEVICE void store(T* p, T value) {
 }
 
 template <class T>
+GPU_DEVICE T load_input(const T* p) {
+  T value;
+  emu::load_global(&value, p, sizeof(T), emu::Cache::normal, "load_input");
+  return value;
+}
+
+template <class T>
 GPU_DEVICE T load_constant(const T* p) {
   T value;
   emu::load_global(&value, p, sizeof(T), emu::Cache::normal, "load_constant");
   return value;
 }
 
-GPU_DEVICE Chunk load_once(const Chunk* p) {
+GPU_DEVICE Chunk load_constant_once(const Chunk* p) {
   Chunk value;
-  emu::load_global(&value, p, sizeof(Chunk), emu::Cache::once, "load_once");
+  emu::load_global(&value, p, sizeof(Chunk), emu::Cache::once, "load_constant_once");
+  return value;
+}
+
+GPU_DEVICE Chunk load_input_once(const Chunk* p) {
+  Chunk value;
+  emu::load_global(&value, p, sizeof(Chunk), emu::Cache::once, "load_input_once");
   return value;
 }
 

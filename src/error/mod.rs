@@ -1,4 +1,13 @@
-//! The error type of the library: one variant for each violated precondition, on the CPU and on devices.
+//! The error type of the library: one variant for each violated precondition, on the CPU and on devices, and a type each
+//! for what the driver says, for loading a kernel and for launching it.
+
+mod driver;
+mod kernel;
+mod launch;
+
+pub use driver::DriverError;
+pub use kernel::KernelError;
+pub use launch::LaunchError;
 
 /// Why a call failed. Everything that can be checked is checked before any memory is written.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -114,16 +123,17 @@ pub enum Error {
         /// Why they cannot be used.
         reason: &'static str,
     },
-    /// A layer or batch has no elements, so there is nothing to launch.
-    #[error("nothing to compute: {tokens} tokens of a {d_in} to {d_out} layer")]
-    EmptyProblem {
-        /// Rows of x.
-        tokens: usize,
-        /// Input features.
-        d_in: usize,
-        /// Output features.
-        d_out: usize,
+    /// An operand has no elements, so there is nothing to launch.
+    #[error("nothing to compute: {operand} is {}x{}", shape[0], shape[1])]
+    EmptyOperand {
+        /// Which operand.
+        operand: &'static str,
+        /// Its rows and columns, at least one of which is 0.
+        shape: [usize; 2],
     },
+    /// A backward pass was planned without any output.
+    #[error("nothing to compute: the layer has no adapter, and neither dx nor the bias's gradient is wanted")]
+    NothingWanted,
     /// The number of gradient buffers differs from the number of segments.
     #[error("{actual} gradient buffers for {expected} segments")]
     SegmentCountMismatch {
@@ -145,48 +155,6 @@ pub enum Error {
     /// An optimizer on a device was given no parameters, or only empty ones.
     #[error("there is nothing to train: no parameter has an element")]
     NothingToTrain,
-    /// The driver of the GPU is not installed, or does not start.
-    #[error("no CUDA driver: {reason}; it comes with NVIDIA's driver package")]
-    NoDriver {
-        /// The library that was not found, or the driver's message.
-        reason: String,
-    },
-    /// The driver lacks a function that this library calls.
-    #[error("the CUDA driver has no {symbol}; version 520 (CUDA 11.8) or later is needed")]
-    DriverTooOld {
-        /// The missing function.
-        symbol: String,
-    },
-    /// The driver has no device with this number.
-    #[error("there is no CUDA device {ordinal}, the driver finds {count}")]
-    NoDevice {
-        /// The number requested.
-        ordinal: usize,
-        /// How many devices the driver finds.
-        count: usize,
-    },
-    /// A kernel failed. This process cannot use the device any more.
-    #[error("the device is lost: {reason}")]
-    DeviceLost {
-        /// The driver's message.
-        reason: String,
-    },
-    /// The driver refused a call for any other reason.
-    #[error("the CUDA driver refused {operation}: {reason}")]
-    Driver {
-        /// The driver function that was called.
-        operation: &'static str,
-        /// The driver's error number.
-        code: u32,
-        /// The driver's name and description of the error.
-        reason: String,
-    },
-    /// The device has no memory left.
-    #[error("no room for {bytes} bytes of device memory")]
-    OutOfDeviceMemory {
-        /// Bytes requested.
-        bytes: usize,
-    },
     /// An operation cannot be captured in a graph.
     #[error("{operation} cannot be captured in a graph: {reason}")]
     CaptureRefused {
@@ -284,81 +252,11 @@ pub enum Error {
         /// The output.
         output: &'static str,
     },
-    /// A dropout probability is outside [0, 1 − 2⁻¹⁷). From 1 − 2⁻¹⁷ on, it would be rounded to 1.
-    #[error("a dropout probability of {p} is not in [0, 1 - 2^-17)")]
+    /// A dropout probability is below 0, or at least 1 − 2⁻¹⁷, so that it would be rounded to 1.
+    #[error("a dropout probability of {p}, expected at least 0 and less than 1 - 2^-17, which would be rounded to 1")]
     DropoutOutOfRange {
         /// The probability.
         p: f64,
-    },
-    /// The device cannot run this kernel.
-    #[error("{kernel} does not run on compute capability {}.{}: it is written for {needs}", capability.0, capability.1)]
-    Unsupported {
-        /// The kernel.
-        kernel: String,
-        /// The device's compute capability.
-        capability: (u32, u32),
-        /// The targets that the kernel is written for.
-        needs: String,
-    },
-    /// There is no kernel of this name.
-    #[error("there is no kernel '{kernel}'")]
-    NoSuchKernel {
-        /// The name requested.
-        kernel: String,
-    },
-    /// No machine code for the device is built in, and NVRTC cannot compile it.
-    #[error(
-        "{kernel} is not built in for compute capability {}.{}, and NVRTC cannot compile it ({reason}): build with \
-         nvcc in $PATH, $CUDA_HOME or $FUSED_LORA_NVCC, or install libnvrtc (set $FUSED_LORA_NVRTC to its path if it \
-         is not found)",
-        capability.0, capability.1
-    )]
-    NoKernelImage {
-        /// The kernel.
-        kernel: String,
-        /// The device's compute capability.
-        capability: (u32, u32),
-        /// Why NVRTC cannot compile it.
-        reason: String,
-    },
-    /// This build keeps its machine code in files, and one of them cannot be read.
-    #[error(
-        "cannot read {} ({reason}): this build loads its kernels from files in a folder 'images' beside the program or \
-         in the folder that $FUSED_LORA_IMAGES names", path.display()
-    )]
-    NoImage {
-        /// Where the file was looked for.
-        path: std::path::PathBuf,
-        /// Why it cannot be read.
-        reason: String,
-    },
-    /// NVRTC could not compile a kernel.
-    #[error("NVRTC cannot compile {file} for {target}: {log}")]
-    CompilationFailed {
-        /// The source file.
-        file: String,
-        /// The target architecture.
-        target: String,
-        /// The compiler's log.
-        log: String,
-    },
-    /// A launch exceeds the limits of the device or of the kernel.
-    #[error("{kernel} cannot be launched: {reason}")]
-    BadLaunch {
-        /// The kernel.
-        kernel: String,
-        /// What is wrong with the launch.
-        reason: String,
-    },
-    /// The parameter struct given differs in size from the kernel's.
-    #[error("{kernel} takes {expected} bytes of parameters, not {actual}")]
-    WrongParameters {
-        /// The kernel.
-        kernel: String,
-        /// Bytes of its parameter struct.
-        expected: usize,
-        /// Bytes given.
-        actual: usize,
     },
     /// An attention head has no columns, or more than the kernels support.
     #[error("a head of {head_size} columns is outside 1..={max}")]
@@ -368,21 +266,35 @@ pub enum Error {
         /// The largest number supported.
         max: usize,
     },
-    /// The emulator is not available.
-    #[error("no emulator: {reason}")]
-    NoEmulator {
-        /// Why not.
-        reason: String,
-    },
-    /// The emulator stopped a kernel because one of its checks failed.
-    #[error("{kernel}: {report}")]
-    KernelFault {
-        /// The kernel.
-        kernel: String,
-        /// What happened and where, and the positions of all other threads.
-        report: String,
-    },
+    /// The device cannot be opened, or its driver refuses a call.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// A kernel cannot be loaded.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A kernel cannot be launched as asked, or its launch failed.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
 }
 
 /// The result of every fallible call of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn a_nested_error_says_its_cause_once() {
+        let driver = DriverError::NoDevice { ordinal: 3, count: 1 };
+        let kernel = KernelError::NoSuchKernel { kernel: "k".to_owned() };
+        let launch = LaunchError::WrongParameters { kernel: "k".to_owned(), expected: 8, actual: 4 };
+        let texts = [driver.to_string(), kernel.to_string(), launch.to_string()];
+        for (error, text) in [Error::from(driver), kernel.into(), launch.into()].into_iter().zip(texts) {
+            assert_eq!(error.to_string(), text);
+            assert!(error.source().is_none(), "{error}");
+        }
+    }
+}
