@@ -74,9 +74,12 @@ GPU_DEVICE void load_low_rank(const Pipeline<C>& pipe, const SegmentFactors& fac
 #pragma unroll 1
   for (u32 i = threadIdx.x % 128; i < C::rows * chunks; i += 128) {
     const u32 row = i / chunks, chunk = i % chunks;
-    const E* row_of_t = static_cast<const E*>(p.t) + u64(gpu::min(first_row + row, p.tokens - 1)) * p.t_stride;
+    const E* row_of_t = static_cast<const E*>(p.t) + u64(first_row + row) * p.t_stride;
     Chunk t = tile::zero_chunk;
-    if (t_begin + 8 * chunk < t_end) t = load(reinterpret_cast<const Chunk*>(row_of_t + t_begin) + chunk);
+    // Rows beyond the last token are zeros: of a pair, one row tile may lie beyond it, and T of another one is not awaited.
+    if (first_row + row < p.tokens && t_begin + 8 * chunk < t_end) {
+      t = load(reinterpret_cast<const Chunk*>(row_of_t + t_begin) + chunk);
+    }
     store_shared(pipe.left(stage) + tile::swizzled<C::row_chunks>(row, chunk), t);
   }
   if constexpr (C::factors == Major::K) {
