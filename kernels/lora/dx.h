@@ -8,14 +8,16 @@
 //
 // Operands. The right operands B [end - begin, rank] and A [rank, d_in] are MN-major, and their rows may start anywhere: a
 // rank of 3 has rows of 6 bytes. `begin` and `end` of a segment are positions along K, and B has rows for these only; every
-// segment adds to all columns of dx. Where a row of dy holds an infinity or a NaN, Q and dx hold a NaN.
+// segment adds to all columns of dx. B counts as zeros outside its segment, so an infinity or a NaN anywhere in a row of dy
+// (0·∞ is NaN) can make that row of Q and dx NaN.
 //
 // K steps of Q. A Q tile skips the K steps in which none of its segments has rows of B: they are neither loaded nor
 // multiplied. For q and v of a fused qkv projection a third of Q's K steps are skipped. Splits keep equal depth, and a split
 // without rows of a segment stores zeros.
 //
-// Dropout. The mask that the forward pass applied to x applies to Q·A, before Q·A is added to dx. With dropout each step
-// sums Q·A in accumulators of its own, 16 rows (on wgmma 64 columns) at a time, so no sum of dx is held twice.
+// Dropout. The mask that the forward pass applied to x applies to Q·A, before Q·A is added to dx. So each step sums Q·A in
+// accumulators of its own. They hold 16 rows of a warp at a time (on wgmma 64 columns, with or without dropout), so there is
+// never a second set of accumulators for the whole tile.
 //
 // Without dx. Below the lowest adapter of a model dx is not needed. Then there are no dx tiles, and the launch reads neither
 // W0 nor A.

@@ -4,8 +4,8 @@
 // A slot is one word in device memory: the address of an adapter's table of factors. One store replaces it. So a captured
 // graph can switch to another adapter, for every layer at once, and no launch reads a half-written table.
 //
-// The CTA's second warp copies the factors into shared memory. With a slot these are two dependent loads, which take about
-// as long as the ticket that the first warp takes meanwhile, or as the first loads of the operands.
+// The CTA's second warp copies the factors into shared memory. With a slot these are two dependent loads. They take about as
+// long as the ticket, which the first warp draws at the same time, or as the first loads of the operands.
 //
 // The plan is made for the ranks in the parameters; the ranks in a slot may be lower, down to 0. Missing rows of A count as
 // zeros, and so do missing columns of B.

@@ -7,22 +7,23 @@
 // This file has what the forward kernels share: which CTA computes what, and how y tiles wait for T.
 //
 // Tickets. A CTA takes a ticket for each task; the lowest tickets are T tiles. So when a CTA has the ticket of a y tile,
-// every T tile has been claimed by a running CTA. T tiles wait for nothing, so the launch ends under any schedule, even with
-// one resident CTA. The CTA that takes the last ticket sets the counter up for the next launch, whose epoch is one higher.
+// every T tile has been claimed by a CTA that is running or has ended. T tiles wait for nothing, so the launch ends under
+// any schedule, even with one resident CTA. The CTA that takes the last ticket sets the counter up for the next launch,
+// whose epoch is one higher.
 //
-// Flags. A T tile is s·T, rounded to the operands' type, in the workspace. It has one flag, which is set to the launch's
-// epoch, with release, once the tile is stored. T tiles have a split-K of their own, so that y tiles do not wait long: each
-// CTA stores its sums in the workspace, and the last to arrive adds them in the order of the splits. Nothing is reset from
-// outside, and a captured graph can be replayed. A y tile acquires the flag after it has issued the loads of all of its own
-// K; then T and B are further K steps.
+// Flags. A T tile holds s·T, rounded to the operands' type, in the workspace. Its flag is set to the launch's epoch, with
+// release, once the tile is stored. T tiles have a split-K of their own, so that y tiles do not wait long: each CTA stores
+// its sums in the workspace, and the last to arrive adds them in the order of the splits. Nothing is reset from outside, and
+// a captured graph can be replayed. A y tile acquires the flag after it has issued the loads of x and W0 for all of its K; T
+// and B are then further K steps.
 //
 // Dropout. T tiles zero the dropped values of x in their own stages; y tiles use x as it is.
 //
 // Without segments there are no tickets: a CTA's task number is its block index, and the launch is the base product.
 //
-// Cost beyond the base product: per row tile, T costs rank / T_COLUMNS of a T tile. Copies of A round the rank up to whole T
-// tiles. On wgmma the MMAs of T round it up too; mma.sync and CUDA cores skip the columns beyond the last rank. Every y tile
-// has rank / K more products. A task costs one atomic and one flag.
+// Cost beyond the base product: for each row tile, rank / T_COLUMNS T tiles. A's part of a stage is always a whole T tile,
+// with zeros beyond the last rank; wgmma multiplies these columns, mma.sync and CUDA cores skip them. Every y tile has
+// rank/K more products. A task costs one atomic, its ticket; a T tile also costs its splits' arrivals and one flag.
 // Determinism: every sum has a fixed order, which depends on the shape, the layout and the plan, and not on the adapters,
 // the schedule or the other rows of a tile. A column outside every segment is bit for bit the base product's.
 #pragma once

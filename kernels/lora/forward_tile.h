@@ -1,7 +1,7 @@
-// lora_forward on mma.sync or CUDA cores, with operands that come by cp.async; dx and bottleneck adapters are the same kernel
-// with other operands (lora/dx.h, adapter/adapter.h).
+// lora_forward on mma.sync or CUDA cores, with operands that come by cp.async. dx and bottleneck adapters are the same
+// kernel with other operands (lora/dx.h, adapter/adapter.h).
 //
-// Life of a CTA. It takes one ticket: a T tile or a y tile, or one split of it.
+// Life of a CTA. It takes one ticket, which stands for a T tile, a y tile, or one split of either.
 //
 //   T tile   x and A through the ring, sums of all splits, s·T to the workspace, flag                        compute_t
 //   y tile   x and W0 through the ring, sums of all splits; T and B, as further K steps of the same ring;
@@ -10,10 +10,11 @@
 // Who owns what. A CTA owns rows × columns of y; each warp holds the sums of its part in registers. Both operands pass
 // through a ring of stages in shared memory (tile/ring.h). A T tile is rows × 64, 16 rows per warp; products with columns
 // beyond the last rank are skipped. Where there are too few tiles for the device, several CTAs split K: each stores its sums
-// in the workspace, and the last to arrive adds all of them in the order of the splits, then multiplies T and B. A warp whose
-// rows are all beyond the last token stores no sums.
+// in the workspace, and the last to arrive adds all of them in the order of the splits; of a y tile it then multiplies T and
+// B. A warp whose rows are all beyond the last token stores no sums.
 //
-// Shared memory: stages·(rows + columns)·depth values, 128 bytes, and the factors. The epilogue reuses the ring.
+// Shared memory: stages·(rows + columns)·depth values, 128 bytes for the ticket, and the factors. The epilogue reuses the
+// ring.
 #pragma once
 
 #include <gpu/grid.h>

@@ -1,24 +1,25 @@
 // lora_forward on wgmma (sm_90a) for many tokens.
 //
-// Life of a CTA. As many CTAs as the device has SMs draw tasks, tiles of T and of y, until none is left. Two consumer
-// warpgroups multiply 64 rows of a tile of 128 × COLUMNS each; the producer warpgroup fills the ring (lora/wgmma/pipeline.h)
-// ahead of them, across the borders of tasks.
+// Life of a CTA. As many CTAs as the device has SMs draw tasks, T tiles and y tiles, until none is left. Each of two
+// consumer warpgroups multiplies 64 rows of a tile of 128 rows; the producer warpgroup fills the ring
+// (lora/wgmma/pipeline.h) ahead of them, across the borders of tasks.
 //
-//   producer   ┌ tile of T: x by TMA, A by its threads            (lora/wgmma/t_tile.h)
-//              └ tile of y: x and W0 by TMA; then T and B          (lora/wgmma/pipeline.h, lora/wgmma/low_rank.h)
-//   consumers  ┌ tile of T: x·Aᵀ, sums of all splits, flag         (lora/wgmma/t_tile.h)
-//              └ tile of y: main loop, adapters, epilogue, store   (lora/wgmma/pipeline.h, lora/wgmma/low_rank.h, here)
+//   producer   ┌ T tile: x by TMA, A by its threads             (lora/wgmma/t_tile.h)
+//              └ y tile: x and W0 by TMA; then T and B           (lora/wgmma/pipeline.h, lora/wgmma/low_rank.h)
+//   consumers  ┌ T tile: x·Aᵀ, sums of all splits, flag          (lora/wgmma/t_tile.h)
+//              └ y tile: main loop, adapters, epilogue, store    (lora/wgmma/pipeline.h, lora/wgmma/low_rank.h, here)
 //
-// Clusters. With CTAS = 2 clusters of two draw tasks: two tiles, one above the other, which share W0. Each CTA fetches half
-// of W0's part of a stage for both, so that L2 is asked for a third less. Both take the same steps, and a stage is empty when
-// both have released it.
+// Clusters. Where the tile's `sharing` (lora/tiles.h) is 2, clusters of two CTAs draw tasks of two tiles, one above the
+// other, which share W0. Each CTA fetches half of W0's part of a stage for both (multicast), so that L2 is asked for a third
+// less. Both CTAs take the same steps, and a stage is empty when both have released it.
 //
-// Tickets. Without adapters there are none: a CTA's tasks follow from its index. Otherwise one thread of a cluster draws and
-// hands each task to all warps through one of two slots. A CTA takes tickets in increasing order and tiles of T have the
-// lowest: a tile of T that a tile of y waits for has been claimed by a running CTA.
+// Tickets. Without adapters there are none: a CTA's tasks follow from its index. Otherwise one thread of a cluster draws a
+// ticket and passes it to all warps through one of two words in shared memory, each with two mbarriers: drawn, and taken by
+// all warps. A CTA takes tickets in increasing order and T tiles have the lowest: a T tile that a y tile waits for has been
+// claimed by a CTA that is running or has ended.
 //
-// Store. Sums leave 64 columns at a time: rounded in registers, written to a swizzled panel of shared memory, stored by the
-// copy engine while the next panel is made; or by the threads, where y's rows do not suit the copy engine.
+// Store. The consumers store y 64 columns at a time: they round in registers and write to a swizzled panel of shared memory,
+// which TMA stores while they make the next panel. Where y's rows do not suit TMA, the threads store the panel.
 //
 // Shared memory: 192 KiB of stages, 32 KiB of panels, the barriers, the factors.
 #pragma once

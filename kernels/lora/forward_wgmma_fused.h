@@ -1,21 +1,21 @@
 // lora_forward on wgmma (sm_90a) for few tokens and low ranks: the shrink is fused into the main loop.
 //
-//   y = Σ over the cluster's CTAs of ( x_k W0_kᵀ + s·(x_k A_kᵀ) Bᵀ ),   x_k, W0_k, A_k: a CTA's part of the depth
+//   y = Σ over the cluster's CTAs of ( x_k W0_kᵀ + s·(x_k A_kᵀ) Bᵀ ),   x_k, W0_k, A_k: a CTA's split of K
 //
-// Life of a CTA. As in lora/forward_wgmma_split.h, but there are no tiles of T. Each tile of y is widened by up to
-// 32 columns (fused rank in lora/tiles.h) that multiply x with A, of all segments. A CTA's part of T stays in the registers of the
-// warps that summed it up: it is rounded there, and is the left operand of one last product with B. So there are no tickets,
-// no flags and no workspace.
+// Life of a CTA. As in lora/forward_wgmma_split.h, but there are no T tiles. The main loop of a y tile also multiplies x
+// with A of all segments, in 32 columns (`fused rank` in lora/tiles.h) beside those of W0. A CTA's part of T stays in the
+// registers of the warps that summed it: they round it, and it is the left operand of a last product with B. So there are no
+// tickets, no flags and no workspace.
 //
-// Extra cost: fused rank / columns more MMAs in the main loop, which hide behind W0's bytes, and the products with B in tiles
-// that have columns of a segment. Every tile of columns computes T again and reads A from L2.
+// Extra cost: fused rank / columns more MMAs in the main loop, which hide behind W0's bytes, and the products with B in
+// tiles that have columns of a segment. Every y tile computes T of its rows again and reads A from L2.
 //
-// Of the producer warpgroup one warp has the copy engine fetch x and W0, two gather A and then B. W0's first stages are under
-// way before the launch ahead has ended.
+// In the producer warpgroup one warp issues the TMA copies of x and W0, and two warps gather A, then B. W0's first stages
+// are requested before the wait for the launch ahead.
 //
-// s·T is rounded to the operands' type in each CTA's part: the error is u·Σ|s·T_part||B|. In f16 a part may overflow where the
+// Each CTA rounds its part of s·T to the operands' type: the error is u·Σ|s·T_part||B|. In f16 a part may overflow where the
 // sum of the parts does not.
-// Bytes: those of lora/forward_wgmma_split.h without T's, and A once a tile of columns. Determinism: as there.
+// Bytes: those of lora/forward_wgmma_split.h without T's, and A once a y tile. Determinism: as there.
 #pragma once
 
 #include <lora/wgmma/cluster_reduce.h>

@@ -1,14 +1,14 @@
-// lora_forward on wgmma (sm_90a) for few tokens: the CTAs of a cluster share the depth of one tile (split K).
+// lora_forward on wgmma (sm_90a) for few tokens: the CTAs of a cluster split K of one y tile.
 //
-// Life of a CTA. A cluster, of as many CTAs as a tile has splits, draws one ticket. Of a tile of y each CTA multiplies a part
-// of the depth and, where the tile has adapters, every size-th step of T and B; then the cluster's CTAs add up their sums and
-// store the tile (lora/wgmma/cluster_reduce.h). Of a tile of T each CTA takes a split of its own, summed up through the
-// workspace: a tile of T is ready the earlier the more CTAs share it, and there may be more splits than a cluster has CTAs.
+// Life of a CTA. A cluster has as many CTAs as a y tile has splits, and draws one ticket. For a y tile each CTA multiplies
+// its split of K and, where the tile has adapters, every `splits`-th step of T and B; then the CTAs add their sums and store
+// the tile (lora/wgmma/cluster_reduce.h). For T each CTA takes one split of a T tile; the splits are added through the
+// workspace, since a T tile may have more of them than a cluster has CTAs: it is ready the earlier the more CTAs share it.
 //
-// Within a CTA, GROUPS consumer warpgroups multiply 64 rows each; one producer warpgroup fills the ring. Where GROUPS is 1
-// two CTAs fit an SM: one keeps memory busy while the other is at the end of its task.
+// Each consumer warpgroup of a CTA multiplies 64 rows; one producer warpgroup fills the ring. CTAs with one consumer
+// warpgroup fit an SM in pairs: one keeps memory busy while the other is at the end of its task.
 //
-// Without adapters there are no tickets, and W0's first stages are under way before the launch ahead has ended. Bytes in
+// Without adapters there are no tickets, and W0's first stages are requested before the wait for the launch ahead. Bytes in
 // flight: up to 192 KiB an SM.
 #pragma once
 

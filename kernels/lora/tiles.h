@@ -1,17 +1,18 @@
 // The tiles that the kernels of a layer are compiled for: the one table of them. A kernel takes a line as its template
-// argument; build.rs makes the constants of src/plan/lora/tiles.rs of the same lines, from which the plans choose.
+// argument; build.rs turns the same lines into the constants of src/plan/lora/tiles.rs, from which the plans choose.
 //
 // A y tile of forward, dx and bottleneck adapters:
-//   rows, columns   that a CTA computes at a time
+//   rows, columns   of y that a CTA computes at a time
 //   depth, stages   values of K in a stage of the ring; stages of the ring
 //   warp            rows and columns whose sums a warp holds; on wgmma, a consumer warpgroup
-//   threads, CTAs   threads of a CTA; CTAs that the registers of an SM must suffice for
-//   sharing         CTAs of a cluster, each of which fetches its share of W0's part of a stage for all of them
+//   threads, CTAs   threads of a CTA; CTAs an SM that the launch bounds ask registers for
+//   sharing         CTAs of a cluster that each fetch an equal share of W0's part of a stage for all of them
 //   fused rank      columns of T that are computed beside those of y (lora/forward_wgmma_fused.h)
 //   aligned         whether all rows of x, W0 and A must start and end at multiples of 16 bytes
 //
 // A tile of a decode kernel, which takes all of K or a split of it:
-//   tokens          that a CTA computes at a time; of those, that a ticket of T stands for
+//   tokens          that a CTA computes at a time
+//   of a ticket     tokens that a ticket of T stands for
 //   columns         of y; 0: the plan says how many
 //   chunks          of 16 bytes of W0 that a thread has in flight
 #pragma once

@@ -1,10 +1,10 @@
-// The sum of a tile whose depth the CTAs of a cluster share (sm_90a), and its way to memory.
+// Split-K of a y tile within a cluster (sm_90a): the CTAs' sums are added, pass the epilogue and are stored.
 //
-// Each CTA leaves its sums in its own shared memory, where the ring was. Behind the cluster's barrier each finishes a share
-// of the tile's rows: it reads all CTAs' sums through distributed shared memory, adds them in the splits' order, and stores
-// the rows.
+// Each CTA leaves its sums in its own shared memory, in place of the ring. After a barrier of the cluster each CTA finishes
+// a share of the tile's rows: it reads all CTAs' sums through distributed shared memory, adds them in the order of the
+// splits, and stores the rows.
 //
-// Determinism: the order of the splits, whichever CTA comes first.
+// Determinism: the sums are added in the order of the splits, whichever CTA comes first.
 #pragma once
 
 #include <gpu/cluster.h>

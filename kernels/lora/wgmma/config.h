@@ -1,4 +1,4 @@
-// What tells one kernel on wgmma (sm_90a) from another: the template argument that everything in this folder shares.
+// The template argument that all code of the wgmma kernels (sm_90a) shares, and the named barriers of a CTA.
 #pragma once
 
 #include <abi.h>

@@ -1,10 +1,11 @@
-// What the adapters add to a tile of y on wgmma (sm_90a): T and B follow x and W0 through the ring as additional depth.
+// What the adapters add to a y tile on wgmma (sm_90a): T and B follow x and W0 through the ring as further K steps.
 //
-// The producer warpgroup's threads load T and B, since B's rows may start and end anywhere: a stage holds up to 64 of a
-// segment's rank. The consumers multiply them 64 columns at a time; sums of columns outside the segment are put back as they
-// were.
+// The producer warpgroup's threads load T and B, since B's rows may start and end anywhere; a stage holds up to 64 values of
+// a segment's rank. The consumers multiply 64 columns at a time, in a copy of their accumulators, and copy back only the
+// columns of the segment.
 //
-// In dx the left operand is Q and the right one A, in MN-major panels of 64 columns, and dropout masks the result.
+// In dx the left operand is Q and the right one A, in MN-major panels of 64 columns. Q·A has accumulators of its own, and
+// dropout masks it before it is added.
 #pragma once
 
 #include <lora/dx.h>

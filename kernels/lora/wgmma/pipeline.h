@@ -1,13 +1,13 @@
-// The ring of stages through which the kernels on wgmma (sm_90a) bring operands to shared memory, and the product of x and W0
-// that comes out of it.
+// The ring of stages that brings operands to shared memory in the wgmma kernels (sm_90a), and the main loop, the product of
+// x and W0.
 //
-// One thread of the producer warpgroup has the copy engine fetch x and W0 (TMA). A, B and T are stored in the ring by all
-// threads of the producer warpgroup (lora/wgmma/t_tile.h, lora/wgmma/low_rank.h): their rows belong to several adapters, and
-// those of B may start anywhere.
+// One thread of the producer warpgroup issues the TMA copies of x and W0. All threads of the producer warpgroup store A, B
+// and T in the ring (lora/wgmma/t_tile.h, lora/wgmma/low_rank.h; for a fused shrink two of its warps): rows of A and B
+// belong to several adapters, and those of B may start anywhere.
 //
-// A stage is full when the bytes that it expects and C::full_arrivals arrivals have come to its barrier. It is empty when all
-// consumer warpgroups that read it have released it, those of both CTAs of a pair. With C::ctas = 2 each CTA of a cluster
-// fetches half of W0's part of a stage for both, so both go through the same steps at the same stages.
+// A stage has two mbarriers. `full` completes when the bytes that the stage expects and C::full_arrivals arrivals have come.
+// `empty` completes when all consumer warpgroups that read the stage have released it, with C::ctas = 2 those of both CTAs:
+// each CTA of such a cluster fetches half of W0's part of a stage for both, so both take the same steps in the same stages.
 #pragma once
 
 #include <gpu/cluster.h>

@@ -1,8 +1,9 @@
-// A tile of T = x·Aᵀ on wgmma (sm_90a): A goes through the ring beside x, the sums to the workspace, then the flag is set.
+// A T tile, x·Aᵀ, on wgmma (sm_90a): A goes through the ring beside x, the sums of splits through the workspace; then s·T is
+// stored and the flag is set.
 //
 // A's rows belong to several adapters: the producer warpgroup's threads load them into registers one step ahead and store
-// them in the ring, while the copy engine fetches x. In dx it is a tile of Q = dy·B, and B's rows lie across the depth and
-// may start anywhere.
+// them in the ring, while TMA copies x. In dx it is a Q tile, dy·B: B is MN-major and its rows may start anywhere; if they
+// are not aligned to 16 bytes they are not loaded ahead.
 #pragma once
 
 #include <lora/dx.h>
