@@ -8,13 +8,14 @@
 // It is the forward kernel (lora/forward_tile.h) without W0: T is h, which gets a bias and an activation before it is
 // stored, rounded to the operands' type; A is down, B is up, the scale is 1. Tickets, flags, the split-K of T and the order
 // of every sum are those of a LoRA layer. A y tile has no K steps of its own: it waits for the T tiles of its rows, then
-// multiplies T and B. So the launch takes as long as both products one after the other, as in any bottleneck adapter; it
+// multiplies T and B. So the launch takes as long as both products one after the other, as any bottleneck adapter must; it
 // saves the second launch and the gap before it.
 //
 // The columns of h that round the width up are stored as zeros, even where the activation of 0 is not 0.
 //
 // Bytes: x once per 64 columns of h, and once more if it is added; down and up once per row tile; h, of (width + 15)/16·16
-// columns, out and in; y out. After the first tile that reads them, all but x, y and the residual come from L2.
+// columns, stored once and loaded by every y tile of its rows; y once. After the first tile that reads them, all but x, y
+// and the residual come from L2.
 #pragma once
 
 #include <gpu/grid.h>

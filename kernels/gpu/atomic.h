@@ -1,6 +1,7 @@
 // Atomic accesses for synchronisation between threads of one GPU: global memory, gpu scope.
 //
-// The "memory" clobber keeps the compiler from moving other accesses across; the qualifiers do the same for the hardware.
+// The "memory" clobber keeps the compiler from moving other accesses across; in hardware only acquire and release order
+// them.
 #pragma once
 
 #include <gpu/types.h>

@@ -1,7 +1,7 @@
 // MMAs of a warp, and the moves between shared memory and fragments.
 //
-// Addresses come from `shared_address`. All 32 lanes make the call. With g = lane / 4 and t = 2·(lane % 4), a register holds
-// the elements of two neighbouring columns (A, C) or rows (B):
+// Addresses come from `shared_address`. All 32 lanes make the call. With g = lane / 4 and t = 2·(lane % 4), a register of A
+// holds two neighbouring columns, of B two neighbouring rows, of C (d, f32) one element:
 //   A, 16×16  a[i] row g + 8·(i & 1), columns t + 8·(i >> 1) + {0, 1}
 //   B, 16×8   b[i] rows t + 8·i + {0, 1}, column g
 //   C, 16×8   d[i] row g + 8·(i >> 1), column t + (i & 1)

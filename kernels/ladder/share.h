@@ -1,5 +1,5 @@
-// The shrink of steps 3 and 4 of the ladder: the CTAs of a launch share out the rows of A among them, and receive T from each
-// other through global memory.
+// The shrink of steps 3 and 4 of the ladder: the CTAs of a launch share out the rows of A among them, and receive T from
+// each other through global memory.
 //
 // A CTA cannot know which CTAs run beside it: the GPU starts them in any order, and those that do not fit wait until others
 // have ended. So no row belongs to a CTA from the start. CTAs draw tickets (tile/ticket.h), of which each stands for 8 rows

@@ -10,8 +10,8 @@
 // result has the same bits in every run. Nothing is shared between warps.
 //
 // Cost. Both operands of every product are loaded from global memory: x as often as W0. T and y make a round trip through
-// memory between launches. A launch must end before the next begins, and the shrink has few warps, so most of the GPU is idle
-// while it runs.
+// memory between launches. A launch must end before the next begins, and the shrink has few warps, so most of the GPU is
+// idle while it runs.
 //
 // launches: 3
 // flops: 2 * tokens * (columns * depth + rank * depth + columns * rank)

@@ -8,7 +8,7 @@
 //
 // Who owns what. A stage of the ring holds 128 elements of each of the CTA's 8 rows of W0. A lane copies 16 bytes of its
 // warp's row and multiplies the same 16 bytes when they are there. tile/ring.h issues the copies 7 steps ahead, so up to 28
-// KiB a CTA are in flight. The barrier in its loop is for kernels in which another thread than the copying one reads the stage; here
+// KiB a CTA are in flight. The barrier in its loop is for kernels whose threads read stages that other threads copied; here
 // each lane reads its own copies, for which the wait before the barrier is enough.
 //
 // What it adds to step 3: those bytes in flight, and another order. A CTA computes its share of T, then its base product,

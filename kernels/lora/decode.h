@@ -14,7 +14,9 @@
 // in shared memory; `finish` adds them in order, adds the low-rank terms, and runs the epilogue.
 //
 // Grid: x = tiles of `tile_columns` output columns, y = splits of K, z = groups of as many tokens as a tile has.
-// Bytes: W0 once, x once per CTA, A and B once; the floor is W0 + A + B + x + y. Launches: 1. Nothing is allocated or reset.
+// Bytes: W0 and B once per group of tokens, A once per group of a ticket's tokens, x once per CTA (decode_rows.cu: per group
+// of `row_threads` threads) and once per ticket; the floor is W0 + A + B + x + y. Launches: 1. Nothing is allocated or
+// reset.
 // Determinism: every sum has a fixed order, which depends on K, the layout and the plan, and not on the adapters, the
 // schedule or the other tokens. A column outside every segment is bit for bit the base product's.
 #pragma once

@@ -1,12 +1,13 @@
 // lora_decode with W0 [in, out], GPT-2's layout, on CUDA cores: 1 to 4 tokens (8 in f32), or any number where rows are
 // not aligned.
 //
-// Who owns what. A CTA owns the columns of a run of W0's rows. `row_threads` neighbouring lanes read the run of one row, 16
-// bytes each; the other threads of the CTA read the same run of other rows. A thread takes UNROLL consecutive rows, so its
-// values of x are whole chunks too. It sums its own columns over its rows; the sums of lanes, then of warps, are added once
-// after the main loop. Narrow tiles keep every SM busy without split-K: a run of 64 bytes is two whole sectors.
+// Who owns what. A CTA owns a narrow tile of columns, which of each row of W0 is one contiguous run. `row_threads`
+// neighbouring lanes read the run of one row, 16 bytes each; the other threads of the CTA read the run of other rows. A
+// thread takes `unroll` consecutive rows, so its values of x are whole chunks too. It sums its own columns over its rows;
+// after the main loop the sums are added once, over lanes, then over warps. Narrow tiles keep every SM busy without split-K:
+// a run of 64 bytes is two whole sectors.
 //
-// Bytes in flight: 512 threads x UNROLL x 16 B.
+// Bytes in flight: 512 threads x `unroll` x 16 B.
 //
 // sass: lora_decode_columns_*   registers <= 128   has LDG.E.128   lacks HMMA
 #include <gpu/math.h>

@@ -6,9 +6,9 @@
 // each lane, the second values 4 to 7. The weight's operand is permuted in the same way, so the sum is the same, and neither
 // operand goes through shared memory.
 //
-// The shrink runs on CUDA cores here too, with four tokens per ticket: a ticket's cost is reading x, and smaller tickets
-// spread it over CTAs. x costs more L2 bytes the more CTAs share the columns, so with few columns several CTAs split K
-// instead.
+// The shrink runs on CUDA cores here too, with four tokens per ticket: most of a ticket's cost is reading x, and smaller
+// tickets spread it over more CTAs. In the main loop every CTA reads x of its K from L2. So where columns are few, CTAs
+// split K rather than take narrower tiles.
 #pragma once
 
 #include <gpu/mma.h>

@@ -1,11 +1,12 @@
 // lora_decode with W0 [out, in] on CUDA cores: 1 to 4 tokens (8 in f32), or any number where rows are not aligned.
 //
-// Who owns what. `row_threads` threads share a row of W0, 16 bytes each; if that does not cover K, they take K in panels. A
-// thread keeps its part of x for a panel in registers as f32 and multiplies it with every row of the tile, so the main loop
-// reads only W0, with ROWS chunks in flight per thread. The other threads of the CTA take other rows. A warp reduces ROWS x
-// TOKENS sums at once (tile/reduce.h) and adds them to its own partial sums in shared memory.
+// Who owns what. `row_threads` threads share a row of W0, 16 bytes each; if that does not cover K, they take K in several
+// panels. A thread keeps its part of x for a panel in registers as f32 and multiplies it with every row of the tile, so the
+// main loop reads only W0, with `rows_in_flight` chunks in flight per thread. The other threads of the CTA take other rows.
+// A warp reduces rows_in_flight x tokens sums at once (tile/reduce.h) and adds them to its own partial sums in shared
+// memory.
 //
-// Bytes in flight: 512 threads x ROWS x 16 B, 64 KiB per CTA at one token.
+// Bytes in flight: 512 threads x `rows_in_flight` x 16 B, 64 KiB per CTA at one token (rows aligned).
 // Tried on paper and dropped: one warp per row with x in shared memory. x would be converted again for every row, and a few
 // rows more or less per warp would unbalance the CTAs.
 //

@@ -1,9 +1,9 @@
 // lora_decode with W0 [out, in] for up to 16 tokens with MMA.
 //
 // Who owns what. A CTA owns 8·mmas output columns, 8 rows of W0 per MMA, and keeps their sums in registers over all of its
-// K, so it reads x once. Its 16 warps take K in turns, steps times 32 values each: a warp reads 64·steps contiguous bytes of
-// a row, 16 bytes per lane at a time, and uses them as the right operand without rearranging them. Where the layer has too
-// few columns for all SMs, several CTAs split K.
+// K, so it reads x once. Its 16 warps take K in turns, 32·steps values each: a warp reads 64·steps contiguous bytes of a
+// row, 16 bytes per lane at a time, and uses them as the right operand without rearranging them. Where the layer has too few
+// columns for all SMs, several CTAs split K.
 //
 // Bytes in flight: 512 threads x mmas·steps x 16 B, 64 KiB per CTA if mmas·steps = 8. x comes from L2: for 16 tokens it is
 // 2 / mmas of the weight's bytes.

@@ -1,11 +1,11 @@
 // The gradients of all low-rank factors of a layer, and of its bias if asked for, in one launch:
 //
-//   dA_s [rank, d_in]        (+)= Σ_m Q[m, t_begin + j] · x̂[m, k]          Q = s·dy·B, stored by the launch of dx
-//   dB_s [end - begin, rank] (+)= s · Σ_m dy[m, begin + n] · T[m, packed_begin + j]
+//   dA [rank, d_in]          (+)= Σ_m Q[m, t_begin + j] · x̂[m, k]          Q = s·dy·B, stored by the launch of dx
+//   dB [end - begin, rank]   (+)= s · Σ_m dy[m, begin + n] · T[m, packed_begin + j]
 //   dbias [d_out]            (+)= Σ_m dy[m, n]
 //
-// with x̂ = x, or x after dropout. T = x̂ A^T comes from the forward pass. x, dy, Q and T are stored in one type; gradients
-// are f32.
+// dA and dB are of a segment, whose scale is s; x̂ is x, or x after dropout. T = x̂ A^T comes from the forward pass. x, dy,
+// Q and T are stored in one type; gradients are f32.
 //
 // Who owns what. dA and dB are products of a wide operand (x or dy) and a skinny one (Q or T), summed over tokens. A CTA
 // owns a panel of 256 columns of the wide operand, a block of up to 64 columns of the skinny one, and a range of tokens, a
@@ -23,11 +23,12 @@
 //
 // Bytes: x and dy once per 64 columns of rank. Q and T once per panel, which is rank / 256 of the wide operand's bytes. The
 // sums of a split once out and once in, which in 16 bits is 4·rank / (tokens of a split) of the wide operand's bytes. At the
-// shapes of large models 256 columns minimise the last two together. In flight: two stages of 64·(256 + rank) B per CTA. A
-// CTA has 60 KiB of shared memory, which every target has, and registers for two CTAs per SM.
+// shapes of large models panels of 256 columns minimise the sum of the last two, Q and T and the splits' sums. In flight:
+// two stages of 64·(256 + rank) B per CTA. A CTA has 60 KiB of shared memory, which every target has, and registers for two
+// CTAs per SM.
 // Determinism: every sum has a fixed order, which depends on the plan and not on the schedule. No float atomics.
-// Padding: columns of Q that round a rank up, columns of T of other segments, and columns of dy outside the segment give
-// rows and columns of the result that are not stored. Tokens beyond the last are zeros in both operands.
+// Padding: results from columns of Q that round a rank up, from columns of T of other segments and from columns of dy
+// outside the segment are computed and not stored. Tokens beyond the last are zeros in both operands.
 // Alignment is tested when operands are read (tile/panel.h): rows of x, dy and T may start anywhere.
 // Tried on paper and dropped: tiles of 128 × 128 (a fifth fewer bytes at a rank of 512, but twice the bytes of Q and T at a
 // rank of 16); column sums of dy by MMA (8 more registers); panels that begin where their segment begins (dy is read twice

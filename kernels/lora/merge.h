@@ -3,12 +3,12 @@
 //   weight[i, j] = round(source[i, j] + Σ_segments s·Σ_l B[i, l] A[l, j])        W0 [out, in]
 //                  round(source[i, j] + Σ_segments s·Σ_l A[l, i] B[j, l])        W0 [in, out]
 //
-// Who owns what. A CTA owns 64 rows by 16 chunks of 16 bytes of the weight, a thread 4 rows of one chunk column. The factors
-// pass through shared memory as f32, 32 values of the rank at a time: left[l][row], with the scale multiplied in, and
-// right[l][column]. Sums are f32, and the result is rounded to the weight's type once. What rounding lost goes to the report
-// by an atomic maximum.
+// Who owns what. A CTA owns a tile of the weight of 64 rows by 16 chunks of 16 bytes, a thread one chunk of each of 4 rows.
+// The factors pass through shared memory as f32, 32 values of the rank at a time: left[l][row], with the scale multiplied
+// in, and right[l][column]. Sums are f32, and the result is rounded to the weight's type once. The largest rounding error,
+// the largest change and the number of results that are not finite go to the report by atomics.
 //
-// Bytes: the weight once in and once out; A and B once for every row or column of CTAs, from L2. Launches: 1. In place,
+// Bytes: the weight once in and once out; each CTA reads its part of A and of B once, from L2. Launches: 1. In place,
 // elements outside every segment are not touched, nor are tiles without a segment. Unmerging in place is the same launch
 // with -s; unmerging from a kept original is a launch without segments, which copies.
 #pragma once

@@ -1,21 +1,21 @@
 // The shrink of the decode kernels, T = x A^T, in the launch of the base product: which CTA computes which values of T, and
 // how the other CTAs receive them.
 //
-// Tickets. A ticket stands for a few rows of A and the values of T that they give for a few tokens. A CTA takes tickets
-// from a counter in global memory and computes their values of T until it gets a ticket beyond the last row; only then does
-// it start its part of the base product. So when a CTA waits for T, all of T has been claimed by running CTAs, which wait
-// for nothing before they have stored it: the launch ends under any schedule, even with one resident CTA. A CTA that counted
-// only its first ticket could hold a row of T and wait for a row whose CTA cannot start, so every CTA takes tickets until it
-// gets one beyond the last row. Each takes exactly one such ticket, so the CTA that takes the very last one can set the
-// counter up for the next launch. Nothing is reset from outside, and a captured graph can be replayed.
+// Tickets. A ticket stands for a few rows of A and the values of T that they give for a few tokens. A CTA takes tickets from
+// a counter in global memory and computes their values of T until it gets a ticket beyond the last row; only then does it
+// start its part of the base product. So when a CTA waits for T, all of T has been claimed by CTAs that are running or have
+// ended, and that wait for nothing before they have stored it: the launch ends under any schedule, even with one resident
+// CTA. With one ticket per CTA, all resident CTAs could wait for rows whose CTAs cannot start. Each CTA takes exactly one
+// ticket beyond the last row, so the number of tickets is known, and the CTA that takes the last one sets the counter up for
+// the next launch. Nothing is reset from outside, and a captured graph can be replayed.
 //
 // Words. A value of T and the launch's epoch are stored in one 64-bit word, and readers poll that word. Value and flag
 // arrive together: no fence, no second trip to L2, and nothing to clear. The epoch comes from the upper half of the ticket
-// counter and grows by one per launch. A stale word could be mistaken for a new one only if it had not been written for
-// exactly 2^32 launches.
+// counter and grows by one per launch. A stale word is mistaken for a new one only if it was last written exactly 2^32
+// launches ago.
 //
-// Cost beyond reading A and x: one atomic per ticket and one more per CTA; 8 bytes per value of T, written once and read
-// once by each CTA that has columns in its segment.
+// Cost beyond reading A and x: one atomic per ticket and one more per CTA; 8 bytes per value of T, written once and read, if
+// it is there at the first poll, once by each CTA that finishes columns of its segment.
 #pragma once
 
 #include <abi.h>

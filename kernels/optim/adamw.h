@@ -14,10 +14,11 @@
 // it, else element by element. Which thread sums which squares does not depend on the alignment.
 //
 // Tickets (tile/ticket.h). One counter serves both passes: tickets 0 to chunks - 1 stand for sums of squares, the next
-// `chunks` tickets for updates. When a CTA takes the ticket of an update, every sum has been claimed by a running CTA, which
-// does not wait before its sums are stored. So the launch ends with any number of resident CTAs, in any order, without a
-// grid barrier and without a cooperative launch. A CTA that has no more sums arrives with their number; the last to arrive
-// adds the sums of all chunks in their order and publishes the decision.
+// `chunks` tickets for updates. When a CTA takes the ticket of an update, every sum has been claimed by a CTA that is
+// running or has ended, and that does not wait before its sums are stored. So the launch ends with any number of resident
+// CTAs, in any order, without a grid barrier and without a cooperative launch. A CTA that gets no more tickets of sums adds
+// the number of its sums to a count of arrivals; the one that completes the count adds the sums of all chunks in their order
+// and publishes the decision.
 //
 // The decision is one 64-bit word: the clip factor, or NaN for a skipped step, and the launch's epoch. The other CTAs poll
 // that word, which needs no fence and is never cleared. Before they poll they compute what does not depend on the norm (βᵗ
@@ -35,8 +36,8 @@
 // gradients are. That costs one conversion and one fma in f64 per element. On an SM with 2 lanes of f64 (sm_75, 86, 89, 120)
 // 64 elements take 64 cycles, about the rate at which memory delivers them.
 //
-// Determinism: the sum of a chunk has a fixed order, and so has the sum of the chunks; no other value depends on another
-// thread's. The bits are the same from run to run, for any grid, any schedule and any alignment.
+// Determinism: the sum of a chunk has a fixed order, and so has the sum of the chunks; no other value depends on the sums of
+// another thread. The bits are the same from run to run, for any grid, any schedule and any alignment.
 #pragma once
 
 #include <abi.h>

@@ -1,10 +1,11 @@
 // Dropout of an adapter's input. The mask is computed wherever it is needed, again in every pass, and never stored.
 //
-// One Philox counter gives the random bits of eight values of a row. Of a block of 32 columns these are columns 2p and 2p +
-// 1, and the same plus 8, 16 and 24, with p from 0 to 3: the values that one lane holds in fragments and accumulators of
-// mma.sync. Each value gets 16 bits, and is dropped if they are less than the threshold. src/dropout.rs makes the same mask.
+// One Philox counter gives the random bits of eight values of a row: in a block of 32 columns, columns 8q + 2p and 8q + 2p +
+// 1 for q = 0 to 3. These are the values that a lane with lane % 4 = p holds in fragments and accumulators of mma.sync. Each
+// value gets 16 bits, and is dropped if they are less than the threshold. src/dropout.rs makes the same mask.
 //
-// Cost: about 85 instructions for eight values. Kept values are not scaled here; the sums of their products are.
+// Cost: about 85 instructions for eight values. Kept values are not multiplied by 1/(1 - p) here; the sums of their products
+// are, later.
 #pragma once
 
 #include <abi.h>

@@ -1,5 +1,5 @@
-// A warp's part of leftᵀ·right on tensor cores. Both operands are MN-major: their rows run across K, like the rows of
-// activations in a sum over tokens. Tiles have DEPTH rows in swizzled shared memory; ldmatrix transposes them.
+// A warp's part of leftᵀ·right on tensor cores. Both operands are MN-major: a row has all columns of one k, as a row of
+// activations has in a sum over tokens. Tiles are DEPTH rows in swizzled shared memory; ldmatrix transposes them.
 #pragma once
 
 #include <gpu/mma.h>

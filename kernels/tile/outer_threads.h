@@ -1,9 +1,9 @@
-// A warp's part of leftᵀ·right on CUDA cores. Both operands are MN-major: their rows run across K. Tiles are in swizzled
-// shared memory, sums are f32 in registers, and every fma rounds once.
+// A warp's part of leftᵀ·right on CUDA cores. Both operands are MN-major: a row has all columns of one k. Tiles are in
+// swizzled shared memory, sums are f32 in registers, and every fma rounds once.
 //
-// A lane owns four rows of the result from 4·(lane / 4) on and, of every 16 columns, four from 4·(lane % 4) on. So of each
-// row of the tiles it loads 4 values of the left tile and 4 for every 16 columns of the right one, in f32 16 bytes at a
-// time: with 64 columns 5 loads for 64 products. Eight neighbouring chunks of a row are in different banks.
+// A lane owns four rows of the result from 4·(lane / 4) on and, of every 16 columns, four from 4·(lane % 4) on. So for each
+// k it loads 4 values of the left tile and 4 for every 16 columns of the right one, in f32 16 bytes at a time: with 64
+// columns, 5 loads for 64 products. Eight neighbouring chunks of a row are in different banks.
 #pragma once
 
 #include <gpu/convert.h>

@@ -1,9 +1,9 @@
 // Copies neighbouring columns of a row-major matrix into tiles of DEPTH × COLUMNS in shared memory, DEPTH rows at a time.
 //
-// A thread always copies the same chunk of columns, so it tests only once which of these exist and how they can be copied:
-// 16 bytes at a time, 4 bytes at a time, or element by element. A rank of 4 in bf16 (rows of 8 bytes) still goes by
-// cp.async, 4 bytes at a time. So rows may start and end anywhere without a kernel of their own, and this costs nothing
-// where they start at multiples of 16 bytes.
+// A thread always copies the same chunk of columns, so it tests only once which of these columns exist and how they can be
+// copied: 16 bytes at a time, 4 bytes at a time, or element by element. A rank of 4 in bf16 (rows of 8 bytes) still goes by
+// cp.async, 4 bytes at a time. So one kernel takes rows that start and end anywhere, and this costs nothing where they start
+// at multiples of 16 bytes.
 #pragma once
 
 #include <gpu/copy_async.h>

@@ -1,18 +1,20 @@
 // A warp's part of a tile's product of f32 in TF32: fragments come from swizzled shared memory and are rounded to 10
 // fraction bits in registers; sums are f32.
 //
-// K-major operands come by ldmatrix, to which 16 bytes of a row are eight 16-bit values. A lane gets one f32, value lane % 4
-// of the chunk of row lane / 4, which is the fragment of mma.m16n8k8.
+// K-major operands come by ldmatrix, which takes the four f32 of a chunk for eight 16-bit values: lane l gets value l % 4 of
+// the chunk of row l / 4, which is the fragment of mma.m16n8k8.
 //
 // An MN-major right operand (W0 [in, out]) would have to be transposed, which ldmatrix does for 16-bit values only. But any
-// eight columns can be the columns of an MMA. Lane (g, t), g = lane / 4, t = lane % 4, needs rows t and t + 4 of K: it reads
-// a chunk of each, and the four values of a chunk go to four different MMAs. Of eight neighbouring chunks lane g takes chunk
-// g / 2 + 4·(g % 2). Eight lanes are served at a time: they read two chunks, which differ in bit 2, of four rows, which
-// differ in bits 0 and 1, and the swizzle (chunk ^ row % 8) puts these in eight different places. With chunk g for lane g
-// there would be four places of two lanes each.
+// eight columns can be the columns of an MMA. With g = lane / 4 and t = lane % 4, a lane needs rows t and t + 4 of K: it
+// loads a chunk of each, and the four values of a chunk go to four different MMAs. Of eight neighbouring chunks, lanes g
+// take chunk g / 2 + 4·(g % 2). Shared memory serves eight lanes of a 16-byte load at a time, here two values of g and four
+// of t: two chunks, which differ in bit 2, of four rows, which differ in bits 0 and 1. So the swizzle (chunk ^ row % 8) puts
+// them in eight different groups of banks. If lanes g took chunk g, there would be four groups with a conflict of two lanes
+// each.
 //
-// B is K-major and is loaded in this order of columns. Of the eight columns of an MMA only two differ modulo 8, so ldmatrix
-// takes four times as long for B: in the adapters' steps, not in those of W0.
+// B is K-major, and its fragments are loaded with the columns in this order. The eight columns of an MMA, rows of B's tile,
+// have only two different values modulo 8, so ldmatrix takes four times as long for B: in the adapters' steps, not in those
+// of W0.
 //
 // Cost: every warp rounds what it loads, three instructions per register (compare, add, mask).
 #pragma once

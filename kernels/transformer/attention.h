@@ -1,18 +1,19 @@
 // Causal self-attention, every head of every sequence in one launch:
 //
-//   out[s, i] = Σ_j p_j·v[s, j],   p = softmax_j(scale·q[s, i]·k[s, j])       over the memory's keys and own keys j <= i
+//   out[s, i] = Σ_j p_j·v[s, j],   p = softmax_j(scale·q[s, i]·k[s, j])   over the memory's keys and the call's own, j <= i
 //
 // This file has what the attention kernels share: the addresses of a head's rows, the online softmax, and the merge of
 // several partial softmaxes.
 //
-// Memory. A prefix comes before the tokens of every sequence. A cache has, for each sequence, the number of filled rows that
-// `lengths` gives. `lengths` is in device memory and the grid does not depend on it, so a captured graph can be replayed
-// with other lengths. The call's own keys and values are read from qkv, and the CTAs that own the queries of these tokens
-// append them to the cache behind the filled rows; no CTA reads a row of the cache that another one writes. Where they do
-// not fit, the sequence's rows of out become NaN, and its cache is neither read nor written.
+// Memory. It holds the keys and values before the call's own: a prefix, the same for every sequence, or a cache, with
+// `lengths[s]` filled rows for sequence s. `lengths` is in device memory and the grid does not depend on it, so a captured
+// graph can be replayed with other lengths. The call's own keys and values are read from qkv, and the CTAs that own the
+// queries of these tokens append them to the cache behind the filled rows; no CTA reads a row of the cache that another one
+// writes. Where the cache has no room for them, the sequence's rows of out become NaN, and its cache is neither read nor
+// written.
 //
-// Softmax. Scores are scaled and multiplied by log2(e), so weights are powers of two. The largest score so far is subtracted
-// in every exponent, so no score that is finite in f32 overflows. The result differs from exact arithmetic by the error |δs|
+// Softmax. Scores are scaled and multiplied by log2(e), so that a weight is exp2 of a score. The largest score so far is
+// subtracted first, so no score that is finite in f32 overflows. The result differs from exact arithmetic by the error |δs|
 // of each exponent, by the rounding of sums and, with MMA, by the rounding of each weight to the operands' type. A score
 // that is infinite or NaN makes its query's result NaN.
 //

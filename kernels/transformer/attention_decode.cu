@@ -10,7 +10,8 @@
 // follows from the cache's length, which every CTA reads: CTAs without keys exit at once and are not waited for. The split
 // that has the sequence's own key appends it.
 //
-// Grid: x = heads of all sequences, y = splits of a full memory. Launches: 1. Nothing is allocated or reset.
+// Grid: x = heads of all sequences, y = splits of a memory that is filled to its capacity. Launches: 1. Nothing is allocated
+// or reset.
 // Bytes: every key and value once, which is the floor. A split's record is written and read once, in f32 1 / split_keys of
 // these bytes.
 // In flight: 128 threads × 8 × 16 B, 16 KiB per CTA.

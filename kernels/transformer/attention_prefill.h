@@ -1,10 +1,10 @@
 // lora_attention_prefill: many queries per sequence. attention.h says what is computed.
 //
 // Who owns what. A CTA owns a tile of neighbouring queries of one head: 64, or 16 where there would be too few CTAs. It
-// processes, in tiles, the keys up to the last one that the last of its queries sees. The ring's two stages hold keys and
-// values: the next tile is copied while this one is multiplied, with one barrier per tile. The products are in a BLOCK:
-// attention_prefill_mma.h or attention_prefill_cores.h. Later queries see more keys, so the grid begins with the last tile
-// of queries and ends with the shortest work.
+// processes tiles of keys, up to the last key that its last query sees. The ring's two stages hold keys and values: the next
+// tile is copied while this one is multiplied, with one barrier per tile. The template argument BLOCK has the products and
+// the softmax: attention_prefill_mma.h or attention_prefill_cores.h. Later queries see more keys, so the grid begins with
+// the last tile of queries and ends with the shortest work.
 //
 // Grid: x = heads of all sequences, y = tiles of queries. Launches: 1. Nothing is allocated or reset.
 // Bytes: queries and results once, keys and values once per tile of queries, mostly from L2.

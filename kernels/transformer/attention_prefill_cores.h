@@ -1,8 +1,8 @@
-// A block of attention on CUDA cores: true f32, and 16-bit types where there is no MMA for them.
+// The BLOCK of attention_prefill.h on CUDA cores: true f32, and 16-bit types where there is no MMA for them.
 //
 // Eight lanes share ROWS queries: each lane owns the scores of every eighth key of a tile and every eighth chunk of the
-// results' columns. A warp's queries are neighbours. Queries stay in shared memory. Weights pass from the lanes that compute
-// them to the lanes that need them through rows of shared memory that only their warp uses.
+// results' columns. A warp's queries are neighbours. Queries stay in shared memory. Softmax weights pass from the lanes that
+// compute them to the lanes that need them through rows of shared memory that only their warp uses.
 #pragma once
 
 #include <gpu/warp.h>

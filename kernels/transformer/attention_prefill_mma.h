@@ -1,4 +1,4 @@
-// A block of attention on mma.sync, for types of 16 bits. A head is padded to HEAD columns with zeros.
+// The BLOCK of attention_prefill.h on mma.sync, for types of 16 bits. A head is padded to HEAD columns with zeros.
 //
 // Who owns what. A warp owns 16 queries; their fragments and the 16 × HEAD sums stay in registers. With 64 queries in a tile
 // each of the four warps has its own, and processes every key of a tile. With 16 queries all warps have the same: each

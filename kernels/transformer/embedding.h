@@ -2,10 +2,11 @@
 //
 //   x = round(tokens[id] + positions[place])      y = LayerNorm(x)
 //
-// Ids from the vocabulary on are rows of a second table, of trained prefix vectors. ids and places are read on the device,
+// Ids beyond the vocabulary are rows of a second table, of trained prefix vectors. ids and places are read on the device,
 // and the host cannot check them: an index beyond its table gives a row of NaN, and no byte outside the tables is read.
 //
-// Who owns what, and the moments and their order: row.h. The warps of a row keep x, rounded, in registers.
+// row.h says who owns what, and how and in which order the moments are summed. The warps of a row keep x, rounded, in
+// registers.
 //
 // Bytes: a row of each table in, x and y out: 4·sizeof(E) per element. In flight: twice the bytes of LayerNorm.
 #pragma once

@@ -1,16 +1,16 @@
-// A row in the registers of a few warps: how it is dealt to threads, and its mean and variance. LayerNorm and the embedding
+// A row in the registers of a few warps, with its mean and variance: which thread holds what. LayerNorm and the embedding
 // share this.
 //
-// Who owns what. A CTA has one or several rows, each with the same number of warps. The chunks of 16 bytes of a row are
-// dealt to its threads in turns; a thread holds LORA_ROW_ELEMENTS elements at a time, a block. A row of more elements than
-// its threads hold is processed block by block. The second pass runs backwards: the last block is still in registers, and
-// the others are read again.
+// Who owns what. A CTA has one or several rows, each with the same number of warps. Of a row's n threads, thread i has
+// chunks i, i + n, i + 2n, ... of 16 bytes; it holds LORA_ROW_ELEMENTS elements at a time, a block. A row of more elements
+// than its threads hold is processed block by block. The second pass runs backwards: the last block is still in registers,
+// and the others are read again.
 //
 // Moments. A thread first computes the mean of its block, then the squared distances from it, both from registers; Welford's
-// recurrence gives the same with a division per element. Blocks, then lanes, then warps are combined in pairs, as in Chan,
-// Golub and LeVeque (1979), the part that comes first in the row's deal always first. So both moments take one barrier,
-// large squares do not cancel, and the order of the sums depends on nothing but the width and the number of warps: not on
-// the alignment, the other rows, the grid or the schedule.
+// recurrence would need a division per element for the same. The moments of blocks, then of lanes, then of warps are
+// combined two at a time, as in Chan, Golub and LeVeque (1979); the block, lane or warp with the lower number is always the
+// first operand. So both moments take one barrier, large squares do not cancel, and the order of the sums depends on nothing
+// but the width and the number of warps: not on the alignment, the other rows, the grid or the schedule.
 #pragma once
 
 #include <abi.h>
