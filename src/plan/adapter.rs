@@ -1,4 +1,4 @@
-//! The plan of a bottleneck adapter: a low-rank layer without a base product.
+//! The plan of a bottleneck adapter: a forward plan of a layer with one segment and without W0.
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -9,30 +9,31 @@ use crate::plan::lora::forward::tiles::{ANY, CORES_ANY, CORES_T64, CORES16_ANY, 
 use crate::plan::lora::product::Product;
 use crate::plan::problem::{ComputePath, LayerProblem};
 
-/// What an adapter's plan is made from.
+/// The input of a bottleneck adapter's plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterProblem {
-    /// Rows of x.
+    /// Rows of x and y.
     pub tokens: usize,
-    /// Features, of x and of y.
+    /// Columns of x and of y.
     pub d: usize,
-    /// Hidden features.
+    /// Hidden features: rows of the down projection `[width, d]`.
     pub width: usize,
-    /// What everything is stored as.
+    /// The type in which x, y, both projections and the hidden features are stored.
     pub dtype: DType,
     /// Whether all rows of x and of the down projection start and end at multiples of 16 bytes.
     pub aligned: bool,
     /// SMs of the device.
     pub multiprocessors: usize,
-    /// Major and minor compute capability of the device.
+    /// Compute capability of the device, major and minor.
     pub compute_capability: (u32, u32),
-    /// What is to multiply; nothing multiplies an adapter in TF32.
+    /// The instructions to use. TF32 is an error: no kernel computes an adapter in it.
     pub path: ComputePath,
 }
 
 impl ForwardPlan {
-    /// The plan of a bottleneck adapter: what is hidden is T, and tiles of y have no depth but that. Whether rows are aligned
-    /// decides on the kernel alone; the cut into tiles, the workspace and every bit of the result are the same.
+    /// Plans a bottleneck adapter. The hidden features `[tokens, width]` take the place of T; y tiles have no K of
+    /// their own, only the product of T with the up projection. The alignment decides which kernel runs, and nothing
+    /// else: tiles, workspace and the bits of the result are the same.
     ///
     /// # Errors
     /// [`Error::EmptyOperand`], [`Error::RankOutOfRange`] for the width, [`Error::NoMatrixInstructions`],
@@ -66,7 +67,7 @@ impl ForwardPlan {
                 DType::F16 | DType::Bf16 => [CORES16_ANY, CORES16_T64][usize::from(aligned)],
             },
         };
-        // No depth of y's own: the kernel takes no step of W0.
+        // K of y is 0: the kernel has no main loop over W0.
         let mut plan = Self::with_tiling(Product::Adapter, &layer, &Tiling { tile, splits: 1, split_depth: 0 })?;
         plan.launch.kernel = tile.kernel("lora_adapter", "", &dtype.to_string());
         Ok(plan)
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_hidden_is_t_and_y_has_no_other_depth() {
+    fn hidden_features_take_the_place_of_t_and_y_has_no_k_of_its_own() {
         let plan = plan(&GPT2_MEDIUM);
         assert_eq!(plan.launch.kernel, "lora_adapter_mma_bf16_t64");
         assert_eq!((plan.row_tiles, plan.column_tiles, plan.t_tiles, plan.t_stride), (2, 16, 2, 128));
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_not_planned() {
+    fn each_wrong_problem_has_its_error() {
         let refused = |problem: AdapterProblem| ForwardPlan::adapter(&problem).expect_err("no plan");
         let empty = Error::EmptyOperand { operand: "x", shape: [0, 1024] };
         assert_eq!(refused(AdapterProblem { tokens: 0, ..GPT2_MEDIUM }), empty);

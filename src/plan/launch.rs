@@ -1,16 +1,16 @@
-//! What every plan says of its launch.
+//! The part that all plans have in common: the kernel, the grid and the size of a CTA.
 
 /// A kernel and the shape of its launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchShape {
-    /// Name of the kernel.
+    /// Full name of the kernel, as its `.cu` file instantiates it.
     pub kernel: String,
-    /// CTAs in x, y and z.
+    /// CTAs of the launch in x, y and z.
     pub grid: [u32; 3],
-    /// Threads of a CTA.
+    /// Threads per CTA.
     pub threads: u32,
-    /// Dynamic shared memory of a CTA, in bytes.
+    /// Dynamic shared memory per CTA, in bytes.
     pub shared_bytes: u32,
-    /// CTAs of a cluster; 1 for none.
+    /// CTAs per cluster; 1 for a launch without clusters.
     pub cluster: u32,
 }

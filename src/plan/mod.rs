@@ -1,9 +1,10 @@
-//! How a GPU runs an operation: pure, printable, testable without one.
+//! Plans: how a GPU runs an operation. A plan is computed without side effects, can be printed, and needs no GPU.
 //!
-//! A plan is made from the shapes and types of a call and a few facts about the device. It names the kernel, its grid, its shared memory
-//! and what it needs of a workspace; [`device`](crate::device) launches what it says. The rooms are those of `kernels/` and of
-//! [`device`](crate::device): [`lora`] the layer and its gradients, [`adapter`] bottleneck adapters, [`transformer`] what GPT-2 has beside
-//! linear layers, [`optim`] AdamW. How the CPU runs a layer is [`cpu::Plan`](crate::cpu::Plan).
+//! A plan is made from the shapes and types of a call and a few facts about the device. It holds the kernel's name, the
+//! grid, the shared memory, and the layout of the workspace; [`device`](crate::device) issues the launch. The modules
+//! are named as the folders of `kernels/` and the modules of [`device`](crate::device): [`lora`] plans a layer and its
+//! gradients, [`adapter`] bottleneck adapters, [`transformer`] the other operations of GPT-2, [`optim`] AdamW. The CPU
+//! backend has a plan of its own, [`cpu::Plan`](crate::cpu::Plan).
 
 pub mod adapter;
 pub(crate) mod launch;

@@ -1,6 +1,4 @@
-//! How a GPU takes a step of the optimizer on all parameters in one launch: pure, printable.
-//!
-//! The kernels are kernels/optim/adamw.h.
+//! The plan of a step of AdamW on all parameters in one launch. The kernels are in kernels/optim/adamw.h.
 
 use std::mem::offset_of;
 use std::ops::Range;
@@ -12,53 +10,57 @@ use crate::plan::launch::LaunchShape;
 
 /// How one launch of `lora_adamw` runs.
 ///
-/// Parameters are cut into chunks, which depend on nothing but how many elements there are: so do the bits of the norm.
+/// Every tensor is divided into chunks. The size of a chunk depends only on the total number of elements, so the bits
+/// of the gradients' norm do not depend on the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpdatePlan {
     /// The kernel and the shape of its launch.
     pub launch: LaunchShape,
-    /// Elements of a chunk; a tensor's last may have fewer.
+    /// Elements of a chunk; the last chunk of a tensor may have fewer.
     pub chunk_elements: usize,
-    /// Chunks of all tensors: the lines of the table, and the double-precision sums in the workspace.
+    /// Chunks of all tensors. The table has one entry per chunk, the device's buffer of partial sums one `f64`.
     pub chunks: usize,
 }
 
-/// Up to this many elements have chunks of the smallest size; more of them larger ones, so that there are at most 8192 until
-/// the largest size is reached: few enough for one CTA to add up, many enough to keep all busy to the end.
-const SMALL: usize = 8192 * abi::LORA_ADAMW_STEP as usize;
+/// The most elements, of all tensors together, that have chunks of the smallest size. More elements have larger chunks,
+/// so that there are about 8192 chunks at most until the largest size is reached: few enough for one CTA to add their
+/// sums, enough to keep all CTAs busy to the end.
+const SMALL_TOTAL: usize = 8192 * abi::LORA_ADAMW_STEP as usize;
 /// The largest chunk, in elements: 64 KiB of gradients.
 const LARGEST_CHUNK: usize = 8 * abi::LORA_ADAMW_STEP as usize;
-/// Two tickets, two sets of the warps' sums, two sets of constants, the clip factor: each starts at a multiple of 16.
+/// Bytes of shared memory: two tickets, two sets of the warps' sums, two sets of constants, the clip factor. Each of
+/// these starts at a multiple of 16 bytes.
 const SHARED_BYTES: u32 = 16 + 2 * 8 * (abi::LORA_ADAMW_THREADS / 32) + 2 * 32 + 16;
 
-/// `u64` words of a line of the table.
+/// `u64` words of a table entry, a [`LoraAdamwChunk`].
 pub const CHUNK_WORDS: usize = size_of::<LoraAdamwChunk>() / size_of::<u64>();
-/// `u64` words of the state that launches keep.
+/// `u64` words of the state that one launch leaves for the next, a [`LoraAdamwState`].
 pub const STATE_WORDS: usize = size_of::<LoraAdamwState>() / size_of::<u64>();
 
-/// Where a parameter lies in device memory: addresses of its first elements.
+/// The device addresses of a parameter's tensors: of the first element of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParameterAddresses {
-    /// Decides the learning rate.
+    /// Whether the parameter is A or B, which decides the learning rate.
     pub factor: Factor,
-    /// `f32`, as the next three.
+    /// The gradient, `f32`.
     pub gradient: u64,
-    /// The master copy.
+    /// The master copy of the parameter, `f32`.
     pub value: u64,
-    /// m.
+    /// The first moment m, `f32`.
     pub first_moment: u64,
-    /// v.
+    /// The second moment v, `f32`.
     pub second_moment: u64,
-    /// The copy that the layer reads, in its type; 0 if there is none.
+    /// The copy that the layer reads, in the layer's type; 0 if there is none.
     pub stored: u64,
 }
 
 impl UpdatePlan {
-    /// The plan for tensors of these lengths, whose stored copies are of type `stored`.
+    /// Plans steps on tensors with these numbers of elements, whose copies for the layer have the type `stored`.
     pub fn new(lengths: &[usize], stored: DType, multiprocessors: usize) -> Self {
         let total = lengths.iter().fold(0usize, |total, &len| total.saturating_add(len));
         let smallest = abi::LORA_ADAMW_STEP as usize;
-        let chunk_elements = (total.div_ceil(SMALL) * smallest).min(LARGEST_CHUNK).next_power_of_two().max(smallest);
+        let chunk_elements =
+            (total.div_ceil(SMALL_TOTAL) * smallest).min(LARGEST_CHUNK).next_power_of_two().max(smallest);
         let chunks: usize = lengths.iter().map(|len| len.div_ceil(chunk_elements)).sum();
         let resident = multiprocessors * abi::LORA_ADAMW_CTAS as usize;
         Self {
@@ -74,31 +76,31 @@ impl UpdatePlan {
         }
     }
 
-    /// The table's lines of a tensor of `len` elements, as words of device memory.
+    /// The table entries of a tensor of `len` elements, one per chunk, as words of device memory.
     pub fn lines(&self, at: &ParameterAddresses, len: usize, stored: DType) -> Vec<[u64; CHUNK_WORDS]> {
-        let line = |Range { start, end }: Range<usize>| {
-            let (single, copy) = ((4 * start) as u64, (stored.size() * start) as u64);
+        let entry = |Range { start, end }: Range<usize>| {
+            let (f32_offset, stored_offset) = ((4 * start) as u64, (stored.size() * start) as u64);
             let factor = match at.factor {
                 Factor::A => 0u64,
                 Factor::B => 1,
             };
             [
-                at.gradient + single,
-                at.value + single,
-                at.first_moment + single,
-                at.second_moment + single,
-                if at.stored == 0 { 0 } else { at.stored + copy },
+                at.gradient + f32_offset,
+                at.value + f32_offset,
+                at.first_moment + f32_offset,
+                at.second_moment + f32_offset,
+                if at.stored == 0 { 0 } else { at.stored + stored_offset },
                 (end - start) as u64 | factor << 32,
             ]
         };
         let starts = (0..len).step_by(self.chunk_elements);
-        starts.map(|start| line(start..len.min(start + self.chunk_elements))).collect()
+        starts.map(|start| entry(start..len.min(start + self.chunk_elements))).collect()
     }
 
-    /// A launch's parameters but for its addresses, which are null: the table, the state, the sums, the scale of the learning
-    /// rates.
+    /// The parameters of a launch without addresses. The caller sets these, which are null here: the table, the state,
+    /// the partial sums, the scale of the learning rates.
     ///
-    /// Panics for more chunks than a counter of 32 bits can hand out twice.
+    /// Panics for 2^30 chunks or more: a launch takes two tickets per chunk from a counter of 32 bits.
     pub fn params(&self, config: &AdamW) -> LoraAdamw {
         assert!(self.chunks < 1 << 30, "{} chunks", self.chunks);
         LoraAdamw {
@@ -122,22 +124,22 @@ impl std::fmt::Display for UpdatePlan {
         let Self { launch: LaunchShape { kernel, grid, threads, shared_bytes, .. }, chunk_elements, chunks } = self;
         write!(
             f,
-            "{kernel}: {chunks} chunks of {chunk_elements} elements, grid {grid:?} of {threads} threads, {shared_bytes} B \
-             shared"
+            "{kernel}: {chunks} chunks of {chunk_elements} elements, grid {grid:?} of {threads} threads, \
+             {shared_bytes} B shared"
         )
     }
 }
 
-/// The state before the first launch, `steps` having been taken elsewhere.
+/// The state before the first launch, if `steps` steps have been taken before: those of a checkpoint, for example.
 pub fn initial_state(steps: u64) -> [u64; STATE_WORDS] {
     let mut words = [0; STATE_WORDS];
     words[report_words(0).start + offset_of!(LoraAdamwReport, steps) / 8] = steps;
     words
 }
 
-/// The steps taken so far, and what became of the last launch: `None` before the first.
+/// The number of steps taken so far, and the outcome of the last launch; `None` before the first launch.
 pub fn read_state(words: &[u64; STATE_WORDS]) -> (u64, Option<Step>) {
-    // The ticket counter is left with the launch's epoch in its upper half.
+    // At its end a launch leaves its epoch in the upper half of the ticket counter.
     let epoch = words[offset_of!(LoraAdamwState, ticket) / 8] >> 32;
     let report = &words[report_words(epoch)];
     let word = |offset: usize| report[offset / 8];
@@ -155,7 +157,7 @@ pub fn read_state(words: &[u64; STATE_WORDS]) -> (u64, Option<Step>) {
     (word(offset_of!(LoraAdamwReport, steps)), (epoch > 0).then_some(step))
 }
 
-/// Where the report of a launch of this epoch lies in the state.
+/// The words of the state in which a launch of this epoch writes its report.
 fn report_words(epoch: u64) -> Range<usize> {
     let words = size_of::<LoraAdamwReport>() / 8;
     let start = offset_of!(LoraAdamwState, reports) / 8 + (epoch % 2) as usize * words;
@@ -168,9 +170,14 @@ mod tests {
 
     #[test]
     fn chunks_depend_on_the_elements_alone() {
-        for (total, chunk) in
-            [(1, 2048), (SMALL, 2048), (SMALL + 1, 4096), (2 * SMALL + 1, 8192), (5 * SMALL, 16384), (1 << 40, 16384)]
-        {
+        for (total, chunk) in [
+            (1, 2048),
+            (SMALL_TOTAL, 2048),
+            (SMALL_TOTAL + 1, 4096),
+            (2 * SMALL_TOTAL + 1, 8192),
+            (5 * SMALL_TOTAL, 16384),
+            (1 << 40, 16384),
+        ] {
             for multiprocessors in [1, 132] {
                 let plan = UpdatePlan::new(&[total], DType::F32, multiprocessors);
                 assert_eq!((plan.chunk_elements, plan.chunks), (chunk, total.div_ceil(chunk)), "{plan}");
@@ -180,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_cover_every_tensor_once() {
+    fn table_entries_cover_every_tensor_once() {
         let at = ParameterAddresses {
             factor: Factor::B,
             gradient: 0x1000,
@@ -195,22 +202,23 @@ mod tests {
         for len in lengths {
             let lines = plan.lines(&at, len, DType::F16);
             let mut first = 0;
-            for line in &lines {
-                let elements = line[5] & 0xffff_ffff;
-                assert_eq!(line[5] >> 32, 1);
+            for entry in &lines {
+                let elements = entry[5] & 0xffff_ffff;
+                assert_eq!(entry[5] >> 32, 1);
                 let expected = [0x1000, 0x2_0000, 0x4_0000, 0x6_0000].map(|base| base + 4 * first);
-                assert_eq!(line[..5], [&expected[..], &[0x8_0000 + 2 * first]].concat());
+                assert_eq!(entry[..5], [&expected[..], &[0x8_0000 + 2 * first]].concat());
                 first += elements;
             }
             assert_eq!(first, len as u64);
             count += lines.len();
         }
         assert_eq!(count, plan.chunks);
-        assert!(plan.lines(&ParameterAddresses { stored: 0, ..at }, 5000, DType::F16).iter().all(|line| line[4] == 0));
+        let without_copy = plan.lines(&ParameterAddresses { stored: 0, ..at }, 5000, DType::F16);
+        assert!(without_copy.iter().all(|entry| entry[4] == 0));
     }
 
     #[test]
-    fn a_state_tells_what_it_was_given() {
+    fn an_initial_state_has_its_number_of_steps() {
         assert_eq!(read_state(&initial_state(17)), (17, None));
     }
 }

@@ -1,52 +1,54 @@
-//! What a GPU plan is made from.
+//! The input of a layer's plan: shapes, types, and facts about the device.
 
 use crate::abi;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::lora::{Layout, MAX_RANK};
 
-/// Shared memory of a CTA that takes part in a layer: the factors of every segment (kernels/lora/factors.h).
+/// Bytes of shared memory in which a CTA of a layer's kernel keeps the table of factors (kernels/lora/factors.h).
 pub(crate) const FACTOR_BYTES: usize = abi::LORA_MAX_SEGMENTS as usize * size_of::<abi::LoraFactors>();
 
-/// What multiplies.
+/// The instructions that compute matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ComputePath {
-    /// Matrix instructions where the device has them for the type and they are faster, else CUDA cores.
+    /// MMA instructions (tensor cores) where the device has them for the type and they are faster, else CUDA cores.
     #[default]
     Auto,
     /// CUDA cores.
     CudaCores,
-    /// Matrix instructions that round nothing but what is stored, or an error: not for f32.
+    /// MMA instructions on the operands as they are stored, or an error. It is an error for f32, which they would
+    /// round.
     Matrix,
-    /// For f32 storage, leave to multiply in TF32, where that is faster: the operands of every product (x, W0, A, T, B) rounded to
-    /// 10 fraction bits, to nearest, sums in f32. Up to 2·2⁻¹¹ of every product is lost. An error for other types and below compute
-    /// capability 8.0. Never what [`Auto`](Self::Auto) takes.
+    /// For f32 storage: MMA instructions in TF32 where they are faster. They round the operands of every product (x,
+    /// W0, A, T, B) to nearest, to 10 fraction bits, and add in f32. The relative error of a product of two operands is
+    /// at most 2·2⁻¹¹. It is an error for other types and below compute capability 8.0. [`Auto`](Self::Auto) never uses
+    /// TF32.
     Tf32,
 }
 
-/// What a plan is made from.
+/// The input of a layer's plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerProblem<'a> {
-    /// Rows of x.
+    /// Rows of x and y.
     pub tokens: usize,
-    /// Input features.
+    /// Columns of x, the layer's input features.
     pub d_in: usize,
-    /// Output features.
+    /// Columns of y, the layer's output features.
     pub d_out: usize,
-    /// How W0 lies in memory.
+    /// The storage order of W0.
     pub layout: Layout,
-    /// What everything is stored as.
+    /// The type in which x, W0, A, B and y are stored.
     pub dtype: DType,
-    /// The segments' ranks.
+    /// The rank of each segment.
     pub ranks: &'a [usize],
     /// Whether all rows of x, W0 and every A start at multiples of 16 bytes, and those of W0 and every A end there. Where
     /// `d_in` elements of x are not whole chunks of 16 bytes, the plan is made as for rows of any alignment.
     pub aligned: bool,
     /// SMs of the device.
     pub multiprocessors: usize,
-    /// Major and minor compute capability of the device.
+    /// Compute capability of the device, major and minor.
     pub compute_capability: (u32, u32),
-    /// What is to multiply.
+    /// The instructions to use.
     pub path: ComputePath,
 }
 
@@ -62,7 +64,7 @@ impl LayerProblem<'_> {
         self.aligned && (self.d_in * self.dtype.size()).is_multiple_of(16)
     }
 
-    /// Why matrix instructions cannot do it.
+    /// Why MMA instructions cannot compute this layer; `None` if they can.
     pub(crate) fn matrix_obstacle(&self) -> Option<&'static str> {
         match self.dtype {
             DType::F32 if self.path != ComputePath::Tf32 => Some("they would round f32 to 19 bits"),
@@ -80,7 +82,7 @@ impl LayerProblem<'_> {
         }
     }
 
-    /// What every plan asks for.
+    /// Checks what every kernel needs: no dimension is 0, and neither the segments nor a rank exceed their maximum.
     pub(crate) fn validate(&self) -> Result<()> {
         let &Self { tokens, d_in, d_out, ranks, .. } = self;
         for (operand, shape) in [("x", [tokens, d_in]), ("y", [tokens, d_out])] {
@@ -96,7 +98,7 @@ impl LayerProblem<'_> {
         }
     }
 
-    /// Global bytes that must move at least: W0, A, B, x and y once.
+    /// The least global memory traffic, in bytes: W0, A, B and x read once, y written once.
     pub(crate) fn floor_bytes(&self) -> usize {
         let &Self { tokens, d_in, d_out, ranks, dtype, .. } = self;
         let total_rank: usize = ranks.iter().sum();

@@ -1,22 +1,23 @@
-//! Where a launch keeps what its CTAs tell each other.
+//! The layout of a workspace: device memory through which the CTAs of a launch pass values to other CTAs.
 
-/// Sizes of a workspace's parts. In memory they lie in this order: the ticket counter's word, the words of T, the flags,
-/// the arrival counters, the partial sums, the tiles of T.
+/// The sizes of a workspace's parts. They lie in memory in this order: one 64-bit ticket counter, the words of T, the
+/// flags, the arrival counters, the partial sums, the T tiles.
 ///
-/// The whole is zeroed once; every launch leaves it ready for the next, of a decode or a forward kernel. One workspace
-/// serves any number of layers whose launches do not overlap, if each part is as large as the largest of theirs:
-/// [`union`](Self::union).
+/// A workspace is zeroed once. Every launch leaves it ready for the next, whether that runs a decode kernel or a
+/// forward kernel. One workspace serves any number of layers whose launches do not overlap in time, if each part is as
+/// large as the largest plan needs: [`union`](Self::union).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WorkspaceLayout {
-    /// Decode: 64-bit words of T, an element each, with the launch that wrote it.
+    /// Decode kernels: 64-bit words, one for each element of T. The lower half is the value in f32, the upper half the
+    /// epoch of the launch that stored it.
     pub t_words: usize,
-    /// Forward: 32-bit flags, one a tile of T.
+    /// Forward and dx kernels: 32-bit flags, one for each T tile. It is the epoch of the launch that stored the tile.
     pub flags: usize,
-    /// 32-bit counters: one a tile whose depth several CTAs share.
+    /// 32-bit counters, one for each tile that several CTAs share: the CTAs that have stored their partial sums.
     pub arrivals: usize,
-    /// f32 partial sums of such tiles.
+    /// f32 partial sums of the tiles that several CTAs share.
     pub partial: usize,
-    /// Forward: bytes of T, whose tiles the flags stand for.
+    /// Forward, dx and gradient kernels: bytes of s·T or Q, which forward and dx compute tile by tile.
     pub t_bytes: usize,
 }
 
@@ -44,12 +45,12 @@ impl WorkspaceLayout {
         (self.partial_offset() + 4 * self.partial).next_multiple_of(16)
     }
 
-    /// Bytes of the whole.
+    /// Bytes of the whole workspace.
     pub fn bytes(&self) -> usize {
         self.t_tiles_offset() + self.t_bytes
     }
 
-    /// The smallest workspace that serves both.
+    /// The smallest workspace that serves the plans of both layouts.
     pub fn union(&self, other: &Self) -> Self {
         Self {
             t_words: self.t_words.max(other.t_words),
@@ -60,7 +61,7 @@ impl WorkspaceLayout {
         }
     }
 
-    /// Whether every part is as large as the other's.
+    /// Whether a workspace of this layout serves a plan that needs `other`: whether each part is at least as large.
     pub fn serves(&self, other: &Self) -> bool {
         self.union(other) == *self
     }

@@ -1,4 +1,5 @@
-//! The plan of a whole backward pass: two launches, or one where there is nothing for the other.
+//! The plan of a whole backward pass: a launch for Q and dx, then a launch for dA, dB and the bias's gradient. Either
+//! is left out if it has nothing to compute.
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -8,47 +9,52 @@ use crate::plan::lora::gradients::{GradientsPlan, GradientsProblem, GradientsSeg
 use crate::plan::problem::{ComputePath, LayerProblem};
 use crate::plan::workspace::WorkspaceLayout;
 
-/// What a [`BackwardPlan`] is made from.
+/// The input of a [`BackwardPlan`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackwardProblem<'a> {
     /// Rows of x and dy.
     pub tokens: usize,
-    /// Columns of x.
+    /// Columns of x and dx.
     pub d_in: usize,
     /// Columns of dy.
     pub d_out: usize,
-    /// How W0 lies in memory.
+    /// The storage order of W0.
     pub layout: Layout,
-    /// What everything but the gradients is stored as; those are `f32`.
+    /// The type in which x, dy, W0, A, B, T, Q and dx are stored. The other gradients are `f32`.
     pub dtype: DType,
-    /// The layer's segments.
+    /// The columns and the rank of each segment of the layer.
     pub segments: &'a [GradientsSegment],
-    /// Whether all rows of dy and W0 start at multiples of 16 bytes.
+    /// Whether all rows of dy and W0 start and end at multiples of 16 bytes.
     pub aligned: bool,
     /// SMs of the device.
     pub multiprocessors: usize,
-    /// Major and minor compute capability of the device.
+    /// Compute capability of the device, major and minor.
     pub compute_capability: (u32, u32),
-    /// What is to multiply.
+    /// The instructions to use.
     pub path: ComputePath,
-    /// Whether dx is wanted.
+    /// Whether to compute dx.
     pub dx: bool,
-    /// Whether the bias's gradient is wanted.
+    /// Whether to compute the bias's gradient.
     pub bias: bool,
 }
 
 /// How a GPU runs a layer's backward pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackwardPlan {
-    /// The first launch: Q, which stays in the workspace, and dx. None where nobody wants dx and there is no adapter.
+    /// The first launch. It stores Q in the workspace and computes dx. `None` if dx is not wanted and the layer has no
+    /// segments.
     pub input: Option<ForwardPlan>,
-    /// The second: dA and dB of all segments, and the bias's gradient. None where there is neither.
+    /// The second launch. It computes dA and dB of all segments and the bias's gradient. `None` if the layer has no
+    /// segments and the bias's gradient is not wanted.
     pub gradients: Option<GradientsPlan>,
 }
 
 impl BackwardPlan {
+    /// Plans the backward pass of a layer.
+    ///
     /// # Errors
-    /// As [`ForwardPlan::input_gradient`] and [`GradientsPlan::new`]; [`Error::NothingWanted`] if nothing is wanted.
+    /// As [`ForwardPlan::input_gradient`] and [`GradientsPlan::new`]; [`Error::NothingWanted`] if there is nothing to
+    /// compute.
     pub fn new(problem: &BackwardProblem<'_>) -> Result<Self> {
         let &BackwardProblem { tokens, d_in, d_out, layout, dtype, segments, aligned, .. } = problem;
         let &BackwardProblem { multiprocessors, compute_capability, path, dx, bias, .. } = problem;
@@ -76,24 +82,25 @@ impl BackwardPlan {
         Ok(Self { input, gradients: wanted.then(|| GradientsPlan::new(&gradients)).transpose()? })
     }
 
-    /// Kernels launched for one call.
+    /// Number of launches of one call.
     pub fn launches(&self) -> usize {
         usize::from(self.input.is_some()) + usize::from(self.gradients.is_some())
     }
 
-    /// What the launches need of a workspace. Q has its place in it from the first to the second.
+    /// The workspace that both launches need. The first launch stores Q in it for the second.
     pub fn workspace(&self) -> WorkspaceLayout {
         let input = self.input.as_ref().map(|plan| plan.workspace).unwrap_or_default();
         self.gradients.as_ref().map(|plan| plan.workspace).unwrap_or_default().union(&input)
     }
 
-    /// Multiplications and additions.
+    /// Floating-point operations of both launches; a multiply-add counts as two.
     pub fn flops(&self) -> u64 {
         let input = self.input.as_ref().map_or(0, |plan| plan.flops);
         input + self.gradients.as_ref().map_or(0, |plan| plan.flops)
     }
 
-    /// Global bytes that must move at least, launch by launch: what each reads and writes once.
+    /// The least global memory traffic of each launch, added, in bytes: its operands read once, its results written
+    /// once.
     pub fn floor_bytes(&self) -> usize {
         let input = self.input.as_ref().map_or(0, |plan| plan.floor_bytes);
         input + self.gradients.as_ref().map_or(0, |plan| plan.floor_bytes)

@@ -1,4 +1,4 @@
-//! One plan for any number of tokens.
+//! The choice between a decode kernel and a forward kernel.
 
 use crate::error::Result;
 use crate::plan::launch::LaunchShape;
@@ -7,24 +7,24 @@ use crate::plan::lora::forward::ForwardPlan;
 use crate::plan::problem::LayerProblem;
 use crate::plan::workspace::WorkspaceLayout;
 
-/// How a layer runs: on a decode kernel or on a forward kernel.
+/// How a GPU computes y of a layer: on a decode kernel or on a forward kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plan {
-    /// 1 to 16 tokens whose T nobody wants to keep.
+    /// For 1 to 16 tokens, if the launch does not return T.
     Decode(DecodePlan),
-    /// All others.
+    /// For more tokens, or if the launch returns T.
     Forward(ForwardPlan),
 }
 
 impl Plan {
-    /// The plan for this problem; with `saves_t` for a launch that can also write T = x Aᵀ, as the backward pass needs it.
+    /// Plans a layer. With `saves_t` the launch can also return T = x·Aᵀ, which the backward pass needs.
     ///
-    /// [`ComputePath::Tf32`](crate::ComputePath::Tf32) rounds in forward kernels only: the decode kernels stay true f32, since
-    /// so few tokens wait for W0's bytes.
+    /// [`ComputePath::Tf32`](crate::ComputePath::Tf32) affects the forward kernels only. The decode kernels multiply in
+    /// f32: for so few tokens the time is that of reading W0.
     ///
     /// # Errors
-    /// As [`DecodePlan::new`] up to [`decode::MAX_TOKENS`] tokens without T, else as [`ForwardPlan::new`] or, without T,
-    /// [`ForwardPlan::serving`].
+    /// With `saves_t` as [`ForwardPlan::new`]. Without it as [`DecodePlan::new`] up to [`decode::MAX_TOKENS`] tokens,
+    /// else as [`ForwardPlan::serving`].
     pub fn new(problem: &LayerProblem<'_>, saves_t: bool) -> Result<Self> {
         if saves_t {
             ForwardPlan::new(problem).map(Self::Forward)
@@ -43,7 +43,7 @@ impl Plan {
         }
     }
 
-    /// Tokens and columns of a tile of y.
+    /// Rows (tokens) and columns of a y tile.
     pub fn tile(&self) -> [u32; 2] {
         match self {
             Self::Decode(plan) => [plan.tile_tokens, plan.tile_columns],
@@ -51,7 +51,7 @@ impl Plan {
         }
     }
 
-    /// How many stages are in flight or at work, and the depth of each. None in the decode kernels, which read W0 straight
+    /// Stages of the ring in shared memory, and the values of K in each. `None` for a decode kernel, which reads W0
     /// into registers.
     pub fn stages(&self) -> Option<[u32; 2]> {
         match self {
@@ -60,7 +60,7 @@ impl Plan {
         }
     }
 
-    /// CTAs that share a tile's depth, and what of it each of them takes.
+    /// Split-K of y: CTAs that share a y tile, and the values of K of each.
     pub fn splits(&self) -> [u32; 2] {
         match self {
             Self::Decode(plan) => [plan.splits, plan.split_depth],
@@ -68,12 +68,12 @@ impl Plan {
         }
     }
 
-    /// Kernels launched for one call: both kinds do everything in one.
+    /// Number of launches of one call: always 1.
     pub fn launches(&self) -> usize {
         1
     }
 
-    /// What the launch needs of a workspace.
+    /// The workspace that the launch needs.
     pub fn workspace(&self) -> WorkspaceLayout {
         match self {
             Self::Decode(plan) => plan.workspace,
@@ -81,7 +81,7 @@ impl Plan {
         }
     }
 
-    /// Global bytes that must move at least: W0, A, B, x and y once.
+    /// The least global memory traffic, in bytes: W0, A, B and x read once, y written once.
     pub fn floor_bytes(&self) -> usize {
         match self {
             Self::Decode(plan) => plan.floor_bytes,
@@ -89,13 +89,13 @@ impl Plan {
         }
     }
 
-    /// Global bytes that move if every value that CTAs share is fetched once: the floor, and T and the partial sums out and
-    /// in again. A bias, a residual and a T that the caller keeps come on top.
+    /// Global memory traffic in bytes if no operand is read twice: the floor, and T and the partial sums written once
+    /// and read once. A bias, a residual and a T that is returned are not counted.
     pub fn moved_bytes(&self) -> usize {
         let WorkspaceLayout { t_words, t_bytes, partial, .. } = self.workspace();
         let partial = match self {
             Self::Decode(_) => partial,
-            Self::Forward(plan) => plan.partial_moved(),
+            Self::Forward(plan) => plan.stored_partial(),
         };
         self.floor_bytes() + 2 * (8 * t_words + t_bytes + 4 * partial)
     }
@@ -155,7 +155,7 @@ mod tests {
             let plan = Plan::new(&LayerProblem { tokens, ..tf32.clone() }, saves_t).expect("a plan");
             assert!(plan.launch().kernel.ends_with(kernel), "{plan}");
         }
-        // What TF32 is refused for does not depend on how many tokens there are.
+        // The reasons to refuse TF32 do not depend on the number of tokens.
         for tokens in [1, 17] {
             let tf32 = LayerProblem { tokens, ..tf32.clone() };
             for refused in [
@@ -179,7 +179,7 @@ mod tests {
             for part in [&*plan.launch().kernel, "1 launch", &tile, &floor, &moved] {
                 assert!(text.contains(part), "no '{part}' in {text}");
             }
-            // With a fused shrink nothing goes through memory but the floor.
+            // With a fused shrink neither T nor partial sums pass through global memory.
             assert_eq!(plan.moved_bytes() > plan.floor_bytes(), !plan.launch().kernel.ends_with('r'), "{plan}");
             assert_eq!(plan.stages().is_some(), tokens > 16 && text.contains("stages"));
         }

@@ -1,4 +1,4 @@
-//! The plan of dx: the forward kernels' with other operands.
+//! The plan of dx. It is a forward plan with dy in place of x, the transposed W0, and B and A in place of A and B.
 
 use crate::error::{Error, Result};
 use crate::plan::lora::forward::ForwardPlan;
@@ -6,17 +6,18 @@ use crate::plan::lora::product::Product;
 use crate::plan::problem::{ComputePath, LayerProblem};
 
 impl ForwardPlan {
-    /// The plan of the backward pass's first launch: Q = s·dy·B of every segment, left in the workspace for the gradients of A
-    /// and B, and, if anyone `wants_dx`, dx = dy·W0 + mask/(1 − p) ⊙ Q·A. Below the lowest adapter of a model nobody does.
+    /// Plans the first launch of the backward pass. It computes Q = s·dy·B of every segment and stores it in the
+    /// workspace for the launch of dA and dB. With `wants_dx` it also computes dx = dy·W0 + mask/(1 − p) ⊙ Q·A, which
+    /// only the layers above the lowest adapter of a model need.
     ///
-    /// The problem is the layer's, as [`new`](Self::new) takes it; but [`aligned`](LayerProblem::aligned) tells whether all rows of
-    /// dy and W0 are. Those of A and B, dx and what it is added to may start anywhere. A segment's columns are those of dy
-    /// that its B meets, as in the forward pass.
+    /// `problem` is that of the layer, as for [`new`](Self::new), with one difference:
+    /// [`aligned`](LayerProblem::aligned) says whether all rows of dy and W0 start and end at multiples of 16 bytes.
+    /// Rows of A, B, dx and the residual may start at any element.
     ///
-    /// There is no dx in TF32: who asks for it gets CUDA cores and true f32.
+    /// No kernel computes dx in TF32: with [`ComputePath::Tf32`] the plan uses CUDA cores, in f32.
     ///
     /// # Errors
-    /// As [`new`](Self::new); [`Error::NothingWanted`] where dx is not wanted and there is no adapter.
+    /// As [`new`](Self::new); [`Error::NothingWanted`] if dx is not wanted and the layer has no segments.
     pub fn input_gradient(problem: &LayerProblem<'_>, wants_dx: bool) -> Result<Self> {
         problem.validate()?;
         let &LayerProblem { d_in, d_out, layout, ranks, .. } = problem;
@@ -28,8 +29,9 @@ impl ForwardPlan {
             ComputePath::Tf32 if problem.matrix_obstacle().is_none() => ComputePath::CudaCores,
             path => path,
         };
-        let turned = LayerProblem { d_in: d_out, d_out: d_in, layout: product.layout(layout), path, ..problem.clone() };
-        Self::of(product, &turned)
+        let transposed =
+            LayerProblem { d_in: d_out, d_out: d_in, layout: product.layout(layout), path, ..problem.clone() };
+        Self::for_product(product, &transposed)
     }
 }
 
@@ -54,24 +56,24 @@ mod tests {
     };
 
     #[test]
-    fn dx_is_the_forward_product_of_the_turned_layer() {
-        for (layout, turned, name) in
+    fn dx_is_the_forward_product_of_the_transposed_layer() {
+        for (layout, transposed, name) in
             [(Layout::OutIn, Layout::InOut, "columns"), (Layout::InOut, Layout::OutIn, "rows")]
         {
             let layer = LayerProblem { layout, ..LAYER };
             let dx = ForwardPlan::input_gradient(&layer, true).expect("a plan");
-            let forward = LayerProblem { d_in: 3072, d_out: 1024, layout: turned, ..LAYER };
+            let forward = LayerProblem { d_in: 3072, d_out: 1024, layout: transposed, ..LAYER };
             let forward = ForwardPlan::new(&forward).expect("a plan");
             assert!(dx.launch.kernel.starts_with(&format!("lora_dx_{name}_wgmma_bf16")), "{dx}");
             assert_eq!(dx.launch.kernel.replace("_dx_", "_forward_"), forward.launch.kernel);
-            assert_eq!(dx.boxes(layout), forward.boxes(turned));
+            assert_eq!(dx.boxes(layout), forward.boxes(transposed));
             let launch = LaunchShape { kernel: dx.launch.kernel.clone(), ..forward.launch.clone() };
             assert_eq!(dx, ForwardPlan { launch, product: Product::InputGradient, ..forward });
         }
     }
 
     #[test]
-    fn without_dx_the_tiles_of_q_stay() {
+    fn without_dx_the_tiles_of_q_are_the_same() {
         for compute_capability in [(8, 0), (9, 0)] {
             let layer = LayerProblem { compute_capability, ..LAYER };
             let [with, without] =

@@ -1,25 +1,24 @@
-//! How a GPU folds adapters into a weight, and what it tells of it: pure, printable.
-//!
-//! The kernels are kernels/lora/merge.h.
+//! The plan of a merge, which adds adapters to a weight on a GPU. The kernels are in kernels/lora/merge.h.
 
 use crate::abi;
 use crate::dtype::DType;
 use crate::lora::Layout;
 use crate::plan::launch::LaunchShape;
 
-/// How one launch of `lora_merge` runs. It needs no workspace but the report's 12 bytes, zeroed.
+/// How one launch of `lora_merge` runs. It needs no workspace, only 12 zeroed bytes for the report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MergePlan {
     /// The kernel and the shape of its launch.
     pub launch: LaunchShape,
 }
 
-/// Values of the rank that are in shared memory at a time, and what keeps its rows out of each other's banks.
+/// Values of the rank that are in shared memory at a time.
 const PANEL: u32 = 32;
+/// Floats of padding after each row of a panel in shared memory, so that rows do not share banks.
 const PADDING: u32 = 4;
 
 impl MergePlan {
-    /// The plan for a weight of `rows` by `cols` as stored.
+    /// Plans a merge into a weight that is stored as `[rows, cols]`.
     pub fn new(rows: usize, cols: usize, layout: Layout, dtype: DType) -> Self {
         let tile_rows = abi::LORA_MERGE_ROWS;
         let tile_columns = abi::LORA_MERGE_CHUNKS * (16 / dtype.size()) as u32;

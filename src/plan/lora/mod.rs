@@ -1,15 +1,15 @@
-//! A linear layer with its adapters: forward, backward, merged.
+//! Plans of a linear layer with its adapters: forward pass, backward pass, merge.
 //!
-//! | folder or file | kernels |
+//! | folder or file | what it plans |
 //! |---|---|
-//! | `tiles.rs` | the tiles that all of them are compiled for |
-//! | `choice.rs` | [`Plan`]: a decode or a forward kernel |
-//! | `decode/` | `decode_*`: 1 to 16 tokens |
-//! | `forward/` | `forward_*`: any number of tokens |
-//! | `dx.rs` | `dx_*`: the gradient of the layer's input |
-//! | `gradients/` | `gradients_*`: dA, dB and the bias's gradient |
-//! | `backward.rs` | [`BackwardPlan`]: the last two together |
-//! | `merge.rs` | `merge`: adapters into W0 |
+//! | `tiles.rs` | the table of tiles that the kernels are compiled for |
+//! | `choice.rs` | [`Plan`]: y on a decode kernel or on a forward kernel |
+//! | `decode/` | `lora_decode_*`: y of 1 to 16 tokens |
+//! | `forward/` | `lora_forward_*`: y of any number of tokens |
+//! | `dx.rs` | `lora_dx_*`: dx, the gradient of the layer's input, and Q |
+//! | `gradients/` | `lora_gradients_*`: dA, dB and the bias's gradient |
+//! | `backward.rs` | [`BackwardPlan`]: the launch of dx and that of the other gradients |
+//! | `merge.rs` | `lora_merge_*`: adapters folded into W0 |
 
 pub(crate) mod backward;
 pub(crate) mod choice;

@@ -1,23 +1,23 @@
-//! Which product of a layer a forward kernel computes, and what it costs.
+//! The products that forward plans are made for, and their cost in bytes and floating-point operations.
 
 use crate::lora::Layout;
 use crate::plan::problem::LayerProblem;
 
-/// What a launch computes.
+/// The result that a launch of a [`ForwardPlan`](super::ForwardPlan) computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Product {
-    /// `lora_forward_*`: a layer's output, y.
+    /// `lora_forward_*`: y, a layer's output.
     Output,
-    /// `lora_dx_*`: Q = s·dy·B of every segment, which stays in the workspace's T, and dx = dy·W0 + Q·A.
+    /// `lora_dx_*`: Q = s·dy·B of every segment, stored in the workspace in place of T, and dx = dy·W0 + Q·A.
     InputGradient,
-    /// `lora_dx_*` without tiles of dx: Q alone.
+    /// `lora_dx_*` without dx tiles: Q only.
     LowRankGradient,
-    /// `lora_adapter_*`: a bottleneck adapter's output, without W0; what is hidden is T.
+    /// `lora_adapter_*`: y of a bottleneck adapter. There is no W0; the hidden features take the place of T.
     Adapter,
 }
 
 impl Product {
-    /// How the kernels' names begin.
+    /// The operation in the kernels' names.
     pub(crate) fn kernels(self) -> &'static str {
         match self {
             Self::Output => "lora_forward",
@@ -26,7 +26,8 @@ impl Product {
         }
     }
 
-    /// The layout of W0 as this product's right operand: dx takes the layer's outputs for inputs.
+    /// The layout of W0 as the right operand of this product. dx = dy·W0 uses W0 transposed, so there it is the layout
+    /// other than the layer's.
     pub(crate) fn layout(self, layer: Layout) -> Layout {
         match (self, layer) {
             (Self::Output | Self::Adapter, layout) => layout,
@@ -35,17 +36,18 @@ impl Product {
         }
     }
 
-    /// Bytes that must move at least, and multiplications and additions, of a problem whose inputs are this product's.
+    /// The least global memory traffic in bytes, and the floating-point operations. `problem` is that of the product:
+    /// for dx its `d_in` is the layer's d_out.
     pub(crate) fn cost(self, problem: &LayerProblem<'_>) -> (usize, u64) {
         let &LayerProblem { tokens, d_in, d_out, ranks, dtype, .. } = problem;
         let rank: usize = ranks.iter().sum();
-        let (elements, products) = match self {
+        let (elements, multiply_adds) = match self {
             Self::Output | Self::InputGradient => {
                 (problem.floor_bytes() / dtype.size(), d_in * d_out + rank * (d_in + d_out))
             }
             Self::LowRankGradient => ((rank + tokens) * d_in, rank * d_in),
             Self::Adapter => ((rank + tokens) * (d_in + d_out), rank * (d_in + d_out)),
         };
-        (elements * dtype.size(), 2 * tokens as u64 * products as u64)
+        (elements * dtype.size(), 2 * tokens as u64 * multiply_adds as u64)
     }
 }

@@ -1,37 +1,55 @@
-//! The tiles that a layer's kernels are compiled for, from the table in kernels/lora/tiles.h, which the kernels are
-//! instantiated from (build.rs turns its lines into the constants below).
+//! The tiles that a layer's kernels are compiled for. The table is in kernels/lora/tiles.h, which the kernels include;
+//! build.rs makes a constant of each of its lines, and this file includes these constants.
 
-/// A tile of y of the forward kernels, dx and bottleneck adapters. kernels/lora/tiles.h explains the columns.
+/// A y tile of the forward kernels, the dx kernels and the kernels of bottleneck adapters: a line of `LORA_TILE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "some columns are for the kernels only")]
+#[allow(dead_code, reason = "some columns of the table are for the kernels only")]
 pub(crate) struct TileShape {
     /// `family_tile`, such as `mma_t128`.
     pub(crate) name: &'static str,
+    /// Rows of y that a CTA computes at a time.
     pub(crate) rows: usize,
+    /// Columns of y that a CTA computes at a time.
     pub(crate) columns: usize,
+    /// Values of K in a stage.
     pub(crate) depth: usize,
+    /// Stages of the ring in shared memory.
     pub(crate) stages: usize,
+    /// Rows whose sums a warp holds; on wgmma a consumer warpgroup.
     pub(crate) warp_rows: usize,
+    /// Columns whose sums a warp holds; on wgmma a consumer warpgroup.
     pub(crate) warp_columns: usize,
+    /// Threads per CTA.
     pub(crate) threads: usize,
+    /// CTAs per SM that the compiler must leave registers for.
     pub(crate) ctas: usize,
+    /// CTAs of a cluster that share W0; each fetches its share of a stage for all of them.
     pub(crate) sharing: usize,
+    /// Columns of T that are computed together with those of y; 0 without a fused shrink.
     pub(crate) fused_rank: usize,
+    /// Whether all rows of x, W0 and A must start and end at multiples of 16 bytes.
     pub(crate) aligned: bool,
 }
 
-/// A tile of a decode kernel, likewise.
+/// A tile of a decode kernel: a line of `LORA_DECODE_TILE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "some columns are for the kernels only")]
+#[allow(dead_code, reason = "some columns of the table are for the kernels only")]
 pub(crate) struct DecodeTile {
+    /// `layout_type_variant` on CUDA cores, such as `rows_f32_t1`; `layout_mma_variant` or `layout_mma` with MMA.
     pub(crate) name: &'static str,
+    /// Tokens that a CTA computes at a time.
     pub(crate) tokens: usize,
+    /// Tokens of one ticket of T.
     pub(crate) ticket_tokens: usize,
-    /// 0: the plan says how many.
+    /// Columns of y that a CTA computes; 0 if the plan chooses them.
     pub(crate) columns: usize,
+    /// 16-byte chunks of W0 that a thread has in flight.
     pub(crate) chunks: usize,
+    /// Threads per CTA.
     pub(crate) threads: usize,
+    /// CTAs per SM that the compiler must leave registers for.
     pub(crate) ctas: usize,
+    /// Whether all rows of x, W0 and A must start and end at multiples of 16 bytes.
     pub(crate) aligned: bool,
 }
 
@@ -48,7 +66,8 @@ mod tests {
     use crate::plan::lora::forward::ForwardPlan;
     use crate::plan::problem::{ComputePath, LayerProblem};
 
-    /// The tile that a kernel is instantiated with: the last argument of the macro whose first is the kernel's name.
+    /// The name of the tile that a kernel is instantiated with. It is the last argument of the macro call whose first
+    /// argument is the kernel's name.
     fn tile_of(kernel: &str) -> &'static str {
         let text = source_text(kernel).unwrap_or_else(|| panic!("there is no {kernel}"));
         let (_, rest) = text.split_once(&format!("({kernel},")).expect("the file instantiates it");

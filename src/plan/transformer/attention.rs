@@ -1,8 +1,9 @@
-//! How a GPU computes causal attention: pure, printable.
+//! The plan of causal attention. The kernels are kernels/transformer/attention*.
 //!
-//! One launch for every head of a batch, with or without keys that were there before: a prefix that all sequences see, or a
-//! cache. A single query a sequence is a decode, bound by reading its keys, which several CTAs share; more are a prefill.
-//! The kernels are kernels/transformer/attention*.
+//! One launch computes all heads of a batch. The queries see their own call's keys and optionally earlier keys: a
+//! prefix that all sequences share, or a cache of each sequence. A call with one query per sequence is a decode, whose
+//! time is that of reading the keys and values; several CTAs can share the keys of a head. A call with more queries is
+//! a prefill.
 
 use crate::abi::{self, LoraAttention};
 use crate::dtype::DType;
@@ -11,35 +12,35 @@ use crate::plan::launch::LaunchShape;
 use crate::plan::problem::{ComputePath, expect_elements};
 use crate::plan::workspace::WorkspaceLayout;
 
-/// The largest head.
+/// The most columns of a head.
 pub const MAX_HEAD_SIZE: usize = abi::LORA_ATTENTION_MAX_HEAD as usize;
 
-/// What a call computes, with d = heads·head_size: `out[s, i] = Σⱼ softmaxⱼ(scale·q[s, i]·k[s, j])·v[s, j]` over the keys
-/// before this call's and its own up to j = i, head by head.
+/// The shape of a call: `out[s, i] = Σⱼ softmaxⱼ(scale·q[s, i]·k[s, j])·v[s, j]` for each head of each sequence s. The
+/// keys j are the earlier ones and those of the call up to query i.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
     /// Sequences of the batch.
     pub sequences: usize,
-    /// Queries a sequence.
+    /// Queries per sequence.
     pub tokens: usize,
-    /// Heads.
+    /// Heads of a sequence.
     pub heads: usize,
     /// Columns of a head, 1 to [`MAX_HEAD_SIZE`].
     pub head_size: usize,
-    /// Keys that may be there before this call's: the length of a prefix, or the rows of a cache for each sequence; 0 for
-    /// neither.
+    /// The most earlier keys of a sequence: the length of the prefix, or the rows of the cache that each sequence has;
+    /// 0 without either.
     pub capacity: usize,
-    /// What scores are multiplied by.
+    /// The factor of the scores q·k.
     pub scale: f32,
 }
 
 impl AttentionShape {
-    /// Columns of q, k, v and the result: all heads.
+    /// Columns of q, of k, of v and of the result: `heads * head_size`.
     pub fn width(&self) -> usize {
         self.heads * self.head_size
     }
 
-    /// Rows of qkv and of the result.
+    /// Rows of qkv and of the result: `sequences * tokens`.
     pub fn rows(&self) -> usize {
         self.sequences * self.tokens
     }
@@ -58,7 +59,7 @@ impl AttentionShape {
             ("qkv", sequences.saturating_mul(tokens).max(columns)),
             ("a head's keys", capacity.saturating_add(tokens)),
             ("the heads of all sequences", sequences.saturating_mul(heads)),
-            // A launch has at most 65535 tiles of 64 queries.
+            // The grid has at most 65535 tiles of 64 queries.
             ("a sequence's queries", tokens.saturating_mul(i32::MAX as usize / (64 * 65535))),
         ] {
             if value > i32::MAX as usize {
@@ -79,23 +80,25 @@ impl std::fmt::Display for AttentionShape {
     }
 }
 
-/// What an [`AttentionPlan`] is made from. How rows lie in memory is looked at when the kernel runs.
+/// The input of an [`AttentionPlan`]. The kernels test the alignment of rows when they run, so the plan does not depend
+/// on it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionProblem {
-    /// What is computed.
+    /// The shape of the call.
     pub shape: AttentionShape,
-    /// What everything is stored as.
+    /// The type in which qkv, the earlier keys and values, and the result are stored.
     pub dtype: DType,
     /// SMs of the device.
     pub multiprocessors: usize,
-    /// Major and minor compute capability of the device.
+    /// Compute capability of the device, major and minor.
     pub compute_capability: (u32, u32),
-    /// What is to multiply in a prefill. A decode waits for memory: it is CUDA cores' whatever is asked.
+    /// The instructions to use for a prefill. A decode always uses CUDA cores, since its time is that of reading
+    /// memory.
     pub path: ComputePath,
 }
 
 impl AttentionProblem {
-    /// Why matrix instructions cannot do it.
+    /// Why MMA instructions cannot compute this call; `None` if they can.
     fn matrix_obstacle(&self) -> Option<&'static str> {
         match self.dtype {
             DType::F32 => Some("they would round f32 to 19 bits"),
@@ -109,7 +112,7 @@ impl AttentionProblem {
         }
     }
 
-    /// The dynamic shared memory that every device of this compute capability gives a CTA.
+    /// Bytes of dynamic shared memory that a CTA may have on every device of this compute capability or a later one.
     fn shared_limit(&self) -> u32 {
         if self.compute_capability < (8, 0) { 64 << 10 } else { 99 << 10 }
     }
@@ -118,41 +121,45 @@ impl AttentionProblem {
 /// How one launch of `lora_attention` runs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionPlan {
-    /// What is computed.
+    /// The shape of the call.
     pub shape: AttentionShape,
     /// The kernel and the shape of its launch.
     pub launch: LaunchShape,
-    /// Columns that a head is padded to.
+    /// Columns of a head in the kernel, which pads `head_size` with zeros.
     pub padded_head: u32,
-    /// Queries of a CTA.
+    /// Queries that a CTA computes.
     pub tile_queries: u32,
-    /// CTAs that share a query's keys at most: those with nothing to do leave at once.
+    /// CTAs that share the keys of one head of one sequence when all `capacity` keys exist. With fewer keys, the CTAs
+    /// without keys exit at once.
     pub splits: u32,
-    /// Keys that each of them takes.
+    /// Keys per CTA.
     pub split_keys: u32,
-    /// What the launch needs of a workspace.
+    /// The workspace that the launch needs.
     pub workspace: WorkspaceLayout,
-    /// Global bytes that must move at least, with as many keys as there may be: qkv, the memory and the result once.
+    /// The least global memory traffic, in bytes: qkv and `capacity` earlier keys and values of each sequence read
+    /// once, the result written once.
     pub floor_bytes: usize,
-    /// Multiplications and additions of both products, with as many keys as there may be.
+    /// Floating-point operations of q·kᵀ and of the product with v, with `capacity` earlier keys; a multiply-add counts
+    /// as two.
     pub flops: u64,
 }
 
-/// Bytes of what a thread moves at a time.
+/// Bytes of a chunk, which a thread loads or stores with one instruction.
 const CHUNK: u32 = 16;
-/// Keys that a lane of a decode has in flight.
+/// Decode: keys that a lane has in flight.
 const DECODE_KEYS: u32 = 4;
-/// Splits of a decode at most: whoever arrives last reads all of their sums.
+/// Decode: the most splits. The CTA that finishes last reads the records of all of them.
 const MAX_SPLITS: u32 = 32;
-/// CTAs of a decode that an SM is to have.
-const DECODE_CTAS: usize = 4;
+/// Decode: CTAs per SM that the splits aim for.
+const DECODE_CTAS_PER_SM: usize = 4;
 
 impl AttentionPlan {
-    /// A decode for one token a sequence, else a prefill.
+    /// Plans a decode for one query per sequence, else a prefill.
     ///
     /// # Errors
-    /// [`Error::HeadSizeOutOfRange`], [`Error::EmptyOperand`], [`Error::ScaleNotFinite`], [`Error::TooLarge`] if kernels cannot
-    /// count a dimension, [`Error::NoMatrixInstructions`] if they are asked for in vain.
+    /// [`Error::HeadSizeOutOfRange`], [`Error::EmptyOperand`], [`Error::ScaleNotFinite`], [`Error::TooLarge`] if a
+    /// dimension exceeds 31 bits, [`Error::NoMatrixInstructions`] if `path` asks for MMA that the device or the type
+    /// does not allow.
     pub fn new(problem: &AttentionProblem) -> Result<Self> {
         let shape = problem.shape;
         shape.validate()?;
@@ -180,8 +187,9 @@ impl AttentionPlan {
         };
         let fills_device = heads * shape.tokens.div_ceil(64) >= problem.multiprocessors;
         let fits = shared_bytes(64) <= problem.shared_limit();
-        let many = shape.tokens.div_ceil(16) > 65535;
-        let queries = if shape.tokens > 16 && fits && (fills_device || many) { 64 } else { 16 };
+        // The second dimension of a grid is at most 65535.
+        let exceeds_grid = shape.tokens.div_ceil(16) > 65535;
+        let queries = if shape.tokens > 16 && fits && (fills_device || exceeds_grid) { 64 } else { 16 };
         let family = if uses_matrix { "mma_" } else { "" };
         Self {
             launch: launch(
@@ -193,7 +201,7 @@ impl AttentionPlan {
             tile_queries: queries,
             splits: 1,
             split_keys: (shape.capacity + shape.tokens) as u32,
-            ..Self::of(problem)
+            ..Self::without_kernel(problem)
         }
     }
 
@@ -202,12 +210,14 @@ impl AttentionPlan {
         let AttentionProblem { shape, dtype, .. } = problem;
         let heads = shape.sequences * shape.heads;
         let padded = padded_head(shape.head_size, &[64, 128]);
+        // A group of lanes shares a key, one chunk per lane.
         let groups = abi::LORA_ATTENTION_THREADS / (padded * dtype.size() as u32 / CHUNK);
         let step = groups * DECODE_KEYS;
         let keys = (shape.capacity + 1) as u32;
-        let wanted = (problem.multiprocessors * DECODE_CTAS).div_ceil(heads) as u32;
+        let wanted = (problem.multiprocessors * DECODE_CTAS_PER_SM).div_ceil(heads) as u32;
         let split_keys = keys.div_ceil(wanted.clamp(1, MAX_SPLITS)).next_multiple_of(step);
         let splits = keys.div_ceil(split_keys);
+        // Floats of a partial result: the sums of values, the largest score, the sum of weights.
         let record = padded + abi::LORA_ATTENTION_STATS;
         let workspace = match splits {
             1 => WorkspaceLayout::default(),
@@ -227,12 +237,12 @@ impl AttentionPlan {
             splits,
             split_keys,
             workspace,
-            ..Self::of(problem)
+            ..Self::without_kernel(problem)
         }
     }
 
-    /// What does not depend on how it is computed.
-    fn of(problem: &AttentionProblem) -> Self {
+    /// The fields that do not depend on the kernel; the others are to be replaced.
+    fn without_kernel(problem: &AttentionProblem) -> Self {
         let shape = problem.shape;
         let AttentionShape { sequences, tokens, heads, capacity, .. } = shape;
         let (rows, width) = (shape.rows(), shape.width());
@@ -250,8 +260,9 @@ impl AttentionPlan {
         }
     }
 
-    /// A launch's parameters as far as the plan decides them, with a workspace of this layout at this address. Operands and
-    /// their strides are left null or zero, and there is no memory.
+    /// The parameters of a launch that the plan decides. `workspace` is the device address of a workspace of this
+    /// `layout`. The caller sets the operands and their strides, which are null or 0 here, and the earlier keys and
+    /// values, if there are any.
     #[expect(clippy::cast_possible_truncation, reason = "validated: all dimensions fit 31 bits")]
     pub fn params(&self, workspace: u64, layout: &WorkspaceLayout) -> LoraAttention {
         let AttentionShape { tokens, heads, head_size, scale, .. } = self.shape;
@@ -279,17 +290,18 @@ impl AttentionPlan {
     }
 }
 
-/// The smallest of these that a head fits.
+/// The smallest of these sizes that a head fits.
 #[expect(clippy::cast_possible_truncation, reason = "a head has at most 128 columns")]
 fn padded_head(head_size: usize, sizes: &[u32]) -> u32 {
     sizes.iter().copied().find(|&size| head_size as u32 <= size).unwrap_or(abi::LORA_ATTENTION_MAX_HEAD)
 }
 
-/// The ring's stages of keys and values. Rows of 192 bytes lie as far apart as those of 256.
 fn launch(kernel: String, grid: [u32; 3], shared_bytes: u32) -> LaunchShape {
     LaunchShape { kernel, grid, threads: abi::LORA_ATTENTION_THREADS, shared_bytes, cluster: 1 }
 }
 
+/// Prefill with MMA: shared memory of the ring, whose stages hold keys and values. The row stride of a head of 96, 192
+/// bytes, is rounded up to 256.
 fn matrix_shared_bytes(padded: u32) -> u32 {
     let row_chunks = match padded {
         32 => 4,
@@ -299,7 +311,7 @@ fn matrix_shared_bytes(padded: u32) -> u32 {
     abi::LORA_ATTENTION_STAGES * 2 * abi::LORA_ATTENTION_MMA_KEYS * row_chunks * CHUNK
 }
 
-/// The same, and the tile of queries with their weights.
+/// Prefill on CUDA cores: shared memory of the ring, of the tile of queries and of their weights.
 #[expect(clippy::cast_possible_truncation, reason = "a size of 2 or 4")]
 fn cores_shared_bytes(padded: u32, queries: u32, dtype: DType) -> u32 {
     let row = padded * dtype.size() as u32;
@@ -312,7 +324,8 @@ impl std::fmt::Display for AttentionPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{}: {}, grid {:?} of {} threads, {} B shared, {} queries a CTA, {} splits of {} keys, {}, floor {} B, {} FLOP",
+            "{}: {}, grid {:?} of {} threads, {} B shared, {} queries per CTA, {} splits of {} keys, {}, floor {} B, \
+             {} FLOP",
             self.launch.kernel,
             self.shape,
             self.launch.grid,
@@ -344,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn few_queries_are_spread_and_many_share_their_keys() {
+    fn few_queries_have_small_tiles_and_many_have_large_ones() {
         for (sequences, tokens, queries) in [(1, 128, 16), (16, 256, 64), (32, 512, 64), (256, 16, 16), (1, 2, 16)] {
             for dtype in [DType::F32, DType::F16, DType::Bf16] {
                 let plan = plan(AttentionShape { sequences, tokens, ..SHAPE }, dtype);
@@ -378,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn every_head_has_a_kernel_and_room_on_every_device() {
+    fn every_head_size_has_a_kernel_that_fits_shared_memory_on_every_device() {
         for head_size in 1..=MAX_HEAD_SIZE {
             for dtype in [DType::F32, DType::F16, DType::Bf16] {
                 for (tokens, sequences) in [(1, 1), (64, 1), (64, 64)] {
@@ -396,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn each_wrong_shape_is_refused_for_what_it_is() {
+    fn each_wrong_shape_has_its_error() {
         let refused = |shape, dtype, path| AttentionPlan::new(&AttentionProblem { path, ..problem(shape, dtype) });
         let auto = |shape| refused(shape, DType::F16, ComputePath::Auto).expect_err("refused");
         for head_size in [0, 129] {

@@ -1,4 +1,4 @@
-//! What GPT-2 has beside linear layers.
+//! Plans of the operations of GPT-2 other than linear layers: attention, LayerNorm, embedding.
 
 pub(crate) mod attention;
 pub(crate) mod rows;

@@ -1,6 +1,5 @@
-//! How a GPU runs LayerNorm and the embedding: pure, printable.
-//!
-//! The kernels are kernels/transformer/{layer_norm,embedding}.h; in both, warps hold rows (kernels/transformer/row.h).
+//! The plans of LayerNorm and of the embedding. The kernels are in kernels/transformer/{layer_norm,embedding}.h. In
+//! both a row is held in the registers of one or more warps (kernels/transformer/row.h).
 
 use crate::abi;
 use crate::dtype::DType;
@@ -10,11 +9,13 @@ use crate::plan::problem::expect_elements;
 
 /// Threads of a warp.
 const WARP: usize = 32;
-/// Warps of a CTA at most.
+/// The most warps of a CTA.
 const MAX_WARPS: usize = abi::LORA_ROW_THREADS as usize / WARP;
-/// Warps that keep an SM's share of the memory busy: few rows are spread over more warps each until there are as many.
+/// Warps per SM that saturate the memory bandwidth. If there are few rows, each is spread over more warps until an SM
+/// has this many.
 const BUSY_WARPS: usize = 16;
-/// What a warp leaves in shared memory: the number, the mean and the squares of its values.
+/// Bytes that a warp stores in shared memory: the number of its values, their mean, and the sum of their squared
+/// distances from it.
 const MOMENTS_BYTES: usize = 3 * size_of::<f32>();
 
 /// How one launch of `lora_layer_norm` or `lora_embedding` runs. It needs no workspace.
@@ -22,14 +23,16 @@ const MOMENTS_BYTES: usize = 3 * size_of::<f32>();
 pub struct RowPlan {
     /// The kernel and the shape of its launch.
     pub launch: LaunchShape,
-    /// Threads that share a row, a power of two: so the sums of a row are cut, and nothing else of the plan matters to them.
+    /// Threads that share a row, a power of two. It decides the order in which a row's values are added; the bits of
+    /// the result depend on nothing else in the plan.
     pub row_threads: u32,
-    /// Global bytes that must move: rows in and out, of an embedding with its LayerNorm.
+    /// The least global memory traffic, in bytes. LayerNorm reads x and writes y. The embedding reads a token's row and
+    /// a position's row and writes x and y; y is counted even if the call has no LayerNorm.
     pub floor_bytes: usize,
 }
 
 impl RowPlan {
-    /// LayerNorm of `rows` rows of `width` elements.
+    /// Plans LayerNorm of x `[rows, width]`.
     ///
     /// # Errors
     /// [`Error::EmptyOperand`]; [`Error::TooLarge`] for more rows than a launch can have CTAs.
@@ -37,7 +40,7 @@ impl RowPlan {
         Self::new("lora_layer_norm", 2, [rows, width], dtype, multiprocessors)
     }
 
-    /// The embedding of `rows` tokens of `width` elements, with LayerNorm or without.
+    /// Plans the embedding of `rows` tokens as x `[rows, width]`, with or without a LayerNorm of x.
     ///
     /// # Errors
     /// As [`layer_norm`](Self::layer_norm).
@@ -45,10 +48,11 @@ impl RowPlan {
         Self::new("lora_embedding", 4, [rows, width], dtype, multiprocessors)
     }
 
+    /// `row_moves` is the number of rows that are read or written for each row of x.
     #[expect(clippy::cast_possible_truncation, reason = "checked: fewer rows than 2^31, at most 256 threads")]
     fn new(
         kernel: &str,
-        moves: usize,
+        row_moves: usize,
         [rows, width]: [usize; 2],
         dtype: DType,
         multiprocessors: usize,
@@ -61,28 +65,28 @@ impl RowPlan {
         }
         let elements = 16 / dtype.size();
         let chunks = width.div_ceil(elements);
-        let held_by_warp = WARP * abi::LORA_ROW_ELEMENTS as usize / elements;
-        let holds = |warps: usize| warps * held_by_warp >= chunks;
-        let is_busy = |warps: usize| warps * WARP >= chunks || rows * warps >= multiprocessors * BUSY_WARPS;
+        let warp_chunks = WARP * abi::LORA_ROW_ELEMENTS as usize / elements;
+        let hold_the_row = |warps: usize| warps * warp_chunks >= chunks;
+        let are_enough = |warps: usize| warps * WARP >= chunks || rows * warps >= multiprocessors * BUSY_WARPS;
         let mut warps = 1;
-        while warps < MAX_WARPS && !(holds(warps) && is_busy(warps)) {
+        while warps < MAX_WARPS && !(hold_the_row(warps) && are_enough(warps)) {
             warps *= 2;
         }
-        // Rows share a CTA only if every SM has one all the same.
-        let mut rows_of_cta = 1;
-        while 2 * rows_of_cta * warps <= MAX_WARPS && rows >= 2 * rows_of_cta * multiprocessors {
-            rows_of_cta *= 2;
+        // A CTA has several rows only if every SM still has a CTA.
+        let mut cta_rows = 1;
+        while 2 * cta_rows * warps <= MAX_WARPS && rows >= 2 * cta_rows * multiprocessors {
+            cta_rows *= 2;
         }
         Ok(Self {
             launch: LaunchShape {
                 kernel: format!("{kernel}_{dtype}"),
-                grid: [rows.div_ceil(rows_of_cta) as u32, 1, 1],
-                threads: (rows_of_cta * warps * WARP) as u32,
+                grid: [rows.div_ceil(cta_rows) as u32, 1, 1],
+                threads: (cta_rows * warps * WARP) as u32,
                 shared_bytes: (MAX_WARPS * MOMENTS_BYTES) as u32,
                 cluster: 1,
             },
             row_threads: (warps * WARP) as u32,
-            floor_bytes: moves * rows * width * dtype.size(),
+            floor_bytes: row_moves * rows * width * dtype.size(),
         })
     }
 }
@@ -102,26 +106,27 @@ impl std::fmt::Display for RowPlan {
 mod tests {
     use super::*;
 
-    fn cut(rows: usize, width: usize, dtype: DType) -> (u32, u32, u32) {
+    /// CTAs, threads per CTA, threads per row.
+    fn launch_shape(rows: usize, width: usize, dtype: DType) -> (u32, u32, u32) {
         let plan = RowPlan::layer_norm(rows, width, dtype, 132).expect("a plan");
         (plan.launch.grid[0], plan.launch.threads, plan.row_threads)
     }
 
     #[test]
     fn few_rows_are_spread_over_the_device_and_many_held_by_few_warps() {
-        assert_eq!(cut(128, 1024, DType::F16), (128, 128, 128));
-        assert_eq!(cut(128, 1024, DType::F32), (128, 256, 256));
-        assert_eq!(cut(1, 1024, DType::Bf16), (1, 128, 128));
-        assert_eq!(cut(16384, 1024, DType::Bf16), (2048, 256, 32));
-        assert_eq!(cut(1, 1, DType::F32), (1, 32, 32));
-        assert_eq!(cut(300, 40, DType::F32), (150, 64, 32));
+        assert_eq!(launch_shape(128, 1024, DType::F16), (128, 128, 128));
+        assert_eq!(launch_shape(128, 1024, DType::F32), (128, 256, 256));
+        assert_eq!(launch_shape(1, 1024, DType::Bf16), (1, 128, 128));
+        assert_eq!(launch_shape(16384, 1024, DType::Bf16), (2048, 256, 32));
+        assert_eq!(launch_shape(1, 1, DType::F32), (1, 32, 32));
+        assert_eq!(launch_shape(300, 40, DType::F32), (150, 64, 32));
     }
 
     #[test]
-    fn rows_of_8192_are_held() {
-        assert_eq!(cut(5000, 8192, DType::F32), (5000, 256, 256));
-        assert_eq!(cut(5000, 4096, DType::Bf16), (2500, 256, 128));
-        assert_eq!(cut(5000, 1 << 20, DType::Bf16), (5000, 256, 256), "wider ones in blocks");
+    fn rows_of_8192_elements_are_held_in_registers() {
+        assert_eq!(launch_shape(5000, 8192, DType::F32), (5000, 256, 256));
+        assert_eq!(launch_shape(5000, 4096, DType::Bf16), (2500, 256, 128));
+        assert_eq!(launch_shape(5000, 1 << 20, DType::Bf16), (5000, 256, 256), "wider rows are processed in blocks");
     }
 
     #[test]

@@ -1,7 +1,6 @@
-//! How a GPU runs one layer for 1 to 16 tokens: pure, printable, testable.
+//! The plan of one layer for 1 to 16 tokens. The kernels are kernels/lora/decode_*.cu.
 //!
-//! The kernels are kernels/lora/decode_*.cu. A plan says which of them, on what grid, with how much shared memory and
-//! workspace. Nothing in it depends on the adapters but the ranks: with none it is the base product's plan.
+//! Of the adapters a plan depends only on the ranks. Without adapters it is the plan of the base product.
 
 mod matrix;
 
@@ -14,7 +13,7 @@ use crate::plan::lora::tiles::{self, DecodeTile};
 use crate::plan::problem::{ComputePath, FACTOR_BYTES, LayerProblem};
 use crate::plan::workspace::WorkspaceLayout;
 
-/// Tokens of one launch at most.
+/// The most tokens of one launch.
 pub const MAX_TOKENS: usize = abi::LORA_DECODE_MAX_TOKENS as usize;
 
 /// How one launch of `lora_decode` runs.
@@ -22,40 +21,44 @@ pub const MAX_TOKENS: usize = abi::LORA_DECODE_MAX_TOKENS as usize;
 pub struct DecodePlan {
     /// The kernel and the shape of its launch.
     pub launch: LaunchShape,
-    /// Tokens of a CTA, rounded up to what the kernel multiplies at a time.
+    /// Tokens that a CTA computes. It is a property of the kernel and may exceed the tokens of the layer.
     pub tile_tokens: u32,
-    /// Output columns of a CTA.
+    /// Columns of y that a CTA computes.
     pub tile_columns: u32,
-    /// CUDA cores: threads that share a row of W0 (`[out, in]`) or a run of one (`[in, out]`). Matrix instructions:
-    /// threads whose sums are in shared memory at a time.
+    /// CUDA cores: threads that share a row of W0 `[out, in]`, or adjacent threads that read one row of W0 `[in, out]`
+    /// together. MMA: threads of the warps that store their sums in shared memory at the same time.
     pub row_threads: u32,
-    /// Floats from one token's sums to the next in shared memory.
+    /// The stride between the sums of two tokens in shared memory, in floats.
     pub sums_stride: u32,
-    /// CTAs that share a tile's depth.
+    /// Split-K: CTAs that share a tile of y; 1 without a split.
     pub splits: u32,
-    /// Of the depth, what each of them takes.
+    /// Split-K: values of K per CTA.
     pub split_depth: u32,
     /// Rows of A that one ticket stands for.
     pub shrink_rows: u32,
-    /// The widest segment's rank in whole chunks of 16 bytes.
+    /// The largest rank, rounded up to whole 16-byte chunks of elements: the row stride of T in shared memory, in
+    /// floats.
     pub widest_rank: u32,
-    /// What the launch needs of a workspace.
+    /// The workspace that the launch needs.
     pub workspace: WorkspaceLayout,
-    /// Global bytes that must move at least: W0, A, B, x and y once.
+    /// The least global memory traffic, in bytes: W0, A, B and x read once, y written once.
     pub floor_bytes: usize,
 }
 
-/// Fewer tokens are faster on CUDA cores: an instruction's 16 rows would be mostly empty.
+/// The fewest tokens for MMA. For fewer, CUDA cores are faster: most of the 16 rows of an MMA would be empty.
 const MIN_MATRIX_TOKENS: usize = 5;
 
-/// Shared memory that a CTA has on every device without asking.
+/// Bytes of dynamic shared memory that a CTA may have on every device without a kernel attribute.
 const PORTABLE_SHARED_BYTES: u32 = 48 << 10;
 
-/// More columns than this and a CTA's partial sums crowd out a second CTA.
-const MAX_TILE_ROWS: usize = 64;
+/// The most columns of a tile for W0 `[out, in]` on CUDA cores. With more, a CTA's partial sums would leave no room for
+/// a second CTA on the SM.
+const MAX_TILE_COLUMNS: usize = 64;
 
 impl DecodePlan {
-    /// With [`ComputePath::Tf32`] the kernel is that of true f32: so few tokens wait for W0's bytes, not for products.
+    /// Plans y of a layer.
+    ///
+    /// With [`ComputePath::Tf32`] the plan uses the f32 kernels: for so few tokens the time is that of reading W0.
     ///
     /// # Errors
     /// [`Error::TooManyTokens`], [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::EmptyOperand`],
@@ -89,19 +92,21 @@ impl DecodePlan {
         let tile = cores_tile(problem);
         let (family, row_threads, columns, parts) = match layout {
             Layout::OutIn => {
-                let row_threads = row_threads(d_in.div_ceil(elements), tile.threads);
-                let columns = d_out.div_ceil(multiprocessors.max(1)).clamp(tile.threads / row_threads, MAX_TILE_ROWS);
+                let row_threads = out_in_row_threads(d_in.div_ceil(elements), tile.threads);
+                let min_columns = tile.threads / row_threads;
+                let columns = d_out.div_ceil(multiprocessors.max(1)).clamp(min_columns, MAX_TILE_COLUMNS);
                 ("rows", row_threads, columns.min(d_out), row_threads / 32)
             }
             Layout::InOut => {
-                let lanes = run_lanes(d_out.div_ceil(elements), multiprocessors);
-                ("columns", lanes, (lanes * elements).min(d_out.next_multiple_of(elements)), tile.threads / 32)
+                let row_threads = in_out_row_threads(d_out.div_ceil(elements), multiprocessors);
+                let columns = (row_threads * elements).min(d_out.next_multiple_of(elements));
+                ("columns", row_threads, columns, tile.threads / 32)
             }
         };
         let (_, variant) = tile.name.rsplit_once('_').expect("layout_type_variant");
         let kernel = format!("lora_decode_{family}_{dtype}_{variant}");
         let tile = DecodeTile { columns, ..tile };
-        let plan = Self::with_grid(kernel, problem, &tile, [1, d_in], tokens.div_ceil(tile.tokens), parts);
+        let plan = Self::with_tile(kernel, problem, &tile, [1, d_in], tokens.div_ceil(tile.tokens), parts);
         Self { row_threads: row_threads as u32, ..plan }
     }
 
@@ -112,8 +117,8 @@ impl DecodePlan {
             Layout::OutIn => format!("lora_decode_rows_mma_{dtype}_n{}", tile.columns / 8),
             Layout::InOut => format!("lora_decode_columns_mma_{dtype}"),
         };
-        let plan = |parts| Self::with_grid(kernel.clone(), problem, &tile, [splits, split_depth], 1, parts);
-        // All warps store their sums at once if there is room, else they take turns.
+        let plan = |parts| Self::with_tile(kernel.clone(), problem, &tile, [splits, split_depth], 1, parts);
+        // All warps store their sums at the same time if shared memory has room for them, else they take turns.
         let mut parts = tile.threads / 32;
         while parts > 1 && plan(parts).launch.shared_bytes > PORTABLE_SHARED_BYTES {
             parts /= 2;
@@ -121,23 +126,25 @@ impl DecodePlan {
         Self { row_threads: 32 * parts as u32, ..plan(parts) }
     }
 
-    /// All but its `row_threads`. `parts`: sums of the tile that are kept apart in shared memory.
-    fn with_grid(
+    /// The plan for a tile whose columns are set, without `row_threads`. `token_groups` is the number of tiles along
+    /// the tokens, `parts` the number of partial sums of each output in shared memory.
+    fn with_tile(
         kernel: String,
         problem: &LayerProblem<'_>,
         tile: &DecodeTile,
         [splits, split_depth]: [usize; 2],
-        groups: usize,
+        token_groups: usize,
         parts: usize,
     ) -> Self {
         let &LayerProblem { tokens, d_in, d_out, dtype, ranks, .. } = problem;
         let widest_rank = ranks.iter().max().copied().unwrap_or(0).next_multiple_of(16 / dtype.size());
         let sums_stride = sums_stride(tile);
-        let most_shrink_rows = if tile.aligned { abi::LORA_SHRINK_ROWS as usize } else { 1 };
-        let shrink_values = (tile.threads / 32) * most_shrink_rows * tile.ticket_tokens;
+        let max_shrink_rows = if tile.aligned { abi::LORA_SHRINK_ROWS as usize } else { 1 };
+        // Floats of shared memory: the warps' partial sums of T; then T, and the partial sums of the tile.
+        let shrink_values = (tile.threads / 32) * max_shrink_rows * tile.ticket_tokens;
         let sums = tile.tokens * (widest_rank + parts * sums_stride);
-        let shared = FACTOR_BYTES + 2 * 8 + 4 * (shrink_values + sums);
-        let grid = [d_out.div_ceil(tile.columns), splits, groups];
+        let shared_bytes = FACTOR_BYTES + 2 * 8 + 4 * (shrink_values + sums);
+        let grid = [d_out.div_ceil(tile.columns), splits, token_groups];
         let ctas: usize = grid.iter().product();
         let total_rank: usize = ranks.iter().sum();
         let weights = d_in * d_out + total_rank * d_in + total_rank * d_out;
@@ -148,7 +155,7 @@ impl DecodePlan {
                 kernel,
                 grid: grid.map(|n| n as u32),
                 threads: tile.threads as u32,
-                shared_bytes: shared as u32,
+                shared_bytes: shared_bytes as u32,
                 cluster: 1,
             },
             tile_tokens: tile.tokens as u32,
@@ -157,8 +164,8 @@ impl DecodePlan {
             sums_stride: sums_stride as u32,
             splits: splits as u32,
             split_depth: split_depth as u32,
-            // Several rows a ticket only where there are more rows than CTAs to draw for them.
-            shrink_rows: tickets.div_ceil(ctas).clamp(1, most_shrink_rows) as u32,
+            // A ticket stands for several rows only if there are more rows than CTAs.
+            shrink_rows: tickets.div_ceil(ctas).clamp(1, max_shrink_rows) as u32,
             widest_rank: widest_rank as u32,
             workspace: WorkspaceLayout {
                 t_words: tokens * total_rank,
@@ -171,14 +178,14 @@ impl DecodePlan {
     }
 }
 
-/// Floats from one token's sums to the next in shared memory: a warp stores 8 columns of 4 tokens at a time, or 4 columns of
-/// 8 tokens, without bank conflicts.
+/// The stride between the sums of two tokens in shared memory, in floats. With it a warp stores 8 columns of 4 tokens,
+/// or 4 columns of 8 tokens, without bank conflicts.
 fn sums_stride(tile: &DecodeTile) -> usize {
     let offset = if tile.tokens == 8 { 4 } else { 8 };
     (tile.columns + 31 - offset) / 32 * 32 + offset
 }
 
-/// The tile of a kernel on CUDA cores; its columns are the plan's.
+/// The tile of the kernel on CUDA cores. Its columns are 0: the plan chooses them.
 fn cores_tile(problem: &LayerProblem<'_>) -> DecodeTile {
     let is_f32 = problem.dtype == DType::F32;
     match (problem.layout, is_f32, problem.in_chunks(), problem.tokens) {
@@ -203,17 +210,21 @@ fn cores_tile(problem: &LayerProblem<'_>) -> DecodeTile {
     }
 }
 
-/// The widest share of the CTA that a row of so many chunks keeps busy to nine tenths, else the busiest.
-fn row_threads(chunks: usize, threads: usize) -> usize {
+/// W0 `[out, in]`: the number of threads that share a row of `chunks` 16-byte chunks. They read it one chunk per thread
+/// at a time, so in the last pass some may be idle. The result is the largest of 512, 256, 128, 64 and 32, up to the
+/// CTA's `threads`, that keeps at least nine tenths of the threads busy on average, or else the one that keeps the
+/// largest part of them busy.
+fn out_in_row_threads(chunks: usize, threads: usize) -> usize {
     let busy = |width: usize| chunks as f64 / chunks.next_multiple_of(width) as f64;
     let widths = || [512, 256, 128, 64, 32].into_iter().filter(move |&width| width <= threads);
-    let best = || widths().max_by(|&a, &b| busy(a).total_cmp(&busy(b)));
-    widths().find(|&width| busy(width) >= 0.9).or_else(best).unwrap_or(32)
+    let busiest = || widths().max_by(|&a, &b| busy(a).total_cmp(&busy(b)));
+    widths().find(|&width| busy(width) >= 0.9).or_else(busiest).unwrap_or(32)
 }
 
-/// Neighbouring lanes that read one run of a row: as wide as leaves half of the SMs a tile. Memory bandwidth is shared, so
-/// equal tiles on most SMs do as well as tiles on all.
-fn run_lanes(chunks: usize, multiprocessors: usize) -> usize {
+/// W0 `[in, out]`: the number of adjacent threads that read one row of a tile, a 16-byte chunk each, if a row of W0 has
+/// `chunks` chunks. The result is 8 or 4 if at least half of the SMs then have a tile, else 2. The SMs share the memory
+/// bandwidth, so equal tiles on most SMs are as fast as tiles on all.
+fn in_out_row_threads(chunks: usize, multiprocessors: usize) -> usize {
     [8, 4].into_iter().find(|lanes| chunks.div_ceil(*lanes) >= multiprocessors / 2).unwrap_or(2)
 }
 
@@ -221,7 +232,7 @@ impl std::fmt::Display for DecodePlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{}: 1 launch, grid {:?} of {} threads, tiles of {} x {}, {} threads a row, depth in {} splits of {}, {} B \
+            "{}: 1 launch, grid {:?} of {} threads, tiles of {} x {}, {} threads a row, K in {} splits of {}, {} B \
              shared, workspace {} B, floor {} B",
             self.launch.kernel,
             self.launch.grid,
@@ -273,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn matrix_instructions_where_there_are_any() {
+    fn mma_is_used_where_the_device_and_the_operands_allow_it() {
         let kernel = |p| DecodePlan::new(&p).map(|plan| plan.launch.kernel);
         let base = problem(5, 64, 64, Layout::InOut);
         let turing = (7, 5);
@@ -315,10 +326,10 @@ mod tests {
 
     #[test]
     fn a_row_keeps_its_threads_busy() {
-        assert_eq!(row_threads(512, 512), 512);
-        assert_eq!(row_threads(128, 512), 128);
-        assert_eq!(row_threads(384, 512), 128);
-        assert_eq!(row_threads(1, 512), 32);
+        assert_eq!(out_in_row_threads(512, 512), 512);
+        assert_eq!(out_in_row_threads(128, 512), 128);
+        assert_eq!(out_in_row_threads(384, 512), 128);
+        assert_eq!(out_in_row_threads(1, 512), 32);
     }
 
     #[test]

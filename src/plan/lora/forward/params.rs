@@ -1,18 +1,19 @@
-//! What of a launch's parameters a plan decides.
+//! The parameters of a launch that the plan decides, and the boxes of its tensor maps.
 
 use crate::abi::{self, LoraFactors, LoraForward, LoraSegment};
 use crate::dropout::NO_DROPOUT;
 use crate::lora::Layout;
-use crate::plan::lora::forward::{ForwardPlan, padded};
+use crate::plan::lora::forward::{ForwardPlan, padded_rank};
 use crate::plan::workspace::WorkspaceLayout;
 
-/// Columns of a box of W0 `[in, out]` and of y: with 16-bit types what the 128 bytes of a swizzled row hold.
+/// Columns of a box of W0 `[in, out]` and of a box of y: the 16-bit elements in the 128 bytes of a swizzled row.
 const BOX_COLUMNS: u32 = 64;
-/// Rows of a box of y: a warpgroup's.
+/// Rows of a box of y: the rows that one consumer warpgroup stores.
 const BOX_ROWS: u32 = 64;
 
 impl LoraSegment {
-    /// What stands in a table behind the last segment: never read, and NaN if it is.
+    /// The entries of a table after the last segment. Kernels do not read them; if one did, the scale of NaN would show
+    /// it.
     pub const NONE: Self = Self {
         factors: LoraFactors {
             a: std::ptr::null(),
@@ -30,8 +31,8 @@ impl LoraSegment {
 }
 
 impl ForwardPlan {
-    /// Of a plan with [`tensor_maps`](Self::tensor_maps), the boxes of x, of W0 and of y that the copy engine moves:
-    /// elements along a row, rows. `layout` is the layer's.
+    /// The boxes that TMA copies of x, of W0 and of y: for each `[elements of a row, rows]`. The plan has
+    /// [`tensor_maps`](Self::tensor_maps); `layout` is that of the layer.
     pub fn boxes(&self, layout: Layout) -> [[u32; 2]; 3] {
         let sharing = if self.splits == 1 { self.launch.cluster } else { 1 };
         let weight = match self.product.layout(layout) {
@@ -41,22 +42,23 @@ impl ForwardPlan {
         [[self.stage_depth, self.tile_rows], weight, [BOX_COLUMNS, BOX_ROWS]]
     }
 
-    /// A launch's parameters as far as the plan decides them: the cut into tiles, the workspace's parts, and each segment's
-    /// place in T. What the caller knows is left null or zero: the operands, their sizes and strides, the activation.
+    /// The parameters of a launch that the plan decides: tiles and splits, the addresses of the workspace's parts, and
+    /// the first column of each segment in T. The caller sets the others, which are null or 0 here: the operands, their
+    /// sizes and strides, the activation, the slot, the dropout.
     ///
-    /// The segments are those of the planned layer, in its order; their `t_begin` and `packed_begin` may be anything.
-    /// `workspace` is the address of a workspace of the layout `room`, which [serves](WorkspaceLayout::serves) the plan.
+    /// `segments` are those of the planned layer, in the same order; their `t_begin` and `packed_begin` are replaced.
+    /// `workspace` is the device address of a workspace whose `layout` [serves](WorkspaceLayout::serves) the plan.
     #[expect(clippy::cast_possible_truncation, reason = "at most 16 segments of rank 512 at most")]
-    pub fn params(&self, segments: &[LoraSegment], workspace: u64, room: &WorkspaceLayout) -> LoraForward {
+    pub fn params(&self, segments: &[LoraSegment], workspace: u64, layout: &WorkspaceLayout) -> LoraForward {
         let mut table = [LoraSegment::NONE; abi::LORA_MAX_SEGMENTS as usize];
         let (mut t_begin, mut packed_begin) = (0, 0);
-        for (place, segment) in table.iter_mut().zip(segments) {
-            *place = LoraSegment { t_begin, packed_begin, ..*segment };
-            t_begin += padded(segment.factors.rank as usize) as u32;
+        for (entry, segment) in table.iter_mut().zip(segments) {
+            *entry = LoraSegment { t_begin, packed_begin, ..*segment };
+            t_begin += padded_rank(segment.factors.rank as usize) as u32;
             packed_begin += segment.factors.rank;
         }
-        let partial = workspace + room.partial_offset() as u64;
-        let arrivals = workspace + room.arrivals_offset() as u64;
+        let partial = workspace + layout.partial_offset() as u64;
+        let arrivals = workspace + layout.arrivals_offset() as u64;
         LoraForward {
             x: std::ptr::null(),
             weight: std::ptr::null(),
@@ -65,8 +67,8 @@ impl ForwardPlan {
             y: std::ptr::null_mut(),
             t_out: std::ptr::null_mut(),
             ticket: workspace as *mut _,
-            t: (workspace + room.t_tiles_offset() as u64) as *mut _,
-            flags: (workspace + room.flags_offset() as u64) as *mut _,
+            t: (workspace + layout.t_tiles_offset() as u64) as *mut _,
+            flags: (workspace + layout.flags_offset() as u64) as *mut _,
             partial: partial as *mut _,
             arrivals: arrivals as *mut _,
             t_partial: (partial + 4 * self.y_partial() as u64) as *mut _,
@@ -105,7 +107,7 @@ mod tests {
     use crate::plan::problem::{ComputePath, LayerProblem};
 
     #[test]
-    fn segments_have_their_places_in_both_ts() {
+    fn segments_have_their_columns_in_the_padded_t_and_in_the_packed_t() {
         let plan = ForwardPlan::new(&LayerProblem {
             tokens: 100,
             d_in: 64,
@@ -126,11 +128,11 @@ mod tests {
             packed_begin: 99,
             ..LoraSegment::NONE
         });
-        let room = WorkspaceLayout { t_words: 5, ..plan.workspace };
-        let params = plan.params(&segments, 0x1000, &room);
-        let places = params.segments.map(|segment| (segment.t_begin, segment.packed_begin));
-        assert_eq!(places[..4], [(0, 0), (16, 3), (48, 20), (0, 0)]);
+        let layout = WorkspaceLayout { t_words: 5, ..plan.workspace };
+        let params = plan.params(&segments, 0x1000, &layout);
+        let begins = params.segments.map(|segment| (segment.t_begin, segment.packed_begin));
+        assert_eq!(begins[..4], [(0, 0), (16, 3), (48, 20), (0, 0)]);
         assert_eq!((params.segment_count, params.t_stride), (3, 64));
-        assert_eq!(params.flags as u64, 0x1000 + 8 + 40, "behind the words of T of a decode kernel");
+        assert_eq!(params.flags as u64, 0x1000 + 8 + 40, "after the words of T of a decode kernel");
     }
 }

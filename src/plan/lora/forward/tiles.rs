@@ -1,36 +1,38 @@
-//! Which tiles a device and a type have, and what the cost model assumes of each.
+//! The tiles that can run a problem, and the figures that the cost model uses for each.
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::plan::lora::tiles::{self, TileShape};
 use crate::plan::problem::{ComputePath, LayerProblem};
 
-/// A kernel's tile.
+/// A tile, with what the plans must know of the kernels that are compiled for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tile {
     pub(crate) shape: TileShape,
-    /// What a kernel's name has before the type.
+    /// The part of the kernels' names before the type: `mma_`, `wgmma_`, or nothing for CUDA cores.
     pub(crate) family: &'static str,
-    /// Products per cycle that an SM makes with it, for the model.
+    /// Multiply-adds per cycle and SM that the cost model assumes.
     pub(crate) rate: usize,
-    /// CTAs that may split a tile's K.
+    /// The most CTAs that may share a y tile (split-K).
     pub(crate) max_splits: usize,
-    /// Shared memory beside the stages, in bytes.
+    /// Bytes of shared memory in addition to the ring and the table of factors.
     pub(crate) extra_bytes: usize,
-    pub(crate) ctas: Ctas,
+    /// Which CTA computes which tasks. A task is a tile, or one split of it.
+    pub(crate) schedule: Schedule,
 }
 
-/// How a kernel's CTAs come to their tasks.
+/// Which CTA of a launch computes which tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ctas {
-    /// One task each.
-    One,
-    /// One CTA an SM takes task after task.
+pub(crate) enum Schedule {
+    /// Each CTA computes one task.
+    OneTask,
+    /// One CTA per SM computes task after task.
     Persistent,
-    /// The same in clusters of two, which have tiles one above the other and fetch half of W0's part each.
-    Pairs,
-    /// One task each; those that share a tile's depth are a cluster.
-    Cluster,
+    /// Like [`Persistent`](Self::Persistent), in clusters of two CTAs. Their tiles are one above the other and use the
+    /// same columns of W0, of which each CTA fetches half for both.
+    PersistentPairs,
+    /// Each CTA computes one task. The CTAs that split K of a y tile are one cluster.
+    ClusterSplitK,
 }
 
 impl Tile {
@@ -41,30 +43,37 @@ impl Tile {
             .find_map(|(plain, fused)| (*self == plain).then_some(fused))
     }
 
-    /// The kernel for a product, a layout of W0 ("rows" or "columns") and a type.
-    pub(crate) fn kernel(&self, product: &str, layout: &str, multiplied: &str) -> String {
+    /// The kernel's name for a product, a layout of W0 (`rows_`, `columns_` or nothing) and a type.
+    pub(crate) fn kernel(&self, product: &str, layout: &str, type_name: &str) -> String {
         let (_, suffix) = self.shape.name.rsplit_once('_').expect("family_tile");
-        format!("{product}_{layout}{}{multiplied}_{suffix}", self.family)
+        format!("{product}_{layout}{}{type_name}_{suffix}", self.family)
     }
 
-    /// Tiles from top to bottom, of which some may lie below the last token.
+    /// Tiles along the rows. For pairs of CTAs the number is even, so the last tile may have no token.
     pub(crate) fn row_tiles(&self, tokens: usize) -> usize {
-        tokens.div_ceil(self.shape.rows).next_multiple_of(if self.ctas == Ctas::Pairs { 2 } else { 1 })
+        let multiple = if self.schedule == Schedule::PersistentPairs { 2 } else { 1 };
+        tokens.div_ceil(self.shape.rows).next_multiple_of(multiple)
     }
 }
 
-pub(crate) const T128: Tile =
-    Tile { shape: tiles::MMA_T128, family: "mma_", rate: 1024, max_splits: 16, extra_bytes: 128, ctas: Ctas::One };
+pub(crate) const T128: Tile = Tile {
+    shape: tiles::MMA_T128,
+    family: "mma_",
+    rate: 1024,
+    max_splits: 16,
+    extra_bytes: 128,
+    schedule: Schedule::OneTask,
+};
 pub(crate) const T64: Tile = Tile { shape: tiles::MMA_T64, rate: 700, ..T128 };
 pub(crate) const ANY: Tile = Tile { shape: tiles::MMA_ANY, ..T64 };
-/// In TF32 a product costs twice as much, and as many values twice the bytes.
+/// In TF32 an MMA has half the rate of f16, and a value has twice the bytes.
 pub(crate) const TF32_T128: Tile = Tile { shape: tiles::MMA_TF32_T128, rate: 512, ..T128 };
 pub(crate) const TF32_T64: Tile = Tile { shape: tiles::MMA_TF32_T64, rate: 350, ..T64 };
 pub(crate) const TF32_ANY: Tile = Tile { shape: tiles::MMA_TF32_ANY, ..TF32_T64 };
 pub(crate) const CORES_T128: Tile = Tile { shape: tiles::CORES_F32_T128, family: "", rate: 100, ..T128 };
 pub(crate) const CORES_T64: Tile = Tile { shape: tiles::CORES_F32_T64, rate: 80, ..CORES_T128 };
 pub(crate) const CORES_ANY: Tile = Tile { shape: tiles::CORES_F32_ANY, ..CORES_T64 };
-/// What is left for bf16 on sm_75.
+/// CUDA cores for 16-bit types: bf16 on sm_75, which has no MMA for it, or either type if CUDA cores are asked for.
 pub(crate) const CORES16_T64: Tile = Tile { shape: tiles::CORES_16BIT_T64, rate: 40, ..CORES_T64 };
 pub(crate) const CORES16_ANY: Tile = Tile { shape: tiles::CORES_16BIT_ANY, ..CORES16_T64 };
 pub(crate) const N256: Tile = Tile {
@@ -72,23 +81,29 @@ pub(crate) const N256: Tile = Tile {
     family: "wgmma_",
     rate: 2000,
     max_splits: 1,
-    // Panels of y, barriers, tickets.
+    // Four 64 × 64 panels of y in 16 bits; mbarriers and tickets.
     extra_bytes: 4 * 64 * 64 * 2 + 256,
-    ctas: Ctas::Persistent,
+    schedule: Schedule::Persistent,
 };
-pub(crate) const N256X2: Tile = Tile { shape: tiles::WGMMA_N256X2, ctas: Ctas::Pairs, ..N256 };
+pub(crate) const N256X2: Tile = Tile { shape: tiles::WGMMA_N256X2, schedule: Schedule::PersistentPairs, ..N256 };
 pub(crate) const N128: Tile = Tile { shape: tiles::WGMMA_N128, rate: 1600, ..N256 };
-pub(crate) const M128N128: Tile =
-    Tile { shape: tiles::WGMMA_M128N128, rate: 1500, max_splits: 8, extra_bytes: 128, ctas: Ctas::Cluster, ..N128 };
+pub(crate) const M128N128: Tile = Tile {
+    shape: tiles::WGMMA_M128N128,
+    rate: 1500,
+    max_splits: 8,
+    extra_bytes: 128,
+    schedule: Schedule::ClusterSplitK,
+    ..N128
+};
 pub(crate) const M64N128: Tile = Tile { shape: tiles::WGMMA_M64N128, ..M128N128 };
 pub(crate) const M64N64: Tile = Tile { shape: tiles::WGMMA_M64N64, rate: 1100, ..M64N128 };
 pub(crate) const M128N128R: Tile = Tile { shape: tiles::WGMMA_M128N128R, ..M128N128 };
 pub(crate) const M64N128R: Tile = Tile { shape: tiles::WGMMA_M64N128R, ..M64N128 };
 pub(crate) const M64N64R: Tile = Tile { shape: tiles::WGMMA_M64N64R, ..M64N64 };
-/// Columns of T that the kernels with a fused shrink have room for.
+/// The most columns of T that the kernels with a fused shrink compute.
 pub(crate) const FUSED_RANK: usize = M64N64R.shape.fused_rank;
 
-/// Those that a problem may take, the largest first.
+/// The tiles that can run a problem, the largest first.
 ///
 /// # Errors
 /// [`Error::NoMatrixInstructions`].

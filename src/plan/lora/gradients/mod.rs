@@ -14,74 +14,77 @@ use crate::plan::problem::ComputePath;
 use crate::plan::workspace::WorkspaceLayout;
 use tiles::{BLOCK, PANEL, STEP};
 
-/// How one launch of `lora_gradients` makes dA and dB of all segments, and the bias's gradient.
+/// How one launch of `lora_gradients` computes dA and dB of all segments, and the bias's gradient.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GradientsPlan {
     /// The kernel and the shape of its launch.
     pub launch: LaunchShape,
-    /// Tokens of a stage.
+    /// Tokens in a stage.
     pub stage_tokens: u32,
-    /// Stages in flight or at work.
+    /// Stages of the ring in shared memory.
     pub stages: u32,
-    /// Panels of 256 columns of x, ...
+    /// dA: panels of 256 columns of x.
     pub a_panels: u32,
-    /// ... and the blocks of 64 columns of Q that each of them meets.
+    /// dA: blocks of 64 columns of Q that each panel is multiplied with.
     pub a_blocks: u32,
-    /// Panels of 256 columns of dy, ...
+    /// dB: panels of 256 columns of dy.
     pub b_panels: u32,
-    /// ... and the blocks of 64 columns of T that are met by the panel that meets the most.
+    /// dB: blocks of 64 columns of T that a panel is multiplied with, in the panel that has the most.
     pub b_blocks: u32,
-    /// CTAs that share a tile's tokens.
+    /// CTAs that share the tokens of a tile; 1 without a split.
     pub splits: u32,
-    /// Of the tokens, what each of them takes.
+    /// Tokens per CTA.
     pub split_tokens: u32,
-    /// Columns of Q: every rank in whole steps of 16.
+    /// Columns of Q, in elements: the ranks, each rounded up to a multiple of 16, added.
     pub q_stride: u32,
-    /// What the launch needs of a workspace, Q as the launch before left it included.
+    /// The workspace that the launch needs, including Q, which the launch of dx has stored.
     pub workspace: WorkspaceLayout,
-    /// Global bytes that must move at least: x, T, Q and what is needed of dy once, the gradients once.
+    /// The least global memory traffic, in bytes: x, T, Q and the columns of dy that are needed read once, the
+    /// gradients written once.
     pub floor_bytes: usize,
-    /// Global bytes that the launch asks for: operands as often as they are read, partial sums out and in again, gradients
-    /// once. Where it accumulates, it reads the gradients on top.
+    /// Global memory traffic that the launch requests, in bytes: operands each time that they are read, partial sums
+    /// written once and read once, gradients written once. If the launch accumulates, it also reads the gradients.
     pub moved_bytes: usize,
-    /// Multiplications and additions.
+    /// Floating-point operations; a multiply-add counts as two.
     pub flops: u64,
 }
 
 impl GradientsPlan {
+    /// Plans the launch of dA, dB and the bias's gradient.
+    ///
     /// # Errors
     /// [`Error::TooManySegments`], [`Error::RankOutOfRange`], [`Error::SegmentOutOfRange`], [`Error::EmptyOperand`],
-    /// [`Error::NothingWanted`] if there is neither a segment nor a bias, [`Error::NoMatrixInstructions`],
-    /// [`Error::TooLarge`] if there are more tiles than a launch can have CTAs.
+    /// [`Error::NothingWanted`] if there is neither a segment nor a bias, [`Error::NoMatrixInstructions`], [`Error::TooLarge`] if there are
+    /// more tiles than a launch can have CTAs.
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "at most as many as CTAs, which are checked; ranks and tokens are"
+        reason = "the number of CTAs, the tokens and the ranks are checked; the other numbers are smaller"
     )]
     pub fn new(problem: &GradientsProblem<'_>) -> Result<Self> {
         let ranks: Vec<_> = problem.segments.iter().map(|segment| segment.rank).collect();
         let layer = problem.layer(&ranks);
         problem.validate(&layer)?;
         let &GradientsProblem { tokens, d_in, d_out, dtype, segments, bias, .. } = problem;
-        let (family, products_a_cycle) = match (layer.path, layer.matrix_obstacle(), dtype) {
+        let (family, multiply_adds_per_cycle) = match (layer.path, layer.matrix_obstacle(), dtype) {
             (ComputePath::Matrix, Some(reason), _) => return Err(Error::NoMatrixInstructions { dtype, reason }),
             (.., DType::F32) => ("", 100),
             (ComputePath::CudaCores, ..) | (_, Some(_), _) => ("", 40),
             _ => ("mma_", 1024),
         };
 
-        let (of_a, of_b) = tiles::tiles(problem);
+        let (a_tiles, b_tiles) = tiles::tiles(problem);
         let (a_panels, b_panels) = (d_in.div_ceil(PANEL), d_out.div_ceil(PANEL));
-        let (a_blocks, b_blocks) = (of_a.len() / a_panels, of_b.iter().map(Vec::len).max().unwrap_or(0));
-        let every = || of_a.iter().chain(of_b.iter().flatten()).copied();
-        let widest = every().max_by_key(|tile| (tile.wide + tile.skinny, tile.kept));
+        let (a_blocks, b_blocks) = (a_tiles.len() / a_panels, b_tiles.iter().map(Vec::len).max().unwrap_or(0));
+        let all_tiles = || a_tiles.iter().chain(b_tiles.iter().flatten()).copied();
+        let widest = all_tiles().max_by_key(|tile| (tile.wide_read + tile.skinny_read, tile.block_columns));
         let widest = widest.ok_or(Error::NothingWanted)?;
-        let (splits, split_tokens) = tiles::splits(problem, every().count(), widest, products_a_cycle);
-        let tiles = of_a.len() + b_panels * b_blocks;
+        let (splits, split_tokens) = tiles::splits(problem, all_tiles().count(), widest, multiply_adds_per_cycle);
+        let tiles = a_tiles.len() + b_panels * b_blocks;
         if tiles * splits > i32::MAX as usize || split_tokens > i32::MAX as usize {
             return Err(Error::TooLarge { operand: "dA and dB", value: (tiles * splits).max(split_tokens) });
         }
 
-        let (size, shared_tiles) = (dtype.size(), if splits == 1 { 0 } else { tiles });
+        let (size, split_tiles) = (dtype.size(), if splits == 1 { 0 } else { tiles });
         let q_stride: usize = ranks.iter().map(|rank| rank.next_multiple_of(STEP)).sum();
         let bias_partial = if bias && splits > 1 { b_panels * splits * PANEL } else { 0 };
         let total_rank: usize = ranks.iter().sum();
@@ -89,9 +92,9 @@ impl GradientsPlan {
         let gradients = 4 * (factors + if bias { d_out } else { 0 });
         let x_columns = if segments.is_empty() { 0 } else { d_in };
         let dy_columns = if bias { d_out } else { problem.adapted_columns() };
-        let read: usize = every().map(|tile| tile.wide + tile.skinny).sum();
-        let left: usize = every().map(|tile| tile.left()).sum();
-        let exchanged = if splits == 1 { 0 } else { 2 * splits * left };
+        let columns_read: usize = all_tiles().map(|tile| tile.wide_read + tile.skinny_read).sum();
+        let partial_sums: usize = all_tiles().map(|tile| tile.partial_sums()).sum();
+        let partial_moved = if splits == 1 { 0 } else { 2 * splits * partial_sums };
         let stage_tokens = tiles::stage_tokens(dtype);
         Ok(Self {
             launch: LaunchShape {
@@ -111,48 +114,48 @@ impl GradientsPlan {
             split_tokens: split_tokens as u32,
             q_stride: q_stride as u32,
             workspace: WorkspaceLayout {
-                arrivals: shared_tiles,
-                partial: shared_tiles * splits * PANEL * BLOCK + bias_partial,
+                arrivals: split_tiles,
+                partial: split_tiles * splits * PANEL * BLOCK + bias_partial,
                 t_bytes: tokens * q_stride * size,
                 ..WorkspaceLayout::default()
             },
             floor_bytes: tokens * (x_columns + dy_columns + 2 * total_rank) * size + gradients,
-            moved_bytes: tokens * read * size + 4 * exchanged + gradients,
+            moved_bytes: tokens * columns_read * size + 4 * partial_moved + gradients,
             flops: 2 * tokens as u64 * factors as u64 + if bias { (tokens * d_out) as u64 } else { 0 },
         })
     }
 
-    /// Tiles of dA, and of dB with the blocks in which a panel has nothing to do.
+    /// Tiles of dA and of dB. Those of dB include the blocks in which a panel has nothing to compute.
     fn tiles(&self) -> [u32; 2] {
         [self.a_panels * self.a_blocks, self.b_panels * self.b_blocks]
     }
 
-    /// A launch's parameters as far as the plan decides them: the cut into tiles, the workspace's parts, Q among them, and each
-    /// segment's place in Q and T. What the caller knows is left null or zero: the other operands, their sizes and strides,
-    /// whether to accumulate.
+    /// The parameters of a launch that the plan decides: tiles and splits, the addresses of Q and of the workspace's
+    /// other parts, and the first column of each segment in Q and T. The caller sets the others, which are null or 0
+    /// here: x, dy, T and the bias's gradient, the sizes and strides, the dropout, whether to accumulate.
     ///
-    /// The segments are those of the planned layer, in its order; their `t_begin` and `packed_begin` may be anything.
-    /// `workspace` is the address of a workspace of the layout `room`, which [serves](WorkspaceLayout::serves) the plan.
+    /// `segments` are those of the planned layer, in the same order; their `t_begin` and `packed_begin` are replaced.
+    /// `workspace` is the device address of a workspace whose `layout` [serves](WorkspaceLayout::serves) the plan.
     #[expect(clippy::cast_possible_truncation, reason = "at most 16 segments of rank 512 at most")]
-    pub fn params(&self, segments: &[LoraGradientsSegment], workspace: u64, room: &WorkspaceLayout) -> LoraGradients {
+    pub fn params(&self, segments: &[LoraGradientsSegment], workspace: u64, layout: &WorkspaceLayout) -> LoraGradients {
         let mut table = [NO_SEGMENT; abi::LORA_MAX_SEGMENTS as usize];
         let (mut t_begin, mut packed_begin) = (0, 0);
-        for (place, segment) in table.iter_mut().zip(segments) {
-            *place = LoraGradientsSegment { t_begin, packed_begin, ..*segment };
+        for (entry, segment) in table.iter_mut().zip(segments) {
+            *entry = LoraGradientsSegment { t_begin, packed_begin, ..*segment };
             t_begin += segment.rank.next_multiple_of(abi::LORA_FORWARD_RANK_STEP);
             packed_begin += segment.rank;
         }
-        let partial = workspace + room.partial_offset() as u64;
-        let shared = self.workspace.arrivals * self.splits as usize * PANEL * BLOCK;
+        let partial = workspace + layout.partial_offset() as u64;
+        let tile_partial = self.workspace.arrivals * self.splits as usize * PANEL * BLOCK;
         LoraGradients {
             x: std::ptr::null(),
             dy: std::ptr::null(),
-            q: (workspace + room.t_tiles_offset() as u64) as *const _,
+            q: (workspace + layout.t_tiles_offset() as u64) as *const _,
             t: std::ptr::null(),
             dbias: std::ptr::null_mut(),
             partial: partial as *mut _,
-            arrivals: (workspace + room.arrivals_offset() as u64) as *mut _,
-            bias_partial: (partial + 4 * shared as u64) as *mut _,
+            arrivals: (workspace + layout.arrivals_offset() as u64) as *mut _,
+            bias_partial: (partial + 4 * tile_partial as u64) as *mut _,
             dropout: NO_DROPOUT,
             tokens: 0,
             d_in: 0,
@@ -175,7 +178,7 @@ impl GradientsPlan {
     }
 }
 
-/// What stands in a table behind the last segment: never read, and NaN if it is.
+/// The entries of a table after the last segment. Kernels do not read them; if one did, the scale of NaN would show it.
 const NO_SEGMENT: LoraGradientsSegment = LoraGradientsSegment {
     da: std::ptr::null_mut(),
     db: std::ptr::null_mut(),
@@ -193,12 +196,12 @@ impl std::fmt::Display for GradientsPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { launch: LaunchShape { kernel, grid, threads, shared_bytes, .. }, stages, stage_tokens, .. } = self;
         let (splits, split_tokens) = (self.splits, self.split_tokens);
-        let [of_a, of_b] = self.tiles();
+        let [a_tiles, b_tiles] = self.tiles();
         write!(
             f,
-            "{kernel}: 1 launch of {} CTAs of {threads} threads: {of_a} tiles of dA, {of_b} of dB, {PANEL} x {BLOCK}, in \
-             {splits} splits of {split_tokens} tokens, {stages} stages of {stage_tokens}, {shared_bytes} B shared, workspace \
-             {} B, floor {} B, {} B moved, {:.3} GFLOP",
+            "{kernel}: 1 launch of {} CTAs of {threads} threads: {a_tiles} tiles of dA and {b_tiles} of dB, {PANEL} x \
+             {BLOCK}, tokens in {splits} splits of {split_tokens}, {stages} stages of {stage_tokens} tokens, \
+             {shared_bytes} B shared, workspace {} B, floor {} B, {} B moved, {:.3} GFLOP",
             grid[0],
             self.workspace.bytes(),
             self.floor_bytes,
@@ -237,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_layer_fills_the_device_for_a_tenth_more_than_the_floor() {
+    fn a_large_layer_fills_the_device_and_moves_at_most_a_tenth_more_than_the_floor() {
         let whole = [segment(0..4096, 16)];
         let plan = plan(&h100(&whole));
         assert!(
@@ -264,9 +267,9 @@ mod tests {
     }
 
     #[test]
-    fn panels_read_what_their_segments_have() {
-        // A panel with one segment's edge, one with two segments, one with none, and the last, of 100 columns, with a rank of
-        // five steps.
+    fn panels_read_the_columns_of_their_segments() {
+        // Four panels: one with the edge of a segment, one with two segments, one with none, and one of 100 columns
+        // with a rank of five steps.
         let segments = [segment(10..300, 3), segment(290..300, 20), segment(800..868, 70)];
         let problem = GradientsProblem { tokens: 10, d_in: 8, d_out: 868, ..h100(&segments) };
         let plan_without = plan(&problem);
@@ -274,7 +277,7 @@ mod tests {
         assert_eq!(plan_without.q_stride, 16 + 32 + 80);
         let gradients = 4 * (3 * (8 + 290) + 20 * (8 + 10) + 70 * (8 + 68));
         let x = 2 * (8 + 64);
-        // Chunks are of 8 columns; the third panel has none.
+        // A chunk has 8 columns. The third panel reads none.
         let dy = (256 - 8 + 3) + (304 - 256 + 23) + (68 + 64 + 68 + 6);
         assert_eq!(plan_without.moved_bytes, 2 * 10 * (x + dy) + gradients);
         assert_eq!(plan_without.floor_bytes, 2 * 10 * (8 + 290 + 68 + 2 * 93) + gradients);
@@ -316,18 +319,18 @@ mod tests {
     }
 
     #[test]
-    fn segments_have_their_places_in_q_and_t() {
+    fn segments_have_their_columns_in_q_and_t() {
         let segments = [segment(0..48, 3), segment(0..48, 17), segment(0..48, 16)];
         let plan = plan(&GradientsProblem { bias: true, d_out: 48, ..h100(&segments) });
         let table = [3, 17, 16].map(|rank| LoraGradientsSegment { rank, t_begin: 99, packed_begin: 99, ..NO_SEGMENT });
-        let room = WorkspaceLayout { flags: 5, ..plan.workspace };
-        let params = plan.params(&table, 0x1000, &room);
-        let places = params.segments.map(|segment| (segment.t_begin, segment.packed_begin));
-        assert_eq!(places[..4], [(0, 0), (16, 3), (48, 20), (0, 0)]);
+        let layout = WorkspaceLayout { flags: 5, ..plan.workspace };
+        let params = plan.params(&table, 0x1000, &layout);
+        let begins = params.segments.map(|segment| (segment.t_begin, segment.packed_begin));
+        assert_eq!(begins[..4], [(0, 0), (16, 3), (48, 20), (0, 0)]);
         assert_eq!((params.segment_count, params.q_stride), (3, 64));
-        assert_eq!(params.arrivals as u64, 0x1000 + 8 + 20, "behind the flags of a forward kernel");
+        assert_eq!(params.arrivals as u64, 0x1000 + 8 + 20, "after the flags of a forward kernel");
         let bias_partial = (params.bias_partial as u64 - params.partial as u64) as usize / 4;
         assert_eq!(plan.workspace.partial - bias_partial, plan.splits as usize * PANEL, "{plan}");
-        assert_eq!(params.q as u64, 0x1000 + room.t_tiles_offset() as u64);
+        assert_eq!(params.q as u64, 0x1000 + layout.t_tiles_offset() as u64);
     }
 }

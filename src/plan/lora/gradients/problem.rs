@@ -1,4 +1,4 @@
-//! What the plan of the gradients is made from.
+//! The input of the plan of the gradients.
 
 use std::ops::Range;
 
@@ -7,16 +7,17 @@ use crate::error::{Error, Result};
 use crate::lora::Layout;
 use crate::plan::problem::{ComputePath, LayerProblem};
 
-/// Of a segment, what a plan depends on.
+/// The properties of a segment that the plan of its gradients depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GradientsSegment {
-    /// Its output columns.
+    /// The output columns of the segment: columns of dy.
     pub columns: Range<usize>,
-    /// Its rank.
+    /// The rank of the segment.
     pub rank: usize,
 }
 
-/// What a [`GradientsPlan`](super::GradientsPlan) is made from. How rows lie in memory is looked at when the kernel runs.
+/// The input of a [`GradientsPlan`](super::GradientsPlan). The kernels test the alignment of rows when they run, so the
+/// plan does not depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GradientsProblem<'a> {
     /// Rows of x and dy.
@@ -25,22 +26,22 @@ pub struct GradientsProblem<'a> {
     pub d_in: usize,
     /// Columns of dy.
     pub d_out: usize,
-    /// What x, dy, Q and T are stored as; gradients are `f32`.
+    /// The type in which x, dy, Q and T are stored. The gradients are `f32`.
     pub dtype: DType,
-    /// The layer's segments.
+    /// The columns and the rank of each segment of the layer.
     pub segments: &'a [GradientsSegment],
     /// SMs of the device.
     pub multiprocessors: usize,
-    /// Major and minor compute capability of the device.
+    /// Compute capability of the device, major and minor.
     pub compute_capability: (u32, u32),
-    /// What is to multiply.
+    /// The instructions to use.
     pub path: ComputePath,
-    /// Whether the bias's gradient is made as well: it reads every column of dy.
+    /// Whether to compute the bias's gradient, for which the launch reads every column of dy.
     pub bias: bool,
 }
 
 impl GradientsProblem<'_> {
-    /// The same layer's forward problem, which answers what both passes ask.
+    /// The forward problem of the same layer, for the checks that both passes share.
     pub(super) fn layer<'r>(&self, ranks: &'r [usize]) -> LayerProblem<'r> {
         let &Self { tokens, d_in, d_out, dtype, multiprocessors, compute_capability, path, .. } = self;
         let (layout, aligned) = (Layout::OutIn, true);
@@ -61,7 +62,7 @@ impl GradientsProblem<'_> {
         Ok(())
     }
 
-    /// Columns of dy that some segment has.
+    /// The number of columns of dy that lie in at least one segment.
     pub(super) fn adapted_columns(&self) -> usize {
         let mut ranges: Vec<_> = self.segments.iter().map(|segment| segment.columns.clone()).collect();
         ranges.sort_by_key(|range| range.start);
