@@ -1,5 +1,5 @@
-//! Bottleneck adapters, a baseline for LoRA: a down projection, an activation and an up projection behind a layer,
-//! added to the layer's output.
+//! Bottleneck adapters, a baseline for LoRA: after a layer, a down projection, an activation and an up projection,
+//! whose result is added to the layer's output.
 //!
 //! - Adapter^H ([Houlsby et al. 2019](https://arxiv.org/abs/1902.00751)): `y += up·act(down·y + b) + b`.
 //! - Adapter^L ([Lin et al. 2020](https://arxiv.org/abs/2004.03829)): `y += up·act(down·LayerNorm(y) + b) + b`.
@@ -11,11 +11,11 @@ use crate::lora::{Activation, LoraLinear, Weight};
 /// LayerNorm's parameters: `(x − mean)/√(variance + ε)·weight + bias`, with the biased variance (the mean of squares).
 #[derive(Debug, Clone, Copy)]
 pub struct LayerNorm<'a> {
-    /// The factors of the normalised elements, `[d]`.
+    /// The weight, `[d]`, by which normalised elements are multiplied.
     pub weight: &'a [f32],
-    /// The terms added to these products, `[d]`.
+    /// The bias, `[d]`, which is added to the products.
     pub bias: &'a [f32],
-    /// Added to the variance.
+    /// ε, which is added to the variance.
     pub epsilon: f32,
 }
 
@@ -37,22 +37,22 @@ impl LayerNorm<'_> {
 /// A bottleneck adapter: `up·act(down·norm(x) + down_bias) + up_bias`.
 #[derive(Debug, Clone, Copy)]
 pub struct Bottleneck<'a, W> {
-    /// Adapter^L's own LayerNorm of d features; `None` for Adapter^H.
+    /// The LayerNorm of the input, of d features, in Adapter^L; `None` for Adapter^H.
     pub norm: Option<LayerNorm<'a>>,
-    /// The projection from d features to the bottleneck's width.
+    /// The down projection, from d features to `width` hidden features.
     pub down: Weight<'a, W>,
     /// The bias of the down projection, `[width]`.
     pub down_bias: Option<&'a [W]>,
-    /// The projection from the width back to d features.
+    /// The up projection, from the hidden features to d features.
     pub up: Weight<'a, W>,
     /// The bias of the up projection, `[d]`.
     pub up_bias: Option<&'a [W]>,
-    /// The activation of the hidden features.
+    /// The activation of the hidden features, applied after the bias.
     pub activation: Activation,
 }
 
 impl<'a, W: Element> Bottleneck<'a, W> {
-    /// Features of x and of y.
+    /// Features d, the columns of x and of y.
     pub fn d(&self) -> usize {
         self.down.d_in()
     }
@@ -62,7 +62,7 @@ impl<'a, W: Element> Bottleneck<'a, W> {
         self.down.d_out()
     }
 
-    /// Checks all shapes against each other.
+    /// Checks that the shapes of all operands fit together.
     ///
     /// # Errors
     /// As [`LayerNorm::validate`]; [`Error::ShapeMismatch`] for the up projection, with its dimensions in storage

@@ -1,9 +1,9 @@
 //! Dropout of an adapter's input. The mask is computed from the seed and the element's position, so it is never stored.
 //!
 //! Element `[row, column]` of x gets 16 random bits of Philox4x32-10 (Salmon et al. 2011). The key is the seed; the
-//! counter consists of the column, the row, the layer and the offset. The forward pass, the backward pass and a forward
-//! pass repeated under activation checkpointing compute the same mask, on every device. kernels/tile/dropout.h does the
-//! same in CUDA.
+//! counter consists of the group of the column, the row, the layer and the offset. The forward pass, the backward pass
+//! and a forward pass that activation checkpointing repeats compute the same mask, on every device.
+//! kernels/tile/dropout.h computes it in CUDA.
 
 use crate::abi::LoraDropout;
 use crate::cpu::vector::vectorized;
@@ -13,11 +13,12 @@ use crate::error::{Error, Result};
 const RANGE: u32 = 1 << 16;
 
 /// Dropout of one layer's input in one pass: T = x̂·Aᵀ with `x̂[i, k]` either 0 or `x[i, k]`/(1 − p). The base product
-/// reads x.
+/// uses x itself.
 ///
 /// All segments of a layer read the same x̂, as one adapter on a fused projection does in PEFT and loralib.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Dropout {
+    /// An element is dropped if its 16 random bits are less than this.
     threshold: u32,
     seed: u64,
     layer: u32,
@@ -39,14 +40,14 @@ impl Dropout {
         Ok(Self { threshold: threshold as u32, seed, layer: 0, offset: 0 })
     }
 
-    /// The same dropout for another layer, whose mask is independent of this one's.
+    /// The same dropout for layer `layer`. Different layers have independent masks.
     #[must_use]
     pub fn for_layer(self, layer: u32) -> Self {
         Self { layer, ..self }
     }
 
-    /// The same dropout for another pass. Every optimizer step, micro-batch and data-parallel rank needs its own
-    /// offset; a forward pass and its backward pass share one.
+    /// The same dropout for another pass. Every optimizer step, micro-batch and data-parallel rank needs an offset of
+    /// its own. A forward pass and its backward pass have the same offset.
     #[must_use]
     pub fn at(self, offset: u32) -> Self {
         Self { offset, ..self }
@@ -62,7 +63,7 @@ impl Dropout {
         f64::from(self.threshold) / f64::from(RANGE)
     }
 
-    /// 1/(1 − p), the factor of sums over the kept elements.
+    /// 1/(1 − p), the factor by which sums over the kept elements are multiplied.
     #[expect(clippy::cast_precision_loss, reason = "17 bits")]
     pub fn keep_scale(&self) -> f32 {
         RANGE as f32 / (RANGE - self.threshold) as f32
@@ -108,13 +109,14 @@ impl Dropout {
         );
     }
 
+    /// The random bits of eight columns of a row: four words, each for two columns.
     #[expect(clippy::cast_possible_truncation, reason = "a word in two halves")]
     fn words(&self, row: u32, group: u32) -> [u32; 4] {
         let key = [self.seed as u32, (self.seed >> 32) as u32];
         philox([[group], [row], [self.layer], [self.offset]], key).map(|[word]| word)
     }
 
-    /// The kernels' parameter struct. `step` is the device address of a number that is added to the offset, or 0.
+    /// The kernels' parameter struct. `step` is the device address of a `u32` that the kernel adds to the offset, or 0.
     #[expect(clippy::cast_possible_truncation, reason = "a word in two halves")]
     pub fn params(&self, step: u64) -> LoraDropout {
         LoraDropout {
@@ -133,12 +135,12 @@ impl Dropout {
 pub(crate) const NO_DROPOUT: LoraDropout =
     LoraDropout { step: std::ptr::null(), seed_low: 0, seed_high: 0, layer: 0, offset: 0, threshold: 0, scale: 1.0 };
 
-/// Counters that are hashed together, in one vector register.
+/// Counters that [`Dropout::drop_row`] hashes at the same time, in the lanes of vector registers.
 const LANES: usize = 8;
-/// Columns that they cover: each counter gives four words of two halves.
+/// Columns whose bits come from these counters: each counter gives four words, a word the bits of two columns.
 const SPAN: usize = 8 * LANES;
 
-/// Philox4x32-10 of `N` counters.
+/// Philox4x32-10 of `N` counters with one key.
 #[expect(clippy::cast_possible_truncation, reason = "words and their halves")]
 #[inline(always)]
 fn philox<const N: usize>(counters: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
@@ -163,7 +165,7 @@ mod tests {
 
     use super::*;
 
-    /// The known answers that Random123 publishes.
+    /// The test vectors that Random123 publishes.
     #[test]
     fn philox_gives_the_known_answers() {
         let philox = |counter: [u32; 4], key| philox(counter.map(|word| [word]), key).map(|[word]| word);
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_are_dropped_as_asked() {
+    fn elements_are_dropped_with_probability_p() {
         for p in [0.0, 0.05, 0.1, 0.5, 0.9] {
             let dropout = Dropout::new(p, 7).unwrap();
             assert_abs_diff_eq!(dropout.p(), p, epsilon = 1.0 / 131_072.0);
@@ -205,7 +207,7 @@ mod tests {
             assert!((dropped - n * dropout.p()).abs() <= 5.0 * deviation, "p = {p}: {dropped} of {n}");
             let exact = 1.0 / (1.0 - dropout.p());
             assert_ulps_eq!(dropout.keep_scale(), exact as f32, epsilon = 0.0, max_ulps = 1);
-            // Neighbours in a row or in a column are dropped independently.
+            // Elements at these distances in a row, and adjacent elements of a column, are dropped independently.
             for distance in [1, 2, 8, 16, 32, columns] {
                 let pairs = mask.iter().zip(&mask[distance..]);
                 let both = pairs.filter(|(a, b)| !**a && !**b).count() as f64;
@@ -216,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn seeds_layers_and_offsets_have_masks_of_their_own() {
+    fn seeds_layers_and_offsets_have_independent_masks() {
         let dropout = Dropout::new(0.5, 7).unwrap();
         let masks = [
             dropout,

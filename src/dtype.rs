@@ -1,4 +1,4 @@
-//! Element types: the storage types of weights and activations. Arithmetic is always `f32`.
+//! The types in which weights and activations are stored. Arithmetic is `f32` for all of them.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -25,7 +25,8 @@ impl DType {
         }
     }
 
-    /// The unit roundoff: half the distance from 1 to the next larger number.
+    /// The unit roundoff u, the largest relative error of rounding to nearest: half the distance from 1 to the next
+    /// larger number.
     pub const fn unit_roundoff(self) -> f64 {
         match self {
             DType::F32 => 1.0 / (1u64 << 24) as f64,
@@ -34,7 +35,7 @@ impl DType {
         }
     }
 
-    /// The distance between neighbouring subnormal numbers: the absolute rounding step near zero.
+    /// The distance between adjacent subnormal numbers, which bounds the rounding error of results near zero.
     pub fn smallest_step(self) -> f64 {
         match self {
             DType::F32 => 2f64.powi(-149),
@@ -76,19 +77,19 @@ mod sealed {
 
 /// A type that weights and activations can be stored in.
 pub trait Element: sealed::Sealed + bytemuck::Pod + Default + Send + Sync + std::fmt::Debug + PartialEq {
-    /// This type as a run-time value.
+    /// The value of [`DType`] for this type.
     const DTYPE: DType;
 
-    /// Widens without loss.
+    /// Converts to `f32`, which is exact.
     fn to_f32(self) -> f32;
 
     /// Rounds to nearest, ties to even, directly from double precision.
     fn from_f64(value: f64) -> Self;
 
-    /// Widens a slice without loss. Panics if the lengths differ.
+    /// Converts a slice to `f32`, which is exact. Panics if the lengths differ.
     fn widen(src: &[Self], dst: &mut [f32]);
 
-    /// Rounds a slice to nearest, ties to even. Panics if the lengths differ.
+    /// Converts a slice from `f32`, rounded to nearest, ties to even. Panics if the lengths differ.
     fn narrow(src: &[f32], dst: &mut [Self]);
 
     /// The slice itself if its elements are `f32`, so that no copy is needed; otherwise `None`.
@@ -147,18 +148,18 @@ macro_rules! half_element {
     };
 }
 
-/// Truncates a double to `f32` and sets the lowest bit if the result is inexact (rounding to odd).
+/// Truncates an `f64` to `f32` and sets the lowest bit if the result is inexact (rounding to odd).
 ///
-/// Rounding the result once more, to a type at least two bits narrower, gives the same as rounding the double directly.
-/// `half`'s own conversion goes through a rounded `f32`, and so rounds twice.
+/// Rounding the result once more, to a type at least two bits narrower, gives the same as rounding the `f64` directly.
+/// `half`'s own conversion rounds twice, since it rounds to `f32` first.
 fn round_to_odd(value: f64) -> f32 {
     let nearest = value as f32;
     if f64::from(nearest) == value || value.is_nan() {
         return nearest;
     }
     let away_from_zero = f64::from(nearest).abs() > value.abs();
-    let cut = nearest.to_bits() - u32::from(away_from_zero);
-    f32::from_bits(cut | 1)
+    let truncated = nearest.to_bits() - u32::from(away_from_zero);
+    f32::from_bits(truncated | 1)
 }
 
 half_element!(f16, DType::F16, <[f16] as HalfFloatSliceExt>::convert_to_f32_slice, |src, dst: &mut [f16]| dst
@@ -181,9 +182,10 @@ fn narrow_bf16(src: &[f32], dst: &mut [bf16]) {
         || {
             for (d, s) in dst.iter_mut().zip(src) {
                 let bits = s.to_bits();
-                // Adding just under half, and one more if the last kept bit is odd, rounds ties to even.
+                // Adding one less than half a unit of the last kept bit, and 1 more if that bit is odd, rounds to
+                // nearest, ties to even.
                 let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
-                // Rounding a NaN could give infinity: truncate it, and keep it quiet.
+                // Rounding a NaN could give infinity. So a NaN is truncated, and its quiet bit is set.
                 let nan = bits >> 16 | 0x40;
                 *d = bf16::from_bits(if s.is_nan() { nan } else { rounded } as u16);
             }
@@ -218,7 +220,7 @@ mod tests {
         for (w, n) in wide.iter().zip(&all) {
             assert!(*w == n.to_f32() || w.is_nan() && n.is_nan(), "{n:?}");
         }
-        // Every bf16 with every kind of tail: below, at and above the tie.
+        // Every bf16, followed by low bits below the tie, at the tie and above it.
         for tail in [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF] {
             let wide: Vec<f32> = (0..=u16::MAX).map(|hi| f32::from_bits(u32::from(hi) << 16 | tail)).collect();
             let mut narrow = vec![bf16::ZERO; wide.len()];
@@ -232,8 +234,8 @@ mod tests {
 
     #[test]
     fn rounding_from_f64_happens_once() {
-        // Halfway between two f16 numbers plus less than an f32 can hold: rounding through f32
-        // first would land on the tie and then on the even neighbour, which is the wrong one.
+        // The sum of the midpoint of two f16 numbers and a difference too small for f32. Rounding to f32 first would
+        // give the midpoint, and rounding that to f16 the even number, which is the wrong one.
         let above_tie = 1.0 + 2f64.powi(-11) + 2f64.powi(-40);
         assert_eq!(<f16 as Element>::from_f64(above_tie).to_f64(), 1.0 + 2f64.powi(-10));
         assert_eq!(<f16 as Element>::from_f64(-above_tie).to_f64(), -1.0 - 2f64.powi(-10));

@@ -1,4 +1,5 @@
-//! The description of a LoRA layer: weight, bias, low-rank segments. This module checks it; a backend runs it.
+//! The description of a LoRA layer: weight, bias, low-rank segments. This module checks that they fit together; a
+//! backend computes the layer.
 
 use std::ops::Range;
 
@@ -39,7 +40,7 @@ impl<'a, W: Element> Weight<'a, W> {
         Self { matrix, layout: Layout::InOut }
     }
 
-    /// Input features.
+    /// Input features, the columns of x.
     pub fn d_in(&self) -> usize {
         match self.layout {
             Layout::OutIn => self.matrix.cols(),
@@ -47,7 +48,7 @@ impl<'a, W: Element> Weight<'a, W> {
         }
     }
 
-    /// Output features.
+    /// Output features, the columns of y.
     pub fn d_out(&self) -> usize {
         match self.layout {
             Layout::OutIn => self.matrix.rows(),
@@ -68,7 +69,7 @@ pub struct Segment<'a, W> {
     pub a: MatrixRef<'a, W>,
     /// B, `[columns.len(), rank]`, as PEFT stores it.
     pub b: MatrixRef<'a, W>,
-    /// s = α/r (or α/√r for rsLoRA), in `f32` for every type of weight.
+    /// The factor s of the product: α/r, or α/√r for rsLoRA. It is `f32` whatever the type of the weight.
     pub scale: f32,
 }
 
@@ -82,11 +83,11 @@ impl<W: Element> Segment<'_, W> {
 /// A linear layer with any number of low-rank segments; with none it is the base layer itself.
 #[derive(Debug, Clone, Copy)]
 pub struct LoraLinear<'a, W> {
-    /// The frozen weight W0.
+    /// The frozen weight W0, `[d_out, d_in]` or `[d_in, d_out]`.
     pub weight: Weight<'a, W>,
-    /// The bias, `[d_out]`, added once.
+    /// The bias, `[d_out]`, added once however many segments there are.
     pub bias: Option<&'a [W]>,
-    /// The adapters.
+    /// The low-rank products of the adapters.
     pub segments: &'a [Segment<'a, W>],
 }
 
@@ -117,7 +118,7 @@ impl<'a, W: Element> LoraLinear<'a, W> {
         2 * (self.d_in() * self.d_out() + low_rank)
     }
 
-    /// Checks all shapes against each other.
+    /// Checks that the shapes of all operands fit together, and that scales are finite.
     ///
     /// # Errors
     /// The error names the first operand that does not fit: [`Error::LengthMismatch`] for the bias,
@@ -154,7 +155,8 @@ impl<'a, W: Element> LoraLinear<'a, W> {
         }))
     }
 
-    /// The plan of the dx product of [`cpu::backward`](crate::cpu::backward), on the current rayon pool.
+    /// The plan of the dx product of [`cpu::backward`](crate::cpu::backward) for `tokens` rows of activations stored as
+    /// `X`, on the current rayon pool.
     ///
     /// # Errors
     /// As [`validate`](Self::validate).
@@ -175,6 +177,7 @@ impl<'a, W: Element> LoraLinear<'a, W> {
     }
 }
 
+/// Checks that the segments fit a layer of these dimensions.
 pub(crate) fn validate_segments<W: Element>(segments: &[Segment<'_, W>], d_in: usize, d_out: usize) -> Result<()> {
     for segment in segments {
         let Range { start, end } = segment.columns;
@@ -219,13 +222,13 @@ pub enum Residual<M> {
     From(M),
 }
 
-/// The operations on an output tile between accumulation and store, chosen by each call: `act(…) + residual`. By
-/// default there are none.
+/// The operations on the sums of an output before they are rounded and stored: `act(…) + residual`. By default there are
+/// none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Epilogue<M> {
-    /// Applied first.
+    /// Applied to the sums, which include the bias.
     pub activation: Activation,
-    /// Added second.
+    /// Added to the activation's result.
     pub residual: Residual<M>,
 }
 

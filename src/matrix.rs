@@ -1,8 +1,8 @@
-//! Views of row-major matrices: shape, stride and bounds are checked once, here.
+//! Views of row-major matrices. Their constructors check shape, stride and bounds, so nothing else has to.
 
 use crate::error::{Error, Result};
 
-/// Elements from the first to the last of a matrix; `None` if their number overflows.
+/// The number of elements from the first to the last of a matrix, gaps between rows included; `None` if it overflows.
 pub(crate) fn span(rows: usize, cols: usize, row_stride: usize) -> Option<usize> {
     if rows == 0 || cols == 0 {
         return Some(0);
@@ -74,7 +74,7 @@ impl<'a, T> MatrixRef<'a, T> {
         self.row_stride
     }
 
-    /// The elements from `[0, 0]` on, gaps between rows included.
+    /// The elements from `[0, 0]` on, with the gaps between rows and everything after the last row.
     pub fn data(&self) -> &'a [T] {
         self.data
     }
@@ -85,7 +85,7 @@ impl<'a, T> MatrixRef<'a, T> {
         &self.data[i * self.row_stride..][..self.cols]
     }
 
-    /// Columns `range` of every row. Panics if the range is not inside the matrix.
+    /// The matrix of the columns `range` of every row. Panics if the range is not inside the matrix.
     pub fn columns(&self, range: std::ops::Range<usize>) -> MatrixRef<'a, T> {
         assert!(range.start <= range.end && range.end <= self.cols, "columns {range:?} of {}", self.cols);
         let data = if self.rows == 0 { self.data } else { &self.data[range.start..] };

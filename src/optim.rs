@@ -1,4 +1,4 @@
-//! The definition of an AdamW step over the factors of many adapters. This module checks the operands; a backend runs
+//! The definition of an AdamW step on the factors of many adapters. This module checks the operands; a backend computes
 //! the step.
 //!
 //! With g a parameter's clipped gradient, lr the learning rate of its factor and t the step, counted from 1:
@@ -16,7 +16,7 @@
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 
-/// Added to the norm before `max_norm` is divided by it, as PyTorch does.
+/// Added to the norm before `max_norm` is divided by the norm, as in PyTorch.
 pub(crate) const NORM_EPSILON: f64 = 1e-6;
 
 /// The hyperparameters of a step.
@@ -32,8 +32,8 @@ pub struct AdamW {
     pub weight_decay: f64,
     /// LoRA+: the learning rate of B divided by that of A. Above 0; 1 trains both at the same rate.
     pub lora_plus_ratio: f64,
-    /// The largest L2 norm of all gradients together, to which larger gradients are scaled down. Above 0; `None` for no
-    /// clipping.
+    /// The largest L2 norm of all gradients together. If the norm is larger, all gradients are scaled down to this
+    /// norm. Above 0; `None` for no clipping.
     pub max_norm: Option<f64>,
 }
 
@@ -58,7 +58,7 @@ pub enum Factor {
 pub struct Parameter<'a, W> {
     /// Whether the tensor is A or B, which decides the learning rate.
     pub factor: Factor,
-    /// The gradient.
+    /// The gradient, before clipping.
     pub gradient: &'a [f32],
     /// The master copy of the parameter, in `f32` for every type `W` of the layer.
     pub value: &'a mut [f32],
@@ -66,7 +66,7 @@ pub struct Parameter<'a, W> {
     pub first_moment: &'a mut [f32],
     /// The second moment v; zeros before the first step.
     pub second_moment: &'a mut [f32],
-    /// The copy that the layer reads; receives the new value, rounded.
+    /// The copy that the layer reads. The step stores the new value in it, rounded to `W`.
     pub stored: Option<&'a mut [W]>,
 }
 
@@ -158,10 +158,10 @@ impl AdamW {
         }
     }
 
-    /// Decides how a step clips gradients of this norm, and whether it is skipped.
-    pub(crate) fn judge(&self, norm: f64) -> Step {
+    /// Decides by which factor a step clips gradients of this norm, and whether it is skipped.
+    pub(crate) fn decide(&self, norm: f64) -> Step {
         let clipped_by = self.max_norm.map_or(1.0, |max| (max / (norm + NORM_EPSILON)).min(1.0));
-        // No single gradient exceeds the norm of all.
+        // No element of a gradient is larger than the norm of all gradients.
         let largest = norm * clipped_by;
         let skipped = if !norm.is_finite() {
             Some(Skip::NonFinite)
@@ -173,6 +173,7 @@ impl AdamW {
         Step { norm, clipped_by: if skipped.is_some() { 1.0 } else { clipped_by }, skipped }
     }
 
+    /// The constants of step number `step` for one factor.
     pub(crate) fn coefficients(&self, step: u64, factor: Factor) -> Coefficients {
         let (beta1, beta2) = self.betas;
         let correction = |beta: f64| 1.0 - beta.powf(step as f64);

@@ -1,5 +1,5 @@
-//! The reference implementation: float64, naive, obviously right. Tests compare every backend with it, element by
-//! element.
+//! The reference implementation, in float64: plain loops, written to be obviously right. Tests compare every element of
+//! every backend's results with it.
 
 use crate::dropout::Dropout;
 use crate::dtype::{DType, Element};
@@ -14,7 +14,7 @@ pub struct Matrix64 {
     pub rows: usize,
     /// Number of columns.
     pub cols: usize,
-    /// `rows * cols` elements.
+    /// The `rows * cols` elements, row by row.
     pub data: Vec<f64>,
 }
 
@@ -81,15 +81,16 @@ impl Matrix64 {
     }
 }
 
-/// A result and, for each element, the sum of the magnitudes of its terms, to which rounding errors are proportional.
+/// A result and, for each element, the sum of the magnitudes of its terms. Rounding errors are proportional to that
+/// sum.
 #[derive(Debug, Clone)]
 pub struct Expected {
     /// The result, exact up to float64 rounding.
     pub value: Matrix64,
-    /// Σ|x||w| + |bias| + |s|·Σ(Σ|x||a|)|b|, element by element.
+    /// For each element Σ|x||w| + |bias| + |s|·Σ(Σ|x||a|)|b|.
     pub magnitude: Matrix64,
-    /// The further error allowed for each element: from rounding T in [`forward_through`], from rounding all operands
-    /// in [`forward_in_tf32`]. Zeros if no intermediate value is rounded.
+    /// For each element the error that is allowed in addition: for the rounding of T in [`forward_through`], for the
+    /// rounding of all operands in [`forward_in_tf32`]. Zeros if no intermediate value is rounded.
     pub slack: Matrix64,
 }
 
@@ -162,7 +163,8 @@ pub fn weight_in_out<W: Element>(layer: &LoraLinear<'_, W>) -> Matrix64 {
     }
 }
 
-/// x̂: x with dropped elements set to 0 and kept elements divided by 1 − p. The low-rank term of dx is masked likewise.
+/// x̂: x with dropped elements set to 0 and kept elements divided by 1 − p. The low-rank term of dx is masked in the
+/// same way.
 pub fn drop_out(x: &Matrix64, dropout: Option<&Dropout>) -> Matrix64 {
     let Some(dropout) = dropout else { return x.clone() };
     let value = |i| if dropout.keeps(i / x.cols, i % x.cols) { x.data[i] / (1.0 - dropout.p()) } else { 0.0 };
@@ -180,6 +182,7 @@ pub fn forward_dropped<W: Element, X: Element>(
     x: MatrixRef<'_, X>,
     dropout: Option<&Dropout>,
 ) -> Expected {
+    // Evaluated twice: with identities it is the result, with absolute values the magnitude.
     let evaluate = |f: &dyn Fn(Matrix64) -> Matrix64, s: &dyn Fn(f64) -> f64| {
         let x = f(Matrix64::from_view(x));
         let x_hat = drop_out(&x, dropout);
@@ -201,8 +204,8 @@ pub fn forward_dropped<W: Element, X: Element>(
     Expected::new(evaluate(&|m| m, &|v| v), evaluate(&|m| m.abs(), &f64::abs))
 }
 
-/// [`forward_dropped`] with s·T stored as `dtype` before the product with B, which allows each element a further error
-/// of Σ(u·|s·T| + smallest step)·|B|.
+/// [`forward_dropped`] with s·T rounded to `dtype` before the product with B. For that rounding each element may be off
+/// by a further Σ(u·|s·T| + smallest step)·|B|.
 pub fn forward_through<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     x: MatrixRef<'_, X>,
@@ -221,8 +224,8 @@ pub fn forward_through<W: Element, X: Element>(
     expected
 }
 
-/// [`forward_through`] without dropout and with split-K: T is a sum of parts, one for every `split_depth` inputs, and
-/// each part of s·T is rounded to `dtype`.
+/// [`forward_through`] without dropout and with split-K: T is the sum of its splits, each over `split_depth` values of
+/// K, and s times each split is rounded to `dtype` on its own.
 pub fn forward_in_parts<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     x: MatrixRef<'_, X>,
@@ -234,8 +237,8 @@ pub fn forward_in_parts<W: Element, X: Element>(
         let u = dtype.unit_roundoff() * f64::from(segment.scale).abs();
         let b = Matrix64::from_view(segment.b).abs().t();
         for begin in (0..x.cols()).step_by(split_depth) {
-            let part = begin..(begin + split_depth).min(x.cols());
-            let [x, a] = [Matrix64::from_view(x.columns(part.clone())), Matrix64::from_view(segment.a.columns(part))];
+            let split = begin..(begin + split_depth).min(x.cols());
+            let [x, a] = [Matrix64::from_view(x.columns(split.clone())), Matrix64::from_view(segment.a.columns(split))];
             let mut rounding = x.matmul(&a.t()).abs();
             rounding.data.iter_mut().for_each(|t| *t = u * *t + dtype.smallest_step());
             expected.slack.add_at(segment.columns.start, 1.0, &rounding.matmul(&b));
@@ -247,9 +250,9 @@ pub fn forward_in_parts<W: Element, X: Element>(
 /// The unit roundoff of TF32: half the distance from 1 to the next larger number of 10 fraction bits.
 pub const TF32_ROUNDOFF: f64 = 1.0 / (1u64 << 11) as f64;
 
-/// [`forward_dropped`] with the operands of every product (x, W0, A, s·T and B) rounded to TF32. With u = 2⁻¹¹, this
-/// allows each element a further error of `2u·(Σ|x||w| + |s|·Σ(Σ|x̂||a|)|b| + Σ|s·T||b|)`, and 4u of that for
-/// second-order errors.
+/// [`forward_dropped`] with the operands of every product (x, W0, A, s·T and B) rounded to TF32. For these roundings
+/// each element may be off by a further `2u·(Σ|x||w| + |s|·Σ(Σ|x̂||a|)|b| + Σ|s·T||b|)` with u = 2⁻¹¹, and by 4u times
+/// that for second-order errors.
 pub fn forward_in_tf32<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     x: MatrixRef<'_, X>,
@@ -259,7 +262,7 @@ pub fn forward_in_tf32<W: Element, X: Element>(
     let mut expected = forward_through(layer, x, dropout, DType::F32);
     let x = Matrix64::from_view(x);
     let x_hat = drop_out(&x, dropout);
-    // `Expected::bound` counts the slack twice: once for each operand of a product.
+    // `Expected::bound` doubles the slack, which allows for both operands of a product.
     let u = TF32_ROUNDOFF * (1.0 + 4.0 * TF32_ROUNDOFF);
     expected.slack.add_at(0, u, &x.abs().matmul(&weight_in_out(layer).abs()));
     for segment in layer.segments {
@@ -304,8 +307,9 @@ pub fn backward_dropped<W: Element, X: Element>(
     dy: MatrixRef<'_, X>,
     dropout: Option<&Dropout>,
 ) -> Gradients {
-    type Parts = (Matrix64, Vec<Matrix64>, Vec<Matrix64>);
-    let evaluate = |f: &dyn Fn(Matrix64) -> Matrix64, s: &dyn Fn(f64) -> f64| -> Parts {
+    /// dx, and dA and dB of every segment.
+    type Results = (Matrix64, Vec<Matrix64>, Vec<Matrix64>);
+    let evaluate = |f: &dyn Fn(Matrix64) -> Matrix64, s: &dyn Fn(f64) -> f64| -> Results {
         let (x, dy) = (f(drop_out(&Matrix64::from_view(x), dropout)), f(Matrix64::from_view(dy)));
         let mut dx = dy.matmul(&f(weight_in_out(layer)).t());
         let (mut das, mut dbs) = (vec![], vec![]);
@@ -333,8 +337,8 @@ pub fn backward_dropped<W: Element, X: Element>(
     }
 }
 
-/// `dx = dy·W0 + M ⊙ Σ Q·A` with Q = s·dy·B stored as `dtype` before the product with A, which allows each element a
-/// further error of M·Σ(u·|Q| + smallest step)·|A|. M is dropout's mask of x, divided by 1 − p.
+/// `dx = dy·W0 + M ⊙ Σ Q·A` with Q = s·dy·B rounded to `dtype` before the product with A. For that rounding each
+/// element may be off by a further M·Σ(u·|Q| + smallest step)·|A|. M is dropout's mask of x, divided by 1 − p.
 pub fn input_gradient_through<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     dy: MatrixRef<'_, X>,
@@ -375,10 +379,10 @@ pub fn merged_weight<W: Element>(layer: &LoraLinear<'_, W>) -> Matrix64 {
     }
 }
 
-/// A parameter and its moments.
+/// A parameter and its moments. The three vectors have the same length.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW64 {
-    /// The factor, which decides the learning rate.
+    /// Whether the parameter is A or B, which decides the learning rate.
     pub factor: Factor,
     /// The parameter p.
     pub value: Vec<f64>,
@@ -388,8 +392,8 @@ pub struct AdamW64 {
     pub second_moment: Vec<f64>,
 }
 
-/// One step of AdamW on every parameter: the norm of all gradients, clipping, weight decay, moments, update.
-/// Returns the norm before clipping.
+/// One step of AdamW on every parameter, number `step`, counted from 1: the norm of all gradients, clipping, weight
+/// decay, moments, update. Returns the norm before clipping.
 pub fn adamw(config: &AdamW, step: i32, parameters: &mut [AdamW64], gradients: &[Vec<f64>]) -> f64 {
     let norm = gradients.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
     let clip = config.max_norm.map_or(1.0, |max| f64::min(1.0, max / (norm + 1e-6)));

@@ -1,6 +1,6 @@
-//! Loops compiled for the vector instructions of the machine that runs them.
+//! Loops that are compiled for several sets of vector instructions. Which of them runs is decided at run time.
 
-/// Runs `f` compiled for the machine's vector instructions. Loops that are inlined into `f` use these instructions.
+/// Runs `f`, compiled for the vector instructions of the machine. Functions that are inlined into `f` use them too.
 #[inline(always)]
 pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     struct Call<F>(F);

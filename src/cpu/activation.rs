@@ -9,7 +9,7 @@ use crate::lora::Activation;
 /// Elements that one task processes.
 const CHUNK: usize = 1 << 14;
 
-/// `y = act(x)`, bit for bit as in an epilogue, for a backward pass, which needs x as well.
+/// `y = act(x)`, with the same bits as in an epilogue. It keeps x, which [`activate_backward`] needs.
 ///
 /// # Errors
 /// [`Error::LengthMismatch`] unless `y` is as long as `x`.
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn activations_apart_have_the_epilogues_bits() {
+    fn activate_has_the_bits_of_an_epilogue() {
         let x: Vec<f32> = (0..40_000).map(|i| (i % 977) as f32 / 100.0 - 5.0).collect();
         for activation in [Activation::Identity, Activation::Relu, Activation::GeluNew] {
             let mut y = vec![f32::NAN; x.len()];

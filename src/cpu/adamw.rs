@@ -1,4 +1,5 @@
-//! AdamW on the CPU: one pass over the gradients for their norm, one over everything for the update.
+//! AdamW on the CPU: a pass over the gradients for their norm, then a pass over gradients, parameters and moments for
+//! the update.
 
 use rayon::prelude::*;
 
@@ -9,7 +10,7 @@ use crate::optim::{AdamW, Coefficients, Parameter, Step, validate};
 
 /// Elements that one task processes. The norm is summed chunk by chunk, so the chunk size determines its rounding.
 const CHUNK: usize = 1 << 14;
-/// Partial sums of a chunk's squares.
+/// Partial sums in which the squares of a chunk are added.
 const LANES: usize = 16;
 
 /// Carries out step number `step`, counted from 1, on all `parameters` at once.
@@ -22,7 +23,7 @@ const LANES: usize = 16;
 /// [`Error::LengthMismatch`](crate::Error::LengthMismatch) for a parameter whose slices differ.
 pub fn adamw<W: Element>(config: &AdamW, step: u64, parameters: &mut [Parameter<'_, W>]) -> Result<Step> {
     validate(config, step, parameters)?;
-    let outcome = config.judge(norm(parameters));
+    let outcome = config.decide(norm(parameters));
     if outcome.skipped.is_some() {
         return Ok(outcome);
     }

@@ -124,43 +124,44 @@ pub fn backward<'x, W: Element, X: Element>(
     product::run(&product, &plan, output, Some(q), workspace)?;
 
     let total_rank = layer.total_rank();
-    let low_rank = |data, column, rank| {
+    let segment_columns = |data, column, rank| {
         Operand::new(data, tokens, total_rank, total_rank, 1).block(0..tokens, column..column + rank)
     };
     let mut column = 0;
     for (segment, gradient) in layer.segments.iter().zip(gradients) {
         let rank = segment.rank();
-        let (q, t) = (low_rank(q, column, rank), low_rank(t, column, rank));
+        let (q, t) = (segment_columns(q, column, rank), segment_columns(t, column, rank));
         let scale = match accumulate {
             Accumulate::Overwrite => Scale::Overwrite(segment.scale),
             Accumulate::Add => Scale::Add(segment.scale),
         };
-        let alone = plan.single_threaded;
-        input_gradient(&mut gradient.da, q, Operand::from_matrix(x), dropout.as_ref(), scale, alone);
-        output_gradient(&mut gradient.db, Operand::from_matrix(dy.columns(segment.columns.clone())), t, scale, alone);
+        let single_threaded = plan.single_threaded;
+        gradient_of_a(&mut gradient.da, q, Operand::from_matrix(x), dropout.as_ref(), scale, single_threaded);
+        let dy = Operand::from_matrix(dy.columns(segment.columns.clone()));
+        gradient_of_b(&mut gradient.db, dy, t, scale, single_threaded);
         column += rank;
     }
     Ok(())
 }
 
-/// Features that one task reduces over all tokens.
-const FEATURES: usize = 64;
-/// Tokens whose activations are widened at a time.
-const TOKENS: usize = 256;
+/// Columns of x or dy that one task multiplies, over all tokens.
+const TASK_FEATURES: usize = 64;
+/// Tokens of a panel, whose activations are widened at a time.
+const PANEL_TOKENS: usize = 256;
 
-/// Runs every task once: in order on the calling thread if `alone`, otherwise on the pool.
-fn for_each_task(tasks: usize, alone: bool, run: impl Fn(usize) + Send + Sync) {
-    if alone { (0..tasks).for_each(run) } else { (0..tasks).into_par_iter().for_each(run) }
+/// Runs every task once: in order on the calling thread if `single_threaded`, otherwise on the pool.
+fn for_each_task(tasks: usize, single_threaded: bool, run: impl Fn(usize) + Send + Sync) {
+    if single_threaded { (0..tasks).for_each(run) } else { (0..tasks).into_par_iter().for_each(run) }
 }
 
-/// dA `[rank, d_in]` from Q `[tokens, rank]` and x `[tokens, d_in]`: each task owns a block of columns.
-fn input_gradient<X: Element>(
+/// dA `[rank, d_in]` from Q `[tokens, rank]` and x `[tokens, d_in]`. Each task computes a block of columns of dA.
+fn gradient_of_a<X: Element>(
     da: &mut MatrixMut<'_, f32>,
     q: Operand<'_, f32>,
     x: Operand<'_, X>,
     dropout: Option<&Dropout>,
     scale: Scale<f32>,
-    alone: bool,
+    single_threaded: bool,
 ) {
     let (rank, d_in, stride) = (da.rows(), da.cols(), da.row_stride());
     let scale = match (scale, dropout.map(Dropout::keep_scale)) {
@@ -169,8 +170,8 @@ fn input_gradient<X: Element>(
         (Scale::Add(s), Some(factor)) => Scale::Add(s * factor),
     };
     let shared = SharedSlice::new(da.data_mut());
-    for_each_task(d_in.div_ceil(FEATURES), alone, |block| {
-        let cols = block * FEATURES..((block + 1) * FEATURES).min(d_in);
+    for_each_task(d_in.div_ceil(TASK_FEATURES), single_threaded, |block| {
+        let cols = block * TASK_FEATURES..((block + 1) * TASK_FEATURES).min(d_in);
         let mut sum = vec![0.0; rank * cols.len()];
         let load = |tokens: Range<usize>, panel: &mut [f32]| {
             let first = [tokens.start, cols.start];
@@ -191,18 +192,18 @@ fn input_gradient<X: Element>(
     });
 }
 
-/// dB `[width, rank]` from dy `[tokens, width]` and T `[tokens, rank]`: each task owns a block of rows.
-fn output_gradient<X: Element>(
+/// dB `[width, rank]` from dy `[tokens, width]` and T `[tokens, rank]`. Each task computes a block of rows of dB.
+fn gradient_of_b<X: Element>(
     db: &mut MatrixMut<'_, f32>,
     dy: Operand<'_, X>,
     t: Operand<'_, f32>,
     scale: Scale<f32>,
-    alone: bool,
+    single_threaded: bool,
 ) {
     let (width, rank, stride) = (db.rows(), db.cols(), db.row_stride());
     let shared = SharedSlice::new(db.data_mut());
-    for_each_task(width.div_ceil(FEATURES), alone, |block| {
-        let rows = block * FEATURES..((block + 1) * FEATURES).min(width);
+    for_each_task(width.div_ceil(TASK_FEATURES), single_threaded, |block| {
+        let rows = block * TASK_FEATURES..((block + 1) * TASK_FEATURES).min(width);
         let mut sum = vec![0.0; rows.len() * rank];
         let load = |tokens: Range<usize>, panel: &mut [f32]| {
             load_rows(dy.block(tokens, rows.clone()), panel);
@@ -218,20 +219,22 @@ fn output_gradient<X: Element>(
     });
 }
 
-/// Calls `step` with the activations that `load` widens, `[tokens, width]`, for one block of tokens after the other.
+/// Calls `step` for one range of tokens after another, with the activations of these tokens in `f32`, a panel
+/// `[tokens of the range, width]`, which `load` fills.
 fn reduce_over_tokens(
     [tokens, width]: [usize; 2],
     load: impl Fn(Range<usize>, &mut [f32]),
     mut step: impl FnMut(Range<usize>, Operand<'_, f32>, Scale<f32>),
 ) {
-    let mut panel = vec![0.0; TOKENS.min(tokens) * width];
-    for start in (0..tokens).step_by(TOKENS) {
-        let some = start..(start + TOKENS).min(tokens);
-        load(some.clone(), &mut panel);
-        step(some.clone(), Operand::new(&panel, some.len(), width, width, 1), Scale::Add(1.0));
+    let mut panel = vec![0.0; PANEL_TOKENS.min(tokens) * width];
+    for start in (0..tokens).step_by(PANEL_TOKENS) {
+        let range = start..(start + PANEL_TOKENS).min(tokens);
+        load(range.clone(), &mut panel);
+        step(range.clone(), Operand::new(&panel, range.len(), width, width, 1), Scale::Add(1.0));
     }
 }
 
+/// Writes the scaled sums to the gradient, or adds them to it.
 fn store(out: &mut [f32], sum: &[f32], scale: Scale<f32>) {
     for (out, sum) in out.iter_mut().zip(sum) {
         match scale {

@@ -1,4 +1,5 @@
-//! A bottleneck adapter on the CPU: two layers one after the other, with a LayerNorm before them in Adapter^L.
+//! A bottleneck adapter on the CPU: the down projection, then the up projection, as two layers. In Adapter^L a
+//! LayerNorm comes before them.
 
 use super::layer::forward_with;
 use super::layer_norm::layer_norm;
@@ -9,7 +10,7 @@ use crate::error::Result;
 use crate::lora::{Epilogue, LoraLinear, Residual};
 use crate::matrix::{MatrixMut, MatrixRef};
 
-/// The temporaries of a bottleneck adapter, kept from call to call and grown as needed.
+/// The buffers of a bottleneck adapter's intermediate results. Calls reuse them and make them larger as needed.
 #[derive(Debug, Default)]
 pub struct BottleneckBuffers<X> {
     normed: Vec<X>,
@@ -23,6 +24,7 @@ impl<X: Element> BottleneckBuffers<X> {
         Self { normed: vec![], hidden: vec![], workspace: vec![] }
     }
 
+    /// Runs one projection, with a workspace as large as its plan needs.
     fn layer<W: Element>(
         workspace: &mut Vec<f32>,
         layer: &LoraLinear<'_, W>,
@@ -35,7 +37,7 @@ impl<X: Element> BottleneckBuffers<X> {
     }
 
     /// `hidden = act(down·norm(x) + bias)`
-    fn hide<W: Element>(&mut self, adapter: &Bottleneck<'_, W>, x: MatrixRef<'_, X>) -> Result<()> {
+    fn compute_hidden<W: Element>(&mut self, adapter: &Bottleneck<'_, W>, x: MatrixRef<'_, X>) -> Result<()> {
         let (tokens, d, width) = (x.rows(), adapter.d(), adapter.width());
         adapter.validate()?;
         x.expect_shape("x", [tokens, d])?;
@@ -55,7 +57,7 @@ impl<X: Element> BottleneckBuffers<X> {
     }
 
     /// `y += up·hidden + bias`
-    fn add<W: Element>(&mut self, adapter: &Bottleneck<'_, W>, y: &mut MatrixMut<'_, X>) -> Result<()> {
+    fn add_up_projection<W: Element>(&mut self, adapter: &Bottleneck<'_, W>, y: &mut MatrixMut<'_, X>) -> Result<()> {
         let hidden = MatrixRef::new(&self.hidden, y.rows(), adapter.width())?;
         let onto_y = Epilogue { residual: Residual::InPlace, ..Epilogue::default() };
         let [_, up] = adapter.layers();
@@ -63,8 +65,8 @@ impl<X: Element> BottleneckBuffers<X> {
     }
 }
 
-/// `y += up·act(down·norm(y) + bias) + bias` for y `[tokens, d]`: an adapter behind the layer that has computed y.
-/// Hidden and normalised features are rounded to y's type.
+/// `y += up·act(down·norm(y) + bias) + bias` for y `[tokens, d]`, the output of the layer before the adapter. The
+/// results of the LayerNorm and the hidden features are rounded to y's type.
 ///
 /// # Errors
 /// As [`Bottleneck::validate`]; [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) for y.
@@ -73,8 +75,8 @@ pub fn bottleneck<W: Element, X: Element>(
     y: &mut MatrixMut<'_, X>,
     buffers: &mut BottleneckBuffers<X>,
 ) -> Result<()> {
-    buffers.hide(adapter, y.as_ref())?;
-    buffers.add(adapter, y)
+    buffers.compute_hidden(adapter, y.as_ref())?;
+    buffers.add_up_projection(adapter, y)
 }
 
 /// `y += up·act(down·norm(x) + bias) + bias` for x and y `[tokens, d]`: the adapter reads one matrix and adds to
@@ -89,6 +91,6 @@ pub fn bottleneck_onto<W: Element, X: Element>(
     buffers: &mut BottleneckBuffers<X>,
 ) -> Result<()> {
     y.expect_shape("y", [x.rows(), adapter.d()])?;
-    buffers.hide(adapter, x)?;
-    buffers.add(adapter, y)
+    buffers.compute_hidden(adapter, x)?;
+    buffers.add_up_projection(adapter, y)
 }

@@ -1,4 +1,4 @@
-//! The epilogue, between a tile's accumulator and memory: bias, activation, residual, rounding.
+//! The epilogue of an output tile: adds the bias, applies the activation, adds the residual, rounds and stores.
 
 use std::ops::Range;
 
@@ -11,9 +11,10 @@ use crate::matrix::MatrixRef;
 /// Elements of a residual that are widened at a time.
 const CHUNK: usize = 256;
 
-/// The output of a product: the memory that tiles are stored to, and their epilogue.
+/// The output of a product: the matrix `[tokens, columns]` that tiles are stored to, and their epilogue.
 pub(crate) struct Output<'a, X> {
     pub(crate) data: SharedSlice<'a, X>,
+    /// Distance between rows, in elements.
     pub(crate) row_stride: usize,
     pub(crate) epilogue: Epilogue<MatrixRef<'a, X>>,
 }

@@ -1,6 +1,6 @@
-//! The kernels of the `gemm` crates behind a bounds check.
+//! A safe call of the kernels of the `gemm` crates: it checks bounds first.
 //!
-//! The crates for `f32` and `f64` are called directly: the crate `gemm` would also compile kernels for complex numbers,
+//! It calls the crates for `f32` and `f64` directly. The crate `gemm` would also compile kernels for complex numbers,
 //! which is half of the time that this library's dependencies take to build.
 
 use gemm_common::Parallelism;

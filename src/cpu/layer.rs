@@ -12,22 +12,23 @@ use crate::matrix::{MatrixMut, MatrixRef};
 
 /// The input of a layer: x, and optionally the dropout of the adapters' input.
 ///
-/// With dropout, each thread allocates a buffer for the elements that it masks, at most a tile, beside the plan's
-/// workspace.
+/// With dropout, each thread allocates a buffer for the elements that it masks, in addition to the plan's workspace.
+/// The buffer has the size of a tile at most.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a, X> {
     /// x, `[tokens, d_in]`.
     pub x: MatrixRef<'a, X>,
-    /// The dropout; `None` is the same as p = 0. A forward pass and its backward pass take the same value.
+    /// The dropout; `None` is the same as p = 0. A forward pass and its backward pass need the same value.
     pub dropout: Option<Dropout>,
 }
 
 impl<X> Input<'_, X> {
-    /// The dropout, if it drops anything.
+    /// The dropout, if its probability is above 0.
     pub(super) fn dropout(&self) -> Option<Dropout> {
         self.dropout.filter(|dropout| dropout.p() > 0.0)
     }
 
+    /// The dropout as the forward product applies it.
     pub(super) fn dropped(&self) -> Dropped {
         self.dropout().map_or(Dropped::Nothing, Dropped::Input)
     }
@@ -39,7 +40,8 @@ impl<'a, X> From<MatrixRef<'a, X>> for Input<'a, X> {
     }
 }
 
-/// The forward pass's low-rank terms: T = x·Aᵀ from all columns of x, then T·Bᵀ added to the segment's columns.
+/// The low-rank terms of the forward pass: each computes T = x·Aᵀ from all columns of x and adds s·T·Bᵀ to the columns
+/// of its segment.
 pub(super) fn forward_terms<'a, W: Element>(layer: &LoraLinear<'a, W>) -> Vec<LowRank<'a, W>> {
     let term = |segment: &crate::lora::Segment<'a, W>| LowRank {
         inputs: 0..segment.a.cols(),
@@ -69,10 +71,11 @@ pub fn forward<'x, W: Element, X: Element>(
     forward_with(layer, input, y, &Epilogue::default(), None, workspace)
 }
 
-/// [`forward`] with an epilogue, `y = act(x W0ᵀ + bias + s·(x Aᵀ) Bᵀ) + residual`, and T = x·Aᵀ written out on request.
+/// [`forward`] with an epilogue, `y = act(x W0ᵀ + bias + s·(x Aᵀ) Bᵀ) + residual`. If `t` is given, it receives T =
+/// x·Aᵀ.
 ///
-/// `t` is `[tokens, total_rank]`, contiguous: each segment's columns in order, without s, as the backward pass reads
-/// them. With dropout, T = x̂·Aᵀ.
+/// `t` is `[tokens, total_rank]`, contiguous. It has the columns of each segment in their order, not multiplied by s,
+/// as the backward pass reads them. With dropout, T = x̂·Aᵀ.
 ///
 /// # Errors
 /// As [`forward`]; [`Error::ShapeMismatch`] for the residual; [`Error::LengthMismatch`] for `t`.

@@ -1,4 +1,5 @@
-//! LayerNorm over rows: ε inside the root, biased variance, two passes over a row that stays in cache.
+//! LayerNorm of rows, with the biased variance and ε added to it before the root. A row is read twice, for its mean and
+//! for its variance, and stays in cache meanwhile.
 
 use super::shared::{SMALL, SharedSlice};
 use super::vector::{sum, vectorized};
@@ -23,7 +24,7 @@ pub fn layer_norm<X: Element>(x: MatrixRef<'_, X>, norm: &LayerNorm<'_>, y: &mut
         return Ok(());
     }
     let out = SharedSlice::new(y.data_mut());
-    let some_rows = |from: usize, to: usize| {
+    let normalize_rows = |from: usize, to: usize| {
         let mut wide = vec![0.0; if X::as_f32(x.row(from)).is_some() { 0 } else { 2 * d }];
         for row in from..to {
             // SAFETY: every row is normalised once, by one task.
@@ -31,12 +32,12 @@ pub fn layer_norm<X: Element>(x: MatrixRef<'_, X>, norm: &LayerNorm<'_>, y: &mut
             normalize(x.row(row), norm, y, &mut wide);
         }
     };
-    let at_once = (SMALL / d).max(1);
-    if rows <= at_once {
-        some_rows(0, rows);
+    let task_rows = (SMALL / d).max(1);
+    if rows <= task_rows {
+        normalize_rows(0, rows);
     } else {
-        let tasks = (0..rows.div_ceil(at_once)).into_par_iter();
-        tasks.for_each(|task| some_rows(task * at_once, ((task + 1) * at_once).min(rows)));
+        let tasks = (0..rows.div_ceil(task_rows)).into_par_iter();
+        tasks.for_each(|task| normalize_rows(task * task_rows, ((task + 1) * task_rows).min(rows)));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Products with a low-rank factor. The gemm crate's kernels are not made for a dimension as short as the rank.
+//! Products with a low-rank factor. The gemm crate's kernels are not made for a dimension as short as a rank.
 
 use std::ops::Range;
 
@@ -8,13 +8,14 @@ use super::panel::load_rows;
 use super::vector::vectorized;
 use crate::dtype::Element;
 
-/// Elements of the result up to which the gemm crate uses its kernel for long reductions.
-const SHORT_PRODUCT: usize = 256;
-/// Above this rank, the padding and packing of the gemm crate's general kernel waste little.
-pub(super) const SHORT_RANK: usize = 16;
+/// The most elements of a result for which the gemm crate uses its kernel for long reductions.
+const SMALL_RESULT: usize = 256;
+/// The largest rank for which [`rank_update`] and [`rank_dots`] are used. For a larger rank, the gemm crate's general
+/// kernel wastes little on padding and packing.
+pub(super) const SMALL_RANK: usize = 16;
 
-/// `dst[rows, n] += scale · t[rows, rank] · expand[rank, n]` for a small rank: every pass over a row of `dst` adds four
-/// rows of `expand`, which stay in cache. The gemm crate would spend longer packing `expand`.
+/// `dst[rows, n] += scale · t[rows, rank] · expand[rank, n]` for a small rank. Every pass over a row of `dst` adds four
+/// rows of `expand`, which stay in cache. The gemm crate would need more time than that to pack `expand`.
 pub(super) fn rank_update(
     dst: &mut [f32],
     dst_stride: usize,
@@ -54,7 +55,8 @@ pub(super) fn rank_update(
     );
 }
 
-/// Rows of an output up to which [`rank_dots`] is faster than [`rank_update`], which needs `expand` transposed first.
+/// The most rows of an output for which [`rank_dots`] is faster than [`rank_update`], for which `expand` must first be
+/// transposed.
 pub(super) const FEW_ROWS: usize = 2;
 
 /// [`rank_update`] for an `expand` with contiguous columns, as B is stored: every output element is a dot product of
@@ -74,7 +76,8 @@ pub(super) fn rank_dots(dst: &mut [f32], dst_stride: usize, t: Operand<'_, f32>,
     );
 }
 
-/// Σ t·e in eight lanes, which are then added in pairs; the remaining elements are added last.
+/// Σ t·e: added in eight lanes, which are then added in pairs. The elements after the last group of eight are added
+/// last.
 #[inline(always)]
 fn dot(t: &[f32], e: &[f32]) -> f32 {
     let ((t, t_rest), (e, e_rest)) = (t.as_chunks::<8>(), e.as_chunks::<8>());
@@ -90,14 +93,14 @@ fn dot(t: &[f32], e: &[f32]) -> f32 {
     t_rest.iter().zip(e_rest).fold(lanes[0], |sum, (t, e)| sum + t * e)
 }
 
-/// The operand itself if it is stored as `f32`.
+/// The same operand without a copy if it is stored as `f32`; otherwise `None`.
 pub(super) fn in_place<'a, T: Element>(operand: Operand<'a, T>) -> Option<Operand<'a, f32>> {
     let data = T::as_f32(operand.data())?;
     Some(Operand::new(data, operand.rows(), operand.cols(), operand.row_stride(), operand.col_stride()))
 }
 
-/// `t[rows, rank] (=|+=) factor · x · weight` for a few tokens and a small rank, with both operands contiguous along
-/// the reduction.
+/// `t[rows, rank] (=|+=) factor · x[rows, K] · weight[K, rank]`. If `weight` is not stored as `f32` and contiguous
+/// along K, it is loaded into `scratch`, `panel_depth` values of K at a time.
 pub(super) fn shrink<W: Element>(
     x: Operand<'_, f32>,
     weight: Operand<'_, W>,
@@ -108,13 +111,13 @@ pub(super) fn shrink<W: Element>(
     panel_depth: usize,
 ) {
     let (depth, rank) = (weight.rows(), weight.cols());
-    let mut product = |steps: Range<usize>, weight: Operand<'_, f32>, scale| {
+    let mut product = |k_range: Range<usize>, weight: Operand<'_, f32>, scale| {
         // The gemm crate has a kernel for long reductions with few results, which needs both operands contiguous along
-        // the reduction. Passing it a few tokens at a time avoids padding a rank of 4 to a whole register tile.
-        let step = if rank <= SHORT_RANK { SHORT_PRODUCT / rank } else { x.rows() };
+        // K. With a few tokens per call the crate uses it, which avoids padding a rank of 4 to a whole register tile.
+        let step = if rank <= SMALL_RANK { SMALL_RESULT / rank } else { x.rows() };
         for start in (0..x.rows()).step_by(step.max(1)) {
             let rows = start..(start + step).min(x.rows());
-            gemm_into(&mut t[start * t_stride..], t_stride, x.block(rows, steps.clone()), weight, scale);
+            gemm_into(&mut t[start * t_stride..], t_stride, x.block(rows, k_range.clone()), weight, scale);
         }
     };
     match in_place(weight) {
@@ -122,9 +125,9 @@ pub(super) fn shrink<W: Element>(
         _ => {
             let (Scale::Overwrite(factor) | Scale::Add(factor)) = scale;
             for start in (0..depth).step_by(panel_depth) {
-                let steps = start..(start + panel_depth).min(depth);
-                let panel = load_rows(weight.block(steps.clone(), 0..rank).t(), scratch).t();
-                product(steps, panel, if start == 0 { scale } else { Scale::Add(factor) });
+                let k_range = start..(start + panel_depth).min(depth);
+                let panel = load_rows(weight.block(k_range.clone(), 0..rank).t(), scratch).t();
+                product(k_range, panel, if start == 0 { scale } else { Scale::Add(factor) });
             }
         }
     }

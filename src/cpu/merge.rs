@@ -1,4 +1,4 @@
-//! Merging an adapter into the weight and removing it again, in double precision with one rounding per element.
+//! Adds adapters to the weight and removes them again, in double precision with one rounding per element.
 
 use rayon::prelude::*;
 
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::lora::{Layout, Segment};
 use crate::matrix::{MatrixMut, MatrixRef};
 
-/// The effect of a merge on the weight.
+/// How much a merge changed the weight.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct MergeReport {
     /// The largest distance between an element as stored and its exact value.
@@ -86,7 +86,7 @@ pub fn merge_into<S: Element, W: Element, O: Element>(
             for (column, ((out, w), delta)) in row.iter_mut().zip(source.row(row_index)).zip(delta).enumerate() {
                 let exact = f64::from(w.to_f32()) + delta;
                 *out = O::from_f64(exact);
-                report = report.max(rounding(*out, exact, *delta, row_index, column)?);
+                report = report.max(element_report(*out, exact, *delta, row_index, column)?);
             }
         }
         Ok(report)
@@ -94,6 +94,7 @@ pub fn merge_into<S: Element, W: Element, O: Element>(
     blocks.map(report).try_reduce(MergeReport::default, |a, b| Ok(a.max(b)))
 }
 
+/// `weight += sign·s·B·A` for every segment, in place.
 fn update<W: Element>(
     weight: &mut MatrixMut<'_, W>,
     layout: Layout,
@@ -112,7 +113,7 @@ fn update<W: Element>(
             let row = block * ROWS + i;
             for (column, (w, delta)) in stored.row(row).iter().zip(delta).enumerate() {
                 let exact = f64::from(w.to_f32()) + delta;
-                report = report.max(rounding(W::from_f64(exact), exact, *delta, row, column)?);
+                report = report.max(element_report(W::from_f64(exact), exact, *delta, row, column)?);
             }
         }
         Ok(report)
@@ -131,7 +132,8 @@ fn update<W: Element>(
     Ok(report)
 }
 
-fn rounding<T: Element>(stored: T, exact: f64, delta: f64, row: usize, column: usize) -> Result<MergeReport> {
+/// The report of one element, or the error if it is not finite as stored.
+fn element_report<T: Element>(stored: T, exact: f64, delta: f64, row: usize, column: usize) -> Result<MergeReport> {
     let stored = f64::from(stored.to_f32());
     if !stored.is_finite() {
         return Err(Error::NonFiniteMerge { row, column, value: exact, dtype: T::DTYPE });
@@ -142,7 +144,7 @@ fn rounding<T: Element>(stored: T, exact: f64, delta: f64, row: usize, column: u
 /// Rows of the stored weight that one task updates.
 const ROWS: usize = 32;
 
-/// The sum of all segments' s·B·A, a block of rows at a time.
+/// ΔW = Σ sign·s·B·A over the segments, in the weight's own layout. It is computed one block of rows at a time.
 struct Deltas {
     rows: usize,
     cols: usize,
@@ -171,7 +173,7 @@ impl Deltas {
         if self.cols == 0 { 0 } else { self.rows.div_ceil(ROWS) }
     }
 
-    /// Rows `block * ROWS ..` of the sum, `[rows, cols]`.
+    /// The rows of ΔW from `block * ROWS` on, at most ROWS of them: `[rows, cols]`.
     fn block(&self, block: usize) -> Vec<f64> {
         let rows = block * ROWS..((block + 1) * ROWS).min(self.rows);
         let mut delta = vec![0.0; rows.len() * self.cols];

@@ -1,7 +1,7 @@
-//! The CPU backend: plain Rust on the `gemm` crate and rayon. `f32`, and `f16`/`bf16` storage with `f32` arithmetic.
+//! The CPU backend, on the `gemm` crates and rayon. Storage is `f32`, `f16` or `bf16`; arithmetic is `f32`.
 //!
-//! Calls run on the current rayon pool; a plan made on one pool must be used on one of the same size. Results do not
-//! depend on the threads' schedule: they are the same bits from run to run.
+//! Calls run on the current rayon pool. A plan that is made on one pool may only be used on a pool of the same size.
+//! Results do not depend on the schedule of the threads: the bits are the same from run to run.
 
 mod activation;
 mod adamw;

@@ -18,7 +18,7 @@ pub(crate) fn load_rows<'d, T: Element>(src: Operand<'_, T>, dst: &'d mut [f32])
             T::widen(&src.data()[i * src.row_stride()..][..cols], out);
         }
     } else {
-        turn(src, dst);
+        transpose(src, dst);
     }
     Operand::new(dst, rows, cols, cols, 1)
 }
@@ -44,8 +44,8 @@ pub(crate) fn load_as_stored<'d, T: Element>(src: Operand<'_, T>, dst: &'d mut [
     if src.col_stride() == 1 { load_rows(src, dst) } else { load_rows(src.t(), dst).t() }
 }
 
-/// Transposes: `dst[i, j] = src[i, j]`, with `src` contiguous along i and `dst` contiguous along j.
-fn turn<T: Element>(src: Operand<'_, T>, dst: &mut [f32]) {
+/// Transposes the storage order: `dst[i, j] = src[i, j]`, with `src` contiguous along i and `dst` contiguous along j.
+fn transpose<T: Element>(src: Operand<'_, T>, dst: &mut [f32]) {
     let (rows, cols, stride) = (src.rows(), src.cols(), src.col_stride());
     let data = src.data();
     vectorized(
@@ -86,7 +86,7 @@ mod tests {
     use half::f16;
 
     #[test]
-    fn turning_moves_every_element() {
+    fn transposing_moves_every_element() {
         for (rows, cols) in [(1, 1), (16, 16), (17, 33), (5, 40), (48, 3)] {
             let src: Vec<f16> = (0..rows * cols).map(|i| f16::from_f32(i as f32)).collect();
             let stored = Operand::new(&src, cols, rows, rows, 1);

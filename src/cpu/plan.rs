@@ -7,20 +7,23 @@ use crate::dtype::DType;
 pub(crate) struct Problem {
     /// Rows of x.
     pub(crate) tokens: usize,
-    /// The reduction dimension.
+    /// K, the dimension that the base product sums over.
     pub(crate) depth: usize,
     /// Columns of the output.
     pub(crate) columns: usize,
-    /// Columns of T.
+    /// Columns of T: the ranks of all terms, added.
     pub(crate) total_rank: usize,
-    /// The longest reduction of a low-rank term's first product.
+    /// K of the shrink, the largest of all terms; 0 without terms.
     pub(crate) widest_shrink: usize,
-    /// The largest rank of a single term.
+    /// The largest rank of a term; 0 without terms.
     pub(crate) largest_rank: usize,
     /// Whether the weight is contiguous along the output columns.
     pub(crate) unit_columns: bool,
+    /// The type in which the weight and the factors are stored.
     pub(crate) weight: DType,
+    /// The type in which x and the output are stored.
     pub(crate) activation: DType,
+    /// Threads of the pool.
     pub(crate) threads: usize,
 }
 
@@ -36,10 +39,10 @@ impl Problem {
 
 /// How the CPU backend runs one product.
 ///
-/// Threads take tickets in increasing order. The first [`shrink_tiles`](Self::shrink_tiles) tickets compute rows of
-/// T = x·Aᵀ, the others one tile of the output each. A tile needs T only after its own base product, so a thread that
-/// waits always holds a higher ticket than the threads that it waits for. A small product runs on the calling thread
-/// alone, without tickets but with the same tiles, so its bits are the same.
+/// Threads take tickets in increasing order. The first [`shrink_tiles`](Self::shrink_tiles) tickets stand for rows of T
+/// = x·Aᵀ, each of the others for one tile of the output. A thread that computes a tile waits for T after the tile's
+/// base product; the threads that it waits for hold lower tickets and do not wait. A small product runs on the calling
+/// thread alone, without tickets but with the same tiles, so its bits are the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub(crate) problem: Problem,
@@ -49,9 +52,9 @@ pub struct Plan {
     pub(crate) tile_columns: usize,
     /// Rows of T that one ticket computes.
     pub(crate) shrink_tokens: usize,
-    /// Depth of a panel of the weight, which is widened or transposed at a time.
+    /// Values of K in a panel: the part of the weight that is widened or transposed at a time.
     pub(crate) panel_depth: usize,
-    /// Whether the product reads the weight in place rather than through a panel.
+    /// Whether the product reads the weight in place instead of a panel.
     pub(crate) direct: bool,
     /// Whether panels transpose the weight, so that its output columns are contiguous.
     pub(crate) transpose: bool,
@@ -59,19 +62,21 @@ pub struct Plan {
     pub(crate) single_threaded: bool,
 }
 
-/// Depth of one panel: a panel of 512 x 128 `f32` is 256 KiB, which stays in a core's L2 cache.
+/// Values of K in a panel. A panel of 512 x 128 `f32` is 256 KiB, which stays in a core's L2 cache.
 const PANEL_DEPTH: usize = 512;
-/// From this many tokens on, transposing a panel once is cheaper than reading it with a stride for every few tokens.
+/// The fewest tokens for which panels transpose the weight. From this number on, transposing a panel once takes less
+/// time than reading it with a stride for every few tokens.
 const TRANSPOSE_FROM_TOKENS: usize = 12;
-/// Rows of T per ticket; small enough that two threads share the 128 tokens of the smallest case in the paper.
+/// Rows of T per ticket. They are few enough that two threads share the 128 tokens of the smallest case in the paper.
 const SHRINK_TOKENS: usize = 64;
 
-/// A product that one thread finishes within this many microseconds runs on that thread alone: waking the pool's
-/// threads and waiting for them takes about 20 µs, and two threads save half of the product's time at best.
+/// The longest time, in microseconds, of a product that runs on the calling thread alone. Waking the pool's threads and
+/// waiting for them takes about 20 µs, and two threads save half of the product's time at best.
 const SINGLE_THREADED_US: usize = 25;
-/// The throughput of one thread, in bytes of uncached weights and in multiply-adds. Both are fitted to layers of
-/// 64 x 64 to 512 x 512 with 1 to 64 tokens.
+/// Bytes of uncached weights that one thread reads per microsecond. Fitted, as the next figure, to layers of 64 x 64 to
+/// 512 x 512 with 1 to 64 tokens.
 const BYTES_PER_US: usize = 4_000;
+/// Multiply-adds that one thread computes per microsecond.
 const MULTIPLY_ADDS_PER_US: usize = 40_000;
 
 impl Plan {
@@ -80,8 +85,8 @@ impl Plan {
         let transpose = !unit_columns && tokens >= TRANSPOSE_FROM_TOKENS;
         let direct = problem.weight == DType::F32 && !transpose;
         let (tile_tokens, tile_columns) = if tokens < 48 {
-            // Bound by the weight's bytes: few wide tiles stream long runs of it, yet there are enough to balance the
-            // threads.
+            // The time is that of reading the weight. Wide tiles read long contiguous runs of it; four tiles per thread
+            // balance the threads.
             let per_thread = columns.div_ceil(4 * threads.max(1)).next_multiple_of(64);
             (tokens.max(1), per_thread.clamp(64, 512))
         } else {
@@ -109,7 +114,7 @@ impl Plan {
         self.widened_len() + self.t_len() + self.workers() * self.scratch_len()
     }
 
-    /// Number of tickets that compute rows of T (and widen x if it is not stored as `f32`).
+    /// Number of tickets for rows of T. Their threads also widen the same rows of x, if x is not stored as `f32`.
     pub fn shrink_tiles(&self) -> usize {
         if self.problem.total_rank == 0 && self.problem.activation == DType::F32 {
             0
@@ -118,16 +123,17 @@ impl Plan {
         }
     }
 
-    /// Number of tickets that compute a tile of the output.
+    /// Number of tickets for tiles of the output.
     pub fn output_tiles(&self) -> usize {
         self.row_tiles() * self.problem.columns.div_ceil(self.tile_columns)
     }
 
+    /// Tiles along the rows of the output.
     pub(crate) fn row_tiles(&self) -> usize {
         self.problem.tokens.div_ceil(self.tile_tokens)
     }
 
-    /// Elements of x widened to `f32`.
+    /// Elements of the copy of x in `f32`; 0 if x is stored as `f32`.
     pub(crate) fn widened_len(&self) -> usize {
         if self.problem.activation == DType::F32 { 0 } else { self.problem.tokens * self.problem.depth }
     }
@@ -137,7 +143,8 @@ impl Plan {
         self.problem.tokens * self.problem.total_rank
     }
 
-    /// Elements of each thread's scratch memory: a tile, a panel, a low-rank operand.
+    /// `f32` elements of each thread's scratch memory: a tile, a panel of the weight, an operand of the low-rank
+    /// products.
     pub(crate) fn scratch_len(&self) -> usize {
         self.tile_len() + self.panel_len() + self.operand_len()
     }
@@ -161,7 +168,7 @@ impl std::fmt::Display for Plan {
         let p = &self.problem;
         write!(
             f,
-            "cpu: {}x{}x{} (tokens x depth x columns), rank {}, weight {} read {}, x {}, {} tiles of {}x{} after {} \
+            "cpu: {}x{}x{} (tokens x K x columns), rank {}, weight {} read {}, x {}, {} tiles of {}x{} after {} \
              shrink tiles of {} tokens, {}, workspace {} KiB",
             p.tokens,
             p.depth,
@@ -171,7 +178,7 @@ impl std::fmt::Display for Plan {
             match (self.direct, self.transpose) {
                 (true, _) => "in place",
                 (false, false) => "through widened panels",
-                (false, true) => "through turned panels",
+                (false, true) => "through transposed panels",
             },
             p.activation,
             self.output_tiles(),
@@ -232,7 +239,7 @@ mod tests {
             assert!(plan.single_thread_us() > SINGLE_THREADED_US, "{plan:?}");
         }
         assert!(!square(1, 256).single_threaded && square(1, 256).to_string().contains("2 threads"));
-        // With one thread there is no other to wake; the tiles are those of a pool.
+        // With one thread there is no other to wake. The tiles are the same as those of a pool.
         let alone = Plan::new(&Problem { threads: 1, ..problem(128, 1024) });
         assert!(alone.single_threaded);
         assert_eq!(square(1, 64).tile_columns, 64);

@@ -1,22 +1,22 @@
-//! The product that the forward and the backward pass share: `y = act(x·W + bias + Σ s·(x·S)·E) + residual` in one
-//! pass.
+//! The product that the forward and the backward pass share: `y = act(x·W + bias + Σ s·(x·S)·E) + residual`, with one
+//! store of y.
 //!
-//! Threads take tickets in increasing order. The first tickets compute rows of T = x·S (S is Aᵀ in the forward pass, B
-//! in the backward pass), every other ticket one tile of the output: the base product into a tile that stays in the
-//! core's cache, then `s·T·E` added to the same tile, then bias, activation, residual, and one store. There is no
-//! second `[tokens, columns]` temporary.
+//! Threads take tickets in increasing order. The first tickets stand for rows of T = x·S. S is Aᵀ in the forward pass
+//! and B in the backward pass. Each of the other tickets stands for one tile of the output. A thread computes the base
+//! product in a tile that stays in the core's cache, adds `s·T·E` to the same tile, applies bias, activation and
+//! residual, and stores the tile. There is no second `[tokens, columns]` temporary.
 //!
-//! A tile waits for T only after its base product. The tickets of T are lower than the tile's, so running threads have
-//! taken them already, and these threads never wait: no schedule deadlocks.
+//! The thread of a tile waits for T only after the base product. The tickets of T are lower than the tile's, so running
+//! threads have taken them already, and these threads never wait: no schedule deadlocks.
 //!
-//! A small product runs on the calling thread alone, without tickets: first T, then tile after tile.
+//! A small product runs on the calling thread alone, without tickets: first T, then one tile after another.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::epilogue::Output;
 use super::gemm::{Scale, gemm_into};
-use super::low_rank::{FEW_ROWS, SHORT_RANK, in_place, rank_dots, rank_update, shrink};
+use super::low_rank::{FEW_ROWS, SMALL_RANK, in_place, rank_dots, rank_update, shrink};
 use super::operand::Operand;
 use super::panel::{load_as_stored, load_dropped, load_rows};
 use super::shared::SharedSlice;
@@ -29,30 +29,36 @@ use crate::matrix::MatrixRef;
 
 /// One low-rank term: `y[:, outputs] += scale · (x[:, inputs] · shrink) · expand`.
 pub(crate) struct LowRank<'a, W> {
+    /// Columns of x that T is computed from.
     pub(crate) inputs: Range<usize>,
-    /// `[inputs.len(), rank]`
+    /// The first factor, `[inputs.len(), rank]`.
     pub(crate) shrink: Operand<'a, W>,
+    /// Columns of the output that the term is added to.
     pub(crate) outputs: Range<usize>,
-    /// `[rank, outputs.len()]`
+    /// The second factor, `[rank, outputs.len()]`.
     pub(crate) expand: Operand<'a, W>,
+    /// s.
     pub(crate) scale: f32,
 }
 
-/// The operands of a product, shapes already checked.
+/// The operands of a product. Their shapes have been checked.
 pub(crate) struct Product<'a, W, X> {
-    /// `[tokens, depth]`
+    /// The left operand, `[tokens, K]`: x in the forward pass, dy in the backward pass.
     pub(crate) x: MatrixRef<'a, X>,
-    /// `[depth, columns]`
+    /// The right operand, `[K, columns]`.
     pub(crate) weight: Operand<'a, W>,
+    /// The low-rank terms, one for each segment.
     pub(crate) terms: &'a [LowRank<'a, W>],
-    /// `[columns]`
+    /// The bias, `[columns]`.
     pub(crate) bias: Option<&'a [W]>,
+    /// The dropout, and what it masks.
     pub(crate) dropped: Dropped,
 }
 
-/// What dropout masks: the layer's input in the forward product, the gradient of that input in the backward product.
+/// What dropout masks: in the forward product the layer's input, in the backward product the gradient of that input.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Dropped {
+    /// Nothing: there is no dropout.
     Nothing,
     /// The x that T is computed from. Every term reads all columns of x.
     Input(Dropout),
@@ -60,19 +66,23 @@ pub(crate) enum Dropped {
     Update(Dropout),
 }
 
+/// The state of a running product, which its threads share.
 struct Run<'a, W, X> {
     product: &'a Product<'a, W, X>,
     plan: &'a Plan,
     /// The first column of each term in T.
     t_columns: Vec<usize>,
-    /// x widened to `f32`, `[tokens, depth]`; empty if x is stored as `f32`.
+    /// x widened to `f32`, `[tokens, K]`; empty if x is stored as `f32`.
     widened: SharedSlice<'a, f32>,
-    /// `[tokens, total_rank]`
+    /// T, `[tokens, total_rank]`.
     t: SharedSlice<'a, f32>,
     /// `None` if only T is computed.
     output: Option<Output<'a, X>>,
+    /// The next ticket to take.
     next_ticket: AtomicUsize,
+    /// Number of shrink tiles whose rows of T and of widened x are complete.
     shrink_tiles_done: AtomicUsize,
+    /// Whether a thread of the product panicked.
     aborted: AtomicBool,
 }
 
@@ -115,11 +125,11 @@ pub(crate) fn run<W: Element, X: Element>(
     let tickets = run.plan.shrink_tiles() + run.output_tiles();
     let workers = plan.workers().min(tickets).max(1);
     if workers == 1 {
-        run.work_alone(&mut scratch[..plan.scratch_len()]);
+        run.run_single_threaded(&mut scratch[..plan.scratch_len()]);
     } else {
         rayon::scope(|scope| {
             for scratch in scratch.chunks_exact_mut(plan.scratch_len().max(1)).take(workers) {
-                scope.spawn(|_| run.work(scratch));
+                scope.spawn(|_| run.run_worker(scratch));
             }
         });
     }
@@ -131,7 +141,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         if self.output.is_some() { self.plan.output_tiles() } else { 0 }
     }
 
-    /// Elements of a thread's buffer for masked values.
+    /// Elements of each thread's buffer for the values that dropout masks.
     fn masked_len(&self) -> usize {
         match self.product.dropped {
             _ if self.plan.problem.total_rank == 0 => 0,
@@ -142,7 +152,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
     }
 
     /// Computes everything on the calling thread: T first, so that no tile waits for it.
-    fn work_alone(&self, scratch: &mut [f32]) {
+    fn run_single_threaded(&self, scratch: &mut [f32]) {
         let mut masked = vec![0.0; self.masked_len()];
         let shrink_tiles = self.plan.shrink_tiles();
         (0..shrink_tiles).for_each(|tile| self.shrink_tile(tile, scratch, &mut masked));
@@ -151,7 +161,8 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         (0..self.output_tiles()).for_each(|tile| self.output_tile(tile, scratch, &mut masked));
     }
 
-    fn work(&self, scratch: &mut [f32]) {
+    /// Takes tickets and computes their rows of T or their tiles, until no ticket is left.
+    fn run_worker(&self, scratch: &mut [f32]) {
         /// Releases the threads that wait for T if the thread that computes it panics.
         struct AbortOnPanic<'a>(&'a AtomicBool);
         impl Drop for AbortOnPanic<'_> {
@@ -168,7 +179,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
             let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
             if ticket < shrink_tiles {
                 self.shrink_tile(ticket, scratch, &mut masked);
-                // Release: a thread that sees the count also sees the rows.
+                // Release: a thread that acquires the count also sees the rows.
                 self.shrink_tiles_done.fetch_add(1, Ordering::Release);
             } else if ticket < shrink_tiles + self.output_tiles() {
                 self.output_tile(ticket - shrink_tiles, scratch, &mut masked);
@@ -178,6 +189,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         }
     }
 
+    /// Waits until all of T, and all of x in `f32`, is complete.
     fn wait_for_shrink_tiles(&self) {
         let mut spins = 0u32;
         while self.shrink_tiles_done.load(Ordering::Acquire) < self.plan.shrink_tiles() {
@@ -187,7 +199,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         }
     }
 
-    /// Widens a few rows of x where needed and computes the same rows of T.
+    /// Widens the rows of one shrink tile of x, if x is not stored as `f32`, and computes the same rows of T.
     fn shrink_tile(&self, index: usize, scratch: &mut [f32], masked: &mut [f32]) {
         let tokens = self.product.x.rows();
         let start = index * self.plan.shrink_tokens;
@@ -195,7 +207,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         let total_rank = self.plan.problem.total_rank;
         if X::as_f32(&[]).is_none() {
             let depth = self.product.x.cols();
-            // SAFETY: tile `index` owns these rows; other threads read them only after the count says they are done.
+            // SAFETY: tile `index` owns these rows; other threads read them only after the count includes this tile.
             let widened = unsafe { self.widened.get_mut(rows.start * depth..rows.end * depth) };
             for (row, out) in rows.clone().zip(widened.chunks_exact_mut(depth.max(1))) {
                 X::widen(self.product.x.row(row), out);
@@ -205,18 +217,18 @@ impl<W: Element, X: Element> Run<'_, W, X> {
             return;
         }
         // SAFETY: tile `index` owns these rows of T and has written these rows of x; other threads read T only after
-        // the count says it is done.
+        // the count includes this tile.
         let (t, x) =
             unsafe { (self.t.get_mut(rows.start * total_rank..rows.end * total_rank), self.x_rows(rows.clone())) };
         let panel_depth = self.plan.panel_depth;
         if let Dropped::Input(dropout) = &self.product.dropped {
             let factor = dropout.keep_scale();
             for start in (0..x.cols()).step_by(panel_depth) {
-                let steps = start..(start + panel_depth).min(x.cols());
-                let x = load_dropped(x.block(0..rows.len(), steps.clone()), dropout, [rows.start, start], masked);
+                let k_range = start..(start + panel_depth).min(x.cols());
+                let x = load_dropped(x.block(0..rows.len(), k_range.clone()), dropout, [rows.start, start], masked);
                 let scale = if start == 0 { Scale::Overwrite(factor) } else { Scale::Add(factor) };
                 for (term, &column) in self.product.terms.iter().zip(&self.t_columns) {
-                    let weight = term.shrink.block(steps.clone(), 0..term.shrink.cols());
+                    let weight = term.shrink.block(k_range.clone(), 0..term.shrink.cols());
                     shrink(x, weight, &mut t[column..], total_rank, scale, scratch, panel_depth);
                 }
             }
@@ -242,10 +254,11 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         Operand::new(data, rows.len(), x.cols(), stride, 1)
     }
 
+    /// Computes one tile of the output: base product, low-rank terms, epilogue.
     fn output_tile(&self, index: usize, scratch: &mut [f32], masked: &mut [f32]) {
         let Some(output) = &self.output else { return };
         let plan = self.plan;
-        // Neighbouring tickets take the same columns, so a block of the weight is read from memory once.
+        // Consecutive tickets have the same columns, so a block of the weight is read from memory once.
         let (column_tile, row_tile) = (index / plan.row_tiles(), index % plan.row_tiles());
         let row_start = row_tile * plan.tile_tokens;
         let rows = row_start..(row_start + plan.tile_tokens).min(self.product.x.rows());
@@ -268,8 +281,8 @@ impl<W: Element, X: Element> Run<'_, W, X> {
             // SAFETY: all of T was written before the wait returned, and T is never written again.
             let t = unsafe { self.t.get(rows.start * total_rank..rows.end * total_rank) };
             let t = Operand::new(t, rows.len(), total_rank, total_rank, 1);
-            // Low-rank terms that are to be masked are summed in a separate tile.
-            let mut apart = match &self.product.dropped {
+            // If dropout masks the low-rank terms, they are added in a separate tile first.
+            let mut masked_update = match &self.product.dropped {
                 Dropped::Update(dropout) => {
                     let update = &mut masked[..tile.len()];
                     update.fill(0.0);
@@ -278,22 +291,22 @@ impl<W: Element, X: Element> Run<'_, W, X> {
                 Dropped::Nothing | Dropped::Input(_) => None,
             };
             for (term, &column) in self.product.terms.iter().zip(&self.t_columns) {
-                let touched = cols.start.max(term.outputs.start)..cols.end.min(term.outputs.end);
-                if touched.is_empty() {
+                let overlap = cols.start.max(term.outputs.start)..cols.end.min(term.outputs.end);
+                if overlap.is_empty() {
                     continue;
                 }
                 let rank = term.expand.rows();
                 let offset = term.outputs.start;
-                let expand = term.expand.block(0..rank, touched.start - offset..touched.end - offset);
+                let expand = term.expand.block(0..rank, overlap.start - offset..overlap.end - offset);
                 let t = t.block(0..rows.len(), column..column + rank);
-                let update = apart.as_mut().map_or(&mut *tile, |(_, update)| update);
-                let update = &mut update[touched.start - cols.start..];
-                if rank <= SHORT_RANK && rows.len() <= FEW_ROWS && expand.row_stride() == 1 {
+                let update = masked_update.as_mut().map_or(&mut *tile, |(_, update)| update);
+                let update = &mut update[overlap.start - cols.start..];
+                if rank <= SMALL_RANK && rows.len() <= FEW_ROWS && expand.row_stride() == 1 {
                     let expand = in_place(expand).unwrap_or_else(|| load_as_stored(expand, operand));
                     rank_dots(update, cols.len(), t, expand, term.scale);
                     continue;
                 }
-                if rank <= SHORT_RANK {
+                if rank <= SMALL_RANK {
                     rank_update(update, cols.len(), t, load_rows(expand, operand), term.scale);
                     continue;
                 }
@@ -303,7 +316,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
                 };
                 gemm_into(update, cols.len(), t, expand, Scale::Add(term.scale));
             }
-            if let Some((dropout, update)) = apart {
+            if let Some((dropout, update)) = masked_update {
                 let sums = tile.chunks_exact_mut(cols.len()).zip(update.chunks_exact_mut(cols.len()));
                 for (row, (sum, update)) in rows.clone().zip(sums) {
                     dropout.drop_row(row, cols.start, update);
@@ -318,7 +331,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
                 match W::as_f32(bias) {
                     Some(bias) => bias,
                     None => {
-                        // The panel is free once the base product is done.
+                        // The base product is complete, so its panel can hold the bias in `f32`.
                         let wide = &mut panel[..bias.len()];
                         W::widen(bias, wide);
                         &*wide
@@ -333,6 +346,7 @@ impl<W: Element, X: Element> Run<'_, W, X> {
         }
     }
 
+    /// `tile = x·W` for columns `cols` of W, in place or one panel after another.
     fn base_tile(&self, x: Operand<'_, f32>, cols: Range<usize>, tile: &mut [f32], panel: &mut [f32]) {
         let (depth, width) = (self.product.weight.rows(), cols.len());
         if self.plan.direct
@@ -344,11 +358,11 @@ impl<W: Element, X: Element> Run<'_, W, X> {
             tile.fill(0.0);
         }
         for start in (0..depth).step_by(self.plan.panel_depth) {
-            let steps = start..(start + self.plan.panel_depth).min(depth);
-            let block = self.product.weight.block(steps.clone(), cols.clone());
+            let k_range = start..(start + self.plan.panel_depth).min(depth);
+            let block = self.product.weight.block(k_range.clone(), cols.clone());
             let weight = if self.plan.transpose { load_rows(block, panel) } else { load_as_stored(block, panel) };
             let scale = if start == 0 { Scale::Overwrite(1.0) } else { Scale::Add(1.0) };
-            gemm_into(tile, width, x.block(0..x.rows(), steps), weight, scale);
+            gemm_into(tile, width, x.block(0..x.rows(), k_range), weight, scale);
         }
     }
 }
@@ -362,7 +376,7 @@ mod tests {
     use crate::cpu::layer::forward_terms;
     use crate::lora::{Epilogue, Layout, LoraLinear, Segment, Weight};
 
-    /// y and T of one layer, computed by one or two threads as `single_threaded` says, not as its plan would.
+    /// y and T of one layer, computed by one thread or by two, as `single_threaded` says and whatever its plan says.
     fn outputs<W: Element>(
         layer: &LoraLinear<'_, W>,
         x: MatrixRef<'_, W>,
@@ -403,12 +417,12 @@ mod tests {
         let weight = Weight { matrix: MatrixRef::new(&w, rows, cols).unwrap(), layout };
         let layer = LoraLinear { weight, bias: Some(&bias), segments: &segments };
         let x = MatrixRef::new(&x, tokens, d_in).unwrap();
-        let [shared, alone] = [false, true].map(|single_threaded| outputs(&layer, x, single_threaded));
+        let [two, one] = [false, true].map(|single_threaded| outputs(&layer, x, single_threaded));
         let bits = |values: &[W]| -> Vec<u32> { values.iter().map(|v| v.to_f32().to_bits()).collect() };
         let what = format!("{} {layout:?}, {tokens} x {d_in} -> {d_out}, r {rank}", W::DTYPE);
-        assert_eq!(bits(&alone.0), bits(&shared.0), "y, {what}");
-        assert_eq!(alone.1, shared.1, "T, {what}");
-        assert!(alone.1.iter().all(|t| t.is_finite()), "{what}");
+        assert_eq!(bits(&one.0), bits(&two.0), "y, {what}");
+        assert_eq!(one.1, two.1, "T, {what}");
+        assert!(one.1.iter().all(|t| t.is_finite()), "{what}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Baselines for the fused layer: the same mathematics as separate steps, each a pass of its own.
+//! Baselines for the fused layer: the same mathematics in separate steps, each of which reads and writes its operands.
 //!
-//! Every product here runs on the same code as the fused layer, so that any difference is due to fusion alone. These
-//! paths are for inference and have no dropout.
+//! Every product here runs on the same code as the fused layer, so a difference in time is due to the fusion alone.
+//! These functions are for inference and have no dropout.
 
 use rayon::prelude::*;
 
@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::lora::{Activation, Epilogue, LoraLinear, Residual, Segment, Weight};
 use crate::matrix::{MatrixMut, MatrixRef};
 
-/// The temporaries of the separate steps, kept from call to call and grown as needed.
+/// The buffers of the separate steps' intermediate results. Calls reuse them and make them larger as needed.
 #[derive(Debug, Default)]
 pub struct SequentialBuffers<W, X> {
     /// T = x·Aᵀ as it is computed.
@@ -37,7 +37,7 @@ impl<W: Element, X: Element> SequentialBuffers<W, X> {
         Self { t: vec![], t_stored: vec![], update: vec![], delta: vec![], workspace: vec![] }
     }
 
-    /// Runs one plain layer, after growing the workspace to what its plan needs.
+    /// Runs one layer without an epilogue, with a workspace as large as its plan needs.
     fn layer(
         workspace: &mut Vec<f32>,
         layer: &LoraLinear<'_, W>,
@@ -60,19 +60,19 @@ pub fn forward_sequential<W: Element, X: Element>(
     epilogue: &Epilogue<MatrixRef<'_, X>>,
     buffers: &mut SequentialBuffers<W, X>,
 ) -> Result<()> {
-    in_steps(layer, x, y, epilogue, buffers, |y, buffers| {
+    with_base_layer(layer, x, y, epilogue, buffers, |y, buffers| {
         for segment in layer.segments {
-            adapter_layers(layer, segment, x, buffers)?;
+            low_rank_layers(layer, segment, x, buffers)?;
             let update = &mut buffers.update[..x.rows() * segment.columns.len()];
-            scale_rows(update, segment.scale);
+            scale_elements(update, segment.scale);
             add_columns(y, segment.columns.clone(), update);
         }
         Ok(())
     })
 }
 
-/// Runs the base layer, `add_adapters` on its y, then the activation and the residual.
-fn in_steps<W: Element, X: Element>(
+/// Runs the base layer, then `add_adapters` on its y, then the epilogue.
+fn with_base_layer<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     x: MatrixRef<'_, X>,
     y: &mut MatrixMut<'_, X>,
@@ -81,28 +81,28 @@ fn in_steps<W: Element, X: Element>(
     add_adapters: impl FnOnce(&mut MatrixMut<'_, X>, &mut SequentialBuffers<W, X>) -> Result<()>,
 ) -> Result<()> {
     layer.validate()?;
-    let kept = keep_residual(y, epilogue);
+    let saved = save_residual(y, epilogue);
     SequentialBuffers::layer(&mut buffers.workspace, &LoraLinear { segments: &[], ..*layer }, x, y)?;
     add_adapters(y, buffers)?;
-    finish(y, epilogue, kept.as_deref())
+    apply_epilogue(y, epilogue, saved.as_deref())
 }
 
-/// The two low-rank layers: `update = (x·Aᵀ)·Bᵀ`.
-fn adapter_layers<W: Element, X: Element>(
+/// The two low-rank layers of a segment: `update = (x·Aᵀ)·Bᵀ`.
+fn low_rank_layers<W: Element, X: Element>(
     layer: &LoraLinear<'_, W>,
     segment: &Segment<'_, W>,
     x: MatrixRef<'_, X>,
     buffers: &mut SequentialBuffers<W, X>,
 ) -> Result<()> {
     let (tokens, rank, width) = (x.rows(), segment.rank(), segment.columns.len());
-    let alone = LoraLinear { segments: std::slice::from_ref(segment), bias: None, ..*layer };
-    let plan = alone.plan_forward::<X>(tokens)?;
+    let one_segment = LoraLinear { segments: std::slice::from_ref(segment), bias: None, ..*layer };
+    let plan = one_segment.plan_forward::<X>(tokens)?;
     grow(&mut buffers.workspace, plan.workspace_len());
     grow(&mut buffers.t, tokens * rank);
     grow(&mut buffers.t_stored, tokens * rank);
     grow(&mut buffers.update, tokens * width);
     let t = &mut buffers.t[..tokens * rank];
-    let terms = forward_terms(&alone);
+    let terms = forward_terms(&one_segment);
     let (weight, dropped) = (Operand::from_weight(&layer.weight), Dropped::Nothing);
     let shrink = Product { x, weight, terms: &terms, bias: None, dropped };
     product::run(&shrink, &plan, None::<Output<'_, X>>, Some(t), &mut buffers.workspace)?;
@@ -113,8 +113,8 @@ fn adapter_layers<W: Element, X: Element>(
     SequentialBuffers::layer(&mut buffers.workspace, &expand, t, &mut update)
 }
 
-/// A layer and its adapters as loralib's `MergedLinear` runs them: every call builds ΔW = s·B·A in full, multiplies x
-/// by it, and adds.
+/// A layer and its adapters as loralib's `MergedLinear` runs them: every call computes ΔW = s·B·A in full, multiplies x
+/// by it, and adds the product to y.
 ///
 /// # Errors
 /// As [`forward`](super::forward).
@@ -125,7 +125,7 @@ pub fn forward_dense_delta<W: Element, X: Element>(
     epilogue: &Epilogue<MatrixRef<'_, X>>,
     buffers: &mut SequentialBuffers<W, X>,
 ) -> Result<()> {
-    in_steps(layer, x, y, epilogue, buffers, |y, buffers| {
+    with_base_layer(layer, x, y, epilogue, buffers, |y, buffers| {
         if layer.segments.is_empty() {
             return Ok(());
         }
@@ -161,23 +161,24 @@ fn dense_delta<W: Element>(layer: &LoraLinear<'_, W>, delta: &mut [W]) {
 }
 
 /// Saves a residual that is in y, because separate steps overwrite y before the residual is added.
-fn keep_residual<X: Element>(y: &MatrixMut<'_, X>, epilogue: &Epilogue<MatrixRef<'_, X>>) -> Option<Vec<X>> {
+fn save_residual<X: Element>(y: &MatrixMut<'_, X>, epilogue: &Epilogue<MatrixRef<'_, X>>) -> Option<Vec<X>> {
     let y = y.as_ref();
     matches!(epilogue.residual, Residual::InPlace).then(|| (0..y.rows()).flat_map(|i| y.row(i)).copied().collect())
 }
 
-fn finish<X: Element>(
+/// Applies the activation to y and adds the residual, in separate passes. `saved` is a residual that was in y.
+fn apply_epilogue<X: Element>(
     y: &mut MatrixMut<'_, X>,
     epilogue: &Epilogue<MatrixRef<'_, X>>,
-    kept: Option<&[X]>,
+    saved: Option<&[X]>,
 ) -> Result<()> {
     let cols = y.cols();
     if epilogue.activation != Activation::Identity {
         each_row(y, |_, row| update_row(row, |wide| activation::apply(epilogue.activation, wide)));
     }
-    let residual = match (epilogue.residual, kept) {
+    let residual = match (epilogue.residual, saved) {
         (Residual::From(residual), _) => Some(residual),
-        (Residual::InPlace, Some(kept)) => Some(MatrixRef::new(kept, y.rows(), cols)?),
+        (Residual::InPlace, Some(saved)) => Some(MatrixRef::new(saved, y.rows(), cols)?),
         _ => None,
     };
     if let Some(residual) = residual {
@@ -187,7 +188,7 @@ fn finish<X: Element>(
     Ok(())
 }
 
-fn scale_rows<X: Element>(values: &mut [X], factor: f32) {
+fn scale_elements<X: Element>(values: &mut [X], factor: f32) {
     let scale = |chunk: &mut [X]| update_row(chunk, |wide| vector::scale(wide, factor));
     if values.len() <= SMALL { scale(values) } else { values.par_chunks_mut(SMALL).for_each(scale) }
 }

@@ -1,4 +1,4 @@
-//! Helpers of the CPU backend's passes: a slice whose disjoint parts several threads write, and buffers that grow.
+//! Helpers of the CPU backend: a slice whose disjoint parts several threads write, and buffers that are made larger.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use std::ops::Range;
 /// takes a few microseconds, and waking another thread takes longer.
 pub(crate) const SMALL: usize = 1 << 14;
 
-/// Grows a buffer to at least `len` elements.
+/// Makes a buffer at least `len` elements long.
 pub(crate) fn grow<T: Default + Clone>(buffer: &mut Vec<T>, len: usize) {
     if buffer.len() < len {
         buffer.resize(len, T::default());

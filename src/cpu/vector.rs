@@ -8,8 +8,8 @@ pub use crate::vectorized::vectorized;
 /// x = n·ln 2 + f with n an integer, so eˣ = 2ⁿ·eᶠ, |f| ≤ ln 2 / 2, and eᶠ is its Taylor polynomial of degree 7.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    /// Adding and subtracting 1.5·2²³ rounds to an integer. After the addition, that integer is in the lowest mantissa
-    /// bits.
+    /// Adding 1.5·2²³ and subtracting it again rounds to an integer. After the addition, that integer is in the lowest
+    /// bits of the mantissa.
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x > 87.0 { 87.0 } else { x };
     let clamped = if clamped < -87.0 { -87.0 } else { clamped };
@@ -30,7 +30,7 @@ pub fn exp(x: f32) -> f32 {
     p * two_to_n
 }
 
-/// Lanes of a sum: the compiler keeps them in vector registers.
+/// Partial sums of a sum, which the compiler keeps in vector registers.
 const LANES: usize = 16;
 
 /// Σ f(v) in 16 lanes on every machine, so that the rounding of a sum depends on its length alone.
