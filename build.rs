@@ -1,9 +1,9 @@
-//! Embeds the kernels: their sources always, and machine code for every target where there is an nvcc; and makes the table
-//! of tiles that the plans choose from.
+//! Embeds the kernels in the library: always their sources and, if nvcc is found, their machine code for every target.
+//! It also makes Rust constants of the tiles in kernels/lora/tiles.h, from which the plans choose.
 //!
-//! nvcc is the one that `$FUSED_LORA_NVCC` names (empty: none), else that of `$CUDA_HOME` or `$CUDA_PATH`, else the first
-//! in `$PATH`. Without one the build succeeds all the same, and NVRTC compiles a kernel when it is first used. A kernel is
-//! compiled again only if its source, a header it includes, the flags or nvcc have changed.
+//! The script uses the nvcc that `$FUSED_LORA_NVCC` names (empty: none), else that of `$CUDA_HOME` or `$CUDA_PATH`,
+//! else the first in `$PATH`. Without nvcc the build succeeds as well, and NVRTC compiles a kernel when it is first
+//! used. A source is compiled again only if it, a header that it includes, the flags or nvcc have changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -14,18 +14,19 @@ use std::{env, fs, thread};
 
 use sha2::{Digest, Sha256};
 
-/// Folders of kernels/ that no call of the library launches: only tests do.
+/// Folders of kernels/ whose kernels only tests launch.
 const ONLY_FOR_TESTS: [&str; 2] = ["test", "ladder"];
 
-/// Every machine the kernels are compiled for, as `cargo xtask sass` checks them.
+/// The GPU architectures that the kernels are compiled for. `cargo xtask sass` checks the machine code of each.
 const TARGETS: [&str; 7] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
 
-/// Of these, the ones to make machine code for, if not all: names with spaces between.
-const ONLY: &str = "FUSED_LORA_TARGETS";
-/// A folder to put the machine code into, a file for each source, instead of building it in: several programs can share it.
-const IMAGES: &str = "FUSED_LORA_IMAGES";
+/// The variable that names the targets to compile machine code for, separated by spaces; without it all are compiled.
+const TARGETS_VARIABLE: &str = "FUSED_LORA_TARGETS";
+/// The variable that names a folder for the machine code, one file per source. With it the machine code is not
+/// embedded, and several programs can share the folder.
+const IMAGES_VARIABLE: &str = "FUSED_LORA_IMAGES";
 
-/// Compressed, a fatbin is a third as large; the driver unpacks what it needs.
+/// Compression makes a fatbin a third as large. The driver decompresses the parts that it loads.
 const FLAGS: [&str; 6] =
     ["-std=c++17", "-O3", "--resource-usage", "--Werror", "all-warnings", "-Xfatbin=-compress-all"];
 
@@ -35,25 +36,26 @@ fn main() {
     let kernels = root.join("kernels");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed={}", kernels.display());
-    for name in [ONLY, IMAGES, "FUSED_LORA_NVCC", "CUDA_HOME", "CUDA_PATH", "DOCS_RS"] {
+    for name in [TARGETS_VARIABLE, IMAGES_VARIABLE, "FUSED_LORA_NVCC", "CUDA_HOME", "CUDA_PATH", "DOCS_RS"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
 
     println!("cargo:rerun-if-env-changed=FUSED_LORA_TEST_KERNELS");
-    // The emulator runs the kernels for tests as well, from their texts; machine code of them is for tests on a GPU.
+    // The kernels that only tests launch: the emulator compiles them from their sources; tests on a GPU need machine
+    // code.
     let compile_tests = env::var_os("FUSED_LORA_TEST_KERNELS").is_some();
     let texts = read_sources(&kernels, compile_tests || env::var_os("CARGO_FEATURE_EMULATOR").is_some());
     let nvcc = Nvcc::find();
-    let images = env::var_os(IMAGES).map(PathBuf::from);
+    let images = env::var_os(IMAGES_VARIABLE).map(PathBuf::from);
     let mut table = String::from("pub(super) static SOURCES: &[Source] = &[\n");
-    // Where machine code is shared it is also kept, so that a second build of this package finds it.
-    let kept = images.as_ref().unwrap_or(&out);
+    // In a shared folder a second build of this package finds the machine code of the first.
+    let fatbin_folder = images.as_ref().unwrap_or(&out);
     let fatbin = |path: &str, text: &str| {
         let nvcc = nvcc.as_ref().filter(|_| compile_tests || !is_only_for_tests(path))?;
         let wanted: Vec<&str> = targets(path, text).into_iter().filter(|target| is_wanted(target)).collect();
-        nvcc.fatbin(&kernels, kept, path, &wanted, &texts)
+        nvcc.fatbin(&kernels, fatbin_folder, path, &wanted, &texts)
     };
-    for (path, text, fatbin) in all_sources(&texts, fatbin) {
+    for (path, text, fatbin) in compile_all(&texts, fatbin) {
         let targets = targets(path, text);
         let image = match (fatbin, &images) {
             (None, _) => "Image::None".to_owned(),
@@ -78,11 +80,11 @@ fn main() {
     let version = nvcc.as_ref().map(|nvcc| &nvcc.version);
     let _ = write!(table, "];\n\npub(super) const NVCC: Option<&str> = {version:?};\n");
     fs::write(out.join("images.rs"), table).expect("OUT_DIR can be written to");
-    fs::write(out.join("tiles.rs"), tiles(&texts["lora/tiles.h"])).expect("OUT_DIR can be written to");
+    fs::write(out.join("tiles.rs"), tile_constants(&texts["lora/tiles.h"])).expect("OUT_DIR can be written to");
 }
 
-/// Path, text and machine code of every source, sorted by path; several are compiled at a time.
-fn all_sources(
+/// The path, the text and the fatbin of every source, sorted by path. Threads compile several sources at the same time.
+fn compile_all(
     texts: &BTreeMap<String, String>,
     fatbin: impl Fn(&str, &str) -> Option<PathBuf> + Sync,
 ) -> Vec<(&String, &String, Option<PathBuf>)> {
@@ -103,17 +105,18 @@ fn all_sources(
     done
 }
 
-/// How much cargo lets us do at once.
+/// The number of jobs that cargo lets this script run at the same time.
 fn jobs() -> usize {
     env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1)
 }
 
-/// Whether a file or folder of kernels/ is one of [`ONLY_FOR_TESTS`] or lies there.
+/// Whether a file or folder, given by its path below kernels/, is one of [`ONLY_FOR_TESTS`] or lies in one.
 fn is_only_for_tests(path: &str) -> bool {
     ONLY_FOR_TESTS.contains(&path.split('/').next().unwrap_or_default())
 }
 
-/// Everything below kernels/ that a library needs, by its path there; what is only for tests where tests run.
+/// The texts of the sources and headers below kernels/, by their paths there; those that are only for tests if
+/// `with_tests`.
 fn read_sources(kernels: &Path, with_tests: bool) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![kernels.to_path_buf()];
@@ -132,14 +135,15 @@ fn read_sources(kernels: &Path, with_tests: bool) -> BTreeMap<String, String> {
     found
 }
 
+/// Whether the user wants machine code for a target.
 fn is_wanted(target: &str) -> bool {
-    let Ok(only) = env::var(ONLY) else { return true };
-    let unknown = only.split_whitespace().find(|name| !TARGETS.contains(name));
-    assert!(unknown.is_none(), "${ONLY} names {unknown:?}, expected some of {TARGETS:?}");
-    only.split_whitespace().any(|name| name == target)
+    let Ok(wanted) = env::var(TARGETS_VARIABLE) else { return true };
+    let unknown = wanted.split_whitespace().find(|name| !TARGETS.contains(name));
+    assert!(unknown.is_none(), "${TARGETS_VARIABLE} names {unknown:?}, expected some of {TARGETS:?}");
+    wanted.split_whitespace().any(|name| name == target)
 }
 
-/// The targets that a source names in a line `// targets: ...`, else all.
+/// The targets that a source names in a line `// targets: ...`; all targets without such a line.
 fn targets(path: &str, text: &str) -> Vec<&'static str> {
     let Some(list) = text.lines().find_map(|line| line.trim_start().strip_prefix("// targets:")) else {
         return TARGETS.to_vec();
@@ -148,18 +152,18 @@ fn targets(path: &str, text: &str) -> Vec<&'static str> {
     list.split_whitespace().map(|name| known(name).unwrap_or_else(|| panic!("{path}: no target {name}"))).collect()
 }
 
-/// The full names of a source's kernels: the first arguments of the macros that begin a line.
+/// The full names of a source's kernels: the first argument of each macro call at the beginning of a line.
 fn kernel_names(text: &str) -> Vec<&str> {
-    let called = text.lines().filter_map(|line| line.split_once('('));
+    let calls = text.lines().filter_map(|line| line.split_once('('));
     let kernels =
-        called.filter(|(name, _)| !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
+        calls.filter(|(name, _)| !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
     kernels.filter_map(|(_, arguments)| arguments.split([',', ')']).next()).map(str::trim).collect()
 }
 
-/// The tables of kernels/lora/tiles.h as constants: `LORA_TILE(name, 128, true)` becomes
-/// `pub(crate) const NAME: Tile = Tile { name: "name", rows: 128, aligned: true };`, the fields in the order of the macro's
-/// parameters.
-fn tiles(text: &str) -> String {
+/// The lines of kernels/lora/tiles.h as Rust constants. If the macro has the parameters NAME, ROWS and ALIGNED,
+/// `LORA_TILE(name, 128, true)` becomes
+/// `pub(crate) const NAME: TileShape = TileShape { name: "name", rows: 128, aligned: true };`.
+fn tile_constants(text: &str) -> String {
     let mut constants = String::new();
     for (name, of) in [("LORA_TILE", "TileShape"), ("LORA_DECODE_TILE", "DecodeTile")] {
         let rows: Vec<Vec<&str>> = arguments(text, &format!("\n{name}(")).collect();
@@ -178,7 +182,7 @@ fn tiles(text: &str) -> String {
     constants
 }
 
-/// The arguments that follow each occurrence of a text, up to the closing bracket.
+/// For each occurrence of `before`, the comma-separated arguments between it and the next closing bracket.
 fn arguments<'a>(text: &'a str, before: &str) -> impl Iterator<Item = Vec<&'a str>> + use<'a> {
     let ends = text.match_indices(before).map(|(at, _)| at + before.len()).collect::<Vec<_>>();
     let lists = ends.into_iter().filter_map(|at| text[at..].split_once(')'));
@@ -187,14 +191,16 @@ fn arguments<'a>(text: &'a str, before: &str) -> impl Iterator<Item = Vec<&'a st
 
 struct Nvcc {
     path: PathBuf,
+    /// The CUDA release, such as `12.8`.
     version: String,
-    /// What it can generate code for: `sm_90` and so on.
-    codes: BTreeSet<String>,
-    /// Whether it was asked for by name: then it must not fail.
-    named: bool,
+    /// The architectures that this nvcc can compile for, such as `sm_90`.
+    architectures: BTreeSet<String>,
+    /// Whether `$FUSED_LORA_NVCC` names this nvcc. Then a failure of it fails the build.
+    required: bool,
 }
 
 impl Nvcc {
+    /// The nvcc to use; `None` if there is none, or on docs.rs.
     fn find() -> Option<Self> {
         if env::var_os("DOCS_RS").is_some() {
             return None;
@@ -214,19 +220,21 @@ impl Nvcc {
         Some(nvcc.unwrap_or_else(|| panic!("$FUSED_LORA_NVCC is {name:?}, which does not run as nvcc")))
     }
 
-    fn open(path: PathBuf, named: bool) -> Option<Self> {
+    /// Asks a program for its version and architectures; `None` if it does not answer as nvcc does.
+    fn open(path: PathBuf, required: bool) -> Option<Self> {
         let ask = |argument: &str| {
             let output = Command::new(&path).arg(argument).output().ok()?;
             output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
         };
         let version = ask("--version")?;
         let version = version.split("release ").nth(1)?.split(',').next()?.to_owned();
-        let codes = ask("--list-gpu-code")?.split_whitespace().map(str::to_owned).collect();
-        Some(Self { path, version, codes, named })
+        let architectures = ask("--list-gpu-code")?.split_whitespace().map(str::to_owned).collect();
+        Some(Self { path, version, architectures, required })
     }
 
-    /// One source's machine code for all of its targets that this nvcc knows, and PTX of the highest that later devices
-    /// can compile. `None` if it failed, which a warning tells.
+    /// Compiles one source to a fatbin: machine code for those of `targets` that this nvcc knows, and PTX of the
+    /// highest of them whose PTX later devices can run. `None` if nvcc fails, with a warning, or if it knows none of
+    /// the targets.
     fn fatbin(
         &self,
         kernels: &Path,
@@ -235,10 +243,10 @@ impl Nvcc {
         targets: &[&str],
         texts: &BTreeMap<String, String>,
     ) -> Option<PathBuf> {
-        // nvcc lists sm_90 and takes sm_90a as well.
-        let is_known = |target: &&str| self.codes.contains(target.trim_end_matches('a'));
+        // nvcc lists only sm_90, but compiles for sm_90a as well.
+        let is_known = |target: &&str| self.architectures.contains(target.trim_end_matches('a'));
         let known: Vec<&str> = targets.iter().copied().filter(is_known).collect();
-        // A suffix (sm_90a) binds PTX to that one architecture.
+        // PTX of an architecture with a suffix (sm_90a) runs on no later one.
         let portable = known.iter().rfind(|target| target.ends_with(|c: char| c.is_ascii_digit()));
         let mut flags: Vec<String> = FLAGS.map(str::to_owned).to_vec();
         let mut generate = |target: &str, code: &str| {
@@ -263,19 +271,19 @@ impl Nvcc {
         let output = command.arg(kernels.join(source)).output().expect("nvcc has run before");
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-            assert!(!self.named, "nvcc cannot compile {source}:\n{text}");
+            assert!(!self.required, "nvcc cannot compile {source}:\n{text}");
             let first = text.lines().find(|line| line.contains("error")).unwrap_or("no reason given");
             println!("cargo:warning=nvcc {} cannot compile {source}, so NVRTC will: {first}", self.version);
             return None;
         }
-        // What ptxas says of registers and spills: `cargo xtask sass --compiled` reads it.
+        // The report of ptxas on registers and spills, which `cargo xtask sass --compiled` reads.
         fs::write(stem.with_extension("ptxas"), [output.stdout, output.stderr].concat())
             .and_then(|()| fs::write(&stamp, digest))
             .expect("OUT_DIR can be written to");
         Some(fatbin)
     }
 
-    /// Of everything that a fatbin is made of.
+    /// A hash of everything that the fatbin of a source depends on.
     fn digest(&self, flags: &[String], source: &str, texts: &BTreeMap<String, String>) -> String {
         let mut hash = Sha256::new();
         let mut add = |text: &str| {
@@ -296,7 +304,7 @@ impl Nvcc {
     }
 }
 
-/// What a source includes, as it is written there: always a path below kernels/, or a header of the compiler's.
+/// The files that a source includes, as it writes them: paths below kernels/, or headers of the compiler.
 fn includes(text: &str) -> impl Iterator<Item = &str> {
     let lines = text.lines().filter_map(|line| line.trim_start().strip_prefix("#include <"));
     lines.filter_map(|rest| rest.split_once('>')).map(|(path, _)| path)
