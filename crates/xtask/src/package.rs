@@ -35,7 +35,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     for entry in fs::read_dir(&archives).with_context(|| format!("cannot read {}", archives.display()))? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "crate") {
-            run_command(Command::new("tar").arg("-xzf").arg(&path).arg("-C").arg(unpacked.path()))?;
+            // Every archive has the same old times. With them cargo would take an earlier archive's build for this one's.
+            run_command(Command::new("tar").arg("-xzmf").arg(&path).arg("-C").arg(unpacked.path()))?;
             names.push(path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
         }
     }
