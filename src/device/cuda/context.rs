@@ -59,8 +59,9 @@ impl Drop for Entered {
     }
 }
 
-/// While this value lives, calls that a capture by this thread would forbid (allocating, loading code) are allowed.
-/// Such calls take effect at once and are not part of the captured graph.
+/// While this value lives, calls that a capture would forbid are allowed: allocating, loading code, waiting and querying.
+/// A capture by this thread forbids them, and so does another library's capture in global mode on any thread, which such a
+/// call would invalidate. They take effect at once and are not part of the captured graph.
 pub(super) struct Relaxed {
     previous: sys::CUstreamCaptureMode,
 }

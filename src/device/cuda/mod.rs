@@ -61,7 +61,7 @@ impl Cuda {
         if let Some(module) = modules.get(source.path) {
             return Ok(module.0 as sys::CUmodule);
         }
-        let module = module::load(source, kernel, self.properties.compute_capability)?;
+        let module = module::load(self.context.driver, source, kernel, self.properties.compute_capability)?;
         modules.insert(source.path, Handle(module as usize));
         Ok(module)
     }
@@ -103,7 +103,7 @@ impl Backend for Cuda {
     }
 
     unsafe fn upload(&self, on: Handle, from: &[u8], to: u64) -> Result<()> {
-        let _entered = self.enter()?;
+        let (_entered, _relaxed) = (self.enter()?, Relaxed::new()?);
         // SAFETY: the caller's promise; the host's memory is borrowed until the copy has been made.
         unsafe {
             let issued = driver::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), stream(on));
@@ -112,7 +112,7 @@ impl Backend for Cuda {
     }
 
     unsafe fn download(&self, on: Handle, from: u64, to: &mut [u8]) -> Result<()> {
-        let _entered = self.enter()?;
+        let (_entered, _relaxed) = (self.enter()?, Relaxed::new()?);
         // SAFETY: the caller's promise; the host's memory is borrowed until the copy has been made.
         unsafe {
             let issued = driver::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), stream(on));
@@ -135,7 +135,7 @@ impl Backend for Cuda {
     }
 
     unsafe fn synchronize(&self, handle: Handle) -> Result<()> {
-        let _entered = self.enter()?;
+        let (_entered, _relaxed) = (self.enter()?, Relaxed::new()?);
         // SAFETY: the caller's promise.
         Ok(unsafe { driver::cuStreamSynchronize(stream(handle)) }?)
     }
@@ -175,7 +175,7 @@ impl Backend for Cuda {
     }
 
     unsafe fn has_happened(&self, what: Handle) -> Result<bool> {
-        let _entered = self.enter()?;
+        let (_entered, _relaxed) = (self.enter()?, Relaxed::new()?);
         // SAFETY: the caller's promise.
         match unsafe { driver::cuEventQuery(event(what)) } {
             Err(failure) if failure.code() == NOT_READY => Ok(false),
@@ -184,13 +184,13 @@ impl Backend for Cuda {
     }
 
     unsafe fn await_event(&self, what: Handle) -> Result<()> {
-        let _entered = self.enter()?;
+        let (_entered, _relaxed) = (self.enter()?, Relaxed::new()?);
         // SAFETY: the caller's promise.
         Ok(unsafe { driver::cuEventSynchronize(event(what)) }?)
     }
 
     unsafe fn elapsed(&self, start: Handle, end: Handle) -> Result<f32> {
-        let _entered = self.enter()?;
+        let (_entered, _relaxed) = (self.enter()?, Relaxed::new()?);
         // SAFETY: the caller's promise.
         unsafe {
             driver::cuEventSynchronize(event(end))?;

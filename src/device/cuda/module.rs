@@ -1,6 +1,6 @@
 //! Loading kernels from built-in machine code, or from NVRTC's if that does not fit, and reading their attributes.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use sys::CUfunction_attribute as Attribute;
 
@@ -14,17 +14,23 @@ use crate::error::{Error, KernelError, Result};
 /// `CUDA_ERROR_NOT_FOUND`.
 const NOT_FOUND: u32 = 500;
 
-/// Whether the driver may still accept another image after this failure: it found no code for its device, or code that
-/// it is too old for (`INVALID_IMAGE`, `NO_BINARY_FOR_GPU`, `INVALID_PTX`, `UNSUPPORTED_PTX_VERSION`).
+/// Whether the driver may still accept another image after this failure: it found no code for its device, code that it
+/// is too old for, or PTX that it cannot compile (`INVALID_IMAGE`, `NO_BINARY_FOR_GPU`, `INVALID_PTX`,
+/// `JIT_COMPILER_NOT_FOUND`, `UNSUPPORTED_PTX_VERSION`, `JIT_COMPILATION_DISABLED`).
 fn does_not_fit(failure: Failure) -> bool {
-    matches!(failure.code(), 200 | 209 | 218 | 222)
+    matches!(failure.code(), 200 | 209 | 218 | 221..=223)
 }
 
 /// Loads a source file's kernels. A context must be current.
-pub(super) fn load(source: &Source, kernel: &str, capability: (u32, u32)) -> Result<sys::CUmodule> {
+pub(super) fn load(driver: &Driver, source: &Source, kernel: &str, capability: (u32, u32)) -> Result<sys::CUmodule> {
     if let Some(code) = source.machine_code()? {
-        match load_image(&code) {
+        let name = CString::new(kernel).map_err(|_| missing(kernel))?;
+        // With lazy loading the driver looks at an image's code, or compiles its PTX, only when a function is loaded.
+        // SAFETY: the caller's context is current, and the module was just loaded.
+        let usable = |module| unsafe { function(driver, module, &name) }.map(|_| module);
+        match load_image(&code).and_then(usable) {
             Err(failure) if does_not_fit(failure) => {}
+            Err(failure) if failure.code() == NOT_FOUND => return Err(missing(kernel)),
             loaded => return Ok(loaded?),
         }
     }
@@ -43,6 +49,23 @@ fn load_image(image: &[u8]) -> Result<sys::CUmodule, Failure> {
     Ok(module)
 }
 
+fn missing(kernel: &str) -> Error {
+    Error::Kernel(KernelError::NoSuchKernel { kernel: kernel.to_owned() })
+}
+
+/// A module's function, with its code loaded onto the device.
+///
+/// # Safety
+/// The module's context must be current, and the module must never be unloaded.
+unsafe fn function(driver: &Driver, module: sys::CUmodule, name: &CStr) -> Result<sys::CUfunction, Failure> {
+    let mut function = std::ptr::null_mut();
+    // SAFETY: the caller's promise; the name ends with a zero byte, the pointer is to a live handle.
+    unsafe { driver::cuModuleGetFunction(&mut function, module, name.as_ptr()) }?;
+    // SAFETY: the function was found above.
+    unsafe { driver.load_function(function) }?;
+    Ok(function)
+}
+
 /// Finds a kernel, loads its code onto the device, and allows it all of a block's shared memory.
 ///
 /// # Safety
@@ -53,16 +76,12 @@ pub(super) unsafe fn find(
     name: &str,
     shared_bytes: u32,
 ) -> Result<LoadedKernel> {
-    let missing = || Error::Kernel(KernelError::NoSuchKernel { kernel: name.to_owned() });
-    let c_name = CString::new(name).map_err(|_| missing())?;
-    let mut function = std::ptr::null_mut();
-    // SAFETY: the caller's promise; the name ends with a zero byte, the pointer is to a live handle.
-    match unsafe { driver::cuModuleGetFunction(&mut function, module, c_name.as_ptr()) } {
-        Err(failure) if failure.code() == NOT_FOUND => return Err(missing()),
-        result => result?,
-    }
-    // SAFETY: the function was found above.
-    unsafe { driver.load_function(function) }?;
+    let c_name = CString::new(name).map_err(|_| missing(name))?;
+    // SAFETY: the caller's promise.
+    let function = match unsafe { function(driver, module, &c_name) } {
+        Err(failure) if failure.code() == NOT_FOUND => return Err(missing(name)),
+        found => found?,
+    };
     let attribute = |attribute| -> Result<u32> {
         let mut value = 0;
         // SAFETY: the function was found above, the pointer is to a live integer.
