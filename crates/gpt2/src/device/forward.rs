@@ -93,9 +93,9 @@ impl<W: Element> DeviceForward<W> {
             workspace = workspace.union(&block.workspace());
             sizes = sizes.largest(&block.sizes(model, adapters, layer, rows)?);
         }
-        let (mut embedding, mut norm) = (Embedding::new(device, rows, d)?, LayerNorm::new(device, rows, d)?);
+        // The pass's first launch is never dependent, so that it waits for whatever wrote the model's weights.
+        let (embedding, mut norm) = (Embedding::new(device, rows, d)?, LayerNorm::new(device, rows, d)?);
         if dependent {
-            embedding = embedding.with_dependent_launch();
             norm = norm.with_dependent_launch();
             lm_head = lm_head.map(Forward::with_dependent_launch);
         }
