@@ -54,8 +54,10 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     unsafe fn destroy_stream(&self, stream: Handle);
     unsafe fn synchronize(&self, stream: Handle) -> Result<()>;
     unsafe fn is_capturing(&self, stream: Handle) -> Result<bool>;
+    /// The number of the stream's capture, which no other capture of the process has.
+    unsafe fn capture_id(&self, stream: Handle) -> Result<Option<u64>>;
 
-    fn create_event(&self) -> Result<Handle>;
+    fn create_event(&self, timed: bool) -> Result<Handle>;
     unsafe fn destroy_event(&self, event: Handle);
     unsafe fn record(&self, event: Handle, stream: Handle) -> Result<()>;
     /// Makes the stream's later work wait for the event.
@@ -68,8 +70,10 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     unsafe fn elapsed(&self, start: Handle, end: Handle) -> Result<f32>;
 
     unsafe fn begin_capture(&self, stream: Handle) -> Result<()>;
-    /// Ends a capture and makes an executable graph of it.
+    /// Ends a capture and returns what was captured, for `instantiate`.
     unsafe fn end_capture(&self, stream: Handle) -> Result<Handle>;
+    /// Makes an executable graph of what was captured, which is used up, for replays on this stream before all.
+    unsafe fn instantiate(&self, captured: Handle, stream: Handle) -> Result<Handle>;
     /// Ends a capture, if there still is one, and discards the captured work.
     unsafe fn abandon_capture(&self, stream: Handle);
     unsafe fn replay(&self, graph: Handle, stream: Handle) -> Result<()>;

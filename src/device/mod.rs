@@ -37,6 +37,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use backend::{Backend, LoadedKernel};
+use launch::order::Captures;
 use memory::ledger::Ledger;
 
 use crate::error::{Error, Result};
@@ -71,6 +72,7 @@ pub struct Device(Arc<Inner>);
 struct Inner {
     backend: Box<dyn Backend>,
     ledger: Ledger,
+    captures: Captures,
     kernels: Mutex<HashMap<String, LoadedKernel>>,
 }
 
@@ -127,7 +129,12 @@ impl Device {
     }
 
     fn new(backend: impl Backend + 'static) -> Self {
-        Self(Arc::new(Inner { backend: Box::new(backend), ledger: Ledger::default(), kernels: Mutex::default() }))
+        Self(Arc::new(Inner {
+            backend: Box::new(backend),
+            ledger: Ledger::default(),
+            captures: Captures::default(),
+            kernels: Mutex::default(),
+        }))
     }
 
     /// The device's properties.
@@ -169,6 +176,10 @@ impl Device {
 
     fn ledger(&self) -> &Ledger {
         &self.0.ledger
+    }
+
+    fn captures(&self) -> &Captures {
+        &self.0.captures
     }
 
     fn expect_same(&self, operand: &'static str, other: &Device) -> Result<()> {

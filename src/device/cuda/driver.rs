@@ -186,6 +186,14 @@ driver_functions! {
 }
 
 type ElapsedTime = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> Code;
+type StreamCaptureInfo = unsafe extern "C" fn(
+    CUstream,
+    *mut c_uint,
+    *mut u64,
+    *mut CUgraph,
+    *mut *const c_void,
+    *mut usize,
+) -> Code;
 type FuncLoad = unsafe extern "C" fn(CUfunction) -> Code;
 type TensorMapEncodeTiled = unsafe extern "C" fn(
     *mut c_void,
@@ -207,6 +215,7 @@ type FuncGetParamInfo = unsafe extern "C" fn(CUfunction, usize, *mut usize, *mut
 #[derive(Debug)]
 pub(super) struct Driver {
     elapsed_time: ElapsedTime,
+    capture_info: StreamCaptureInfo,
     func_load: Option<FuncLoad>,
     func_get_param_info: Option<FuncGetParamInfo>,
     encode_tiled: Option<TensorMapEncodeTiled>,
@@ -227,6 +236,22 @@ impl Driver {
         // SAFETY: the caller's promise about the events, and the pointer is to a live float.
         checked("cuEventElapsedTime", unsafe { (self.elapsed_time)(&mut milliseconds, start, end) })?;
         Ok(milliseconds)
+    }
+
+    /// The number of the capture that the stream belongs to.
+    ///
+    /// Bindings made for CUDA 13 lack the second version of `cuStreamGetCaptureInfo`; all drivers since 11.3 have it.
+    ///
+    /// # Safety
+    /// `stream` must be a live stream.
+    pub(super) unsafe fn capture_id(&self, stream: CUstream) -> Result<Option<u64>, Failure> {
+        let (mut status, mut id) = (0, 0);
+        let null = (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the caller's promise; the pointers are to live integers, or null where the result is optional.
+        let code = unsafe { (self.capture_info)(stream, &mut status, &mut id, null.0, null.1, null.2) };
+        checked("cuStreamGetCaptureInfo", code)?;
+        let not_capturing = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE as c_uint;
+        Ok((status != not_capturing).then_some(id))
     }
 
     /// Loads a function's code onto the device now rather than at its first launch. Drivers older than 12.4 cannot do
@@ -315,6 +340,8 @@ fn open() -> Result<Driver> {
     let library: &'static Library = Box::leak(Box::new(library));
     let functions = Functions::look_up(library)?;
     FUNCTIONS.get_or_init(|| functions);
+    // SAFETY: the types are those of cuda.h.
+    let capture_info = unsafe { look_up(library, "cuStreamGetCaptureInfo_v2") }?;
     // SAFETY: the types are those of cuda.h; both versions of cuEventElapsedTime have this one.
     let (elapsed_time, func_load, func_get_param_info, encode_tiled) = unsafe {
         let (load, info) = (look_up(library, "cuFuncLoad").ok(), look_up(library, "cuFuncGetParamInfo").ok());
@@ -329,5 +356,5 @@ fn open() -> Result<Driver> {
         })?;
         cuDriverGetVersion(&mut version)?;
     }
-    Ok(Driver { elapsed_time, func_load, func_get_param_info, encode_tiled, version })
+    Ok(Driver { elapsed_time, capture_info, func_load, func_get_param_info, encode_tiled, version })
 }

@@ -22,6 +22,8 @@ pub(super) use context::{device_count, properties};
 
 /// `CU_STREAM_NON_BLOCKING`: not ordered with the default stream.
 const NON_BLOCKING: u32 = 1;
+/// `CU_EVENT_DISABLE_TIMING`.
+const DISABLE_TIMING: u32 = 2;
 /// `CUDA_ERROR_OUT_OF_MEMORY`.
 const OUT_OF_MEMORY: u32 = 2;
 /// `CUDA_ERROR_NOT_READY`.
@@ -148,11 +150,18 @@ impl Backend for Cuda {
         Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
-    fn create_event(&self) -> Result<Handle> {
+    unsafe fn capture_id(&self, handle: Handle) -> Result<Option<u64>> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { self.context.driver.capture_id(stream(handle)) }?)
+    }
+
+    fn create_event(&self, timed: bool) -> Result<Handle> {
         let _entered = self.enter()?;
         let mut event = std::ptr::null_mut();
-        // SAFETY: in a context, the pointer is to a live handle. Without flags an event measures time.
-        unsafe { driver::cuEventCreate(&mut event, 0) }?;
+        let flags = if timed { 0 } else { DISABLE_TIMING };
+        // SAFETY: in a context, the pointer is to a live handle.
+        unsafe { driver::cuEventCreate(&mut event, flags) }?;
         Ok(Handle(event as usize))
     }
 
@@ -208,11 +217,18 @@ impl Backend for Cuda {
 
     unsafe fn end_capture(&self, handle: Handle) -> Result<Handle> {
         let _entered = self.enter()?;
-        let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: the caller's promise; the pointers are to live handles; the graph is destroyed once, which does not
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: the caller's promise, and the pointer is to a live handle.
+        unsafe { driver::cuStreamEndCapture(stream(handle), &mut graph) }?;
+        Ok(Handle(graph as usize))
+    }
+
+    unsafe fn instantiate(&self, captured: Handle, handle: Handle) -> Result<Handle> {
+        let _entered = self.enter()?;
+        let (graph, mut executable) = (captured.0 as sys::CUgraph, std::ptr::null_mut());
+        // SAFETY: the caller's promise; the pointer is to a live handle; the graph is destroyed once, which does not
         // affect the executable instantiated from it.
         unsafe {
-            driver::cuStreamEndCapture(stream(handle), &mut graph)?;
             let made = driver::cuGraphInstantiateWithFlags(&mut executable, graph, 0);
             let _ = driver::cuGraphDestroy(graph);
             made?;

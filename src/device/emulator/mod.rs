@@ -205,7 +205,12 @@ impl Backend for Emulator {
         Ok(lock(&self.streams).is_capturing(stream))
     }
 
-    fn create_event(&self) -> Result<Handle> {
+    unsafe fn capture_id(&self, stream: Handle) -> Result<Option<u64>> {
+        self.expect_alive()?;
+        Ok(lock(&self.streams).capture_of(stream).map(|id| id as u64))
+    }
+
+    fn create_event(&self, _timed: bool) -> Result<Handle> {
         self.expect_alive()?;
         Ok(lock(&self.streams).new_handle())
     }
@@ -245,6 +250,10 @@ impl Backend for Emulator {
     unsafe fn end_capture(&self, stream: Handle) -> Result<Handle> {
         self.expect_alive()?;
         lock(&self.streams).end(stream)
+    }
+
+    unsafe fn instantiate(&self, captured: Handle, _: Handle) -> Result<Handle> {
+        Ok(captured)
     }
 
     unsafe fn abandon_capture(&self, stream: Handle) {

@@ -57,7 +57,7 @@ impl Streams {
         Handle(self.last_handle)
     }
 
-    fn capture_of(&self, stream: Handle) -> Option<usize> {
+    pub(crate) fn capture_of(&self, stream: Handle) -> Option<usize> {
         self.captures.iter().find(|(_, capture)| capture.clocks.contains_key(&stream)).map(|(id, _)| *id)
     }
 

@@ -2,8 +2,10 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use crate::device::backend::Handle;
+use crate::device::launch::order::{Capture, Order};
 use crate::device::launch::stream::Stream;
 use crate::device::memory::ledger::{Captured, Capturing};
 use crate::error::Result;
@@ -12,27 +14,18 @@ use crate::error::Result;
 ///
 /// A graph holds the addresses and parameters of its capture, so every replay reads and writes the same memory. Device
 /// memory that existed at the capture is freed only after the graph is dropped, even if its buffer is dropped earlier.
+///
+/// Replays on any streams may use one [`Workspace`](crate::device::Workspace) or
+/// [`Optimizer`](crate::device::Optimizer), also in turn with other graphs and with launches: each replay is put in
+/// order with the work that used them before.
 #[derive(Debug)]
 pub struct Graph {
     handle: Handle,
     memory: Captured,
+    /// The orders of the memory that the captured launches update atomically.
+    orders: Vec<Arc<Order>>,
     /// Only one thread at a time may replay a graph, because the driver does not synchronise replays.
     not_sync: PhantomData<Cell<()>>,
-}
-
-/// A capture that is abandoned on drop unless it was ended, also if the captured work panics.
-struct Capture<'a> {
-    stream: &'a Stream,
-    ended: bool,
-}
-
-impl Drop for Capture<'_> {
-    fn drop(&mut self) {
-        if !self.ended {
-            // SAFETY: the stream lives, and its capture was begun by `Graph::capture`.
-            unsafe { self.stream.device().backend().abandon_capture(self.stream.handle()) };
-        }
-    }
 }
 
 impl Graph {
@@ -48,14 +41,12 @@ impl Graph {
         let backend = stream.device().backend();
         stream.refuse_in_capture("capturing")?;
         let memory = Capturing::new(stream.device());
-        // SAFETY: the stream lives.
-        unsafe { backend.begin_capture(stream.handle()) }?;
-        let mut capture = Capture { stream, ended: false };
+        let capture = Capture::begin(stream)?;
         work(stream)?;
-        capture.ended = true;
-        // SAFETY: the stream lives, and its capture was begun above.
-        let handle = unsafe { backend.end_capture(stream.handle()) }?;
-        Ok(Self { handle, memory: memory.into_captured(), not_sync: PhantomData })
+        let (captured, orders) = capture.end()?;
+        // SAFETY: the stream lives, and the capture has just ended.
+        let handle = unsafe { backend.instantiate(captured, stream.handle()) }?;
+        Ok(Self { handle, memory: memory.into_captured(), orders, not_sync: PhantomData })
     }
 
     /// Issues the captured work to a stream of the same device.
@@ -64,8 +55,11 @@ impl Graph {
     /// [`Error::WrongDevice`](crate::Error::WrongDevice), or an error of the driver.
     pub fn replay(&self, stream: &Stream) -> Result<()> {
         self.memory.device.expect_same("stream", stream.device())?;
-        // SAFETY: graph and stream live and belong to the same device; the memory that the graph uses is kept.
-        unsafe { self.memory.device.backend().replay(self.handle, stream.handle()) }
+        Order::issue_all(&self.orders, stream, || {
+            // SAFETY: graph and stream live and belong to the same device; the memory that the graph uses is kept, and
+            // work that updates it atomically is put in order.
+            unsafe { self.memory.device.backend().replay(self.handle, stream.handle()) }
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod config;
 pub(crate) mod graph;
 pub(crate) mod kernel;
+pub(crate) mod order;
 pub(crate) mod planned_kernel;
 pub(crate) mod stream;
 pub(crate) mod tensor_map;

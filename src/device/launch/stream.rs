@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::device::Device;
 use crate::device::backend::Handle;
@@ -12,10 +13,16 @@ use crate::error::{Error, Result};
 /// Calls of launches, fills, and copies within device memory return before the work has run; copies from and to the
 /// host wait until they are done.
 #[derive(Debug)]
-pub struct Stream {
+pub struct Stream(Arc<Inner>);
+
+/// A stream, which lives until its last holder is dropped: the user's value, or memory that the stream used last.
+#[derive(Debug)]
+struct Inner {
     device: Device,
     handle: Handle,
     owned: bool,
+    /// The stream's latest capture, and an event after the work that was issued to the stream before that capture.
+    before_capture: Mutex<Option<(u64, Event)>>,
 }
 
 impl Stream {
@@ -24,27 +31,42 @@ impl Stream {
     /// # Errors
     /// Errors of the driver.
     pub fn new(device: &Device) -> Result<Self> {
-        Ok(Self { handle: device.backend().create_stream()?, device: device.clone(), owned: true })
+        Ok(Self::of(device, device.backend().create_stream()?, true))
     }
 
     /// Borrows a stream of another library: a `CUstream` or `cudaStream_t` of the device's primary context, null for
     /// its default stream. Dropping this value does not destroy the stream. On the emulator any number names a stream.
     ///
     /// # Safety
-    /// The stream must be one of this device's and live as long as this value does. If the stream's owner captures a
-    /// graph that uses buffers of this library, the graph must not be replayed after these buffers are dropped.
+    /// The stream must be one of this device's and live as long as this value does, and as long as any
+    /// [`Workspace`](crate::device::Workspace), [`Optimizer`](crate::device::Optimizer) or
+    /// [`Graph`](crate::device::Graph) that was used on it last. It must be the same stream for every thread, which
+    /// `CU_STREAM_PER_THREAD` is not.
+    ///
+    /// If the stream's owner captures a graph that uses memory of this library, the graph must not be replayed after
+    /// that memory is dropped, and the owner must order its replays with all other work that uses the same workspaces
+    /// or optimizers.
     pub unsafe fn from_raw(device: &Device, stream: *mut c_void) -> Self {
-        Self { device: device.clone(), handle: Handle(stream as usize), owned: false }
+        Self::of(device, Handle(stream as usize), false)
+    }
+
+    fn of(device: &Device, handle: Handle, owned: bool) -> Self {
+        Self(Arc::new(Inner { device: device.clone(), handle, owned, before_capture: Mutex::default() }))
+    }
+
+    /// The same stream, for a holder that may outlive this value.
+    pub(super) fn share(&self) -> Self {
+        Self(Arc::clone(&self.0))
     }
 
     /// The driver's handle, a `CUstream`.
     pub fn as_raw(&self) -> *mut c_void {
-        self.handle.0 as *mut c_void
+        self.0.handle.0 as *mut c_void
     }
 
     /// The stream's device.
     pub fn device(&self) -> &Device {
-        &self.device
+        &self.0.device
     }
 
     /// Waits until all work issued so far has been done.
@@ -54,7 +76,7 @@ impl Stream {
     pub fn synchronize(&self) -> Result<()> {
         self.refuse_in_capture("synchronising")?;
         // SAFETY: the stream lives.
-        unsafe { self.device.backend().synchronize(self.handle) }
+        unsafe { self.device().backend().synchronize(self.handle()) }
     }
 
     /// Whether a graph is being captured on this stream, by this library or by the stream's owner.
@@ -63,7 +85,37 @@ impl Stream {
     /// Errors of the driver.
     pub fn is_capturing(&self) -> Result<bool> {
         // SAFETY: the stream lives.
-        unsafe { self.device.backend().is_capturing(self.handle) }
+        unsafe { self.device().backend().is_capturing(self.handle()) }
+    }
+
+    /// The number of the capture that the stream belongs to, a foreign one included.
+    pub(super) fn capture_id(&self) -> Result<Option<u64>> {
+        // SAFETY: the stream lives.
+        unsafe { self.device().backend().capture_id(self.handle()) }
+    }
+
+    /// An event after all work that has been issued to the stream.
+    pub(super) fn mark(&self) -> Result<Event> {
+        let event = Event::untimed(self.device())?;
+        event.record(self)?;
+        Ok(event)
+    }
+
+    /// Keeps a [mark](Self::mark) that was made before the stream began or joined a capture.
+    pub(super) fn set_before_capture(&self, id: u64, mark: Event) {
+        *self.0.before_capture.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, mark));
+    }
+
+    /// Makes another stream wait for the work that was issued to this one before it began or joined the capture that it
+    /// belongs to.
+    pub(super) fn wait_for_what_came_before_capture(&self, id: u64, waiting: &Stream) -> Result<()> {
+        match &*self.0.before_capture.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some((captured, mark)) if *captured == id => waiting.wait_for(mark),
+            _ => Err(Error::CaptureRefused {
+                operation: "using memory that another stream used last",
+                reason: "that stream is being captured by its owner".to_owned(),
+            }),
+        }
     }
 
     /// Makes all later work of this stream wait for an event of the same device.
@@ -71,10 +123,15 @@ impl Stream {
     /// # Errors
     /// [`Error::WrongDevice`], [`Error::EventNotRecorded`].
     pub fn wait(&self, event: &Event) -> Result<()> {
-        self.device.expect_same("event", &event.device)?;
+        self.device().expect_same("event", &event.device)?;
         event.expect_recorded()?;
+        self.device().captures().joining(self, || self.wait_for(event))
+    }
+
+    /// [`wait`](Self::wait) for a recorded event of this device by which the stream joins no capture.
+    pub(super) fn wait_for(&self, event: &Event) -> Result<()> {
         // SAFETY: stream and event live and belong to the same device.
-        unsafe { self.device.backend().wait(self.handle, event.handle) }
+        unsafe { self.device().backend().wait(self.handle(), event.handle) }
     }
 
     /// Refuses an operation during a capture. The capture goes on, while a refusal by the driver would invalidate it.
@@ -87,11 +144,11 @@ impl Stream {
     }
 
     pub(crate) fn handle(&self) -> Handle {
-        self.handle
+        self.0.handle
     }
 }
 
-impl Drop for Stream {
+impl Drop for Inner {
     fn drop(&mut self) {
         if self.owned {
             // SAFETY: created by this device, and destroyed once. The driver lets its work finish first.
@@ -114,7 +171,17 @@ impl Event {
     /// # Errors
     /// Errors of the driver.
     pub fn new(device: &Device) -> Result<Self> {
-        Ok(Self { handle: device.backend().create_event()?, device: device.clone(), recorded: AtomicBool::new(false) })
+        Self::create(device, true)
+    }
+
+    /// An event that measures no time, which costs less.
+    pub(super) fn untimed(device: &Device) -> Result<Self> {
+        Self::create(device, false)
+    }
+
+    fn create(device: &Device, timed: bool) -> Result<Self> {
+        let handle = device.backend().create_event(timed)?;
+        Ok(Self { handle, device: device.clone(), recorded: AtomicBool::new(false) })
     }
 
     /// Marks the work issued to the stream so far. An event may be recorded again; the last recording counts.
@@ -122,9 +189,9 @@ impl Event {
     /// # Errors
     /// [`Error::WrongDevice`] if the stream is another device's.
     pub fn record(&self, stream: &Stream) -> Result<()> {
-        self.device.expect_same("stream", &stream.device)?;
+        self.device.expect_same("stream", stream.device())?;
         // SAFETY: stream and event live and belong to the same device.
-        unsafe { self.device.backend().record(self.handle, stream.handle) }?;
+        unsafe { self.device.backend().record(self.handle, stream.handle()) }?;
         self.recorded.store(true, Ordering::Release);
         Ok(())
     }
