@@ -180,8 +180,9 @@ impl<T: Element> Adapter<T> {
         // SAFETY: the parameters are these kernels', and the plan of the kernel for any alignment differs from the
         // other only in the kernel's name. Shapes, bounds, devices and alignments were checked above, and no output
         // overlaps any other operand except a residual that is y itself, which the kernels allow. The views borrow the
-        // memory during the call; afterwards it is freed only once this work is done.
-        unsafe { kernel.launch(stream, &params) }
+        // memory during the call; afterwards it is freed only once this work is done. Work that uses the workspace is
+        // in order.
+        workspace.issue(stream, || unsafe { kernel.launch(stream, &params) })
     }
 
     /// Checks everything that the kernels rely on.

@@ -1,8 +1,10 @@
 //! AdamW on a device: all parameters in one launch, from checked views.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use crate::device::Device;
+use crate::device::launch::order::Order;
 use crate::device::launch::planned_kernel::PlannedKernel;
 use crate::device::launch::stream::Stream;
 use crate::device::lora::layer::expect_vector;
@@ -35,8 +37,9 @@ pub struct DeviceParameter<'a, W> {
 ///
 /// The mathematics is that of [`optim::AdamW`](crate::optim::AdamW); results differ from those of
 /// [`cpu::adamw`](crate::cpu::adamw) by a few roundings. The device counts the steps taken, and a skipped step changes
-/// nothing but the report, so a captured step can be replayed without waiting for the host. Steps must be ordered, as
-/// they are on one stream. Results are the same bits from run to run.
+/// nothing but the report, so a captured step can be replayed without waiting for the host. Steps
+/// on different streams, also as parts of graphs, are put in order, so they never run at the same time. The parameters
+/// are the caller's to order. Results are the same bits from run to run.
 ///
 /// A table on the device holds the parameters' addresses, but the optimizer does not own their memory: every step takes
 /// the views again, and fails if an address has changed.
@@ -81,6 +84,7 @@ pub struct Optimizer<W> {
     table: DeviceBuffer<u64>,
     state: DeviceBuffer<u64>,
     partial: DeviceBuffer<f64>,
+    order: Arc<Order>,
     stored: PhantomData<W>,
 }
 
@@ -206,8 +210,9 @@ impl<W: Element> Optimizer<W> {
             planned.iter().flat_map(|parameter| plan.lines(&parameter.at, parameter.len, W::DTYPE)).collect();
         let table = DeviceBuffer::from_slice(stream, lines.as_flattened())?;
         let state = DeviceBuffer::from_slice(stream, &initial_state(0))?;
-        let partial = DeviceBuffer::zeros(stream, plan.chunks)?;
-        Ok(Self { config, plan, kernel, planned, table, state, partial, stored: PhantomData })
+        let order = Arc::<Order>::default();
+        let partial = order.issue(stream, || DeviceBuffer::zeros(stream, plan.chunks))?;
+        Ok(Self { config, plan, kernel, planned, table, state, partial, order, stored: PhantomData })
     }
 
     /// The plan of a step.
@@ -276,11 +281,11 @@ impl<W: Element> Optimizer<W> {
         // SAFETY: `params` is this kernel's struct. The table's addresses are those of the given views, which were
         // checked above and, for overlaps, when the table was made; table, state and partial sums are the optimizer's
         // own. The views borrow their memory during the call; afterwards the memory is freed only once this work is
-        // done and no graph uses it.
-        unsafe { self.kernel.launch(stream, &params) }
+        // done and no graph uses it. Steps are in order.
+        self.order.issue(stream, || unsafe { self.kernel.launch(stream, &params) })
     }
 
-    /// Waits for the stream's work and returns the outcome of the last step; `None` before the first.
+    /// Waits for the stream's work and the last step, and returns the outcome of that step; `None` before the first.
     ///
     /// # Errors
     /// As [`DeviceSlice::download`].
@@ -288,7 +293,7 @@ impl<W: Element> Optimizer<W> {
         Ok(self.read(stream)?.1)
     }
 
-    /// Waits for the stream's work and returns the number of steps taken, not counting skipped ones.
+    /// Waits for the stream's work and the last step, and returns the number of steps taken, not counting skipped ones.
     ///
     /// # Errors
     /// As [`DeviceSlice::download`].
@@ -297,8 +302,10 @@ impl<W: Element> Optimizer<W> {
     }
 
     fn read(&self, stream: &Stream) -> Result<(u64, Option<Step>)> {
+        self.table.device().expect_same("stream", stream.device())?;
+        stream.refuse_in_capture("copying to the host")?;
         let mut words = [0; STATE_WORDS];
-        self.state.as_slice().download(stream, &mut words)?;
+        self.order.issue(stream, || self.state.as_slice().download(stream, &mut words))?;
         Ok(read_state(&words))
     }
 
@@ -308,6 +315,8 @@ impl<W: Element> Optimizer<W> {
     /// # Errors
     /// As [`DeviceSliceMut::upload`].
     pub fn set_steps(&mut self, stream: &Stream, steps: u64) -> Result<()> {
-        self.state.upload(stream, &initial_state(steps))
+        self.table.device().expect_same("stream", stream.device())?;
+        stream.refuse_in_capture("copying from the host")?;
+        self.order.issue(stream, || self.state.upload(stream, &initial_state(steps)))
     }
 }

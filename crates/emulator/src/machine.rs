@@ -243,6 +243,19 @@ impl Machine {
     /// The parameters must be the kernel's struct, with addresses that the kernel may access as it does. `gpu::`
     /// functions check the addresses that they get; accesses through plain pointers are checked in the race build only.
     pub unsafe fn launch(&self, launch: &Launch<'_>) -> Result<Counters, Error> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.launch_and_list_updated(launch) }.map(|(counters, _)| counters)
+    }
+
+    /// As [`launch`](Self::launch). Also returns the addresses of the allocations on which the launch has made an atomic
+    /// read-modify-write.
+    ///
+    /// # Errors
+    /// As [`launch`](Self::launch).
+    ///
+    /// # Safety
+    /// As [`launch`](Self::launch).
+    pub unsafe fn launch_and_list_updated(&self, launch: &Launch<'_>) -> Result<(Counters, Vec<u64>), Error> {
         let kernel = || launch.kernel.to_owned();
         let info = self.kernel(launch.kernel)?;
         if info.params_bytes != launch.params.len() {
@@ -265,13 +278,17 @@ impl Machine {
         };
         let mut counters = Counters::default();
         let mut report = vec![0u8; REPORT_BYTES];
+        let mut updated = vec![];
         // SAFETY: all pointers outlive the call, the sizes are theirs, and the lock is held.
         let code = self.with_raw(|raw| unsafe {
             let text = report.as_mut_ptr().cast::<c_char>();
-            (self.api.launch)(raw, &request, &raw_config, &mut counters, text, report.len())
+            let code = (self.api.launch)(raw, &request, &raw_config, &mut counters, text, report.len());
+            updated.resize((self.api.updated)(raw, std::ptr::null_mut(), 0), 0);
+            (self.api.updated)(raw, updated.as_mut_ptr(), updated.len());
+            code
         });
         if code == 0 {
-            return Ok(counters);
+            return Ok((counters, updated));
         }
         let text = CStr::from_bytes_until_nul(&report).map(CStr::to_string_lossy).unwrap_or_default();
         Err(Error::Fault { kernel: kernel(), fault: Fault::from_code(code), report: symbols::resolve(&text, self.api) })

@@ -1,8 +1,11 @@
 //! The emulator as a device. Streams are eager: an operation has run, or has been captured, when the call returns.
+//!
+//! So two streams never run at the same time here. Launches that a GPU may run at the same time although they update one
+//! allocation atomically are found by their places in the order of operations, and the second of them fails.
 
 mod streams;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +14,7 @@ use fused_lora_emulator::{Config, Counters, Machine};
 
 use crate::abi::TensorMap;
 use crate::device::backend::{Backend, Handle, Launch, LoadedKernel};
-use crate::device::emulator::streams::{Operation, Streams};
+use crate::device::emulator::streams::{LaunchPlace, Operation, Streams};
 use crate::device::launch::config::LaunchConfig;
 use crate::device::launch::tensor_map::Tensor;
 use crate::device::properties::{DeviceKind, KernelAttributes, Properties};
@@ -35,8 +38,29 @@ pub(crate) struct Emulator {
     kernels: Mutex<Vec<String>>,
     /// Counters of the latest launches that have not been taken yet, oldest first.
     counters: Mutex<VecDeque<Counters>>,
+    /// For each allocation, the last launch that updated it atomically. Held while operations are performed, so that they
+    /// run in the order of their places.
+    updates: Mutex<Updates>,
     /// Launches left until the device is lost; `None` if it is never lost.
     left: Mutex<Option<u32>>,
+}
+
+/// For each allocation's address, the kernel and the place of a launch.
+type Updates = HashMap<u64, (String, LaunchPlace)>;
+
+/// Notes a launch that updated these allocations. Returns why it fails, if it is not ordered after the launch before.
+fn note_updates(updates: &mut Updates, updated: &[u64], kernel: &str, place: &LaunchPlace) -> Option<String> {
+    let mut fault = None;
+    for &address in updated {
+        let before = updates.insert(address, (kernel.to_owned(), place.clone()));
+        if let Some((other, _)) = before.filter(|(_, before)| !before.is_before(place)) {
+            fault = Some(format!(
+                "launches of two streams share memory that they update atomically and are not ordered: {other}, then \
+                 {kernel}, both on the allocation at {address:#x}"
+            ));
+        }
+    }
+    fault
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -87,6 +111,7 @@ impl Emulator {
             streams: Mutex::default(),
             kernels: Mutex::default(),
             counters: Mutex::default(),
+            updates: Mutex::default(),
             left: Mutex::default(),
         })
     }
@@ -98,23 +123,31 @@ impl Emulator {
         }
     }
 
+    /// Counts a copy from or to the host, which waits for it.
+    fn tick_and_await(&self, stream: Handle) {
+        let mut streams = lock(&self.streams);
+        streams.tick(stream);
+        streams.host_awaits(stream);
+    }
+
     /// Performs an operation, or adds it to the graph that is being captured.
     ///
     /// # Safety
     /// As the backend's methods.
     unsafe fn issue(&self, stream: Handle, operation: Operation) -> Result<()> {
         self.expect_alive()?;
-        let captured = lock(&self.streams).capture(stream, operation)?;
-        match captured {
-            None => Ok(()),
-            // SAFETY: the caller's promise.
-            Some(operation) => unsafe { self.perform(&operation) },
-        }
+        let mut updates = lock(&self.updates);
+        let mut streams = lock(&self.streams);
+        let Some(operation) = streams.capture(stream, operation) else { return Ok(()) };
+        let place = LaunchPlace { issued: streams.tick(stream), captured: None };
+        drop(streams);
+        // SAFETY: the caller's promise.
+        unsafe { self.perform(&operation, &place, &mut updates) }
     }
 
     /// # Safety
     /// As the backend's methods.
-    unsafe fn perform(&self, operation: &Operation) -> Result<()> {
+    unsafe fn perform(&self, operation: &Operation, place: &LaunchPlace, updates: &mut Updates) -> Result<()> {
         match operation {
             // SAFETY: the caller's promise.
             Operation::Fill { address, byte, bytes } => unsafe { self.machine.fill(*address, *byte, *bytes) },
@@ -128,7 +161,10 @@ impl Emulator {
                 let name = lock(&self.kernels)[kernel.0].clone();
                 let launch = emulator::Launch { kernel: &name, grid, block, shared_bytes, cluster, params };
                 // SAFETY: the caller's promise.
-                let counters = unsafe { self.machine.launch(&launch) }?;
+                let (counters, updated) = unsafe { self.machine.launch_and_list_updated(&launch) }?;
+                if let Some(report) = note_updates(updates, &updated, &name, place) {
+                    return Err(Error::Launch(LaunchError::Fault { kernel: name, report }));
+                }
                 let threads = grid.iter().map(|&ctas| u64::from(ctas)).product::<u64>() * u64::from(block);
                 if config.dependent_launch && counters.dependency_waits != threads {
                     let waits = counters.dependency_waits;
@@ -159,6 +195,7 @@ impl Backend for Emulator {
     }
 
     unsafe fn free(&self, address: u64) {
+        lock(&self.updates).remove(&address);
         // SAFETY: the caller's promise; no work is in flight.
         unsafe { self.machine.free(address) };
     }
@@ -173,15 +210,17 @@ impl Backend for Emulator {
         unsafe { self.issue(stream, Operation::Copy { from, to, bytes }) }
     }
 
-    unsafe fn upload(&self, _: Handle, from: &[u8], to: u64) -> Result<()> {
+    unsafe fn upload(&self, stream: Handle, from: &[u8], to: u64) -> Result<()> {
         self.expect_alive()?;
+        self.tick_and_await(stream);
         // SAFETY: the caller's promise.
         unsafe { self.machine.write(to, from) };
         Ok(())
     }
 
-    unsafe fn download(&self, _: Handle, from: u64, to: &mut [u8]) -> Result<()> {
+    unsafe fn download(&self, stream: Handle, from: u64, to: &mut [u8]) -> Result<()> {
         self.expect_alive()?;
+        self.tick_and_await(stream);
         // SAFETY: the caller's promise.
         unsafe { self.machine.read(from, to) };
         Ok(())
@@ -193,11 +232,13 @@ impl Backend for Emulator {
     }
 
     unsafe fn destroy_stream(&self, stream: Handle) {
-        lock(&self.streams).abandon(stream);
+        lock(&self.streams).forget_stream(stream);
     }
 
-    unsafe fn synchronize(&self, _: Handle) -> Result<()> {
-        self.expect_alive()
+    unsafe fn synchronize(&self, stream: Handle) -> Result<()> {
+        self.expect_alive()?;
+        lock(&self.streams).host_awaits(stream);
+        Ok(())
     }
 
     unsafe fn is_capturing(&self, stream: Handle) -> Result<bool> {
@@ -229,17 +270,23 @@ impl Backend for Emulator {
         lock(&self.streams).wait(stream, event)
     }
 
-    unsafe fn has_happened(&self, _: Handle) -> Result<bool> {
-        self.expect_alive().map(|()| true)
+    unsafe fn has_happened(&self, event: Handle) -> Result<bool> {
+        self.expect_alive()?;
+        lock(&self.streams).host_awaits_event(event);
+        Ok(true)
     }
 
-    unsafe fn await_event(&self, _: Handle) -> Result<()> {
-        self.expect_alive()
+    unsafe fn await_event(&self, event: Handle) -> Result<()> {
+        self.expect_alive()?;
+        lock(&self.streams).host_awaits_event(event);
+        Ok(())
     }
 
     unsafe fn elapsed(&self, start: Handle, end: Handle) -> Result<f32> {
         self.expect_alive()?;
-        lock(&self.streams).elapsed(start, end)
+        let mut streams = lock(&self.streams);
+        streams.host_awaits_event(end);
+        streams.elapsed(start, end)
     }
 
     unsafe fn begin_capture(&self, stream: Handle) -> Result<()> {
@@ -261,11 +308,24 @@ impl Backend for Emulator {
     }
 
     unsafe fn replay(&self, graph: Handle, stream: Handle) -> Result<()> {
-        let operations = lock(&self.streams).graph(graph);
-        for operation in operations.iter() {
-            // A graph replayed inside a capture becomes part of that capture.
+        self.expect_alive()?;
+        let mut updates = lock(&self.updates);
+        let mut streams = lock(&self.streams);
+        let graph = streams.graph(graph);
+        if streams.is_capturing(stream) {
+            // A graph replayed inside a capture becomes part of that capture, its operations one after the other.
+            for captured in graph.iter() {
+                let _ = streams.capture(stream, captured.operation.clone());
+            }
+            return Ok(());
+        }
+        let issued = streams.tick(stream);
+        drop(streams);
+        for captured in graph.iter() {
+            self.expect_alive()?;
+            let place = LaunchPlace { issued: issued.clone(), captured: Some(captured.place.clone()) };
             // SAFETY: the caller's promise; the graph's memory is kept.
-            unsafe { self.issue(stream, operation.clone()) }?;
+            unsafe { self.perform(&captured.operation, &place, &mut updates) }?;
         }
         Ok(())
     }

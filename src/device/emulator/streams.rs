@@ -1,8 +1,12 @@
-//! The emulator's state of streams, events and graphs: the rules of stream capture, without a GPU.
+//! The emulator's state of streams, events and graphs: the order of operations and the rules of stream capture, without a
+//! GPU.
+//!
+//! Every stream has a vector clock: the number of operations of each stream that it is ordered after. So has the host,
+//! from the operations that it has waited for; what is issued later inherits its clock.
 //!
 //! A capture begins on one stream. Another stream joins the capture by waiting for one of its events, and the first
-//! stream must wait for the other in turn before the capture ends. Every stream of a capture has a vector clock: the
-//! number of operations of each stream that it is ordered after.
+//! stream must wait for the other in turn before the capture ends. Within a capture the streams have clocks of their
+//! own. A replay is one operation of the stream that it is issued to.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -23,17 +27,71 @@ pub(crate) enum Operation {
 /// For each stream, the number of its operations that are ordered before.
 type Clock = BTreeMap<usize, usize>;
 
+fn merge(clock: &mut Clock, other: &Clock) {
+    for (&stream, &count) in other {
+        let place = clock.entry(stream).or_default();
+        *place = count.max(*place);
+    }
+}
+
+/// An operation's place in the order of operations.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    stream: usize,
+    count: usize,
+    /// The operations before it. Contains the operation itself.
+    clock: Clock,
+}
+
+impl Place {
+    fn new(stream: Handle, clock: &Clock) -> Self {
+        Self { stream: stream.0, count: clock.get(&stream.0).copied().unwrap_or_default(), clock: clock.clone() }
+    }
+
+    fn is_before(&self, other: &Self) -> bool {
+        other.clock.get(&self.stream).is_some_and(|&count| count >= self.count)
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        (self.stream, self.count) == (other.stream, other.count)
+    }
+}
+
+/// The place of a launch: that of the operation that was issued and, if this was a replay, its place in the capture.
+#[derive(Debug, Clone)]
+pub(crate) struct LaunchPlace {
+    pub(crate) issued: Place,
+    pub(crate) captured: Option<Place>,
+}
+
+impl LaunchPlace {
+    /// Whether this launch has ended before the other one begins.
+    pub(crate) fn is_before(&self, other: &Self) -> bool {
+        match (&self.captured, &other.captured) {
+            (Some(this), Some(other_captured)) if self.issued.is_same(&other.issued) => this.is_before(other_captured),
+            _ => self.issued.is_before(&other.issued),
+        }
+    }
+}
+
+/// An operation of a graph, and its place in the capture.
+#[derive(Debug, Clone)]
+pub(crate) struct Captured {
+    pub(crate) operation: Operation,
+    pub(crate) place: Place,
+}
+
 #[derive(Debug)]
 struct Capture {
     origin: Handle,
     /// The operations in the order in which they were issued, which satisfies all waits.
-    operations: Vec<Operation>,
+    operations: Vec<Captured>,
     clocks: HashMap<Handle, Clock>,
 }
 
 #[derive(Debug, Clone)]
 enum Recorded {
-    At(Instant),
+    At { time: Instant, clock: Clock },
     InCapture { id: usize, clock: Clock },
 }
 
@@ -43,8 +101,10 @@ pub(crate) struct Streams {
     /// The handle given out last. Handles are never reused, and 0 is the default stream.
     last_handle: usize,
     captures: BTreeMap<usize, Capture>,
+    clocks: HashMap<Handle, Clock>,
+    host: Clock,
     events: HashMap<Handle, Recorded>,
-    graphs: HashMap<Handle, Arc<[Operation]>>,
+    graphs: HashMap<Handle, Arc<[Captured]>>,
 }
 
 fn refused(operation: &'static str, reason: &str) -> Error {
@@ -66,13 +126,47 @@ impl Streams {
     }
 
     /// Adds an operation to the stream's capture, or returns it if the stream is not being captured.
-    pub(crate) fn capture(&mut self, stream: Handle, operation: Operation) -> Result<Option<Operation>> {
+    pub(crate) fn capture(&mut self, stream: Handle, operation: Operation) -> Option<Operation> {
         let Some(capture) = self.capture_of(stream).and_then(|id| self.captures.get_mut(&id)) else {
-            return Ok(Some(operation));
+            return Some(operation);
         };
-        capture.operations.push(operation);
-        *capture.clocks.entry(stream).or_default().entry(stream.0).or_default() += 1;
-        Ok(None)
+        let clock = capture.clocks.entry(stream).or_default();
+        *clock.entry(stream.0).or_default() += 1;
+        capture.operations.push(Captured { operation, place: Place::new(stream, clock) });
+        None
+    }
+
+    /// The clock of a stream that is not being captured.
+    fn clock(&mut self, stream: Handle) -> &mut Clock {
+        let clock = self.clocks.entry(stream).or_default();
+        merge(clock, &self.host);
+        clock
+    }
+
+    /// Counts one more operation of a stream that is not being captured, and returns its place.
+    pub(crate) fn tick(&mut self, stream: Handle) -> Place {
+        let clock = self.clock(stream);
+        *clock.entry(stream.0).or_default() += 1;
+        Place::new(stream, clock)
+    }
+
+    /// The host has waited for a stream.
+    pub(crate) fn host_awaits(&mut self, stream: Handle) {
+        if let Some(clock) = self.clocks.get(&stream) {
+            merge(&mut self.host, clock);
+        }
+    }
+
+    /// The host has waited for an event.
+    pub(crate) fn host_awaits_event(&mut self, event: Handle) {
+        if let Some(Recorded::At { clock, .. }) = self.events.get(&event) {
+            merge(&mut self.host, clock);
+        }
+    }
+
+    pub(crate) fn forget_stream(&mut self, stream: Handle) {
+        self.abandon(stream);
+        self.clocks.remove(&stream);
     }
 
     pub(crate) fn begin(&mut self, stream: Handle) {
@@ -106,11 +200,10 @@ impl Streams {
     }
 
     pub(crate) fn record(&mut self, event: Handle, stream: Handle) {
-        let in_capture = |id: usize| {
-            let clock = self.captures[&id].clocks[&stream].clone();
-            Recorded::InCapture { id, clock }
+        let recorded = match self.capture_of(stream) {
+            Some(id) => Recorded::InCapture { id, clock: self.captures[&id].clocks[&stream].clone() },
+            None => Recorded::At { time: Instant::now(), clock: self.clock(stream).clone() },
         };
-        let recorded = self.capture_of(stream).map_or_else(|| Recorded::At(Instant::now()), in_capture);
         self.events.insert(event, recorded);
     }
 
@@ -121,22 +214,22 @@ impl Streams {
                 let Some(capture) = self.captures.get_mut(id) else {
                     return Err(refused("waiting for an event", "its capture has ended"));
                 };
-                let known = capture.clocks.entry(stream).or_default();
-                for (&other, &count) in clock {
-                    let place = known.entry(other).or_default();
-                    *place = count.max(*place);
-                }
+                merge(capture.clocks.entry(stream).or_default(), clock);
                 Ok(())
             }
             Some(Recorded::InCapture { .. }) => Err(refused("waiting for an event", "it belongs to another capture")),
             _ if own.is_some() => Err(refused("waiting for an event", "it was recorded outside of the capture")),
-            _ => Ok(()),
+            Some(Recorded::At { clock, .. }) => {
+                merge(self.clocks.entry(stream).or_default(), clock);
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 
     pub(crate) fn elapsed(&self, start: Handle, end: Handle) -> Result<f32> {
         match (self.events.get(&start), self.events.get(&end)) {
-            (Some(Recorded::At(start)), Some(Recorded::At(end))) => {
+            (Some(Recorded::At { time: start, .. }), Some(Recorded::At { time: end, .. })) => {
                 let forwards = end.saturating_duration_since(*start).as_secs_f32();
                 Ok((forwards - start.saturating_duration_since(*end).as_secs_f32()) * 1e3)
             }
@@ -145,7 +238,7 @@ impl Streams {
         }
     }
 
-    pub(crate) fn graph(&self, graph: Handle) -> Arc<[Operation]> {
+    pub(crate) fn graph(&self, graph: Handle) -> Arc<[Captured]> {
         self.graphs[&graph].clone()
     }
 

@@ -207,10 +207,22 @@ impl<T: Element> Backward<T> {
         workspace: &mut Workspace,
     ) -> Result<()> {
         self.check(stream, layer, input, output, workspace)?;
-        let at = (workspace.address(), workspace.layout());
+        // No other work that uses the workspace comes between the two launches.
+        workspace.issue(stream, || self.issue(stream, layer, input, output, (workspace.address(), workspace.layout())))
+    }
+
+    /// Issues the launches, whose operands were checked, in order with other work that uses the workspace.
+    fn issue(
+        &self,
+        stream: &Stream,
+        layer: &DeviceLora<'_, T>,
+        input: &BackwardInput<'_, T>,
+        output: &mut BackwardOutput<'_, T>,
+        workspace: (u64, WorkspaceLayout),
+    ) -> Result<()> {
         if let (Some(plan), Some(kernel)) = (&self.plan.input, &self.kernels[0]) {
             let dx = output.dx.as_ref().map(DeviceMatrixMut::as_ref);
-            let params = input_params(plan, layer, input, dx.as_ref(), output.dx_accumulate, at);
+            let params = input_params(plan, layer, input, dx.as_ref(), output.dx_accumulate, workspace);
             if plan.tensor_maps {
                 let params = with_maps(&self.device, plan, layer, &input.dy, dx.as_ref(), params)?;
                 // SAFETY: the parameters are those of the kernels of dx with tensor maps. Shapes, bounds, devices and
@@ -224,7 +236,7 @@ impl<T: Element> Backward<T> {
             }
         }
         if let (Some(plan), Some(kernel)) = (&self.plan.gradients, &self.kernels[1]) {
-            let params = gradients_params(plan, layer, input, output, at);
+            let params = gradients_params(plan, layer, input, output, workspace);
             // SAFETY: the parameters are the gradient kernels', otherwise as above. The launch before leaves Q in the
             // workspace, at the same place in both plans.
             unsafe { kernel.launch(stream, &params) }?;

@@ -161,8 +161,8 @@ impl<T: Element> Attention<T> {
         // SAFETY: the parameters are the attention kernels'. Shapes, devices and alignments were checked above, and no
         // memory that is written overlaps any other operand. A cache's lengths cannot be checked here; the kernel
         // checks them against the capacity. The views borrow the memory during the call; afterwards it is freed only
-        // once this work is done.
-        unsafe { self.kernel.launch(stream, &params) }
+        // once this work is done. Work that uses the workspace is in order.
+        workspace.issue(stream, || unsafe { self.kernel.launch(stream, &params) })
     }
 
     fn check(

@@ -82,3 +82,14 @@ EXPORT int fused_lora_emulator_launch(Machine* machine, const LaunchRequest* req
   report[report_bytes - 1] = 0;
   return static_cast<int>(machine->fault);
 }
+
+/// The number of allocations on which the last launch made an atomic read-modify-write. Writes the addresses of the first
+/// `capacity` of them.
+EXPORT size_t fused_lora_emulator_updated(const Machine* machine, uint64_t* addresses, size_t capacity) {
+  size_t n = 0;
+  for (const char* allocation : machine->updated) {
+    if (n == capacity) break;
+    addresses[n++] = reinterpret_cast<uint64_t>(allocation);
+  }
+  return machine->updated.size();
+}

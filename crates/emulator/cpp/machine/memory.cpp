@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 
 #include "sanitizer.h"
 
@@ -73,6 +74,11 @@ bool Memory::release(char* p) {
   free_.emplace(rounded(found->second), p);
   live_.erase(found);
   return true;
+}
+
+const char* Memory::allocation_of(const void* p) const {
+  auto after = live_.upper_bound(const_cast<char*>(static_cast<const char*>(p)));
+  return std::prev(after)->first;
 }
 
 void Memory::open(char* p, size_t bytes) {

@@ -34,6 +34,9 @@ class Memory {
   void open(char* p, size_t bytes);
   void close(char* p, size_t bytes);
 
+  /// The start of the allocation of global memory that contains `p`.
+  const char* allocation_of(const void* p) const;
+
   size_t offset(const void* p) const { return static_cast<size_t>(static_cast<const char*>(p) - base_); }
   bool is_global(const void* p) const { return offset(p) < global_bytes; }
   bool is_shared(const void* p) const { return offset(p) - global_bytes < slots * slot_bytes; }

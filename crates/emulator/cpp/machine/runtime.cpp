@@ -122,6 +122,7 @@ uint64_t update_strong(void* at, uint64_t operand, uint32_t bytes, Update update
   machine->race->access(self->clock, at, bytes, RaceDetector::Kind::atomic, SITE);
   if (acquires(order)) machine->race->acquire(self->clock, at);
   if (releases(order)) machine->race->release(self->clock, at);
+  machine->updated.insert(machine->memory.allocation_of(at));
   uint64_t before = read_word(at, bytes);
   uint64_t after = update == Update::add ? before + operand : (before > operand ? before : operand);
   memcpy(at, &after, bytes);
