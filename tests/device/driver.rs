@@ -18,7 +18,13 @@ fn functions() -> Vec<&'static str> {
     let names: Vec<_> = list.lines().filter_map(|line| line.trim().strip_suffix(';')?.split_once('(')).collect();
     let mut names: Vec<_> = names.into_iter().map(|(name, _)| name).collect();
     // One of them goes over several lines.
-    names.extend(["cuLaunchKernelEx", "cuGetErrorName", "cuGetErrorString", "cuEventElapsedTime", "cuStreamGetCaptureInfo_v2"]);
+    names.extend([
+        "cuLaunchKernelEx",
+        "cuGetErrorName",
+        "cuGetErrorString",
+        "cuEventElapsedTime",
+        "cuStreamGetCaptureInfo_v2",
+    ]);
     assert!(names.len() > 40 && names.iter().all(|name| name.starts_with("cu")), "{names:?}");
     names
 }

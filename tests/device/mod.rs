@@ -8,5 +8,6 @@ mod forward;
 mod forward_options;
 mod forward_refusals;
 mod optim;
+mod order;
 mod row_ends;
 mod slot;

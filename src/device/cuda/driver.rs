@@ -186,14 +186,8 @@ driver_functions! {
 }
 
 type ElapsedTime = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> Code;
-type StreamCaptureInfo = unsafe extern "C" fn(
-    CUstream,
-    *mut c_uint,
-    *mut u64,
-    *mut CUgraph,
-    *mut *const c_void,
-    *mut usize,
-) -> Code;
+type StreamCaptureInfo =
+    unsafe extern "C" fn(CUstream, *mut c_uint, *mut u64, *mut CUgraph, *mut *const c_void, *mut usize) -> Code;
 type FuncLoad = unsafe extern "C" fn(CUfunction) -> Code;
 type TensorMapEncodeTiled = unsafe extern "C" fn(
     *mut c_void,

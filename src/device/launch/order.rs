@@ -226,3 +226,41 @@ impl Drop for Capture<'_> {
         }
     }
 }
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::device::{Device, EmulatorConfig};
+
+    fn issue(order: &Arc<Order>, stream: &Stream) {
+        order.issue(stream, || Ok(())).expect("the device lives");
+    }
+
+    #[test]
+    fn only_a_change_of_streams_takes_an_event() -> Result<()> {
+        let device = Device::emulator(EmulatorConfig::default())?;
+        let streams = [Stream::new(&device)?, Stream::new(&device)?];
+        let orders = [Arc::<Order>::default(), Arc::default()];
+        for _ in 0..3 {
+            orders.iter().zip(&streams).for_each(|(order, stream)| issue(order, stream));
+            // SAFETY: the stream lives as long as the order, and is this device's.
+            issue(&orders[0], &unsafe { Stream::from_raw(&device, streams[0].as_raw()) });
+        }
+        assert!(orders.iter().all(|order| lock(&order.0).event.is_none()), "no stream waits for another");
+        issue(&orders[0], &streams[1]);
+        assert!(lock(&orders[0].0).event.is_some() && lock(&orders[1].0).event.is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn a_stream_lives_until_the_order_lets_it_go() -> Result<()> {
+        let device = Device::emulator(EmulatorConfig::default())?;
+        let (order, first) = (Arc::<Order>::default(), Stream::new(&device)?);
+        let holders = first.holders();
+        issue(&order, &first);
+        assert_eq!(first.holders(), holders + 1);
+        issue(&order, &Stream::new(&device)?);
+        assert_eq!(first.holders(), holders);
+        Ok(())
+    }
+}

@@ -88,6 +88,11 @@ impl Stream {
         unsafe { self.device().backend().is_capturing(self.handle()) }
     }
 
+    #[cfg(all(test, feature = "emulator"))]
+    pub(super) fn holders(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// The number of the capture that the stream belongs to, a foreign one included.
     pub(super) fn capture_id(&self) -> Result<Option<u64>> {
         // SAFETY: the stream lives.
