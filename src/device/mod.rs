@@ -18,7 +18,9 @@
 //!
 //! Memory may be dropped while a stream still uses it: it is freed when that work is done. The caller must order work
 //! on *different* streams that accesses the same memory, with [`Stream::wait`]. Unordered work may read any values, but
-//! nothing worse happens.
+//! nothing worse happens: launches, steps and replays that share a [`Workspace`], an [`Optimizer`] or a
+//! [`MergeReportBuffer`] are put in order, whatever streams they are on, because kernels that updated its counters at
+//! the same time might never end.
 
 mod adapter;
 mod backend;

@@ -8,8 +8,8 @@ use crate::common::rig::on_gpu;
 use crate::common::{Buffer, RandomLayer, Rng, Shape, steps};
 use fused_lora::device::{
     Adapter, Attention, AttentionMemory, Backward, BackwardInput, BackwardOutput, Device, DeviceAdapter, DeviceBuffer,
-    DeviceMatrix, DeviceMatrixMut, DeviceParameter, Event, FactorGradient, Forward, Graph, Optimizer, Stream,
-    Workspace,
+    DeviceMatrix, DeviceMatrixMut, DeviceParameter, DeviceSegment, Event, FactorGradient, Forward, Graph, Merge,
+    MergeReportBuffer, Optimizer, Stream, Workspace,
 };
 use fused_lora::lora::{Accumulate, Activation, Layout, Residual};
 use fused_lora::optim::{AdamW, Factor};
@@ -239,6 +239,31 @@ fn optimizer_steps_of_two_streams_and_of_graphs() -> Result<()> {
     optimizer.set_steps(&stream, 7)?;
     optimizer.step(&other, &mut parameters)?;
     assert_eq!(optimizer.steps(&stream)?, 8);
+    Ok(())
+}
+
+#[test]
+fn merges_of_two_streams() -> Result<()> {
+    let stream = Stream::new(&device())?;
+    let (rows, cols, rank) = (48, 64, 3);
+    let ones = |len| DeviceBuffer::from_slice(&stream, &vec![1.0f32; len]);
+    let (source, a, b) = (ones(rows * cols)?, ones(rank * cols)?, ones(rows * rank)?);
+    let mut weight = ones(rows * cols)?;
+    let segment = DeviceSegment {
+        columns: 0..rows,
+        a: DeviceMatrix::new(a.as_slice(), rank, cols)?,
+        b: DeviceMatrix::new(b.as_slice(), rows, rank)?,
+        scale: 0.5,
+    };
+    let merge = Merge::<f32>::new(stream.device(), rows, cols, Layout::OutIn)?;
+    let mut report = MergeReportBuffer::new(&stream)?;
+    alternate(stream.device(), |stream| {
+        let source = DeviceMatrix::new(source.as_slice(), rows, cols)?;
+        let weight = DeviceMatrixMut::new(weight.as_mut_slice(), rows, cols)?;
+        merge.merge_into(stream, source, weight, std::slice::from_ref(&segment), &mut report)
+    })?;
+    assert_eq!(report.read(&stream)?.largest_change, 1.5);
+    assert_eq!(weight.to_vec(&stream)?, vec![2.5; rows * cols]);
     Ok(())
 }
 

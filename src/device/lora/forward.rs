@@ -221,10 +221,11 @@ impl<T: Element> Forward<T> {
         match &self.plan {
             Plan::Decode(plan) => {
                 let params = decode::params(plan, &operands);
-                // SAFETY: the parameters are the decode kernels'. Work that uses the workspace is in order. Shapes, bounds, devices and alignments were checked
+                // SAFETY: the parameters are the decode kernels'. Shapes, bounds, devices and alignments were checked
                 // above, and no output overlaps any other operand except a residual that is y itself, which the kernels
                 // allow. The views borrow the memory during the call; afterwards it is freed only once this work is
                 // done. A slot holds a table that fits, and keeps its adapter alive as long as a launch may read it.
+                // Work that uses the workspace is in order.
                 operands.workspace.issue(stream, || unsafe { self.kernel.launch(stream, &params) })
             }
             Plan::Forward(plan) if plan.tensor_maps => {

@@ -1,9 +1,11 @@
 //! Merging adapters into a weight on a device, and removing them again.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use crate::abi::{LoraMerge, LoraMergeReport};
 use crate::device::Device;
+use crate::device::launch::order::Order;
 use crate::device::launch::planned_kernel::PlannedKernel;
 use crate::device::launch::stream::Stream;
 use crate::device::lora::layer::{DeviceSegment, expect_operand, segment_table, validate_segments};
@@ -30,6 +32,7 @@ pub struct DeviceMergeReport {
 #[derive(Debug)]
 pub struct MergeReportBuffer {
     words: DeviceBuffer<u32>,
+    order: Arc<Order>,
 }
 
 const REPORT_WORDS: usize = size_of::<LoraMergeReport>() / size_of::<u32>();
@@ -40,16 +43,19 @@ impl MergeReportBuffer {
     /// # Errors
     /// As [`DeviceBuffer::zeros`].
     pub fn new(stream: &Stream) -> Result<Self> {
-        Ok(Self { words: DeviceBuffer::zeros(stream, REPORT_WORDS)? })
+        let order = Arc::<Order>::default();
+        Ok(Self { words: order.issue(stream, || DeviceBuffer::zeros(stream, REPORT_WORDS))?, order })
     }
 
-    /// Waits for the stream's work and reads the report of the last merge.
+    /// Waits for the stream's work and the last merge, and reads the report of that merge.
     ///
     /// # Errors
-    /// [`Error::WrongDevice`], or an error of the driver.
+    /// [`Error::WrongDevice`], [`Error::CaptureRefused`] inside a capture, or an error of the driver.
     pub fn read(&self, stream: &Stream) -> Result<DeviceMergeReport> {
         let mut words = [0; REPORT_WORDS];
-        self.words.as_slice().download(stream, &mut words)?;
+        self.words.device().expect_same("stream", stream.device())?;
+        stream.refuse_in_capture("copying to the host")?;
+        self.order.issue(stream, || self.words.as_slice().download(stream, &mut words))?;
         let [rounding, change, not_finite] = words;
         Ok(DeviceMergeReport {
             largest_rounding: f32::from_bits(rounding),
@@ -166,11 +172,15 @@ impl<T: Element> Merge<T> {
             output.extent().refuse_overlap("weight", "B", &segment.b.extent())?;
         }
         let params = self.params(source.as_ref().unwrap_or(&output), &output, segments, sign, &words);
-        report.words.as_mut_slice().fill(stream, 0)?;
-        // SAFETY: the parameters are the merge kernels'. Shapes, bounds, devices and alignments were checked above, and
-        // no output overlaps any other operand except a source that is the weight itself, which the kernels allow. The
-        // views borrow the memory during the call; afterwards it is freed only once this work is done.
-        unsafe { self.kernel.launch(stream, &params) }
+        let order = Arc::clone(&report.order);
+        order.issue(stream, || {
+            report.words.as_mut_slice().fill(stream, 0)?;
+            // SAFETY: the parameters are the merge kernels'. Shapes, bounds, devices and alignments were checked above,
+            // and no output overlaps any other operand except a source that is the weight itself, which the kernels
+            // allow. The views borrow the memory during the call; afterwards it is freed only once this work is done.
+            // Merges with one report are in order.
+            unsafe { self.kernel.launch(stream, &params) }
+        })
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "validated: dimensions and strides fit 31 bits")]
