@@ -3,6 +3,7 @@
 mod attention;
 mod backward;
 mod calls;
+mod dependent;
 mod driver;
 mod forward;
 mod forward_options;

@@ -41,4 +41,4 @@ pub use config::{Build, Completion, Config, Counters, Schedule};
 pub use error::{Error, Fault};
 pub use kernels::Kernels;
 pub use library::{KernelInfo, expect_available, sanitizer_preload};
-pub use machine::{Launch, Machine, TensorMap};
+pub use machine::{Accessed, Launch, Machine, TensorMap};

@@ -82,7 +82,7 @@ pub(crate) struct MachineApi {
     kernel: unsafe extern "C" fn(u32) -> RawKernel,
     site: unsafe extern "C" fn(u32, *mut c_char, usize) -> u64,
     pub(crate) launch: LaunchFn,
-    pub(crate) updated: unsafe extern "C" fn(*const RawMachine, *mut u64, usize) -> usize,
+    pub(crate) accessed: unsafe extern "C" fn(*const RawMachine, u32, *mut u64, usize) -> usize,
     pub(crate) encode_tensor_map: EncodeTensorMapFn,
     build: Build,
     /// The kernels of each library that was loaded.
@@ -126,7 +126,7 @@ impl MachineApi {
             kernel: entry!("kernel"),
             site: entry!("site"),
             launch: entry!("launch"),
-            updated: entry!("updated"),
+            accessed: entry!("accessed"),
             encode_tensor_map: entry!("encode_tensor_map"),
             build,
             loaded: Mutex::default(),

@@ -27,6 +27,17 @@ pub struct Launch<'a> {
     pub params: &'a [u8],
 }
 
+/// The allocations of global memory that a launch accessed, by their addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Accessed {
+    /// Those on which it made an atomic read-modify-write.
+    pub updated: Vec<u64>,
+    /// Those that it wrote in any way.
+    pub written: Vec<u64>,
+    /// Those that it read through the non-coherent path (`gpu::load_constant`, `gpu::load_constant_once`).
+    pub read_as_constant: Vec<u64>,
+}
+
 /// A tensor in global memory, and the shape of the boxes that are copied from or to it. The contiguous dimension comes
 /// first.
 #[derive(Debug, Clone, Copy)]
@@ -244,18 +255,17 @@ impl Machine {
     /// functions check the addresses that they get; accesses through plain pointers are checked in the race build only.
     pub unsafe fn launch(&self, launch: &Launch<'_>) -> Result<Counters, Error> {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.launch_and_list_updated(launch) }.map(|(counters, _)| counters)
+        unsafe { self.launch_and_list(launch) }.map(|(counters, _)| counters)
     }
 
-    /// As [`launch`](Self::launch). Also returns the addresses of the allocations on which the launch has made an atomic
-    /// read-modify-write.
+    /// As [`launch`](Self::launch). Also returns the allocations that the launch accessed.
     ///
     /// # Errors
     /// As [`launch`](Self::launch).
     ///
     /// # Safety
     /// As [`launch`](Self::launch).
-    pub unsafe fn launch_and_list_updated(&self, launch: &Launch<'_>) -> Result<(Counters, Vec<u64>), Error> {
+    pub unsafe fn launch_and_list(&self, launch: &Launch<'_>) -> Result<(Counters, Accessed), Error> {
         let kernel = || launch.kernel.to_owned();
         let info = self.kernel(launch.kernel)?;
         if info.params_bytes != launch.params.len() {
@@ -278,17 +288,20 @@ impl Machine {
         };
         let mut counters = Counters::default();
         let mut report = vec![0u8; REPORT_BYTES];
-        let mut updated = vec![];
+        let mut accessed = [const { Vec::new() }; 3];
         // SAFETY: all pointers outlive the call, the sizes are theirs, and the lock is held.
         let code = self.with_raw(|raw| unsafe {
             let text = report.as_mut_ptr().cast::<c_char>();
             let code = (self.api.launch)(raw, &request, &raw_config, &mut counters, text, report.len());
-            updated.resize((self.api.updated)(raw, std::ptr::null_mut(), 0), 0);
-            (self.api.updated)(raw, updated.as_mut_ptr(), updated.len());
+            for (how, list) in (0..).zip(&mut accessed) {
+                list.resize((self.api.accessed)(raw, how, std::ptr::null_mut(), 0), 0);
+                (self.api.accessed)(raw, how, list.as_mut_ptr(), list.len());
+            }
             code
         });
         if code == 0 {
-            return Ok((counters, updated));
+            let [updated, written, read_as_constant] = accessed;
+            return Ok((counters, Accessed { updated, written, read_as_constant }));
         }
         let text = CStr::from_bytes_until_nul(&report).map(CStr::to_string_lossy).unwrap_or_default();
         Err(Error::Fault { kernel: kernel(), fault: Fault::from_code(code), report: symbols::resolve(&text, self.api) })

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fused_lora_emulator as emulator;
-use fused_lora_emulator::{Config, Counters, Machine};
+use fused_lora_emulator::{Accessed, Config, Counters, Machine};
 
 use crate::abi::TensorMap;
 use crate::device::backend::{Backend, Handle, Launch, LoadedKernel};
@@ -41,6 +41,7 @@ pub(crate) struct Emulator {
     /// For each allocation, the last launch that updated it atomically. Held while operations are performed, so that they
     /// run in the order of their places.
     updates: Mutex<Updates>,
+    chains: Mutex<Chains>,
     /// Launches left until the device is lost; `None` if it is never lost.
     left: Mutex<Option<u32>>,
 }
@@ -60,6 +61,34 @@ fn note_updates(updates: &mut Updates, updated: &[u64], kernel: &str, place: &La
             ));
         }
     }
+    fault
+}
+
+/// For each stream, the allocations that its launches have written since the last operation that waited for all work before
+/// it, with the kernel that wrote them. Dependent launches do not wait, so all of these may overlap.
+type Chains = HashMap<Handle, HashMap<u64, String>>;
+
+/// Notes a launch in its stream's chain. Returns why it fails, if it reads through the non-coherent path what a launch of the
+/// chain wrote: such a read may see what was there before.
+fn note_chain(
+    chains: &mut Chains,
+    stream: Handle,
+    dependent: bool,
+    accessed: &Accessed,
+    kernel: &str,
+) -> Option<String> {
+    let chain = chains.entry(stream).or_default();
+    if !dependent {
+        chain.clear();
+    }
+    let stale = accessed.read_as_constant.iter().find_map(|address| Some((address, chain.get(address)?)));
+    let fault = stale.map(|(address, writer)| {
+        format!(
+            "it is launched dependent and reads the allocation at {address:#x} through the non-coherent path, which \
+             {writer} wrote before, since the last launch that waited for all work before it"
+        )
+    });
+    chain.extend(accessed.written.iter().map(|&address| (address, kernel.to_owned())));
     fault
 }
 
@@ -112,6 +141,7 @@ impl Emulator {
             kernels: Mutex::default(),
             counters: Mutex::default(),
             updates: Mutex::default(),
+            chains: Mutex::default(),
             left: Mutex::default(),
         })
     }
@@ -128,6 +158,7 @@ impl Emulator {
         let mut streams = lock(&self.streams);
         streams.tick(stream);
         streams.host_awaits(stream);
+        lock(&self.chains).remove(&stream);
     }
 
     /// Performs an operation, or adds it to the graph that is being captured.
@@ -142,12 +173,21 @@ impl Emulator {
         let place = LaunchPlace { issued: streams.tick(stream), captured: None };
         drop(streams);
         // SAFETY: the caller's promise.
-        unsafe { self.perform(&operation, &place, &mut updates) }
+        unsafe { self.perform(stream, &operation, &place, &mut updates) }
     }
 
     /// # Safety
     /// As the backend's methods.
-    unsafe fn perform(&self, operation: &Operation, place: &LaunchPlace, updates: &mut Updates) -> Result<()> {
+    unsafe fn perform(
+        &self,
+        stream: Handle,
+        operation: &Operation,
+        place: &LaunchPlace,
+        updates: &mut Updates,
+    ) -> Result<()> {
+        if !matches!(operation, Operation::Launch { .. }) {
+            lock(&self.chains).remove(&stream);
+        }
         match operation {
             // SAFETY: the caller's promise.
             Operation::Fill { address, byte, bytes } => unsafe { self.machine.fill(*address, *byte, *bytes) },
@@ -161,10 +201,15 @@ impl Emulator {
                 let name = lock(&self.kernels)[kernel.0].clone();
                 let launch = emulator::Launch { kernel: &name, grid, block, shared_bytes, cluster, params };
                 // SAFETY: the caller's promise.
-                let (counters, updated) = unsafe { self.machine.launch_and_list_updated(&launch) }?;
-                if let Some(report) = note_updates(updates, &updated, &name, place) {
+                let (counters, accessed) = unsafe { self.machine.launch_and_list(&launch) }?;
+                if let Some(report) = note_updates(updates, &accessed.updated, &name, place) {
                     return Err(Error::Launch(LaunchError::Fault { kernel: name, report }));
                 }
+                let mut chains = lock(&self.chains);
+                if let Some(report) = note_chain(&mut chains, stream, config.dependent_launch, &accessed, &name) {
+                    return Err(Error::Launch(LaunchError::Fault { kernel: name, report }));
+                }
+                drop(chains);
                 let threads = grid.iter().map(|&ctas| u64::from(ctas)).product::<u64>() * u64::from(block);
                 if config.dependent_launch && counters.dependency_waits != threads {
                     let waits = counters.dependency_waits;
@@ -196,6 +241,7 @@ impl Backend for Emulator {
 
     unsafe fn free(&self, address: u64) {
         lock(&self.updates).remove(&address);
+        lock(&self.chains).values_mut().for_each(|chain| drop(chain.remove(&address)));
         // SAFETY: the caller's promise; no work is in flight.
         unsafe { self.machine.free(address) };
     }
@@ -238,6 +284,7 @@ impl Backend for Emulator {
     unsafe fn synchronize(&self, stream: Handle) -> Result<()> {
         self.expect_alive()?;
         lock(&self.streams).host_awaits(stream);
+        lock(&self.chains).remove(&stream);
         Ok(())
     }
 
@@ -325,7 +372,7 @@ impl Backend for Emulator {
             self.expect_alive()?;
             let place = LaunchPlace { issued: issued.clone(), captured: Some(captured.place.clone()) };
             // SAFETY: the caller's promise; the graph's memory is kept.
-            unsafe { self.perform(&captured.operation, &place, &mut updates) }?;
+            unsafe { self.perform(stream, &captured.operation, &place, &mut updates) }?;
         }
         Ok(())
     }

@@ -83,13 +83,15 @@ EXPORT int fused_lora_emulator_launch(Machine* machine, const LaunchRequest* req
   return static_cast<int>(machine->fault);
 }
 
-/// The number of allocations on which the last launch made an atomic read-modify-write. Writes the addresses of the first
-/// `capacity` of them.
-EXPORT size_t fused_lora_emulator_updated(const Machine* machine, uint64_t* addresses, size_t capacity) {
+/// The number of allocations that the last launch updated by atomic read-modify-writes (`how` 0), wrote in any way (1), or read
+/// through the non-coherent path (2). Writes the addresses of the first `capacity` of them.
+EXPORT size_t fused_lora_emulator_accessed(const Machine* machine, uint32_t how, uint64_t* addresses, size_t capacity) {
+  const emu::AllocationSet* sets[] = {&machine->updated, &machine->written, &machine->read_as_constant};
+  const auto& starts = sets[how]->starts();
   size_t n = 0;
-  for (const char* allocation : machine->updated) {
+  for (const char* start : starts) {
     if (n == capacity) break;
-    addresses[n++] = reinterpret_cast<uint64_t>(allocation);
+    addresses[n++] = reinterpret_cast<uint64_t>(start);
   }
-  return machine->updated.size();
+  return starts.size();
 }

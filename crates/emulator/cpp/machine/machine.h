@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
-#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -163,7 +162,9 @@ class Machine {
   std::unique_ptr<AsyncState> async;
   std::unique_ptr<ShadowMemory> shadow;
   std::vector<std::unique_ptr<Cta>> ctas;  // resident now
-  std::set<const char*> updated;           // allocations on which the launch has made an atomic read-modify-write
+  AllocationSet updated;                   // by atomic read-modify-writes
+  AllocationSet written;                   // by any store
+  AllocationSet read_as_constant;          // by load_constant and load_constant_once
   uint64_t events = 0;                     // counts the events that could end a wait
   Fault fault = Fault::none;
   std::string report;

@@ -76,9 +76,10 @@ bool Memory::release(char* p) {
   return true;
 }
 
-const char* Memory::allocation_of(const void* p) const {
+std::pair<const char*, const char*> Memory::allocation_of(const void* p) const {
   auto after = live_.upper_bound(const_cast<char*>(static_cast<const char*>(p)));
-  return std::prev(after)->first;
+  const auto& [start, bytes] = *std::prev(after);
+  return {start, start + bytes};
 }
 
 void Memory::open(char* p, size_t bytes) {

@@ -5,6 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <set>
+#include <tuple>
+#include <utility>
 
 namespace emu {
 
@@ -34,8 +37,8 @@ class Memory {
   void open(char* p, size_t bytes);
   void close(char* p, size_t bytes);
 
-  /// The start of the allocation of global memory that contains `p`.
-  const char* allocation_of(const void* p) const;
+  /// The start and the end of the allocation of global memory that contains `p`.
+  std::pair<const char*, const char*> allocation_of(const void* p) const;
 
   size_t offset(const void* p) const { return static_cast<size_t>(static_cast<const char*>(p) - base_); }
   bool is_global(const void* p) const { return offset(p) < global_bytes; }
@@ -59,6 +62,28 @@ class Memory {
   size_t top_ = 0;
   std::map<char*, size_t> live_;
   std::multimap<size_t, char*> free_;
+};
+
+/// Allocations of global memory that a launch has accessed in some way.
+class AllocationSet {
+ public:
+  /// Adds the allocation that contains `p`.
+  void insert(const Memory& memory, const void* p) {
+    // Most accesses are of the allocation of the one before.
+    const char* at = static_cast<const char*>(p);
+    if (at >= begin_ && at < end_) return;
+    std::tie(begin_, end_) = memory.allocation_of(p);
+    starts_.insert(begin_);
+  }
+  void clear() {
+    starts_.clear();
+    begin_ = end_ = nullptr;
+  }
+  const std::set<const char*>& starts() const { return starts_; }
+
+ private:
+  const char *begin_ = nullptr, *end_ = nullptr;
+  std::set<const char*> starts_;
 };
 
 /// Reserves address space, which takes no memory until it is written; aborts the process if there is none.

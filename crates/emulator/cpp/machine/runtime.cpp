@@ -48,9 +48,10 @@ ThreadIndex block_size() { return {machine->shape.threads, 1, 1}; }
 ThreadIndex grid_size() { return index(machine->shape.grid); }
 uint32_t lane() { return self->lane; }
 
-void load_global(void* to, const void* from, uint32_t bytes, Cache cache, const char* name) {
+void load_global(void* to, const void* from, uint32_t bytes, Cache cache, const char* name, bool constant) {
   check(from, bytes, true, name);
-  if (cache != Cache::once) note_global_access(name);
+  if (cache != Cache::once || !constant) note_global_access(name);
+  if (constant) machine->read_as_constant.insert(machine->memory, from);
   machine->counters->global(cache == Cache::once ? Access::once : Access::load, from, bytes, SITE);
   machine->race->access(self->clock, from, bytes, RaceDetector::Kind::read, SITE);
   memcpy(to, from, bytes);
@@ -61,6 +62,7 @@ void store_global(void* to, const void* from, uint32_t bytes, const char* name) 
   note_global_access(name);
   machine->counters->global(Access::store, to, bytes, SITE);
   machine->race->access(self->clock, to, bytes, RaceDetector::Kind::write, SITE);
+  machine->written.insert(machine->memory, to);
   memcpy(to, from, bytes);
   machine->events++;
 }
@@ -107,6 +109,7 @@ void store_strong(void* to, uint64_t value, uint32_t bytes, Order order, const c
   machine->jitter();
   machine->counters->global(Access::atomic, to, bytes, SITE);
   machine->race->access(self->clock, to, bytes, RaceDetector::Kind::atomic, SITE);
+  machine->written.insert(machine->memory, to);
   // A store begins a new release sequence: what earlier releases of this word published is dropped.
   machine->race->forget(to);
   if (releases(order)) machine->race->release(self->clock, to);
@@ -122,7 +125,8 @@ uint64_t update_strong(void* at, uint64_t operand, uint32_t bytes, Update update
   machine->race->access(self->clock, at, bytes, RaceDetector::Kind::atomic, SITE);
   if (acquires(order)) machine->race->acquire(self->clock, at);
   if (releases(order)) machine->race->release(self->clock, at);
-  machine->updated.insert(machine->memory.allocation_of(at));
+  machine->updated.insert(machine->memory, at);
+  machine->written.insert(machine->memory, at);
   uint64_t before = read_word(at, bytes);
   uint64_t after = update == Update::add ? before + operand : (before > operand ? before : operand);
   memcpy(at, &after, bytes);

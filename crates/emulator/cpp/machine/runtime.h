@@ -22,7 +22,9 @@ enum class Cache : uint32_t { normal, once };
 
 // --- memory ---
 /// Accesses of global memory, 1 to 16 bytes, aligned to their size.
-void load_global(void* to, const void* from, uint32_t bytes, Cache cache, const char* name);
+/// `constant`: through the non-coherent path.
+void load_global(void* to, const void* from, uint32_t bytes, Cache cache, const char* name,
+                 bool constant = false);
 void store_global(void* to, const void* from, uint32_t bytes, const char* name);
 void load_shared(void* to, const void* from, uint32_t bytes, const char* name);
 void store_shared(void* to, const void* from, uint32_t bytes, const char* name);

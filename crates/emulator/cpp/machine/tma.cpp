@@ -147,6 +147,7 @@ void tma_store(const void* map, uint32_t from, const int32_t* at, uint32_t rank,
       fail(Fault::out_of_bounds, "%s: the tensor's rows do not lie in global memory", name);
     }
     machine->race->access(store->writer, row, row_bytes, RaceDetector::Kind::write, site);
+    machine->written.insert(machine->memory, row);
     machine->counters->engine(row, static_cast<uint32_t>(row_bytes), true);
     memset(row, 0xff, row_bytes);
   });

@@ -27,13 +27,13 @@ GPU_DEVICE T load_input(const T* p) {
 template <class T>
 GPU_DEVICE T load_constant(const T* p) {
   T value;
-  emu::load_global(&value, p, sizeof(T), emu::Cache::normal, "load_constant");
+  emu::load_global(&value, p, sizeof(T), emu::Cache::normal, "load_constant", true);
   return value;
 }
 
 GPU_DEVICE Chunk load_constant_once(const Chunk* p) {
   Chunk value;
-  emu::load_global(&value, p, sizeof(Chunk), emu::Cache::once, "load_constant_once");
+  emu::load_global(&value, p, sizeof(Chunk), emu::Cache::once, "load_constant_once", true);
   return value;
 }
 
