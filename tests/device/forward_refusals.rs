@@ -253,7 +253,8 @@ fn each_wrong_launch_that_leaves_t_has_its_error() -> Result<()> {
 
         let words = DeviceBuffer::<u64>::zeros(&small.stream, required.bytes().div_ceil(8))?;
         let inside = words.address();
-        let mut placed = Workspace::in_buffer(&small.stream, words, required)?;
+        // SAFETY: nothing else uses the memory.
+        let mut placed = unsafe { Workspace::in_buffer(&small.stream, words, required) }?;
         let on_workspace = |other| Error::Overlap { output: "the workspace", other };
         assert_eq!(into(writable(here, inside, TOKENS, RANK), &mut placed), on_workspace("T"));
         let y = writable(here, inside, TOKENS, D_OUT);
@@ -303,9 +304,11 @@ fn unaligned<T: Element>(tokens: usize) -> Result<()> {
     assert!(forward.plan().launch().kernel.ends_with("_any"), "{}", forward.plan());
     let words = forward.workspace().bytes() / 8;
     let buffer = |len| DeviceBuffer::from_slice(&small.stream, &vec![u64::MAX; len]);
-    let too_short = Workspace::in_buffer(&small.stream, buffer(words - 1)?, forward.workspace());
+    // SAFETY: nothing else uses the memory.
+    let too_short = unsafe { Workspace::in_buffer(&small.stream, buffer(words - 1)?, forward.workspace()) };
     assert!(matches!(too_short, Err(Error::BufferTooShort { .. })), "{too_short:?}");
-    let mut workspace = Workspace::in_buffer(&small.stream, buffer(words)?, forward.workspace())?;
+    // SAFETY: nothing else uses the memory.
+    let mut workspace = unsafe { Workspace::in_buffer(&small.stream, buffer(words)?, forward.workspace()) }?;
     let mut y = DeviceBuffer::from_slice(&small.stream, &vec![T::from_f64(f64::NAN); tokens * D_OUT])?;
     let x = DeviceMatrix::new(small.data.slice(1..tokens * D_IN + 1), tokens, D_IN)?;
     let out = DeviceMatrixMut::new(y.as_mut_slice(), tokens, D_OUT)?;

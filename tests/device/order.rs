@@ -464,7 +464,8 @@ fn the_emulator_fails_launches_that_are_not_ordered() -> Result<()> {
     // SAFETY: on the emulator no two launches run at the same time, so any order does.
     let place = || unsafe { DeviceBuffer::from_raw(&device, memory.address(), len) };
     let mut workspaces =
-        [(), ()].map(|()| Workspace::in_buffer(&layer.stream, place(), layer.forward.workspace()).unwrap());
+        // SAFETY: as above; that both use one memory is what this test is about.
+        [(), ()].map(|()| unsafe { Workspace::in_buffer(&layer.stream, place(), layer.forward.workspace()) }.unwrap());
     layer.stream.synchronize()?;
     let streams = [Stream::new(&device)?, Stream::new(&device)?];
     layer.launch(&streams[0], &mut workspaces[0])?;
@@ -503,12 +504,14 @@ fn workspaces_in_odd_places_or_captures_are_refused() -> Result<()> {
     let words = DeviceBuffer::<u64>::zeros(&stream, 32)?;
     // SAFETY: a part of the buffer above, which nothing else uses.
     let odd = unsafe { DeviceBuffer::from_raw(stream.device(), words.address() + 8, 31) };
-    let refused = Workspace::in_buffer(&stream, odd, layout).unwrap_err();
+    // SAFETY: nothing else uses the memory.
+    let refused = unsafe { Workspace::in_buffer(&stream, odd, layout) }.unwrap_err();
     let address = words.address() + 8;
     assert_eq!(refused, Error::Misaligned { operand: "the workspace", address, alignment: 16 });
     // SAFETY: likewise.
     let even = unsafe { DeviceBuffer::from_raw(stream.device(), words.address() + 16, 30) };
-    assert!(Workspace::in_buffer(&stream, even, layout).is_ok());
+    // SAFETY: as above.
+    assert!(unsafe { Workspace::in_buffer(&stream, even, layout) }.is_ok());
     let inside = Graph::capture(&stream, |stream| Workspace::new(stream, layout).map(drop)).unwrap_err();
     assert!(matches!(inside, Error::CaptureRefused { operation: "making a workspace", .. }), "{inside}");
     Ok(())

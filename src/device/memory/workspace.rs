@@ -41,7 +41,12 @@ impl Workspace {
     /// # Errors
     /// [`Error::BufferTooShort`] if the memory is smaller than the layout, [`Error::Misaligned`] if its address is not a
     /// multiple of 16, [`Error::WrongDevice`], [`Error::CaptureRefused`] inside a capture, or an error of the driver.
-    pub fn in_buffer(stream: &Stream, words: DeviceBuffer<u64>, layout: WorkspaceLayout) -> Result<Self> {
+    ///
+    /// # Safety
+    /// From now on, nothing but this workspace may write the memory: no unfinished work on any stream, and no replay of a
+    /// graph that was captured with it. A kernel that finds another number in its ticket counter waits for ever or
+    /// writes out of bounds.
+    pub unsafe fn in_buffer(stream: &Stream, words: DeviceBuffer<u64>, layout: WorkspaceLayout) -> Result<Self> {
         let (required, available) = (layout.bytes().div_ceil(size_of::<u64>()), words.len());
         if available < required {
             return Err(Error::BufferTooShort { rows: 1, cols: required, row_stride: required, required, available });
