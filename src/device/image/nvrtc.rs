@@ -269,10 +269,8 @@ mod tests {
         assert_eq!(code[..4], *b"\x7fELF", "{} for {target}", source.path);
         // The symbol table has the kernels' own names, by which they are looked up.
         for kernel in source.kernels {
-            for part in kernel.split('*').filter(|part| !part.is_empty()) {
-                let found = code.windows(part.len()).any(|window| window == part.as_bytes());
-                assert!(found, "{part} of {kernel} of {}", source.path);
-            }
+            let found = code.windows(kernel.len()).any(|window| window == kernel.as_bytes());
+            assert!(found, "{kernel} of {}", source.path);
         }
     }
 
@@ -291,16 +289,18 @@ mod tests {
 
     /// Sources that together include every header. The other sources instantiate the same headers for other types.
     fn sample() -> Vec<&'static Source> {
-        let mut covered = BTreeSet::new();
         let only_for_tests = |path: &str| path.starts_with("test/") || path.starts_with("ladder/");
-        let mut sample: Vec<_> = SOURCES.iter().filter(|s| !only_for_tests(s.path)).collect();
-        sample.sort_by_key(|source| std::cmp::Reverse(headers_of(source.text).len()));
-        sample.retain(|source| {
+        let mut left: Vec<_> = SOURCES.iter().filter(|s| !only_for_tests(s.path)).collect();
+        // The sources with the fewest kernels for each header come first: time goes to kernels.
+        left.sort_by_key(|source| 1000 * source.kernels.len() / headers_of(source.text).len().max(1));
+        let mut covered = BTreeSet::new();
+        left.retain(|source| {
             let headers = headers_of(source.text);
             let adds = !headers.is_subset(&covered);
             covered.extend(headers);
             adds
         });
+        let sample = left;
         let missing: Vec<_> =
             HEADERS.iter().filter(|(name, _)| !covered.contains(name) && !only_for_tests(name)).collect();
         assert!(missing.len() < 4, "{missing:?}");
