@@ -137,3 +137,9 @@ class DecodeTile {
 };
 
 }  // namespace lora
+
+/// A decode kernel: FUNCTION<E, TILE>, a line of lora/tiles.h.
+#define DECODE(NAME, FUNCTION, E, TILE)                                               \
+  GPU_KERNEL(NAME, LoraDecode, lora::tiles::TILE::threads, lora::tiles::TILE::ctas) { \
+    lora::FUNCTION<gpu::E, lora::tiles::TILE>(params);                                \
+  }

@@ -80,21 +80,16 @@ GPU_DEVICE void decode_columns(const LoraDecode& p) {
 
 }  // namespace lora
 
-#define DECODE_COLUMNS(NAME, E, TILE)                                                               \
-  GPU_KERNEL(NAME, LoraDecode, lora::tiles::TILE::threads, lora::tiles::TILE::ctas) {         \
-    lora::decode_columns<gpu::E, lora::tiles::TILE>(params);                                      \
-  }
-
-DECODE_COLUMNS(lora_decode_columns_f32_t1, f32, columns_f32_t1)
-DECODE_COLUMNS(lora_decode_columns_f32_t2, f32, columns_f32_t2)
-DECODE_COLUMNS(lora_decode_columns_f32_t4, f32, columns_f32_t4)
-DECODE_COLUMNS(lora_decode_columns_f32_t8, f32, columns_f32_t8)
-DECODE_COLUMNS(lora_decode_columns_f16_t1, f16, columns_16bit_t1)
-DECODE_COLUMNS(lora_decode_columns_f16_t2, f16, columns_16bit_t2)
-DECODE_COLUMNS(lora_decode_columns_f16_t4, f16, columns_16bit_t4)
-DECODE_COLUMNS(lora_decode_columns_bf16_t1, bf16, columns_16bit_t1)
-DECODE_COLUMNS(lora_decode_columns_bf16_t2, bf16, columns_16bit_t2)
-DECODE_COLUMNS(lora_decode_columns_bf16_t4, bf16, columns_16bit_t4)
-DECODE_COLUMNS(lora_decode_columns_f32_any, f32, columns_f32_any)
-DECODE_COLUMNS(lora_decode_columns_f16_any, f16, columns_16bit_any)
-DECODE_COLUMNS(lora_decode_columns_bf16_any, bf16, columns_16bit_any)
+DECODE(lora_decode_columns_f32_t1, decode_columns, f32, columns_f32_t1)
+DECODE(lora_decode_columns_f32_t2, decode_columns, f32, columns_f32_t2)
+DECODE(lora_decode_columns_f32_t4, decode_columns, f32, columns_f32_t4)
+DECODE(lora_decode_columns_f32_t8, decode_columns, f32, columns_f32_t8)
+DECODE(lora_decode_columns_f16_t1, decode_columns, f16, columns_16bit_t1)
+DECODE(lora_decode_columns_f16_t2, decode_columns, f16, columns_16bit_t2)
+DECODE(lora_decode_columns_f16_t4, decode_columns, f16, columns_16bit_t4)
+DECODE(lora_decode_columns_bf16_t1, decode_columns, bf16, columns_16bit_t1)
+DECODE(lora_decode_columns_bf16_t2, decode_columns, bf16, columns_16bit_t2)
+DECODE(lora_decode_columns_bf16_t4, decode_columns, bf16, columns_16bit_t4)
+DECODE(lora_decode_columns_f32_any, decode_columns, f32, columns_f32_any)
+DECODE(lora_decode_columns_f16_any, decode_columns, f16, columns_16bit_any)
+DECODE(lora_decode_columns_bf16_any, decode_columns, bf16, columns_16bit_any)

@@ -7,13 +7,8 @@
 #include <lora/decode_columns_mma.h>
 #include <lora/decode_rows_mma.h>
 
-#define DECODE_MMA(NAME, FUNCTION, E, TILE)                                                    \
-  GPU_KERNEL(NAME, LoraDecode, lora::tiles::TILE::threads, lora::tiles::TILE::ctas) {          \
-    lora::FUNCTION<gpu::E, lora::tiles::TILE>(params);                                         \
-  }
-
-DECODE_MMA(lora_decode_rows_mma_bf16_n2, decode_rows_mma, bf16, rows_mma_n2)
-DECODE_MMA(lora_decode_rows_mma_bf16_n4, decode_rows_mma, bf16, rows_mma_n4)
-DECODE_MMA(lora_decode_rows_mma_bf16_n8, decode_rows_mma, bf16, rows_mma_n8)
-DECODE_MMA(lora_decode_rows_mma_bf16_n12, decode_rows_mma, bf16, rows_mma_n12)
-DECODE_MMA(lora_decode_columns_mma_bf16, decode_columns_mma, bf16, columns_mma)
+DECODE(lora_decode_rows_mma_bf16_n2, decode_rows_mma, bf16, rows_mma_n2)
+DECODE(lora_decode_rows_mma_bf16_n4, decode_rows_mma, bf16, rows_mma_n4)
+DECODE(lora_decode_rows_mma_bf16_n8, decode_rows_mma, bf16, rows_mma_n8)
+DECODE(lora_decode_rows_mma_bf16_n12, decode_rows_mma, bf16, rows_mma_n12)
+DECODE(lora_decode_columns_mma_bf16, decode_columns_mma, bf16, columns_mma)

@@ -81,21 +81,16 @@ GPU_DEVICE void decode_rows(const LoraDecode& p) {
 
 }  // namespace lora
 
-#define DECODE_ROWS(NAME, E, TILE)                                                    \
-  GPU_KERNEL(NAME, LoraDecode, lora::tiles::TILE::threads, lora::tiles::TILE::ctas) { \
-    lora::decode_rows<gpu::E, lora::tiles::TILE>(params);                             \
-  }
-
-DECODE_ROWS(lora_decode_rows_f32_t1, f32, rows_f32_t1)
-DECODE_ROWS(lora_decode_rows_f32_t2, f32, rows_f32_t2)
-DECODE_ROWS(lora_decode_rows_f32_t4, f32, rows_f32_t4)
-DECODE_ROWS(lora_decode_rows_f32_t8, f32, rows_f32_t8)
-DECODE_ROWS(lora_decode_rows_f16_t1, f16, rows_16bit_t1)
-DECODE_ROWS(lora_decode_rows_f16_t2, f16, rows_16bit_t2)
-DECODE_ROWS(lora_decode_rows_f16_t4, f16, rows_16bit_t4)
-DECODE_ROWS(lora_decode_rows_bf16_t1, bf16, rows_16bit_t1)
-DECODE_ROWS(lora_decode_rows_bf16_t2, bf16, rows_16bit_t2)
-DECODE_ROWS(lora_decode_rows_bf16_t4, bf16, rows_16bit_t4)
-DECODE_ROWS(lora_decode_rows_f32_any, f32, rows_f32_any)
-DECODE_ROWS(lora_decode_rows_f16_any, f16, rows_16bit_any)
-DECODE_ROWS(lora_decode_rows_bf16_any, bf16, rows_16bit_any)
+DECODE(lora_decode_rows_f32_t1, decode_rows, f32, rows_f32_t1)
+DECODE(lora_decode_rows_f32_t2, decode_rows, f32, rows_f32_t2)
+DECODE(lora_decode_rows_f32_t4, decode_rows, f32, rows_f32_t4)
+DECODE(lora_decode_rows_f32_t8, decode_rows, f32, rows_f32_t8)
+DECODE(lora_decode_rows_f16_t1, decode_rows, f16, rows_16bit_t1)
+DECODE(lora_decode_rows_f16_t2, decode_rows, f16, rows_16bit_t2)
+DECODE(lora_decode_rows_f16_t4, decode_rows, f16, rows_16bit_t4)
+DECODE(lora_decode_rows_bf16_t1, decode_rows, bf16, rows_16bit_t1)
+DECODE(lora_decode_rows_bf16_t2, decode_rows, bf16, rows_16bit_t2)
+DECODE(lora_decode_rows_bf16_t4, decode_rows, bf16, rows_16bit_t4)
+DECODE(lora_decode_rows_f32_any, decode_rows, f32, rows_f32_any)
+DECODE(lora_decode_rows_f16_any, decode_rows, f16, rows_16bit_any)
+DECODE(lora_decode_rows_bf16_any, decode_rows, bf16, rows_16bit_any)
