@@ -32,13 +32,17 @@
 mod compiler;
 mod config;
 mod error;
+mod hazards;
 mod kernels;
 mod library;
 mod machine;
+mod order;
 mod symbols;
 
 pub use config::{Build, Completion, Config, Counters, Schedule};
 pub use error::{Error, Fault};
+pub use hazards::{Hazards, Strictness, Work};
 pub use kernels::Kernels;
 pub use library::{KernelInfo, expect_available, sanitizer_preload};
 pub use machine::{Accessed, Launch, Machine, TensorMap};
+pub use order::{Clock, Place, WorkPlace};

@@ -80,6 +80,7 @@ pub(crate) struct MachineApi {
     pub(crate) accessible: unsafe extern "C" fn(*const RawMachine, *const c_void, usize) -> c_int,
     kernel_count: unsafe extern "C" fn() -> u32,
     kernel: unsafe extern "C" fn(u32) -> RawKernel,
+    library_of: unsafe extern "C" fn(u32) -> *const c_char,
     site: unsafe extern "C" fn(u32, *mut c_char, usize) -> u64,
     pub(crate) launch: LaunchFn,
     pub(crate) accessed: unsafe extern "C" fn(*const RawMachine, u32, *mut u64, usize) -> usize,
@@ -124,6 +125,7 @@ impl MachineApi {
             accessible: entry!("accessible"),
             kernel_count: entry!("kernel_count"),
             kernel: entry!("kernel"),
+            library_of: entry!("library_of"),
             site: entry!("site"),
             launch: entry!("launch"),
             accessed: entry!("accessed"),
@@ -141,13 +143,19 @@ impl MachineApi {
         if let Some(infos) = loaded.get(&path) {
             return Ok(infos.clone());
         }
-        // SAFETY: an entry point of the loaded machine.
-        let first = unsafe { (self.kernel_count)() };
         open(&path)?;
-        // SAFETY: as above. Kernels are registered under the lock only, so these are the library's.
-        let infos: Vec<KernelInfo> = (first..unsafe { (self.kernel_count)() }).map(|index| self.info(index)).collect();
+        // The library may have been loaded before, by another copy of this crate in the same process.
+        // SAFETY: an entry point of the loaded machine.
+        let count = unsafe { (self.kernel_count)() };
+        let infos: Vec<_> = (0..count).filter(|&index| self.is_in(index, &path)).map(|index| self.info(index)).collect();
         loaded.insert(path, infos.clone());
         Ok(infos)
+    }
+
+    fn is_in(&self, index: u32, library: &Path) -> bool {
+        // SAFETY: the index is below the count; the text ends with a zero byte and lives as long as the library.
+        let found = unsafe { CStr::from_ptr((self.library_of)(index)) };
+        found.to_bytes() == library.as_os_str().as_encoded_bytes()
     }
 
     fn info(&self, index: u32) -> KernelInfo {

@@ -34,6 +34,8 @@ pub struct Accessed {
     pub updated: Vec<u64>,
     /// Those that it wrote in any way.
     pub written: Vec<u64>,
+    /// Those that it read in any way.
+    pub read: Vec<u64>,
     /// Those that it read through the non-coherent path (`gpu::load_constant`, `gpu::load_constant_once`).
     pub read_as_constant: Vec<u64>,
 }
@@ -288,7 +290,7 @@ impl Machine {
         };
         let mut counters = Counters::default();
         let mut report = vec![0u8; REPORT_BYTES];
-        let mut accessed = [const { Vec::new() }; 3];
+        let mut accessed = [const { Vec::new() }; 4];
         // SAFETY: all pointers outlive the call, the sizes are theirs, and the lock is held.
         let code = self.with_raw(|raw| unsafe {
             let text = report.as_mut_ptr().cast::<c_char>();
@@ -300,8 +302,8 @@ impl Machine {
             code
         });
         if code == 0 {
-            let [updated, written, read_as_constant] = accessed;
-            return Ok((counters, Accessed { updated, written, read_as_constant }));
+            let [updated, written, read, read_as_constant] = accessed;
+            return Ok((counters, Accessed { updated, written, read, read_as_constant }));
         }
         let text = CStr::from_bytes_until_nul(&report).map(CStr::to_string_lossy).unwrap_or_default();
         Err(Error::Fault { kernel: kernel(), fault: Fault::from_code(code), report: symbols::resolve(&text, self.api) })

@@ -5,16 +5,16 @@
 
 mod streams;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fused_lora_emulator as emulator;
-use fused_lora_emulator::{Accessed, Config, Counters, Machine};
+use fused_lora_emulator::{Config, Counters, Hazards, Machine, Strictness, Work, WorkPlace};
 
 use crate::abi::TensorMap;
 use crate::device::backend::{Backend, Handle, Launch, LoadedKernel};
-use crate::device::emulator::streams::{LaunchPlace, Operation, Streams};
+use crate::device::emulator::streams::{Operation, Streams};
 use crate::device::launch::config::LaunchConfig;
 use crate::device::launch::tensor_map::Tensor;
 use crate::device::properties::{DeviceKind, KernelAttributes, Properties};
@@ -38,58 +38,10 @@ pub(crate) struct Emulator {
     kernels: Mutex<Vec<String>>,
     /// Counters of the latest launches that have not been taken yet, oldest first.
     counters: Mutex<VecDeque<Counters>>,
-    /// For each allocation, the last launch that updated it atomically. Held while operations are performed, so that they
-    /// run in the order of their places.
-    updates: Mutex<Updates>,
-    chains: Mutex<Chains>,
+    /// What launches have accessed. Held while operations are performed, so that they run in the order of their places.
+    hazards: Mutex<Hazards>,
     /// Launches left until the device is lost; `None` if it is never lost.
     left: Mutex<Option<u32>>,
-}
-
-/// For each allocation's address, the kernel and the place of a launch.
-type Updates = HashMap<u64, (String, LaunchPlace)>;
-
-/// Notes a launch that updated these allocations. Returns why it fails, if it is not ordered after the launch before.
-fn note_updates(updates: &mut Updates, updated: &[u64], kernel: &str, place: &LaunchPlace) -> Option<String> {
-    let mut fault = None;
-    for &address in updated {
-        let before = updates.insert(address, (kernel.to_owned(), place.clone()));
-        if let Some((other, _)) = before.filter(|(_, before)| !before.is_before(place)) {
-            fault = Some(format!(
-                "launches of two streams share memory that they update atomically and are not ordered: {other}, then \
-                 {kernel}, both on the allocation at {address:#x}"
-            ));
-        }
-    }
-    fault
-}
-
-/// For each stream, the allocations that its launches have written since the last operation that waited for all work before
-/// it, with the kernel that wrote them. Dependent launches do not wait, so all of these may overlap.
-type Chains = HashMap<Handle, HashMap<u64, String>>;
-
-/// Notes a launch in its stream's chain. Returns why it fails, if it reads through the non-coherent path what a launch of the
-/// chain wrote: such a read may see what was there before.
-fn note_chain(
-    chains: &mut Chains,
-    stream: Handle,
-    dependent: bool,
-    accessed: &Accessed,
-    kernel: &str,
-) -> Option<String> {
-    let chain = chains.entry(stream).or_default();
-    if !dependent {
-        chain.clear();
-    }
-    let stale = accessed.read_as_constant.iter().find_map(|address| Some((address, chain.get(address)?)));
-    let fault = stale.map(|(address, writer)| {
-        format!(
-            "it is launched dependent and reads the allocation at {address:#x} through the non-coherent path, which \
-             {writer} wrote before, since the last launch that waited for all work before it"
-        )
-    });
-    chain.extend(accessed.written.iter().map(|&address| (address, kernel.to_owned())));
-    fault
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -140,8 +92,7 @@ impl Emulator {
             streams: Mutex::default(),
             kernels: Mutex::default(),
             counters: Mutex::default(),
-            updates: Mutex::default(),
-            chains: Mutex::default(),
+            hazards: Mutex::new(Hazards::new(Strictness::Updates)),
             left: Mutex::default(),
         })
     }
@@ -155,10 +106,10 @@ impl Emulator {
 
     /// Counts a copy from or to the host, which waits for it.
     fn tick_and_await(&self, stream: Handle) {
-        let mut streams = lock(&self.streams);
+        let (mut hazards, mut streams) = (lock(&self.hazards), lock(&self.streams));
         streams.tick(stream);
         streams.host_awaits(stream);
-        lock(&self.chains).remove(&stream);
+        hazards.waits(stream.0);
     }
 
     /// Performs an operation, or adds it to the graph that is being captured.
@@ -167,13 +118,12 @@ impl Emulator {
     /// As the backend's methods.
     unsafe fn issue(&self, stream: Handle, operation: Operation) -> Result<()> {
         self.expect_alive()?;
-        let mut updates = lock(&self.updates);
-        let mut streams = lock(&self.streams);
+        let (mut hazards, mut streams) = (lock(&self.hazards), lock(&self.streams));
         let Some(operation) = streams.capture(stream, operation) else { return Ok(()) };
-        let place = LaunchPlace { issued: streams.tick(stream), captured: None };
+        let place = WorkPlace { issued: streams.tick(stream), captured: None };
         drop(streams);
         // SAFETY: the caller's promise.
-        unsafe { self.perform(stream, &operation, &place, &mut updates) }
+        unsafe { self.perform(stream, &operation, &place, &mut hazards) }
     }
 
     /// # Safety
@@ -182,11 +132,11 @@ impl Emulator {
         &self,
         stream: Handle,
         operation: &Operation,
-        place: &LaunchPlace,
-        updates: &mut Updates,
+        place: &WorkPlace,
+        hazards: &mut Hazards,
     ) -> Result<()> {
         if !matches!(operation, Operation::Launch { .. }) {
-            lock(&self.chains).remove(&stream);
+            hazards.waits(stream.0);
         }
         match operation {
             // SAFETY: the caller's promise.
@@ -202,14 +152,11 @@ impl Emulator {
                 let launch = emulator::Launch { kernel: &name, grid, block, shared_bytes, cluster, params };
                 // SAFETY: the caller's promise.
                 let (counters, accessed) = unsafe { self.machine.launch_and_list(&launch) }?;
-                if let Some(report) = note_updates(updates, &accessed.updated, &name, place) {
+                let dependent = config.dependent_launch;
+                let work = Work { name: &name, stream: stream.0, place, dependent, accessed: &accessed };
+                if let Err(report) = hazards.note(&work) {
                     return Err(Error::Launch(LaunchError::Fault { kernel: name, report }));
                 }
-                let mut chains = lock(&self.chains);
-                if let Some(report) = note_chain(&mut chains, stream, config.dependent_launch, &accessed, &name) {
-                    return Err(Error::Launch(LaunchError::Fault { kernel: name, report }));
-                }
-                drop(chains);
                 let threads = grid.iter().map(|&ctas| u64::from(ctas)).product::<u64>() * u64::from(block);
                 if config.dependent_launch && counters.dependency_waits != threads {
                     let waits = counters.dependency_waits;
@@ -240,8 +187,7 @@ impl Backend for Emulator {
     }
 
     unsafe fn free(&self, address: u64) {
-        lock(&self.updates).remove(&address);
-        lock(&self.chains).values_mut().for_each(|chain| drop(chain.remove(&address)));
+        lock(&self.hazards).forget(address);
         // SAFETY: the caller's promise; no work is in flight.
         unsafe { self.machine.free(address) };
     }
@@ -283,8 +229,8 @@ impl Backend for Emulator {
 
     unsafe fn synchronize(&self, stream: Handle) -> Result<()> {
         self.expect_alive()?;
+        lock(&self.hazards).waits(stream.0);
         lock(&self.streams).host_awaits(stream);
-        lock(&self.chains).remove(&stream);
         Ok(())
     }
 
@@ -356,8 +302,7 @@ impl Backend for Emulator {
 
     unsafe fn replay(&self, graph: Handle, stream: Handle) -> Result<()> {
         self.expect_alive()?;
-        let mut updates = lock(&self.updates);
-        let mut streams = lock(&self.streams);
+        let (mut hazards, mut streams) = (lock(&self.hazards), lock(&self.streams));
         let graph = streams.graph(graph);
         if streams.is_capturing(stream) {
             // A graph replayed inside a capture becomes part of that capture, its operations one after the other.
@@ -370,9 +315,9 @@ impl Backend for Emulator {
         drop(streams);
         for captured in graph.iter() {
             self.expect_alive()?;
-            let place = LaunchPlace { issued: issued.clone(), captured: Some(captured.place.clone()) };
+            let place = WorkPlace { issued: issued.clone(), captured: Some(captured.place.clone()) };
             // SAFETY: the caller's promise; the graph's memory is kept.
-            unsafe { self.perform(stream, &captured.operation, &place, &mut updates) }?;
+            unsafe { self.perform(stream, &captured.operation, &place, &mut hazards) }?;
         }
         Ok(())
     }

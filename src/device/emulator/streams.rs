@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
+use fused_lora_emulator::{Clock, Place};
+
 use crate::device::backend::Handle;
 use crate::device::launch::config::LaunchConfig;
 use crate::error::{Error, Result};
@@ -22,56 +24,6 @@ pub(crate) enum Operation {
     Fill { address: u64, byte: u8, bytes: usize },
     Copy { from: u64, to: u64, bytes: usize },
     Launch { kernel: Handle, config: LaunchConfig, params: Vec<u8> },
-}
-
-/// For each stream, the number of its operations that are ordered before.
-type Clock = BTreeMap<usize, usize>;
-
-fn merge(clock: &mut Clock, other: &Clock) {
-    for (&stream, &count) in other {
-        let place = clock.entry(stream).or_default();
-        *place = count.max(*place);
-    }
-}
-
-/// An operation's place in the order of operations.
-#[derive(Debug, Clone)]
-pub(crate) struct Place {
-    stream: usize,
-    count: usize,
-    /// The operations before it. Contains the operation itself.
-    clock: Clock,
-}
-
-impl Place {
-    fn new(stream: Handle, clock: &Clock) -> Self {
-        Self { stream: stream.0, count: clock.get(&stream.0).copied().unwrap_or_default(), clock: clock.clone() }
-    }
-
-    fn is_before(&self, other: &Self) -> bool {
-        other.clock.get(&self.stream).is_some_and(|&count| count >= self.count)
-    }
-
-    fn is_same(&self, other: &Self) -> bool {
-        (self.stream, self.count) == (other.stream, other.count)
-    }
-}
-
-/// The place of a launch: that of the operation that was issued and, if this was a replay, its place in the capture.
-#[derive(Debug, Clone)]
-pub(crate) struct LaunchPlace {
-    pub(crate) issued: Place,
-    pub(crate) captured: Option<Place>,
-}
-
-impl LaunchPlace {
-    /// Whether this launch has ended before the other one begins.
-    pub(crate) fn is_before(&self, other: &Self) -> bool {
-        match (&self.captured, &other.captured) {
-            (Some(this), Some(other_captured)) if self.issued.is_same(&other.issued) => this.is_before(other_captured),
-            _ => self.issued.is_before(&other.issued),
-        }
-    }
 }
 
 /// An operation of a graph, and its place in the capture.
@@ -131,36 +83,36 @@ impl Streams {
             return Some(operation);
         };
         let clock = capture.clocks.entry(stream).or_default();
-        *clock.entry(stream.0).or_default() += 1;
-        capture.operations.push(Captured { operation, place: Place::new(stream, clock) });
+        clock.tick(stream.0);
+        capture.operations.push(Captured { operation, place: Place::new(stream.0, clock) });
         None
     }
 
     /// The clock of a stream that is not being captured.
     fn clock(&mut self, stream: Handle) -> &mut Clock {
         let clock = self.clocks.entry(stream).or_default();
-        merge(clock, &self.host);
+        clock.merge(&self.host);
         clock
     }
 
     /// Counts one more operation of a stream that is not being captured, and returns its place.
     pub(crate) fn tick(&mut self, stream: Handle) -> Place {
         let clock = self.clock(stream);
-        *clock.entry(stream.0).or_default() += 1;
-        Place::new(stream, clock)
+        clock.tick(stream.0);
+        Place::new(stream.0, clock)
     }
 
     /// The host has waited for a stream.
     pub(crate) fn host_awaits(&mut self, stream: Handle) {
         if let Some(clock) = self.clocks.get(&stream) {
-            merge(&mut self.host, clock);
+            self.host.merge(clock);
         }
     }
 
     /// The host has waited for an event.
     pub(crate) fn host_awaits_event(&mut self, event: Handle) {
         if let Some(Recorded::At { clock, .. }) = self.events.get(&event) {
-            merge(&mut self.host, clock);
+            self.host.merge(clock);
         }
     }
 
@@ -171,7 +123,7 @@ impl Streams {
 
     pub(crate) fn begin(&mut self, stream: Handle) {
         let id = self.new_handle().0;
-        let clocks = HashMap::from([(stream, Clock::new())]);
+        let clocks = HashMap::from([(stream, Clock::default())]);
         self.captures.insert(id, Capture { origin: stream, operations: vec![], clocks });
     }
 
@@ -184,7 +136,7 @@ impl Streams {
             return Err(refused("ending a capture", "it began on another stream"));
         }
         let known = &capture.clocks[&stream];
-        let joined = |(other, clock): (&Handle, &Clock)| known.get(&other.0) >= clock.get(&other.0);
+        let joined = |(other, clock): (&Handle, &Clock)| known.count(other.0) >= clock.count(other.0);
         if !capture.clocks.iter().all(joined) {
             return Err(refused("ending a capture", "a stream that joined it has not been waited for"));
         }
@@ -214,13 +166,13 @@ impl Streams {
                 let Some(capture) = self.captures.get_mut(id) else {
                     return Err(refused("waiting for an event", "its capture has ended"));
                 };
-                merge(capture.clocks.entry(stream).or_default(), clock);
+                capture.clocks.entry(stream).or_default().merge(clock);
                 Ok(())
             }
             Some(Recorded::InCapture { .. }) => Err(refused("waiting for an event", "it belongs to another capture")),
             _ if own.is_some() => Err(refused("waiting for an event", "it was recorded outside of the capture")),
             Some(Recorded::At { clock, .. }) => {
-                merge(self.clocks.entry(stream).or_default(), clock);
+                self.clocks.entry(stream).or_default().merge(clock);
                 Ok(())
             }
             None => Ok(()),

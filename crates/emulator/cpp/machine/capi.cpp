@@ -1,4 +1,6 @@
 // The emulator's interface to Rust, in plain C.
+#include <dlfcn.h>
+
 #include <cstring>
 
 #include "counters.h"
@@ -43,6 +45,13 @@ EXPORT KernelDescription fused_lora_emulator_kernel(uint32_t index) {
   return {kernel.name, kernel.params_bytes, kernel.max_threads};
 }
 
+/// The path of the library that the kernel is in.
+EXPORT const char* fused_lora_emulator_library_of(uint32_t index) {
+  Dl_info info{};
+  dladdr(emu::kernel_at(index).name, &info);
+  return info.dli_fname ? info.dli_fname : "";
+}
+
 /// A report gives a code address as `@0x<number>`. Returns the address within its library, and writes the path of the library
 /// to `library`, truncated to `bytes` with the final zero; the path is empty if the number is unknown.
 EXPORT uint64_t fused_lora_emulator_site(uint32_t number, char* library, size_t bytes) {
@@ -83,10 +92,10 @@ EXPORT int fused_lora_emulator_launch(Machine* machine, const LaunchRequest* req
   return static_cast<int>(machine->fault);
 }
 
-/// The number of allocations that the last launch updated by atomic read-modify-writes (`how` 0), wrote in any way (1), or read
-/// through the non-coherent path (2). Writes the addresses of the first `capacity` of them.
+/// The number of allocations that the last launch updated by atomic read-modify-writes (`how` 0), wrote in any way (1), read in
+/// any way (2), or read through the non-coherent path (3). Writes the addresses of the first `capacity` of them.
 EXPORT size_t fused_lora_emulator_accessed(const Machine* machine, uint32_t how, uint64_t* addresses, size_t capacity) {
-  const emu::AllocationSet* sets[] = {&machine->updated, &machine->written, &machine->read_as_constant};
+  const emu::AllocationSet* sets[] = {&machine->updated, &machine->written, &machine->read, &machine->read_as_constant};
   const auto& starts = sets[how]->starts();
   size_t n = 0;
   for (const char* start : starts) {

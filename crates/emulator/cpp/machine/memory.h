@@ -4,9 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <set>
-#include <tuple>
 #include <utility>
 
 namespace emu {
@@ -69,20 +69,24 @@ class AllocationSet {
  public:
   /// Adds the allocation that contains `p`.
   void insert(const Memory& memory, const void* p) {
-    // Most accesses are of the allocation of the one before.
+    // Most accesses are of one of a few allocations: the operands of one product.
     const char* at = static_cast<const char*>(p);
-    if (at >= begin_ && at < end_) return;
-    std::tie(begin_, end_) = memory.allocation_of(p);
-    starts_.insert(begin_);
+    for (const auto& [begin, end] : recent_) {
+      if (at >= begin && at < end) return;
+    }
+    auto range = memory.allocation_of(p);
+    recent_[next_++ % std::size(recent_)] = range;
+    starts_.insert(range.first);
   }
   void clear() {
     starts_.clear();
-    begin_ = end_ = nullptr;
+    for (auto& range : recent_) range = {};
   }
   const std::set<const char*>& starts() const { return starts_; }
 
  private:
-  const char *begin_ = nullptr, *end_ = nullptr;
+  std::pair<const char*, const char*> recent_[4];
+  unsigned next_ = 0;
   std::set<const char*> starts_;
 };
 

@@ -51,6 +51,7 @@ uint32_t lane() { return self->lane; }
 void load_global(void* to, const void* from, uint32_t bytes, Cache cache, const char* name, bool constant) {
   check(from, bytes, true, name);
   if (cache != Cache::once || !constant) note_global_access(name);
+  machine->read.insert(machine->memory, from);
   if (constant) machine->read_as_constant.insert(machine->memory, from);
   machine->counters->global(cache == Cache::once ? Access::once : Access::load, from, bytes, SITE);
   machine->race->access(self->clock, from, bytes, RaceDetector::Kind::read, SITE);
@@ -97,6 +98,7 @@ uint64_t load_strong(const void* from, uint32_t bytes, Order order, const char* 
   }
   self->polled = from;
   self->polled_value = value;
+  machine->read.insert(machine->memory, from);
   machine->counters->global(Access::atomic, from, bytes, SITE);
   machine->race->access(self->clock, from, bytes, RaceDetector::Kind::atomic, SITE);
   if (acquires(order)) machine->race->acquire(self->clock, from);

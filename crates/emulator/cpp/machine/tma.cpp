@@ -103,6 +103,7 @@ void tma_load(uint32_t to, const void* map, uint32_t barrier, const int32_t* at,
     machine->shadow->check_visible_to_proxy(row, row_bytes, name);
     machine->race->access(load->operation, row, row_bytes, RaceDetector::Kind::read, site);
     machine->counters->engine(row, static_cast<uint32_t>(row_bytes), false);
+    machine->read.insert(machine->memory, row);
   });
   load->box.gather_global(load->source.data());
   for (uint32_t r = 0; r < cluster.ctas.size(); r++) {
