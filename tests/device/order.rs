@@ -375,18 +375,20 @@ fn a_stream_that_was_dropped_is_waited_for() -> Result<()> {
 /// What was issued to a stream before it began or joined a capture can be waited for during the capture.
 #[test]
 fn a_stream_that_is_being_captured_is_waited_for() -> Result<()> {
-    let mut layer = layer(5);
-    let (origin, side) = (Stream::new(layer.stream.device())?, Stream::new(layer.stream.device())?);
-    let (fork, join) = (Event::new(origin.device())?, Event::new(origin.device())?);
-    let mut workspaces = [layer.workspace(), layer.workspace()];
-    let eager = Stream::new(origin.device())?;
+    let device = device();
+    // Each with its own y, since nothing puts launches with different workspaces in order.
+    let mut layers = [0, 1].map(|_| Layer::new(Stream::new(&device).unwrap(), 5));
+    let (origin, side) = (Stream::new(&device)?, Stream::new(&device)?);
+    let (fork, join) = (Event::new(&device)?, Event::new(&device)?);
+    let mut workspaces = [layers[0].workspace(), layers[1].workspace()];
+    let eager = Stream::new(&device)?;
     for _ in 0..2 {
-        layer.launch(&origin, &mut workspaces[0])?;
-        layer.launch(&side, &mut workspaces[1])?;
+        layers[0].launch(&origin, &mut workspaces[0])?;
+        layers[1].launch(&side, &mut workspaces[1])?;
         let graph = Graph::capture(&origin, |origin| {
             fork.record(origin)?;
             side.wait(&fork)?;
-            for workspace in &mut workspaces {
+            for (layer, workspace) in layers.iter_mut().zip(&mut workspaces) {
                 layer.launch(&eager, workspace)?;
                 assert!(!eager.is_capturing()?);
                 layer.launch(origin, workspace)?;
@@ -399,7 +401,7 @@ fn a_stream_that_is_being_captured_is_waited_for() -> Result<()> {
     }
     eager.synchronize()?;
     side.synchronize()?;
-    layer.check();
+    layers.iter().for_each(Layer::check);
     Ok(())
 }
 

@@ -44,5 +44,5 @@ pub use error::{Error, Fault};
 pub use hazards::{Hazards, Strictness, Work};
 pub use kernels::Kernels;
 pub use library::{KernelInfo, expect_available, sanitizer_preload};
-pub use machine::{Accessed, Launch, Machine, TensorMap};
+pub use machine::{Accessed, AccessedRange, Launch, Machine, TensorMap};
 pub use order::{Clock, Place, WorkPlace};

@@ -11,6 +11,7 @@ use crate::compiler::Compiler;
 use crate::config::{Build, Counters, RawConfig};
 use crate::error::Error;
 use crate::kernels::Kernels;
+use crate::machine::AccessedRange;
 
 /// A kernel that can be launched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +84,7 @@ pub(crate) struct MachineApi {
     library_of: unsafe extern "C" fn(u32) -> *const c_char,
     site: unsafe extern "C" fn(u32, *mut c_char, usize) -> u64,
     pub(crate) launch: LaunchFn,
-    pub(crate) accessed: unsafe extern "C" fn(*const RawMachine, u32, *mut u64, usize) -> usize,
+    pub(crate) accessed: unsafe extern "C" fn(*const RawMachine, u32, *mut AccessedRange, usize) -> usize,
     pub(crate) encode_tensor_map: EncodeTensorMapFn,
     build: Build,
     /// The kernels of each library that was loaded.
@@ -147,7 +148,8 @@ impl MachineApi {
         // The library may have been loaded before, by another copy of this crate in the same process.
         // SAFETY: an entry point of the loaded machine.
         let count = unsafe { (self.kernel_count)() };
-        let infos: Vec<_> = (0..count).filter(|&index| self.is_in(index, &path)).map(|index| self.info(index)).collect();
+        let infos: Vec<_> =
+            (0..count).filter(|&index| self.is_in(index, &path)).map(|index| self.info(index)).collect();
         loaded.insert(path, infos.clone());
         Ok(infos)
     }

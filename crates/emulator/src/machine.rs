@@ -27,17 +27,29 @@ pub struct Launch<'a> {
     pub params: &'a [u8],
 }
 
-/// The allocations of global memory that a launch accessed, by their addresses.
+/// The part of an allocation of global memory that work accessed in some way: from the first such byte to the last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct AccessedRange {
+    /// The allocation's address.
+    pub allocation: u64,
+    /// The address of the first byte.
+    pub from: u64,
+    /// The address behind the last byte.
+    pub to: u64,
+}
+
+/// What a launch accessed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Accessed {
-    /// Those on which it made an atomic read-modify-write.
-    pub updated: Vec<u64>,
-    /// Those that it wrote in any way.
-    pub written: Vec<u64>,
-    /// Those that it read in any way.
-    pub read: Vec<u64>,
-    /// Those that it read through the non-coherent path (`gpu::load_constant`, `gpu::load_constant_once`).
-    pub read_as_constant: Vec<u64>,
+    /// Where it made atomic read-modify-writes.
+    pub updated: Vec<AccessedRange>,
+    /// What it wrote in any way.
+    pub written: Vec<AccessedRange>,
+    /// What it read in any way.
+    pub read: Vec<AccessedRange>,
+    /// What it read through the non-coherent path (`gpu::load_constant`, `gpu::load_constant_once`).
+    pub read_as_constant: Vec<AccessedRange>,
 }
 
 /// A tensor in global memory, and the shape of the boxes that are copied from or to it. The contiguous dimension comes
@@ -260,7 +272,7 @@ impl Machine {
         unsafe { self.launch_and_list(launch) }.map(|(counters, _)| counters)
     }
 
-    /// As [`launch`](Self::launch). Also returns the allocations that the launch accessed.
+    /// As [`launch`](Self::launch). Also returns what the launch accessed.
     ///
     /// # Errors
     /// As [`launch`](Self::launch).
@@ -296,7 +308,7 @@ impl Machine {
             let text = report.as_mut_ptr().cast::<c_char>();
             let code = (self.api.launch)(raw, &request, &raw_config, &mut counters, text, report.len());
             for (how, list) in (0..).zip(&mut accessed) {
-                list.resize((self.api.accessed)(raw, how, std::ptr::null_mut(), 0), 0);
+                list.resize((self.api.accessed)(raw, how, std::ptr::null_mut(), 0), AccessedRange::default());
                 (self.api.accessed)(raw, how, list.as_mut_ptr(), list.len());
             }
             code

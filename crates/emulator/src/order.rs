@@ -41,6 +41,10 @@ impl Place {
         Self { stream, count: clock.count(stream), clock: clock.clone() }
     }
 
+    pub(crate) fn stream(&self) -> usize {
+        self.stream
+    }
+
     fn is_before(&self, other: &Self) -> bool {
         other.clock.count(self.stream) >= self.count
     }

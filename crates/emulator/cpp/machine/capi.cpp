@@ -93,14 +93,14 @@ EXPORT int fused_lora_emulator_launch(Machine* machine, const LaunchRequest* req
 }
 
 /// The number of allocations that the last launch updated by atomic read-modify-writes (`how` 0), wrote in any way (1), read in
-/// any way (2), or read through the non-coherent path (3). Writes the addresses of the first `capacity` of them.
-EXPORT size_t fused_lora_emulator_accessed(const Machine* machine, uint32_t how, uint64_t* addresses, size_t capacity) {
-  const emu::AllocationSet* sets[] = {&machine->updated, &machine->written, &machine->read, &machine->read_as_constant};
-  const auto& starts = sets[how]->starts();
+/// any way (2), or read through the non-coherent path (3). Writes the first `capacity` of them with the ranges.
+EXPORT size_t fused_lora_emulator_accessed(const Machine* machine, uint32_t how, emu::AccessedRange* list, size_t capacity) {
+  const emu::AccessedSet* sets[] = {&machine->updated, &machine->written, &machine->read, &machine->read_as_constant};
+  const auto& ranges = sets[how]->ranges();
   size_t n = 0;
-  for (const char* start : starts) {
+  for (const auto& [start, range] : ranges) {
     if (n == capacity) break;
-    addresses[n++] = reinterpret_cast<uint64_t>(start);
+    list[n++] = range;
   }
-  return starts.size();
+  return ranges.size();
 }

@@ -86,7 +86,7 @@ void copy_async(uint32_t to, const void* from, uint32_t width, uint32_t bytes) {
   if (bytes != 0) {
     m.race->access(engine, from, bytes, RaceDetector::Kind::read, site);
     m.counters->engine(from, bytes, false);
-    m.read.insert(m.memory, from);
+    m.read.insert(m.memory, from, bytes);
   }
   m.race->access(engine, p, width, RaceDetector::Kind::write, site);
   m.counters->shared(p, width, true, site);

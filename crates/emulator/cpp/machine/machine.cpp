@@ -317,7 +317,7 @@ bool Machine::launch(const KernelInfo& kernel, const LaunchShape& launch_shape, 
   rng_ = config.seed * 0x9E3779B97F4A7C15ull | 1;
   fault = Fault::none;
   report.clear();
-  for (AllocationSet* accessed : {&updated, &written, &read, &read_as_constant}) accessed->clear();
+  for (AccessedSet* accessed : {&updated, &written, &read, &read_as_constant}) accessed->clear();
   events = events_at_last_spin_ = 0;
   idle_spins_ = 0;
   favoured_cta_ = burst_left_ = 0;

@@ -162,10 +162,10 @@ class Machine {
   std::unique_ptr<AsyncState> async;
   std::unique_ptr<ShadowMemory> shadow;
   std::vector<std::unique_ptr<Cta>> ctas;  // resident now
-  AllocationSet updated;                   // by atomic read-modify-writes
-  AllocationSet written;                   // by any store
-  AllocationSet read;                      // by any load or copy
-  AllocationSet read_as_constant;          // by load_constant and load_constant_once
+  AccessedSet updated;                     // by atomic read-modify-writes
+  AccessedSet written;                     // by any store
+  AccessedSet read;                        // by any load or copy
+  AccessedSet read_as_constant;            // by load_constant and load_constant_once
   uint64_t events = 0;                     // counts the events that could end a wait
   Fault fault = Fault::none;
   std::string report;

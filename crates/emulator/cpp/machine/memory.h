@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <iterator>
 #include <map>
-#include <set>
 #include <utility>
 
 namespace emu {
@@ -64,30 +63,48 @@ class Memory {
   std::multimap<size_t, char*> free_;
 };
 
+/// The part of an allocation that a launch has accessed in some way: from the first such byte to the last.
+struct AccessedRange {
+  const char* allocation;
+  const char* from;
+  const char* to;
+};
+
 /// Allocations of global memory that a launch has accessed in some way.
-class AllocationSet {
+class AccessedSet {
  public:
-  /// Adds the allocation that contains `p`.
-  void insert(const Memory& memory, const void* p) {
-    // Most accesses are of one of a few allocations: the operands of one product.
+  /// Adds `bytes` at `p`, which lie in one allocation.
+  void insert(const Memory& memory, const void* p, size_t bytes) {
     const char* at = static_cast<const char*>(p);
-    for (const auto& [begin, end] : recent_) {
-      if (at >= begin && at < end) return;
+    // Most accesses are of one of a few allocations: the operands of one product.
+    for (const Recent& recent : recent_) {
+      if (at >= recent.begin && at < recent.end) return widen(*recent.range, at, bytes);
     }
-    auto range = memory.allocation_of(p);
-    recent_[next_++ % std::size(recent_)] = range;
-    starts_.insert(range.first);
+    auto [begin, end] = memory.allocation_of(p);
+    AccessedRange& range = ranges_.try_emplace(begin, AccessedRange{begin, at, at + bytes}).first->second;
+    recent_[next_++ % std::size(recent_)] = {begin, end, &range};
+    widen(range, at, bytes);
   }
   void clear() {
-    starts_.clear();
-    for (auto& range : recent_) range = {};
+    ranges_.clear();
+    for (Recent& recent : recent_) recent = {};
   }
-  const std::set<const char*>& starts() const { return starts_; }
+  const std::map<const char*, AccessedRange>& ranges() const { return ranges_; }
 
  private:
-  std::pair<const char*, const char*> recent_[4];
+  struct Recent {
+    const char *begin = nullptr, *end = nullptr;
+    AccessedRange* range = nullptr;
+  };
+
+  static void widen(AccessedRange& range, const char* at, size_t bytes) {
+    if (at < range.from) range.from = at;
+    if (at + bytes > range.to) range.to = at + bytes;
+  }
+
+  Recent recent_[4];
   unsigned next_ = 0;
-  std::set<const char*> starts_;
+  std::map<const char*, AccessedRange> ranges_;
 };
 
 /// Reserves address space, which takes no memory until it is written; aborts the process if there is none.

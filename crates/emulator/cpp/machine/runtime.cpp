@@ -51,8 +51,8 @@ uint32_t lane() { return self->lane; }
 void load_global(void* to, const void* from, uint32_t bytes, Cache cache, const char* name, bool constant) {
   check(from, bytes, true, name);
   if (cache != Cache::once || !constant) note_global_access(name);
-  machine->read.insert(machine->memory, from);
-  if (constant) machine->read_as_constant.insert(machine->memory, from);
+  machine->read.insert(machine->memory, from, bytes);
+  if (constant) machine->read_as_constant.insert(machine->memory, from, bytes);
   machine->counters->global(cache == Cache::once ? Access::once : Access::load, from, bytes, SITE);
   machine->race->access(self->clock, from, bytes, RaceDetector::Kind::read, SITE);
   memcpy(to, from, bytes);
@@ -63,7 +63,7 @@ void store_global(void* to, const void* from, uint32_t bytes, const char* name) 
   note_global_access(name);
   machine->counters->global(Access::store, to, bytes, SITE);
   machine->race->access(self->clock, to, bytes, RaceDetector::Kind::write, SITE);
-  machine->written.insert(machine->memory, to);
+  machine->written.insert(machine->memory, to, bytes);
   memcpy(to, from, bytes);
   machine->events++;
 }
@@ -98,7 +98,7 @@ uint64_t load_strong(const void* from, uint32_t bytes, Order order, const char* 
   }
   self->polled = from;
   self->polled_value = value;
-  machine->read.insert(machine->memory, from);
+  machine->read.insert(machine->memory, from, bytes);
   machine->counters->global(Access::atomic, from, bytes, SITE);
   machine->race->access(self->clock, from, bytes, RaceDetector::Kind::atomic, SITE);
   if (acquires(order)) machine->race->acquire(self->clock, from);
@@ -111,7 +111,7 @@ void store_strong(void* to, uint64_t value, uint32_t bytes, Order order, const c
   machine->jitter();
   machine->counters->global(Access::atomic, to, bytes, SITE);
   machine->race->access(self->clock, to, bytes, RaceDetector::Kind::atomic, SITE);
-  machine->written.insert(machine->memory, to);
+  machine->written.insert(machine->memory, to, bytes);
   // A store begins a new release sequence: what earlier releases of this word published is dropped.
   machine->race->forget(to);
   if (releases(order)) machine->race->release(self->clock, to);
@@ -127,8 +127,8 @@ uint64_t update_strong(void* at, uint64_t operand, uint32_t bytes, Update update
   machine->race->access(self->clock, at, bytes, RaceDetector::Kind::atomic, SITE);
   if (acquires(order)) machine->race->acquire(self->clock, at);
   if (releases(order)) machine->race->release(self->clock, at);
-  machine->updated.insert(machine->memory, at);
-  machine->written.insert(machine->memory, at);
+  machine->updated.insert(machine->memory, at, bytes);
+  machine->written.insert(machine->memory, at, bytes);
   uint64_t before = read_word(at, bytes);
   uint64_t after = update == Update::add ? before + operand : (before > operand ? before : operand);
   memcpy(at, &after, bytes);

@@ -103,7 +103,7 @@ void tma_load(uint32_t to, const void* map, uint32_t barrier, const int32_t* at,
     machine->shadow->check_visible_to_proxy(row, row_bytes, name);
     machine->race->access(load->operation, row, row_bytes, RaceDetector::Kind::read, site);
     machine->counters->engine(row, static_cast<uint32_t>(row_bytes), false);
-    machine->read.insert(machine->memory, row);
+    machine->read.insert(machine->memory, row, row_bytes);
   });
   load->box.gather_global(load->source.data());
   for (uint32_t r = 0; r < cluster.ctas.size(); r++) {
@@ -148,7 +148,7 @@ void tma_store(const void* map, uint32_t from, const int32_t* at, uint32_t rank,
       fail(Fault::out_of_bounds, "%s: the tensor's rows do not lie in global memory", name);
     }
     machine->race->access(store->writer, row, row_bytes, RaceDetector::Kind::write, site);
-    machine->written.insert(machine->memory, row);
+    machine->written.insert(machine->memory, row, row_bytes);
     machine->counters->engine(row, static_cast<uint32_t>(row_bytes), true);
     memset(row, 0xff, row_bytes);
   });
