@@ -185,6 +185,9 @@ impl Rig {
     /// Copies data from the host to an address inside an allocation.
     pub fn write<T: NoUninit>(&self, address: u64, data: &[T]) {
         let bytes: &[u8] = bytemuck::cast_slice(data);
+        if bytes.is_empty() {
+            return; // a plan without T has no address of T
+        }
         match &self.0 {
             // SAFETY: the emulator checks the bounds; no launch runs.
             Emulator(machine) => unsafe { machine.write(address, bytes) },
@@ -201,6 +204,9 @@ impl Rig {
     /// Copies data from an address inside an allocation to the host.
     pub fn read<T: NoUninit + AnyBitPattern>(&self, address: u64, data: &mut [T]) {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(data);
+        if bytes.is_empty() {
+            return;
+        }
         match &self.0 {
             // SAFETY: the emulator checks the bounds; no launch runs.
             Emulator(machine) => unsafe { machine.read(address, bytes) },

@@ -35,14 +35,6 @@ fn each_wrong_layer(tokens: usize) {
         let segments = [segment];
         Forward::new(device, &small.layer(&segments), tokens).unwrap_err()
     };
-    // On a GPU, `other` is on the same device.
-    if !on_gpu() {
-        let is_elsewhere =
-            |error: Error, operand| assert!(matches!(error, Error::WrongDevice { operand: o, .. } if o == operand));
-        is_elsewhere(refused(DeviceSegment { a: other.matrix(RANK, D_IN), ..good.clone() }), "A");
-        is_elsewhere(refused(DeviceSegment { b: other.matrix(D_OUT, RANK), ..good.clone() }), "B");
-    }
-
     let cases = [
         (DeviceSegment { columns: 4..9, ..good.clone() }, Error::SegmentOutOfRange { start: 4, end: 9, d_out: D_OUT }),
         (DeviceSegment { columns: 4..4, ..good.clone() }, Error::SegmentOutOfRange { start: 4, end: 4, d_out: D_OUT }),
@@ -70,8 +62,15 @@ fn each_wrong_layer(tokens: usize) {
     let error = |layer: DeviceLora<'_, f32>, tokens| Forward::new(device, &layer, tokens).unwrap_err();
     let bias = Error::LengthMismatch { operand: "bias", expected: D_OUT, actual: 3 };
     assert_eq!(error(DeviceLora { bias: Some(small.data.slice(0..3)), ..layer }, tokens), bias);
-    is_elsewhere(error(DeviceLora { bias: Some(other.data.slice(0..D_OUT)), ..layer }, tokens), "bias");
-    is_elsewhere(error(DeviceLora { weight: other.matrix(D_OUT, D_IN), ..layer }, tokens), "weight");
+    // On a GPU, `other` is on the same device.
+    if !on_gpu() {
+        let is_elsewhere =
+            |error: Error, operand| assert!(matches!(error, Error::WrongDevice { operand: o, .. } if o == operand));
+        is_elsewhere(refused(DeviceSegment { a: other.matrix(RANK, D_IN), ..good.clone() }), "A");
+        is_elsewhere(refused(DeviceSegment { b: other.matrix(D_OUT, RANK), ..good.clone() }), "B");
+        is_elsewhere(error(DeviceLora { bias: Some(other.data.slice(0..D_OUT)), ..layer }, tokens), "bias");
+        is_elsewhere(error(DeviceLora { weight: other.matrix(D_OUT, D_IN), ..layer }, tokens), "weight");
+    }
     assert_eq!(error(layer, 0), Error::EmptyOperand { operand: "x", shape: [0, D_IN] });
     let many = vec![small.segment(); 17];
     assert_eq!(error(small.layer(&many), tokens), Error::TooManySegments { segments: 17, max: 16 });

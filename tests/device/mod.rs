@@ -5,6 +5,7 @@ mod backward;
 mod calls;
 mod dependent;
 mod driver;
+mod every_call;
 mod forward;
 mod forward_options;
 mod forward_refusals;

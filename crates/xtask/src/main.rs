@@ -13,6 +13,7 @@ mod report;
 mod results;
 mod rules;
 mod sass;
+mod stand_in;
 mod toolchain;
 mod unused;
 
@@ -42,6 +43,8 @@ enum Command {
     Report(report::Args),
     /// Compile every kernel for every target and check its machine code against the rules in its source.
     Sass(sass::Args),
+    /// Run the programs of a bundle on the stand-in driver, and plant bugs in their driver calls.
+    StandIn(stand_in::Args),
     /// Check that every declared dependency is used.
     Unused,
 }
@@ -61,6 +64,7 @@ fn main() -> std::process::ExitCode {
         Command::Prove(args) => prove::run(&root(), &args),
         Command::Report(args) => report::run(&root(), &args),
         Command::Sass(args) => sass::run(&root(), &args),
+        Command::StandIn(args) => stand_in::run(&root(), &args),
         Command::Unused => unused::run(&root()),
     };
     match result {
