@@ -10,14 +10,17 @@
 #
 #   $BUDGET  seconds for all steps (default: no limit): a step that may not end in time is skipped
 #   $QUICK   1: stop after the quick benchmarks
+#   $SMALL   1: every step with small sizes and long limits, and the kernels' own tests listed instead of run. So `cargo xtask
+#            stand-in` finds mistakes of this script on a machine without a GPU.
 #
-# The exit status is 1 if a check failed.
+# The exit status is 1 if a step failed.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${1:-results}
 budget=${BUDGET:-0}
 quick=${QUICK:-0}
+small=${SMALL:-0}
 mkdir -p "$out"
 export FUSED_LORA_IMAGES=$here/images
 
@@ -62,6 +65,7 @@ note() {
 step() {
   local name=$1 limit=$2 start=$SECONDS status=0
   shift 2
+  [[ $small == 1 ]] && limit=$((20 * limit))
   if [[ $budget -gt 0 && $((SECONDS + limit)) -gt $budget ]]; then
     note "$name: skipped, too little time left for its limit of $limit s"
     steps+=("{\"name\": \"$name\", \"left_out\": true}")
@@ -79,7 +83,7 @@ check() {
   last_seconds=-1
   step "$@" || status=$?
   [[ $last_seconds -lt 0 ]] && return
-  passed=$(grep -c '^test .* ok$' "$out/$name.log")
+  passed=$(grep -cE '^test .* ok$|: test$' "$out/$name.log")
   # A filter that no test's name contains any more runs nothing, which must not pass.
   [[ $status -ne 0 || $passed -gt 0 ]] || status=99
   note "$name: exit $status, $passed tests passed, $last_seconds s"
@@ -101,15 +105,44 @@ measure() {
   step "$name" "$limit" "$here/bin/fused-lora" "$@" --json "$out/$name.json" || status=$?
   [[ $last_seconds -lt 0 ]] && return
   note "$name: exit $status, $last_seconds s"
+  [[ $status -eq 0 ]] || failed=1
   [[ $status -eq 0 ]] || note "    $(grep -m1 -E 'error|panicked' "$out/$name.log" | cut -c1-200)"
   steps+=("{\"name\": \"$name\", \"exit\": $status, \"json\": $([[ -s $out/$name.json ]] && echo true || echo false), \"seconds\": $last_seconds}")
   report
 }
 
-bench() { measure "bench-$1" "$2" bench --device cuda --dtype bf16 --trials 15 "${@:3}"; }
-table1() { measure "table1-$1" "$2" table1 --device cuda "${@:3}"; }
+# shrink SIZES... -- ARGUMENTS...: the arguments, with these sizes in the place of their own.
+shrink() {
+  local sizes=() named=()
+  while [[ $1 != -- ]]; do sizes+=("$1"); shift; done
+  shift
+  while [[ $# -gt 0 ]]; do
+    case $1 in
+      --shapes | --tokens | --ranks | --columns | --trials) shift 2 ;;
+      *) named+=("$1"); shift ;;
+    esac
+  done
+  arguments=("${named[@]}" "${sizes[@]}")
+}
+
+bench() {
+  arguments=(--trials 15 "${@:3}")
+  [[ $small == 1 ]] && shrink --shapes 64x96 --tokens 1,20 --ranks 4 --trials 2 -- "${@:3}"
+  measure "bench-$1" "$2" bench --device cuda --dtype bf16 "${arguments[@]}"
+}
+table1() {
+  arguments=("${@:3}")
+  [[ $small == 1 ]] && shrink --model "$here/golden/model" --columns 1x8 --trials 2 -- "${@:3}"
+  measure "table1-$1" "$2" table1 --device cuda "${arguments[@]}"
+}
 tests() { check "$1" "$2" "$here/bin/tests" --test-threads=1 "${@:3}"; }
 model_tests() { check "$1" "$2" "$here/bin/gpt2-tests" --test-threads=1 "${@:3}"; }
+# Tests of kernels alone: with small sizes they are listed only, because the emulator runs them elsewhere.
+kernel_tests() {
+  local list=()
+  [[ $small == 1 ]] && list=(--list)
+  tests "$@" "${list[@]}"
+}
 
 export FUSED_LORA_TEST_DEVICE=cuda FUSED_LORA_TEST_GOLDEN=$here/golden
 note "$("$here/bin/fused-lora" info 2>&1 | head -20)"
@@ -132,7 +165,7 @@ table1 quick-dependent 60 --dtype bf16 --trials 100 --methods none,lora-fused,lo
 if [[ $quick != 1 ]]; then
   for suite in instructions lora::decode lora::forward lora::forward_tf32 lora::dx lora::gradients lora::merge \
     transformer::attention transformer::rows optim::adamw adapter ladder; do
-    tests "${suite//::/-}" 120 "$suite::"
+    kernel_tests "${suite//::/-}" 120 "$suite::"
   done
   for suite in calls forward forward_options forward_refusals backward row_ends dependent order slot optim attention; do
     tests "device-$suite" 60 "device::$suite::"

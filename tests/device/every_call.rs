@@ -71,6 +71,13 @@ fn memory(here: &Stream, there: &Stream) -> Result<()> {
     other.as_mut_slice().copy_from(there, bytes.as_slice())?;
     let got = other.to_vec(there)?;
     assert_eq!((got[2], &got[3..50], got[50]), (200, &numbers[20..67], 200));
+    // Here, the host waits for the one stream before it lets the other one write.
+    other.as_mut_slice().fill(there, 9)?;
+    let filled = Event::new(here.device())?;
+    filled.record(there)?;
+    wait_for(&filled)?;
+    other.as_mut_slice().fill(here, 10)?;
+    here.synchronize()?;
     // Dropped while the stream still works on them.
     other.as_mut_slice().fill(there, 1)?;
     drop((bytes, from, other));

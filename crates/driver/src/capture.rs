@@ -90,6 +90,11 @@ impl Captures {
         self.running.values_mut().filter(|capture| is_affected(capture)).for_each(|capture| capture.is_valid = false);
     }
 
+    /// Makes all captures useless.
+    pub(crate) fn invalidate_all(&mut self) {
+        self.invalidate(|_| true);
+    }
+
     /// Whether any stream of `streams` is being captured.
     pub(crate) fn any_of(&self, streams: &[usize]) -> bool {
         streams.iter().any(|&stream| self.status(stream) != Status::None)

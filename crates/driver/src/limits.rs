@@ -13,7 +13,7 @@ pub(crate) const REGISTERS: u32 = 64 << 10;
 const REGISTER_UNIT: u32 = 256;
 /// Shared memory that a block takes beside its own, from compute capability 8.0 on.
 const RESERVED_SHARED_BYTES: u32 = 1 << 10;
-const L2_BYTES: i32 = 1 << 20;
+const L2_BYTES: i32 = 16 << 10;
 
 /// The resources of an SM, and those that a block may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -85,7 +85,10 @@ impl Results {
     }
 }
 
-/// Every `table1*.json` of every folder, by its path below results/.
+/// What the stand-in driver (`crates/driver`) puts into the name of its devices.
+const EMULATED: &str = "its times are no measurements";
+
+/// Every `table1*.json` of every folder, by its path below results/. Every file of that folder must be a measurement.
 pub(crate) fn read(results: &Path) -> Result<BTreeMap<PathBuf, Results>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![results.to_path_buf()];
@@ -95,9 +98,12 @@ pub(crate) fn read(results: &Path) -> Result<BTreeMap<PathBuf, Results>> {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if path.is_dir() {
                 folders.push(path);
-            } else if name.starts_with("table1") && name.ends_with(".json") {
-                let file = std::fs::read(&path).with_context(|| path.display().to_string())?;
-                let parsed: Results = serde_json::from_slice(&file).with_context(|| path.display().to_string())?;
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            ensure!(!text.contains(EMULATED), "{}: was made on the stand-in driver", path.display());
+            if name.starts_with("table1") && name.ends_with(".json") {
+                let parsed: Results = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
                 if parsed.rows.is_empty() {
                     bail!("{}: has no rows", path.display());
                 }
@@ -107,4 +113,19 @@ pub(crate) fn read(results: &Path) -> Result<BTreeMap<PathBuf, Results>> {
     }
     ensure!(!found.is_empty(), "there are no results");
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_the_stand_in_driver_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = include_str!("../../driver/src/limits.rs").lines().find(|line| line.contains("NAME: &str")).unwrap();
+        std::fs::write(folder.path().join("forward.json"), format!("{{\"gpu\": \"{}\"}}", name.replace('"', "")))
+            .unwrap();
+        let error = read(folder.path()).unwrap_err();
+        assert!(error.to_string().contains("was made on the stand-in driver"), "{error:#}");
+    }
 }

@@ -47,6 +47,23 @@ fn event(handle: Handle) -> sys::CUevent {
     handle.0 as sys::CUevent
 }
 
+/// Waits for a copy from or to the host's memory, which may be freed as soon as this returns. If the driver refuses to wait,
+/// the copy may still run, so it is asked once more. A driver that refuses twice has lost the device or the context, and with
+/// it the copy.
+///
+/// # Safety
+/// The stream is a live one of the current context.
+unsafe fn await_copy(stream: sys::CUstream) -> Result<(), Failure> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let waited = driver::cuStreamSynchronize(stream);
+        if waited.is_err() {
+            let _ = driver::cuStreamSynchronize(stream);
+        }
+        waited
+    }
+}
+
 impl Cuda {
     pub(super) fn open(ordinal: usize) -> Result<Self> {
         let properties = properties(ordinal)?;
@@ -108,8 +125,8 @@ impl Backend for Cuda {
         let (_entered, _relaxed) = (self.enter()?, Relaxed::new()?);
         // SAFETY: the caller's promise; the host's memory is borrowed until the copy has been made.
         unsafe {
-            let issued = driver::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), stream(on));
-            Ok(issued.and(driver::cuStreamSynchronize(stream(on)))?)
+            driver::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), stream(on))?;
+            Ok(await_copy(stream(on))?)
         }
     }
 
@@ -117,8 +134,8 @@ impl Backend for Cuda {
         let (_entered, _relaxed) = (self.enter()?, Relaxed::new()?);
         // SAFETY: the caller's promise; the host's memory is borrowed until the copy has been made.
         unsafe {
-            let issued = driver::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), stream(on));
-            Ok(issued.and(driver::cuStreamSynchronize(stream(on)))?)
+            driver::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), stream(on))?;
+            Ok(await_copy(stream(on))?)
         }
     }
 

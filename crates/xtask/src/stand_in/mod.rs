@@ -3,10 +3,11 @@
 //! The programs are those that go to a GPU host, with the machine code that nvcc made; only the driver is another one
 //! (`crates/driver`). Three parts:
 //!
-//! - **suites**: the tests of the safe calls, on the CUDA backend;
+//! - **nvrtc**: the test that makes every driver call, in a build without machine code, on a device of another compute
+//!   capability: NVRTC compiles its kernels;
 //! - **bugs**: a test that makes every driver call, once for each bug of `bugs.rs`, which alters one call on its way, and
 //!   once for each call that fails. Each bug must be caught, and each failure must be an error that names the call;
-//! - **script**: `run.sh` of the bundle, to its end, with small sizes.
+//! - **script**: `run.sh` of the bundle, to its end, with small sizes: with it the tests of all safe calls.
 
 mod bugs;
 
@@ -18,6 +19,7 @@ use std::{env, fs, thread};
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
+use crate::toolchain::Toolchain;
 use bugs::{BUGS, CALLS, EVERY_CALL, HostBug, WORKLOAD};
 
 /// The longest time that the workload may take. A bug that makes it wait for ever must not.
@@ -26,12 +28,14 @@ const LIMIT: Duration = Duration::from_secs(120);
 const FAILING: [u32; 6] = [1, 2, 3, 5, 8, 13];
 /// `CUDA_ERROR_UNKNOWN`.
 const UNKNOWN: u32 = 999;
+/// The device for which NVRTC compiles.
+const OTHER_DEVICE: &str = "capability=8.6";
 /// The exit status of a test program of which a test failed.
 const TEST_FAILED: i32 = 101;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    Suites,
+    Nvrtc,
     Bugs,
     Script,
 }
@@ -63,8 +67,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let stand_in = StandIn { bundle, driver: build_driver(root, &target)?, cache: target };
     println!("the stand-in driver is in {}", stand_in.driver.display());
     let runs = |part| args.part.is_empty() || args.part.contains(&part);
-    if runs(Part::Suites) {
-        stand_in.suites()?;
+    if runs(Part::Nvrtc) {
+        stand_in.nvrtc(root)?;
     }
     if runs(Part::Bugs) {
         stand_in.bugs(args.bug.as_deref())?;
@@ -99,11 +103,17 @@ impl StandIn {
         command
     }
 
-    fn suites(&self) -> Result<()> {
-        for (program, filters) in [("bin/tests", &["device::", "examples::"][..]), ("bin/gpt2-tests", &["on_device"])] {
-            let status = self.program(program).arg("--test-threads=2").args(filters).status();
-            ensure!(status.with_context(|| format!("cannot run {program}"))?.success(), "{program}: see above");
-        }
+    fn nvrtc(&self, root: &Path) -> Result<()> {
+        let nvcc = Toolchain::find(root)?.nvcc().to_path_buf();
+        let nvrtc = nvcc.ancestors().nth(2).unwrap_or(root).join("lib/libnvrtc.so.13");
+        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(root).args(["test", "--package", "fused-lora", "--test", "it", "--", "--exact", EVERY_CALL]);
+        cargo.env("LD_LIBRARY_PATH", &self.driver).env("FUSED_LORA_TEST_DEVICE", "cuda");
+        cargo
+            .env("FUSED_LORA_CACHE", &self.cache)
+            .env("FUSED_LORA_NVRTC", nvrtc)
+            .env("FUSED_LORA_DRIVER", OTHER_DEVICE);
+        ensure!(cargo.status().context("cannot run cargo")?.success(), "with NVRTC: see above");
         Ok(())
     }
 
