@@ -220,9 +220,11 @@ impl Captures {
         if let Status::Active(id) | Status::Invalidated(id) = own
             && id != event.capture
         {
+            capture.is_valid = false;
             self.invalidate(|capture| capture.branches.contains_key(&stream));
             return Rule::CapturesApart.broken("");
         }
+        Rule::CaptureValid.expect(capture.is_valid, || "The event's capture is not.".into())?;
         Rule::CaptureStream.expect(stream != DEFAULT_STREAM, String::new)?;
         Rule::OwnContext.expect(capture.device == device, String::new)?;
         let branch = capture.branches.entry(stream).or_default();

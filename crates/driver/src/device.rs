@@ -56,6 +56,8 @@ pub(crate) struct Lost {
 
 #[derive(Debug)]
 pub(crate) struct Device {
+    /// The device's number.
+    number: usize,
     pub(crate) machine: Machine,
     /// Bytes of each live allocation, by its address.
     pub(crate) allocations: BTreeMap<u64, usize>,
@@ -72,8 +74,9 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    pub(crate) fn new(machine: Machine, seed: u64) -> Self {
+    pub(crate) fn new(number: usize, machine: Machine, seed: u64) -> Self {
         Self {
+            number,
             machine,
             allocations: BTreeMap::new(),
             lost: None,
@@ -120,7 +123,8 @@ impl Device {
         if let Some((_, of_event)) = behind {
             clock.merge(of_event);
         }
-        clock.tick(stream);
+        let name = self.name_in_clocks(stream);
+        clock.tick(name);
         let tails = streams.iter().filter_map(|other| self.tails.get(other).copied());
         let after = tails.chain(behind.map(|(operation, _)| operation)).filter(|id| self.pending.contains_key(id));
         let after: Vec<u64> = after.collect();
@@ -128,10 +132,15 @@ impl Device {
             time.get_or_init(Instant::now);
         }
         self.last += 1;
-        self.pending.insert(self.last, Pending { stream, after, work, place: Place::new(stream, &clock) });
+        self.pending.insert(self.last, Pending { stream, after, work, place: Place::new(name, &clock) });
         self.tails.insert(stream, self.last);
         self.clocks.insert(stream, clock);
         self.last
+    }
+
+    /// What clocks call a stream. The default streams of all devices have one handle, and the host's clock is of all devices.
+    fn name_in_clocks(&self, stream: usize) -> usize {
+        if stream == DEFAULT_STREAM { usize::MAX - self.number } else { stream }
     }
 
     /// The latest operation of a stream.

@@ -54,7 +54,7 @@ rules! {
     ResultPointer 1 "A pointer to a result is not null and is aligned.";
     Ordinal 101 "A device's number is below the number of devices.";
     KnownAttribute 1 "An attribute is one that this driver knows.";
-    CurrentContext 201 "A context is current in the calling thread.";
+    CurrentContext 201 "A context is current in the calling thread, and one that is made current was retained.";
     LiveHandle 400 "A handle is of the kind that the call takes and has not been destroyed.";
     OwnContext 400 "Handles belong to the current context.";
     SomeBytes 1 "An allocation or a copy is of at least one byte, and its host pointer is not null.";
@@ -90,7 +90,7 @@ rules! {
     BlockSize 1 "A block has from 1 to 1024 threads, and no more than the kernel was compiled for.";
     BlockRegisters 701 "The registers of a block's threads are no more than an SM has.";
     SharedLimit 1 "A launch asks for no more dynamic shared memory than the function was set to, at first 48 KiB less the static shared memory.";
-    ClusterSize 912 "A cluster has from 1 to 8 blocks and divides the grid.";
+    ClusterSize 912 "A cluster has from 1 to 8 blocks and divides the grid, and a question about clusters says their size.";
     ClusterDevice 1 "Only devices of compute capability 9.0 and later have clusters.";
     DependentDevice 801 "Only devices of compute capability 9.0 and later start a dependent launch early.";
     LaunchAttribute 1 "A launch's attributes are those that this driver knows, each once, with padding of zeros.";

@@ -44,6 +44,8 @@ pub(crate) struct Event {
 pub(crate) struct Graph<const EXECUTABLE: bool> {
     device: usize,
     pub(crate) nodes: Arc<[Node]>,
+    /// The last upload or launch of an executable graph, and all that is ordered before the next one.
+    last: Option<(u64, Clock)>,
 }
 
 #[derive(Debug)]
@@ -176,7 +178,7 @@ impl State {
                 ..Config::default()
             };
             match Machine::new(config, &fused_lora::device::emulator_kernels()) {
-                Ok(machine) => self.contexts[device].1 = Some(Device::new(machine, seed)),
+                Ok(machine) => self.contexts[device].1 = Some(Device::new(device, machine, seed)),
                 Err(error) => return refused(999, error.to_string()),
             }
         }
@@ -189,7 +191,7 @@ impl State {
         match found {
             Some(device) => Ok(device),
             None if context == 0 => Rule::CurrentContext.broken("None is."),
-            None => Rule::LiveHandle.broken(format!("{context:#x} is no context.")),
+            None => Rule::CurrentContext.broken(format!("{context:#x} is no context.")),
         }
     }
 
@@ -240,7 +242,20 @@ impl State {
     }
 
     pub(crate) fn new_graph<const EXECUTABLE: bool>(device: usize, nodes: Arc<[Node]>) -> Graph<EXECUTABLE> {
-        Graph { device, nodes }
+        Graph { device, nodes, last: None }
+    }
+
+    /// Issues an executable graph's work behind its launches before, on whatever streams those were.
+    pub(crate) fn issue_graph(&mut self, executable: usize, stream: usize, device: usize, work: Work) -> Outcome {
+        let ordered = self.ordered_with(stream, device)?;
+        let Some(work) = self.captures.add(stream, work)? else { return Ok(()) };
+        let host = self.host.clone();
+        let last = self.executables.get(executable, device)?.last.take();
+        let on = self.device(device);
+        let operation = on.issue(&ordered, last.as_ref().map(|(operation, clock)| (*operation, clock)), &host, work);
+        let clock = on.clock(stream);
+        self.executables.get(executable, device)?.last = Some((operation, clock));
+        Ok(())
     }
 
     /// The streams that work on this stream comes behind: the stream itself and those that are ordered with it through the
@@ -250,10 +265,15 @@ impl State {
             let is_blocking = self.streams.get(stream, device)?.is_blocking;
             return Ok(if is_blocking { vec![stream, DEFAULT_STREAM] } else { vec![stream] });
         }
-        let others = self.streams.handles_of(|other| other.device == device && other.is_blocking);
-        let all: Vec<usize> = [DEFAULT_STREAM].into_iter().chain(others).collect();
-        self.captures.expect_no_implicit(&all[1..])?;
+        let mut all = self.blocking_streams(device);
+        self.captures.expect_no_implicit(&all)?;
+        all.insert(0, DEFAULT_STREAM);
         Ok(all)
+    }
+
+    /// The streams that are ordered with the default stream of their device.
+    pub(crate) fn blocking_streams(&self, device: usize) -> Vec<usize> {
+        self.streams.handles_of(|stream| stream.device == device && stream.is_blocking)
     }
 
     /// Issues work to a stream, or adds it to the stream's capture. Returns the operation if it was issued.

@@ -23,15 +23,15 @@ driver_functions! {
     fn cuGraphUpload(executable: usize, stream: usize) {
         in_context(|state, device| {
             state.executables.get(executable, device)?;
-            state.issue(stream, device, Work::Wait).map(drop)
+            state.issue_graph(executable, stream, device, Work::Wait)
         })
     }
 
-    /// Issues an executable graph to a stream.
+    /// Issues an executable graph to a stream, behind its earlier launches on any stream.
     fn cuGraphLaunch(executable: usize, stream: usize) {
         in_context(|state, device| {
             let nodes = Arc::clone(&state.executables.get(executable, device)?.nodes);
-            state.issue(stream, device, Work::Replay(nodes)).map(drop)
+            state.issue_graph(executable, stream, device, Work::Replay(nodes))
         })
     }
 

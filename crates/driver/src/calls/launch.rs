@@ -9,20 +9,23 @@ use crate::alter;
 use crate::calls::module;
 use crate::entry::{driver_functions, put};
 use crate::limits;
-use crate::rules::{Outcome, Rule};
+use crate::rules::{Outcome, Rule, refused};
 use crate::state::{Function, State, in_context};
 use crate::work::{Launch, Work};
 
 /// The largest cluster that every device supports.
 const MAX_CLUSTER: u32 = 8;
 const MAX_THREADS: u32 = 1024;
+/// `CUDA_ERROR_UNKNOWN`: what the emulator cannot do.
+const UNKNOWN: u32 = 999;
 
 /// A launch's configuration, read from the caller's struct.
 struct Config {
     grid: [u32; 3],
     block: u32,
     shared_bytes: u32,
-    cluster: u32,
+    /// Blocks of a cluster, if the launch has clusters.
+    cluster: Option<u32>,
     dependent: bool,
     stream: usize,
 }
@@ -51,6 +54,9 @@ unsafe fn read(call: &'static str, config: *const CUlaunchConfig, state: &State,
     let most = of.image.max_threads.min(MAX_THREADS);
     let fits = (1..=most).contains(&block);
     Rule::BlockSize.expect(fits, || format!("{} has a block of {block} threads, and may have {most}.", of.name))?;
+    if (config.blockDimY, config.blockDimZ) != (1, 1) {
+        return refused(UNKNOWN, "the emulator has blocks of one dimension only");
+    }
     let registers = (of.image.registers * 32).next_multiple_of(256) * block.div_ceil(32);
     Rule::BlockRegisters.expect(registers <= limits::REGISTERS, || format!("{} takes {registers}.", of.name))?;
     Rule::SharedLimit.expect(shared_bytes <= of.max_dynamic_shared, || {
@@ -59,9 +65,9 @@ unsafe fn read(call: &'static str, config: *const CUlaunchConfig, state: &State,
     let device = limits::of(state.options.capability);
     Rule::ClusterDevice.expect(cluster.is_none() || device.has_clusters, String::new)?;
     Rule::DependentDevice.expect(!dependent || device.has_clusters, String::new)?;
-    let cluster = cluster.unwrap_or(1);
-    let fits = (1..=MAX_CLUSTER).contains(&cluster) && grid[0].is_multiple_of(cluster);
-    Rule::ClusterSize.expect(fits, || format!("{} has clusters of {cluster} in a grid of {grid:?}.", of.name))?;
+    let size = cluster.unwrap_or(1);
+    let fits = (1..=MAX_CLUSTER).contains(&size) && grid[0].is_multiple_of(size);
+    Rule::ClusterSize.expect(fits, || format!("{} has clusters of {size} in a grid of {grid:?}.", of.name))?;
     Ok(Config { grid, block, shared_bytes, cluster, dependent, stream: config.hStream.expose_provenance() })
 }
 
@@ -118,7 +124,7 @@ driver_functions! {
                 parameters.extend_from_slice(unsafe { std::slice::from_raw_parts(from, bytes) });
             }
             let Config { grid, block, shared_bytes, cluster, dependent, stream } = config;
-            let kernel = function.name;
+            let (kernel, cluster) = (function.name, cluster.unwrap_or(1));
             let launch = Launch { kernel, grid, block, shared_bytes, cluster, dependent, parameters };
             state.issue(stream, device, Work::Launch(Arc::new(launch))).map(drop)
         })
@@ -146,11 +152,12 @@ driver_functions! {
             let config = unsafe { read("cuOccupancyMaxActiveClusters", config, state, &function) }?;
             let has_clusters = limits::of(state.options.capability).has_clusters;
             Rule::ClusterDevice.expect(has_clusters, String::new)?;
+            let Some(cluster) = config.cluster else { return Rule::ClusterSize.broken("None is given.") };
             let shared = config.shared_bytes + function.image.static_shared_bytes;
             let blocks =
                 limits::resident_blocks(state.options.capability, config.block, function.image.registers, shared);
             // SAFETY: the caller's promise.
-            unsafe { put(count, (blocks * state.options.multiprocessors / config.cluster) as i32) }
+            unsafe { put(count, (blocks * state.options.multiprocessors / cluster) as i32) }
         })
     }
 }

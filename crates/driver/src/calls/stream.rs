@@ -14,7 +14,10 @@ const NON_BLOCKING: u32 = 1;
 
 /// `CUstreamCaptureStatus`, and the capture's number.
 fn status_of(state: &mut State, stream: usize, device: usize) -> Outcome<(u32, u64)> {
-    if stream != DEFAULT_STREAM {
+    if stream == DEFAULT_STREAM {
+        let ordered = state.blocking_streams(device);
+        Rule::NoImplicitCapture.expect(!state.captures.any_of(&ordered), || "It is asked for its status.".into())?;
+    } else {
         state.streams.get(stream, device)?;
     }
     Ok(match state.captures.status(stream) {
@@ -118,6 +121,9 @@ driver_functions! {
         in_context(|state, device| {
             // SAFETY: the caller's promise. Without a graph the result is null.
             unsafe { put(graph, 0) }?;
+            if stream != DEFAULT_STREAM {
+                state.streams.get(stream, device)?;
+            }
             let nodes = state.captures.end(stream)?;
             let handle = state.graphs.insert(State::new_graph(device, nodes.into()));
             // SAFETY: the caller's promise.

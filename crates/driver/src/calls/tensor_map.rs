@@ -15,8 +15,8 @@ const ELEMENT_BYTES: [u32; 13] = [1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4];
 const FLOATS: std::ops::RangeInclusive<u32> = 6..=12;
 /// `CU_TENSOR_MAP_SWIZZLE_128B`.
 const SWIZZLE_128: u32 = 3;
-/// Bytes of a row with each `CUtensorMapSwizzle`, none, 32, 64 and 128 bytes.
-const SPANS: [u64; 4] = [u64::MAX, 32, 64, 128];
+/// The longest row with each `CUtensorMapSwizzle`: none, 32, 64 and 128 bytes, and three of 128 bytes in larger units.
+const SPANS: [u64; 7] = [u64::MAX, 32, 64, 128, 128, 128, 128];
 
 /// Dimensions, strides, the box and the element strides.
 type Arrays<'a> = (&'a [u64], &'a [u64], &'a [u32], &'a [u32]);
@@ -78,7 +78,7 @@ driver_functions! {
             for (stride, size) in strides.iter().zip(&dims[1..]) {
                 let fits = stride.is_multiple_of(16) && *stride < 1 << 40 && *stride >= long;
                 Rule::MapStride.expect(fits, || format!("Strides {strides:?} of dimensions {dims:?}."))?;
-                long += stride * (size - 1);
+                long = long.saturating_add(stride.saturating_mul(size - 1));
             }
             let address = address.expose_provenance() as u64;
             Rule::MapAddress.expect(address.is_multiple_of(16), || format!("{address:#x}."))?;
@@ -86,8 +86,9 @@ driver_functions! {
             Rule::MapAddress.expect(held, || format!("{long} bytes at {address:#x} do not."))?;
 
             let row = u64::from(boxes[0]) * u64::from(bytes);
-            let whole = boxes.iter().map(|&size| u64::from(size)).product::<u64>() * u64::from(bytes);
-            let fits = boxes.iter().all(|size| (1..=256).contains(size)) && row.is_multiple_of(16) && whole <= 128 << 10;
+            let whole = || boxes.iter().map(|&size| u64::from(size)).product::<u64>() * u64::from(bytes);
+            let sizes = boxes.iter().all(|size| (1..=256).contains(size));
+            let fits = sizes && row.is_multiple_of(16) && whole() <= 128 << 10;
             Rule::MapBox.expect(fits, || format!("A box of {boxes:?} elements of {bytes} bytes."))?;
             let fits = steps.iter().all(|step| (1..=8).contains(step));
             Rule::MapElementStride.expect(fits, || format!("{steps:?}."))?;

@@ -10,6 +10,8 @@ use crate::rules::{Outcome, Rule};
 /// The first bytes of a fatbin.
 pub(super) const MAGIC: &[u8] = &0xba55_ed50_u32.to_le_bytes();
 const HEADER_BYTES: usize = 16;
+/// Bytes of the shortest header of an entry: all fields that are read here.
+const ENTRY_BYTES: usize = 64;
 /// The flag of an entry that is compressed with zstd.
 const ZSTD: u64 = 0x8000;
 /// The flag of an entry that is compressed with LZ4, as nvcc 12 does.
@@ -59,8 +61,10 @@ pub(super) fn entries(fatbin: &[u8]) -> Outcome<Vec<Entry<'_>>> {
         let architecture = number::<4>(entry, 28)? as u32;
         let flags = number::<8>(entry, 40)?;
         let stored = if flags & (ZSTD | LZ4) == 0 { padded } else { compressed };
-        let Some(stored) = entry.get(header..header + stored) else {
-            return Rule::Image.broken("An entry of a fatbin ends behind the fatbin.");
+        let end = header.checked_add(stored);
+        let stored = end.filter(|_| header >= ENTRY_BYTES).and_then(|end| entry.get(header..end));
+        let (Some(stored), Some(next)) = (stored, at.checked_add(header).and_then(|at| at.checked_add(padded))) else {
+            return Rule::Image.broken("An entry of a fatbin ends behind the fatbin, or before its own header.");
         };
         entries.push(Entry {
             is_machine_code: kind == 2,
@@ -69,7 +73,7 @@ pub(super) fn entries(fatbin: &[u8]) -> Outcome<Vec<Entry<'_>>> {
             stored,
             bytes: number::<8>(entry, 56)? as usize,
         });
-        at += header + padded;
+        at = next;
     }
     Ok(entries)
 }
@@ -83,7 +87,7 @@ impl Entry<'_> {
         if self.flags & ZSTD == 0 {
             return Ok(self.stored.into());
         }
-        let mut code = Vec::with_capacity(self.bytes);
+        let mut code = vec![];
         let read = ruzstd::decoding::StreamingDecoder::new(self.stored)
             .map_err(|error| error.to_string())
             .and_then(|mut decoder| decoder.read_to_end(&mut code).map_err(|error| error.to_string()));
