@@ -90,7 +90,10 @@ tests! {
             image[at] = word;
             code_of(&image)
         };
-        assert_eq!(damaged(2, 2), invalid, "an entry of no length never ends");
+        let mut endless = good.clone();
+        endless[2..4].copy_from_slice(&[2, 0]);
+        assert_eq!(code_of(&endless), invalid, "an entry of no length");
+        assert_eq!(damaged(2, 2), invalid, "an entry with a header of no length");
         assert_eq!(damaged(3, u64::MAX), invalid, "an entry that is longer than an address can be");
         assert_eq!(damaged(3, good[3] + 8), invalid, "an entry that ends behind the fatbin");
         assert_eq!(damaged(7, 0x8000), invalid, "an entry that is said to be compressed, and is not");

@@ -3,9 +3,13 @@
 //! The driver's state is the process's, so each test runs in a process of its own ([`process`]).
 #![allow(clippy::unwrap_used)]
 
+mod alterations;
 mod calls;
+mod capture;
 mod compiler;
 mod cubin;
+mod errors;
 mod image;
+mod order;
 mod process;
 mod rules;
