@@ -169,3 +169,39 @@ impl<T> Word for *const T {
         std::ptr::with_exposed_provenance(word as usize)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alteration_has_its_own_form() {
+        let parsed = |name, text| Alteration::parse(name, text).map(|found| (found.call, found.only, found.change));
+        let found = |only, change| Some(("cuInit".to_owned(), only, change));
+        assert_eq!(parsed("skip", "cuInit@3"), found(Some(3), Change::Skip));
+        assert_eq!(parsed("fail", "cuInit:100"), found(None, Change::Fail(100)));
+        assert_eq!(parsed("set", "cuInit@1.flags:7"), found(Some(1), Change::Set("flags".into(), 7)));
+        assert_eq!(parsed("add", "cuInit.flags:-7"), found(None, Change::Add("flags".into(), -7)));
+        assert_eq!(parsed("earlier", "cuInit.flags:2"), found(None, Change::Earlier("flags".into(), 2)));
+        for (name, text) in [
+            ("skip", "cuInit:1"),
+            ("skip", "cuInit@first"),
+            ("fail", "cuInit"),
+            ("fail", "cuInit.flags:1"),
+            ("set", "cuInit:1"),
+            ("set", "cuInit.flags:-1"),
+            ("earlier", "cuInit.flags:-1"),
+            ("repeat", "cuInit"),
+        ] {
+            assert_eq!(parsed(name, text), None, "{name}={text}");
+        }
+    }
+
+    #[test]
+    fn arguments_survive_as_words() {
+        assert_eq!(i32::from_word((-5i32).to_word()), -5);
+        assert_eq!(u32::from_word(u32::MAX.to_word()), u32::MAX);
+        let value = 7u64;
+        assert_eq!(<*const u64>::from_word((&raw const value).to_word()), &raw const value);
+    }
+}

@@ -92,6 +92,8 @@ pub(crate) struct State {
     /// For each device the handle of its primary context and, once that is retained, its state.
     contexts: Vec<(usize, Option<Device>)>,
     pub(crate) streams: Table<Stream>,
+    /// Device and handle of the blocking streams that were destroyed: their work is still ordered with the default stream's.
+    pub(crate) destroyed_blocking: Vec<(usize, usize)>,
     pub(crate) events: Table<Event>,
     pub(crate) graphs: Table<Graph<false>>,
     pub(crate) executables: Table<Graph<true>>,
@@ -273,7 +275,9 @@ impl State {
 
     /// The streams that are ordered with the default stream of their device.
     pub(crate) fn blocking_streams(&self, device: usize) -> Vec<usize> {
-        self.streams.handles_of(|stream| stream.device == device && stream.is_blocking)
+        let mut streams = self.streams.handles_of(|stream| stream.device == device && stream.is_blocking);
+        streams.extend(self.destroyed_blocking.iter().filter(|(of, _)| *of == device).map(|(_, stream)| stream));
+        streams
     }
 
     /// Issues work to a stream, or adds it to the stream's capture. Returns the operation if it was issued.

@@ -44,7 +44,10 @@ driver_functions! {
             let is_at_rest = state.captures.status(stream) == Status::None;
             state.streams.get(stream, device)?;
             Rule::StreamAtRest.expect(is_at_rest, || format!("Stream {stream:#x}."))?;
-            state.streams.remove(stream, device).map(drop)
+            if state.streams.remove(stream, device)?.is_blocking {
+                state.destroyed_blocking.push((device, stream));
+            }
+            Ok(())
         })
     }
 

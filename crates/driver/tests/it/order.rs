@@ -96,6 +96,18 @@ tests! {
         assert_eq!(violations(), 1);
     }
 
+    fn work_of_a_destroyed_stream_stays_ordered_with_the_default_stream("") {
+        start();
+        let (address, blocking) = (memory(16), blocking_stream());
+        ok(fill(address, 1, 16, blocking));
+        ok(destroy_stream(blocking));
+        ok(fill(address, 2, 16, DEFAULT));
+        let mut bytes = [0; 16];
+        ok(download(&mut bytes, address, DEFAULT));
+        ok(synchronize(DEFAULT));
+        assert_eq!((bytes, violations()), ([2; 16], 0));
+    }
+
     fn a_wait_for_one_device_orders_nothing_on_another("devices=2") {
         ok(init());
         let contexts = [retain(0), retain(1)];
