@@ -158,6 +158,18 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         rule: Rule::CaptureValid,
+        call: "cuEventRecord",
+        name: "event recorded in an invalid capture",
+        broken: || record(event(), invalidated()),
+        kept: || {
+            let stream = capturing();
+            ok(record(event(), stream));
+            end(stream, &mut 0)
+        },
+        ..CASE
+    },
+    Case {
+        rule: Rule::CaptureValid,
         call: "cuStreamEndCapture",
         name: "invalid capture is ended",
         broken: || end(invalidated(), &mut 0),

@@ -93,6 +93,14 @@ pub(super) const CASES: &[Case] = &[
         ..CASE
     },
     Case {
+        rule: Rule::ResultPointer,
+        call: "cuCtxGetCurrent",
+        name: "current context without a place",
+        broken: || call!(context::cuCtxGetCurrent(null_mut())),
+        kept: || call!(context::cuCtxGetCurrent(&mut 0)),
+        ..CASE
+    },
+    Case {
         rule: Rule::Ordinal,
         call: "cuDeviceGet",
         name: "second device of one",

@@ -169,6 +169,51 @@ pub(super) const CASES: &[Case] = &[
         ..CASE
     },
     Case {
+        rule: Rule::NoImplicitCapture,
+        call: "cuEventRecord",
+        name: "event recorded on the default stream while a blocking stream is being captured",
+        broken: || {
+            let event = event();
+            ok(begin(blocking_stream(), RELAXED));
+            record(event, DEFAULT)
+        },
+        kept: || {
+            let (event, stream) = (event(), capturing());
+            ok(record(event, DEFAULT));
+            end(stream, &mut 0)
+        },
+        ..CASE
+    },
+    Case {
+        rule: Rule::NoImplicitCapture,
+        call: "cuStreamSynchronize",
+        name: "wait for the default stream while a blocking stream is being captured",
+        broken: || {
+            ok(begin(blocking_stream(), RELAXED));
+            synchronize(DEFAULT)
+        },
+        kept: || {
+            let stream = capturing();
+            ok(synchronize(DEFAULT));
+            end(stream, &mut 0)
+        },
+        ..CASE
+    },
+    Case {
+        rule: Rule::CapturedEvent,
+        call: "cuEventElapsedTime",
+        name: "time between captured events",
+        broken: || elapsed(&mut 0.0, captured_event(), captured_event()),
+        kept: || {
+            let (start, end, stream) = (timed_event(), timed_event(), stream());
+            ok(record(start, stream));
+            ok(record(end, stream));
+            ok(synchronize(stream));
+            elapsed(&mut 0.0, start, end)
+        },
+        ..CASE
+    },
+    Case {
         rule: Rule::CaptureDevice,
         call: "cuMemcpyHtoDAsync_v2",
         name: "upload in a capture",
