@@ -8,7 +8,7 @@ use crate::common::adapter::{Added, OnRig, RandomAdapter, Shape};
 use crate::common::device::device;
 use crate::common::rig::{Rig, SCHEDULES, builds, on_gpu, schedules};
 use crate::common::sanitize::rerun_under_sanitizers;
-use crate::common::{Buffer, Rng};
+use crate::common::{Buffer, Gaps, Operand, Rng, Unaligned};
 use fused_lora::device::{
     Adapter, DeviceAdapter, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSlice, Stream, Workspace,
 };
@@ -28,7 +28,7 @@ fn shape(tokens: usize, d: usize, width: usize, activation: Activation) -> Shape
         bias: true,
         adds_input: true,
         residual: Added::Apart,
-        gap: 0,
+        gaps: Gaps::CHUNKS,
         multiprocessors: 1,
         compute_capability: None,
     }
@@ -72,11 +72,17 @@ fn adapters_of_every_kind_agree_with_the_reference() {
     seen.insert(check::<f16>(shape(3, 40, 8, GeluNew), CudaCores));
     seen.insert(check::<bf16>(shape(70, 136, 17, GeluNew), Auto));
     seen.insert(check::<bf16>(shape(2, 24, 5, Relu), CudaCores));
+    // One operand that is not aligned, all others are: its stride or its first row.
+    for operand in [Operand::X, Operand::A, Operand::B, Operand::Y, Operand::Residual, Operand::Bias] {
+        let gaps = |why| Gaps::with_unaligned(operand, why);
+        check::<f16>(Shape { gaps: gaps(Unaligned::Start), ..shape(20, 40, 8, Relu) }, Auto);
+        check::<f32>(Shape { gaps: gaps(Unaligned::Stride), ..shape(20, 40, 8, Relu) }, Auto);
+    }
     // Odd rows, of odd lengths.
     seen.insert(check::<f32>(shape(5, 33, 3, Relu), Auto));
-    seen.insert(check::<f16>(Shape { gap: 3, ..shape(18, 65, 19, GeluNew) }, Auto));
+    seen.insert(check::<f16>(Shape { gaps: Gaps::beyond(3), ..shape(18, 65, 19, GeluNew) }, Auto));
     seen.insert(check::<f16>(shape(1, 1, 1, Identity), CudaCores));
-    seen.insert(check::<bf16>(Shape { gap: 1, ..shape(2, 48, 16, Identity) }, Auto));
+    seen.insert(check::<bf16>(Shape { gaps: Gaps::beyond(1), ..shape(2, 48, 16, Identity) }, Auto));
     seen.insert(check::<bf16>(shape(1, 9, 2, Relu), CudaCores));
     if on_gpu() {
         return; // which may lack instructions that Auto takes where they are
@@ -91,7 +97,7 @@ fn addends_are_added_as_asked() {
     for bias in [false, true] {
         for adds_input in [false, true] {
             for residual in [Added::None, Added::InPlace, Added::Apart] {
-                let shape = Shape { bias, adds_input, residual, gap: 8, ..shape(2, 40, 6, Relu) };
+                let shape = Shape { bias, adds_input, residual, gaps: Gaps::CHUNKS, ..shape(2, 40, 6, Relu) };
                 check::<f16>(shape, ComputePath::Auto);
             }
         }
@@ -149,7 +155,7 @@ fn matrix<T: Element>(slice: DeviceSlice<'_, T>, rows: usize, cols: usize) -> De
 }
 
 fn random() -> RandomAdapter<f16> {
-    let shape = Shape { residual: Added::InPlace, ..shape(TOKENS, D, WIDTH, GeluNew) };
+    let shape = Shape { residual: Added::InPlace, gaps: Gaps::NONE, ..shape(TOKENS, D, WIDTH, GeluNew) };
     RandomAdapter::new(&mut Rng(33), shape)
 }
 
@@ -174,7 +180,7 @@ fn x_may_start_anywhere() -> Result<()> {
         let x = matrix(on.x.as_slice().slice(begin..begin + TOKENS * D), TOKENS, D);
         let out = DeviceMatrixMut::new(y.as_mut_slice(), TOKENS, D)?;
         launch.launch(&on.stream, &on.adapter(), x, true, Residual::InPlace, out, &mut workspace)?;
-        let got = Buffer { data: y.to_vec(&on.stream)?, rows: TOKENS, cols: D, stride: D };
+        let got = Buffer::contiguous(y.to_vec(&on.stream)?, TOKENS, D);
         random.expected().assert_close(got.view(), random.steps(), "on a device");
         left.push(got.data);
         on.y = y;

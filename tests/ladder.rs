@@ -9,23 +9,23 @@ use crate::common::decode::{Decode, Options};
 use crate::common::ladder::{Ladder, STEPS, Step, WARPS, rank};
 use crate::common::rig::{Rig, SCHEDULES, builds, fastest, on_gpu, schedules};
 use crate::common::sanitize::rerun_under_sanitizers;
-use crate::common::{Buffer, RandomLayer, Rng, Shape, shape, steps};
+use crate::common::{Buffer, Gaps, Operand, RandomLayer, Rng, Shape, shape, steps};
 use fused_lora::device::emulator_kernels;
 use fused_lora::lora::Layout;
 use fused_lora::reference;
 use fused_lora_emulator::{Completion, Config, Counters, Schedule};
 
-/// A layer with one adapter for all columns. With `gap` floats between rows; `aligned` adds as many as let the rows of x, W0
+/// A layer with one adapter for all columns. With `beyond` floats more than whole chunks between rows; `aligned` adds as many as let the rows of x, W0
 /// and A start at multiples of 16 bytes.
-fn layer(tokens: usize, d_in: usize, d_out: usize, rank: usize, gap: usize, aligned: bool) -> Shape {
-    let gap = if aligned { gap + (d_in + gap).next_multiple_of(4) - (d_in + gap) } else { gap };
-    Shape { bias: false, gap, ..shape(tokens, d_in, d_out, Layout::OutIn, &[(0, d_out, rank)]) }
+fn layer(tokens: usize, d_in: usize, d_out: usize, rank: usize, beyond: usize, aligned: bool) -> Shape {
+    let beyond = if aligned { beyond + (d_in + beyond).next_multiple_of(4) - (d_in + beyond) } else { beyond };
+    Shape { bias: false, gaps: Gaps::beyond(beyond), ..shape(tokens, d_in, d_out, Layout::OutIn, &[(0, d_out, rank)]) }
 }
 
 fn random(shape: &Shape) -> (RandomLayer<f32>, Buffer<f32>) {
     let mut rng = Rng(81);
     let random = RandomLayer::<f32>::new(&mut rng, shape);
-    let x = Buffer::<f32>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+    let x = shape.random::<f32>(&mut rng, Operand::X, shape.tokens, shape.d_in);
     (random, x)
 }
 
@@ -91,8 +91,8 @@ fn rows_that_start_anywhere() {
     for build in builds() {
         let rig = Rig::new(build);
         for step in [Step::Separate, Step::OneLaunch, Step::SharedOut] {
-            for gap in [0, 1, 3] {
-                check(&rig, step, &layer(3, 130, 11, 6, gap, false));
+            for beyond in [0, 1, 3] {
+                check(&rig, step, &layer(3, 130, 11, 6, beyond, false));
             }
         }
     }

@@ -12,7 +12,7 @@ use fused_lora::{ComputePath, DType, Element};
 use super::decode::{activation_code, aligned};
 use super::forward::STEEPEST;
 use super::rig::{Call, Failure, Rig, Uploads};
-use super::{Buffer, Rng};
+use super::{Buffer, Gaps, Operand, Rng};
 
 /// Shape and options of an adapter, of its input and of the launch.
 #[derive(Debug, Clone, Copy)]
@@ -24,8 +24,7 @@ pub struct Shape {
     pub bias: bool,
     pub adds_input: bool,
     pub residual: Added,
-    /// Elements between the rows of every operand.
-    pub gap: usize,
+    pub gaps: Gaps,
     pub multiprocessors: usize,
     /// The compute capability to plan for, if not the rig's.
     pub compute_capability: Option<(u32, u32)>,
@@ -51,12 +50,13 @@ pub struct RandomAdapter<T> {
 
 impl<T: Element> RandomAdapter<T> {
     pub fn new(rng: &mut Rng, shape: Shape) -> Self {
-        let Shape { tokens, d, width, gap, .. } = shape;
+        let Shape { tokens, d, width, gaps, .. } = shape;
         let mut vector = |len| (0..len).map(|_| T::from_f64(rng.uniform())).collect();
         let (down_bias, up_bias) = (vector(width), vector(d));
-        let mut matrix = |rows, cols| Buffer::random(rng, rows, cols, gap);
-        let (down, up) = (matrix(width, d), matrix(d, width));
-        Self { shape, down, down_bias, up, up_bias, x: matrix(tokens, d), residual: matrix(tokens, d) }
+        let mut matrix = |operand, rows, cols| Buffer::random_operand(rng, rows, cols, gaps, operand);
+        let (down, up) = (matrix(Operand::A, width, d), matrix(Operand::B, d, width));
+        let (x, residual) = (matrix(Operand::X, tokens, d), matrix(Operand::Residual, tokens, d));
+        Self { shape, down, down_bias, up, up_bias, x, residual }
     }
 
     /// The reference's y, with the magnitudes that its error bound is proportional to.
@@ -118,7 +118,7 @@ pub struct OnRig<'m, T> {
 
 impl<'m, T: Element> OnRig<'m, T> {
     pub fn new(rig: &'m Rig, random: &RandomAdapter<T>, path: ComputePath) -> Self {
-        let Shape { tokens, d, width, activation, bias, adds_input, gap, .. } = random.shape;
+        let Shape { tokens, d, width, activation, bias, adds_input, gaps, .. } = random.shape;
         let plan = ForwardPlan::adapter(&AdapterProblem {
             tokens,
             d,
@@ -134,8 +134,8 @@ impl<'m, T: Element> OnRig<'m, T> {
         let workspace = uploads.add(&vec![0u8; plan.workspace.bytes()]);
         let segment = LoraSegment {
             factors: LoraFactors {
-                a: uploads.add(&random.down.data) as *const _,
-                b: uploads.add(&random.up.data) as *const _,
+                a: uploads.place(&random.down) as *const _,
+                b: uploads.place(&random.up) as *const _,
                 a_stride: random.down.stride as u32,
                 b_stride: random.up.stride as u32,
                 rank: width as u32,
@@ -148,18 +148,19 @@ impl<'m, T: Element> OnRig<'m, T> {
         };
         let y_like = match random.shape.residual {
             Added::InPlace => Buffer { data: random.residual.data.clone(), ..random.residual },
-            Added::None | Added::Apart => Buffer::poisoned(tokens, d, gap),
+            Added::None | Added::Apart => Buffer::poisoned_operand(tokens, d, gaps, Operand::Y),
         };
-        let y = uploads.add(&y_like.data);
+        let y = uploads.place(&y_like);
         let residual = match random.shape.residual {
             Added::None => 0,
             Added::InPlace => y,
-            Added::Apart => uploads.add(&random.residual.data),
+            Added::Apart => uploads.place(&random.residual),
         };
-        let mut vector = |values: &[T]| if bias { uploads.add(values) } else { 0 };
+        let mut vector =
+            |values: &[T]| if bias { uploads.add_behind(gaps.before_first(Operand::Bias), values) } else { 0 };
         let biases = [vector(&random.down_bias), vector(&random.up_bias)];
         let forward = LoraForward {
-            x: uploads.add(&random.x.data) as *const _,
+            x: uploads.place(&random.x) as *const _,
             bias: biases[1] as *const _,
             residual: residual as *const _,
             y: y as *mut _,

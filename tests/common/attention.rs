@@ -8,7 +8,7 @@ use fused_lora::{ComputePath, DType, Element};
 use fused_lora_emulator::Counters;
 
 use super::rig::{Call, Failure, Rig, Uploads};
-use super::{Buffer, Rng};
+use super::{Buffer, Gaps, Operand, Rng};
 
 /// The keys and values that queries see besides those of their own tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,8 +24,7 @@ pub enum Memory {
 pub struct Case {
     pub shape: AttentionShape,
     pub memory: Memory,
-    /// Elements between rows of every operand.
-    pub gap: usize,
+    pub gaps: Gaps,
     /// The largest magnitude of queries and keys.
     pub magnitude: f64,
     pub multiprocessors: usize,
@@ -38,7 +37,7 @@ impl Case {
         Self {
             shape: AttentionShape { sequences, tokens, heads, head_size, capacity: 0, scale },
             memory: Memory::None,
-            gap: 0,
+            gaps: Gaps::CHUNKS,
             magnitude: 2.0,
             multiprocessors: 6,
             path: ComputePath::Auto,
@@ -74,6 +73,11 @@ impl Case {
         if self.memory == Memory::Prefix { key } else { sequence * self.shape.capacity + key }
     }
 
+    /// The result's memory before a launch.
+    pub fn poisoned_out<T: Element>(&self) -> Buffer<T> {
+        Buffer::poisoned_operand(self.shape.rows(), self.shape.width(), self.gaps, Operand::Y)
+    }
+
     pub fn plan<T: Element>(&self, compute_capability: (u32, u32)) -> AttentionPlan {
         let &Self { shape, multiprocessors, path, .. } = self;
         let problem = AttentionProblem { shape, dtype: T::DTYPE, multiprocessors, compute_capability, path };
@@ -93,16 +97,16 @@ impl<T: Element> Operands<T> {
     /// Random operands, with NaN wherever the kernel must not read: in the gaps, and in a cache after its filled rows.
     pub fn random(seed: u64, case: &Case) -> Self {
         let mut rng = Rng(seed);
-        let (shape, gap) = (&case.shape, case.gap);
+        let (shape, gaps) = (&case.shape, case.gaps);
         let d = shape.width();
-        let mut qkv = Buffer::random(&mut rng, shape.rows(), 3 * d, gap);
+        let mut qkv = Buffer::random_operand(&mut rng, shape.rows(), 3 * d, gaps, Operand::Qkv);
         let rows = match &case.memory {
             Memory::None => 0,
             Memory::Prefix => shape.capacity,
             Memory::Cache(lengths) => lengths.len() * shape.capacity,
         };
-        let mut keys = Buffer::random(&mut rng, rows, d, gap);
-        let mut values = Buffer::random(&mut rng, rows, d, gap);
+        let mut keys = Buffer::random_operand(&mut rng, rows, d, gaps, Operand::Keys);
+        let mut values = Buffer::random_operand(&mut rng, rows, d, gaps, Operand::Values);
         let enlarge = |values: &mut [T]| {
             values.iter_mut().for_each(|x| *x = T::from_f64(f64::from(x.to_f32()) * case.magnitude));
         };
@@ -270,14 +274,14 @@ impl<'m, T: Element> Attention<'m, T> {
         let mut uploads = Uploads::new(rig);
         let workspace = uploads.add(&vec![0.0f32; plan.workspace.bytes().div_ceil(4)]);
         let mut params = plan.params(workspace, &plan.workspace);
-        params.qkv = uploads.add(&qkv.data) as *const _;
+        params.qkv = uploads.place(qkv) as *const _;
         params.qkv_stride = qkv.stride as u32;
-        let out = Buffer::<T>::poisoned(case.shape.rows(), case.shape.width(), case.gap);
-        params.out = uploads.add(&out.data) as *mut _;
+        let out = case.poisoned_out::<T>();
+        params.out = uploads.place(&out) as *mut _;
         params.out_stride = out.stride as u32;
         if case.memory != Memory::None {
-            params.keys = uploads.add(&keys.data) as *mut _;
-            params.values = uploads.add(&values.data) as *mut _;
+            params.keys = uploads.place(keys) as *mut _;
+            params.values = uploads.place(values) as *mut _;
             params.keys_stride = keys.stride as u32;
             params.values_stride = values.stride as u32;
             params.capacity = case.shape.capacity as u32;
@@ -292,7 +296,7 @@ impl<'m, T: Element> Attention<'m, T> {
     /// Restores the initial contents of the outputs, launches, and returns the outputs.
     pub fn run(&self) -> Result<Outputs<T>, Failure> {
         let Operands { case, keys, values, .. } = self.operands;
-        let mut out = Buffer::<T>::poisoned(case.shape.rows(), case.shape.width(), case.gap);
+        let mut out = case.poisoned_out::<T>();
         for sequence in (0..case.shape.sequences).filter(|&s| case.past(s).is_none()) {
             // Elements that the kernel must set to NaN are not NaN before the launch.
             let rows = sequence * case.shape.tokens..(sequence + 1) * case.shape.tokens;

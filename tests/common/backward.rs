@@ -11,7 +11,7 @@ use fused_lora::reference::{self, Expected, Matrix64};
 use fused_lora::{Element, Result};
 
 use super::device::{Matrix, OnDevice};
-use super::{Buffer, RandomLayer, Rng};
+use super::{Buffer, Operand, RandomLayer, Rng};
 
 /// What a pass has to compute, and how.
 #[derive(Debug, Clone, Copy, Default)]
@@ -116,8 +116,8 @@ pub fn run<T: Element>(
 pub fn random<T: Element>(seed: u64, shape: &super::Shape) -> (RandomLayer<T>, Buffer<T>, Buffer<T>) {
     let mut rng = Rng(seed);
     let random = RandomLayer::<T>::new(&mut rng, shape);
-    let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
-    let dy = Buffer::random(&mut rng, shape.tokens, shape.d_out, shape.gap);
+    let x = shape.random(&mut rng, Operand::X, shape.tokens, shape.d_in);
+    let dy = shape.random(&mut rng, Operand::Dy, shape.tokens, shape.d_out);
     (random, x, dy)
 }
 

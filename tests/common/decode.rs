@@ -9,7 +9,7 @@ use fused_lora::{ComputePath, DType, Element, LayerProblem, WorkspaceLayout};
 use fused_lora_emulator::Counters;
 
 use super::rig::{Call, Failure, Rig, Uploads};
-use super::{Buffer, RandomLayer};
+use super::{Buffer, Operand, RandomLayer};
 
 /// Options of a launch.
 pub struct Options<'a, T> {
@@ -69,7 +69,7 @@ pub fn activation_code(activation: Activation) -> u32 {
 
 pub fn aligned<T>(buffer: &Buffer<T>) -> bool {
     let elements = 16 / size_of::<T>();
-    buffer.cols.is_multiple_of(elements) && buffer.stride.is_multiple_of(elements)
+    [buffer.cols, buffer.stride, buffer.shift].iter().all(|length| length.is_multiple_of(elements))
 }
 
 /// The segments' factors on the device, the sum of their ranks, and the slot's address if they are read through one.
@@ -95,8 +95,8 @@ pub fn segment_table<T: Element>(
     for (place, (&(begin, end, rank), (a, b, scale))) in table.iter_mut().zip(segments.iter().zip(factors)) {
         *place = LoraSegment {
             factors: LoraFactors {
-                a: uploads.add(&a.data) as *const _,
-                b: uploads.add(&b.data) as *const _,
+                a: uploads.place(a) as *const _,
+                b: uploads.place(b) as *const _,
                 a_stride: a.stride as u32,
                 b_stride: b.stride as u32,
                 rank: rank as u32,
@@ -146,13 +146,17 @@ impl<'m, T: Element> Decode<'m, T> {
         let mut uploads = Uploads::new(rig);
         let table = segment_table(segments, factors, options.slot, &mut uploads);
         let workspace = uploads.add(&vec![0u8; plan.workspace.bytes()]);
-        let y_like = Buffer::<T>::poisoned(shape.tokens, shape.d_out, shape.gap);
-        let y = uploads.add(&y_like.data);
+        let y_like = shape.poisoned::<T>(Operand::Y, shape.tokens, shape.d_out);
+        let y = uploads.place(&y_like);
         let params = LoraDecode {
-            x: uploads.add(&x.data) as *const _,
-            weight: uploads.add(&random.weight.data) as *const _,
-            bias: if shape.bias { uploads.add(&random.bias) as *const _ } else { std::ptr::null() },
-            residual: options.residual.map_or(std::ptr::null(), |r| uploads.add(&r.data) as *const _),
+            x: uploads.place(x) as *const _,
+            weight: uploads.place(&random.weight) as *const _,
+            bias: if shape.bias {
+                uploads.add_behind(shape.gaps.before_first(Operand::Bias), &random.bias) as *const _
+            } else {
+                std::ptr::null()
+            },
+            residual: options.residual.map_or(std::ptr::null(), |r| uploads.place(r) as *const _),
             y: y as *mut _,
             ticket: workspace as *mut _,
             t: (workspace + WorkspaceLayout::T_OFFSET as u64) as *mut _,

@@ -10,7 +10,7 @@ use fused_lora::lora::{Activation, Epilogue, Layout, Residual};
 use fused_lora::{ComputePath, Element};
 
 use super::rig::on_gpu;
-use super::{Buffer, RandomLayer, Shape};
+use super::{Buffer, Gaps, Operand, RandomLayer, Shape};
 
 /// A new emulated GPU of six SMs at each call, or the real GPU if tests run on one.
 pub fn device() -> Device {
@@ -30,7 +30,7 @@ pub const TRAINING: ForwardOptions = ForwardOptions { path: ComputePath::Auto, u
 
 /// The shape of a layer with gaps between its rows and between its segments.
 pub fn shape(tokens: usize, layout: Layout) -> Shape {
-    Shape { gap: 8, ..super::shape(tokens, 64, 40, layout, &[(0, 16, 4), (24, 40, 3)]) }
+    Shape { gaps: Gaps::CHUNKS, ..super::shape(tokens, 64, 40, layout, &[(0, 16, 4), (24, 40, 3)]) }
 }
 
 /// A matrix in device memory.
@@ -43,6 +43,7 @@ pub struct Matrix<T> {
 
 impl<T: Element> Matrix<T> {
     pub fn new(stream: &Stream, from: &Buffer<T>) -> Self {
+        assert_eq!(from.shift, 0, "a buffer of its own is aligned");
         let buffer = DeviceBuffer::from_slice(stream, &from.data).unwrap();
         Self { buffer, rows: from.rows, cols: from.cols, stride: from.stride }
     }
@@ -102,7 +103,7 @@ impl<T: Element> OnDevice<T> {
             factors: factors.collect(),
             x: Matrix::new(stream, x),
             residual: residual.map(|residual| Matrix::new(stream, residual)),
-            y: Matrix::new(stream, &Buffer::poisoned(shape.tokens, shape.d_out, shape.gap)),
+            y: Matrix::new(stream, &shape.poisoned(Operand::Y, shape.tokens, shape.d_out)),
         }
     }
 
@@ -128,7 +129,7 @@ impl<T: Element> OnDevice<T> {
     /// The output, copied to the host.
     pub fn y(&self, stream: &Stream) -> Buffer<T> {
         let Matrix { buffer, rows, cols, stride } = &self.y;
-        Buffer { data: buffer.to_vec(stream).unwrap(), rows: *rows, cols: *cols, stride: *stride }
+        Buffer { data: buffer.to_vec(stream).unwrap(), rows: *rows, cols: *cols, stride: *stride, shift: 0 }
     }
 
     pub fn poison_y(&mut self, stream: &Stream) {
@@ -136,7 +137,9 @@ impl<T: Element> OnDevice<T> {
     }
 
     pub fn upload_y(&mut self, stream: &Stream, from: &Buffer<T>) {
-        self.y.buffer.upload(stream, &from.data).unwrap();
+        let mut y = Buffer::poisoned(self.y.rows, self.y.cols, self.y.stride - self.y.cols);
+        (0..y.rows).for_each(|row| y.view_mut().row_mut(row).copy_from_slice(from.view().row(row)));
+        self.y.buffer.upload(stream, &y.data).unwrap();
     }
 
     pub fn upload_x(&mut self, stream: &Stream, from: &Buffer<T>) {

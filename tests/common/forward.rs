@@ -12,7 +12,7 @@ use fused_lora_emulator::Counters;
 
 use super::decode::{Options, activation_code, aligned, segment_table};
 use super::rig::{Call, Failure, Rig, Uploads};
-use super::{Buffer, RandomLayer};
+use super::{Buffer, Operand, RandomLayer};
 
 /// The largest slope of all activations: GELU's 1.129, rounded up.
 pub const STEEPEST: f64 = 1.13;
@@ -135,7 +135,7 @@ impl<'m, T: Element> Forward<'m, T> {
         let ranks = ranks(random, options);
         let problem = problem(rig, random, options, &ranks, aligned(x) && aligned(&random.weight) && factors_aligned);
         let plan = if options.serving { ForwardPlan::serving(&problem) } else { ForwardPlan::new(&problem) }.unwrap();
-        let y = Buffer::poisoned(shape.tokens, shape.d_out, shape.gap);
+        let y = shape.poisoned(Operand::Y, shape.tokens, shape.d_out);
         Self::with_plan(rig, plan, random, x, y, options)
     }
 
@@ -153,7 +153,7 @@ impl<'m, T: Element> Forward<'m, T> {
         let plan = ForwardPlan::input_gradient(&problem, wants_dx).unwrap();
         let dx = match options.residual {
             Some(old) => Buffer { data: old.data.clone(), ..*old },
-            None => Buffer::poisoned(shape.tokens, shape.d_in, shape.gap),
+            None => shape.poisoned(Operand::Y, shape.tokens, shape.d_in),
         };
         Self::with_plan(rig, plan, random, dy, dx, options)
     }
@@ -173,21 +173,25 @@ impl<'m, T: Element> Forward<'m, T> {
         let mut uploads = Uploads::new(rig);
         let table = segment_table(segments, factors, options.slot, &mut uploads);
         let workspace = uploads.add(&vec![0u8; plan.workspace.bytes()]);
-        let t_like = Buffer::<T>::poisoned(shape.tokens, table.total_rank as usize, shape.gap);
-        let y = uploads.add(&y_like.data);
+        let t_like = shape.poisoned::<T>(Operand::T, shape.tokens, table.total_rank as usize);
+        let y = uploads.place(&y_like);
         let residual = match options.residual {
             None => 0,
-            Some(residual) if is_forward => uploads.add(&residual.data),
+            Some(residual) if is_forward => uploads.place(residual),
             Some(_) => y,
         };
         let has_bias = shape.bias && is_forward;
         let params = LoraForward {
-            x: uploads.add(&x.data) as *const _,
-            weight: uploads.add(&random.weight.data) as *const _,
-            bias: if has_bias { uploads.add(&random.bias) as *const _ } else { std::ptr::null() },
+            x: uploads.place(x) as *const _,
+            weight: uploads.place(&random.weight) as *const _,
+            bias: if has_bias {
+                uploads.add_behind(shape.gaps.before_first(Operand::Bias), &random.bias) as *const _
+            } else {
+                std::ptr::null()
+            },
             residual: residual as *const _,
             y: y as *mut _,
-            t_out: if options.t_out { uploads.add(&t_like.data) as *mut _ } else { std::ptr::null_mut() },
+            t_out: if options.t_out { uploads.place(&t_like) as *mut _ } else { std::ptr::null_mut() },
             tokens: shape.tokens as u32,
             depth: x.cols as u32,
             columns: y_like.cols as u32,
@@ -217,7 +221,7 @@ impl<'m, T: Element> Forward<'m, T> {
             };
             let weight = &random.weight;
             let [x_box, weight_box, y_box] = plan.boxes(shape.layout);
-            let y_mapped = y_like.stride.is_multiple_of(8);
+            let y_mapped = y_like.stride.is_multiple_of(8) && y_like.shift == 0;
             LoraForwardTma {
                 x: map(params.x, x.rows, x.cols, x.stride, &x_box),
                 weight: map(params.weight, weight.rows, weight.cols, weight.stride, &weight_box),

@@ -10,7 +10,7 @@ use fused_lora_emulator::Completion;
 use super::decode::Options;
 use super::forward::{Forward, Outputs, expected, expected_in_parts, expected_in_tf32};
 use super::rig::{Rig, SCHEDULES, schedules};
-use super::{Buffer, RandomLayer, Rng, Shape, steps};
+use super::{Buffer, Operand, RandomLayer, Rng, Shape, steps};
 
 /// The compute capabilities to plan for: one whose kernels use mma.sync, and one whose kernels use wgmma.
 pub const CAPABILITIES: [(u32, u32); 2] = [(8, 0), (9, 0)];
@@ -24,8 +24,8 @@ pub fn options<T>(multiprocessors: usize, capability: (u32, u32)) -> Options<'st
 pub fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<'_, T>, residual: bool) -> ForwardPlan {
     let mut rng = Rng(seed);
     let random = RandomLayer::<T>::new(&mut rng, shape);
-    let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
-    let added = residual.then(|| Buffer::<T>::random(&mut rng, shape.tokens, shape.d_out, shape.gap));
+    let x = shape.random::<T>(&mut rng, Operand::X, shape.tokens, shape.d_in);
+    let added = residual.then(|| shape.random::<T>(&mut rng, Operand::Residual, shape.tokens, shape.d_out));
     let in_tf32 = options.path == ComputePath::Tf32;
     // If factors are in a slot, T has more columns than the adapter has.
     let t_out = options.slot.is_none() && !options.serving;
@@ -51,25 +51,24 @@ pub fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<
                 assert!(same, "row {row} of T depends: {what}");
             }
         } else if options.t_out {
-            // TF32 rounds both operands of T's products.
-            let rounded = if in_tf32 { 2.01 * reference::TF32_ROUNDOFF } else { 0.0 };
-            check_t(&random, &x, options.dropout.as_ref(), &outputs.t, rounded, &what);
+            assert_eq!(t_fault(&random, &x, options.dropout.as_ref(), &outputs.t, in_tf32), None, "{what}");
         }
         first.get_or_insert(outputs);
     }
     forward.plan.clone()
 }
 
-/// Checks T as the backward pass gets it: the segments' columns one after the other, without scale and padding.
-/// `rounded` is the relative error that each product may have.
-fn check_t<T: Element>(
+/// Checks T as the backward pass gets it: the segments' columns one after the other, without scale and padding. Returns what
+/// is wrong.
+pub fn t_fault<T: Element>(
     random: &RandomLayer<T>,
     x: &Buffer<T>,
     dropout: Option<&Dropout>,
     t: &Buffer<T>,
-    rounded: f64,
-    what: &str,
-) {
+    in_tf32: bool,
+) -> Option<String> {
+    // TF32 rounds both operands of T's products.
+    let rounded = if in_tf32 { 2.01 * reference::TF32_ROUNDOFF } else { 0.0 };
     let x = reference::drop_out(&Matrix64::from_view(x.view()), dropout);
     let mut begin = 0;
     for (a, ..) in &random.factors {
@@ -82,12 +81,15 @@ fn check_t<T: Element>(
                 let bound = T::DTYPE.unit_roundoff() * exact.abs() * 1.01
                     + T::DTYPE.smallest_step()
                     + (gamma + rounded) * magnitude.at(row, j);
-                assert!((got - exact).abs() <= bound, "T[{row}, {begin} + {j}] is {got}, expected {exact}: {what}");
+                let error = (got - exact).abs();
+                if error.is_nan() || error > bound {
+                    return Some(format!("T[{row}, {begin} + {j}] is {got}, expected {exact}"));
+                }
             }
         }
         begin += a.rows;
     }
-    t.assert_gaps_untouched();
+    (!t.gaps_untouched()).then(|| "a gap after a row of T was written".to_owned())
 }
 
 /// Checks the columns outside a shape's one segment. With `scale` squared as its factor, T may overflow,

@@ -31,7 +31,8 @@ impl Golden {
         let data: Vec<f32> = values.iter().map(|&v| v as f32).collect();
         assert!(data.iter().zip(&values).all(|(&n, &w)| f64::from(n) == w), "{key} does not fit into f32");
         let cols = shape[shape.len() - 1];
-        Buffer { rows: data.len() / cols, cols, stride: cols, data }
+        let rows = data.len() / cols;
+        Buffer::contiguous(data, rows, cols)
     }
 
     /// Asserts that all errors are at most 1e-5 of the largest element. A NaN fails.

@@ -10,7 +10,7 @@ use fused_lora::{ComputePath, DType};
 use fused_lora_emulator::Counters;
 
 use super::rig::{Call, Failure, Rig, Uploads};
-use super::{Buffer, Rng};
+use super::{Buffer, Gaps, Operand, Rng};
 
 /// The shape of a layer, and the gradients to compute.
 #[derive(Debug, Clone)]
@@ -20,8 +20,8 @@ pub struct Case {
     pub d_out: usize,
     /// First column, one past the last, rank.
     pub segments: Vec<(usize, usize, usize)>,
-    /// Elements between rows of every operand but Q.
-    pub gap: usize,
+    /// The gaps of every operand but Q.
+    pub gaps: Gaps,
     pub bias: bool,
     pub accumulate: bool,
     pub dropout: Option<Dropout>,
@@ -36,7 +36,7 @@ impl Case {
             d_in,
             d_out,
             segments: segments.to_vec(),
-            gap: 0,
+            gaps: Gaps::CHUNKS,
             bias: false,
             accumulate: false,
             dropout: None,
@@ -84,13 +84,13 @@ impl<T: Element> Operands<T> {
     /// rounded up, in columns of dy without a segment (unless the bias's gradient sums them), and in gradients that are
     /// overwritten.
     pub fn random(seed: u64, case: &Case) -> Self {
-        let &Case { tokens, d_in, d_out, ref segments, gap, bias, accumulate, .. } = case;
+        let &Case { tokens, d_in, d_out, ref segments, gaps, bias, accumulate, .. } = case;
         let mut rng = Rng(seed);
-        let x = Buffer::random(&mut rng, tokens, d_in, gap);
-        let mut dy = Buffer::random(&mut rng, tokens, d_out, gap);
+        let x = Buffer::random_operand(&mut rng, tokens, d_in, gaps, Operand::X);
+        let mut dy = Buffer::random_operand(&mut rng, tokens, d_out, gaps, Operand::Dy);
         let places = case.q_places();
         let mut q = Buffer::random(&mut rng, tokens, places[segments.len()], 0);
-        let t = Buffer::random(&mut rng, tokens, segments.iter().map(|s| s.2).sum(), gap);
+        let t = Buffer::random_operand(&mut rng, tokens, segments.iter().map(|s| s.2).sum(), gaps, Operand::T);
         let nan = T::from_f64(f64::NAN);
         for row in 0..tokens {
             for (&(.., rank), place) in segments.iter().zip(places.windows(2)) {
@@ -101,14 +101,16 @@ impl<T: Element> Operands<T> {
             }
         }
         let scales = segments.iter().map(|s| (4.0 * rng.uniform() / s.2 as f64) as f32).collect();
-        let mut output = |rows, cols| match accumulate {
-            true => Buffer::random(&mut rng, rows, cols, gap),
-            false => Buffer::poisoned(rows, cols, gap),
+        let mut output = |operand, rows, cols| match accumulate {
+            true => Buffer::random_operand(&mut rng, rows, cols, gaps, operand),
+            false => Buffer::poisoned_operand(rows, cols, gaps, operand),
         };
-        let mut before: Vec<_> =
-            segments.iter().flat_map(|&(begin, end, rank)| [output(rank, d_in), output(end - begin, rank)]).collect();
+        let mut before = vec![];
+        for &(begin, end, rank) in segments {
+            before.extend([output(Operand::Da, rank, d_in), output(Operand::Db, end - begin, rank)]);
+        }
         if bias {
-            before.push(output(1, d_out));
+            before.push(output(Operand::Dbias, 1, d_out));
         }
         Self { case: case.clone(), x, dy, q, t, scales, before }
     }
@@ -186,7 +188,7 @@ impl<'m> Gradients<'m> {
 
         let mut uploads = Uploads::new(rig);
         let workspace = uploads.add(&vec![0.0f32; plan.workspace.bytes().div_ceil(4)]);
-        let places: Vec<u64> = before.iter().map(|output| uploads.add(&output.data)).collect();
+        let places: Vec<u64> = before.iter().map(|output| uploads.place(output)).collect();
         let table: Vec<_> = (0..segments.len())
             .map(|i| LoraGradientsSegment {
                 da: places[2 * i] as *mut _,
@@ -203,9 +205,9 @@ impl<'m> Gradients<'m> {
             .collect();
         let params = plan.params(&table, workspace, &plan.workspace);
         let params = LoraGradients {
-            x: uploads.add(&x.data) as *const _,
-            dy: uploads.add(&dy.data) as *const _,
-            t: uploads.add(&t.data) as *const _,
+            x: uploads.place(x) as *const _,
+            dy: uploads.place(dy) as *const _,
+            t: uploads.place(t) as *const _,
             dbias: if case.bias { places[2 * segments.len()] as *mut _ } else { std::ptr::null_mut() },
             dropout: case.dropout.map_or(params.dropout, |dropout| dropout.params(0)),
             tokens: case.tokens as u32,

@@ -5,7 +5,7 @@ use fused_lora::abi::{LORA_LADDER_STAGES, LORA_LADDER_THREADS, LoraLadder};
 use fused_lora_emulator::Counters;
 
 use super::rig::{Call, Failure, Rig, Uploads};
-use super::{Buffer, RandomLayer, Shape};
+use super::{Buffer, Operand, RandomLayer, Shape};
 
 /// A step of the ladder.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,7 +74,7 @@ impl<'m> Ladder<'m> {
         assert!(shape.segments[..] == [(0, shape.d_out, rank(&shape))] && !shape.bias);
         let mut uploads = Uploads::new(rig);
         let mut upload = |data: &[f32]| uploads.add(data);
-        let y_like = Buffer::<f32>::poisoned(shape.tokens, shape.d_out, shape.gap);
+        let y_like = shape.poisoned::<f32>(Operand::Y, shape.tokens, shape.d_out);
         let [x_at, weight_at, a_at, b_at, y_at] = [x, &random.weight, a, b, &y_like].map(|buffer| upload(&buffer.data));
         let t = upload(&vec![f32::NAN; shape.tokens * rank(&shape)]);
         let params = LoraLadder {
@@ -104,7 +104,7 @@ impl<'m> Ladder<'m> {
     ///
     /// T is poisoned although the last launch's epoch stays in the flags: whoever takes it for its own launch's is found out.
     pub fn run(&self) -> Result<(Buffer<f32>, Vec<Counters>), Failure> {
-        let mut y = Buffer::<f32>::poisoned(self.shape.tokens, self.shape.d_out, self.shape.gap);
+        let mut y = self.shape.poisoned::<f32>(Operand::Y, self.shape.tokens, self.shape.d_out);
         self.rig.write(self.params.y as u64, &y.data);
         self.rig.write(self.params.t as u64, &vec![f32::NAN; self.shape.tokens * rank(&self.shape)]);
         let launches = self.step.launches(&self.shape).into_iter().map(|(kernel, results, shared)| {

@@ -8,7 +8,7 @@ use fused_lora::plan::lora::MergePlan;
 
 use super::decode::segment_table;
 use super::rig::{Call, Failure, Rig, Uploads};
-use super::{Buffer, RandomLayer};
+use super::{Buffer, Operand, RandomLayer};
 
 /// The weight after a merge, and the kernel's report.
 pub struct Merged<T> {
@@ -34,10 +34,13 @@ pub fn run<T: Element>(
     let mut table = segment_table(segments, &layer.factors[..segments.len()], None, &mut uploads).segments;
     table.iter_mut().for_each(|segment| segment.factors.scale *= sign);
     let report = uploads.add(&[0.0f32; 3]);
-    let source = uploads.add(&weight.data);
-    let gap = weight.stride - weight.cols;
-    let mut out = Buffer::<T>::poisoned(weight.rows, weight.cols, gap);
-    let target = if in_place { source } else { uploads.add(&out.data) };
+    let source = uploads.place(weight);
+    let mut out = if in_place {
+        Buffer { data: vec![T::from_f64(f64::NAN); weight.data.len()], ..*weight }
+    } else {
+        layer.shape.poisoned::<T>(Operand::Y, weight.rows, weight.cols)
+    };
+    let target = if in_place { source } else { uploads.place(&out) };
     let params = LoraMerge {
         source: source as *const _,
         weight: target as *mut _,

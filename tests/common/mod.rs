@@ -1,4 +1,5 @@
-//! Random layers for the integration tests. Every buffer has its own stride; gaps and outputs are filled with NaN.
+//! Random layers for the integration tests. Every buffer has its own stride and ends with its last row's last element; gaps
+//! and outputs are filled with NaN.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 pub mod adamw;
@@ -10,6 +11,7 @@ pub mod decode;
 pub mod device;
 pub mod forward;
 pub mod forward_check;
+pub mod gaps;
 pub mod golden;
 pub mod gradients;
 pub mod ladder;
@@ -21,6 +23,8 @@ pub mod transformer;
 
 use fused_lora::lora::{Layout, LoraLinear, Segment, Weight};
 use fused_lora::{Element, MatrixMut, MatrixRef};
+
+pub use gaps::{Gaps, Operand, Unaligned};
 
 /// The generator splitmix64: random enough for tests. Failure messages name the seed, which reproduces the values.
 pub struct Rng(pub u64);
@@ -44,28 +48,55 @@ impl Rng {
     }
 }
 
-/// A matrix with NaN in the gaps between its rows.
+/// A matrix with NaN in the gaps between its rows. Nothing follows its last element, so that an access behind it is a fault of
+/// the emulator.
+#[derive(Debug, Clone)]
 pub struct Buffer<T> {
     pub data: Vec<T>,
     pub rows: usize,
     pub cols: usize,
     pub stride: usize,
+    /// Elements of NaN that precede the first one in a device's memory, so that rows are not aligned.
+    pub shift: usize,
 }
 
 impl<T: Element> Buffer<T> {
     pub fn random(rng: &mut Rng, rows: usize, cols: usize, gap: usize) -> Self {
         let mut buffer = Self::poisoned(rows, cols, gap);
-        for i in 0..rows {
-            for j in 0..cols {
-                buffer.data[i * buffer.stride + j] = T::from_f64(rng.uniform());
-            }
-        }
+        buffer.randomize(rng);
         buffer
     }
 
     pub fn poisoned(rows: usize, cols: usize, gap: usize) -> Self {
         let stride = cols + gap;
-        Self { data: vec![T::from_f64(f64::NAN); rows * stride], rows, cols, stride }
+        let len = if rows == 0 { 0 } else { (rows - 1) * stride + cols };
+        Self { data: vec![T::from_f64(f64::NAN); len], rows, cols, stride, shift: 0 }
+    }
+
+    /// A matrix whose rows follow each other.
+    pub fn contiguous(data: Vec<T>, rows: usize, cols: usize) -> Self {
+        Self { data, rows, cols, stride: cols, shift: 0 }
+    }
+
+    /// An operand's matrix of random values.
+    pub fn random_operand(rng: &mut Rng, rows: usize, cols: usize, gaps: Gaps, operand: Operand) -> Self {
+        let mut buffer = Self::poisoned_operand(rows, cols, gaps, operand);
+        buffer.randomize(rng);
+        buffer
+    }
+
+    /// An operand's matrix of NaN.
+    pub fn poisoned_operand(rows: usize, cols: usize, gaps: Gaps, operand: Operand) -> Self {
+        let shift = gaps.before_first(operand);
+        Self { shift, ..Self::poisoned(rows, cols, gaps.between_rows(operand, cols)) }
+    }
+
+    fn randomize(&mut self, rng: &mut Rng) {
+        for i in 0..self.rows {
+            for value in self.view_mut().row_mut(i) {
+                *value = T::from_f64(rng.uniform());
+            }
+        }
     }
 
     pub fn view(&self) -> MatrixRef<'_, T> {
@@ -76,13 +107,20 @@ impl<T: Element> Buffer<T> {
         MatrixMut::with_stride(&mut self.data, self.rows, self.cols, self.stride).unwrap()
     }
 
+    /// The elements row by row, without the gaps.
+    pub fn elements(&self) -> Vec<T> {
+        (0..self.rows).flat_map(|row| self.view().row(row).to_vec()).collect()
+    }
+
+    /// Whether the gaps between rows hold NaN still.
+    pub fn gaps_untouched(&self) -> bool {
+        let mut gaps = self.data.chunks(self.stride.max(1)).flat_map(|row| &row[self.cols..]);
+        gaps.all(|gap| gap.to_f32().is_nan())
+    }
+
     /// Asserts that the gaps between rows were not written.
     pub fn assert_gaps_untouched(&self) {
-        for (i, row) in self.data.chunks(self.stride.max(1)).enumerate() {
-            for gap in &row[self.cols..] {
-                assert!(gap.to_f32().is_nan(), "the gap after row {i} was written");
-            }
-        }
+        assert!(self.gaps_untouched(), "a gap after a row was written");
     }
 }
 
@@ -96,12 +134,24 @@ pub struct Shape {
     /// First column, one past the last, rank.
     pub segments: Vec<(usize, usize, usize)>,
     pub bias: bool,
-    pub gap: usize,
+    pub gaps: Gaps,
 }
 
-/// A shape with a bias and without gaps.
+impl Shape {
+    /// A random matrix as an operand of this shape's layer.
+    pub fn random<T: Element>(&self, rng: &mut Rng, operand: Operand, rows: usize, cols: usize) -> Buffer<T> {
+        Buffer::random_operand(rng, rows, cols, self.gaps, operand)
+    }
+
+    /// A matrix of NaN as an operand of this shape's layer.
+    pub fn poisoned<T: Element>(&self, operand: Operand, rows: usize, cols: usize) -> Buffer<T> {
+        Buffer::poisoned_operand(rows, cols, self.gaps, operand)
+    }
+}
+
+/// A shape with a bias, and with aligned rows if their lengths allow it.
 pub fn shape(tokens: usize, d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)]) -> Shape {
-    Shape { tokens, d_in, d_out, layout, segments: segments.to_vec(), bias: true, gap: 0 }
+    Shape { tokens, d_in, d_out, layout, segments: segments.to_vec(), bias: true, gaps: Gaps::CHUNKS }
 }
 
 /// A layer with random weights.
@@ -114,19 +164,18 @@ pub struct RandomLayer<W> {
 
 impl<W: Element> RandomLayer<W> {
     pub fn new(rng: &mut Rng, shape: &Shape) -> Self {
-        let gap = shape.gap;
         let (rows, cols) = match shape.layout {
             Layout::OutIn => (shape.d_out, shape.d_in),
             Layout::InOut => (shape.d_in, shape.d_out),
         };
-        let weight = Buffer::random(rng, rows, cols, gap);
+        let weight = shape.random(rng, Operand::Weight, rows, cols);
         let bias = (0..shape.d_out).map(|_| W::from_f64(rng.uniform())).collect();
         let factors = shape
             .segments
             .iter()
             .map(|&(start, end, rank)| {
-                let a = Buffer::random(rng, rank, shape.d_in, gap);
-                let b = Buffer::random(rng, end - start, rank, gap);
+                let a = shape.random(rng, Operand::A, rank, shape.d_in);
+                let b = shape.random(rng, Operand::B, end - start, rank);
                 (a, b, (4.0 * rng.uniform() / rank as f64) as f32)
             })
             .collect();

@@ -5,10 +5,12 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use bytemuck::{AnyBitPattern, NoUninit};
-use fused_lora::KernelError;
 use fused_lora::abi::TensorMap;
 use fused_lora::device::{Device, DeviceBuffer, KernelParams, LaunchConfig, Stream, Tensor, emulator_kernels};
+use fused_lora::{Element, KernelError};
 use fused_lora_emulator::{Build, Completion, Config, Counters, Error, Fault, Launch, Machine, Schedule};
+
+use super::Buffer;
 
 /// The environment variable that is set in a process started for the sanitizer build.
 pub const SANITIZED: &str = "FUSED_LORA_TEST_SANITIZED";
@@ -271,6 +273,18 @@ impl<'m> Uploads<'m> {
         let address = self.rig.upload(data);
         self.addresses.push(address);
         address
+    }
+
+    /// Adds a matrix with the elements that precede it. Returns the address of its first element.
+    pub fn place<T: Element>(&mut self, matrix: &Buffer<T>) -> u64 {
+        self.add_behind(matrix.shift, &matrix.data)
+    }
+
+    /// Adds values behind as many elements of NaN. Returns the address of the first value.
+    pub fn add_behind<T: Element>(&mut self, shift: usize, values: &[T]) -> u64 {
+        let mut data = vec![T::from_f64(f64::NAN); shift];
+        data.extend_from_slice(values);
+        self.add(&data) + (shift * size_of::<T>()) as u64
     }
 }
 

@@ -6,7 +6,7 @@ use fused_lora::plan::transformer::RowPlan;
 use fused_lora::{DType, Element};
 
 use super::rig::{Call, Failure, Rig, Uploads};
-use super::{Buffer, Rng};
+use super::{Buffer, Gaps, Operand, Rng};
 
 /// LayerNorm's parameters. Both vectors begin with `shift` elements of NaN that do not belong to them.
 pub struct Norm {
@@ -146,9 +146,11 @@ pub struct Embedded<T> {
 impl<T: Element> Embedded<T> {
     /// Tables of 11 tokens, 3 extra vectors and 7 positions. With more than six rows, two ids and two positions are
     /// beyond the tables.
-    pub fn random(rng: &mut Rng, rows: usize, width: usize, gap: usize, has_extra: bool) -> Self {
-        let mut table = |rows| Buffer::random(rng, rows, width, gap);
-        let (tokens, extra, positions) = (table(11), has_extra.then(|| table(3)), table(7));
+    pub fn random(rng: &mut Rng, rows: usize, width: usize, gaps: Gaps, has_extra: bool) -> Self {
+        let mut table = |operand, rows| Buffer::random_operand(rng, rows, width, gaps, operand);
+        let tokens = table(Operand::Tokens, 11);
+        let extra = has_extra.then(|| table(Operand::Extra, 3));
+        let positions = table(Operand::Positions, 7);
         let known = if has_extra { 14 } else { 11 };
         let mut ids: Vec<u32> = (0..rows as u32).map(|i| (known - 1 + 5 * i) % known).collect();
         let mut places: Vec<u32> = (0..rows as u32).map(|i| (6 + 3 * i) % 7).collect();
@@ -191,25 +193,26 @@ impl<T: Element> Embedded<T> {
     }
 }
 
-/// x and, with a norm, y = LayerNorm(x), planned for this many SMs. Their rows have `gap` elements between them.
+/// x and, with a norm, y = LayerNorm(x), planned for this many SMs.
 pub fn embed<T: Element>(
     rig: &Rig,
     input: &Embedded<T>,
     norm: Option<&Norm>,
     multiprocessors: usize,
-    gap: usize,
+    gaps: Gaps,
 ) -> Result<(Buffer<T>, Buffer<T>), Failure> {
     let (rows, width) = (input.ids.len(), input.tokens.cols);
     let plan = RowPlan::embedding(rows, width, T::DTYPE, multiprocessors).unwrap();
     let mut uploads = Uploads::new(rig);
-    let [mut x, mut y] = [(); 2].map(|()| Buffer::<T>::poisoned(rows, width, gap));
-    let [x_at, y_at] = [&x, &y].map(|buffer| uploads.add(&buffer.data));
+    let [mut x, mut y] =
+        [Operand::X, Operand::Y].map(|operand| Buffer::<T>::poisoned_operand(rows, width, gaps, operand));
+    let [x_at, y_at] = [&x, &y].map(|buffer| uploads.place(buffer));
     let [weight, bias] = norm.map_or([std::ptr::null(); 2], |norm| norm.addresses(&mut uploads));
     let [ids, places] = [&input.ids, &input.places].map(|vector| uploads.add(vector));
     let params = LoraEmbedding {
-        tokens: uploads.add(&input.tokens.data) as *const _,
-        extra: input.extra.as_ref().map_or(0, |extra| uploads.add(&extra.data)) as *const _,
-        positions: uploads.add(&input.positions.data) as *const _,
+        tokens: uploads.place(&input.tokens) as *const _,
+        extra: input.extra.as_ref().map_or(0, |extra| uploads.place(extra)) as *const _,
+        positions: uploads.place(&input.positions) as *const _,
         ids: ids as *const _,
         places: places as *const _,
         x: x_at as *mut _,

@@ -3,7 +3,7 @@
 
 use crate::common::adapter::{Added, RandomAdapter, Shape};
 use crate::common::transformer::Norm;
-use crate::common::{Buffer, Rng};
+use crate::common::{Buffer, Gaps, Rng};
 use fused_lora::bottleneck::{Bottleneck, LayerNorm};
 use fused_lora::cpu::{self, BottleneckBuffers};
 use fused_lora::lora::{Activation, Layout, Weight};
@@ -92,7 +92,7 @@ fn check<T: Element>(tokens: usize, d: usize, width: usize, layout: Layout, bias
             bias,
             adds_input: false,
             residual: Added::InPlace,
-            gap,
+            gaps: Gaps::beyond(gap),
             multiprocessors,
             compute_capability,
         };
@@ -142,7 +142,7 @@ fn an_adapter_with_a_norm_is_both_one_after_the_other() {
         bias: true,
         adds_input: false,
         residual: Added::InPlace,
-        gap: 0,
+        gaps: Gaps::NONE,
         multiprocessors: 1,
         compute_capability: None,
     };

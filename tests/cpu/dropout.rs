@@ -4,7 +4,7 @@
 
 use crate::common::decode::LAYOUTS;
 use crate::common::device::{OnDevice, device};
-use crate::common::{Buffer, RandomLayer, Rng, Shape, steps};
+use crate::common::{Buffer, Gaps, Operand, RandomLayer, Rng, Shape, steps};
 use fused_lora::cpu::{self, Accumulate, Input, SegmentGradient};
 use fused_lora::device::{DeviceInput, Forward, ForwardOptions, Stream, Workspace};
 use fused_lora::dropout::Dropout;
@@ -17,7 +17,7 @@ use half::{bf16, f16};
 /// that a short product takes.
 fn shape(tokens: usize, layout: Layout) -> Shape {
     let segments = vec![(0, 100, 4), (150, 300, 19), (90, 200, 1)];
-    Shape { tokens, d_in: 533, d_out: 300, layout, segments, bias: true, gap: 3 }
+    Shape { tokens, d_in: 533, d_out: 300, layout, segments, bias: true, gaps: Gaps::beyond(3) }
 }
 
 fn dropout() -> Dropout {
@@ -45,8 +45,8 @@ impl<W: Element, X: Element> Case<W, X> {
         let mut rng = Rng(seed);
         Self {
             random: RandomLayer::new(&mut rng, shape),
-            x: Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap),
-            dy: Buffer::random(&mut rng, shape.tokens, shape.d_out, shape.gap),
+            x: shape.random(&mut rng, Operand::X, shape.tokens, shape.d_in),
+            dy: shape.random(&mut rng, Operand::Dy, shape.tokens, shape.d_out),
         }
     }
 
@@ -56,14 +56,14 @@ impl<W: Element, X: Element> Case<W, X> {
         let layer = self.random.layer(&segments);
         let (tokens, input) = (shape.tokens, Input { x: self.x.view(), dropout });
         let filled = |rows, cols| {
-            let mut buffer = Buffer::<f32>::poisoned(rows, cols, shape.gap);
+            let mut buffer = shape.poisoned::<f32>(Operand::Da, rows, cols);
             (0..rows).for_each(|i| buffer.view_mut().row_mut(i).fill(start.unwrap_or(f32::NAN)));
             buffer
         };
         let mut out = Outputs {
-            y: Buffer::poisoned(tokens, shape.d_out, shape.gap),
+            y: shape.poisoned(Operand::Y, tokens, shape.d_out),
             t: vec![f32::NAN; tokens * layer.total_rank()],
-            dx: Buffer::poisoned(tokens, shape.d_in, shape.gap),
+            dx: shape.poisoned(Operand::Y, tokens, shape.d_in),
             factors: segments
                 .iter()
                 .map(|s| (filled(s.rank(), shape.d_in), filled(s.columns.len(), s.rank())))
@@ -239,7 +239,7 @@ fn the_kernels_make_the_same_mask() {
     let stream = Stream::new(&device()).unwrap();
     for (tokens, layout) in [(1, Layout::OutIn), (40, Layout::InOut)] {
         let segments = vec![(0, 16, 4), (24, 40, 3)];
-        let shape = Shape { tokens, d_in: 96, d_out: 40, layout, segments, bias: true, gap: 8 };
+        let shape = Shape { tokens, d_in: 96, d_out: 40, layout, segments, bias: true, gaps: Gaps::CHUNKS };
         let case = Case::<f32, f32>::new(9, &shape);
         let mut on_device = OnDevice::new(&stream, &case.random, &case.x, Activation::Identity, None);
         let what = on_device.with(|layer, x, y| {

@@ -1,7 +1,7 @@
 //! The layer against the float64 reference, element by element: every layout, type, shape and stride.
 #![allow(clippy::unwrap_used)]
 
-use crate::common::{Buffer, RandomLayer, Rng, Shape, shape, steps};
+use crate::common::{Buffer, Gaps, Operand, RandomLayer, Rng, Shape, shape, steps};
 use approx::assert_abs_diff_eq;
 use fused_lora::cpu::{self, Accumulate, SegmentGradient, SequentialBuffers};
 use fused_lora::lora::{Activation, Epilogue, Layout, Residual};
@@ -30,7 +30,8 @@ fn shapes() -> Vec<Shape> {
         shapes.push(shape(3, 1, 1, layout, &[(0, 1, 1)]));
         shapes.push(shape(0, 8, 8, layout, &[(0, 8, 2)]));
     }
-    let gapped: Vec<_> = shapes.iter().step_by(5).map(|s| Shape { gap: 3, bias: false, ..s.clone() }).collect();
+    let gapped: Vec<_> =
+        shapes.iter().step_by(5).map(|s| Shape { gaps: Gaps::beyond(3), bias: false, ..s.clone() }).collect();
     shapes.into_iter().chain(gapped).collect()
 }
 
@@ -39,12 +40,12 @@ fn check_forward<W: Element, X: Element>(seed: u64, shape: &Shape) {
     let random = RandomLayer::<W>::new(&mut rng, shape);
     let segments = random.segments();
     let layer = random.layer(&segments);
-    let x = Buffer::<X>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+    let x = shape.random::<X>(&mut rng, Operand::X, shape.tokens, shape.d_in);
     let expected = reference::forward(&layer, x.view());
     let plan = layer.plan_forward::<X>(shape.tokens).unwrap();
     let what = format!("{} weight, {} x, seed {seed}, {shape:?}, {plan}", W::DTYPE, X::DTYPE);
 
-    let mut y = Buffer::<X>::poisoned(shape.tokens, shape.d_out, shape.gap);
+    let mut y = shape.poisoned::<X>(Operand::Y, shape.tokens, shape.d_out);
     let mut workspace = vec![f32::NAN; plan.workspace_len()];
     let mut t = vec![f32::NAN; shape.tokens * layer.total_rank()];
     let epilogue = Epilogue::default();
@@ -53,7 +54,7 @@ fn check_forward<W: Element, X: Element>(seed: u64, shape: &Shape) {
     y.assert_gaps_untouched();
     assert!(t.iter().all(|t| t.is_finite()), "T was not written out: {what}");
 
-    let mut again = Buffer::<X>::poisoned(shape.tokens, shape.d_out, shape.gap);
+    let mut again = shape.poisoned::<X>(Operand::Y, shape.tokens, shape.d_out);
     cpu::forward(&layer, x.view(), &mut again.view_mut(), &mut workspace).unwrap();
     for i in 0..shape.tokens {
         assert_eq!(y.view().row(i), again.view().row(i), "row {i} differs between two runs: {what}");
@@ -61,12 +62,12 @@ fn check_forward<W: Element, X: Element>(seed: u64, shape: &Shape) {
 
     if X::DTYPE == fused_lora::DType::F32 {
         let mut buffers = SequentialBuffers::new();
-        let mut sequential = Buffer::<X>::poisoned(shape.tokens, shape.d_out, shape.gap);
+        let mut sequential = shape.poisoned::<X>(Operand::Y, shape.tokens, shape.d_out);
         cpu::forward_sequential(&layer, x.view(), &mut sequential.view_mut(), &epilogue, &mut buffers).unwrap();
         expected.assert_close(sequential.view(), steps(shape), &format!("sequential, {what}"));
         sequential.assert_gaps_untouched();
         if W::DTYPE == fused_lora::DType::F32 {
-            let mut dense = Buffer::<X>::poisoned(shape.tokens, shape.d_out, shape.gap);
+            let mut dense = shape.poisoned::<X>(Operand::Y, shape.tokens, shape.d_out);
             cpu::forward_dense_delta(&layer, x.view(), &mut dense.view_mut(), &epilogue, &mut buffers).unwrap();
             expected.assert_close(dense.view(), steps(shape), &format!("dense delta, {what}"));
         }
@@ -109,8 +110,8 @@ fn check_backward<W: Element, X: Element>(seed: u64, shape: &Shape) {
     let random = RandomLayer::<W>::new(&mut rng, shape);
     let segments = random.segments();
     let layer = random.layer(&segments);
-    let x = Buffer::<X>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
-    let dy = Buffer::<X>::random(&mut rng, shape.tokens, shape.d_out, shape.gap);
+    let x = shape.random::<X>(&mut rng, Operand::X, shape.tokens, shape.d_in);
+    let dy = shape.random::<X>(&mut rng, Operand::Dy, shape.tokens, shape.d_out);
     let expected = reference::backward(&layer, x.view(), dy.view());
     let what = format!("{} weight, {} x, seed {seed}, {shape:?}", W::DTYPE, X::DTYPE);
     let steps = 2 * steps(shape);
@@ -124,7 +125,7 @@ fn check_backward<W: Element, X: Element>(seed: u64, shape: &Shape) {
     for (accumulate, with_dx) in [(Accumulate::Overwrite, true), (Accumulate::Add, false)] {
         let initial = if accumulate == Accumulate::Add { f64::from(start) } else { f64::NAN };
         let filled = |rows, cols| {
-            let mut buffer = Buffer::<f32>::poisoned(rows, cols, shape.gap);
+            let mut buffer = shape.poisoned::<f32>(Operand::Da, rows, cols);
             for i in 0..rows {
                 buffer.view_mut().row_mut(i).fill(initial as f32);
             }
@@ -134,7 +135,7 @@ fn check_backward<W: Element, X: Element>(seed: u64, shape: &Shape) {
             segments.iter().map(|s| (filled(s.rank(), shape.d_in), filled(s.columns.len(), s.rank()))).collect();
         let mut gradients: Vec<_> =
             buffers.iter_mut().map(|(da, db)| SegmentGradient { da: da.view_mut(), db: db.view_mut() }).collect();
-        let mut dx = Buffer::<X>::poisoned(shape.tokens, shape.d_in, shape.gap);
+        let mut dx = shape.poisoned::<X>(Operand::Y, shape.tokens, shape.d_in);
         let mut dx_view = dx.view_mut();
         let dx_argument = with_dx.then_some(&mut dx_view);
         cpu::backward(&layer, x.view(), dy.view(), &t, dx_argument, &mut gradients, accumulate, &mut workspace)
@@ -229,7 +230,7 @@ fn merge_rounds_once_and_unmerge_restores() {
 
 #[test]
 fn a_merge_that_overflows_writes_nothing() {
-    let shape = shape(1, 40, 70, Layout::InOut, &[(0, 70, 2)]);
+    let shape = Shape { gaps: Gaps::NONE, ..shape(1, 40, 70, Layout::InOut, &[(0, 70, 2)]) };
     let mut random = RandomLayer::<f16>::new(&mut Rng(5), &shape);
     random.weight.data[39 * 70 + 69] = f16::MAX;
     random.factors[0].0.data[39] = f16::ONE;
@@ -352,7 +353,7 @@ fn any_shape() -> impl Strategy<Value = Shape> {
                 layout: if transposed { Layout::OutIn } else { Layout::InOut },
                 segments,
                 bias,
-                gap,
+                gaps: Gaps::beyond(gap),
             })
         },
     )

@@ -4,7 +4,7 @@
 use crate::common::attention::{Case, Memory, Operands, Outputs};
 use crate::common::device::device;
 use crate::common::rig::on_gpu;
-use crate::common::{Buffer, Rng};
+use crate::common::{Buffer, Gaps, Operand, Rng};
 use fused_lora::device::{
     Attention, AttentionMemory, AttentionOptions, DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceSlice,
     DeviceSliceMut, Graph, Stream, Workspace,
@@ -21,12 +21,14 @@ struct OnDevice<T> {
     values: DeviceBuffer<T>,
     lengths: DeviceBuffer<u32>,
     out: DeviceBuffer<T>,
+    /// Of qkv, keys, values and out.
+    strides: [usize; 4],
 }
 
 impl<T: Element> OnDevice<T> {
     fn new(stream: &Stream, operands: &Operands<T>) -> Self {
         let case = &operands.case;
-        let out = Buffer::<T>::poisoned(case.shape.rows(), case.shape.width(), case.gap);
+        let out = case.poisoned_out::<T>();
         let upload = |data: &[T]| DeviceBuffer::from_slice(stream, data).unwrap();
         let lengths = match &case.memory {
             Memory::Cache(lengths) => lengths.iter().map(|&length| u32::try_from(length).unwrap()).collect(),
@@ -39,33 +41,33 @@ impl<T: Element> OnDevice<T> {
             values: upload(&operands.values.data),
             lengths: DeviceBuffer::from_slice(stream, &lengths).unwrap(),
             out: upload(&out.data),
+            strides: [&operands.qkv, &operands.keys, &operands.values, &out].map(|buffer| buffer.stride),
         }
     }
 
     fn launch(&mut self, stream: &Stream, attention: &Attention<T>, workspace: &mut Workspace) -> Result<()> {
-        let Case { shape, gap, .. } = &self.case;
+        let (shape, [of_qkv, of_keys, of_values, of_out]) = (&self.case.shape, self.strides);
         let (rows, d) = (shape.rows(), shape.width());
-        let qkv = DeviceMatrix::with_stride(self.qkv.as_slice(), rows, 3 * d, 3 * d + gap)?;
-        let out = DeviceMatrixMut::with_stride(self.out.as_mut_slice(), rows, d, d + gap)?;
-        let stride = d + gap;
+        let qkv = DeviceMatrix::with_stride(self.qkv.as_slice(), rows, 3 * d, of_qkv)?;
+        let out = DeviceMatrixMut::with_stride(self.out.as_mut_slice(), rows, d, of_out)?;
         let memory = match &self.case.memory {
             Memory::None => AttentionMemory::None,
             Memory::Prefix => AttentionMemory::Prefix {
-                keys: DeviceMatrix::with_stride(self.keys.as_slice(), shape.capacity, d, stride)?,
-                values: DeviceMatrix::with_stride(self.values.as_slice(), shape.capacity, d, stride)?,
+                keys: DeviceMatrix::with_stride(self.keys.as_slice(), shape.capacity, d, of_keys)?,
+                values: DeviceMatrix::with_stride(self.values.as_slice(), shape.capacity, d, of_values)?,
             },
             Memory::Cache(lengths) => AttentionMemory::Cache {
                 keys: DeviceMatrixMut::with_stride(
                     self.keys.as_mut_slice(),
                     lengths.len() * shape.capacity,
                     d,
-                    stride,
+                    of_keys,
                 )?,
                 values: DeviceMatrixMut::with_stride(
                     self.values.as_mut_slice(),
                     lengths.len() * shape.capacity,
                     d,
-                    stride,
+                    of_values,
                 )?,
                 lengths: self.lengths.as_slice(),
             },
@@ -75,9 +77,8 @@ impl<T: Element> OnDevice<T> {
 
     /// What a launch of these operands has left.
     fn outputs(&self, stream: &Stream, operands: &Operands<T>) -> Outputs<T> {
-        let shape = &self.case.shape;
         let like = |b: &Buffer<T>, data: &DeviceBuffer<T>| Buffer { data: data.to_vec(stream).unwrap(), ..*b };
-        let out = Buffer::<T>::poisoned(shape.rows(), shape.width(), self.case.gap);
+        let out = self.case.poisoned_out::<T>();
         Outputs {
             out: like(&out, &self.out),
             keys: like(&operands.keys, &self.keys),
@@ -103,7 +104,7 @@ fn check<T: Element>(case: Case, path: ComputePath) {
 
 #[test]
 fn attention_is_within_its_bounds() {
-    check::<f32>(Case { gap: 4, ..Case::new(2, 9, 2, 24) }, ComputePath::Auto);
+    check::<f32>(Case { gaps: Gaps::beyond(4), ..Case::new(2, 9, 2, 24) }, ComputePath::Auto);
     check::<f16>(Case::new(2, 9, 2, 24).with_prefix(5), ComputePath::Matrix);
     check::<bf16>(Case::new(2, 9, 2, 24).with_cache(30, &[4, 21]), ComputePath::Auto);
     check::<bf16>(Case::new(2, 9, 2, 24).with_cache(30, &[4, 21]), ComputePath::CudaCores);
@@ -127,8 +128,7 @@ fn a_replayed_graph_reads_the_lengths_anew() -> Result<()> {
     drop(workspace);
     // At last the second sequence has no room: its results become NaN, its cache stays.
     for step in 0..4 {
-        let tokens = Buffer::random(&mut Rng(step), 2, 3 * 48, 0);
-        operands.qkv.data.copy_from_slice(&tokens.data);
+        operands.qkv = Buffer::random_operand(&mut Rng(step), 2, 3 * 48, operands.case.gaps, Operand::Qkv);
         let Memory::Cache(lengths) = &operands.case.memory else { unreachable!() };
         let on_host: Vec<_> = lengths.iter().map(|&length| u32::try_from(length).unwrap()).collect();
         on_device.qkv.upload(&stream, &operands.qkv.data)?;

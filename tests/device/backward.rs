@@ -7,7 +7,7 @@ use crate::common::decode::LAYOUTS;
 use crate::common::device::stream;
 use crate::common::golden::Golden;
 use crate::common::rig::on_gpu;
-use crate::common::{Buffer, RandomLayer, Shape, steps};
+use crate::common::{Buffer, Gaps, RandomLayer, Shape, steps};
 use approx::{assert_abs_diff_eq, assert_relative_eq};
 use fused_lora::device::{
     Backward, BackwardInput, BackwardOptions, BackwardOutput, DeviceBuffer, DeviceLora, DeviceMatrix, DeviceMatrixMut,
@@ -20,7 +20,15 @@ use fused_lora::{ComputePath, DType, Element, Error, Result, WorkspaceLayout};
 use half::{bf16, f16};
 
 fn shape(tokens: usize, layout: Layout) -> Shape {
-    Shape { tokens, d_in: 72, d_out: 48, layout, segments: vec![(0, 16, 4), (24, 48, 17)], bias: false, gap: 0 }
+    Shape {
+        tokens,
+        d_in: 72,
+        d_out: 48,
+        layout,
+        segments: vec![(0, 16, 4), (24, 48, 17)],
+        bias: false,
+        gaps: Gaps::NONE,
+    }
 }
 
 /// All results within their bounds.
@@ -30,7 +38,7 @@ fn check<T: Element>(seed: u64, shape: &Shape, asked: &Asked) -> Given<T> {
     let what = format!("seed {seed}, {shape:?}, {asked:?}, {}", T::DTYPE);
     let times = asked.times.max(1) as f64;
     if asked.options.dx && times == 1.0 {
-        let dx = Buffer { data: given.dx.clone(), rows: shape.tokens, cols: shape.d_in, stride: shape.d_in };
+        let dx = Buffer::contiguous(given.dx.clone(), shape.tokens, shape.d_in);
         input(&random, &dy, asked.dropout.as_ref()).assert_close(dx.view(), steps(shape), &what);
     }
     // T and Q are rounded once to the operands' type, everything else is f32.
@@ -65,7 +73,7 @@ fn both_passes_of_a_layer() {
             check::<f16>(tokens as u64, &shape(tokens, layout), &Asked::default());
         }
         check::<f32>(5, &shape(40, layout), &Asked::default());
-        let odd = Shape { d_in: 33, d_out: 41, segments: vec![(3, 41, 3)], gap: 3, ..shape(20, layout) };
+        let odd = Shape { d_in: 33, d_out: 41, segments: vec![(3, 41, 3)], gaps: Gaps::beyond(3), ..shape(20, layout) };
         check::<bf16>(6, &odd, &Asked::default());
         check::<f32>(7, &odd, &Asked::default());
         let wide = Shape { d_in: 264, d_out: 328, segments: vec![(0, 328, 20), (5, 9, 1)], ..shape(260, layout) };
@@ -168,10 +176,10 @@ fn golden_linear_layers_and_their_gradients() {
                 Layout::OutIn => w,
                 Layout::InOut => {
                     let data = (0..d_in * d_out).map(|i| w.data[i % d_out * d_in + i / d_out]).collect();
-                    Buffer { data, rows: d_in, cols: d_out, stride: d_out }
+                    Buffer::contiguous(data, d_in, d_out)
                 }
             };
-            let shape = Shape { tokens, d_in, d_out, layout, segments, bias: true, gap: 0 };
+            let shape = Shape { tokens, d_in, d_out, layout, segments, bias: true, gaps: Gaps::NONE };
             let layer = RandomLayer { shape, weight, bias: bias.data.clone(), factors: vec![(a, b, scale)] };
             let options = BackwardOptions { unaligned_dy: true, ..BackwardOptions::default() };
             let given = run(&stream(), &layer, &x, &dy, &Asked { options, ..Asked::default() }).unwrap();

@@ -5,7 +5,7 @@ use crate::common::decode::LAYOUTS;
 use crate::common::device::{OnDevice, TRAINING, shape, stream};
 use crate::common::forward::{expected, on_the_way_out};
 use crate::common::rig::on_gpu;
-use crate::common::{Buffer, RandomLayer, Rng, Shape, steps};
+use crate::common::{Buffer, Gaps, Operand, RandomLayer, Rng, Shape, steps};
 use fused_lora::device::{DeviceBuffer, DeviceMatrixMut, DeviceOutput, Forward, Graph, Workspace};
 use fused_lora::lora::{Activation, Epilogue, Layout, Residual};
 use fused_lora::plan::lora::MAX_TOKENS;
@@ -36,8 +36,8 @@ fn check<T: Element>(seed: u64, shape: &Shape, activation: Activation, kind: Add
     let stream = stream();
     let mut rng = Rng(seed);
     let random = RandomLayer::<T>::new(&mut rng, shape);
-    let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
-    let added = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_out, shape.gap);
+    let x = shape.random::<T>(&mut rng, Operand::X, shape.tokens, shape.d_in);
+    let added = shape.random::<T>(&mut rng, Operand::Residual, shape.tokens, shape.d_out);
     let added = (kind != Added::Nothing).then_some(&added);
     let apart = added.filter(|_| kind == Added::Apart);
     let mut on_device = OnDevice::new(&stream, &random, &x, activation, apart);
@@ -98,7 +98,7 @@ fn one_call_for_any_number_of_tokens() {
         check::<f16>(72, &shape(2, layout), Activation::Relu, Added::Apart);
         check::<bf16>(73, &shape(5, layout), Activation::GeluNew, Added::Apart);
         for tokens in [2, 20] {
-            let odd = Shape { d_in: 33, d_out: 41, gap: 3, ..shape(tokens, layout) };
+            let odd = Shape { d_in: 33, d_out: 41, gaps: Gaps::beyond(3), ..shape(tokens, layout) };
             check::<bf16>(4, &odd, Activation::Identity, Added::Apart);
         }
         let base = Shape { segments: vec![], bias: false, ..shape(2, layout) };
@@ -116,7 +116,7 @@ fn t_is_left_with_the_caller_who_asks_for_it() -> Result<()> {
         let mut rng = Rng(11);
         let shape = Shape { segments: vec![(0, 16, 4), (24, 40, 17), (3, 9, 1)], ..shape(tokens, layout) };
         let random = RandomLayer::<bf16>::new(&mut rng, &shape);
-        let x = Buffer::random(&mut rng, tokens, shape.d_in, shape.gap);
+        let x = shape.random(&mut rng, Operand::X, tokens, shape.d_in);
         let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
         let mut t = Buffer::<bf16>::poisoned(tokens, total_rank(&shape), 5);
         let mut on = DeviceBuffer::from_slice(&stream, &t.data)?;
@@ -169,7 +169,7 @@ fn a_replayed_graph_gives_the_same_bits() -> Result<()> {
         let mut rng = Rng(81);
         let shape = Shape { d_in: 520, ..shape(tokens, Layout::OutIn) };
         let random = RandomLayer::<bf16>::new(&mut rng, &shape);
-        let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+        let x = shape.random(&mut rng, Operand::X, shape.tokens, shape.d_in);
         let mut on_device = OnDevice::new(&stream, &random, &x, Activation::GeluNew, None);
         let (forward, mut workspace) = on_device.with(|layer, x, y| {
             let forward = Forward::new(stream.device(), layer, shape.tokens)?;
@@ -191,7 +191,7 @@ fn a_replayed_graph_gives_the_same_bits() -> Result<()> {
             }
         }
         // New values of x at the old address are what the graph reads.
-        let other = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+        let other = shape.random(&mut rng, Operand::X, shape.tokens, shape.d_in);
         on_device.upload_x(&stream, &other);
         graph.replay(&stream)?;
         assert_ne!(direct.view().row(0), on_device.y(&stream).view().row(0));
@@ -222,7 +222,7 @@ fn decode_and_forward_take_turns_on_one_workspace() -> Result<()> {
     let mut layers = vec![];
     for shape in &shapes {
         let random = RandomLayer::<f16>::new(&mut rng, shape);
-        let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+        let x = shape.random(&mut rng, Operand::X, shape.tokens, shape.d_in);
         let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
         let forward = on_device.with(|layer, _, _| Forward::new(stream.device(), layer, shape.tokens))?;
         layers.push((random, on_device, forward));
@@ -235,7 +235,7 @@ fn decode_and_forward_take_turns_on_one_workspace() -> Result<()> {
     for round in 0..3 {
         for (random, on_device, forward) in &mut layers {
             let shape = &random.shape;
-            let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+            let x = shape.random(&mut rng, Operand::X, shape.tokens, shape.d_in);
             on_device.upload_x(&stream, &x);
             let mut run = |workspace: &mut Workspace| -> Result<Buffer<f16>> {
                 on_device.poison_y(&stream);
@@ -262,7 +262,7 @@ fn launches_in_a_row_need_nothing_in_between() -> Result<()> {
     let (few, many) = (shape(MAX_TOKENS, Layout::OutIn), shape(33, Layout::OutIn));
     let random = RandomLayer::<bf16>::new(&mut rng, &few);
     let wide = RandomLayer::<bf16>::new(&mut rng, &many);
-    let x = [&few, &many].map(|shape| Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap));
+    let x = [&few, &many].map(|shape| shape.random(&mut rng, Operand::X, shape.tokens, shape.d_in));
     let mut first = OnDevice::new(&stream, &random, &x[0], Activation::Identity, None);
     let mut second = OnDevice::new(&stream, &wide, &x[1], Activation::Identity, None);
     let decode = first.with(|layer, _, _| Forward::new(stream.device(), layer, few.tokens))?;
@@ -291,8 +291,8 @@ fn a_residual_in_place_gives_the_bits_of_one_apart() -> Result<()> {
     for tokens in [2, 40] {
         let shape = shape(tokens, Layout::InOut);
         let random = RandomLayer::<f32>::new(&mut rng, &shape);
-        let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
-        let added = Buffer::random(&mut rng, shape.tokens, shape.d_out, shape.gap);
+        let x = shape.random(&mut rng, Operand::X, shape.tokens, shape.d_in);
+        let added = shape.random(&mut rng, Operand::Residual, shape.tokens, shape.d_out);
         let run = |is_in_place: bool| -> Result<Buffer<f32>> {
             let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, Some(&added));
             if is_in_place {

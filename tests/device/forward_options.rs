@@ -3,7 +3,7 @@
 
 use crate::common::device::{OnDevice, TRAINING, shape, stream};
 use crate::common::forward::{expected, expected_in_tf32};
-use crate::common::{Buffer, RandomLayer, Rng, steps};
+use crate::common::{Operand, RandomLayer, Rng, steps};
 use fused_lora::device::{
     DeviceBuffer, DeviceDropout, DeviceInput, DeviceSlice, Forward, ForwardOptions, Graph, Workspace,
 };
@@ -19,7 +19,7 @@ fn a_path_is_taken_as_asked() -> Result<()> {
     let mut rng = Rng(6);
     let shape = shape(MAX_TOKENS, Layout::OutIn);
     let random = RandomLayer::<bf16>::new(&mut rng, &shape);
-    let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+    let x = shape.random(&mut rng, Operand::X, shape.tokens, shape.d_in);
     let expected = expected(&random, &x, Activation::Identity, None, None);
     for path in [ComputePath::CudaCores, ComputePath::Matrix] {
         let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
@@ -45,7 +45,7 @@ fn tf32_is_taken_by_name_and_for_f32_alone() -> Result<()> {
     for (tokens, name) in [(MAX_TOKENS, "lora_decode_rows_f32"), (40, "lora_forward_rows_mma_tf32")] {
         let shape = shape(tokens, Layout::OutIn);
         let random = RandomLayer::<f32>::new(&mut rng, &shape);
-        let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+        let x = shape.random(&mut rng, Operand::X, shape.tokens, shape.d_in);
         let expected = expected_in_tf32(&random, &x, Activation::Identity, None, None);
         let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
         on_device.with(|layer, x, y| {
@@ -57,7 +57,7 @@ fn tf32_is_taken_by_name_and_for_f32_alone() -> Result<()> {
         expected.assert_close(on_device.y(&stream).view(), steps(&shape), name);
 
         let random = RandomLayer::<bf16>::new(&mut rng, &shape);
-        let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+        let x = shape.random(&mut rng, Operand::X, shape.tokens, shape.d_in);
         let refused = OnDevice::new(&stream, &random, &x, Activation::Identity, None)
             .with(|layer, _, _| Forward::with_options(stream.device(), layer, shape.tokens, options).unwrap_err());
         assert!(matches!(refused, Error::NoMatrixInstructions { dtype: DType::Bf16, .. }), "{refused}");
@@ -74,7 +74,7 @@ fn each_pass_drops_out_anew() -> Result<()> {
         let mut rng = Rng(21);
         let shape = shape(tokens, layout);
         let random = RandomLayer::<bf16>::new(&mut rng, &shape);
-        let x = Buffer::random(&mut rng, tokens, shape.d_in, shape.gap);
+        let x = shape.random(&mut rng, Operand::X, tokens, shape.d_in);
         let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
         let (forward, mut workspace) = on_device.with(|layer, _, _| {
             let forward = Forward::with_options(stream.device(), layer, tokens, TRAINING)?;
@@ -117,7 +117,7 @@ fn dropout_is_refused_where_it_was_not_planned_or_its_step_is_wrong() -> Result<
     let mut rng = Rng(22);
     let shape = shape(MAX_TOKENS, Layout::OutIn);
     let random = RandomLayer::<bf16>::new(&mut rng, &shape);
-    let x = Buffer::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
+    let x = shape.random(&mut rng, Operand::X, shape.tokens, shape.d_in);
     let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
     let steps = DeviceBuffer::from_slice(&stream, &[0u32, 0])?;
     let dropout = Dropout::new(0.1, 1)?;

@@ -5,7 +5,7 @@
 use crate::common::device::{OnDevice, device, shape};
 use crate::common::forward::expected;
 use crate::common::rig::on_gpu;
-use crate::common::{Buffer, RandomLayer, Rng, Shape, steps};
+use crate::common::{Buffer, Gaps, Operand, RandomLayer, Rng, Shape, steps};
 use fused_lora::device::{
     Adapter, Attention, AttentionMemory, Backward, BackwardInput, BackwardOutput, Device, DeviceAdapter, DeviceBuffer,
     DeviceMatrix, DeviceMatrixMut, DeviceParameter, DeviceSegment, Event, FactorGradient, Forward, Graph, Merge,
@@ -40,7 +40,7 @@ impl Layer {
         let shape = shape(tokens, Layout::OutIn);
         let mut rng = Rng(tokens as u64);
         let random = RandomLayer::new(&mut rng, &shape);
-        let x = Buffer::random(&mut rng, tokens, shape.d_in, shape.gap);
+        let x = shape.random(&mut rng, Operand::X, tokens, shape.d_in);
         let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, None);
         let forward = on_device.with(|layer, _, _| Forward::new(stream.device(), layer, tokens)).unwrap();
         on_device.poison_y(&stream);
@@ -117,8 +117,15 @@ fn a_reset_between_launches_of_two_streams() -> Result<()> {
 fn backward_launches_of_two_streams() -> Result<()> {
     let stream = Stream::new(&device())?;
     let (tokens, d_in, d_out, rank) = (40, 72, 48, 5);
-    let shape =
-        Shape { tokens, d_in, d_out, layout: Layout::OutIn, segments: vec![(0, d_out, rank)], bias: false, gap: 0 };
+    let shape = Shape {
+        tokens,
+        d_in,
+        d_out,
+        layout: Layout::OutIn,
+        segments: vec![(0, d_out, rank)],
+        bias: false,
+        gaps: Gaps::NONE,
+    };
     let random = RandomLayer::<f32>::new(&mut Rng(3), &shape);
     let x = Buffer::random(&mut Rng(4), tokens, d_in, 0);
     let mut on_device = OnDevice::new(&stream, &random, &x, Activation::Identity, None);

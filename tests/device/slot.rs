@@ -5,7 +5,7 @@
 use crate::common::device::{OnDevice, device};
 use crate::common::forward::expected;
 use crate::common::rig::on_gpu;
-use crate::common::{Buffer, RandomLayer, Rng, Shape, steps};
+use crate::common::{Buffer, Gaps, RandomLayer, Rng, Shape, steps};
 use fused_lora::device::{
     Device, DeviceBuffer, DeviceFactors, DeviceInput, Event, FactorSlot, Forward, Graph, Stream, Workspace,
 };
@@ -17,7 +17,7 @@ const SEED: u64 = 17;
 
 fn shape(tokens: usize, layout: Layout, ranks: [usize; 2]) -> Shape {
     let segments = vec![(0, 16, ranks[0]), (24, 40, ranks[1])];
-    Shape { tokens, d_in: 64, d_out: 40, layout, segments, bias: true, gap: 0 }
+    Shape { tokens, d_in: 64, d_out: 40, layout, segments, bias: true, gaps: Gaps::NONE }
 }
 
 /// A layer and the input of all of them: layers of one shape but for their ranks have the same weight.

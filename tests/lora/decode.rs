@@ -9,7 +9,7 @@ use crate::common::decode::{Decode, LAYOUTS, Options};
 use crate::common::forward::on_the_way_out;
 use crate::common::rig::{Rig, SCHEDULES, builds, fastest, on_gpu, schedules};
 use crate::common::sanitize::rerun_under_sanitizers;
-use crate::common::{Buffer, RandomLayer, Rng, Shape, shape, steps};
+use crate::common::{Buffer, Gaps, Operand, RandomLayer, Rng, Shape, Unaligned, shape, steps};
 use fused_lora::lora::{Activation, Layout};
 use fused_lora::plan::lora::DecodePlan;
 use fused_lora::{ComputePath, Element, reference};
@@ -24,8 +24,8 @@ fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, activation: Activation
 fn check_with<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<'_, T>, residual: bool) -> DecodePlan {
     let mut rng = Rng(seed);
     let random = RandomLayer::<T>::new(&mut rng, shape);
-    let x = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap);
-    let added = residual.then(|| Buffer::<T>::random(&mut rng, shape.tokens, shape.d_out, shape.gap));
+    let x = shape.random::<T>(&mut rng, Operand::X, shape.tokens, shape.d_in);
+    let added = residual.then(|| shape.random::<T>(&mut rng, Operand::Residual, shape.tokens, shape.d_out));
     let segments = random.segments();
     let expected = reference::forward(&random.layer(&segments), x.view());
     let expected = on_the_way_out(expected, &random, options.activation, added.as_ref());
@@ -80,7 +80,10 @@ fn odd_shapes_take_the_slow_path_and_stay_right() {
     for layout in LAYOUTS {
         for (tokens, d_in, d_out) in [(1, 1, 1), (1, 7, 5), (3, 65, 33), (5, 130, 17), (16, 33, 70)] {
             check_all_types(&shape(tokens, d_in, d_out, layout, &[(0, d_out, 3)]), 11);
-            check_all_types(&Shape { gap: 3, bias: false, ..shape(tokens, d_in, d_out, layout, &[]) }, 12);
+            check_all_types(
+                &Shape { gaps: Gaps::beyond(3), bias: false, ..shape(tokens, d_in, d_out, layout, &[]) },
+                12,
+            );
         }
     }
 }
@@ -178,11 +181,36 @@ fn activation_and_residual_on_the_way_out() {
     for build in builds() {
         let rig = Rig::new(build);
         for layout in LAYOUTS {
-            let shape = Shape { gap: 8, ..shape(3, 64, 40, layout, &[(8, 32, 4)]) };
+            let shape = Shape { gaps: Gaps::CHUNKS, ..shape(3, 64, 40, layout, &[(8, 32, 4)]) };
             check::<f32>(&rig, 41, &shape, Activation::Relu, true);
             check::<f32>(&rig, 42, &shape, Activation::GeluNew, true);
             check::<bf16>(&rig, 43, &shape, Activation::GeluNew, true);
             check::<f16>(&rig, 44, &shape, Activation::Relu, false);
+        }
+    }
+}
+
+/// One operand is not aligned and all others are, each in turn: its stride with one layout, its first row with the other. x,
+/// W0 and A decide the choice of kernel; of the others the kernels must test each by itself.
+#[test]
+fn one_operand_is_not_aligned() {
+    use Operand::{A, B, Bias, Residual, Weight, X, Y};
+    for build in builds() {
+        let rig = Rig::new(build);
+        for (layout, why) in LAYOUTS.into_iter().zip([Unaligned::Stride, Unaligned::Start]) {
+            for operand in [X, Weight, A, B, Bias, Y, Residual] {
+                let gaps = Gaps::with_unaligned(operand, if operand == Bias { Unaligned::Start } else { why });
+                let shape = Shape { gaps, ..shape(6, 72, 48, layout, &[(3, 40, 16), (20, 48, 8)]) };
+                let plans = [
+                    check_with::<f16>(&rig, 55, &shape, &Options::default(), true),
+                    check_with::<f32>(&rig, 56, &shape, &Options::default(), true),
+                ];
+                assert_eq!(plans[0].launch.kernel.contains("mma"), ![X, Weight, A].contains(&operand));
+                for plan in plans {
+                    let any = plan.launch.kernel.ends_with("_any");
+                    assert_eq!(any, [X, Weight, A].contains(&operand), "{operand:?}: {plan}");
+                }
+            }
         }
     }
 }
@@ -244,7 +272,7 @@ fn bytes_requested_are_the_floor() {
     }
     // Every CTA reads x, so x's share grows with the number of SMs (132 SMs: 1.033 of the floor).
     for layout in LAYOUTS {
-        let shape = Shape { bias: false, ..shape(1, 4096, 4096, layout, &[(0, 4096, 16)]) };
+        let shape = Shape { bias: false, gaps: Gaps::NONE, ..shape(1, 4096, 4096, layout, &[(0, 4096, 16)]) };
         let mut rng = Rng(61);
         let random = RandomLayer::<bf16>::new(&mut rng, &shape);
         let x = Buffer::random(&mut rng, 1, shape.d_in, 0);

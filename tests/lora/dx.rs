@@ -10,7 +10,7 @@ use crate::common::forward::Forward;
 use crate::common::forward_check::{CAPABILITIES, options};
 use crate::common::rig::{Rig, SCHEDULES, builds, fastest, is_sanitized, schedules};
 use crate::common::sanitize::rerun_under_sanitizers;
-use crate::common::{Buffer, RandomLayer, Rng, Shape, steps};
+use crate::common::{Buffer, Gaps, Operand, RandomLayer, Rng, Shape, Unaligned, steps};
 use fused_lora::dropout::Dropout;
 use fused_lora::lora::Layout;
 use fused_lora::plan::lora::ForwardPlan;
@@ -31,8 +31,8 @@ enum Dx {
 fn check<T: Element>(rig: &Rig, seed: u64, shape: &Shape, options: &Options<'_, T>, kind: Dx) -> ForwardPlan {
     let mut rng = Rng(seed);
     let random = RandomLayer::<T>::new(&mut rng, shape);
-    let dy = Buffer::<T>::random(&mut rng, shape.tokens, shape.d_out, shape.gap);
-    let old = (kind == Dx::Accumulated).then(|| Buffer::<T>::random(&mut rng, shape.tokens, shape.d_in, shape.gap));
+    let dy = shape.random::<T>(&mut rng, Operand::X, shape.tokens, shape.d_out);
+    let old = (kind == Dx::Accumulated).then(|| shape.random::<T>(&mut rng, Operand::Y, shape.tokens, shape.d_in));
     let segments = random.segments();
     let layer = random.layer(&segments);
     let mut expected = reference::input_gradient_through(&layer, dy.view(), options.dropout.as_ref(), T::DTYPE);
@@ -207,7 +207,7 @@ fn odd_shapes_take_the_slow_path_and_stay_right() {
     for layout in LAYOUTS {
         // Aligned rows of dy and W0 with unaligned rows of dx and A, and the reverse.
         check_all_kernels(&shape(20, 67, 64, layout, &[(3, 64, 8)]), 13, 6);
-        check_all_kernels(&Shape { gap: 3, ..shape(20, 64, 40, layout, &[(3, 37, 24)]) }, 14, 6);
+        check_all_kernels(&Shape { gaps: Gaps::beyond(3), ..shape(20, 64, 40, layout, &[(3, 37, 24)]) }, 14, 6);
     }
 }
 
@@ -269,9 +269,25 @@ fn dx_is_accumulated_in_place() {
     let dropout = Some(Dropout::new(0.5, 9).unwrap());
     for layout in LAYOUTS {
         // Rows of dx in whole chunks of 16 bytes, and others.
-        for (gap, seed) in [(8, 41), (3, 42)] {
-            let shape = Shape { gap, ..shape(67, 40, 64, layout, &[(8, 32, 4)]) };
-            check_all_kernels_with(&shape, seed, 1, dropout.filter(|_| gap == 3), Dx::Accumulated);
+        for (beyond, seed) in [(0, 41), (3, 42)] {
+            let shape = Shape { gaps: Gaps::beyond(beyond), ..shape(67, 40, 64, layout, &[(8, 32, 4)]) };
+            check_all_kernels_with(&shape, seed, 1, dropout.filter(|_| beyond == 3), Dx::Accumulated);
+        }
+    }
+}
+
+/// One operand is not aligned and all others are, each in turn: its stride with one layout, its first row with the other. dy
+/// and W0 decide the choice of kernel; of the others the kernels must test each by itself.
+#[test]
+fn one_operand_is_not_aligned() {
+    use Operand::{A, B, Weight, X, Y};
+    for (layout, why) in LAYOUTS.into_iter().zip([Unaligned::Stride, Unaligned::Start]) {
+        for (seed, operand) in (90..).zip([X, Weight, A, B, Y]) {
+            let gaps = Gaps::with_unaligned(operand, why);
+            let shape = Shape { gaps, ..shape(20, 200, 64, layout, &[(3, 40, 16), (20, 64, 8)]) };
+            let kernels = check_all_kernels_with(&shape, seed, 1, None, Dx::Accumulated);
+            let any = [X, Weight].contains(&operand);
+            assert!(kernels.iter().all(|kernel| kernel.ends_with("_any") == any), "{operand:?}: {kernels:?}");
         }
     }
 }
@@ -298,12 +314,12 @@ fn without_an_adapter_dx_is_the_base_product() {
             let dy = Buffer::random(&mut rng, layer.tokens, layer.d_out, 0);
             let options = options(multiprocessors, capability);
             let base_only = Options { base_only: true, ..options };
-            let run = |options| Forward::input_gradient(&rig, &random, &dy, options, true).run().unwrap().y.data;
+            let run = |options| Forward::input_gradient(&rig, &random, &dy, options, true).run().unwrap().y.elements();
             let (fused, base) = (run(&options), run(&base_only));
 
             let mut other = RandomLayer::<bf16>::new(&mut rng, &shape(tokens, 1800, 96, transposed, &[]));
             other.weight.data.clone_from(&random.weight.data);
-            let forward = Forward::new(&rig, &other, &dy, &base_only).run().unwrap().y.data;
+            let forward = Forward::new(&rig, &other, &dy, &base_only).run().unwrap().y.elements();
             assert!(base == forward && fused != base, "{layer:?}");
         }
     }
@@ -323,7 +339,7 @@ fn what_is_dropped_is_the_base_product_bit_for_bit() {
             Forward::input_gradient(&rig, &random, &dy, &options, true).run().unwrap().y
         };
         let (base, none, never) = (run(None, true), run(None, false), run(Some(Dropout::new(0.0, 9).unwrap()), false));
-        assert!(none.data == never.data);
+        assert!(none.elements() == never.elements());
         let some = run(Some(dropout), false);
         for row in 0..layer.tokens {
             for column in 0..layer.d_in {

@@ -10,7 +10,7 @@ use crate::common::forward::{Forward, expected};
 use crate::common::forward_check::{check, check_columns_without_an_adapter, options};
 use crate::common::rig::{Rig, builds, fastest};
 use crate::common::sanitize::rerun_under_sanitizers;
-use crate::common::{Buffer, RandomLayer, Rng, Shape, shape, steps};
+use crate::common::{Buffer, Gaps, RandomLayer, Rng, Shape, shape, steps};
 use fused_lora::dropout::Dropout;
 use fused_lora::lora::Activation;
 use fused_lora::reference::{self, Matrix64};
@@ -37,7 +37,7 @@ fn tf32_in_every_tile() {
             case(6, shape(1, 40, 24, layout, &[(0, 24, 1)])),
             // Unaligned rows; K = 1, where the error bound is that of the two operands' roundings.
             case(6, shape(33, 65, 71, layout, &[(0, 71, 5)])),
-            case(6, Shape { gap: 3, ..shape(19, 1, 45, layout, &[(2, 45, 3)]) }),
+            case(6, Shape { gaps: Gaps::beyond(3), ..shape(19, 1, 45, layout, &[(2, 45, 3)]) }),
         ];
         for build in builds() {
             let rig = Rig::new(build);
@@ -51,7 +51,7 @@ fn tf32_in_every_tile() {
                 seen.insert(plan.launch.kernel);
             }
             for activation in [Activation::Relu, Activation::GeluNew] {
-                let shape = Shape { gap: 8, ..shape(67, 64, 40, layout, &[(8, 32, 4)]) };
+                let shape = Shape { gaps: Gaps::CHUNKS, ..shape(67, 64, 40, layout, &[(8, 32, 4)]) };
                 check::<f32>(&rig, 98, &shape, &Options { activation, ..tf32(1) }, true);
             }
         }
@@ -80,7 +80,7 @@ fn tf32_rounds_and_f32_does_not() {
                 let error = (f64::from(got) - plain.value.data[i]).abs();
                 error > plain.bound(i, DType::F32, steps(&shape))
             };
-            y.data.iter().enumerate().filter(|&value| is_beyond(value)).count()
+            y.elements().iter().enumerate().filter(|&value| is_beyond(value)).count()
         };
         assert_eq!([ComputePath::Auto, ComputePath::CudaCores].map(beyond), [0, 0]);
         let elements = shape.tokens * shape.d_out;
@@ -93,7 +93,7 @@ fn tf32_rounds_and_f32_does_not() {
         let exact = Matrix64::from_view(x.view()).matmul(&reference::weight_in_out(&random.layer(&[])));
         let base = Options { base_only: true, ..tf32(6) };
         let y = Forward::new(&rig, &random, &x, &base).run().unwrap().y;
-        assert!(y.data.iter().map(|&got| f64::from(got)).eq(exact.data), "{layout:?}");
+        assert!(y.elements().iter().map(|&got| f64::from(got)).eq(exact.data), "{layout:?}");
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use crate::common::gradients::{Case, Gradients, Operands};
 use crate::common::rig::{Rig, SCHEDULES, builds, fastest, on_gpu, schedules};
 use crate::common::sanitize::rerun_under_sanitizers;
+use crate::common::{Gaps, Operand, Unaligned};
 use fused_lora::dropout::Dropout;
 use fused_lora::plan::lora::GradientsPlan;
 use fused_lora::{ComputePath, Element};
@@ -84,10 +85,29 @@ fn every_rank() {
 
 #[test]
 fn rows_start_and_end_anywhere() {
-    for (tokens, d_in, d_out, gap) in
+    for (tokens, d_in, d_out, beyond) in
         [(17, 1, 1, 0), (19, 7, 5, 1), (33, 66, 34, 2), (33, 261, 259, 3), (33, 75, 77, 5)]
     {
-        check_all_kernels(&Case { gap, bias: gap == 3, ..Case::new(tokens, d_in, d_out, &[(0, d_out, 3)]) });
+        check_all_kernels(&Case {
+            gaps: Gaps::beyond(beyond),
+            bias: beyond == 3,
+            ..Case::new(tokens, d_in, d_out, &[(0, d_out, 3)])
+        });
+    }
+}
+
+/// One operand is not aligned and all others are, each in turn, by its stride and by its first row.
+#[test]
+fn one_operand_is_not_aligned() {
+    use Operand::{Da, Db, Dbias, Dy, T, X};
+    let rig = Rig::new(fastest());
+    for operand in [X, Dy, T, Da, Db, Dbias] {
+        for (why, accumulate) in [(Unaligned::Stride, false), (Unaligned::Start, true)] {
+            let gaps = Gaps::with_unaligned(operand, why);
+            let case = Case { gaps, bias: true, accumulate, ..Case::new(33, 72, 40, &[(0, 40, 16), (8, 24, 8)]) };
+            check::<f16>(&rig, &case);
+            check::<f32>(&rig, &case);
+        }
     }
 }
 
@@ -117,7 +137,8 @@ fn the_mask_of_the_forward_pass_is_made_again() {
 fn gradients_are_added_up() {
     for (tokens, multiprocessors) in [(70, 1), (400, 24)] {
         let case = Case::new(tokens, 40, 72, &[(8, 30, 17), (20, 70, 3)]);
-        let (plan, _) = check_all_kernels(&Case { accumulate: true, bias: true, gap: 3, multiprocessors, ..case });
+        let (plan, _) =
+            check_all_kernels(&Case { accumulate: true, bias: true, gaps: Gaps::beyond(3), multiprocessors, ..case });
         assert_eq!(plan.splits > 1, tokens == 400, "{plan}");
     }
 }

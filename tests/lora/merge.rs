@@ -7,7 +7,7 @@ use crate::common::decode::LAYOUTS;
 use crate::common::merge::{Merged, run, stored};
 use crate::common::rig::{Rig, builds, fastest, schedules};
 use crate::common::sanitize::rerun_under_sanitizers;
-use crate::common::{Buffer, RandomLayer, Rng, Shape};
+use crate::common::{Buffer, Gaps, Operand, RandomLayer, Rng, Shape, Unaligned};
 use approx::assert_abs_diff_eq;
 use fused_lora::lora::Layout;
 use fused_lora::{DType, Element, reference};
@@ -16,8 +16,8 @@ use half::{bf16, f16};
 
 const SCHEDULES: [(Schedule, u32); 3] = [(Schedule::FirstIn, 8), (Schedule::LastIn, 1), (Schedule::Random(9), 3)];
 
-fn shape(d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)], gap: usize) -> Shape {
-    Shape { bias: false, gap, ..crate::common::shape(1, d_in, d_out, layout, segments) }
+fn shape(d_in: usize, d_out: usize, layout: Layout, segments: &[(usize, usize, usize)], beyond: usize) -> Shape {
+    Shape { bias: false, gaps: Gaps::beyond(beyond), ..crate::common::shape(1, d_in, d_out, layout, segments) }
 }
 
 /// Half a unit in the last place (ulp) of a value of this magnitude.
@@ -119,7 +119,7 @@ fn every_type(shape: &Shape) {
 fn one_segment() {
     for layout in LAYOUTS {
         every_type(&shape(136, 72, layout, &[(0, 72, 4)], 0));
-        every_type(&shape(8, 8, layout, &[(0, 8, 1)], 8));
+        every_type(&shape(8, 8, layout, &[(0, 8, 1)], 0));
     }
 }
 
@@ -147,6 +147,18 @@ fn odd_shapes() {
     }
 }
 
+/// One operand is not aligned and all others are, each in turn: its stride with one layout, its first row with the other.
+#[test]
+fn one_operand_is_not_aligned() {
+    for (layout, why) in LAYOUTS.into_iter().zip([Unaligned::Stride, Unaligned::Start]) {
+        for operand in [Operand::Weight, Operand::Y, Operand::A, Operand::B] {
+            let shape = Shape { gaps: Gaps::with_unaligned(operand, why), ..shape(72, 40, layout, &[(3, 40, 8)], 0) };
+            check::<f16>(fastest(), &shape);
+            check::<f32>(fastest(), &shape);
+        }
+    }
+}
+
 #[test]
 fn an_overflow_is_counted() {
     let rig = Rig::new(fastest());
@@ -158,7 +170,7 @@ fn an_overflow_is_counted() {
         for (a, b, scale) in &mut layer.factors {
             a.data.fill(f16::from_f32(256.0));
             b.data.fill(f16::from_f32(0.0));
-            b.data[7] = f16::from_f32(256.0);
+            b.view_mut().row_mut(7)[0] = f16::from_f32(256.0);
             *scale = 1.0;
         }
         let merged = run(&rig, &layer, &layer.weight, 1.0, true, true).unwrap();

@@ -8,9 +8,9 @@ use super::harness::Caught::{self, By, WrongResult};
 use super::harness::Scenario::{AdapterCores, AdapterMma};
 use super::harness::{Bug, first_of, outcome_of};
 use super::transformer::bits;
-use crate::common::Rng;
 use crate::common::adapter::{Added, OnRig, RandomAdapter, Shape};
 use crate::common::rig::Rig;
+use crate::common::{Gaps, Rng};
 
 const ADAPTER: &str = "adapter/adapter.h";
 
@@ -39,17 +39,17 @@ pub(crate) fn scenario<T: Element>(rig: &Rig) -> Caught {
         bias: true,
         adds_input: true,
         residual: Added::InPlace,
-        gap: 0,
+        gaps: Gaps::CHUNKS,
         multiprocessors: 1,
         compute_capability: Some((7, 5)),
     };
-    let odd = Shape { tokens: 3, d: 35, width: 5, activation: Relu, gap: 3, ..shape };
+    let odd = Shape { tokens: 3, d: 35, width: 5, activation: Relu, gaps: Gaps::beyond(3), ..shape };
     first_of([
         &|| run::<T>(rig, shape),
         &|| run::<T>(rig, odd),
         &|| run::<T>(rig, Shape { adds_input: false, residual: Added::None, ..odd }),
         // The last row has no gap after it.
-        &|| run::<T>(rig, Shape { tokens: 1, gap: 0, ..odd }),
+        &|| run::<T>(rig, Shape { tokens: 1, gaps: Gaps::NONE, ..odd }),
     ])
 }
 

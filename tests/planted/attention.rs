@@ -6,6 +6,7 @@ use fused_lora_emulator::{Build, Fault};
 use super::harness::Caught::{self, By, DependsOnSchedule, WrongResult};
 use super::harness::Scenario::{AttentionCores, AttentionDecode, AttentionMma};
 use super::harness::{Bug, UNSYNCHRONISED, first_of, outcome_of};
+use crate::common::Gaps;
 use crate::common::attention::{Attention, Case, Operands};
 use crate::common::rig::Rig;
 
@@ -19,7 +20,7 @@ const DECODE: &str = "transformer/attention_decode.cu";
 pub(crate) fn prefill<T: Element>(rig: &Rig) -> Caught {
     let narrow = Case { multiprocessors: 64, ..Case::new(3, 20, 1, 64).with_cache(130, &[90, 111, 5]) };
     let wide = Case { multiprocessors: 1, ..Case::new(1, 70, 1, 24).with_prefix(70) };
-    let unaligned = Case { gap: 1, multiprocessors: 64, ..Case::new(2, 18, 1, 33) };
+    let unaligned = Case { gaps: Gaps::beyond(1), multiprocessors: 64, ..Case::new(2, 18, 1, 33) };
     first_of([&|| run::<T>(rig, &narrow), &|| run::<T>(rig, &wide), &|| run::<T>(rig, &unaligned)])
 }
 

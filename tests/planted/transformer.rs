@@ -9,7 +9,7 @@ use super::harness::Scenario::{Embedding, LayerNorm};
 use super::harness::{Bug, UNSYNCHRONISED, first_of, outcome_of};
 use crate::common::rig::Rig;
 use crate::common::transformer::{Embedded, Norm, embed, layer_norm};
-use crate::common::{Buffer, Rng};
+use crate::common::{Buffer, Gaps, Rng};
 
 const ROW: &str = "transformer/row.h";
 const NORM: &str = "transformer/layer_norm.h";
@@ -52,10 +52,10 @@ pub(crate) fn layer_norms(rig: &Rig) -> Caught {
 
 fn run_embedding<T: Element>(rig: &Rig, rows: usize, width: usize, has_extra: bool) -> Caught {
     let mut rng = Rng(62);
-    let input = Embedded::<T>::random(&mut rng, rows, width, 0, has_extra);
+    let input = Embedded::<T>::random(&mut rng, rows, width, Gaps::CHUNKS, has_extra);
     let norm = Norm::random(&mut rng, width, 0);
     outcome_of(rig, || {
-        let (x, y) = embed(rig, &input, Some(&norm), 1, 0)?;
+        let (x, y) = embed(rig, &input, Some(&norm), 1, Gaps::CHUNKS)?;
         Ok((input.agrees(&x).and_then(|()| norm.agrees(&x, &y)).is_ok(), bits(&y)))
     })
 }

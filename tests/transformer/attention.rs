@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use crate::common::attention::{Attention, Case, Memory, Operands};
 use crate::common::rig::{Rig, SCHEDULES, builds, fastest, on_gpu, schedules};
 use crate::common::sanitize::rerun_under_sanitizers;
+use crate::common::{Gaps, Operand, Unaligned};
 use fused_lora::plan::transformer::{AttentionPlan, AttentionShape};
 use fused_lora::{ComputePath, Element};
 use fused_lora_emulator::{Completion, Config};
@@ -67,10 +68,27 @@ fn every_head_size_in_both_tiles() {
 
 #[test]
 fn rows_start_and_end_anywhere() {
-    for (heads, head_size, gap) in [(2, 33, 0), (1, 64, 3), (3, 1, 1), (1, 100, 4)] {
-        check_all_types(&in_narrow_tiles(Case { gap, ..Case::new(2, 19, heads, head_size) }));
+    for (heads, head_size, beyond) in [(2, 33, 0), (1, 64, 3), (3, 1, 1), (1, 100, 4)] {
+        check_all_types(&in_narrow_tiles(Case { gaps: Gaps::beyond(beyond), ..Case::new(2, 19, heads, head_size) }));
     }
-    check_all_types(&in_wide_tiles(Case { gap: 1, ..Case::new(1, 20, 2, 33).with_cache(40, &[7]) }));
+    check_all_types(&in_wide_tiles(Case { gaps: Gaps::beyond(1), ..Case::new(1, 20, 2, 33).with_cache(40, &[7]) }));
+}
+
+/// One operand is not aligned and all others are, each in turn, by its stride and by its first row.
+#[test]
+fn one_operand_is_not_aligned() {
+    let rig = Rig::new(fastest());
+    for operand in [Operand::Qkv, Operand::Keys, Operand::Values, Operand::Y] {
+        for why in [Unaligned::Stride, Unaligned::Start] {
+            let gaps = Gaps::with_unaligned(operand, why);
+            let prefill = in_narrow_tiles(Case { gaps, ..Case::new(2, 18, 1, 32).with_cache(47, &[9, 20]) });
+            check::<f16>(&rig, &prefill);
+            check::<f32>(&rig, &prefill);
+            let decode = Case { gaps, ..Case::new(2, 1, 1, 32).with_cache(47, &[9, 20]) };
+            check::<f16>(&rig, &decode);
+            check::<f32>(&rig, &decode);
+        }
+    }
 }
 
 #[test]
@@ -83,7 +101,7 @@ fn queries_before_a_tile_s_end_and_after() {
 
 #[test]
 fn a_prefix_is_seen_by_every_sequence() {
-    check_all_types(&in_narrow_tiles(Case { gap: 8, ..Case::new(2, 18, 2, 24).with_prefix(5) }));
+    check_all_types(&in_narrow_tiles(Case::new(2, 18, 2, 24).with_prefix(5)));
     check_all_types(&in_wide_tiles(Case::new(2, 18, 1, 64).with_prefix(70)));
     check_all_types(&Case::new(3, 1, 2, 64).with_prefix(70));
 }
@@ -91,15 +109,15 @@ fn a_prefix_is_seen_by_every_sequence() {
 #[test]
 fn a_prefill_appends_to_a_cache_and_leaves_alone_what_has_no_room() {
     let lengths = [0, 3, 45, 29, 30, u32::MAX as usize];
-    check_all_types(&in_narrow_tiles(Case { gap: 8, ..Case::new(6, 18, 1, 32).with_cache(47, &lengths) }));
+    check_all_types(&in_narrow_tiles(Case::new(6, 18, 1, 32).with_cache(47, &lengths)));
     check_all_types(&in_wide_tiles(Case::new(2, 20, 1, 64).with_cache(130, &[100, 111])));
 }
 
 #[test]
 fn a_decode_appends_to_a_cache_and_leaves_alone_what_has_no_room() {
     let lengths = [0, 1, 64, 255, 256, 300, 127, u32::MAX as usize];
-    for (heads, head_size, gap) in [(2, 64, 0), (1, 40, 8), (1, 128, 0), (2, 33, 1)] {
-        let case = Case { gap, ..Case::new(8, 1, heads, head_size).with_cache(256, &lengths) };
+    for (heads, head_size, beyond) in [(2, 64, 0), (1, 40, 0), (1, 128, 0), (2, 33, 1)] {
+        let case = Case { gaps: Gaps::beyond(beyond), ..Case::new(8, 1, heads, head_size).with_cache(256, &lengths) };
         check_all_types(&Case { multiprocessors: 1, ..case.clone() });
         let shared = Case { multiprocessors: 24, ..case };
         check_all_types(&shared);
@@ -203,7 +221,7 @@ fn bytes_requested_are_the_floor() {
     let config = Config { count_transactions: true, resident_ctas: 4, build: fastest(), ..Config::default() };
     let rig = Rig::with(config);
     let shape = AttentionShape { capacity: 600, ..Case::new(1, 1, 4, 64).shape };
-    let case = Case { shape, multiprocessors: 8, ..Case::new(1, 1, 4, 64).with_cache(600, &[599]) };
+    let case = Case { shape, gaps: Gaps::NONE, multiprocessors: 8, ..Case::new(1, 1, 4, 64).with_cache(600, &[599]) };
     let operands = Operands::<bf16>::random(1, &case);
     let attention = Attention::new(&rig, &operands);
     let counters = attention.run().unwrap().counters;

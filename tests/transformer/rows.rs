@@ -7,7 +7,7 @@ use crate::common::device::device;
 use crate::common::rig::{Rig, builds, schedules};
 use crate::common::sanitize::rerun_under_sanitizers;
 use crate::common::transformer::{Embedded, Norm, embed, layer_norm};
-use crate::common::{Buffer, Rng};
+use crate::common::{Buffer, Gaps, Operand, Rng, Unaligned};
 use fused_lora::device::{
     DeviceBuffer, DeviceMatrix, DeviceMatrixMut, DeviceNorm, DeviceSlice, Embedding, EmbeddingInput, Graph, LayerNorm,
     Stream,
@@ -94,26 +94,26 @@ fn any_width_and_alignment() {
 }
 
 /// Checks the embedding in the same way; its y must also have the bits that a launch of LayerNorm gives for x.
-fn check_embedding<T: Element>(shape: [usize; 2], multiprocessors: usize, gap: usize, has_extra: bool, shift: usize) {
+fn check_embedding<T: Element>(shape: [usize; 2], multiprocessors: usize, gaps: Gaps, has_extra: bool, shift: usize) {
     let [count, width] = shape;
     let mut rng = Rng(51 + width as u64);
-    let input = Embedded::<T>::random(&mut rng, count, width, gap, has_extra);
+    let input = Embedded::<T>::random(&mut rng, count, width, gaps, has_extra);
     let norm = Norm::random(&mut rng, width, shift);
     let mut first = None;
     for build in builds() {
         let rig = Rig::new(build);
         for &(schedule, resident) in schedules(&SCHEDULES) {
             rig.set_schedule(schedule, Completion::Late, resident);
-            let what = format!("{} {shape:?}, gap {gap}, {build:?}, {schedule:?}", T::DTYPE);
+            let what = format!("{} {shape:?}, {gaps:?}, {build:?}, {schedule:?}", T::DTYPE);
             let (x, y) =
-                embed(&rig, &input, Some(&norm), multiprocessors, gap).unwrap_or_else(|e| panic!("{what}: {e}"));
+                embed(&rig, &input, Some(&norm), multiprocessors, gaps).unwrap_or_else(|e| panic!("{what}: {e}"));
             input.agrees(&x).and_then(|()| norm.agrees(&x, &y)).unwrap_or_else(|e| panic!("{what}: {e}"));
             x.assert_gaps_untouched();
             y.assert_gaps_untouched();
             if schedule == Schedule::FirstIn {
-                let alone = layer_norm(&rig, &x, &norm, multiprocessors, gap).unwrap();
+                let alone = layer_norm(&rig, &x, &norm, multiprocessors, 0).unwrap();
                 assert_eq!(bits(&alone), bits(&y), "{what}");
-                let (x, y) = embed(&rig, &input, None, multiprocessors, gap).unwrap();
+                let (x, y) = embed(&rig, &input, None, multiprocessors, gaps).unwrap();
                 input.agrees(&x).unwrap_or_else(|e| panic!("{what}, without LayerNorm: {e}"));
                 assert!(y.data.iter().all(|v| v.to_f32().is_nan()), "{what}: y was written although no norm was given");
             }
@@ -124,14 +124,20 @@ fn check_embedding<T: Element>(shape: [usize; 2], multiprocessors: usize, gap: u
 
 #[test]
 fn tokens_are_embedded() {
-    check_embedding::<f32>([1, 1], 6, 0, true, 0);
-    check_embedding::<f16>([9, 40], 1, 0, true, 0);
-    check_embedding::<bf16>([7, 264], 3, 8, false, 0);
-    check_embedding::<f32>([2, 8200], 1, 0, true, 0);
+    check_embedding::<f32>([1, 1], 6, Gaps::NONE, true, 0);
+    check_embedding::<f16>([9, 40], 1, Gaps::NONE, true, 0);
+    check_embedding::<bf16>([7, 264], 3, Gaps::CHUNKS, false, 0);
+    check_embedding::<f32>([2, 8200], 1, Gaps::CHUNKS, true, 0);
     // Odd widths, unaligned rows and unaligned parameters.
-    check_embedding::<f32>([7, 17], 1, 3, true, 0);
-    check_embedding::<f16>([7, 301], 6, 0, false, 0);
-    check_embedding::<bf16>([2, 40], 6, 0, true, 1);
+    check_embedding::<f32>([7, 17], 1, Gaps::beyond(3), true, 0);
+    check_embedding::<f16>([7, 301], 6, Gaps::CHUNKS, false, 0);
+    check_embedding::<bf16>([2, 40], 6, Gaps::CHUNKS, true, 1);
+    // One operand that is not aligned, all others are.
+    for operand in [Operand::Tokens, Operand::Extra, Operand::Positions, Operand::X, Operand::Y] {
+        for why in [Unaligned::Stride, Unaligned::Start] {
+            check_embedding::<f16>([9, 40], 1, Gaps::with_unaligned(operand, why), true, 0);
+        }
+    }
 }
 
 /// All operands of a call of LayerNorm, in device memory.
@@ -277,7 +283,7 @@ fn an_embedding_that_does_not_fit_is_refused() -> Result<()> {
 fn a_captured_embedding_reads_its_ids_anew() -> Result<()> {
     let stream = Stream::new(&device())?;
     let mut rng = Rng(8);
-    let mut input = Embedded::<bf16>::random(&mut rng, 9, WIDTH, 0, true);
+    let mut input = Embedded::<bf16>::random(&mut rng, 9, WIDTH, Gaps::NONE, true);
     let norm = Norm::random(&mut rng, WIDTH, 0);
     let upload = |data: &Buffer<bf16>| DeviceBuffer::from_slice(&stream, &data.data);
     let (tokens, extra) = (upload(&input.tokens)?, upload(input.extra.as_ref().unwrap())?);
@@ -308,7 +314,7 @@ fn a_captured_embedding_reads_its_ids_anew() -> Result<()> {
         graph.replay(&stream)?;
         let left = |buffer: &DeviceBuffer<bf16>| {
             let data = buffer.to_vec(&stream)?;
-            Ok::<_, Error>(Buffer { data, rows: 9, cols: WIDTH, stride: WIDTH })
+            Ok::<_, Error>(Buffer::contiguous(data, 9, WIDTH))
         };
         let (x, y) = (left(&x)?, left(&y)?);
         input.agrees(&x).and_then(|()| norm.agrees(&x, &y)).unwrap_or_else(|error| panic!("replay {replay}: {error}"));
