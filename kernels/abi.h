@@ -74,7 +74,7 @@ typedef struct LoraDecode {
   const void *bias;     /* [columns], or null */
   const void *residual; /* [tokens, columns], or null; may be y */
   void *y;              /* [tokens, columns] */
-  /* Upper half: the number of launches before this one. Lower half: the next ticket. Zero in a fresh workspace; every launch
+  /* Upper half: the epoch of the launch before. Lower half: the next ticket. Zero in a fresh workspace; every launch
    * leaves it ready for the next. */
   unsigned long long *ticket;
   /* [tokens, total_rank] words: the lower half is a value of T in f32, the upper half the epoch of the launch that stored

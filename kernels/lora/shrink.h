@@ -11,7 +11,7 @@
 //
 // Words. A value of T and the launch's epoch are stored in one 64-bit word, and readers poll that word. Value and flag
 // arrive together: no fence, no second trip to L2, and nothing to clear. The epoch comes from the upper half of the ticket
-// counter and grows by one per launch. A stale word is mistaken for a new one only if it was last written exactly 2^32
+// counter and grows by one per launch. A stale word is mistaken for a new one only if it was last written exactly 2^32 - 2
 // launches ago.
 //
 // Cost beyond reading A and x: one atomic per ticket and one more per CTA; 8 bytes per value of T, written once and read, if

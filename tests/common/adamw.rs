@@ -1,8 +1,11 @@
 //! AdamW steps on a rig: uploads tensors with gaps between them, launches the kernel and reads the results back.
 #![allow(clippy::cast_possible_truncation)]
 
+use std::mem::offset_of;
+
 use bytemuck::NoUninit;
 use fused_lora::Element;
+use fused_lora::abi::LoraAdamwState;
 use fused_lora::optim::{AdamW, Factor, Parameter, Step};
 use fused_lora::plan::optim::{ParameterAddresses, STATE_WORDS, UpdatePlan, initial_state, read_state};
 use fused_lora::reference::{self, AdamW64};
@@ -10,7 +13,7 @@ use fused_lora::{Result, cpu};
 use fused_lora_emulator::Counters;
 
 use super::Rng;
-use super::rig::{Call, Failure, Rig, Uploads};
+use super::rig::{BEFORE_THE_LAST_EPOCH, Call, Failure, Rig, Uploads};
 
 /// A parameter: the LoRA factor that it is (A or B, for the learning rate), and its number of elements.
 pub type Tensor = (Factor, usize);
@@ -159,6 +162,13 @@ pub struct OnRig<'m, W> {
     uploads: Uploads<'m>,
 }
 
+/// The optimizer's state after no step, and before the launch with the last epoch.
+fn state_without_steps() -> [u64; STATE_WORDS] {
+    let mut words = initial_state(0);
+    words[offset_of!(LoraAdamwState, ticket) / 8] = BEFORE_THE_LAST_EPOCH;
+    words
+}
+
 /// The start of each tensor, `shift` elements after a multiple of 64 elements and after a gap; and the total length.
 fn starts(tensors: &[Tensor], shift: usize) -> (Vec<usize>, usize) {
     let mut end = 0;
@@ -212,7 +222,7 @@ impl<'m, W: Element + NoUninit> OnRig<'m, W> {
         Self {
             rig,
             table: uploads.add(lines.as_flattened()),
-            state: uploads.add(&initial_state(0)),
+            state: uploads.add(&state_without_steps()),
             partial: uploads.add(&vec![f64::NAN; plan.chunks]),
             lr_scale: uploads.add(&[f32::NAN]),
             scaled: false,
@@ -242,7 +252,7 @@ impl<'m, W: Element + NoUninit> OnRig<'m, W> {
         rig.write(addresses[2], &spread(tensors, shifts[2], &initial.first));
         rig.write(addresses[3], &spread(tensors, shifts[3], &initial.second));
         rig.write(addresses[4], &spread(tensors, shifts[4], &initial.stored));
-        rig.write(self.state, &initial_state(0));
+        rig.write(self.state, &state_without_steps());
     }
 
     /// Launches one step. Returns the number of steps taken, the kernel's report and the memory counters.

@@ -131,7 +131,7 @@ impl<'m, T: Element> OnRig<'m, T> {
         })
         .unwrap();
         let mut uploads = Uploads::new(rig);
-        let workspace = uploads.add(&vec![0u8; plan.workspace.bytes()]);
+        let workspace = uploads.add_workspace(&plan.workspace);
         let segment = LoraSegment {
             factors: LoraFactors {
                 a: uploads.place(&random.down) as *const _,

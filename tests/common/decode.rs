@@ -145,7 +145,7 @@ impl<'m, T: Element> Decode<'m, T> {
 
         let mut uploads = Uploads::new(rig);
         let table = segment_table(segments, factors, options.slot, &mut uploads);
-        let workspace = uploads.add(&vec![0u8; plan.workspace.bytes()]);
+        let workspace = uploads.add_workspace(&plan.workspace);
         let y_like = shape.poisoned::<T>(Operand::Y, shape.tokens, shape.d_out);
         let y = uploads.place(&y_like);
         let params = LoraDecode {
@@ -204,6 +204,13 @@ impl<'m, T: Element> Decode<'m, T> {
 }
 
 impl<T> Decode<'_, T> {
+    /// Clears the words of T: what they are where launches of other plans used the workspace until now.
+    pub fn clear_words(&self) {
+        if self.plan.workspace.t_words != 0 {
+            self.rig.write(self.params.t as u64, &vec![0u64; self.plan.workspace.t_words]);
+        }
+    }
+
     /// Sets the values that the previous launch left in T to NaN and keeps their epochs, so that a kernel that reads a
     /// value of the previous launch gets NaN.
     fn poison_t(&self) {

@@ -172,7 +172,7 @@ impl<'m, T: Element> Forward<'m, T> {
         let factors = &random.factors[..segments.len()];
         let mut uploads = Uploads::new(rig);
         let table = segment_table(segments, factors, options.slot, &mut uploads);
-        let workspace = uploads.add(&vec![0u8; plan.workspace.bytes()]);
+        let workspace = uploads.add_workspace(&plan.workspace);
         let t_like = shape.poisoned::<T>(Operand::T, shape.tokens, table.total_rank as usize);
         let y = uploads.place(&y_like);
         let residual = match options.residual {
@@ -245,6 +245,13 @@ impl<'m, T: Element> Forward<'m, T> {
             self.rig.read(self.params.t as u64, &mut t.data);
         }
         t
+    }
+
+    /// Clears the flags of T: what they are where launches of other plans used the workspace until now.
+    pub fn clear_flags(&self) {
+        if !self.params.flags.is_null() {
+            self.rig.write(self.params.flags as u64, &vec![0u32; self.plan.workspace.flags]);
+        }
     }
 
     /// Fills the outputs with NaN, launches, and returns the outputs.

@@ -4,7 +4,7 @@
 use fused_lora::abi::{LORA_LADDER_STAGES, LORA_LADDER_THREADS, LoraLadder};
 use fused_lora_emulator::Counters;
 
-use super::rig::{Call, Failure, Rig, Uploads};
+use super::rig::{BEFORE_THE_LAST_EPOCH, Call, Failure, Rig, Uploads};
 use super::{Buffer, Operand, RandomLayer, Shape};
 
 /// A step of the ladder.
@@ -84,7 +84,7 @@ impl<'m> Ladder<'m> {
             b: b_at as *const _,
             y: y_at as *mut _,
             t: t as *mut _,
-            ticket: uploads.add(&[0u64]) as *mut _,
+            ticket: uploads.add(&[BEFORE_THE_LAST_EPOCH]) as *mut _,
             flags: uploads.add(&vec![0u32; rank(&shape).div_ceil(WARPS)]) as *mut _,
             tokens: shape.tokens as u32,
             depth: shape.d_in as u32,

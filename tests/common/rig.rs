@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use bytemuck::{AnyBitPattern, NoUninit};
 use fused_lora::abi::TensorMap;
 use fused_lora::device::{Device, DeviceBuffer, KernelParams, LaunchConfig, Stream, Tensor, emulator_kernels};
-use fused_lora::{Element, KernelError};
+use fused_lora::{Element, KernelError, WorkspaceLayout};
 use fused_lora_emulator::{Build, Completion, Config, Counters, Error, Fault, Launch, Machine, Schedule};
 
 use super::Buffer;
@@ -258,6 +258,10 @@ impl Rig {
     }
 }
 
+/// A ticket counter (kernels/tile/ticket.h) before the launch with the last epoch, so that the launches of a test lie on both
+/// sides of the epoch's wrap.
+pub const BEFORE_THE_LAST_EPOCH: u64 = (u32::MAX as u64 - 1) << 32;
+
 /// Buffers uploaded to a rig, which are freed on drop.
 pub struct Uploads<'m> {
     rig: &'m Rig,
@@ -273,6 +277,13 @@ impl<'m> Uploads<'m> {
         let address = self.rig.upload(data);
         self.addresses.push(address);
         address
+    }
+
+    /// Adds a workspace of zeros, but for the ticket counter at its start.
+    pub fn add_workspace(&mut self, layout: &WorkspaceLayout) -> u64 {
+        let workspace = self.add(&vec![0u8; layout.bytes()]);
+        self.rig.write(workspace, &[BEFORE_THE_LAST_EPOCH]);
+        workspace
     }
 
     /// Adds a matrix with the elements that precede it. Returns the address of its first element.

@@ -2,6 +2,7 @@
 
 mod decode;
 mod dx;
+mod epochs;
 mod forward;
 mod forward_tf32;
 mod gradients;
