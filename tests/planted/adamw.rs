@@ -38,8 +38,13 @@ pub(crate) fn run(rig: &Rig) -> Caught {
     let gradients = [(); 3].map(|()| draw(&mut rng, &TENSORS, 1.0));
     let mut first = None;
     let mut depends = false;
-    for shifts in [[0; 5], [0, 0, 0, 0, 1]] {
-        let on_rig = OnRig::new(rig, &TENSORS, &state, Options { grid: Some(4), shifts, ..Options::default() });
+    // The same learning rates, as they are and as half of twice their size.
+    for (shifts, halves) in [([0; 5], false), ([0, 0, 0, 0, 1], true)] {
+        let mut on_rig = OnRig::new(rig, &TENSORS, &state, Options { grid: Some(4), shifts, ..Options::default() });
+        let launched = AdamW { lr: if halves { 2.0 * config.lr } else { config.lr }, ..config };
+        if halves {
+            on_rig.scale(0.5);
+        }
         for (schedule, resident) in SCHEDULES {
             rig.set_schedule(schedule, Completion::Late, resident);
             on_rig.reset();
@@ -51,10 +56,10 @@ pub(crate) fn run(rig: &Rig) -> Caught {
                     gradients[1][4000] = f32::NAN;
                 }
                 on_rig.set_gradients(&gradients);
-                let (steps, step) = match on_rig.step(&config) {
+                let (steps, step) = match on_rig.step(&launched) {
                     Err(Failure::Fault(fault, _)) => return By(fault),
-                    // The launch wrote no report.
-                    Err(_) => return WrongResult,
+                    // A launch that is refused says nothing about the bug.
+                    Err(refused) => panic!("{refused}"),
                     Ok((steps, step, _)) => (steps, step),
                 };
                 let taken = [1, 1, 2][i];
@@ -197,5 +202,14 @@ pub(crate) const BUGS: &[Bug] = &[
         planted: "masters % sizeof(Chunk) == 0;",
         build: Build::Plain,
         caught: &[By(Fault::Misaligned)],
+    },
+    Bug {
+        name: "weight decay is not scaled with the learning rate",
+        file: ADAMW,
+        scenario: Adamw,
+        original: "c.decay = to_f32(1.0 - lr * p.weight_decay);",
+        planted: "c.decay = to_f32(1.0 - lr / scale * p.weight_decay);",
+        build: Build::Plain,
+        caught: &[WrongResult],
     },
 ];

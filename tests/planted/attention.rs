@@ -16,12 +16,17 @@ const MMA: &str = "transformer/attention_prefill_mma.h";
 const CORES: &str = "transformer/attention_prefill_cores.h";
 const DECODE: &str = "transformer/attention_decode.cu";
 
-/// Tiles of 16 queries with a cache, tiles of 64 queries with a prefix, and unaligned rows.
+/// Tiles of 16 queries with a cache, of lengths that end a tile of keys anywhere; tiles of 64 queries with a prefix, of several
+/// sequences and heads; and unaligned rows.
 pub(crate) fn prefill<T: Element>(rig: &Rig) -> Caught {
     let narrow = Case { multiprocessors: 64, ..Case::new(3, 20, 1, 64).with_cache(130, &[90, 111, 5]) };
-    let wide = Case { multiprocessors: 1, ..Case::new(1, 70, 1, 24).with_prefix(70) };
+    let wide = Case { multiprocessors: 1, ..Case::new(2, 70, 2, 24).with_prefix(70) };
+    let lengths: Vec<usize> = (16..32).collect();
+    let ends = Case { multiprocessors: 64, ..Case::new(16, 2, 1, 16).with_cache(40, &lengths) };
     let unaligned = Case { gaps: Gaps::beyond(1), multiprocessors: 64, ..Case::new(2, 18, 1, 33) };
-    first_of([&|| run::<T>(rig, &narrow), &|| run::<T>(rig, &wide), &|| run::<T>(rig, &unaligned)])
+    first_of([&|| run::<T>(rig, &narrow), &|| run::<T>(rig, &wide), &|| run::<T>(rig, &ends), &|| {
+        run::<T>(rig, &unaligned)
+    }])
 }
 
 /// Keys in several splits, each of several iterations; two of the caches have no room.
@@ -251,5 +256,23 @@ pub(crate) const BUGS: &[Bug] = &[
         planted: "load(of_head + (part + split) % parts * record + index)",
         build: Build::Plain,
         caught: &[DependsOnSchedule],
+    },
+    Bug {
+        name: "values are as far apart as keys",
+        file: SHARED,
+        scenario: AttentionMma,
+        original: "static_cast<const E*>(p.values) + row_of(j) * p.values_stride + column;",
+        planted: "static_cast<const E*>(p.values) + row_of(j) * p.keys_stride + column;",
+        build: Build::Plain,
+        caught: &[By(Fault::OutOfBounds), WrongResult],
+    },
+    Bug {
+        name: "a tile of keys of which a query sees all but the last is not masked",
+        file: MMA,
+        scenario: AttentionMma,
+        original: "if (mine + warp_keys - 1 > seen) mask_later_keys(score, mine);",
+        planted: "if (mine + warp_keys - 1 > seen + 1) mask_later_keys(score, mine);",
+        build: Build::Plain,
+        caught: &[WrongResult],
     },
 ];

@@ -282,4 +282,22 @@ pub(crate) const BUGS: &[Bug] = &[
         build: Build::Race,
         caught: &[By(Fault::Race)],
     },
+    Bug {
+        name: "a word of a later epoch is taken for this launch's",
+        file: "lora/expand.h",
+        scenario: DecodeRows,
+        original: "(word = load_relaxed(place)) >> 32) != epoch) back_off();",
+        planted: "(word = load_relaxed(place)) >> 32) < epoch) back_off();",
+        build: Build::Plain,
+        caught: &[WrongResult],
+    },
+    Bug {
+        name: "the residual's rows are as far apart as y's",
+        file: "lora/decode.h",
+        scenario: DecodeRows,
+        original: "residual += u64(token) * p.residual_stride + first_column + c;",
+        planted: "residual += u64(token) * p.y_stride + first_column + c;",
+        build: Build::Plain,
+        caught: &[By(Fault::OutOfBounds), WrongResult],
+    },
 ];

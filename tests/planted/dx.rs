@@ -241,4 +241,22 @@ pub(crate) const BUGS: &[Bug] = &[
         build: Build::Plain,
         caught: &[WrongResult],
     },
+    Bug {
+        name: "A is taken for aligned where W0 is",
+        file: "lora/dx.h",
+        scenario: DxMma,
+        original: "tile::rows_are_aligned<E>(factors.a, factors.a_stride) && p.columns",
+        planted: "tile::rows_are_aligned<E>(p.weight, p.weight_stride) && p.columns",
+        build: Build::Plain,
+        caught: &[By(Fault::Misaligned)],
+    },
+    Bug {
+        name: "the padding of B's rows is copied where B is aligned and its rank is not",
+        file: "lora/dx.h",
+        scenario: DxMma,
+        original: "aligned = tile::rows_are_aligned<E>(b, stride) && rank % chunk_elements<E> == 0;",
+        planted: "aligned = tile::rows_are_aligned<E>(b, stride);",
+        build: Build::Plain,
+        caught: &[By(Fault::OutOfBounds), WrongResult],
+    },
 ];

@@ -327,4 +327,13 @@ pub(crate) const BUGS: &[Bug] = &[
         build: Build::Plain,
         caught: &[WrongResult],
     },
+    Bug {
+        name: "the residual's rows are as far apart as y's in pairs",
+        file: "tile/epilogue.h",
+        scenario: ForwardWgmma,
+        original: "load_pair<false>(static_cast<const E*>(p.residual) + u64(row) * p.residual_stride + column, both, first, second);",
+        planted: "load_pair<false>(static_cast<const E*>(p.residual) + u64(row) * p.y_stride + column, both, first, second);",
+        build: Build::Plain,
+        caught: &[By(Fault::OutOfBounds), WrongResult],
+    },
 ];

@@ -18,13 +18,16 @@ const MMA: &str = "tile/outer_mma.h";
 const THREADS: &str = "tile/outer_threads.h";
 
 /// Split tokens with two blocks of ranks and the bias's gradient; dropout, with a segment that ends within a panel and
-/// a rank that is no multiple of 16 bytes.
+/// a rank that is no multiple of 16 bytes; several
+/// panels, whose gradients are added to what is there.
 pub(crate) fn scenario<T: Element>(rig: &Rig) -> Caught {
     let path = if T::DTYPE == DType::F32 { ComputePath::CudaCores } else { ComputePath::Matrix };
     let dropout = Dropout::new(0.4, 0x1234_5678_9ABC_DEF0).unwrap().for_layer(3).at(5);
     let splits = Case { bias: true, multiprocessors: 24, path, ..Case::new(450, 40, 24, &[(0, 24, 40), (2, 20, 30)]) };
     let masked = Case { dropout: Some(dropout), multiprocessors: 24, path, ..Case::new(300, 40, 24, &[(3, 17, 3)]) };
-    first_of([&|| run::<T>(rig, &splits), &|| run::<T>(rig, &masked)])
+    let panels =
+        Case { bias: true, accumulate: true, multiprocessors: 24, path, ..Case::new(300, 270, 280, &[(3, 270, 5)]) };
+    first_of([&|| run::<T>(rig, &splits), &|| run::<T>(rig, &masked), &|| run::<T>(rig, &panels)])
 }
 
 /// Runs a case under every schedule.
@@ -187,6 +190,24 @@ pub(crate) const BUGS: &[Bug] = &[
         scenario: GradientsCores,
         original: "gpu::fma(a[i / 4], b[i % 4], sum)",
         planted: "gpu::fma(a[i % 4], b[i / 4], sum)",
+        build: Build::Plain,
+        caught: &[WrongResult],
+    },
+    Bug {
+        name: "dA's rows are as far apart as those of x",
+        file: GRADIENTS,
+        scenario: GradientsMma,
+        original: "rank_stride = task.is_a ? segment.da_stride : 1;",
+        planted: "rank_stride = task.is_a ? p.x_stride : 1;",
+        build: Build::Plain,
+        caught: &[By(Fault::OutOfBounds), WrongResult],
+    },
+    Bug {
+        name: "the bias's gradient is not added to what is there",
+        file: GRADIENTS,
+        scenario: GradientsMma,
+        original: "threadIdx.x < width) put(p.dbias + first_column + threadIdx.x, column_sum);",
+        planted: "threadIdx.x < width) store(p.dbias + first_column + threadIdx.x, column_sum);",
         build: Build::Plain,
         caught: &[WrongResult],
     },

@@ -81,4 +81,22 @@ pub(crate) const BUGS: &[Bug] = &[
         build: Build::Plain,
         caught: &[By(Fault::Misaligned)],
     },
+    Bug {
+        name: "only the source's alignment is checked",
+        file: MERGE,
+        scenario: MergeRows,
+        original: "tile::rows_are_aligned<E>(p.source, p.source_stride) &&\n                       tile::rows_are_aligned<E>(p.weight, p.weight_stride);",
+        planted: "tile::rows_are_aligned<E>(p.source, p.source_stride);",
+        build: Build::Plain,
+        caught: &[By(Fault::Misaligned)],
+    },
+    Bug {
+        name: "the rounding of the sum is not reported",
+        file: MERGE,
+        scenario: MergeRows,
+        original: "return gpu::abs((sum - stored) + ((a - of_a) + (b - of_b)));",
+        planted: "return gpu::abs(sum - stored);",
+        build: Build::Plain,
+        caught: &[WrongResult],
+    },
 ];

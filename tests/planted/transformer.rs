@@ -185,4 +185,13 @@ pub(crate) const BUGS: &[Bug] = &[
         build: Build::Plain,
         caught: &[WrongResult],
     },
+    Bug {
+        name: "positions are as far apart as tokens",
+        file: EMBEDDING,
+        scenario: Embedding,
+        original: "row_of_table<E>(p.positions, place, p.position_rows, p.positions_stride);",
+        planted: "row_of_table<E>(p.positions, place, p.position_rows, p.tokens_stride);",
+        build: Build::Plain,
+        caught: &[By(Fault::OutOfBounds), WrongResult],
+    },
 ];

@@ -101,7 +101,7 @@ fn queries_before_a_tile_s_end_and_after() {
 
 #[test]
 fn a_prefix_is_seen_by_every_sequence() {
-    check_all_types(&in_narrow_tiles(Case::new(2, 18, 2, 24).with_prefix(5)));
+    check_all_types(&in_narrow_tiles(Case::new(3, 18, 3, 24).with_prefix(37)));
     check_all_types(&in_wide_tiles(Case::new(2, 18, 1, 64).with_prefix(70)));
     check_all_types(&Case::new(3, 1, 2, 64).with_prefix(70));
 }
@@ -111,6 +111,15 @@ fn a_prefill_appends_to_a_cache_and_leaves_alone_what_has_no_room() {
     let lengths = [0, 3, 45, 29, 30, u32::MAX as usize];
     check_all_types(&in_narrow_tiles(Case::new(6, 18, 1, 32).with_cache(47, &lengths)));
     check_all_types(&in_wide_tiles(Case::new(2, 20, 1, 64).with_cache(130, &[100, 111])));
+}
+
+/// Caches that end everywhere in a tile of keys, which has up to 64.
+#[test]
+fn memories_of_every_length() {
+    let lengths: Vec<usize> = (14..78).collect();
+    check_all_types(&in_narrow_tiles(Case::new(64, 2, 1, 16).with_cache(80, &lengths)));
+    check_all_types(&in_wide_tiles(Case::new(64, 2, 1, 16).with_cache(80, &lengths)));
+    check_all_types(&Case { multiprocessors: 1, ..Case::new(64, 1, 1, 16).with_cache(80, &lengths) });
 }
 
 #[test]
