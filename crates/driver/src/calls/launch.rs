@@ -150,8 +150,6 @@ driver_functions! {
             let function = state.functions.get(function, device)?.clone();
             // SAFETY: the caller's promise.
             let config = unsafe { read("cuOccupancyMaxActiveClusters", config, state, &function) }?;
-            let has_clusters = limits::of(state.options.capability).has_clusters;
-            Rule::ClusterDevice.expect(has_clusters, String::new)?;
             let Some(cluster) = config.cluster else { return Rule::ClusterSize.broken("None is given.") };
             let shared = config.shared_bytes + function.image.static_shared_bytes;
             let blocks =

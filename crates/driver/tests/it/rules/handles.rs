@@ -197,6 +197,14 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         rule: Rule::LiveHandle,
+        call: "cuStreamBeginCapture_v2",
+        name: "capture of a destroyed stream",
+        broken: || begin(destroyed_stream(), RELAXED),
+        kept: || destroy_graph(captured(|_| ())),
+        ..CASE
+    },
+    Case {
+        rule: Rule::LiveHandle,
         call: "cuStreamIsCapturing",
         name: "status of an event",
         broken: || is_capturing(event(), &mut 0),

@@ -214,6 +214,42 @@ pub(super) const CASES: &[Case] = &[
         ..CASE
     },
     Case {
+        rule: Rule::LaunchAttribute,
+        call: "cuLaunchKernelEx",
+        name: "attributes at null",
+        broken: || {
+            let function = pointwise();
+            launch().with_config(|config| {
+                // SAFETY: the configuration lives during this call; its attributes are not owned by it.
+                let mut config = unsafe { config.read() };
+                (config.attrs, config.numAttrs) = (null_mut(), 1);
+                issue(&config, function, null_mut(), null_mut())
+            })
+        },
+        kept: || code_of(launch()),
+        ..CASE
+    },
+    Case {
+        rule: Rule::ClusterSize,
+        call: "cuLaunchKernelEx",
+        name: "cluster of two rows",
+        broken: || code_of(Launch { grid: [2, 2, 1], attributes: vec![[4, 0, 2, 2, 1]], ..launch() }),
+        kept: || code_of(Launch { grid: [2, 2, 1], attributes: vec![[4, 0, 2, 1, 1]], ..launch() }),
+        ..CASE
+    },
+    Case {
+        rule: Rule::ClusterDevice,
+        call: "cuOccupancyMaxActiveClusters",
+        name: "residency of clusters before compute capability 9.0",
+        broken: || {
+            let function = pointwise();
+            set("capability=8.9");
+            Launch { attributes: vec![clusters_of(1)], ..launch() }.max_active_clusters(function)
+        },
+        kept: || Launch { attributes: vec![clusters_of(1)], ..launch() }.max_active_clusters(pointwise()),
+        ..CASE
+    },
+    Case {
         rule: Rule::ResultPointer,
         call: "cuLaunchKernelEx",
         name: "launch without a configuration",

@@ -121,6 +121,26 @@ pub(super) const CASES: &[Case] = &[
         ..CASE
     },
     Case {
+        rule: Rule::SomeBytes,
+        call: "cuMemcpyDtoDAsync_v2",
+        name: "copy of nothing",
+        broken: || copy(memory(1), memory(1), 0, stream()),
+        kept: || copy(memory(1), memory(1), 1, stream()),
+        ..CASE
+    },
+    Case {
+        rule: Rule::LiveMemory,
+        call: "cuMemcpyDtoDAsync_v2",
+        name: "copy to freed memory",
+        broken: || {
+            // Allocated first: later it could be at the freed address.
+            let from = memory(512);
+            copy(freed(), from, 512, stream())
+        },
+        kept: || copy(memory(512), memory(512), 512, stream()),
+        ..CASE
+    },
+    Case {
         rule: Rule::DisjointCopy,
         call: "cuMemcpyDtoDAsync_v2",
         name: "copy to its own second half",

@@ -1,11 +1,16 @@
 //! Rules of tensor maps.
 
 use fused_lora_driver::Rule;
+use fused_lora_driver::calls::tensor_map;
 
 use super::{CASE, Case};
 use crate::calls::*;
 
 const MAP: Case = Case { call: "cuTensorMapEncodeTiled", kept: || tensor().encode(), ..CASE };
+
+/// Where a tensor map may lie.
+#[repr(align(64))]
+struct Place(#[expect(dead_code, reason = "the driver writes it")] [u8; 128]);
 
 fn code_of(change: impl FnOnce(&mut Tensor)) -> u32 {
     let mut tensor = tensor();
@@ -39,6 +44,28 @@ pub(super) const CASES: &[Case] = &[
         ..MAP
     },
     Case { rule: Rule::MapRank, name: "no dimension", broken: || code_of(|tensor| tensor.rank = 0), ..MAP },
+    Case {
+        rule: Rule::MapRank,
+        name: "dimensions at null",
+        broken: || {
+            let (mut map, tensor) = (Place([0; 128]), tensor());
+            call!(tensor_map::cuTensorMapEncodeTiled(
+                (&raw mut map).cast(),
+                tensor.data_type,
+                tensor.rank,
+                std::ptr::with_exposed_provenance_mut(tensor.address as usize),
+                std::ptr::null(),
+                tensor.strides.as_ptr(),
+                tensor.boxes.as_ptr(),
+                tensor.steps.as_ptr(),
+                0,
+                0,
+                0,
+                0
+            ))
+        },
+        ..MAP
+    },
     Case { rule: Rule::MapRank, name: "dimension of no element", broken: || code_of(|t| t.dims[1] = 0), ..MAP },
     Case {
         rule: Rule::MapRank,
