@@ -6,7 +6,7 @@
 use crate::common::device::{OnDevice, device};
 use crate::common::forward::expected;
 use crate::common::rig::on_gpu;
-use crate::common::{Buffer, RandomLayer, Rng, Shape, steps};
+use crate::common::{Buffer, Gaps, RandomLayer, Rng, Shape, steps};
 use fused_lora::device::{Device, DeviceBuffer, Event, Forward, Graph, LaunchConfig, Stream, Workspace};
 use fused_lora::lora::{Activation, Layout};
 use fused_lora::{Element, Result};
@@ -25,7 +25,7 @@ struct Layer<T> {
 impl<T: Element> Layer<T> {
     fn new(stream: &Stream, tokens: usize, d_in: usize, d_out: usize, seed: u64) -> Result<Self> {
         let segments = vec![(0, d_out, 8)];
-        let shape = Shape { tokens, d_in, d_out, layout: Layout::OutIn, segments, bias: true, gap: 0 };
+        let shape = Shape { tokens, d_in, d_out, layout: Layout::OutIn, segments, bias: true, gaps: Gaps::NONE };
         let mut rng = Rng(seed);
         let random = RandomLayer::new(&mut rng, &shape);
         let x = Buffer::random(&mut rng, tokens, d_in, 0);
