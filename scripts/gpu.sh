@@ -132,7 +132,7 @@ bench() {
 }
 table1() {
   arguments=("${@:3}")
-  [[ $small == 1 ]] && shrink --model "$here/golden/model" --columns 1x8 --trials 2 -- "${@:3}"
+  [[ $small == 1 ]] && shrink --model "$here/golden/model" --params 4000 --columns 1x2 --trials 2 -- "${@:3}"
   measure "table1-$1" "$2" table1 --device cuda "${arguments[@]}"
 }
 tests() { check "$1" "$2" "$here/bin/tests" --test-threads=1 "${@:3}"; }

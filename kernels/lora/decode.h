@@ -10,8 +10,9 @@
 //   activation, residual, store                                DecodeTile::finish, lora/expand.h
 //
 // This file has what the four decode kernels share. They differ in how a CTA sums its tile of the base product: over rows of
-// W0 [out, in] or over columns of W0 [in, out], on CUDA cores or with mma.sync. Each stores `parts` partial sums per output
-// in shared memory; `finish` adds them in order, adds the low-rank terms, and runs the epilogue.
+// W0 [out, in] or over columns of W0 [in, out], on CUDA cores or with mma.sync. Each stores `parts` partial sums per output, one
+// for each warp that shares a row of W0, in shared memory; `finish` adds them in order, adds the low-rank terms, and runs the
+// epilogue.
 //
 // Grid: x = tiles of `tile_columns` output columns, y = splits of K, z = groups of as many tokens as a tile has.
 // Bytes: W0 and B once per group of tokens, A once per group of a ticket's tokens, x once per CTA (decode_rows.cu: per group

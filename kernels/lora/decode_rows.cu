@@ -1,4 +1,5 @@
-// lora_decode with W0 [out, in] on CUDA cores: 1 to 4 tokens (8 in f32), or any number where rows are not aligned.
+// lora_decode with W0 [out, in] on CUDA cores: 1 to 4 tokens a CTA (8 in f32), more in groups of so many; or any number where rows
+// are not aligned.
 //
 // Who owns what. `row_threads` threads share a row of W0, 16 bytes each; if that does not cover K, they take K in several
 // panels. A thread keeps its part of x for a panel in registers as f32 and multiplies it with every row of the tile, so the
@@ -28,6 +29,7 @@ GPU_DEVICE void decode_rows(const LoraDecode& p) {
   DecodeTile<E, TILE> tile(p, parts);
   const u32 groups = threads / p.row_threads, group = threadIdx.x / p.row_threads;
   const u32 lane_in_row = threadIdx.x % p.row_threads, part = lane_in_row / warp_size;
+  // A row of W0 is a column of y.
   const u32 rows_per_group = (tile.columns + groups - 1) / groups;
   const u32 first_row = gpu::min(group * rows_per_group, tile.columns);
   const u32 end_row = gpu::min(first_row + rows_per_group, tile.columns);

@@ -21,7 +21,7 @@
 //
 // Without segments there are no tickets: a CTA's task number is its block index, and the launch is the base product.
 //
-// Cost beyond the base product: for each row tile, rank / T_COLUMNS T tiles. A's part of a stage is always a whole T tile,
+// Cost beyond the base product: for each row tile, rank / LORA_FORWARD_T_COLUMNS T tiles, rounded up. A's part of a stage is always a whole T tile,
 // with zeros beyond the last rank; wgmma multiplies these columns, mma.sync and CUDA cores skip them. Every y tile has
 // rank/K more products. A task costs one atomic, its ticket; a T tile also costs its splits' arrivals and one flag.
 // Determinism: every sum has a fixed order, which depends on the shape, the layout and the plan, and not on the adapters,

@@ -19,7 +19,7 @@
 
 #include <gpu/grid.h>
 #include <gpu/warp.h>
-#include <lora/dx.h>
+#include <lora/dx.h>  // what dx has in the place of A and B
 #include <lora/forward.h>
 #include <lora/tiles.h>
 #include <tile/epilogue.h>
@@ -203,7 +203,7 @@ class ForwardTile {
       if (p.splits == 1 || base_steps == 0) break;
       const auto split_tile = SplitTile::of_y(p, task, Sums::sums / 4 * C::threads);
       if (!add_splits(sums, split_tile, first_row + warp_row, C::columns)) return;
-      base_steps = 0;
+      base_steps = 0;  // now the second pass
       steps = low_rank_steps;
       if (steps == 0) break;
     }

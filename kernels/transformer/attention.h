@@ -15,7 +15,7 @@
 // Softmax. Scores are scaled and multiplied by log2(e), so that a weight is exp2 of a score. The largest score so far is
 // subtracted first, so no score that is finite in f32 overflows. The result differs from exact arithmetic by the error |δs|
 // of each exponent, by the rounding of sums and, with MMA, by the rounding of each weight to the operands' type. A score
-// that is infinite or NaN makes its query's result NaN.
+// that is +infinity or NaN makes its query's result NaN; -infinity has the weight 0.
 //
 // Determinism: every sum has a fixed order, which depends on the plan and the lengths and not on the schedule.
 #pragma once

@@ -71,7 +71,7 @@ fn memory(here: &Stream, there: &Stream) -> Result<()> {
     other.as_mut_slice().copy_from(there, bytes.as_slice())?;
     let got = other.to_vec(there)?;
     assert_eq!((got[2], &got[3..50], got[50]), (200, &numbers[20..67], 200));
-    // Here, the host waits for the one stream before it lets the other one write.
+    // Now the host waits for `there` before `here` writes.
     other.as_mut_slice().fill(there, 9)?;
     let filled = Event::new(here.device())?;
     filled.record(there)?;
@@ -154,7 +154,7 @@ fn another_thread_may_capture_in_the_global_mode() -> Result<()> {
             unsafe {
                 assert_eq!((set_current(retained), begin(stream, GLOBAL)), (0, 0));
                 begun.send(()).unwrap();
-                // The sender's end, or its panic.
+                // Returns when the sender is dropped, by a panic too.
                 let _ = may_end.recv();
                 let mut graph = 0;
                 (end(stream, &mut graph), graph)

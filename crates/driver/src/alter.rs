@@ -2,8 +2,17 @@
 //!
 //! Tests plant bugs in this way: what a caller with the bug would send arrives here, and must break a rule or a result.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+/// What is printed about a call that is altered.
+const ALTERED: &str = "stand-in driver: altered:";
+
+thread_local! {
+    /// The number of the thread's current call among all calls of its function.
+    static COUNT: Cell<u64> = const { Cell::new(0) };
+}
 
 /// One change of one function's calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,9 +94,14 @@ pub(crate) fn arrive(call: &'static str, names: &[&str], words: &mut [u64]) -> A
     let count = alterations.calls.entry(call).or_default();
     *count += 1;
     let count = *count;
+    COUNT.set(count);
     let all = alterations.all.clone();
     for Alteration { only, change, .. } in all.iter().filter(|alteration| alteration.call == call) {
         let hits = only.is_none_or(|only| only == count);
+        if hits {
+            // For tests, which must know whether there was such a call.
+            eprintln!("{ALTERED} {call}, call {count}");
+        }
         match change {
             Change::Skip if hits => return Arrival::Skipped,
             Change::Fail(code) if hits => return Arrival::Fails(*code),
@@ -115,7 +129,7 @@ pub(crate) fn arrive(call: &'static str, names: &[&str], words: &mut [u64]) -> A
 /// Changes a value that a call passes in a struct, by its name there. It does not count the call.
 pub(crate) fn field(call: &'static str, name: &str, value: u64) -> u64 {
     let alterations = alterations();
-    let count = alterations.calls.get(call).copied().unwrap_or_default();
+    let count = COUNT.get();
     let mut value = value;
     for alteration in alterations.all.iter().filter(|a| a.call == call && a.only.is_none_or(|only| only == count)) {
         match &alteration.change {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::thread::{self, ThreadId};
 
 use fused_lora_emulator::{Clock, Place};
@@ -90,9 +91,15 @@ impl Captures {
         self.running.values_mut().filter(|capture| is_affected(capture)).for_each(|capture| capture.is_valid = false);
     }
 
-    /// Makes all captures useless.
-    pub(crate) fn invalidate_all(&mut self) {
-        self.invalidate(|_| true);
+    /// Makes the capture of a stream useless, if there is one.
+    pub(crate) fn invalidate_of(&mut self, stream: usize) {
+        self.invalidate(|capture| capture.branches.contains_key(&stream));
+    }
+
+    /// Whether work that was captured so far names one of these addresses.
+    pub(crate) fn name_any(&self, range: &Range<u64>) -> bool {
+        let nodes = self.running.values().flat_map(|capture| &capture.nodes);
+        nodes.flat_map(|node| node.work.addresses()).any(|address| range.contains(&address))
     }
 
     /// Whether any stream of `streams` is being captured.
@@ -204,7 +211,7 @@ impl Captures {
         Ok(Some(CapturedEvent { capture: id, ends: branch.ends.clone(), clock: branch.clock.clone() }))
     }
 
-    /// A stream waits for an event that was recorded outside of captures. Returns whether the stream is captured.
+    /// A stream waits for an event that was recorded outside of captures, which no stream of a capture may.
     pub(crate) fn wait_for_uncaptured(&mut self, stream: usize) -> Outcome {
         let Some(capture) = self.valid(stream)? else { return Ok(()) };
         capture.is_valid = false;

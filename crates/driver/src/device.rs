@@ -1,7 +1,7 @@
 //! A device: its memory, its streams' work, and the order in which that work runs.
 //!
-//! Work runs as late as the caller's waits allow. Whenever something is waited for, a random one of the operations that
-//! may run next does so, on any stream, until the one that is waited for has run.
+//! Work runs only while the caller waits: whenever something is waited for, a random one of the operations that may run next
+//! does so, on any stream, until the one that is waited for has run. What nobody waits for may run late or early.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
@@ -62,7 +62,7 @@ pub(crate) struct Device {
     /// Bytes of each live allocation, by its address.
     pub(crate) allocations: BTreeMap<u64, usize>,
     pub(crate) lost: Option<Lost>,
-    /// What has run and was not ordered as it must be.
+    /// Messages about work that was not ordered as it must be, until a call tells them.
     pub(crate) races: Vec<String>,
     hazards: Hazards,
     pending: BTreeMap<u64, Pending>,
@@ -171,6 +171,11 @@ impl Device {
         }
     }
 
+    /// The host has waited for a stream.
+    pub(crate) fn host_awaited(&mut self, stream: usize) {
+        self.hazards.waits(stream);
+    }
+
     /// Runs all that has been issued.
     pub(crate) fn await_all(&mut self) {
         while !self.pending.is_empty() {
@@ -241,8 +246,8 @@ impl Device {
         }
     }
 
-    /// Memory that work uses must still be allocated when it runs. `cuMemFree` waits for all work, so only a graph can
-    /// name memory that is gone.
+    /// Memory that work uses must still be allocated when it runs. `cuMemFree` waits for all work, so only a graph or a
+    /// capture can name memory that is gone.
     fn check(&self, work: &Work, address: u64, bytes: usize) -> Result<(), Lost> {
         self.expect_memory(address, bytes).map_err(|refusal| Lost {
             code: ILLEGAL_ADDRESS,
@@ -252,10 +257,15 @@ impl Device {
     }
 
     fn note(&mut self, stream: usize, work: &Work, place: &WorkPlace, accessed: &Accessed) {
+        let is_launch = matches!(work, Work::Launch(_));
         let dependent = matches!(work, Work::Launch(launch) if launch.dependent);
         let work = emulator::Work { name: work.name(), stream, place, dependent, accessed };
         if let Err(report) = self.hazards.note(&work) {
             self.races.push(format!("{}: {report}.", work.name));
+        }
+        if !is_launch {
+            // A launch behind a copy or a fill waits for it, even if it is dependent.
+            self.hazards.waits(stream);
         }
     }
 
@@ -288,6 +298,8 @@ impl Device {
     }
 
     fn replay(&mut self, stream: usize, nodes: &[Node], issued: &Place) -> Result<(), Lost> {
+        // The launches of a graph may overlap with each other, not with the work before the graph.
+        self.hazards.waits(stream);
         let mut left: Vec<usize> = (0..nodes.len()).collect();
         while !left.is_empty() {
             let ready = |&(_, node): &(usize, &usize)| !nodes[*node].after.iter().any(|before| left.contains(before));

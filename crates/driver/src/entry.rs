@@ -67,10 +67,12 @@ pub(crate) fn answer(
         crate::alter::Arrival::Skipped => return 0,
         crate::alter::Arrival::Fails(code) => {
             if call == "cuStreamEndCapture" {
-                state::lock().captures.invalidate_all(); // so that the call ends the capture and gives no graph
+                // So that the call ends the capture and gives no graph.
+                state::lock().captures.invalidate_of(words[0] as usize);
             }
             if ENDING.iter().any(|ending| call.starts_with(ending)) {
                 let _ = catch_unwind(AssertUnwindSafe(|| body(words)));
+                tell_races(call);
             }
             let text = "as $FUSED_LORA_DRIVER asks for".to_owned();
             return report(call, Refusal { code, text, rule: None });
@@ -78,11 +80,7 @@ pub(crate) fn answer(
     }
     // A panic must not pass through the caller's C interface.
     let outcome = catch_unwind(AssertUnwindSafe(|| body(words)));
-    // A race does no harm to this driver, so the call goes on.
-    for race in RACES.take() {
-        let broken: Outcome = Rule::Ordered.broken(race);
-        broken.unwrap_or_else(|refusal| tell(call, &refusal));
-    }
+    tell_races(call);
     match outcome {
         Ok(Ok(())) => 0,
         Ok(Err(refusal)) => report(call, refusal),
@@ -105,6 +103,14 @@ fn tell(call: &str, refusal: &Refusal) {
     eprintln!("stand-in driver: {call}: {}", refusal.text);
     if state::aborts() {
         std::process::abort();
+    }
+}
+
+/// A race does no harm to this driver, so the call that has found it goes on.
+fn tell_races(call: &str) {
+    for race in RACES.take() {
+        let broken: Outcome = Rule::Ordered.broken(race);
+        broken.unwrap_or_else(|refusal| tell(call, &refusal));
     }
 }
 

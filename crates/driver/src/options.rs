@@ -41,8 +41,15 @@ impl Options {
     /// Changes the options that a text names, and returns its alterations of calls.
     ///
     /// # Errors
-    /// The word that is wrong.
+    /// The word that is wrong; then nothing has changed.
     pub(crate) fn set(&mut self, text: &str) -> Result<Vec<Alteration>, String> {
+        let mut changed = self.clone();
+        let alterations = changed.set_words(text)?;
+        *self = changed;
+        Ok(alterations)
+    }
+
+    fn set_words(&mut self, text: &str) -> Result<Vec<Alteration>, String> {
         let mut alterations = vec![];
         for word in text.split_whitespace() {
             let wrong = || format!("'{word}' is no option of the stand-in driver");

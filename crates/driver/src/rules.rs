@@ -60,7 +60,7 @@ rules! {
     SomeBytes 1 "An allocation or a copy is of at least one byte, and its host pointer is not null.";
     LiveMemory 1 "An address of device memory lies in a live allocation of the current context, and so do all bytes of the range.";
     WholeAllocation 1 "What is freed is the address of a live allocation, not one inside it.";
-    KeptForGraph 1 "Memory whose address a graph holds is not freed.";
+    KeptForGraph 1 "Memory whose address a graph or a running capture holds is not freed.";
     DisjointCopy 1 "The two ranges of a copy do not overlap.";
     StreamFlags 1 "A stream's flags are CU_STREAM_DEFAULT or CU_STREAM_NON_BLOCKING.";
     EventFlags 1 "An event's flags are CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING or none.";
@@ -68,7 +68,7 @@ rules! {
     RecordedEvent 400 "Only a recorded event is waited for by the host or timed.";
     TimedEvent 400 "Only events that were created with timing are timed.";
     CapturedEvent 907 "An event that was recorded in a capture is waited for only in that capture, and is neither queried nor timed.";
-    SafeInCapture 900 "Calls that a capture forbids are made in the relaxed mode: by a thread that captures, unless the capture is relaxed, and by every thread while another one captures in the global mode.";
+    SafeInCapture 900 "Calls that a capture forbids are made in the relaxed mode: by a thread that captures, unless the capture is relaxed, and by every thread in the global mode while another one captures in that mode.";
     WaitOutsideCapture 900 "The host does not wait for a stream that is being captured.";
     NoImplicitCapture 906 "The default stream is not used while a stream that is ordered with it is being captured.";
     CaptureStream 900 "The default stream is not captured.";
@@ -116,9 +116,10 @@ impl Rule {
         matches!(self, CaptureIsolated | CaptureJoined | CaptureValid | CapturedEvent | CapturesApart | Ordinal)
     }
 
-    /// A refusal of a call that breaks this rule.
+    /// A refusal of a call that breaks this rule; `text` says how.
     pub(crate) fn broken<T>(self, text: impl AsRef<str>) -> Outcome<T> {
-        let text = format!("{}: {} {}", self.name(), text.as_ref(), self.sentence());
+        let here = if text.as_ref().is_empty() { "" } else { " Here: " };
+        let text = format!("{}: {}{here}{}", self.name(), self.sentence(), text.as_ref());
         Err(Refusal { code: self.code(), text, rule: Some(self) })
     }
 

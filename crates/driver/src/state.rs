@@ -295,18 +295,21 @@ impl State {
         if let Some(tail) = self.device(device).tail(stream) {
             self.device(device).await_operation(tail);
         }
+        self.device(device).host_awaited(stream);
         let clock = self.device(device).clock(stream);
         self.host.merge(&clock);
         Ok(())
     }
 
-    /// The executable graph or the graph that holds an address of this allocation.
+    /// The graph, the executable graph or the running capture that holds an address of this allocation.
     pub(crate) fn holder_of(&self, start: u64, bytes: usize) -> Option<&'static str> {
         let range = start..start + bytes as u64;
         let holds =
             |nodes: &Arc<[Node]>| nodes.iter().any(|node| node.work.addresses().iter().any(|at| range.contains(at)));
         let in_graph = self.graphs.all().any(|graph| holds(&graph.nodes));
         let in_executable = self.executables.all().any(|graph| holds(&graph.nodes));
-        (in_graph.then_some("A graph")).or(in_executable.then_some("An executable graph"))
+        let in_capture = self.captures.name_any(&range);
+        let found = in_graph.then_some("A graph").or(in_executable.then_some("An executable graph"));
+        found.or(in_capture.then_some("A capture"))
     }
 }

@@ -41,7 +41,8 @@ struct Noted {
     range: AccessedRange,
 }
 
-/// The stream of work and, if a graph was replayed, the stream of its capture. Work of one branch runs in its order.
+/// The stream of work and, if a graph was replayed, the stream of its capture. Work of one branch runs in the
+/// order in which it was issued, so that only its latest accesses matter.
 type Branch = (usize, Option<usize>);
 
 /// The latest accesses of one kind of one allocation by each branch.
@@ -82,9 +83,9 @@ struct Allocation {
 pub struct Hazards {
     strictness: Strictness,
     allocations: HashMap<u64, Allocation>,
-    /// For each stream, what its work has written since the last operation that waited for all work before it, with the
+    /// For each branch, what its work has written since the last operation that waited for all work before it, with the
     /// writer's name. Dependent launches do not wait, so all of these may overlap.
-    chains: HashMap<usize, HashMap<u64, String>>,
+    chains: HashMap<Branch, HashMap<u64, String>>,
 }
 
 impl Hazards {
@@ -109,9 +110,10 @@ impl Hazards {
         self.chains.values_mut().for_each(|chain| drop(chain.remove(&allocation)));
     }
 
-    /// The stream got an operation that waits for all work before it and reads nothing through the non-coherent path.
+    /// Later work of the stream waits for all work before this call: the host has waited for the stream, or the stream has got
+    /// a copy or a fill, or a graph begins.
     pub fn waits(&mut self, stream: usize) {
-        self.chains.remove(&stream);
+        self.chains.retain(|branch, _| branch.0 != stream);
     }
 
     fn note_accesses(&mut self, work: &Work<'_>) -> Result<(), String> {
@@ -156,7 +158,8 @@ impl Hazards {
     /// Work that is launched dependent must not read through the non-coherent path what its chain wrote: such a read may
     /// see what was there before.
     fn note_chain(&mut self, work: &Work<'_>) -> Result<(), String> {
-        let chain = self.chains.entry(work.stream).or_default();
+        let branch = (work.stream, work.place.captured.as_ref().map(Place::stream));
+        let chain = self.chains.entry(branch).or_default();
         if !work.dependent {
             chain.clear();
         }

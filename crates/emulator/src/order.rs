@@ -31,7 +31,7 @@ impl Clock {
 pub struct Place {
     stream: usize,
     count: usize,
-    /// The operations before it. Contains the operation itself.
+    /// All operations before it, and itself.
     clock: Clock,
 }
 

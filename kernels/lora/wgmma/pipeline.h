@@ -89,7 +89,7 @@ class Pipeline {
   /// A stage's rows of A beside W0, in the kernel with a fused shrink.
   GPU_DEVICE Chunk* fused_a(u32 stage) const { return left(stage) + C::base_chunks; }
 
-  /// Waits at a barrier that threads of the cluster's other CTA may arrive at.
+  /// Waits at a barrier that threads of the cluster's other CTA arrive at, too, if there is one.
   static GPU_DEVICE void wait(u32 barrier, u32 parity) {
     if constexpr (C::ctas > 1) {
       mbarrier_wait_cluster(barrier, parity);

@@ -313,6 +313,7 @@ impl Backend for Emulator {
         }
         let issued = streams.tick(stream);
         drop(streams);
+        hazards.waits(stream.0);
         for captured in graph.iter() {
             self.expect_alive()?;
             let place = WorkPlace { issued: issued.clone(), captured: Some(captured.place.clone()) };
