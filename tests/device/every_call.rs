@@ -9,7 +9,7 @@ use crate::common::rig::on_gpu;
 use crate::common::{Buffer, Gaps, RandomLayer, Rng, Shape, steps};
 use fused_lora::device::{Device, DeviceBuffer, Event, Forward, Graph, LaunchConfig, Stream, Workspace};
 use fused_lora::lora::{Activation, Layout};
-use fused_lora::{Element, Result};
+use fused_lora::{Element, Error, Result};
 use half::bf16;
 
 /// A layer, its launch, and a workspace for it.
@@ -84,6 +84,14 @@ fn memory(here: &Stream, there: &Stream) -> Result<()> {
     there.synchronize()
 }
 
+/// The operation that a capture refused, if it did.
+fn refused_operation(captured: &Result<Graph>) -> Option<&'static str> {
+    match captured {
+        Err(Error::CaptureRefused { operation, .. }) => Some(operation),
+        _ => None,
+    }
+}
+
 /// A graph of both layers on two streams, replayed twice with other launches around it.
 fn graph(here: &Stream, there: &Stream, few: &mut Layer<f32>, many: &mut Layer<bf16>) -> Result<()> {
     let (fork, join) = (Event::new(here.device())?, Event::new(here.device())?);
@@ -112,7 +120,8 @@ fn graph(here: &Stream, there: &Stream, few: &mut Layer<f32>, many: &mut Layer<b
         few.launch(here)?;
         here.synchronize()
     });
-    assert!(failed.is_err() && !here.is_capturing()?);
+    assert_eq!(refused_operation(&failed), Some("synchronising"), "{failed:?}");
+    assert!(!here.is_capturing()?);
     few.launch(here)?;
     few.check(here);
     Ok(())

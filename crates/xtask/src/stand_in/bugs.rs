@@ -116,7 +116,7 @@ pub(super) const BUGS: &[HostBug] = &[
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unseen {
     None,
-    /// All but the first: every second call restores what was there before, when a guard is dropped.
+    /// All but the first: later calls undo something when a guard is dropped, which cannot return an error.
     ButTheFirst,
     /// What the call destroys is gone in any case, or nothing depends on what it tells.
     All,
@@ -134,7 +134,7 @@ const fn fails(name: &'static str) -> FailingCall {
     FailingCall { name, unseen: Unseen::None }
 }
 
-const fn restores(name: &'static str) -> FailingCall {
+const fn undoes(name: &'static str) -> FailingCall {
     FailingCall { name, unseen: Unseen::ButTheFirst }
 }
 
@@ -152,7 +152,7 @@ pub(super) const CALLS: &[FailingCall] = &[
     fails("cuDeviceTotalMem_v2"),
     fails("cuDevicePrimaryCtxRetain"),
     fails("cuCtxGetCurrent"),
-    restores("cuCtxSetCurrent"),
+    undoes("cuCtxSetCurrent"),
     fails("cuMemAlloc_v2"),
     fails_unseen("cuMemFree_v2"),
     fails("cuMemsetD8Async"),
@@ -166,8 +166,8 @@ pub(super) const CALLS: &[FailingCall] = &[
     fails("cuStreamIsCapturing"),
     fails("cuStreamGetCaptureInfo_v2"),
     fails("cuStreamBeginCapture_v2"),
-    fails("cuStreamEndCapture"),
-    restores("cuThreadExchangeStreamCaptureMode"),
+    undoes("cuStreamEndCapture"),
+    undoes("cuThreadExchangeStreamCaptureMode"),
     fails("cuEventCreate"),
     fails_unseen("cuEventDestroy_v2"),
     fails("cuEventRecord"),
