@@ -4,8 +4,8 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::lora::Layout;
 use crate::plan::lora::forward::ForwardPlan;
-use crate::plan::lora::forward::split::Tiling;
 use crate::plan::lora::forward::tiles::{ANY, CORES_ANY, CORES_T64, CORES16_ANY, CORES16_T64, T64, Tile};
+use crate::plan::lora::forward::tiling::Tiling;
 use crate::plan::lora::product::Product;
 use crate::plan::problem::{ComputePath, LayerProblem};
 

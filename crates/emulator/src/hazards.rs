@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::clock::{Place, WorkPlace};
 use crate::machine::{Accessed, AccessedRange};
-use crate::order::{Place, WorkPlace};
 
 /// Work that has run: a launch, a copy or a fill.
 #[derive(Debug, Clone, Copy)]
@@ -179,7 +179,7 @@ impl Hazards {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::order::Clock;
+    use crate::clock::Clock;
 
     fn range(from: u64, to: u64) -> AccessedRange {
         AccessedRange { allocation: 0x100, from, to }

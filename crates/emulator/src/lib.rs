@@ -29,6 +29,7 @@
 //! # Ok::<(), fused_lora_emulator::Error>(())
 //! ```
 
+mod clock;
 mod compiler;
 mod config;
 mod error;
@@ -36,13 +37,12 @@ mod hazards;
 mod kernels;
 mod library;
 mod machine;
-mod order;
 mod symbols;
 
+pub use clock::{Clock, Place, WorkPlace};
 pub use config::{Build, Completion, Config, Counters, Schedule};
 pub use error::{Error, Fault};
 pub use hazards::{Hazards, Strictness, Work};
 pub use kernels::Kernels;
 pub use library::{KernelInfo, expect_available, sanitizer_preload};
 pub use machine::{Accessed, AccessedRange, Launch, Machine, TensorMap};
-pub use order::{Clock, Place, WorkPlace};

@@ -22,7 +22,7 @@ pub(super) struct Row {
     pub(super) parameters: usize,
     pub(super) median_us: f64,
     pub(super) percent_over_base: f64,
-    /// The 95 % interval; absent for a single trial and for the base.
+    /// The 95 % interval; absent for fewer than six trials and for the base.
     pub(super) percent_low: Option<f64>,
     pub(super) percent_high: Option<f64>,
     /// Bytes that must move at least: every operand once.

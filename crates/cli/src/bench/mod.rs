@@ -95,7 +95,7 @@ pub(crate) struct Args {
     /// backward
     #[arg(long)]
     backward: bool,
-    /// Rounds, each through all copies of the weight; a single round gives no interval
+    /// Rounds, each through all copies of the weight; fewer than six give no interval
     #[arg(long, default_value_t = 7, value_parser = parse_size)]
     trials: usize,
     /// Print how a GPU would run each call, or with --device cpu how the CPU would, and run nothing

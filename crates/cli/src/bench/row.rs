@@ -25,11 +25,11 @@ pub(super) struct Row {
     pub(super) slowest_us: f64,
     /// Over the faster of the two base products (ours, cuBLASLt's), or of the two frozen passes, in the same mode.
     pub(super) percent_over_base: f64,
-    /// The 95 % interval; absent for a single trial.
+    /// The 95 % interval; absent for fewer than six trials.
     pub(super) percent_low: Option<f64>,
     pub(super) percent_high: Option<f64>,
     /// The ratio of the time to that of cuBLASLt's base product, or of its frozen pass, in the same mode; with its 95 %
-    /// interval, absent for a single trial.
+    /// interval, absent for fewer than six trials.
     pub(super) over_cublaslt: Option<f64>,
     pub(super) over_cublaslt_low: Option<f64>,
     pub(super) over_cublaslt_high: Option<f64>,
@@ -63,7 +63,7 @@ pub(super) struct VariantInfo {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Ratio {
     pub(super) value: f64,
-    /// The 95 % interval; `None` for a single trial.
+    /// The 95 % interval; `None` for fewer than six trials.
     pub(super) interval: Option<(f64, f64)>,
 }
 

@@ -18,7 +18,7 @@ pub(crate) struct Cell {
     pub(crate) median_ms: f64,
     pub(crate) none_median_ms: f64,
     pub(crate) slow_down_percent: f64,
-    /// The 95 % interval; absent for a single trial.
+    /// The 95 % interval; absent for fewer than six trials.
     pub(crate) percent_low: Option<f64>,
     pub(crate) percent_high: Option<f64>,
 }

@@ -6,8 +6,8 @@
 //! adapter have the same bits as in the base product.
 
 mod params;
-pub(crate) mod split;
 pub(crate) mod tiles;
+pub(crate) mod tiling;
 
 use crate::abi;
 use crate::error::{Error, Result};
@@ -16,8 +16,8 @@ use crate::plan::launch::LaunchShape;
 use crate::plan::lora::product::Product;
 use crate::plan::problem::{ComputePath, FACTOR_BYTES, LayerProblem};
 use crate::plan::workspace::WorkspaceLayout;
-use split::Tiling;
 use tiles::{FUSED_RANK, Schedule};
+use tiling::Tiling;
 
 /// How one launch of `lora_forward`, `lora_dx` or `lora_adapter` runs.
 ///
@@ -100,7 +100,7 @@ impl ForwardPlan {
     /// As [`new`](Self::new).
     pub fn serving(problem: &LayerProblem<'_>) -> Result<Self> {
         problem.validate()?;
-        let mut tiling = split::choose(problem, tiles::of_problem(problem)?);
+        let mut tiling = tiling::choose(problem, tiles::of_problem(problem)?);
         let t_columns: usize = problem.ranks.iter().map(|&rank| padded_rank(rank)).sum();
         if (1..=FUSED_RANK).contains(&t_columns)
             && tiling.split_depth <= MAX_FUSED_SPLIT_DEPTH
@@ -114,7 +114,7 @@ impl ForwardPlan {
     /// Plans a product on the tiling that the cost model finds cheapest. `problem` is valid, and it is that of the
     /// product: for dx it has the layer's d_out as `d_in`, and W0 transposed.
     pub(crate) fn for_product(product: Product, problem: &LayerProblem<'_>) -> Result<Self> {
-        Self::with_tiling(product, problem, &split::choose(problem, tiles::of_problem(problem)?))
+        Self::with_tiling(product, problem, &tiling::choose(problem, tiles::of_problem(problem)?))
     }
 
     /// Plans a product on the given tiling. `problem` is as for [`for_product`](Self::for_product).
@@ -136,7 +136,7 @@ impl ForwardPlan {
         let stored_t_columns = if tile.shape.fused_rank == 0 { t_stride } else { 0 };
         let t_tiles = stored_t_columns.div_ceil(abi::LORA_FORWARD_T_COLUMNS as usize);
         let (t_splits, t_split_depth) =
-            if tile.shape.fused_rank == 0 { split::t_splits(problem, tiling, row_tiles * t_tiles) } else { (1, 0) };
+            if tile.shape.fused_rank == 0 { tiling::t_splits(problem, tiling, row_tiles * t_tiles) } else { (1, 0) };
         let tasks = row_tiles * (t_tiles * t_splits + column_tiles * splits);
         if tasks > i32::MAX as usize {
             return Err(Error::TooLarge { operand: "y", value: tasks });
