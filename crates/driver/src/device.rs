@@ -257,15 +257,10 @@ impl Device {
     }
 
     fn note(&mut self, stream: usize, work: &Work, place: &WorkPlace, accessed: &Accessed) {
-        let is_launch = matches!(work, Work::Launch(_));
         let dependent = matches!(work, Work::Launch(launch) if launch.dependent);
         let work = emulator::Work { name: work.name(), stream, place, dependent, accessed };
         if let Err(report) = self.hazards.note(&work) {
             self.races.push(format!("{}: {report}.", work.name));
-        }
-        if !is_launch {
-            // A launch behind a copy or a fill waits for it, even if it is dependent.
-            self.hazards.waits(stream);
         }
     }
 

@@ -110,8 +110,8 @@ impl Hazards {
         self.chains.values_mut().for_each(|chain| drop(chain.remove(&allocation)));
     }
 
-    /// Later work of the stream waits for all work before this call: the host has waited for the stream, or the stream has got
-    /// a copy or a fill, or a graph begins.
+    /// Later work of the stream comes behind all work before this call, even if it is dependent: the host has waited for the
+    /// stream, or a graph begins.
     pub fn waits(&mut self, stream: usize) {
         self.chains.retain(|branch, _| branch.0 != stream);
     }

@@ -166,7 +166,7 @@ impl<T: Element> Forward<T> {
     /// kernel's wait overlaps with the end of the preceding launch. The kernel loads W0 before its wait, and weights
     /// through a cache that the wait does not clear. So between work that writes W0, A, B or a bias (a merge, an
     /// optimizer's step, a copy) and this launch, the stream must have a launch that is not dependent, such as the
-    /// first one of a model's pass.
+    /// first one of a model's pass, or the host must have waited for that work.
     #[must_use]
     pub fn with_dependent_launch(self) -> Self {
         Self { kernel: self.kernel.with_dependent_launch(), ..self }
