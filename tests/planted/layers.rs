@@ -15,24 +15,31 @@ use crate::common::rig::{Failure, Rig};
 use crate::common::{Buffer, Gaps, Operand, RandomLayer, Rng, Shape, Unaligned, merge, shape, steps};
 
 pub(super) fn decode_on_cuda_cores(rig: &Rig, layout: Layout) -> Caught {
-    first_of([&|| decode::<f32>(rig, &shape(2, 64, 44, layout, &[(0, 44, 5), (0, 44, 9)]), 3), &|| {
-        decode::<f32>(rig, &shape(1, 2048 + 256, 64, layout, &[(0, 64, 12)]), 3)
-    }])
+    let odd_b = Gaps::with_unaligned(Operand::B, Unaligned::Stride);
+    first_of([
+        &|| decode_and_finish(rig, &shape(2, 64, 44, layout, &[(0, 44, 5), (0, 44, 9)])),
+        &|| decode_and_finish(rig, &Shape { gaps: odd_b, ..shape(2, 64, 44, layout, &[(0, 44, 8)]) }),
+        &|| decode_and_finish(rig, &shape(1, 2048 + 256, 64, layout, &[(0, 64, 12)])),
+    ])
+}
+
+/// Runs a layer with an activation and a residual.
+fn decode_and_finish(rig: &Rig, shape: &Shape) -> Caught {
+    let added = residual::<f32>(shape);
+    let activation = Activation::GeluNew;
+    decode_with(rig, shape, &Options { activation, residual: Some(&added), multiprocessors: 3, ..Options::default() })
 }
 
 pub(super) fn decode<T: Element>(rig: &Rig, shape: &Shape, multiprocessors: usize) -> Caught {
     decode_with::<T>(rig, shape, &Options { multiprocessors, ..Options::default() })
 }
 
-/// Runs a layer with an activation and a residual.
 pub(super) fn decode_with<T: Element>(rig: &Rig, shape: &Shape, options: &Options<'_, T>) -> Caught {
     let (random, x) = random_layer::<T>(shape);
-    let added = residual::<T>(shape);
     let segments = random.segments();
-    let options = Options { activation: Activation::GeluNew, residual: Some(&added), ..*options };
     let expected = reference::forward(&random.layer(&segments), x.view());
     let expected = on_the_way_out(expected, &random, options.activation, options.residual);
-    let decode = Decode::new(rig, &random, &x, &options);
+    let decode = Decode::new(rig, &random, &x, options);
     compare_with_reference(rig, shape, &expected, || decode.run().map(|(y, _)| y))
 }
 
