@@ -120,7 +120,7 @@ mod tests {
         let infos = [info("base", 8192), info("fused", 9000)];
         // Ten copies a round: 20 µs and 25 µs a call.
         let rows_of = |trials: usize| rows(&case, &infos, &[vec![0.2; trials], vec![0.25; trials]], 10);
-        let rows = rows_of(3);
+        let rows = rows_of(6);
         assert!((rows[0].median_us - 20.0).abs() < 1e-9 && (rows[1].percent_over_base - 25.0).abs() < 1e-9);
         assert!((rows[1].gigabytes_per_second - 0.36).abs() < 1e-9 && rows[1].copies == 10);
         assert!(rows[1].percent_low.is_some() && rows[0].percent_low.is_none());
