@@ -8,6 +8,9 @@ use anyhow::{Context, Result, ensure};
 
 use crate::prove;
 
+/// The crates with `publish = false`.
+const UNPUBLISHED: [&str; 2] = ["xtask", "fused-lora-driver"];
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Package uncommitted changes, too
@@ -27,7 +30,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         fs::remove_dir_all(&archives).with_context(|| format!("cannot empty {}", archives.display()))?;
     }
     let mut package = cargo(root);
-    package.args(["package", "--workspace", "--exclude", "xtask", "--no-verify"]);
+    package.args(["package", "--workspace", "--no-verify"]);
+    UNPUBLISHED.iter().for_each(|name| drop(package.args(["--exclude", name])));
     run_command(package.args(args.allow_dirty.then_some("--allow-dirty")))?;
 
     let unpacked = tempfile::tempdir().context("cannot make a temporary folder")?;

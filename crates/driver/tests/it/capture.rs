@@ -118,6 +118,7 @@ tests! {
         });
         let stream = stream();
         ok(replay(graph, stream));
+        ok(synchronize(stream));
         assert_eq!((byte_at(address), violations()), (1, 1));
     }
 
