@@ -31,7 +31,9 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     }
     let mut package = cargo(root);
     package.args(["package", "--workspace", "--no-verify"]);
-    UNPUBLISHED.iter().for_each(|name| drop(package.args(["--exclude", name])));
+    for name in UNPUBLISHED {
+        package.args(["--exclude", name]);
+    }
     run_command(package.args(args.allow_dirty.then_some("--allow-dirty")))?;
 
     let unpacked = tempfile::tempdir().context("cannot make a temporary folder")?;

@@ -1,6 +1,6 @@
 //! The names and texts of errors, and what tests say to this driver.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 
 use crate::{entry, state};
 
@@ -38,6 +38,23 @@ unsafe fn give(found: Option<*const c_char>, text: *mut *const c_char) -> u32 {
     // SAFETY: the caller's promise, and not null.
     unsafe { text.write(found.unwrap_or(std::ptr::null())) };
     if found.is_some() { 0 } else { INVALID_VALUE }
+}
+
+/// A table of functions that are not documented, of which this driver has none. NVRTC asks for one, if there is a driver, and
+/// would call a function that is missing.
+///
+/// # Safety
+/// `table` is null or to a pointer that may be written.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub unsafe extern "C" fn cuGetExportTable(table: *mut *const c_void, _id: *const c_void) -> u32 {
+    /// `CUDA_ERROR_NOT_FOUND`.
+    const NOT_FOUND: u32 = 500;
+    if !table.is_null() {
+        // SAFETY: the caller's promise, and not null.
+        unsafe { table.write(std::ptr::null()) };
+    }
+    NOT_FOUND
 }
 
 /// Changes the options that a text names (see `options.rs`) and replaces all alterations of calls. Returns 0, or 1 if a
