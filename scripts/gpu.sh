@@ -137,7 +137,8 @@ table1() {
 }
 tests() { check "$1" "$2" "$here/bin/tests" --test-threads=1 "${@:3}"; }
 model_tests() { check "$1" "$2" "$here/bin/gpt2-tests" --test-threads=1 "${@:3}"; }
-# Tests of kernels alone: with small sizes they are listed only, because the emulator runs them elsewhere.
+# Tests of kernels alone: with small sizes they are listed only, because the emulator runs them elsewhere. Decode and the
+# instructions stand for all others then.
 kernel_tests() {
   local list=()
   [[ $small == 1 ]] && list=(--list)
@@ -151,8 +152,8 @@ report
 # About one minute of tests of every family of kernels.
 tests quick-instructions 15 instructions::warp instructions::memory instructions::matrix instructions::wgmma instructions::tma
 tests quick-decode 10 lora::decode::odd_shapes lora::decode::matrix_instructions
-tests quick-forward 15 lora::forward::odd_shapes lora::forward::clusters_share lora::forward::every_tile
-tests quick-backward 10 lora::dx::every_tile lora::dx::odd lora::gradients::every_rank lora::gradients::segments
+kernel_tests quick-forward 15 lora::forward::odd_shapes lora::forward::clusters_share lora::forward::every_tile
+kernel_tests quick-backward 10 lora::dx::every_tile lora::dx::odd lora::gradients::every_rank lora::gradients::segments
 tests quick-others 10 lora::merge:: optim::adamw::steps adapter:: transformer::attention::queries_before transformer::attention::rows_start transformer::rows::
 model_tests quick-model 15 on_device::every
 
